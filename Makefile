@@ -1,0 +1,43 @@
+# The commands of the README. A new .venv is made with PYTHON (make test PYTHON=python3.12); one that is there is used as it is,
+# so `make clean` comes before a change of Python. Nothing but pip uses the network.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help quickstart test lint clean
+help:
+	@echo "make quickstart   train, sample and report in runs/quickstart"
+	@echo "make test         run every test"
+	@echo "make lint         ruff and mypy"
+	@echo "make clean        remove .venv and the tools' caches (runs/ stays)"
+
+quickstart: .venv/.installed
+	$(BIN)/lm train experiments.quickstart --workdir runs/quickstart
+
+test: .venv/.installed-dev
+	$(BIN)/python -m pytest
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# The stamps: made last, so that an interrupted install is begun again.
+.venv/.installed: requirements.txt constraints.txt setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
+	  found=$$($(PYTHON) --version 2>&1) || found="not there"; \
+	  echo "PYTHON=$(PYTHON) is $$found: Python 3.11, 3.12 or 3.13 is needed, as in: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$$($(PYTHON) --version) cannot make a virtual environment: install its venv module (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@echo "installing the pinned requirements into .venv (a few minutes, once)"
+	@$(PYTHON) -m venv --clear .venv
+	@$(PIP) install --quiet --requirement requirements.txt --constraint constraints.txt setuptools
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed requirements-dev.txt
+	@$(PIP) install --quiet --requirement requirements-dev.txt --constraint constraints.txt
+	@touch $@
+
+clean:
+	rm -rf .venv build dist lm.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

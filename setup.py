@@ -1,0 +1,37 @@
+"""The distribution `lm`: the library, the experiments and the `lm` command.
+
+The runtime requirements are those of requirements.txt, the versions that were tested; what they bring along is pinned
+in constraints.txt. The extras put JAX on other hardware: `pip install -e ".[tpu]"` or `".[cuda]"`.
+"""
+
+from pathlib import Path
+
+from setuptools import find_namespace_packages, setup
+
+HERE = Path(__file__).parent
+
+
+def requirements(name: str) -> list[str]:
+    """The requirements in the file `name`, without comments and empty lines."""
+    lines = (line.partition("#")[0].strip() for line in (HERE / name).read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line]
+
+
+RUNTIME = requirements("requirements.txt")
+JAX = next(line for line in RUNTIME if line.startswith("jax=="))
+
+setup(
+    name="lm",
+    version="0.1.0",
+    description="A transformer language-model laboratory in JAX: an experiment is one page of Python",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=find_namespace_packages(include=["lm", "lm.*", "experiments", "experiments.*", "launch", "launch.*"]),
+    install_requires=RUNTIME,
+    extras_require={
+        "tpu": [JAX.replace("jax", "jax[tpu]", 1)],
+        "cuda": [JAX.replace("jax", "jax[cuda12]", 1)],
+        "dev": requirements("requirements-dev.txt"),
+    },
+    entry_points={"console_scripts": ["lm = launch.__main__:main"]},
+)
