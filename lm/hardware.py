@@ -1,0 +1,145 @@
+"""The machine below: the allocator, the compilation cache, and how fast the device could be.
+
+`prepare` is called first by every command, before JAX is imported.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+# Dense bfloat16 FLOP/s of one chip, from the makers' data sheets, by a part of JAX's device_kind.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "TPU7x": 2307e12,
+    "A100": 312e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+}
+
+
+def prepare(devices: str = "") -> None:
+    """Settings that must precede JAX: `devices` is cpu, gpu, tpu or "" (the best there is).
+
+    XLA takes a step's temporaries from malloc and gives them back after it. glibc would hand blocks that large to the kernel each time,
+    and the next step would fault every page in again, which costs a small model up to 40% of its step on a CPU."""
+    if devices:
+        os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(devices, devices)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):
+        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def keep_compiled(cache: Path) -> None:
+    """Keep compiled programs under `cache`, so that a second run of the same program starts at once. JAX_COMPILATION_CACHE_DIR
+    names another folder."""
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        # programs for one CPU may not run on another, and home folders are shared between machines
+        jax.config.update("jax_compilation_cache_dir", str(cache / "compiled" / hashlib.sha256(cpu().encode()).hexdigest()[:8]))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def split_cpu(devices: int) -> None:
+    """Make the CPU appear as `devices` devices (0: leave it). Raises ValueError when JAX has started already."""
+    import jax
+
+    if devices and devices != jax.config.read("jax_num_cpu_devices"):
+        try:
+            jax.config.update("jax_num_cpu_devices", devices)
+        except RuntimeError:
+            if len(jax.devices("cpu")) != devices:
+                raise ValueError(
+                    f"compute.devices={devices}, but JAX has started with {len(jax.devices('cpu'))}: set it before anything else runs"
+                ) from None
+
+
+def cpu() -> str:
+    """The processor's name and vector instructions, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+    flags = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in fields.get("flags", fields.get("Features", "")).split()]
+    return " ".join([fields.get("model name", platform.machine()), *flags])
+
+
+def peak_flops(dtype: str = "float32") -> tuple[float, str]:
+    """FLOP/s that all devices could do together in products of `dtype`, and where the figure is from: the data sheet of a known chip;
+    else a product of 1024 x 1024 matrices, measured here."""
+    import jax
+
+    device = jax.devices()[0]
+    for name, flops in PEAK_FLOPS.items():
+        if name.lower() in device.device_kind.lower():
+            half = 0.5 if dtype == "float32" else 1.0
+            return flops * half * jax.device_count(), f"{device.device_kind}, data sheet{', bfloat16 halved' if half < 1 else ''}"
+    return _measured(dtype), f"{dtype} product of 1024 x 1024 matrices, measured at the start"
+
+
+def _measured(dtype: str) -> float:
+    import jax
+    import jax.numpy as jnp
+
+    n = 1024
+    x = jnp.ones((n, n), dtype)
+    product = jax.jit(lambda a, b: jax.lax.dot(a, b, preferred_element_type=jnp.float32))
+    product(x, x).block_until_ready()
+    times = []
+    for _ in range(8):
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return 2 * n**3 / min(times)
+
+
+def environment() -> dict[str, Any]:
+    """What a run's folder says of where it ran."""
+    from importlib.metadata import version
+
+    import jax
+
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")},
+        "platform": platform.platform(),
+        "device": jax.devices()[0].device_kind,
+        "backend": jax.default_backend(),
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "cpu": cpu(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "git": _git(),
+    }
+
+
+def _git() -> str:
+    """The commit of the code, marked + when it differs from that; empty outside a checkout."""
+    import subprocess
+
+    def ask(*args: str) -> str:
+        here = Path(__file__).parent
+        return subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, timeout=5).stdout.strip()
+
+    try:
+        commit = ask("rev-parse", "--short=12", "HEAD")
+        return commit + ("+" if commit and ask("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,66 @@
+"""How a transformer is computed: a frozen value apart from what it is, so that one checkpoint runs everywhere."""
+
+import os
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+
+from lm.value import suggest
+
+REMAT = ("nothing", "dots", "full")
+ATTENTION = ("plain", "blocked")  # the kernels of lm/model/attention.py
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a model is computed.
+
+    - `dtype` of activations, `matmul` of the operands of matrix products (sums are always float32): float32 or bfloat16. On CPUs
+      with bfloat16 units the fast pair is float32 activations with bfloat16 products; on TPU and GPU both are bfloat16.
+    - `attention`: the kernel, one of ATTENTION; `block` its query block in tokens.
+    - `flat`: products on [B*T, D] with gradients written for the CPU's matrix kernels, or plain einsums that keep B and T apart
+      (what a mesh wants).
+    - `unroll`: layers a scan step, 0 for all. Unrolled layers compile longer; on CPUs they run faster.
+    - `remat`: what the backward pass computes again: nothing, all but matrix products (dots), or whole layers (full).
+    - `loss_chunk`: tokens of one sequence whose logits exist at a time, 0 for all.
+    - `devices`: host devices to split a CPU into, each with its share of the cores; 0 leaves JAX's one.
+
+    "auto" and -1 mean what measured fastest on the device in hand: see `resolve` and benchmarks/RESULTS.md."""
+
+    dtype: str = "auto"
+    matmul: str = "auto"
+    attention: str = "auto"
+    block: int = 128
+    flat: str = "auto"
+    unroll: int = -1
+    remat: str = "nothing"
+    loss_chunk: int = 512
+    devices: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("dtype", "matmul"):
+            if getattr(self, name) not in ("auto", "float32", "bfloat16"):
+                raise ValueError(f"compute.{name}={getattr(self, name)!r}: expected auto, float32 or bfloat16")
+        if self.attention not in ("auto", *ATTENTION):
+            raise ValueError(f"compute.attention={self.attention!r}: {suggest(self.attention, ['auto', *ATTENTION])}")
+        if self.remat not in REMAT:
+            raise ValueError(f"compute.remat={self.remat!r}: {suggest(self.remat, REMAT)}")
+
+    def resolve(self, backend: str | None = None) -> "Compute":
+        """This value with every "auto" replaced for `backend` (cpu, gpu or tpu; default: JAX's)."""
+        cpu = (backend or jax.default_backend()) == "cpu"
+        fast = "bfloat16" if not cpu or _cpu_has_bfloat16() else "float32"
+        best = dict(dtype="float32" if cpu else "bfloat16", matmul=fast, attention="blocked" if cpu else "plain",
+                    flat="yes" if cpu else "no")
+        chosen: dict[str, Any] = {k: v for k, v in best.items() if getattr(self, k) == "auto"}
+        return replace(self, **chosen, unroll=(0 if cpu else 1) if self.unroll < 0 else self.unroll)
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 natively (AVX512-BF16 or AMX); elsewhere such products are slower than float32."""
+    try:
+        with open("/proc/cpuinfo") as info:
+            return "avx512_bf16" in info.read() and os.name == "posix"
+    except OSError:
+        return False

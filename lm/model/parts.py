@@ -1,0 +1,199 @@
+"""The parts of a transformer that are not attention: parameters, matrix products, norms, feed-forward, residual wiring.
+
+A part is a frozen value that is called with the flax module it lives in and there declares its parameters, each on one line:
+name, shape, logical axes, initializer. Norms are computed in float32; parameters are float32 always.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from lm.model.compute import Compute
+from lm.sharding import check_axes, constrain
+from lm.value import suggest
+
+Initializer = Callable[..., jax.Array]
+ones, zeros = nn.initializers.ones, nn.initializers.zeros
+
+
+def normal(scale: float) -> Initializer:
+    """A normal distribution of mean 0 and standard deviation `scale`."""
+    return nn.initializers.normal(scale)
+
+
+def fan_in(inputs: int, scale: float = 1.0) -> Initializer:
+    """A normal distribution of standard deviation scale / sqrt(inputs): unit variance in, about unit variance out."""
+    return nn.initializers.normal(scale / inputs**0.5)
+
+
+def param(module: nn.Module, name: str, shape: Sequence[int], axes: Sequence[str | None], init: Initializer) -> jax.Array:
+    """A float32 parameter of `module`, born with its logical axes."""
+    check_axes(axes, shape)
+    return cast(jax.Array, module.param(name, nn.with_logical_partitioning(init, tuple(axes)), tuple(shape), jnp.float32))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _flat_product(x: jax.Array, w: jax.Array, rows: int) -> jax.Array:
+    """x [M, I] @ w [I, O] -> float32 [M, O], sums in float32 whatever the operands are; `rows` divides M (see the gradient)."""
+    return jax.lax.dot(x, w, preferred_element_type=jnp.float32)
+
+
+def _flat_forward(x: jax.Array, w: jax.Array, rows: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _flat_product(x, w, rows), (x, w)
+
+
+def _flat_backward(rows: int, saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, w = saved
+    g = g.astype(w.dtype)
+    dx = jax.lax.dot_general(g, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    if x.dtype == jnp.bfloat16:
+        # Contracting two axes at once makes XLA's CPU compiler lay the operands out for its fast kernel; contracting the one long
+        # axis runs at half the speed in bfloat16, while in float32 it saves the copies (NOTES.md, products on CPUs).
+        x, g = x.reshape(rows, -1, x.shape[1]), g.reshape(rows, -1, g.shape[1])
+    over = tuple(range(x.ndim - 1))
+    dw = jax.lax.dot_general(x, g, ((over, over), ((), ())), preferred_element_type=jnp.float32)
+    return dx.astype(x.dtype), dw.astype(w.dtype)
+
+
+_flat_product.defvjp(_flat_forward, _flat_backward)
+
+
+def linear(x: jax.Array, w: jax.Array, compute: Compute, contract: int = 1) -> jax.Array:
+    """x [B, T, *in] times w [*in, *out] -> [B, T, *out], over the last `contract` axes of x.
+
+    Operands are `compute.matmul`, sums float32, the result `compute.dtype`."""
+    inside, outside = w.shape[:contract], w.shape[contract:]
+    x, w = x.astype(compute.matmul), w.astype(compute.matmul)
+    if compute.flat == "yes":
+        lead = x.shape[: x.ndim - contract]
+        flat = _flat_product(x.reshape(-1, _size(inside)), w.reshape(_size(inside), _size(outside)), lead[0])
+        return flat.reshape(*lead, *outside).astype(compute.dtype)
+    over = tuple(range(x.ndim - contract, x.ndim)), tuple(range(contract))
+    return jax.lax.dot_general(x, w, (over, ((), ())), preferred_element_type=jnp.float32).astype(compute.dtype)
+
+
+def _size(shape: Sequence[int]) -> int:
+    size = 1
+    for n in shape:
+        size *= n
+    return size
+
+
+@dataclass(frozen=True)
+class Norm:
+    """No normalisation; the base class and contract of all."""
+
+    def __call__(self, module: nn.Module, name: str, x: jax.Array) -> jax.Array:
+        """x [..., D] normalised, with the parameters `name` of `module`."""
+        return x
+
+
+@dataclass(frozen=True)
+class LayerNorm(Norm):
+    """Zero mean and unit variance over D, then a learned scale and, with `bias`, a shift (1607.06450)."""
+
+    eps: float = 1e-5
+    bias: bool = True
+
+    def __call__(self, module: nn.Module, name: str, x: jax.Array) -> jax.Array:
+        scale = param(module, f"{name}_scale", (x.shape[-1],), ("norm",), ones)
+        y = x.astype(jnp.float32)
+        mean = y.mean(-1, keepdims=True)
+        variance = jnp.square(y - mean).mean(-1, keepdims=True)
+        y = (y - mean) * jax.lax.rsqrt(variance + self.eps) * scale
+        if self.bias:
+            y = y + param(module, f"{name}_bias", (x.shape[-1],), ("norm",), zeros)
+        return y.astype(x.dtype)
+
+
+@dataclass(frozen=True)
+class RMSNorm(Norm):
+    """Unit mean square over D, then a learned scale (1910.07467)."""
+
+    eps: float = 1e-6
+
+    def __call__(self, module: nn.Module, name: str, x: jax.Array) -> jax.Array:
+        scale = param(module, f"{name}_scale", (x.shape[-1],), ("norm",), ones)
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps) * scale
+        return y.astype(x.dtype)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": jax.nn.relu,
+    "gelu": partial(jax.nn.gelu, approximate=False),  # 1606.08415
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),  # its tanh approximation, as GPT-2 has it
+    "silu": jax.nn.silu,  # 1702.03118
+}
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """Two products with an activation between, or three when `gated` (2002.05202): (act(x Wg) * x Wu) Wd.
+
+    `mlp` is the inner width F."""
+
+    mlp: int
+    activation: str = "gelu"
+    gated: bool = False
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mlp < 1:
+            raise ValueError(f"ffn.mlp={self.mlp}: expected at least 1")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"unknown activation {self.activation!r}: {suggest(self.activation, ACTIVATIONS)}")
+
+    def __call__(self, module: nn.Module, x: jax.Array, compute: Compute, depth: int) -> jax.Array:
+        """x [B, T, D] -> [B, T, D]; `depth` layers share the variance of the residual stream (GPT-2's initial values)."""
+        D, F = x.shape[-1], self.mlp
+
+        def project(name: str) -> jax.Array:
+            y = linear(x, param(module, name, (D, F), ("embed", "mlp"), fan_in(D)), compute)
+            return add_bias(module, f"{name}_bias", y, ("mlp",)) if self.bias else y
+
+        act = ACTIVATIONS[self.activation]
+        hidden = act(project("gate")) * project("up") if self.gated else act(project("up"))
+        hidden = constrain(hidden, "batch", "seq", "mlp")
+        down = param(module, "down", (F, D), ("mlp", "embed"), fan_in(F, (2 * depth) ** -0.5))
+        y = linear(hidden, down, compute)
+        return add_bias(module, "down_bias", y, ("norm",)) if self.bias else y
+
+
+def add_bias(module: nn.Module, name: str, x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+    """x plus a learned vector over its last len(axes) axes."""
+    return x + param(module, name, x.shape[x.ndim - len(axes) :], axes, zeros).astype(x.dtype)
+
+
+def dropout(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
+    """x with each entry zeroed at `rate` and the rest scaled up, where the module was given a "dropout" key; else x."""
+    if rate == 0 or not module.has_rng("dropout"):
+        return x
+    keep = jax.random.bernoulli(module.make_rng("dropout"), 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+Sublayer = Callable[[jax.Array], jax.Array]
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """How a layer's two sublayers join the residual stream; the base class is no wiring at all but their composition."""
+
+    def __call__(self, module: nn.Module, norm: Norm, x: jax.Array, attend: Sublayer, feed: Sublayer) -> jax.Array:
+        """x [B, T, D] through attention and feed-forward."""
+        return feed(attend(x))
+
+
+@dataclass(frozen=True)
+class PreNorm(Wiring):
+    """x + attend(norm(x)), then the same with the feed-forward (GPT-2, 2002.04745)."""
+
+    def __call__(self, module: nn.Module, norm: Norm, x: jax.Array, attend: Sublayer, feed: Sublayer) -> jax.Array:
+        x = x + attend(norm(module, "attention_norm", x))
+        return x + feed(norm(module, "ffn_norm", x))

@@ -1,0 +1,245 @@
+"""Frozen values: how an experiment is changed, printed, saved, read back and told apart.
+
+Everything that a run depends on is a frozen dataclass made of numbers, text, tuples, dicts and other such values. This file
+holds what one does with them: `replace` (nested), `parse` (from `a.b=c` text), `plain` and `build` (to JSON data and back),
+`fingerprint` and `differences`. A field that accepts one of several classes is annotated with their common base class, and
+its value is written with the name of its class.
+"""
+
+import ast
+import dataclasses
+import difflib
+import functools
+import hashlib
+import importlib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown name: its near matches, then every known one."""
+    known = [str(k) for k in known]
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    return (f"did you mean {' or '.join(near)}? " if near else "") + f"known: {', '.join(known) or 'none'}"
+
+
+def field_names(value: Any) -> list[str]:
+    """The names that `replace` accepts for `value`: a dataclass's fields, a mapping's keys."""
+    return list(value) if isinstance(value, Mapping) else [f.name for f in dataclasses.fields(value)]
+
+
+def _check_field(value: Any, name: str) -> None:
+    if not isinstance(value, Mapping) and name not in field_names(value):
+        raise ValueError(f"{type(value).__name__} has no field {name!r}: {suggest(name, field_names(value))}")
+
+
+def _get(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, Mapping) else getattr(value, name)
+
+
+def _with(value: Any, changes: Mapping[str, Any]) -> Any:
+    return {**value, **changes} if isinstance(value, Mapping) else dataclasses.replace(value, **changes)
+
+
+def replace(value: T, changes: Mapping[str, Any]) -> T:
+    """`value` with `changes`: a dict inside `changes` changes the nested value, anything else takes its place.
+
+    Raises ValueError on a field that does not exist, naming those that do."""
+    new = {}
+    for name, change in changes.items():
+        _check_field(value, name)
+        old = _get(value, name)
+        nested = isinstance(change, Mapping) and (dataclasses.is_dataclass(old) or isinstance(old, Mapping))
+        new[name] = replace(old, change) if nested else change
+    return typing.cast(T, _with(value, new))
+
+
+def parse(value: T, setting: str) -> T:
+    """`value` after one `path.to.field=text`, the text read as the field's type: `steps=100`, `model.layers=4`,
+    `model.positions=Rotary(theta=5e5)`, `compute.dtype=bfloat16`."""
+    path, equals, text = setting.partition("=")
+    if not equals or not path:
+        raise ValueError(f"cannot read {setting!r}: expected field=value, as in steps=100 or model.layers=4")
+    try:
+        return _parse(value, type(value), path.split("."), text)
+    except ValueError as error:
+        raise ValueError(f"{setting}: {error}") from None
+
+
+def _parse(value: Any, kind: Any, path: list[str], text: str) -> Any:
+    """`value`, annotated `kind`, with the field at `path` read from `text`."""
+    name, *rest = path
+    if isinstance(value, Mapping):
+        entries = typing.get_args(kind)
+        known = type(next(iter(value.values()), ""))
+        inner = entries[1] if entries else float if known is int else known
+        if rest and name not in value:
+            raise ValueError(f"no entry {name!r}: {suggest(name, value)}")
+    elif dataclasses.is_dataclass(value):
+        _check_field(value, name)
+        inner = _hints(type(value))[name]
+    else:
+        raise ValueError(f"{value!r} has no fields, so {name!r} cannot be set in it")
+    return _with(value, {name: _parse(_get(value, name), inner, rest, text) if rest else _from_text(inner, text)})
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _subclasses(cls: type) -> dict[str, type]:
+    """The classes that a field annotated `cls` accepts, by name, the newest definition of a name last."""
+    found: dict[str, type] = {cls.__name__: cls}
+    for sub in type.__subclasses__(cls):
+        found.update(_subclasses(sub))
+    return found
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    return typing.get_args(kind) if union else (kind,)
+
+
+def _from_text(kind: Any, text: str) -> Any:
+    """Read `text` as the type `kind`: a scalar, a value written as Python calls it (`Rotary(theta=1e6)`), or a literal."""
+    kinds = _alternatives(kind)
+    if type(None) in kinds and text in ("None", "null", "none"):
+        return None
+    for one in (k for k in kinds if k is not type(None)):
+        if one is str:
+            return text
+        if one is bool and text.lower() in ("true", "false", "1", "0"):
+            return text.lower() in ("true", "1")
+        if one in (int, float):
+            try:
+                number = float(text.replace("_", ""))
+            except ValueError:
+                continue
+            if one is float:
+                return number
+            if number == int(number):
+                return int(text.replace("_", "")) if text.replace("_", "").lstrip("+-").isdigit() else int(number)
+        elif dataclasses.is_dataclass(one):
+            return _from_call(typing.cast(type, one), text)
+        elif one not in (bool, int, float):
+            try:
+                return _fit(one, ast.literal_eval(text))
+            except (ValueError, SyntaxError, TypeError):
+                continue
+    names = " or ".join("None" if k is type(None) else getattr(k, "__name__", str(k)) for k in kinds)
+    raise ValueError(f"cannot read {text!r} as {names}")
+
+
+def _from_call(base: type, text: str) -> Any:
+    try:
+        tree = ast.parse(text, mode="eval").body
+    except SyntaxError:
+        raise ValueError(f"cannot read {text!r}: write it as Python does, as in {base.__name__}(…)") from None
+    if isinstance(tree, ast.Name):
+        tree = ast.Call(func=tree, args=[], keywords=[])
+    known = _subclasses(base)
+    if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.args):
+        raise ValueError(f"cannot read {text!r}: write it as Python does, with named fields, as in {base.__name__}(…)")
+    if tree.func.id not in known:
+        raise ValueError(f"unknown {base.__name__} {tree.func.id!r}: {suggest(tree.func.id, known)}")
+    cls = known[tree.func.id]
+    fields = [f.name for f in dataclasses.fields(cls)]
+    arguments = {}
+    for keyword in tree.keywords:
+        if keyword.arg not in fields:
+            raise ValueError(f"{cls.__name__} has no field {keyword.arg!r}: {suggest(str(keyword.arg), fields)}")
+        node = keyword.value
+        literal = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ast.unparse(node)
+        arguments[keyword.arg] = _from_text(_hints(cls)[keyword.arg], literal)
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise ValueError(f"cannot build {text!r}: {error}") from None
+
+
+def _fit(kind: Any, data: Any) -> Any:
+    """Plain data as the annotated type: lists become tuples, dicts with a "type" become values; ValueError otherwise."""
+    kinds = _alternatives(kind)
+    if len(kinds) > 1:
+        if data is None and type(None) in kinds:
+            return None
+        for one in kinds:
+            try:
+                return _fit(one, data)
+            except (ValueError, TypeError):
+                continue
+        raise ValueError(f"{data!r} is none of {kinds}")
+    origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if origin is Any:
+        return data
+    if dataclasses.is_dataclass(origin):
+        if not isinstance(data, Mapping):
+            raise ValueError(f"{data!r} is not a {origin}")
+        return build(typing.cast(type, origin), data)
+    if origin is tuple:
+        if not isinstance(data, (list, tuple)):
+            raise ValueError(f"{data!r} is not a list")
+        each = [inner[0]] * len(data) if len(inner) == 2 and inner[1] is Ellipsis else list(inner) or [Any] * len(data)
+        return tuple(_fit(k, d) for k, d in zip(each, data, strict=True))
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(data, Mapping):
+            raise ValueError(f"{data!r} is not a mapping")
+        return {k: _fit(inner[1] if inner else Any, v) for k, v in data.items()}
+    if origin is float and isinstance(data, (int, float)) and not isinstance(data, bool):
+        return float(data)
+    if not isinstance(data, origin) or (isinstance(data, bool) and origin is not bool):
+        raise ValueError(f"{data!r} is not a {getattr(kind, '__name__', kind)}")
+    return data
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON data. A dataclass becomes a dict whose "type" names its class (with its module, when it is not ours)."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        cls = type(value)
+        ours = cls.__module__.split(".")[0] == "lm"
+        name = cls.__name__ if ours else f"{cls.__module__}:{cls.__name__}"
+        return {"type": name, **{f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, range)):
+        return [plain(v) for v in value]
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return value
+    raise ValueError(f"an experiment is made of numbers, text, tuples, dicts and dataclasses, not of {type(value).__name__} {value!r}")
+
+
+def build(cls: type[T], data: Mapping[str, Any]) -> T:
+    """The inverse of `plain`: a value of `cls` or of a subclass that `data["type"]` names."""
+    name = data.get("type", cls.__name__)
+    if ":" in name:
+        module, _, name = name.partition(":")
+        importlib.import_module(module)
+    known = _subclasses(cls)
+    if name not in known:
+        raise ValueError(f"unknown {cls.__name__} {name!r}: {suggest(name, known)}")
+    actual = known[name]
+    fields = {f.name for f in dataclasses.fields(typing.cast(Any, actual))}
+    unknown = set(data) - fields - {"type"}
+    if unknown:
+        raise ValueError(f"{name} has no field {sorted(unknown)[0]!r}: {suggest(sorted(unknown)[0], sorted(fields))}")
+    return actual(**{k: _fit(_hints(actual)[k], v) for k, v in data.items() if k != "type"})
+
+
+def fingerprint(value: Any) -> str:
+    """16 hex digits that two values share exactly when their plain data are equal."""
+    text = json.dumps(plain(value), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def differences(a: Any, b: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Where two plain data (see `plain`) differ: (dotted path, left, right), with None for what one side lacks."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        keys = list(a) + [k for k in b if k not in a]
+        return [d for k in keys for d in differences(a.get(k), b.get(k), f"{path}.{k}" if path else str(k))]
+    return [] if a == b else [(path, a, b)]
