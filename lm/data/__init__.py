@@ -1,0 +1,2 @@
+"""Data: from files to batches. source (documents) -> store (tokens) -> pack (rows) -> mixture (which rows) -> loader
+(batches)."""

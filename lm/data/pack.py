@@ -1,0 +1,209 @@
+"""Packing: from documents of any length to rows of T + 1 tokens (T inputs and, one later, T targets).
+
+Rows are numbered without end: the store's epoch e has the rows e * K to (e + 1) * K - 1, and each row is a pure
+function of the seed and its number. In every epoch each document is read once, in a new order, and every token that has
+a predecessor in its document is a target exactly once.
+"""
+
+import functools
+from bisect import bisect_left, insort
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from lm.data.objective import Rows
+from lm.data.random import generator
+from lm.data.store import TokenStore
+
+
+class Plan:
+    """The rows of one store under one packing: `rows_per_epoch` (K), and `rows`."""
+
+    rows_per_epoch: int
+
+    def __init__(self, name: str):
+        self._name = name
+        self._cached = functools.lru_cache(maxsize=3)(self._table)  # an epoch or two are in use at a time
+
+    def rows(self, numbers: np.ndarray, seed: int | None) -> Rows:
+        """The rows with these numbers (any order, any epoch). Without a seed: the documents in their order."""
+        numbers = np.asarray(numbers, np.int64)
+        epochs, indices = np.divmod(numbers, self.rows_per_epoch)
+        parts = [(epochs == e, self._rows(self._cached(seed, int(e)), indices[epochs == e])) for e in np.unique(epochs)]
+        shape = (len(numbers), self._width)
+        out = Rows(*(np.zeros(shape, np.int32) for _ in Rows._fields))
+        for where, part in parts:
+            for array, values in zip(out, part, strict=True):
+                array[where] = values
+        return out
+
+    _width: int  # T + 1
+
+    def _table(self, seed: int | None, epoch: int) -> NamedTuple:
+        raise NotImplementedError
+
+    def _rows(self, table: NamedTuple, indices: np.ndarray) -> Rows:
+        raise NotImplementedError
+
+    def _permutation(self, seed: int | None, epoch: int, what: str, count: int) -> np.ndarray:
+        return np.arange(count) if seed is None else generator(seed, self._name, what, epoch).permutation(count)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How documents become rows."""
+
+    def plan(self, store: TokenStore, seq_len: int, name: str = "") -> Plan:
+        """The rows of `store` with `seq_len` inputs each; `name` makes its random order its own. Raises ValueError
+        where there is nothing to predict."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Chunk(Packing):
+    """The epoch's documents one after the other, cut into windows that overlap by one token: no padding but in the last
+    row. Windows start at a random offset of the epoch and come in random order. Attention stays within a document
+    unless `across_documents`."""
+
+    across_documents: bool = False
+
+    def plan(self, store: TokenStore, seq_len: int, name: str = "") -> Plan:
+        _check(store, seq_len)
+        return _ChunkPlan(store, seq_len, name, self.across_documents)
+
+
+class _Stream(NamedTuple):
+    """An epoch of Chunk: the documents' order [D], where each starts in the stream [D], the offset, the rows' order
+    [K]."""
+
+    order: np.ndarray
+    starts: np.ndarray
+    offset: int
+    rows: np.ndarray
+
+
+class _ChunkPlan(Plan):
+    def __init__(self, store: TokenStore, seq_len: int, name: str, across: bool):
+        super().__init__(name)
+        self._store, self._across, self._width = store, across, seq_len + 1
+        self.rows_per_epoch = -(-store.total_tokens // seq_len)
+
+    def _table(self, seed: int | None, epoch: int) -> _Stream:
+        order = self._permutation(seed, epoch, "documents", len(self._store))
+        starts = np.concatenate([[0], np.cumsum(self._store.lengths[order])[:-1]])
+        offset = (
+            0 if seed is None else int(generator(seed, self._name, "offset", epoch).integers(self._store.total_tokens))
+        )
+        return _Stream(order, starts, offset, self._permutation(seed, epoch, "rows", self.rows_per_epoch))
+
+    def _rows(self, table: NamedTuple, indices: np.ndarray) -> Rows:
+        """The stream is a ring: windows go round it once from the offset; the seam lies between two documents."""
+        assert isinstance(table, _Stream)
+        total, width = self._store.total_tokens, self._width
+        at = table.rows[indices][:, None] * (width - 1) + np.arange(width)
+        inside = at <= total  # the token at the offset is the first input and the last target
+        lap, place = np.divmod(at + table.offset, total)
+        ordinal = np.searchsorted(table.starts, place, side="right") - 1
+        source = self._store.offsets[table.order[ordinal]] + place - table.starts[ordinal]
+        tokens = np.where(inside, self._store.tokens[source], 0)
+        documents = np.where(inside, _numbered(ordinal + lap * len(self._store)), 0)
+        return Rows(tokens, documents, inside.astype(np.int32) if self._across else documents)
+
+
+@dataclass(frozen=True)
+class Pack(Packing):
+    """Documents whole, as many to a row as fit (best fit decreasing, Johnson 1974), the rest of the row padding. Longer
+    ones are cut into pieces that overlap by one token. Which documents share a row changes from epoch to epoch among
+    those of the same length."""
+
+    def plan(self, store: TokenStore, seq_len: int, name: str = "") -> Plan:
+        _check(store, seq_len)
+        return _PackPlan(store, seq_len, name)
+
+
+class _Slots(NamedTuple):
+    """An epoch of Pack: which piece is in each slot [P], and the rows' order [K]."""
+
+    pieces: np.ndarray
+    rows: np.ndarray
+
+
+class _PackPlan(Plan):
+    def __init__(self, store: TokenStore, seq_len: int, name: str):
+        super().__init__(name)
+        self._store, self._width = store, seq_len + 1
+        self._starts, self._lengths = _pieces(store, seq_len)
+        # slots in the order of the rows: what is in each is a piece of this length
+        self._by_length = np.argsort(-self._lengths, kind="stable")
+        row = best_fit(self._lengths[self._by_length], self._width)
+        self.rows_per_epoch = int(row.max()) + 1
+        slots = np.argsort(row, kind="stable")
+        self._slot_piece, self._first = slots, np.searchsorted(row[slots], np.arange(self.rows_per_epoch + 1))
+
+    def _table(self, seed: int | None, epoch: int) -> _Slots:
+        pieces = self._by_length
+        if seed is not None:  # a random order among the pieces of one length
+            chance = generator(seed, self._name, "pieces", epoch).random(len(pieces))
+            pieces = np.lexsort((chance, -self._lengths))
+        return _Slots(pieces[self._slot_piece], self._permutation(seed, epoch, "rows", self.rows_per_epoch))
+
+    def _rows(self, table: NamedTuple, indices: np.ndarray) -> Rows:
+        assert isinstance(table, _Slots)
+        tokens = np.zeros((len(indices), self._width), np.int32)
+        documents = np.zeros_like(tokens)
+        for i, row in enumerate(table.rows[indices]):
+            at = 0
+            for number, piece in enumerate(table.pieces[self._first[row] : self._first[row + 1]], start=1):
+                start, length = self._starts[piece], self._lengths[piece]
+                tokens[i, at : at + length] = self._store.tokens[start : start + length]
+                documents[i, at : at + length] = number
+                at += length
+        return Rows(tokens, documents, documents)
+
+
+def best_fit(lengths: np.ndarray, width: int) -> np.ndarray:
+    """The row [P] of each piece: the fullest row in which it still fits, else a new one. `lengths` descending, at most
+    `width`."""
+    rows_with: dict[int, list[int]] = {}  # free places -> rows
+    free: list[int] = []  # the keys of rows_with that hold rows, ascending
+    row_of = np.empty(len(lengths), np.int64)
+    count = 0
+    for i, length in enumerate(lengths.tolist()):
+        at = bisect_left(free, length)
+        if at == len(free):
+            space, row, count = width, count, count + 1
+        else:
+            space = free[at]
+            row = rows_with[space].pop()
+            if not rows_with[space]:
+                del free[at]
+        row_of[i] = row
+        left = space - length
+        if left > 1:  # one token alone has nothing to predict
+            if not rows_with.setdefault(left, []):
+                insort(free, left)
+            rows_with[left].append(row)
+    return row_of
+
+
+def _pieces(store: TokenStore, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where each piece starts in the store and its tokens: at most seq_len + 1, the first the last of the piece
+    before."""
+    counts = -(-(store.lengths - 1) // seq_len)  # a document of one token has nothing to predict
+    document = np.repeat(np.arange(len(store)), counts)
+    nth = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return store.offsets[document] + nth * seq_len, np.minimum(seq_len + 1, store.lengths[document] - nth * seq_len)
+
+
+def _numbered(keys: np.ndarray) -> np.ndarray:
+    """The runs of equal keys in each row, numbered from 1."""
+    changes = np.diff(keys, axis=1) != 0
+    return 1 + np.concatenate([np.zeros((len(keys), 1), np.int64), np.cumsum(changes, axis=1)], axis=1)
+
+
+def _check(store: TokenStore, seq_len: int) -> None:
+    if seq_len < 1:
+        raise ValueError(f"seq_len={seq_len}: expected at least 1 token")
+    if not (store.lengths > 1).any():
+        raise ValueError("no document has two tokens, so there is nothing to predict: give the source more text")

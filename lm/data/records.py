@@ -1,0 +1,182 @@
+"""Sources whose documents are records of a table: lines of JSON, rows of Parquet, examples of a TFDS data set."""
+
+import bisect
+import functools
+import glob
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm.data.source import (
+    Documents,
+    Source,
+    check_fraction,
+    content,
+    digest,
+    first_line,
+    held_out,
+    is_train,
+    not_empty,
+    paths,
+    text_of,
+)
+
+
+@dataclass(frozen=True)
+class Jsonl(Source):
+    """A document for every line of a file of JSON objects: the text in `field`. `path` may be a glob pattern. A share
+    `heldout` of the lines is held out, or the file that `heldout` names."""
+
+    path: str
+    field: str = "text"
+    heldout: float | str = 0.05
+
+    def __post_init__(self) -> None:
+        check_fraction(self.heldout)
+
+    def documents(self, split: str) -> Documents:
+        files = [(file, _line_starts(file)) for file in _matching(_path_of(self, split))]
+        return _by_part(self, split, files, self._line)
+
+    def _line(self, file: Path, start: int) -> str:
+        with file.open("rb") as stream:
+            stream.seek(start)
+            raw = stream.readline()
+        try:
+            record = json.loads(raw)
+        except ValueError as error:
+            raise ValueError(f"{file}: the line at byte {start} is not JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise ValueError(
+                f"{file}: the line at byte {start} is {type(record).__name__}, expected an object with {self.field!r}"
+            )
+        return text_of(record, self.field, f"{file}, the line at byte {start}")
+
+    def fingerprint(self) -> str:
+        return digest(self, content([f for p in paths(self.path, self.heldout) for f in _matching(p)]))
+
+
+@dataclass(frozen=True)
+class Parquet(Source):
+    """A document for every row of a Parquet file: the text in column `field`. `path` may be a glob pattern. A share
+    `heldout` of the rows is held out, or the file that `heldout` names."""
+
+    path: str
+    field: str = "text"
+    heldout: float | str = 0.05
+
+    def __post_init__(self) -> None:
+        check_fraction(self.heldout)
+
+    def documents(self, split: str) -> Documents:
+        files = [(file, np.arange(_parquet_starts(file, self.field)[-1])) for file in _matching(_path_of(self, split))]
+        return _by_part(self, split, files, self._row)
+
+    def _row(self, file: Path, row: int) -> str:
+        starts = _parquet_starts(file, self.field)
+        group = bisect.bisect_right(starts, row) - 1
+        text = _parquet_group(file, group, self.field)[row - starts[group]].as_py()
+        return text_of({self.field: text}, self.field, f"{file}, row {row}")
+
+    def fingerprint(self) -> str:
+        return digest(self, content([f for p in paths(self.path, self.heldout) for f in _matching(p)]))
+
+
+@dataclass(frozen=True)
+class Tfds(Source):
+    """A TFDS data set by name (or name/config:version), read from array_record files without TensorFlow; it is prepared
+    (and downloaded, where there is a network) under `data_dir` when it is not there yet. `train` and `heldout` are
+    splits as TFDS writes them ("train[:90%]")."""
+
+    name: str
+    field: str = "text"
+    data_dir: str | None = None
+    train: str = "train"
+    heldout: str = "validation"
+
+    def documents(self, split: str) -> Documents:
+        wanted = self.train if is_train(split) else self.heldout
+        try:
+            records = self._builder().as_data_source(split=wanted)
+        except (KeyError, ValueError, AssertionError) as error:
+            raise ValueError(f"{self.name} has no split {wanted!r} that can be read: {first_line(error)}") from None
+        return not_empty(Documents(len(records), lambda i: text_of(records[i], self.field, self.name)), self, split)
+
+    def _builder(self) -> Any:
+        import tensorflow_datasets as tfds
+
+        try:
+            builder = tfds.builder(self.name, data_dir=self.data_dir, file_format="array_record")
+            builder.download_and_prepare()
+            return builder
+        except Exception as error:  # TFDS, its downloads and the data set's own code raise what they like
+            raise ValueError(
+                f"cannot get the TFDS data set {self.name!r} (it has to be in "
+                f"{self.data_dir or '~/tensorflow_datasets'}, or there has to be a network to download it): "
+                f"{first_line(error)}"
+            ) from None
+
+    def fingerprint(self) -> str:
+        info = self._builder().info
+        return digest(self, info.full_name, {n: [s.num_examples, s.num_bytes] for n, s in info.splits.items()})
+
+
+def _path_of(source: Jsonl | Parquet, split: str) -> str:
+    return source.heldout if isinstance(source.heldout, str) and not is_train(split) else source.path
+
+
+def _matching(pattern: str) -> list[Path]:
+    found = sorted(Path(p) for p in glob.glob(str(Path(pattern).expanduser()), recursive=True) if Path(p).is_file())
+    if not found:
+        raise ValueError(f"no such file: {pattern}")
+    return found
+
+
+def _by_part(
+    source: Jsonl | Parquet, split: str, files: list[tuple[Path, np.ndarray]], read: Callable[[Path, int], str]
+) -> Documents:
+    """The records of `files`, each a file and what `read` needs for each of its records, those of `split` only."""
+    which = np.repeat(np.arange(len(files)), [len(records) for _, records in files])
+    records = np.concatenate([records for _, records in files])
+    if not isinstance(source.heldout, str):
+        chosen = np.array([held_out(str(i), source.heldout) != is_train(split) for i in range(len(records))], bool)
+        which, records = which[chosen], records[chosen]
+    return not_empty(Documents(len(records), lambda i: read(files[which[i]][0], int(records[i]))), source, split)
+
+
+def _line_starts(file: Path) -> np.ndarray:
+    """The byte offsets of the lines that hold anything."""
+    starts, at = [], 0
+    with file.open("rb") as stream:
+        for line in stream:
+            if line.strip():
+                starts.append(at)
+            at += len(line)
+    return np.array(starts, np.int64)
+
+
+@functools.lru_cache(maxsize=64)
+def _parquet_starts(file: Path, field: str) -> list[int]:
+    """The first row of each row group, then the number of rows."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        opened = parquet.ParquetFile(file)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{file} is not a Parquet file: {first_line(error)}") from None
+    if field not in opened.schema_arrow.names:
+        raise ValueError(f"{file}: no field {field!r}; there are: {', '.join(opened.schema_arrow.names)}")
+    rows = [opened.metadata.row_group(g).num_rows for g in range(opened.metadata.num_row_groups)]
+    return [0, *np.cumsum(rows).tolist()]
+
+
+@functools.lru_cache(maxsize=4)
+def _parquet_group(file: Path, group: int, field: str) -> Any:
+    from pyarrow import parquet
+
+    return parquet.ParquetFile(file).read_row_group(group, columns=[field]).column(0)

@@ -1,0 +1,170 @@
+"""The text that every machine has: Python's own standard library, as two sources.
+
+`code` is its .py files, one document each; `prose` the docstrings of those files, one document a module, and the
+language reference in pydoc_data, one document for every group of topics that share paragraphs. Both are split by file:
+what is held out of one is held out of the other. A TFDS builder writes them once, as array_record files, into the
+cache; TensorFlow is never imported. Left out are tests (a third of the library is test code, much of it tables), code
+generated from tables (the encodings, HTML's entities), lib2to3 and what others installed: about 9 MB of code and 2 MB
+of prose remain.
+"""
+
+import ast
+import functools
+import hashlib
+import itertools
+import os
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lm.data.cache import cache_dir, discard, is_whole, write_folder
+from lm.data.source import SPLITS, Documents, Source, held_out, is_train, not_empty
+
+PARTS = ("code", "prose")
+HELDOUT = 0.06  # of the files
+LEFT_OUT = {
+    "site-packages", "dist-packages", "__pycache__", "lib-dynload", "_bundled", "__phello__",  # not the library's text
+    "test", "tests", "idle_test", "lib2to3", "encodings", "pydoc_data", "entities.py",  # tests and tables
+}  # fmt: skip
+LEFT_OUT_STARTS = ("config-", "_sysconfigdata")
+SMALLEST = 64  # characters of a document
+LAYOUT = 1  # a number of what this file does: change it when the documents change
+
+
+@dataclass(frozen=True)
+class Stdlib(Source):
+    """The `part` ("code" or "prose") of the standard library in `folder` (default: that of the running Python).
+
+    Raises ValueError where there is no library on disk."""
+
+    part: str = "code"
+    folder: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.part not in PARTS:
+            raise ValueError(f"Stdlib part={self.part!r}: expected code or prose")
+
+    def documents(self, split: str) -> Documents:
+        from lm.data.stdlib_builder import open_split  # it imports TFDS, which takes a moment
+
+        records = open_split(self._prepared(), self.part, "train" if is_train(split) else "heldout")
+        return not_empty(Documents(len(records), lambda i: records[i]["text"].decode()), self, split)
+
+    def fingerprint(self) -> str:
+        return _identity(library(self.folder), self.part)
+
+    def _prepared(self) -> Path:
+        """The folder with the array_record files, written where it is missing or damaged."""
+        from lm.data.stdlib_builder import StdlibText
+
+        documents = functools.partial(documents_of, library(self.folder), self.part)
+        version = f"python-{sys.version_info[0]}.{sys.version_info[1]}"
+        folder = cache_dir() / "stdlib" / f"{version}-{self.part}-{self.fingerprint()}"
+        if not is_whole(folder):
+            if empty := [split for split in SPLITS if next(documents(split), None) is None]:
+                raise ValueError(f"the library in {library(self.folder)} has no {empty[0]} documents of {self.part}")
+            discard(folder)
+            write_folder(folder, lambda m: StdlibText(config=self.part, documents=documents, data_dir=str(m)).write())
+        return folder
+
+
+def library(folder: str | None = None) -> Path:
+    """The folder of the standard library's .py files; ValueError where there are none (a zipped or stripped Python)."""
+    root = Path(folder or sysconfig.get_paths()["stdlib"])
+    if not (root / "textwrap.py").is_file() or not (root / "argparse.py").is_file():
+        raise ValueError(
+            f"no Python standard library in {root} (this Python may keep it in a zip file): "
+            "train on text of your own with --text DIR, a folder of .txt files"
+        )
+    return root
+
+
+def modules(root: Path) -> list[str]:
+    """The names of the library's files that are used, with slashes, sorted."""
+    found = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = filter(_is_used, folders)  # site-packages may be large: do not walk it
+        names = (name for name in files if name.endswith(".py") and _is_used(name))
+        found += [Path(folder, name).relative_to(root).as_posix() for name in names]
+    return sorted(found)
+
+
+def _is_used(name: str) -> bool:
+    return name not in LEFT_OUT and not name.startswith(LEFT_OUT_STARTS)
+
+
+def documents_of(root: Path, part: str, split: str) -> Iterator[tuple[str, str]]:
+    """(name, text) of the documents of one part and split, in the order of their names."""
+
+    def ours(name: str) -> bool:
+        return held_out(name, HELDOUT) == (split == "heldout")
+
+    files = _decoded(root, filter(ours, modules(root)))
+    if part == "prose":
+        files = itertools.chain(((n, docstrings(t)) for n, t in files), ((n, t) for n, t in topics(root) if ours(n)))
+    yield from ((name, text) for name, text in files if len(text) >= SMALLEST)
+
+
+def _decoded(root: Path, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for name in names:
+        try:
+            yield name, (root / name).read_bytes().decode()
+        except (UnicodeDecodeError, OSError):  # a file in another encoding, a link to nothing
+            continue
+
+
+def docstrings(code: str) -> str:
+    """The docstrings of a module, its classes and functions, in the order of the file; "" for what does not parse."""
+    try:
+        with warnings.catch_warnings():  # of the library's own odd escapes
+            warnings.simplefilter("ignore", SyntaxWarning)
+            tree = ast.parse(code)
+    except (SyntaxError, ValueError):
+        return ""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = sorted((n for n in ast.walk(tree) if isinstance(n, kinds)), key=lambda n: getattr(n, "lineno", 0))
+    found = (ast.get_docstring(node) for node in nodes)
+    return "".join(text.strip() + "\n\n" for text in found if text and text.strip())
+
+
+def topics(root: Path) -> list[tuple[str, str]]:
+    """The language reference by topics. Topics that share a paragraph ("compound" holds "if") are one document, in
+    which each paragraph stands once: so no held-out paragraph is trained on."""
+    try:
+        tree = ast.parse((root / "pydoc_data" / "topics.py").read_bytes())
+    except (OSError, SyntaxError, ValueError):  # Debian packages it apart
+        return []
+    values = [
+        n.value for n in tree.body if isinstance(n, (ast.Assign, ast.AnnAssign)) and isinstance(n.value, ast.Dict)
+    ]
+    by_topic: dict[str, str] = ast.literal_eval(values[0]) if values else {}
+    paragraphs = {name: [p.strip("\n") for p in text.split("\n\n")] for name, text in by_topic.items()}
+    groups = _groups({name: [p for p in own if len(p) > 60] for name, own in paragraphs.items()})
+    texts = ["\n\n".join(dict.fromkeys(p for name in group for p in paragraphs[name])) for group in groups]
+    return [(f"pydoc_data/topics.py:{group[0]}", text + "\n") for group, text in zip(groups, texts, strict=True)]
+
+
+def _groups(paragraphs: dict[str, list[str]]) -> list[list[str]]:
+    """The names, grouped so that no paragraph is in two groups."""
+    group_of = {name: [name] for name in paragraphs}
+    first: dict[str, str] = {}
+    for name, own in paragraphs.items():
+        for paragraph in own:
+            other = group_of[first.setdefault(paragraph, name)]
+            if other is not group_of[name]:
+                other.extend(group_of[name])
+                group_of.update(dict.fromkeys(other, other))
+    return sorted({id(g): sorted(g) for g in group_of.values()}.values())
+
+
+@functools.lru_cache(maxsize=8)
+def _identity(root: Path, part: str) -> str:
+    """16 hex digits of what the documents follow from: this file's choices, the Python, and the library's files."""
+    names = [*modules(root), *(["pydoc_data/topics.py"] if (root / "pydoc_data" / "topics.py").is_file() else [])]
+    sizes = [
+        (name, hashlib.sha256((root / name).read_bytes()).hexdigest()) for name in names if (root / name).is_file()
+    ]
+    return hashlib.sha256(repr((LAYOUT, HELDOUT, part, sys.version_info[:3], sizes)).encode()).hexdigest()[:16]

@@ -1,0 +1,144 @@
+"""The token store: a split of a source, tokenised once, found again by the fingerprints of what it was made from.
+
+A folder with `tokens.bin` (all documents' ids one after the other, mapped into memory), `offsets.npy`, `bytes.npy` and
+`store.json`. Each document is [bos] + its tokens + [eos], where the tokenizer has them. Documents without text are left
+out.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from lm.data.cache import cache_dir, discard, is_whole, write_folder
+from lm.data.source import Documents, Source
+from lm.text.tokenizer import Tokenizer
+
+LAYOUT = 1  # of the files: raise it when they change
+BATCH_CHARACTERS = 2_000_000  # tokenised together
+
+Progress = Callable[[int, int], None]  # documents done, documents in all
+
+
+class TokenStore:
+    """Tokenised documents by index. `store[i]` is an array of ids; `lengths` [N] tokens and `bytes` [N] UTF-8 bytes of
+    the documents; `tokens` the ids of all of them, from `offsets[i]` to `offsets[i + 1]`.
+
+    Raises ValueError where the files do not fit together."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        try:
+            about = json.loads((self.folder / "store.json").read_text())
+            self.offsets: np.ndarray = np.load(self.folder / "offsets.npy")
+            self.bytes: np.ndarray = np.load(self.folder / "bytes.npy")
+            self.tokens: np.ndarray = np.memmap(self.folder / "tokens.bin", dtype=about["dtype"], mode="r")
+            whole = about["tokens"] == len(self.tokens) == self.offsets[-1] and len(self.bytes) == len(self.offsets) - 1
+        except (OSError, ValueError, KeyError, TypeError, EOFError, IndexError) as error:
+            raise ValueError(f"the token store {folder} is damaged: {error}") from None
+        if not whole or about["documents"] != len(self.bytes):
+            raise ValueError(f"the token store {folder} is damaged: its files are not of the sizes in store.json")
+        self.vocab_size: int = about["vocab_size"]
+        self.lengths: np.ndarray = np.diff(self.offsets)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if not 0 <= index < len(self):
+            raise IndexError(f"document {index} of {len(self)}")
+        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+    @property
+    def total_tokens(self) -> int:
+        return int(self.offsets[-1])
+
+    @property
+    def total_bytes(self) -> int:
+        return int(self.bytes.sum())
+
+
+def open_store(source: Source, split: str, tokenizer: Tokenizer, progress: Progress | None = None) -> TokenStore:
+    """The store of a split, from the cache, or written now. Processes that write the same one do not disturb each
+    other; a damaged one is written again.
+
+    Raises ValueError where the source has no tokens."""
+    named = json.dumps([LAYOUT, source.fingerprint(), split, tokenizer.fingerprint])
+    folder = cache_dir() / "tokens" / hashlib.sha256(named.encode()).hexdigest()[:16]
+    if is_whole(folder):
+        return TokenStore(folder)
+    discard(folder)
+    return write_store(source.documents(split), tokenizer, folder, f"{split} split of {source}", progress)
+
+
+def write_store(
+    documents: Documents | list[str],
+    tokenizer: Tokenizer,
+    folder: Path,
+    name: str = "documents",
+    progress: Progress | None = None,
+) -> TokenStore:
+    """Tokenise `documents` into `folder`. Raises ValueError, with `name`, where they hold no tokens at all, or where an
+    id is outside the vocabulary."""
+
+    def fill(made: Path) -> None:
+        lengths, sizes = _write_tokens(made / "tokens.bin", documents, tokenizer, progress)
+        if not sum(lengths):
+            raise ValueError(f"no tokens in the {name}: its {len(documents)} documents are empty")
+        np.save(made / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+        np.save(made / "bytes.npy", np.array(sizes, np.int64))
+        about = {"dtype": np.dtype(_dtype(tokenizer)).name, "documents": len(lengths), "tokens": sum(lengths)}
+        (made / "store.json").write_text(json.dumps({**about, "vocab_size": tokenizer.vocab_size}))
+
+    return TokenStore(write_folder(folder, fill))
+
+
+def _dtype(tokenizer: Tokenizer) -> type:
+    return np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+
+
+def _write_tokens(
+    file: Path, documents: Documents | list[str], tokenizer: Tokenizer, progress: Progress | None
+) -> tuple[list[int], list[int]]:
+    """Append every document's ids to `file`; the tokens and the bytes of each."""
+    lengths: list[int] = []
+    sizes: list[int] = []
+    done = 0
+    with file.open("wb") as out:
+        for texts in _batches(documents):
+            done += len(texts)
+            texts = [text for text in texts if text]
+            for ids in tokenizer.encode_batch(texts):
+                array = _framed(ids, tokenizer)
+                out.write(array.astype(_dtype(tokenizer)).tobytes())
+                lengths.append(len(array))
+            sizes.extend(len(text.encode()) for text in texts)
+            if progress:
+                progress(done, len(documents))
+    return lengths, sizes
+
+
+def _framed(ids: list[int], tokenizer: Tokenizer) -> np.ndarray:
+    """[bos] + ids + [eos], checked against the vocabulary."""
+    parts = [[] if tokenizer.bos is None else [tokenizer.bos], ids, [] if tokenizer.eos is None else [tokenizer.eos]]
+    array = np.fromiter(itertools.chain(*parts), np.int64)
+    wrong = array[(array < 0) | (array >= tokenizer.vocab_size)]
+    if wrong.size:
+        raise ValueError(f"token id {wrong[0]} is outside the vocabulary: expected 0 to {tokenizer.vocab_size - 1}")
+    return array
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for text in documents:
+        batch.append(text)
+        size += len(text)
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
