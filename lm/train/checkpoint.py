@@ -1,0 +1,301 @@
+"""Checkpoints of a run: written by Orbax in the background, committed by a rename, verified by checksums when read.
+
+`Checkpoints(directory)` is one folder of them, a subfolder a step. A checkpoint holds the arrays of a state in one flat
+dictionary keyed by path ("params.layers.attention.q"), so that a part of it can be read alone, and about.json: metrics,
+the caller's own data, and each array's shape, dtype and checksum. What does not match them is damaged, and the
+checkpoint before it is read instead. Orbax is imported when first needed: it takes part of a second.
+"""
+
+import functools
+import hashlib
+import json
+import logging
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from lm.value import suggest
+
+T = TypeVar("T")
+ABOUT, ARRAYS = "about", "state"
+CURES = {
+    "write": "free some disk space, or choose a folder that can be written",
+    "read": "is it the checkpoints folder of a run, and may you read it?",
+}
+UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that is still being written
+
+
+def _warn(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+class Checkpoints:
+    """The checkpoints in `directory`: the `keep_last` newest, and the `keep_best` lowest in the metric `metric`.
+
+    `warn` is called with one line when a damaged checkpoint is passed over. Nothing is touched on disk before the first
+    `save`. Every host of a run must make the same calls."""
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        keep_last: int = 2,
+        keep_best: int = 1,
+        metric: str = "loss",
+        warn: Callable[[str], None] = _warn,
+    ) -> None:
+        if keep_last < 1 or keep_best < 0:
+            raise ValueError(f"keep_last={keep_last}, keep_best={keep_best}: expected at least 1 and at least 0")
+        text = os.fspath(directory)
+        self.directory = text if "://" in text else os.path.abspath(text)
+        self.keep_last, self.keep_best, self.metric, self.warn = keep_last, keep_best, metric, warn
+        self._scores: dict[int, float] = {}
+        self._damaged: set[int] = set()
+        self._cleaned = False
+
+    @functools.cached_property
+    def _manager(self) -> Any:
+        ocp = _orbax()
+        items = {
+            # weights hardly compress: trying costs the training loop its CPU
+            ARRAYS: ocp.PyTreeCheckpointHandler(use_compression=False),
+            ABOUT: ocp.JsonCheckpointHandler(filename="about.json"),
+        }
+        options = ocp.CheckpointManagerOptions(preservation_policy=self, lightweight_initialize=True)
+        return ocp.CheckpointManager(self.directory, options=options, item_handlers=items)
+
+    @property
+    def _started(self) -> bool:
+        return "_manager" in self.__dict__
+
+    def steps(self) -> list[int]:
+        """The steps that have a finished checkpoint, ascending, without those found damaged."""
+        if not self._started and not ("://" in self.directory or os.path.isdir(self.directory)):
+            return []
+        with self._cured("read"):
+            return sorted(set(self._manager.all_steps()) - self._damaged)
+
+    @property
+    def latest(self) -> int | None:
+        """The newest step that has a checkpoint."""
+        return max(self.steps(), default=None)
+
+    # ------------------------------------------------------------ writing
+
+    def save(
+        self, state: Any, metrics: Mapping[str, float] | None = None, extra: Mapping[str, Any] | None = None
+    ) -> None:
+        """Begin to write `state` (it has a `step`) as the checkpoint of its step, with plain JSON data `extra`.
+
+        Returns once the arrays are copied to the host: they may be donated then. Does nothing for a step that has a
+        checkpoint. Raises ValueError when the disk refuses this checkpoint or the one before it."""
+        step = int(state.step)
+        if step in self.steps():
+            return
+        arrays = _flat(state)
+        numbers = {name: float(value) for name, value in (metrics or {}).items()}
+        about = {"step": step, "metrics": numbers, "extra": dict(extra or {}), "arrays": _describe(arrays)}
+        try:
+            about["digest"] = _digest(about)
+        except TypeError as error:
+            raise ValueError(f"a checkpoint's metrics and extra are plain JSON data: {error}") from None
+        with self._cured("write"):
+            self._clean()
+            self._scores[step] = _score(about, self.metric)
+            save = _orbax().args
+            items = {ARRAYS: save.PyTreeSave(arrays), ABOUT: save.JsonSave(about)}
+            self._manager.save(step, args=save.Composite(**items), force=True)
+
+    def wait(self) -> None:
+        """Until what `save` began is on disk. Raises ValueError when the disk refused it."""
+        if self._started:
+            with self._cured("write"):
+                self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """`wait`, then end Orbax's threads."""
+        if self._started:
+            try:
+                self.wait()
+            finally:
+                self.__dict__.pop("_manager").close()
+
+    def _clean(self) -> None:
+        """Away with what a killed run left half written, and with the damaged, whose steps come again."""
+        for step in sorted(self._damaged & set(self._manager.all_steps())):
+            self._manager.delete(step)
+        self._damaged.clear()
+        if not self._cleaned and jax.process_index() == 0:
+            for path in self._manager.directory.iterdir():
+                if UNFINISHED in path.name:
+                    path.rmtree()
+        self._cleaned = True
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Orbax asks: which of `checkpoints`, oldest first, are kept?"""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        scored = [step for step in steps if math.isfinite(self._score_of(step))]
+        best = sorted(scored, key=self._score_of)[: self.keep_best]
+        return [step in best or step in steps[-self.keep_last :] for step in steps]
+
+    def _score_of(self, step: int) -> float:
+        if step not in self._scores:
+            try:
+                self._scores[step] = _score(self._about(step), self.metric)
+            except Exception:  # damaged: not among the best
+                self._scores[step] = math.inf
+        return self._scores[step]
+
+    # ------------------------------------------------------------ reading
+
+    def restore(self, abstract: T) -> tuple[T, dict[str, Any], int]:
+        """(state, extra, step) of the newest checkpoint that is whole.
+
+        `abstract` is a state of ShapeDtypeStructs whose shardings say where the arrays go, whatever mesh they were
+        saved from; or a dictionary of some of a state's parts, {"params": ...}, to read those alone. Raises ValueError
+        when there is no checkpoint, none is whole, or the newest has arrays of other names, shapes or dtypes."""
+        wanted, failures = _flat(abstract), []
+        for step in reversed(self.steps()):
+            try:
+                about = self._about(step)
+                mismatch = _mismatch(wanted, about["arrays"])
+                if not mismatch:
+                    state = self._read(step, abstract, wanted, about["arrays"])
+            except Exception as error:
+                failures.append((step, _first_line(error)))
+                continue
+            if mismatch:
+                raise ValueError(f"checkpoint {step} in {self.directory} is of another model or optimizer: {mismatch}")
+            for damaged, reason in failures:
+                self._damaged.add(damaged)
+                self.warn(
+                    f"checkpoint {damaged} in {self.directory} is damaged ({reason}): going back to checkpoint {step}"
+                )
+            return state, about["extra"], step
+        reasons = "".join(f"; checkpoint {step} is damaged ({reason})" for step, reason in failures)
+        raise ValueError(f"no checkpoint to read in {self.directory}{reasons}: start over in an empty folder")
+
+    def _about(self, step: int) -> dict[str, Any]:
+        about = json.loads((self._manager.directory / str(step) / ABOUT / "about.json").read_text())
+        if about.pop("digest") != _digest(about):
+            raise ValueError("about.json does not match its checksum")
+        return about
+
+    def _read(self, step: int, abstract: T, wanted: dict[str, Any], saved: dict[str, Any]) -> T:
+        ocp = _orbax()
+        here = SingleDeviceSharding(jax.devices()[0])
+        args = {
+            name: ocp.ArrayRestoreArgs(sharding=array.sharding or here, global_shape=array.shape, dtype=array.dtype)
+            for name, array in wanted.items()
+        }
+        request = ocp.args.PyTreeRestore(item=wanted, restore_args=args, partial_restore=True)
+        arrays = self._manager.restore(step, args=ocp.args.Composite(**{ARRAYS: request}))[ARRAYS]
+        for name, found in _describe({name: arrays[name] for name in wanted}).items():
+            if found != saved[name]:
+                raise ValueError(f"{name} does not match its checksum")
+        return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in wanted])
+
+    def _cured(self, verb: str) -> "_Cured":
+        return _Cured(verb, self.directory)
+
+
+class _Cured:
+    """Inside it, whatever the disk or Orbax raises becomes one line that names the folder and what to do."""
+
+    def __init__(self, verb: str, directory: str) -> None:
+        self.verb, self.directory = verb, directory
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Exception):
+            what = f"cannot {self.verb} checkpoints in {self.directory} ({_first_line(error)})"
+            raise ValueError(f"{what}: {CURES[self.verb]}") from error
+
+
+@functools.cache
+def _orbax() -> Any:
+    """orbax.checkpoint, kept from logging: what its user must know, this module says."""
+    import orbax.checkpoint as ocp
+
+    logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
+    before = sys.unraisablehook
+
+    def hook(raised: Any) -> None:
+        # When one read finds its file damaged, Orbax abandons those under way, and Python would print each one's end.
+        code = getattr(raised.object, "cr_code", None)
+        abandoned = code is not None and f"{os.sep}orbax{os.sep}" in code.co_filename
+        if not abandoned and str(raised.exc_value) != "Event loop is closed":
+            before(raised)
+
+    sys.unraisablehook = hook
+    return ocp
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of what was wrong in the first place."""
+    while error.__cause__:
+        error = error.__cause__
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= 200 else line[:197] + "..."
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their paths, joined with dots, in the tree's order."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _describe(arrays: Mapping[str, jax.Array]) -> dict[str, list[Any]]:
+    """[shape, dtype, checksum] of each array, as JSON data."""
+    sums = np.asarray(_checksums(list(arrays.values()))).tolist()
+    return {k: [list(a.shape), str(a.dtype), s] for (k, a), s in zip(arrays.items(), sums, strict=True)}
+
+
+@jax.jit
+def _checksums(arrays: list[jax.Array]) -> jax.Array:
+    return jnp.stack([checksum(x) for x in arrays])
+
+
+def checksum(x: jax.Array) -> jax.Array:
+    """A uint32 that a change of any one word of `x` changes: the sum of its words, each times an odd number that its
+    place gives, modulo 2^32. Made on the devices that hold `x`, whatever its sharding."""
+    bits = x.astype(jnp.uint8) if x.dtype == bool else jax.lax.bitcast_convert_type(x, _word(x.dtype))
+    place = jnp.zeros(bits.shape, jnp.uint32)
+    for axis, size in enumerate(bits.shape):  # not an iota of the flattened array: that would gather a sharded one
+        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    return jnp.sum(bits.astype(jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)
+
+
+def _word(dtype: Any) -> Any:
+    return {1: jnp.uint8, 2: jnp.uint16}.get(jnp.dtype(dtype).itemsize, jnp.uint32)
+
+
+def _digest(about: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _score(about: Mapping[str, Any], metric: str) -> float:
+    return float(about["metrics"].get(metric, math.inf))
+
+
+def _mismatch(wanted: Mapping[str, Any], saved: Mapping[str, Any]) -> str:
+    """What keeps `wanted` arrays from being read from those `saved`: one line, empty when nothing does."""
+    parts = {name.partition(".")[0] for name in wanted}
+    missing = [name for name in wanted if name not in saved]
+    if missing:
+        return f"it has no {missing[0]}; {suggest(missing[0], [n for n in saved if n.partition('.')[0] in parts][:20])}"
+    if extra := [name for name in saved if name not in wanted and name.partition(".")[0] in parts]:
+        return f"it has {extra[0]}, which is not wanted"
+    for name, array in wanted.items():
+        shape, dtype, _ = saved[name]
+        if tuple(shape) != tuple(array.shape) or dtype != str(array.dtype):
+            return f"{name} is {dtype}{shape} there, {array.dtype}{list(array.shape)} here"
+    return ""

@@ -1,0 +1,228 @@
+"""Optimizers as frozen values, built into Optax transformations.
+
+What happens to a parameter follows from its logical axes, never from its name: "layers" and "experts" count how many
+matrices are stacked, heads and head_dim are one side of a matrix, and what is left with fewer than two sides is a
+vector. Vectors are not decayed; Muon and Adafactor work on each matrix of a stack by itself, as their papers mean it.
+Weight decay is decoupled (Loshchilov & Hutter 2019, arXiv:1711.05101), and multiplied by the rate as in PyTorch.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lm.train.schedule import Cosine, Schedule
+
+Axes = Sequence[str | None]
+
+STACKED = ("layers", "experts")  # axes along which whole matrices are stacked
+TABLES = ("vocab", "seq", None)  # a matrix that begins with one of these is looked up by row: tokens, positions
+
+
+# ---------------------------------------------------------------- what a parameter is
+
+
+def sides(axes: Axes) -> tuple[tuple[int, ...], ...]:
+    """The dimensions of one stacked matrix, grouped by the side they belong to. A vector has one group or none.
+
+    ("layers", "embed", "heads", "head_dim") -> ((1,), (2, 3))."""
+    groups: list[tuple[int, ...]] = []
+    for i, axis in enumerate(axes):
+        if axis in STACKED:
+            continue
+        after_heads = axis == "head_dim" and i > 0 and axes[i - 1] in ("heads", "kv_heads")
+        if after_heads:
+            groups[-1] += (i,)
+        else:
+            groups.append((i,))
+    return tuple(groups)
+
+
+def is_table(axes: Axes) -> bool:
+    """Whether a parameter is a table of embeddings, one a row."""
+    return len(sides(axes)) >= 2 and axes[0] in TABLES
+
+
+def _is_matrix(axes: Axes) -> bool:
+    """Whether Muon may have it: a hidden layer's matrix, neither a table nor the head."""
+    return len(sides(axes)) == 2 and not set(axes) & set(TABLES)
+
+
+def _map_axes(function: Callable[[Axes], Any], params_axes: Any) -> Any:
+    return jax.tree.map(function, params_axes, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def _matrices(x: jax.Array, axes: Axes) -> jax.Array:
+    """`x` as [stack, rows, columns] (or [stack, n] for vectors), without moving an element."""
+    stacked = [d for d, a in zip(x.shape, axes, strict=True) if a in STACKED]
+    assert all(a in STACKED for a in axes[: len(stacked)]), axes  # a stack's axes come first, so this is a reshape
+    return x.reshape(math.prod(stacked), *(math.prod(x.shape[i] for i in side) for side in sides(axes)))
+
+
+# ---------------------------------------------------------------- optimizers
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """What every optimizer has: a peak `learning_rate`, its `schedule`, decoupled `weight_decay` of the matrices, and a
+    `clip` of the gradient's global norm (0: none). `decay_embeddings=False` leaves tables of embeddings undecayed."""
+
+    learning_rate: float = 1e-3
+    schedule: Schedule = Cosine()
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    decay_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float | int) and not isinstance(value, bool):
+                below = 1.0 if field.name in ("b1", "b2", "momentum") else math.inf
+                if not 0 <= value < below:
+                    name = f"{type(self).__name__}.{field.name}"
+                    raise ValueError(f"{name}={value}: expected at least 0 and less than {below:g}")
+
+    def schedule_fn(self, total_steps: int) -> optax.Schedule:
+        """step -> the learning rate of that step, as `build` applies it."""
+        return self.schedule.build(self.learning_rate, total_steps)
+
+    def decay_mask(self, params_axes: Any) -> Any:
+        """True where a parameter decays: it has at least two sides, and is no table unless `decay_embeddings`."""
+        return _map_axes(
+            lambda axes: len(sides(axes)) >= 2 and (self.decay_embeddings or not is_table(axes)), params_axes
+        )
+
+    def build(self, total_steps: int, params_axes: Any) -> optax.GradientTransformation:
+        """The transformation for a run of `total_steps` over parameters whose logical axes are the tree `params_axes`.
+
+        Raises ValueError when the schedule does not fit in the run."""
+        clip = [optax.clip_by_global_norm(self.clip)] if self.clip else []
+        return optax.chain(*clip, self.descent(total_steps, params_axes))
+
+    def descent(self, total_steps: int, params_axes: Any) -> optax.GradientTransformation:
+        """Clipped gradients -> what is added to the parameters."""
+        mask = self.decay_mask(params_axes)
+        decay = [optax.add_decayed_weights(self.weight_decay, mask)] if self.weight_decay else []
+        rate = optax.scale_by_learning_rate(self.schedule_fn(total_steps))
+        return optax.chain(self.direction(params_axes), *decay, rate)
+
+    def direction(self, params_axes: Any) -> optax.GradientTransformation:
+        """Clipped gradients -> the direction, before decay and learning rate. Plain gradient descent here."""
+        return optax.identity()
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamW(Optimizer):
+    """Adam with decoupled decay. Kingma & Ba 2015, arXiv:1412.6980, algorithm 1; arXiv:1711.05101, algorithm 2."""
+
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+
+    def direction(self, params_axes: Any) -> optax.GradientTransformation:
+        return optax.scale_by_adam(self.b1, self.b2, self.eps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lion(Optimizer):
+    """The sign of an interpolated momentum: wants about a third of AdamW's rate and three times its decay. Chen et al.
+    2023, arXiv:2302.06675, program 1."""
+
+    learning_rate: float = 3e-4
+    b1: float = 0.9
+    b2: float = 0.99
+
+    def direction(self, params_axes: Any) -> optax.GradientTransformation:
+        return optax.scale_by_lion(self.b1, self.b2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Adafactor(Optimizer):
+    """Second moments kept as a row and a column of each matrix. Shazeer & Stern 2018, arXiv:1804.04235, algorithm 4.
+
+    The learning rate is relative to a matrix's root mean square. `decay_rate` is the exponent of
+    b2_t = 1 - t^-decay_rate; `clip_rms` the threshold of a matrix's update; sides shorter than `min_side` are not
+    factored."""
+
+    learning_rate: float = 1e-2
+    weight_decay: float = 0.0
+    decay_rate: float = 0.8
+    clip_rms: float = 1.0
+    min_side: int = 128
+
+    def direction(self, params_axes: Any) -> optax.GradientTransformation:
+        moments = optax.scale_by_factored_rms(True, self.decay_rate, min_dim_size_to_factor=self.min_side)
+        clip = [optax.clip_by_block_rms(self.clip_rms)] if self.clip_rms else []
+        return _each_matrix(optax.chain(moments, *clip, optax.scale_by_param_block_rms()), params_axes)
+
+
+def _each_matrix(inner: optax.GradientTransformation, params_axes: Any) -> optax.GradientTransformation:
+    """`inner` applied to each matrix of each parameter by itself, as if every layer were a parameter of its own."""
+
+    def init(params: Any) -> Any:
+        return jax.tree.map(lambda p, axes: jax.vmap(inner.init)(_matrices(p, axes)), params, params_axes)
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        tree: Any = jax.tree.structure(updates)
+        each = []
+        for g, axes, s, p in zip(*(tree.flatten_up_to(t) for t in (updates, params_axes, state, params)), strict=True):
+            new, s = jax.vmap(inner.update)(_matrices(g, axes), s, _matrices(p, axes))
+            each.append((new.reshape(g.shape), s))
+        return tuple(tree.unflatten(column) for column in zip(*each, strict=True))
+
+    return optax.GradientTransformation(init, update)
+
+
+@dataclasses.dataclass(frozen=True)
+class Muon(Optimizer):
+    """Momentum made orthogonal, for the matrices of the hidden layers; AdamW at its own rate for tables, head, vectors.
+
+    Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/. Each update is scaled by
+    0.2 sqrt(max(rows, columns)), which gives it the root mean square of AdamW's updates whatever the shape, so that
+    AdamW's rates and decay carry over (Liu et al. 2025, arXiv:2502.16982, section 2.2)."""
+
+    momentum: float = 0.95
+    newton_schulz_steps: int = 5
+    adam_learning_rate: float = 1e-3
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+
+    def descent(self, total_steps: int, params_axes: Any) -> optax.GradientTransformation:
+        adam = {f.name: getattr(self, f.name) for f in dataclasses.fields(AdamW)}
+        others = AdamW(**{**adam, "learning_rate": self.adam_learning_rate})
+        masked = optax.MaskedNode()  # how `partition` hides from each side what belongs to the other
+        both = {
+            "matrices": super().descent(total_steps, _map_axes(lambda a: a if _is_matrix(a) else masked, params_axes)),
+            "others": others.descent(total_steps, _map_axes(lambda a: masked if _is_matrix(a) else a, params_axes)),
+        }
+        return optax.partition(both, _map_axes(lambda a: "matrices" if _is_matrix(a) else "others", params_axes))
+
+    def direction(self, params_axes: Any) -> optax.GradientTransformation:
+        def orthogonal(updates: Any, params: Any = None) -> Any:
+            return jax.tree.map(self._orthogonal, updates, params_axes)
+
+        return optax.chain(optax.trace(self.momentum, nesterov=True), optax.stateless(orthogonal))
+
+    def _orthogonal(self, x: jax.Array, axes: Axes) -> jax.Array:
+        matrices = _matrices(x, axes)
+        scale = 0.2 * math.sqrt(max(matrices.shape[1:]))
+        return scale * orthogonalised(matrices, self.newton_schulz_steps).reshape(x.shape)
+
+
+def orthogonalised(x: jax.Array, steps: int = 5) -> jax.Array:
+    """Each matrix of x [stack, rows, columns] with its singular values brought near 1 (0.7 to 1.2 after 5 steps) and
+    its singular vectors kept: a quintic Newton-Schulz iteration, https://kellerjordan.github.io/posts/muon/."""
+    if x.shape[1] > x.shape[2]:  # the smaller Gram matrix is the cheaper one
+        return orthogonalised(x.swapaxes(1, 2), steps).swapaxes(1, 2)
+
+    def step(_: int, m: jax.Array) -> jax.Array:
+        gram = m @ m.T
+        return 3.4445 * m + (-4.7750 * gram + 2.0315 * gram @ gram) @ m
+
+    # matrix by matrix: each is large enough to fill a device, and XLA's batched matmul on CPUs is the slower one
+    return jax.lax.map(lambda m: jax.lax.fori_loop(0, steps, step, m / (jnp.linalg.norm(m) + 1e-7)), x)

@@ -1,0 +1,143 @@
+"""Learning-rate schedules as frozen values: a warm-up, then a shape, in steps.
+
+A schedule knows neither the peak nor the length of the run: the optimizer hands it both, so that a sweep changes one
+number and the schedule follows.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lm.value import suggest
+
+
+def _require(valid: bool, message: str) -> None:
+    if not valid:
+        raise ValueError(message)
+
+
+# A decay's shape: the fraction done, in [0, 1] -> the height left, 1 to 0.
+SHAPES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "linear": lambda x: 1 - x,
+    "cosine": lambda x: 0.5 * (1 + jnp.cos(jnp.pi * x)),  # arXiv:1608.03983
+    "sqrt": lambda x: 1 - jnp.sqrt(x),  # Haegele et al. 2024, arXiv:2405.18392
+    "square": lambda x: 1 - x * x,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How the learning rate moves: a line up over `warmup_steps`, then what the subclass says.
+
+    Step 0 has peak / (warmup_steps + 1), step `warmup_steps` the peak; what a decay ends at would be reached at step
+    `total_steps`, one after the last. So no step is spent at a rate of zero."""
+
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps}: expected a number of steps, at least 0")
+        final = getattr(self, "final", 0.0)
+        _require(0 <= final <= 1, f"final={final}: expected a fraction of the peak learning rate, from 0 to 1")
+
+    def build(self, peak: float, total_steps: int) -> optax.Schedule:
+        """step (int, or an int array) -> learning rate (float32), for a run of `total_steps`.
+
+        Raises ValueError when the schedule does not fit in the run."""
+        self.check(total_steps)
+
+        def learning_rate(step: Any) -> jax.Array:
+            now = jnp.asarray(step, jnp.float32)
+            warmup = jnp.minimum(1.0, (now + 1) / (self.warmup_steps + 1))
+            return peak * warmup * self.after(now, total_steps)
+
+        return learning_rate
+
+    def check(self, total_steps: int) -> None:
+        """Raises ValueError when a run of `total_steps` is too short."""
+        _require(total_steps >= 1, f"a run of {total_steps} steps: expected at least 1")
+        _require(
+            self.warmup_steps <= total_steps,
+            f"warmup_steps={self.warmup_steps} is longer than the run of {total_steps} steps: "
+            "warm up for less or train longer",
+        )
+
+    def after(self, step: jax.Array, total_steps: int) -> jax.Array | float:
+        """The fraction of the peak at `step` (float32), warm-up apart: 1 until the warm-up is over."""
+        return 1.0
+
+    def _fall(self, step: jax.Array, start: float, end: float, shape: str, final: float) -> jax.Array:
+        done = jnp.clip((step - start) / max(end - start, 1), 0.0, 1.0)
+        return final + (1 - final) * SHAPES[shape](done)
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant(Schedule):
+    """The peak, from the end of the warm-up on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine(Schedule):
+    """Half a cosine from the peak to `final` x peak at the end of the run (arXiv:1608.03983)."""
+
+    final: float = 0.1
+
+    def after(self, step: jax.Array, total_steps: int) -> jax.Array:
+        return self._fall(step, self.warmup_steps, total_steps, "cosine", self.final)
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear(Schedule):
+    """A line from the peak to `final` x peak at the end of the run."""
+
+    final: float = 0.0
+
+    def after(self, step: jax.Array, total_steps: int) -> jax.Array:
+        return self._fall(step, self.warmup_steps, total_steps, "linear", self.final)
+
+
+@dataclasses.dataclass(frozen=True)
+class WSD(Schedule):
+    """Warm-up, stable, decay: the peak until the last `decay_steps`, then down to `final` x peak.
+
+    With decay_steps=0 the decay takes `decay_fraction` of the run. arXiv:2404.06395; the shapes: arXiv:2405.18392."""
+
+    decay_steps: int = 0
+    decay_fraction: float = 0.2
+    final: float = 0.0
+    shape: str = "sqrt"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.shape in SHAPES, f"no decay has the shape {self.shape!r}: {suggest(self.shape, SHAPES)}")
+        _require(self.decay_steps >= 0, f"decay_steps={self.decay_steps}: expected a number of steps, at least 0")
+        _require(0 <= self.decay_fraction <= 1, f"decay_fraction={self.decay_fraction}: expected a number from 0 to 1")
+
+    def decay_length(self, total_steps: int) -> int:
+        """How many steps of a run of `total_steps` the decay takes."""
+        return self.decay_steps or round(self.decay_fraction * total_steps)
+
+    def check(self, total_steps: int) -> None:
+        super().check(total_steps)
+        decay = self.decay_length(total_steps)
+        _require(
+            self.warmup_steps + decay <= total_steps,
+            f"warmup_steps={self.warmup_steps} and {decay} steps of decay do not fit in the run of {total_steps} steps"
+            ": shorten one or train longer",
+        )
+
+    def after(self, step: jax.Array, total_steps: int) -> jax.Array:
+        start = total_steps - self.decay_length(total_steps)
+        return self._fall(step, start, total_steps, self.shape, self.final)
+
+
+@dataclasses.dataclass(frozen=True)
+class InverseSquareRoot(Schedule):
+    """peak x sqrt(warmup_steps / step): no end of the run in it. Vaswani et al. 2017, arXiv:1706.03762, section 5.3."""
+
+    def after(self, step: jax.Array, total_steps: int) -> jax.Array:
+        warmup = max(self.warmup_steps, 1)
+        return jnp.sqrt(warmup / jnp.maximum(step, warmup))

@@ -1,0 +1,106 @@
+"""One step of training: gradients (summed over micro-batches), the optimizer, the moving average; jitted, sharded, donated."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lm import sharding
+from lm.train.loss import Metrics
+from lm.train.state import TrainState, averaged, new_state
+from lm.train.task import Batch, Task
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def state_shardings(task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, ema: float = 0.0) -> tuple[Any, Any]:
+    """The training state as ShapeDtypeStructs that carry their shardings, and those shardings as a tree."""
+    shapes = jax.eval_shape(lambda key: new_state(task.init(key), optimizer, bool(ema)), jax.random.key(0))
+    params = sharding.shardings(shapes.params, task.axes(), mesh)
+    placed = sharding.like(shapes, shapes.params, params, mesh)
+    return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placed), placed
+
+
+def init_state(task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int, ema: float = 0.0) -> TrainState:
+    """The state before the first step, each array made where it lives. The same numbers on any mesh."""
+    _, placed = state_shardings(task, optimizer, mesh, ema)
+    make = jax.jit(lambda key: new_state(task.init(key), optimizer, bool(ema)), out_shardings=placed)
+    with sharding.using(mesh):
+        return make(jax.random.key(seed))
+
+
+def build_step(
+    task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int = 0, accumulate: int = 1, ema: float = 0.0
+) -> Step:
+    """(state, batch) -> (state one step on, metrics), compiled once; the state that goes in is donated.
+
+    The metrics are scalars on device: loss and accuracy (means over the weights), grad_norm (before clipping), tokens (weighed)."""
+
+    def gradients(params: Any, batch: Batch, key: jax.Array) -> tuple[Metrics, Any]:
+        (total, metrics), grads = jax.value_and_grad(task.loss, has_aux=True)(params, batch, key)
+        return {**metrics, "total": total}, grads
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        tokens = batch["weights"].sum()
+        batch = {**batch, "weights": batch["weights"] / jnp.maximum(tokens, 1.0)}
+        if accumulate == 1:
+            metrics, grads = gradients(state.params, batch, key)
+        else:
+            metrics, grads = _accumulated(gradients, state.params, batch, key, accumulate)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        new = TrainState(state.step + 1, params, opt_state, averaged(state.ema, params, ema), state.frozen)
+        return new, {**metrics, "grad_norm": optax.global_norm(grads), "tokens": tokens}
+
+    _, placed = state_shardings(task, optimizer, mesh, ema)
+    scalars = NamedSharding(mesh, PartitionSpec())
+    jitted = jax.jit(step, in_shardings=(placed, None), out_shardings=(placed, scalars), donate_argnums=0)
+    return _under(mesh, jitted)
+
+
+def _accumulated(gradients: Any, params: Any, batch: Batch, key: jax.Array, parts: int) -> Any:
+    """The sum of `gradients` over `parts` equal slices of the rows, one at a time in memory."""
+    # row i goes to slice i % parts, so that each slice keeps every device's share of the rows
+    split = {n: jnp.moveaxis(a.reshape(a.shape[0] // parts, parts, *a.shape[1:]), 1, 0) for n, a in batch.items()}
+
+    def body(total: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, gradients(params, *part)), None
+
+    zero = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype),
+        jax.eval_shape(gradients, params, {n: a[0] for n, a in split.items()}, key),
+    )
+    return jax.lax.scan(body, zero, (split, jax.random.split(key, parts)))[0]
+
+
+def build_eval(task: Task, mesh: Mesh) -> Callable[[Any, Batch], Metrics]:
+    """(params, batch) -> the sums of loss and accuracy over the weights of the batch, and `tokens`, the sum of the weights."""
+
+    def evaluate(params: Any, batch: Batch) -> Metrics:
+        return {**task.loss(params, batch, None)[1], "tokens": batch["weights"].sum()}
+
+    return _under(mesh, jax.jit(evaluate))
+
+
+def _under(mesh: Mesh, jitted: Any) -> Any:
+    def call(*args: Any) -> Any:
+        with sharding.using(mesh):
+            return jitted(*args)
+
+    call.lower = lambda *args: _lower(mesh, jitted, args)  # type: ignore[attr-defined]
+    return call
+
+
+def _lower(mesh: Mesh, jitted: Any, args: Any) -> Any:
+    with sharding.using(mesh):
+        return jitted.lower(*args)
+
+
+def place(batch: Batch, mesh: Mesh) -> Batch:
+    """The global arrays of a batch of which each process holds its own rows."""
+    rows = sharding.batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(rows, array) for name, array in batch.items()}
