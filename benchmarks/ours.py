@@ -1,0 +1,72 @@
+"""Worker: this library's model, optimizer and step, at the sizes and with the choices of the peers."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.sizes import BATCHES, BETAS, CLIP, DECAY, LEARNING_RATE, SIZES, Size
+from benchmarks.worker import Train, serve
+
+Batch = dict[str, np.ndarray]
+
+
+def batches(size: Size, packed: bool) -> list[Batch]:
+    """BATCHES batches of random tokens, arrays [B, T]; `packed`: with segment ids and positions, one document a row."""
+    shape = size.batch, size.seq
+    data = np.random.default_rng(0).integers(size.vocab, size=(BATCHES, size.batch, size.seq + 1), dtype=np.int32)
+    same: Batch = {"weights": np.ones(shape, np.float32)}
+    if packed:
+        positions = np.broadcast_to(np.arange(size.seq, dtype=np.int32), shape)
+        same |= {"segment_ids": np.ones(shape, np.int32), "positions": positions}
+    return [{"tokens": d[:, :-1], "targets": d[:, 1:], **same} for d in data]
+
+
+def model_config(size: Size) -> Any:
+    """The ModelConfig that is the peer's model: nanoGPT without biases and with the exact gelu, Llama tied."""
+    from lm.model import families
+    from lm.model.parts import FeedForward
+
+    common = {name: getattr(size, name) for name in ("vocab", "layers", "width", "heads")} | {"context": size.seq}
+    if size.peer == "llama":
+        return families.llama(**common, mlp=size.mlp, tied=True)
+    return families.gpt(**common, bias=False, ffn=FeedForward(mlp=size.mlp, activation="gelu"))
+
+
+def build(settings: dict[str, Any]) -> Train:
+    """Starts as `lm train` does, then trains on numpy batches: their way to the device is in the time."""
+    from lm import hardware
+
+    hardware.prepare("cpu")
+    import jax
+
+    from lm.model.config import Compute
+    from lm.model.transformer import Transformer
+    from lm.sharding import make_mesh
+    from lm.train.optim import AdamW
+    from lm.train.schedule import Constant
+    from lm.train.step import build_step, init_state, place
+    from lm.train.task import Pretraining
+
+    hardware.keep_compiled(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))
+    hardware.split_cpu(settings["devices"])
+    size, mesh = SIZES[settings["size"]], make_mesh()
+    task = Pretraining(Transformer(model_config(size), Compute(matmul=settings["dtype"]).resolve()), source=None)
+    rule = AdamW(LEARNING_RATE, Constant(), DECAY, CLIP, b1=BETAS[0], b2=BETAS[1]).build(1_000_000, task.axes())
+    state, step = init_state(task, rule, mesh, seed=0), build_step(task, rule, mesh)
+    data, taken = batches(size, settings["packed"]), 0
+
+    def train(steps: int) -> float:
+        nonlocal state, taken
+        for _ in range(steps):
+            state, metrics = step(state, place(data[taken % BATCHES], mesh))
+            taken += 1
+        jax.block_until_ready(state)
+        return float(metrics["loss"])
+
+    return train
+
+
+if __name__ == "__main__":
+    serve(build, ["jax", "jaxlib", "flax", "optax"])

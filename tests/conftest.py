@@ -1,0 +1,29 @@
+"""Every test runs on eight CPU devices, compiles through a persistent cache, and has the library's caches to itself.
+
+All of it is set here, before anything imports JAX. The devices are set in this process only: a command that a test
+starts sees the machine as a user's command does (but stays on the CPU, and shares the compilation cache).
+"""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+DEVICES = 8
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parent.parent / ".pytest_cache" / "jax")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+os.environ["LM_CACHE"] = tempfile.mkdtemp(prefix="lm-tests-")
+os.environ.pop("XLA_FLAGS", None)
+
+import jax  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", DEVICES)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(os.environ["LM_CACHE"], ignore_errors=True)

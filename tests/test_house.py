@@ -1,0 +1,183 @@
+"""The shape of the house: arrows point down, files stay short, and what must stay outside stays outside."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+OURS = ("lm", "experiments", "launch", "benchmarks")
+
+# From the ground up. A room is a folder or a file; its files may import one another, and everything below.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("lm.value", "lm.hardware"),
+    ("lm.sharding", "lm.text"),
+    ("lm.model", "lm.data"),
+    ("lm.train", "lm.decode"),
+    ("lm.tune", "lm.evaluate", "lm.pretrained", "lm.experiment", "lm.report", "lm.monitor"),
+    ("lm.run", "lm.study"),
+    ("experiments", "benchmarks"),
+    ("launch",),
+)
+# Downward, and still never.
+NEVER = (("lm.model", "lm.text"), ("lm.data", "lm.model"), ("benchmarks", "experiments"))
+OUTSIDE = ("tensorflow", "torch", "transformers")
+FLAX_LIVES_IN = ("lm.model", "lm.sharding")
+LINES = 500
+
+
+def inside(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
+def room(module: str) -> str | None:
+    return next((r for floor in FLOORS for r in floor if inside(module, r)), None)
+
+
+def floor_of(module: str) -> int | None:
+    return next((i for i, floor in enumerate(FLOORS) if any(inside(module, r) for r in floor)), None)
+
+
+def files() -> dict[str, Path]:
+    """Our modules by their dotted names."""
+    found = {}
+    for top in OURS:
+        for path in sorted((ROOT / top).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = files()
+
+
+def imports(source: str, module: str, package: bool = False) -> Iterator[tuple[int, str]]:
+    """(line, imported name) of every import in `source`, wherever it stands; relative ones are resolved."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = module.split(".")[: len(module.split(".")) - node.level + package] if node.level else []
+            origin = ".".join([*above, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{origin}.{alias.name}") for alias in node.names)
+
+
+def faults(source: str, module: str, package: bool = False) -> list[str]:
+    """What the imports of `source` do that the house forbids."""
+    found = []
+    for line, name in imports(source, module, package):
+        if name.split(".")[0] in OUTSIDE and not inside(module, "benchmarks"):
+            found.append(f"{module}:{line} imports {name}: it belongs to no part of the house")
+        if name.split(".")[0] == "flax" and room(module) not in FLAX_LIVES_IN:
+            found.append(f"{module}:{line} imports {name}: flax is imported in {' and '.join(FLAX_LIVES_IN)} only")
+        if name.split(".")[0] not in OURS:
+            continue
+        mine, theirs = floor_of(module), floor_of(name)
+        if package and inside(module, "lm"):
+            found.append(f"{module}:{line} imports {name}: a package's __init__ is no façade")
+        elif theirs is None:
+            found.append(f"{module}:{line} imports {name}: it has no floor (see FLOORS)")
+        elif room(name) != room(module) and (mine is None or theirs >= mine):
+            found.append(f"{module}:{line} imports {name}: floor {theirs} from floor {mine}, an arrow points down")
+        elif any(inside(module, a) and inside(name, b) for a, b in NEVER):
+            found.append(f"{module}:{line} imports {name}: {room(module)} never imports {room(name)}")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("lm.model.parts", "from lm.train.step import x"),
+        ("lm.model.parts", "def f():\n    import lm.text.tokenizer"),
+        ("lm.model.parts", "from ..train import step"),
+        ("lm.model.parts", "from lm.data.pack import pack"),
+        ("lm.data.pack", "from lm.model import config"),
+        ("lm.run", "import experiments.quickstart"),
+        ("lm.run", "from launch.train import main"),
+        ("experiments.quickstart", "import launch"),
+        ("lm.train.step", "from flax import linen"),
+        ("lm.data.source", "import tensorflow as tf"),
+        ("lm.evaluate.harness", "import lm.tune.sft"),
+        ("lm.value", "from lm import sharding"),
+        ("lm.run", "import lm.nowhere"),
+    ],
+)
+def test_the_rules_catch_what_they_forbid(module: str, source: str) -> None:
+    assert len(faults(source, module)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("lm.model.transformer", "from lm.model.parts import Linear\nfrom . import positions\nfrom flax import linen"),
+        ("lm.data.source", "import tensorflow_datasets as tfds\nfrom lm.text import tokenizer"),
+        ("lm.run", "from lm.train.step import step\nfrom lm import value"),
+        ("launch.train", "import lm.run\nfrom experiments import quickstart"),
+        ("benchmarks.llama", "import torch"),
+    ],
+)
+def test_the_rules_allow_what_they_should(module: str, source: str) -> None:
+    assert faults(source, module) == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module: str) -> None:
+    path = MODULES[module]
+    assert faults(path.read_text(encoding="utf-8"), module, package=path.name == "__init__.py") == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_file_has_a_floor(module: str) -> None:
+    assert module == "lm" or floor_of(module) is not None, f"{module} has no floor: give it one in FLOORS"
+
+
+def test_no_cycle_within_a_room() -> None:
+    arrows = {
+        module: {
+            target
+            for _, name in imports(path.read_text(encoding="utf-8"), module, path.name == "__init__.py")
+            for target in (name, name.rpartition(".")[0])
+            if target in MODULES and target != module and not inside(module, target)
+        }
+        for module, path in MODULES.items()
+    }
+    while leaves := [module for module, targets in arrows.items() if not targets & arrows.keys()]:
+        for module in leaves:
+            del arrows[module]
+    assert not arrows, f"these import one another in a circle: {sorted(arrows)}"
+
+
+@pytest.mark.parametrize("path", [p for top in (*OURS, "tests") for p in sorted((ROOT / top).rglob("*.py"))], ids=str)
+def test_a_file_is_one_idea(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    assert source.count("\n") <= LINES, f"{path} is over {LINES} lines: it is two files"
+    assert path.stem != "utils", "name a file after what it is about"
+    vague = ("Base", "Manager", "Factory", "Helper", "Utils")
+    classes = [n.name for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ClassDef)]
+    assert not [name for name in classes if name.startswith("Base") or name.endswith(vague)]
+
+
+def test_nothing_brings_tensorflow_or_torch_in() -> None:
+    """Importing every module of the library and the command loads neither, not even through another package."""
+    modules = [m for m in MODULES if inside(m, "lm") or inside(m, "launch") and not m.endswith("__main__")]
+    code = (
+        "import importlib, sys\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+        f"print([name for name in {OUTSIDE!r} if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == "[]"
+
+
+def test_the_pinned_requirements_name_neither() -> None:
+    pinned = [
+        line.partition("==")[0].strip().lower()
+        for name in ("requirements.txt", "requirements-dev.txt", "constraints.txt")
+        for line in (ROOT / name).read_text(encoding="utf-8").splitlines()
+        if "==" in line
+    ]
+    assert len(pinned) > 20 and not set(pinned) & {*OUTSIDE, "tensorflow-cpu", "tf-nightly"}
