@@ -2,8 +2,8 @@
 
     make quickstart          or          lm train experiments.quickstart
 
-Two sources are mixed by weight: the library's code, and the prose of its docstrings and language reference. Held-out files are
-scored in bits per byte, beside what gzip -9 and xz -9e need for the same files.
+Two sources are mixed by weight: the library's code, and the prose of its docstrings and language reference. Held-out
+files are scored in bits per byte, beside what gzip -9 and xz -9e need for the same files.
 """
 
 from lm.data.mixture import Data, Mixture
@@ -27,11 +27,11 @@ experiment = Experiment(
         packing=Chunk(),
     ),
     optimizer=Muon(learning_rate=0.01, adam_learning_rate=0.006, schedule=WSD(warmup_steps=10, decay_fraction=0.4)),
-    batch_tokens=16 * 256,
-    steps=300,
+    batch_tokens=8 * 256,
+    steps=240,
     log_every_steps=5,
-    eval_every_steps=100,
+    eval_every_steps=80,
     eval_tokens=16_384,
-    checkpoint_every_steps=100,
+    checkpoint_every_steps=80,
     prompts=("def read_lines(path):\n", "The with statement "),
 )

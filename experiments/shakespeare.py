@@ -1,7 +1,10 @@
-"""nanoGPT's smallest run, character by character: `lm train experiments.shakespeare --set data.mixture.sources.text.path=input.txt`
+"""nanoGPT's smallest run, character by character.
 
-The text is tinyshakespeare (1.1 MB; github.com/karpathy/char-rnn, data/tinyshakespeare/input.txt), its first 90% trained on, the rest held
-out. nanoGPT publishes a validation loss of 1.88 nats a character for this model, batch and number of iterations.
+    lm train experiments.shakespeare --set data.mixture.sources.text.path=input.txt
+
+The text is tinyshakespeare (1.1 MB; github.com/karpathy/char-rnn, data/tinyshakespeare/input.txt), its first 90%
+trained on, the rest held out. nanoGPT publishes a validation loss of 1.88 nats a character for this model, batch and
+number of iterations.
 """
 
 from lm.data.mixture import Data, Mixture
@@ -17,7 +20,13 @@ from lm.train.schedule import Cosine
 experiment = Experiment(
     name="shakespeare",
     model=gpt(
-        vocab=65, layers=4, width=128, heads=4, context=64, bias=False, ffn=FeedForward(mlp=512, activation="gelu"),
+        vocab=65,
+        layers=4,
+        width=128,
+        heads=4,
+        context=64,
+        bias=False,
+        ffn=FeedForward(mlp=512, activation="gelu"),
     ),
     data=Data(
         mixture=Mixture(sources={"text": TextFile("input.txt")}, weights={"text": 1.0}),

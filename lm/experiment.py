@@ -1,10 +1,9 @@
 """An experiment: one frozen value from which everything that a run does follows.
 
-A page in experiments/ builds one; `lm train` runs it; `--set` and ablations change it with the same `replace`. It is written to a
-run's folder as plain data, and a folder of a different experiment is never written to.
+A page in experiments/ builds one; `lm train` runs it; `--set` and ablations change it with the same `replace`. It is
+written to a run's folder as plain data, and a folder of a different experiment is never written to.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,15 +16,22 @@ from lm.model.compute import Compute
 from lm.model.config import ModelConfig
 from lm.train.optim import AdamW, Optimizer
 
+EVERY = ("log_every_steps", "eval_every_steps", "checkpoint_every_steps")
+AT_LEAST_ONE = ("steps", "batch_tokens", "accumulate", *EVERY, "keep_last")
+AT_LEAST_ZERO = ("seq_len", "seed", "z_loss", "ema", "eval_tokens", "keep_best", "sample_tokens")
+# what cannot change the numbers of a run
+INERT = {"name", "log_every_steps", "keep_last", "keep_best", "prompts", "sample_tokens", "sampling"}
+
 
 @dataclass(frozen=True)
 class Experiment:
     """What is trained, on what, and how long.
 
-    The model and how it is computed, the data and the question asked about it, the optimizer, the mesh (axis -> devices; empty:
-    all devices data parallel), then numbers: `batch_tokens` a step in rows of `seq_len` tokens (0: the model's context), in
-    `accumulate` micro-batches; `z_loss` as in lm/train/loss.py; `ema` the decay of a moving average of the parameters (0: none);
-    `eval_tokens` the most held-out tokens a source that an evaluation on the way reads (0: all; the last one reads all)."""
+    The model and how it is computed, the data and the question asked about it, the optimizer, the mesh (axis ->
+    devices; empty: all devices data parallel), then numbers: `batch_tokens` a step in rows of `seq_len` tokens (0: the
+    model's context), in `accumulate` micro-batches; `z_loss` as in lm/train/loss.py; `ema` the decay of a moving
+    average of the parameters (0: none); `eval_tokens` the most held-out tokens a source that an evaluation on the way
+    reads (0: all; the last one reads all)."""
 
     name: str
     model: ModelConfig
@@ -52,23 +58,25 @@ class Experiment:
     sampling: Sampling = Sampling(temperature=0.8, top_p=0.95)
 
     def __post_init__(self) -> None:
-        at_least = dict(steps=1, batch_tokens=1, accumulate=1, log_every_steps=1, eval_every_steps=1, checkpoint_every_steps=1,
-                        seq_len=0, seed=0, z_loss=0, ema=0, eval_tokens=0, keep_last=1, keep_best=0, sample_tokens=0)
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
+        for names, least in ((AT_LEAST_ONE, 1), (AT_LEAST_ZERO, 0)):
+            for name in names:
+                if getattr(self, name) < least:
+                    raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
         if not self.name or "/" in self.name:
             raise ValueError(f"name={self.name!r}: expected a name that can be a folder's")
         if self.ema >= 1:
             raise ValueError(f"ema={self.ema}: expected a decay below 1, for instance 0.999")
         if self.length > self.model.context:
-            raise ValueError(f"seq_len={self.seq_len} is longer than model.context={self.model.context}: lower the one or raise the other")
+            raise ValueError(
+                f"seq_len={self.seq_len} is longer than model.context={self.model.context}: "
+                "lower the one or raise the other"
+            )
         micro = self.length * self.accumulate
         if self.batch_tokens % micro:
             near = sorted({max(1, self.batch_tokens // micro) * micro, (self.batch_tokens // micro + 1) * micro})
             raise ValueError(
-                f"batch_tokens={self.batch_tokens} is not a multiple of {micro} (rows of {self.length} tokens x {self.accumulate} "
-                f"micro-batches): try {' or '.join(map(str, near))}"
+                f"batch_tokens={self.batch_tokens} is not a multiple of {micro} (rows of {self.length} tokens x "
+                f"{self.accumulate} micro-batches): try {' or '.join(map(str, near))}"
             )
         self.optimizer.schedule_fn(self.steps)  # raises where the schedule does not fit in the run
 
@@ -94,5 +102,4 @@ class Experiment:
 
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Where two experiments' plain data differ, less what cannot change the numbers of a run."""
-    inert = {f.name for f in dataclasses.fields(Experiment)} & {"log_every_steps", "keep_last", "keep_best", "prompts", "sample_tokens", "sampling", "name"}
-    return [d for d in value.differences(before, after) if d[0].split(".")[0] not in inert]
+    return [d for d in value.differences(before, after) if d[0].split(".")[0] not in INERT]

@@ -32,8 +32,9 @@ PEAK_FLOPS = {
 def prepare(devices: str = "") -> None:
     """Settings that must precede JAX: `devices` is cpu, gpu, tpu or "" (the best there is).
 
-    XLA takes a step's temporaries from malloc and gives them back after it. glibc would hand blocks that large to the kernel each time,
-    and the next step would fault every page in again, which costs a small model up to 40% of its step on a CPU."""
+    XLA takes a step's temporaries from malloc and gives them back after it. glibc would hand blocks that large to the
+    kernel each time, and the next step would fault every page in again, which costs a small model up to 40% of its step
+    on a CPU."""
     if devices:
         os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(devices, devices)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -44,13 +45,14 @@ def prepare(devices: str = "") -> None:
 
 
 def keep_compiled(cache: Path) -> None:
-    """Keep compiled programs under `cache`, so that a second run of the same program starts at once. JAX_COMPILATION_CACHE_DIR
-    names another folder."""
+    """Keep compiled programs under `cache`, so that a second run of the same program starts at once.
+    JAX_COMPILATION_CACHE_DIR names another folder."""
     import jax
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         # programs for one CPU may not run on another, and home folders are shared between machines
-        jax.config.update("jax_compilation_cache_dir", str(cache / "compiled" / hashlib.sha256(cpu().encode()).hexdigest()[:8]))
+        here = hashlib.sha256(cpu().encode()).hexdigest()[:8]
+        jax.config.update("jax_compilation_cache_dir", str(cache / "compiled" / here))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
@@ -59,13 +61,13 @@ def split_cpu(devices: int) -> None:
     """Make the CPU appear as `devices` devices (0: leave it). Raises ValueError when JAX has started already."""
     import jax
 
-    if devices and devices != jax.config.read("jax_num_cpu_devices"):
+    if devices and devices != jax.config.jax_num_cpu_devices:  # type: ignore[attr-defined]
         try:
             jax.config.update("jax_num_cpu_devices", devices)
         except RuntimeError:
-            if len(jax.devices("cpu")) != devices:
+            if (there := len(jax.devices("cpu"))) != devices:
                 raise ValueError(
-                    f"compute.devices={devices}, but JAX has started with {len(jax.devices('cpu'))}: set it before anything else runs"
+                    f"compute.devices={devices}, but JAX has started with {there}: set it before anything else runs"
                 ) from None
 
 
@@ -76,20 +78,22 @@ def cpu() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
-    flags = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in fields.get("flags", fields.get("Features", "")).split()]
+    has = fields.get("flags", fields.get("Features", "")).split()
+    flags = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in has]
     return " ".join([fields.get("model name", platform.machine()), *flags])
 
 
 def peak_flops(dtype: str = "float32") -> tuple[float, str]:
-    """FLOP/s that all devices could do together in products of `dtype`, and where the figure is from: the data sheet of a known chip;
-    else a product of 1024 x 1024 matrices, measured here."""
+    """FLOP/s that all devices could do together in products of `dtype`, and where the figure is from: the data sheet of
+    a known chip; else a product of 1024 x 1024 matrices, measured here."""
     import jax
 
     device = jax.devices()[0]
     for name, flops in PEAK_FLOPS.items():
         if name.lower() in device.device_kind.lower():
             half = 0.5 if dtype == "float32" else 1.0
-            return flops * half * jax.device_count(), f"{device.device_kind}, data sheet{', bfloat16 halved' if half < 1 else ''}"
+            source = f"{device.device_kind}, data sheet{', bfloat16 halved' if half < 1 else ''}"
+            return flops * half * jax.device_count(), source
     return _measured(dtype), f"{dtype} product of 1024 x 1024 matrices, measured at the start"
 
 
@@ -101,12 +105,12 @@ def _measured(dtype: str) -> float:
     x = jnp.ones((n, n), dtype)
     product = jax.jit(lambda a, b: jax.lax.dot(a, b, preferred_element_type=jnp.float32))
     product(x, x).block_until_ready()
-    times = []
-    for _ in range(8):
+    best, began = float("inf"), time.perf_counter()
+    while time.perf_counter() - began < 1.0:  # long enough to find a moment in which the machine is ours alone
         start = time.perf_counter()
         product(x, x).block_until_ready()
-        times.append(time.perf_counter() - start)
-    return 2 * n**3 / min(times)
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
 
 
 def environment() -> dict[str, Any]:

@@ -32,8 +32,12 @@ class Pretrained:
     def logits(self, input_ids: np.ndarray) -> jax.Array:
         """Token ids [B, T] -> float32 logits [B, T, V]."""
         ids = np.asarray(input_ids)
+        if ids.ndim != 2 or ids.shape[1] > self.config.context:
+            raise ValueError(f"token ids of shape {ids.shape}: expected [B, T] with T up to {self.config.context}")
         if ids.size and not (0 <= ids.min() and ids.max() < self.config.vocab):
-            raise ValueError(f"token ids from {ids.min()} to {ids.max()}: the vocabulary is 0 to {self.config.vocab - 1}")
+            raise ValueError(
+                f"token ids from {ids.min()} to {ids.max()}: the vocabulary is 0 to {self.config.vocab - 1}"
+            )
         return self.model(self.params, jnp.asarray(ids, jnp.int32))
 
     def encode(self, prompt: str) -> list[int]:
@@ -47,12 +51,19 @@ class Pretrained:
         """`n` continuations of `prompt`: at each yield the new text of each, complete characters only."""
         texts = [Stream(self.tokenizer) for _ in range(n)]
         stop = [] if self.tokenizer.eos is None else [self.tokenizer.eos]
-        for rows in stream_ids(self.model, self.params, [self.encode(prompt)] * n, max_new_tokens, sampling, stop, seed):
+        prompts = [self.encode(prompt)] * n
+        for rows in stream_ids(self.model, self.params, prompts, max_new_tokens, sampling, stop, seed):
             yield ["".join(map(text.push, ids)) for text, ids in zip(texts, rows, strict=True)]
         yield [text.close() for text in texts]
 
     def generate(
-        self, prompt: str, max_new_tokens: int = 128, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0
+        self,
+        prompt: str,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
     ) -> str:
         """One continuation of `prompt`, greedy unless a temperature is given."""
         sampling = Sampling(temperature, top_k, top_p)

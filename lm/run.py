@@ -1,8 +1,8 @@
 """A run: an experiment and a folder become a trained model, its curves, its samples and its report.
 
-The order of things is the order of this file: the folder is claimed, the data prepared, the state made or restored, then the loop trains,
-stopping now and then to look at held-out text and to save. Started again in the same folder, it goes on where the last checkpoint
-was, with the bits that it would have had.
+The order of things is the order of this file: the folder is claimed, the data prepared, the state made or restored,
+then the loop trains, stopping now and then to look at held-out text and to save. Started again in the same folder, it
+goes on where the last checkpoint was, with the bits that it would have had.
 """
 
 import contextlib
@@ -10,11 +10,12 @@ import datetime
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -31,9 +32,10 @@ from lm.monitor import Bar, Metrics, preparing
 from lm.pretrained import Pretrained, read_experiment
 from lm.report import write_report
 from lm.sharding import make_mesh
-from lm.text.tokenizer import load_tokenizer
+from lm.text.tokenizer import Tokenizer, load_tokenizer
 from lm.train.checkpoint import Checkpoints
-from lm.train.loop import NotFinite, as_batches, train as train_loop
+from lm.train.loop import NotFinite, as_batches
+from lm.train.loop import train as train_loop
 from lm.train.state import TrainState
 from lm.train.step import build_eval, build_step, init_state, place, state_shardings
 from lm.train.task import Pretraining
@@ -50,10 +52,10 @@ class Interrupted(Exception):
 
 
 def train(experiment: Experiment, workdir: str | Path, reference: str = "", command: str = "") -> Path:
-    """Train `experiment` in the folder `workdir`, from the start or from its newest checkpoint; returns the path of the report.
+    """Train `experiment` in the folder `workdir`, from its newest checkpoint if it has one; returns the report's path.
 
-    `reference` (module:name) and `command` are noted in the folder. Raises ValueError for anything the user can mend, Interrupted
-    after SIGTERM or SIGINT."""
+    `reference` (module:name) and `command` are noted in the folder. Raises ValueError for anything the user can mend,
+    Interrupted after SIGTERM or SIGINT."""
     hardware.split_cpu(experiment.compute.devices)
     hardware.keep_compiled(cache_dir())
     folder = claim(Path(workdir), experiment, reference)
@@ -61,7 +63,7 @@ def train(experiment: Experiment, workdir: str | Path, reference: str = "", comm
 
 
 def claim(folder: Path, experiment: Experiment, reference: str) -> Path:
-    """`folder`, made if missing, holding experiment.json. Raises ValueError when it holds a different experiment's run."""
+    """`folder`, made if missing, with experiment.json. Raises ValueError when it holds another experiment's run."""
     file = folder / "experiment.json"
     new = value.plain(experiment)
     try:
@@ -71,7 +73,10 @@ def claim(folder: Path, experiment: Experiment, reference: str) -> Path:
             if different:
                 shown = "; ".join(f"{path} was {old!r}, is {now!r}" for path, old, now in different[:6])
                 more = f" and {len(different) - 6} more" if len(different) > 6 else ""
-                raise ValueError(f"{folder} holds a run of a different experiment ({shown}{more}): choose another --workdir, or remove it")
+                raise ValueError(
+                    f"{folder} holds a run of a different experiment ({shown}{more}): "
+                    "choose another --workdir, or remove it"
+                )
         write_json(file, {"experiment": reference, "fingerprint": experiment.fingerprint, "value": new})
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"cannot use {folder} as a run's folder: {error}; choose another --workdir") from None
@@ -83,6 +88,17 @@ def write_json(file: Path, data: Any) -> None:
     part = file.with_suffix(".part")
     part.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
     part.replace(file)
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """`tokenizer` in `folder`, whole or not at all."""
+    part = folder.with_suffix(".part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        tokenizer.save(part)
+        part.rename(folder)
+    except OSError as error:
+        raise ValueError(f"cannot write {folder}: {error.strerror or error}; choose another --workdir") from None
 
 
 class Run:
@@ -105,9 +121,11 @@ class Run:
         e, parts = self.experiment, self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         rows = e.rows // e.accumulate
         if rows % parts:
+            fitting = -(-rows // parts) * parts * e.length * e.accumulate
             raise ValueError(
-                f"{rows} rows a micro-batch do not divide over data x fsdp = {parts} devices: batch_tokens={e.batch_tokens} is "
-                f"{e.rows} rows of {e.length} tokens in {e.accumulate} micro-batches; try batch_tokens={-(-rows // parts) * parts * e.length * e.accumulate}"
+                f"{rows} rows a micro-batch do not divide over data x fsdp = {parts} devices: "
+                f"batch_tokens={e.batch_tokens} is {e.rows} rows of {e.length} tokens in {e.accumulate} micro-batches; "
+                f"try batch_tokens={fitting}"
             )
 
     def _prepare(self) -> Batches:
@@ -121,7 +139,7 @@ class Run:
                 f"raise model.vocab to at least {data.tokenizer.vocab_size}"
             )
         if tokenizer is None:
-            data.tokenizer.save(saved)
+            save_tokenizer(data.tokenizer, saved)
         return data
 
     # ---------------------------------------------------------------- training
@@ -144,10 +162,12 @@ class Run:
                 checkpoints.wait()
                 if int(state.step) < e.steps:
                     raise Interrupted(asked[0], int(state.step), self.folder)
-                self._sample(state, bar)
+                self._sample(state, bar.say)
                 self._finish(about, time.time())
             else:
                 print(f"{self.folder} is finished: {e.steps} steps are done")
+                if not (self.folder / "samples.json").exists():  # killed before it wrote them
+                    self._sample(state, print)
         report = write_report(self.folder)
         print(f"report: {report}")
         return report
@@ -168,7 +188,13 @@ class Run:
         return state
 
     def _loop(
-        self, state: TrainState, checkpoints: Checkpoints, metrics: Metrics, bar: Bar, asked: list[int], about: dict[str, Any]
+        self,
+        state: TrainState,
+        checkpoints: Checkpoints,
+        metrics: Metrics,
+        bar: Bar,
+        asked: list[int],
+        about: dict[str, Any],
     ) -> TrainState:
         e = self.experiment
         step = build_step(self.task, self.optimizer, self.mesh, e.seed, e.accumulate, e.ema)
@@ -179,15 +205,21 @@ class Run:
         def observe(n: int, values: dict[str, float]) -> None:
             if clock.first:
                 clock.first = False
-                about["compile_seconds"] = time.time() - clock.since
-                bar.say(f"first step finished {time.time() - self.started:.1f} s after the start, {time.time() - clock.since:.1f} s of them its own")
+                now = time.time()
+                about["compile_seconds"] = own = now - clock.since
+                bar.say(f"first step finished {now - self.started:.1f} s after the start, {own:.1f} s of them its own")
                 clock.reset(n)
             speed = clock.tokens_per_second(n)
             mfu = speed * flops / peak
             bar.update(n, values["loss"], speed, mfu)
             if n % e.log_every_steps == 0 or n == e.steps:
-                logged = {"loss": values["loss"], "accuracy": values["accuracy"], "learning_rate": float(self.learning_rate(n - 1)),
-                          "grad_norm": values["grad_norm"], "tokens": n * e.batch_tokens}
+                logged = {
+                    "loss": values["loss"],
+                    "accuracy": values["accuracy"],
+                    "learning_rate": float(self.learning_rate(n - 1)),
+                    "grad_norm": values["grad_norm"],
+                    "tokens": n * e.batch_tokens,
+                }
                 metrics.write(n, logged | {"tokens_per_second": round(speed, 1), "mfu": round(mfu, 5)})
 
         def due(n: int) -> tuple[bool, bool]:
@@ -209,21 +241,24 @@ class Run:
 
         batches = self.task.batches(state)
         try:
-            return train_loop(state, step, as_batches(batches, lambda b: place(b, self.mesh)), e.steps, observe,
-                              lambda n: any(due(n)), visit)
+            placed = as_batches(batches, lambda b: place(b, self.mesh))
+            return train_loop(state, step, placed, e.steps, observe, lambda n: any(due(n)), visit)
         except NotFinite as error:
             checkpoints.wait()
             kept = checkpoints.latest
             where = f"checkpoint {kept} in {self.folder} is from before" if kept else "no checkpoint was written yet"
-            raise NotFinite(f"{error}: stopped; {where}. A lower learning rate, a longer warm-up or a tighter clip may help") from None
+            raise NotFinite(
+                f"{error}: stopped; {where}. A lower learning rate, a longer warm-up or a tighter clip may help"
+            ) from None
         finally:
             batches.close()  # type: ignore[attr-defined]
 
     # ---------------------------------------------------------------- looking
 
     def heldout(self, params: Any, most_tokens: int = 0) -> dict[str, float]:
-        """Held-out loss (nats a token), perplexity and bits per byte of each source, and eval/loss, their mean; of at most `most_tokens` a
-        source (0: all)."""
+        """Held-out loss (nats a token), perplexity and bits per byte of each source, and eval/loss, their mean.
+
+        At most `most_tokens` a source are read (0: all)."""
         e, out, losses = self.experiment, {}, []
         rows = e.rows // e.accumulate
         for source in self.data.sources:
@@ -249,7 +284,7 @@ class Run:
             parts.append(f"{source} {values[f'eval/{source}/bits_per_byte']:.3f} ({others})")
         return f"step {n}: held-out bits per byte: {'; '.join(parts)}"
 
-    def _sample(self, state: TrainState, bar: Bar) -> None:
+    def _sample(self, state: TrainState, say: Callable[[str], None]) -> None:
         e = self.experiment
         if not e.prompts:
             return
@@ -260,9 +295,10 @@ class Run:
             room = e.model.context - len(model.encode(prompt))
             streamed = model.stream(prompt, min(e.sample_tokens, room), e.sampling, e.seed)
             texts.append(prompt + "".join(rows[0] for rows in streamed))
-            bar.say(f"--- {prompt!r} goes on:\n{texts[-1]}")
+            say(f"--- {prompt!r} goes on:\n{texts[-1]}")
         (self.folder / "samples.txt").write_text(("\n" + "=" * 80 + "\n").join(texts) + "\n")
-        write_json(self.folder / "samples.json", [{"prompt": p, "text": t} for p, t in zip(e.prompts, texts, strict=True)])
+        samples = [{"prompt": p, "text": t} for p, t in zip(e.prompts, texts, strict=True)]
+        write_json(self.folder / "samples.json", samples)
 
     # ---------------------------------------------------------------- telling
 

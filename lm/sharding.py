@@ -1,8 +1,8 @@
 """Where arrays live: the mesh, the logical axes, and the one table that joins them.
 
-A parameter is born with logical axes (the long names of the letters B T D N K H F V L), an activation is `constrain`ed with
-them in a few places, and RULES says which mesh axis each takes. Everything else (parameters, optimizer state, checkpoints)
-follows from the tree of logical axes. Policy is the table; changing it changes no model code.
+A parameter is born with logical axes (the long names of the letters B T D N K H F V L), an activation is `constrain`ed
+with them in a few places, and RULES says which mesh axis each takes. Everything else (parameters, optimizer state,
+checkpoints) follows from the tree of logical axes. Policy is the table; changing it changes no model code.
 """
 
 import contextlib
@@ -38,8 +38,8 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 
 
 def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of MESH_AXES over `devices` (default: all). Axes not named in `shape` have size 1; with no shape all devices
-    are data parallel.
+    """A mesh of MESH_AXES over `devices` (default: all). Axes not named in `shape` have size 1; with no shape all
+    devices are data parallel.
 
     Raises ValueError when an axis is unknown or the sizes do not multiply to the number of devices."""
     devices = list(jax.devices()) if devices is None else list(devices)
@@ -61,7 +61,7 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[jax.Devi
 
 @contextlib.contextmanager
 def using(mesh: Mesh) -> Iterator[Mesh]:
-    """Trace and run under `mesh`: both halves that flax's constraints need (without the first they silently do nothing)."""
+    """Trace and run under `mesh`: both halves of what flax's constraints need, which do nothing without the first."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(list(RULES.items())):
         yield mesh
 
@@ -95,6 +95,7 @@ def spec(axes: Sequence[str | None]) -> PartitionSpec:
 
 def _fitting(mesh: Mesh, shape: Sequence[int], partition: PartitionSpec) -> PartitionSpec:
     """`partition` without the entries whose mesh axes do not divide the dimension: those stay whole on every device."""
+
     def size(entry: Any) -> int:
         return math.prod(mesh.shape[a] for a in ((entry,) if isinstance(entry, str) else entry or ()))
 
@@ -102,15 +103,13 @@ def _fitting(mesh: Mesh, shape: Sequence[int], partition: PartitionSpec) -> Part
 
 
 def shardings(shapes: Any, axes: Any, mesh: Mesh) -> Any:
-    """The NamedShardings of a tree of arrays (or ShapeDtypeStructs) whose logical axes are the tree `axes` of tuples."""
-    return jax.tree.map(
-        lambda x, a: NamedSharding(mesh, _fitting(mesh, x.shape, spec(a))), shapes, axes
-    )
+    """The NamedShardings of a tree of arrays or ShapeDtypeStructs whose logical axes are the tree `axes` of tuples."""
+    return jax.tree.map(lambda x, a: NamedSharding(mesh, _fitting(mesh, x.shape, spec(a))), shapes, axes)
 
 
 def like(tree: Any, params: Any, params_shardings: Any, mesh: Mesh) -> Any:
-    """Shardings for `tree` (an optimizer's state, say): a leaf whose path ends with a parameter's path and whose shape is that
-    parameter's is placed as it is; everything else is replicated."""
+    """Shardings for `tree` (an optimizer's state, say): a leaf whose path ends with a parameter's path and whose shape
+    is that parameter's is placed as it is; everything else is replicated."""
     by_path = {
         jax.tree_util.keystr(path): (leaf.shape, sharding)
         for (path, leaf), sharding in zip(

@@ -1,9 +1,9 @@
 """Frozen values: how an experiment is changed, printed, saved, read back and told apart.
 
-Everything that a run depends on is a frozen dataclass made of numbers, text, tuples, dicts and other such values. This file
-holds what one does with them: `replace` (nested), `parse` (from `a.b=c` text), `plain` and `build` (to JSON data and back),
-`fingerprint` and `differences`. A field that accepts one of several classes is annotated with their common base class, and
-its value is written with the name of its class.
+Everything that a run depends on is a frozen dataclass made of numbers, text, tuples, dicts and other such values. This
+file holds what one does with them: `replace` (nested), `parse` (from `a.b=c` text), `plain` and `build` (to JSON data
+and back), `fingerprint` and `differences`. A field that accepts one of several classes is annotated with their common
+base class, and its value is written with the name of its class.
 """
 
 import ast
@@ -13,6 +13,7 @@ import functools
 import hashlib
 import importlib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -82,7 +83,7 @@ def _parse(value: Any, kind: Any, path: list[str], text: str) -> Any:
             raise ValueError(f"no entry {name!r}: {suggest(name, value)}")
     elif dataclasses.is_dataclass(value):
         _check_field(value, name)
-        inner = _hints(type(value))[name]
+        inner = _hints(typing.cast(Any, type(value)))[name]
     else:
         raise ValueError(f"{value!r} has no fields, so {name!r} cannot be set in it")
     return _with(value, {name: _parse(_get(value, name), inner, rest, text) if rest else _from_text(inner, text)})
@@ -96,7 +97,8 @@ def _hints(cls: Any) -> dict[str, Any]:
 def _subclasses(cls: type) -> dict[str, type]:
     """The classes that a field annotated `cls` accepts, by name, the newest definition of a name last."""
     found: dict[str, type] = {cls.__name__: cls}
-    for sub in type.__subclasses__(cls):
+    subclasses: list[type] = type.__subclasses__(cls)
+    for sub in subclasses:
         found.update(_subclasses(sub))
     return found
 
@@ -107,7 +109,7 @@ def _alternatives(kind: Any) -> tuple[Any, ...]:
 
 
 def _from_text(kind: Any, text: str) -> Any:
-    """Read `text` as the type `kind`: a scalar, a value written as Python calls it (`Rotary(theta=1e6)`), or a literal."""
+    """`text` read as the type `kind`: a scalar, a value written as Python calls it (`Rotary(theta=1e6)`), a literal."""
     kinds = _alternatives(kind)
     if type(None) in kinds and text in ("None", "null", "none"):
         return None
@@ -123,7 +125,7 @@ def _from_text(kind: Any, text: str) -> Any:
                 continue
             if one is float:
                 return number
-            if number == int(number):
+            if math.isfinite(number) and number == int(number):
                 return int(text.replace("_", "")) if text.replace("_", "").lstrip("+-").isdigit() else int(number)
         elif dataclasses.is_dataclass(one):
             return _from_call(typing.cast(type, one), text)
@@ -164,7 +166,7 @@ def _from_call(base: type, text: str) -> Any:
 
 
 def _fit(kind: Any, data: Any) -> Any:
-    """Plain data as the annotated type: lists become tuples, dicts with a "type" become values; ValueError otherwise."""
+    """Plain data as the annotated type: lists become tuples, dicts with a "type" values; ValueError otherwise."""
     kinds = _alternatives(kind)
     if len(kinds) > 1:
         if data is None and type(None) in kinds:
@@ -199,7 +201,7 @@ def _fit(kind: Any, data: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON data. A dataclass becomes a dict whose "type" names its class (with its module, when it is not ours)."""
+    """`value` as JSON data. A dataclass becomes a dict whose "type" names its class, with its module where not ours."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         cls = type(value)
         ours = cls.__module__.split(".")[0] == "lm"
@@ -211,7 +213,8 @@ def plain(value: Any) -> Any:
         return [plain(v) for v in value]
     if isinstance(value, (str, int, float, bool)) or value is None:
         return value
-    raise ValueError(f"an experiment is made of numbers, text, tuples, dicts and dataclasses, not of {type(value).__name__} {value!r}")
+    kind = type(value).__name__
+    raise ValueError(f"an experiment is made of numbers, text, tuples, dicts and dataclasses, not of {kind} {value!r}")
 
 
 def build(cls: type[T], data: Mapping[str, Any]) -> T:

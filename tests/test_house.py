@@ -13,11 +13,12 @@ OURS = ("lm", "experiments", "launch", "benchmarks")
 
 # From the ground up. A room is a folder or a file; its files may import one another, and everything below.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("lm.value", "lm.hardware"),
+    ("lm.value", "lm.hardware", "lm.monitor", "lm.page", "lm.plots"),
     ("lm.sharding", "lm.text"),
     ("lm.model", "lm.data"),
     ("lm.train", "lm.decode"),
-    ("lm.tune", "lm.evaluate", "lm.pretrained", "lm.experiment", "lm.report", "lm.monitor"),
+    ("lm.experiment",),
+    ("lm.tune", "lm.evaluate", "lm.pretrained", "lm.report"),
     ("lm.run", "lm.study"),
     ("experiments", "benchmarks"),
     ("launch",),

@@ -1,7 +1,8 @@
-"""Decoding: a prompt is read in one pass (prefill), then tokens are drawn one at a time with a cache of keys and values.
+"""Decoding: a prompt is read in one pass (prefill), then tokens are drawn one at a time, with a cache.
 
-The cache is a value, and the tokens of a stretch are drawn in one compiled loop, so that the host is asked once a stretch. Prompts of
-different lengths share a batch: they are padded on the left, and padding is a segment of its own that nothing looks at.
+The cache is a value, and the tokens of a stretch are drawn in one compiled loop, so that the host is asked once a
+stretch. Prompts of different lengths share a batch: they are padded on the left, and padding is a segment of its own
+that nothing looks at.
 """
 
 import dataclasses
@@ -23,8 +24,10 @@ STRETCH = 16  # tokens drawn between two looks of the host
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """A batch of sequences under way: `last` [B] the newest token of each, not yet in the cache; `index` its place in the cache;
-    `pad` [B] the padding on the left; `done` [B] whether a stop token was drawn; `keys` [B] for drawing; `segments` [B, S]."""
+    """A batch of sequences under way.
+
+    `last` [B] the newest token of each, not yet in the cache; `index` its place in the cache; `pad` [B] the padding on
+    the left; `done` [B] whether a stop token was drawn; `keys` [B] for drawing; `segments` [B, S]."""
 
     cache: Cache
     last: jax.Array
@@ -39,7 +42,8 @@ class Decoding:
 def prefill(
     model: Transformer, params: Params, tokens: jax.Array, pad: jax.Array, key: jax.Array, room: int, sampling: Sampling
 ) -> Decoding:
-    """Read prompts [B, T], each with `pad` [B] tokens of padding before it, into a cache for `room` tokens; draw the next of each."""
+    """Read prompts [B, T], each after `pad` [B] tokens of padding, into a cache for `room` tokens; draw the next of
+    each."""
     B, T = tokens.shape
     place = jnp.arange(room)[None]
     segments = (place >= pad[:, None]).astype(jnp.int32)
@@ -78,12 +82,18 @@ def extend(
 
 
 def stream(
-    model: Transformer, params: Params, prompts: Sequence[Sequence[int]], max_new_tokens: int, sampling: Sampling = Sampling(),
-    stop: Sequence[int] = (), seed: int = 0,
+    model: Transformer,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    sampling: Sampling = Sampling(),
+    stop: Sequence[int] = (),
+    seed: int = 0,
 ) -> Iterator[list[list[int]]]:
-    """Decode prompts of token ids: at each yield the new ids of every row, without the stop token, until all have stopped.
+    """Decode prompts of token ids: at each yield the new ids of every row, without the stop token, until all stopped.
 
-    Raises ValueError for an empty prompt, an id outside the vocabulary, or a prompt that leaves no room in the context."""
+    Raises ValueError for an empty prompt, an id outside the vocabulary, or a prompt that leaves no room in the
+    context."""
     check_prompts(prompts, model.cfg.vocab, model.cfg.context, max_new_tokens)
     if max_new_tokens == 0:
         return
@@ -108,7 +118,9 @@ def stream(
         yield rows
 
 
-def generate(model: Transformer, params: Params, prompts: Sequence[Sequence[int]], max_new_tokens: int, **options: Any) -> list[list[int]]:
+def generate(
+    model: Transformer, params: Params, prompts: Sequence[Sequence[int]], max_new_tokens: int, **options: Any
+) -> list[list[int]]:
     """The new ids of every prompt; options as in `stream`."""
     out: list[list[int]] = [[] for _ in prompts]
     for rows in stream(model, params, prompts, max_new_tokens, **options):
@@ -120,10 +132,15 @@ def generate(model: Transformer, params: Params, prompts: Sequence[Sequence[int]
 def check_prompts(prompts: Sequence[Sequence[int]], vocab: int, context: int, max_new_tokens: int) -> None:
     """Raise ValueError for prompts that cannot be continued by `max_new_tokens`."""
     if not prompts or max_new_tokens < 0:
-        raise ValueError(f"{len(prompts)} prompts and max_new_tokens={max_new_tokens}: expected at least one, and no negative number")
+        raise ValueError(
+            f"{len(prompts)} prompts and max_new_tokens={max_new_tokens}: expected at least one, and no negative number"
+        )
     for prompt in prompts:
         if not len(prompt):
-            raise ValueError("the prompt has no tokens, and this tokenizer has none to begin a text with: give at least one character")
+            raise ValueError(
+                "the prompt has no tokens, and this tokenizer has none to begin a text with: "
+                "give at least one character"
+            )
         wrong = [t for t in prompt if not 0 <= t < vocab]
         if wrong:
             raise ValueError(f"token id {wrong[0]} is outside the vocabulary of {vocab}")

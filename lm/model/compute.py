@@ -16,11 +16,12 @@ ATTENTION = ("plain", "blocked")  # the kernels of lm/model/attention.py
 class Compute:
     """How a model is computed.
 
-    - `dtype` of activations, `matmul` of the operands of matrix products (sums are always float32): float32 or bfloat16. On CPUs
-      with bfloat16 units the fast pair is float32 activations with bfloat16 products; on TPU and GPU both are bfloat16.
+    - `dtype` of activations, `matmul` of the operands of matrix products (sums are always float32): float32 or
+      bfloat16. On CPUs with bfloat16 units the fast pair is float32 activations with bfloat16 products; on TPU and GPU
+      both are bfloat16.
     - `attention`: the kernel, one of ATTENTION; `block` its query block in tokens.
-    - `flat`: products on [B*T, D] with gradients written for the CPU's matrix kernels, or plain einsums that keep B and T apart
-      (what a mesh wants).
+    - `flat`: products on [B*T, D] with gradients written for the CPU's matrix kernels, or plain einsums that keep B and
+      T apart (what a mesh wants).
     - `unroll`: layers a scan step, 0 for all. Unrolled layers compile longer; on CPUs they run faster.
     - `remat`: what the backward pass computes again: nothing, all but matrix products (dots), or whole layers (full).
     - `loss_chunk`: tokens of one sequence whose logits exist at a time, 0 for all.
@@ -42,6 +43,11 @@ class Compute:
         for name in ("dtype", "matmul"):
             if getattr(self, name) not in ("auto", "float32", "bfloat16"):
                 raise ValueError(f"compute.{name}={getattr(self, name)!r}: expected auto, float32 or bfloat16")
+        if self.flat not in ("auto", "yes", "no"):
+            raise ValueError(f"compute.flat={self.flat!r}: expected auto, yes or no")
+        for name, least in dict(block=1, unroll=-1, loss_chunk=0, devices=0).items():
+            if getattr(self, name) < least:
+                raise ValueError(f"compute.{name}={getattr(self, name)}: expected at least {least}")
         if self.attention not in ("auto", *ATTENTION):
             raise ValueError(f"compute.attention={self.attention!r}: {suggest(self.attention, ['auto', *ATTENTION])}")
         if self.remat not in REMAT:
@@ -51,14 +57,18 @@ class Compute:
         """This value with every "auto" replaced for `backend` (cpu, gpu or tpu; default: JAX's)."""
         cpu = (backend or jax.default_backend()) == "cpu"
         fast = "bfloat16" if not cpu or _cpu_has_bfloat16() else "float32"
-        best = dict(dtype="float32" if cpu else "bfloat16", matmul=fast, attention="blocked" if cpu else "plain",
-                    flat="yes" if cpu else "no")
+        best = dict(
+            dtype="float32" if cpu else "bfloat16",
+            matmul=fast,
+            attention="blocked" if cpu else "plain",
+            flat="yes" if cpu else "no",
+        )
         chosen: dict[str, Any] = {k: v for k, v in best.items() if getattr(self, k) == "auto"}
         return replace(self, **chosen, unroll=(0 if cpu else 1) if self.unroll < 0 else self.unroll)
 
 
 def _cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 natively (AVX512-BF16 or AMX); elsewhere such products are slower than float32."""
+    """Whether this CPU multiplies bfloat16 natively (AVX512-BF16 or AMX); elsewhere float32 products are faster."""
     try:
         with open("/proc/cpuinfo") as info:
             return "avx512_bf16" in info.read() and os.name == "posix"

@@ -1,7 +1,8 @@
 """What a transformer IS: numbers and parts, in one frozen value.
 
-The parts (norm, positions, attention, feed-forward, wiring) are values themselves, so that a new one is a class, not a branch. How
-it is computed changes its speed and its rounding, never its meaning, and is another value: lm/model/compute.py.
+The parts (norm, positions, attention, feed-forward, wiring) are values themselves, so that a new one is a class, not a
+branch. How it is computed changes its speed and its rounding, never its meaning, and is another value:
+lm/model/compute.py.
 """
 
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from lm.model.positions import Positions, Rotary
 class ModelConfig:
     """A decoder-only transformer.
 
-    `context` is the most tokens that one sequence may have; `tied` uses the embedding as the output head; `dropout` is the rate
-    on the embedding and on each residual branch (1207.0580), `init_scale` the standard deviation of the embedding."""
+    `context` is the most tokens that one sequence may have; `tied` uses the embedding as the output head; `dropout` is
+    the rate on the embedding and on each residual branch (1207.0580), `init_scale` the standard deviation of the
+    embedding."""
 
     vocab: int
     layers: int

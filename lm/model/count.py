@@ -27,8 +27,10 @@ def by_part(cfg: ModelConfig) -> dict[str, int]:
 
 
 def flops_per_token(cfg: ModelConfig, length: int) -> int:
-    """Model FLOPs of one token's forward and backward pass in a sequence of `length` tokens: 6 for each parameter in a matrix product
-    and 12 L N H T for attention, counted in full (2204.02311, appendix B). What a kernel skips or computes again is not in it."""
+    """Model FLOPs of one token's forward and backward pass in a sequence of `length` tokens.
+
+    6 for each parameter in a matrix product and 12 L N H T for attention, counted in full (2204.02311, appendix B).
+    What a kernel skips or computes again is not in it."""
     model = Transformer(cfg, Compute().resolve("cpu"))
     is_axes = lambda leaf: isinstance(leaf, tuple)  # noqa: E731
     layers = zip(

@@ -1,12 +1,13 @@
 """The parts of a transformer that are not attention: parameters, matrix products, norms, feed-forward, residual wiring.
 
-A part is a frozen value that is called with the flax module it lives in and there declares its parameters, each on one line:
-name, shape, logical axes, initializer. Norms are computed in float32; parameters are float32 always.
+A part is a frozen value that is called with the flax module it lives in and there declares its parameters, each on one
+line: name, shape, logical axes, initializer. Norms are computed in float32; parameters are float32 always.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import cast
 
 import jax
@@ -31,15 +32,18 @@ def fan_in(inputs: int, scale: float = 1.0) -> Initializer:
     return nn.initializers.normal(scale / inputs**0.5)
 
 
-def param(module: nn.Module, name: str, shape: Sequence[int], axes: Sequence[str | None], init: Initializer) -> jax.Array:
+def param(
+    module: nn.Module, name: str, shape: Sequence[int], axes: Sequence[str | None], init: Initializer
+) -> jax.Array:
     """A float32 parameter of `module`, born with its logical axes."""
     check_axes(axes, shape)
-    return cast(jax.Array, module.param(name, nn.with_logical_partitioning(init, tuple(axes)), tuple(shape), jnp.float32))
+    born = nn.with_logical_partitioning(init, tuple(axes))
+    return cast(jax.Array, module.param(name, born, tuple(shape), jnp.float32))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _flat_product(x: jax.Array, w: jax.Array, rows: int) -> jax.Array:
-    """x [M, I] @ w [I, O] -> float32 [M, O], sums in float32 whatever the operands are; `rows` divides M (see the gradient)."""
+    """x [M, I] @ w [I, O] -> float32 [M, O], summed in float32 always; `rows` divides M (see the gradient)."""
     return jax.lax.dot(x, w, preferred_element_type=jnp.float32)
 
 
@@ -52,8 +56,9 @@ def _flat_backward(rows: int, saved: tuple[jax.Array, jax.Array], g: jax.Array) 
     g = g.astype(w.dtype)
     dx = jax.lax.dot_general(g, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
     if x.dtype == jnp.bfloat16:
-        # Contracting two axes at once makes XLA's CPU compiler lay the operands out for its fast kernel; contracting the one long
-        # axis runs at half the speed in bfloat16, while in float32 it saves the copies (NOTES.md, products on CPUs).
+        # Contracting two axes at once makes XLA's CPU compiler lay the operands out for its fast kernel; contracting
+        # the one long axis runs at half the speed in bfloat16, while in float32 it saves the copies (NOTES.md, products
+        # on CPUs).
         x, g = x.reshape(rows, -1, x.shape[1]), g.reshape(rows, -1, g.shape[1])
     over = tuple(range(x.ndim - 1))
     dw = jax.lax.dot_general(x, g, ((over, over), ((), ())), preferred_element_type=jnp.float32)
@@ -75,6 +80,19 @@ def linear(x: jax.Array, w: jax.Array, compute: Compute, contract: int = 1) -> j
         return flat.reshape(*lead, *outside).astype(compute.dtype)
     over = tuple(range(x.ndim - contract, x.ndim)), tuple(range(contract))
     return jax.lax.dot_general(x, w, (over, ((), ())), preferred_element_type=jnp.float32).astype(compute.dtype)
+
+
+def linears(x: jax.Array, ws: Sequence[jax.Array], compute: Compute) -> list[jax.Array]:
+    """`linear` of x [B, T, D] with each of several weights [D, *out].
+
+    Where products are flat they are one product with the weights side by side: x is read once, and its gradient is
+    summed inside the product instead of between several."""
+    if compute.flat != "yes" or len(ws) == 1:
+        return [linear(x, w, compute) for w in ws]
+    wide = linear(x, jnp.concatenate([w.reshape(w.shape[0], -1) for w in ws], axis=1), compute)
+    ends = list(accumulate(_size(w.shape[1:]) for w in ws))
+    parts = jnp.split(wide, ends[:-1], axis=-1)
+    return [part.reshape(*x.shape[:-1], *w.shape[1:]) for part, w in zip(parts, ws, strict=True)]
 
 
 def _size(shape: Sequence[int]) -> int:
@@ -150,19 +168,33 @@ class FeedForward:
             raise ValueError(f"unknown activation {self.activation!r}: {suggest(self.activation, ACTIVATIONS)}")
 
     def __call__(self, module: nn.Module, x: jax.Array, compute: Compute, depth: int) -> jax.Array:
-        """x [B, T, D] -> [B, T, D]; `depth` layers share the variance of the residual stream (GPT-2's initial values)."""
+        """x [B, T, D] -> [B, T, D]; `depth` layers share the residual stream's variance (GPT-2's initial values)."""
         D, F = x.shape[-1], self.mlp
 
-        def project(name: str) -> jax.Array:
-            y = linear(x, param(module, name, (D, F), ("embed", "mlp"), fan_in(D)), compute)
-            return add_bias(module, f"{name}_bias", y, ("mlp",)) if self.bias else y
-
-        act = ACTIVATIONS[self.activation]
-        hidden = act(project("gate")) * project("up") if self.gated else act(project("up"))
+        names = ("gate", "up") if self.gated else ("up",)
+        weights = [param(module, name, (D, F), ("embed", "mlp"), fan_in(D)) for name in names]
+        parts = linears(x, weights, compute)
+        if self.bias:
+            parts = [add_bias(module, f"{name}_bias", y, ("mlp",)) for name, y in zip(names, parts, strict=True)]
+        hidden = _saving_inputs(_gate if self.gated else _activate, self.activation)(*parts)
         hidden = constrain(hidden, "batch", "seq", "mlp")
         down = param(module, "down", (F, D), ("mlp", "embed"), fan_in(F, (2 * depth) ** -0.5))
         y = linear(hidden, down, compute)
         return add_bias(module, "down_bias", y, ("norm",)) if self.bias else y
+
+
+def _activate(name: str, up: jax.Array) -> jax.Array:
+    return ACTIVATIONS[name](up)
+
+
+def _gate(name: str, gate: jax.Array, up: jax.Array) -> jax.Array:
+    return ACTIVATIONS[name](gate) * up
+
+
+def _saving_inputs(f: Callable[..., jax.Array], name: str) -> Callable[..., jax.Array]:
+    """f(name, ...), whose backward pass keeps its inputs alone and computes the rest again: arrays of width F are the
+    largest of a layer, and reading one takes longer than an activation."""
+    return jax.checkpoint(partial(f, name))
 
 
 def add_bias(module: nn.Module, name: str, x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
@@ -183,7 +215,7 @@ Sublayer = Callable[[jax.Array], jax.Array]
 
 @dataclass(frozen=True)
 class Wiring:
-    """How a layer's two sublayers join the residual stream; the base class is no wiring at all but their composition."""
+    """How a layer's two sublayers join the residual stream; the base class is no wiring but their composition."""
 
     def __call__(self, module: nn.Module, norm: Norm, x: jax.Array, attend: Sublayer, feed: Sublayer) -> jax.Array:
         """x [B, T, D] through attention and feed-forward."""

@@ -1,7 +1,8 @@
 """Where a token is: the seats that a positional encoding may take.
 
-Every encoding has the same three: `embed` adds to the embedding [B, T, D] once, `rotate` turns queries and keys in each layer, and
-`bias` adds to attention's logits. An encoding overrides the seats it uses; the base class uses none (no positions: 2305.19466).
+Every encoding has the same three: `embed` adds to the embedding [B, T, D] once, `rotate` turns queries and keys in each
+layer, and `bias` adds to attention's logits. An encoding overrides the seats it uses; the base class uses none (no
+positions: 2305.19466).
 """
 
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ class Sinusoidal(Positions):
 
 @dataclass(frozen=True)
 class Rotary(Positions):
-    """Rotation of each pair of a head's halves by an angle proportional to the position (2104.09864); pairs are (i, i + H/2)."""
+    """Each pair (i, i + H/2) of a head is turned by an angle proportional to the position (2104.09864)."""
 
     theta: float = 10000.0
 

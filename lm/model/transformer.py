@@ -22,7 +22,10 @@ from lm.model.parts import dropout, fan_in, linear, normal, param
 from lm.sharding import constrain
 
 Params = dict[str, Any]
-POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": jax.checkpoint_policies.nothing_saveable}
+POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 class Stem(nn.Module):
@@ -99,7 +102,7 @@ class Transformer:
         return {"stem": stem, "layers": layers, "head": head}
 
     def init(self, key: jax.Array) -> Params:
-        """Fresh float32 parameters. Each is drawn from a key of its own path, so models that share a part start it alike."""
+        """Fresh float32 parameters, each drawn from a key of its own path: models that share a part start it alike."""
         return nn.meta.unbox(self._boxed(key))
 
     def shapes(self) -> Params:
@@ -111,16 +114,22 @@ class Transformer:
         is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
         boxed = jax.eval_shape(self._boxed, jax.random.key(0))
         names = jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=is_box)
-        return names | {"layers": jax.tree.map(lambda n: ("layers", *n), names["layers"], is_leaf=lambda n: isinstance(n, tuple))}
+        is_names = lambda leaf: isinstance(leaf, tuple)  # noqa: E731
+        return names | {"layers": jax.tree.map(lambda n: ("layers", *n), names["layers"], is_leaf=is_names)}
 
     def hidden(
-        self, params: Params, tokens: jax.Array, positions: jax.Array | None = None, mask: Mask | None = None,
-        cache: Cache | None = None, key: jax.Array | None = None,
+        self,
+        params: Params,
+        tokens: jax.Array,
+        positions: jax.Array | None = None,
+        mask: Mask | None = None,
+        cache: Cache | None = None,
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """The residual stream after the last layer, [B, T, D], and the cache with this call's keys and values.
 
-        `positions` [B, T] default to the index among the keys, `mask` to causal; `cache` is what `empty_cache` makes; a `key`
-        switches dropout on."""
+        `positions` [B, T] default to the index among the keys, `mask` to causal; `cache` is what `empty_cache` makes; a
+        `key` switches dropout on."""
         cfg, compute = self.cfg, self.compute
         mask = mask or Mask()
         if positions is None:
@@ -144,7 +153,8 @@ class Transformer:
 
     def logits(self, params: Params, x: jax.Array) -> jax.Array:
         """Float32 logits [B, T, V] of the residual stream x [B, T, D]; reads `head` and the embedding alone."""
-        return cast(jax.Array, Head(self.cfg, self.compute).apply({"params": params["head"]}, x, params["stem"]["tokens"]))
+        head = Head(self.cfg, self.compute)
+        return cast(jax.Array, head.apply({"params": params["head"]}, x, params["stem"]["tokens"]))
 
     def __call__(self, params: Params, tokens: jax.Array, **kwargs: Any) -> jax.Array:
         """Float32 logits [B, T, V] of tokens [B, T]; keywords as in `hidden`."""

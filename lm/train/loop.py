@@ -1,7 +1,7 @@
 """The training loop: it hands the state from step to step and never waits for the device.
 
-A step's metrics are read when the device is two steps further on. Where the run stops to look (an evaluation, a checkpoint, the end),
-what is outstanding is read first, so that no state is kept whose loss was not a number.
+A step's metrics are read when the device is two steps further on. Where the run stops to look (an evaluation, a
+checkpoint, the end), what is outstanding is read first, so that no state is kept whose loss was not a number.
 """
 
 import math
@@ -32,8 +32,8 @@ def train(
     pause: Callable[[int], bool],
     visit: Callable[[int, TrainState], bool],
 ) -> TrainState:
-    """Train until `steps`. `observe(n, metrics)` gets the metrics of every step, late; where `pause(n)` says so, `visit(n, state)` is
-    called after step n with nothing outstanding, and ends the run by returning True.
+    """Train until `steps`. `observe(n, metrics)` gets the metrics of every step, late; where `pause(n)` says so,
+    `visit(n, state)` is called after step n with nothing outstanding, and ends the run by returning True.
 
     Raises NotFinite, naming the step."""
     waiting: deque[tuple[int, Metrics]] = deque()

@@ -1,8 +1,8 @@
 """The pretraining loss: cross-entropy and z-loss, a chunk of the sequence at a time.
 
-The head's logits are the largest array of a small model's step: at a vocabulary of 128k one sequence of 8,192 tokens has 4 GB of
-them. So the loss goes over the sequence by chunks, and since it is a sum, each chunk's gradient is taken in the same visit, while its
-logits are at hand: nothing of size [B, T, V] ever exists and nothing is computed twice.
+The head's logits are the largest array of a small model's step: at a vocabulary of 128k one sequence of 8,192 tokens
+has 4 GB of them. So the loss goes over the sequence by chunks, and since it is a sum, each chunk's gradient is taken in
+the same visit, while its logits are at hand: nothing of size [B, T, V] ever exists and nothing is computed twice.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,13 @@ Metrics = dict[str, jax.Array]
 ChunkLoss = Callable[[Any, jax.Array, Any], tuple[jax.Array, Metrics]]
 
 
-def cross_entropy(logits: jax.Array, targets: jax.Array, weights: jax.Array, z_loss: float = 0.0) -> tuple[jax.Array, Metrics]:
+def cross_entropy(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array, z_loss: float = 0.0
+) -> tuple[jax.Array, Metrics]:
     """The sum over tokens of weight x (-log p(target) + z_loss x log(Z)^2) in nats, and its parts.
 
-    logits [B, T, V] float32, targets [B, T] int32, weights [B, T] float32. The z term (2204.02311, section 5) keeps the softmax's
-    normaliser Z near 1."""
+    logits [B, T, V] float32, targets [B, T] int32, weights [B, T] float32. The z term (2204.02311, section 5) keeps the
+    softmax's normaliser Z near 1."""
     log_z = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     nll = jnp.sum(weights * (log_z - chosen))

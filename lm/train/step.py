@@ -1,4 +1,7 @@
-"""One step of training: gradients (summed over micro-batches), the optimizer, the moving average; jitted, sharded, donated."""
+"""One step of training: gradients (summed over micro-batches), the optimizer, the moving average.
+
+It is jitted once, with the shardings of its state and batch, and the state that goes in is donated.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +19,9 @@ from lm.train.task import Batch, Task
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def state_shardings(task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, ema: float = 0.0) -> tuple[Any, Any]:
+def state_shardings(
+    task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, ema: float = 0.0
+) -> tuple[Any, Any]:
     """The training state as ShapeDtypeStructs that carry their shardings, and those shardings as a tree."""
     shapes = jax.eval_shape(lambda key: new_state(task.init(key), optimizer, bool(ema)), jax.random.key(0))
     params = sharding.shardings(shapes.params, task.axes(), mesh)
@@ -24,7 +29,9 @@ def state_shardings(task: Task, optimizer: optax.GradientTransformation, mesh: M
     return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placed), placed
 
 
-def init_state(task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int, ema: float = 0.0) -> TrainState:
+def init_state(
+    task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int, ema: float = 0.0
+) -> TrainState:
     """The state before the first step, each array made where it lives. The same numbers on any mesh."""
     _, placed = state_shardings(task, optimizer, mesh, ema)
     make = jax.jit(lambda key: new_state(task.init(key), optimizer, bool(ema)), out_shardings=placed)
@@ -33,11 +40,17 @@ def init_state(task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, 
 
 
 def build_step(
-    task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int = 0, accumulate: int = 1, ema: float = 0.0
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    seed: int = 0,
+    accumulate: int = 1,
+    ema: float = 0.0,
 ) -> Step:
     """(state, batch) -> (state one step on, metrics), compiled once; the state that goes in is donated.
 
-    The metrics are scalars on device: loss and accuracy (means over the weights), grad_norm (before clipping), tokens (weighed)."""
+    The metrics are scalars on device: loss and accuracy (weighted means), grad_norm (before clipping), tokens (the sum
+    of the weights)."""
 
     def gradients(params: Any, batch: Batch, key: jax.Array) -> tuple[Metrics, Any]:
         (total, metrics), grads = jax.value_and_grad(task.loss, has_aux=True)(params, batch, key)
@@ -78,7 +91,7 @@ def _accumulated(gradients: Any, params: Any, batch: Batch, key: jax.Array, part
 
 
 def build_eval(task: Task, mesh: Mesh) -> Callable[[Any, Batch], Metrics]:
-    """(params, batch) -> the sums of loss and accuracy over the weights of the batch, and `tokens`, the sum of the weights."""
+    """(params, batch) -> the weighted sums of loss and accuracy over the batch; `tokens`, the sum of the weights."""
 
     def evaluate(params: Any, batch: Batch) -> Metrics:
         return {**task.loss(params, batch, None)[1], "tokens": batch["weights"].sum()}

@@ -1,7 +1,7 @@
 """What is learned: a task gives batches and the loss of one. The training loop knows nothing else about the method.
 
-Pretraining reads batches from the data and ignores the state; a method of reinforcement learning asks the state for rollouts. So
-both run in the same loop.
+Pretraining reads batches from the data and ignores the state; a method of reinforcement learning asks the state for
+rollouts. So both run in the same loop.
 """
 
 from collections.abc import Iterator
@@ -21,8 +21,8 @@ Batch = dict[str, Any]
 class Task(Protocol):
     """One method of training.
 
-    `loss` is a sum over tokens whose `batch["weights"]` sum to 1 over the whole batch, so that the losses and gradients of micro-batches
-    add up. It is traced; `key` is None where nothing may be random (evaluation)."""
+    `loss` is a sum over tokens whose `batch["weights"]` sum to 1 over the whole batch, so that the losses and gradients
+    of micro-batches add up. It is traced; `key` is None where nothing may be random (evaluation)."""
 
     def init(self, key: jax.Array) -> Params: ...
 
@@ -35,7 +35,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Cross-entropy of the targets under `model`, with z-loss; batches from `source`, one a step, whatever the state."""
+    """Cross-entropy of the targets under `model`, with z-loss; batches from `source`, one a step."""
 
     model: Transformer
     source: Any

@@ -1,0 +1,122 @@
+"""`lm`, and `python -m launch`: finds the verb, runs it, and turns what goes wrong into one line and an exit code.
+
+0 done; 1 failed; 2 not understood; 128 + signal when interrupted. LM_DEBUG=1 or --debug shows the traceback.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from rich_argparse import RawDescriptionRichHelpFormatter
+
+from launch import evaluate, report, sample, show, tokenizer, train
+from lm.value import suggest
+
+VERBS = {"train": train, "sample": sample, "evaluate": evaluate, "show": show, "report": report, "tokenizer": tokenizer}
+EPILOG = """\
+examples:
+  lm show experiments.quickstart                 what it is, before anything runs
+  lm train experiments.quickstart                train it (or go on where it was), sample, report
+  lm train experiments.quickstart --workdir runs/small --set steps=100 model.layers=2
+  lm sample runs/quickstart --prompt "def " -n 3
+  lm evaluate runs/quickstart
+
+lm VERB --help tells more of each.
+"""
+
+
+class Usage(ValueError):
+    """The command line is not understood: exit code 2."""
+
+
+class _Help(RawDescriptionRichHelpFormatter):
+    """Help with a first column that "tokenizer" fits in."""
+
+    def __init__(self, prog: str, **options: Any):
+        super().__init__(prog, **{"max_help_position": 30, **options})
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that raises Usage, and names what comes near to an unknown verb."""
+
+    def __init__(self, **options: Any):
+        options.setdefault("formatter_class", _Help)
+        super().__init__(allow_abbrev=False, **options)
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            raise Usage(f"unknown verb {value!r}: {suggest(str(value), action.choices)}")
+        super()._check_value(action, value)
+
+    def error(self, message: str) -> NoReturn:
+        raise Usage(f"{message}; see {self.prog} --help")
+
+
+def parser() -> Parser:
+    """The whole command line."""
+    top = Parser(
+        prog="lm",
+        description="A transformer language-model laboratory: an experiment is one page of Python.",
+        epilog=EPILOG,
+    )
+    top.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for module in VERBS.values():
+        module.add(verbs)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command `argv` (default: the process's) and return its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv or os.environ.get("LM_DEBUG", "") not in ("", "0")
+    # the traceback may be asked for anywhere on the line
+    argv = [a for a in argv if a != "--debug"]
+    try:
+        if not argv:
+            parser().print_help()
+            return 2
+        args = parser().parse_args(argv)
+        args.command = written(argv)
+        return args.run(args) or 0
+    except SystemExit as asked:  # --help
+        return int(asked.code or 0)
+    except BaseException as error:
+        return failed(error, debug)
+
+
+def failed(error: BaseException, debug: bool) -> int:
+    """Say what went wrong, and give the exit code for it. What is no user's mistake is raised again."""
+    if debug and not isinstance(error, KeyboardInterrupt):
+        raise error
+    number = getattr(error, "signal", None)
+    if isinstance(error, KeyboardInterrupt):
+        return _say("interrupted", 130)
+    if isinstance(error, BrokenPipeError):  # `lm show … | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
+    if number is not None:
+        return _say(str(error), 128 + int(number))
+    if isinstance(error, Usage):
+        return _say(str(error), 2)
+    if isinstance(error, ValueError | OSError):
+        return _say(str(error) or type(error).__name__, 1)
+    raise error
+
+
+def _say(message: str, code: int) -> int:
+    sys.stdout.flush()
+    print(f"lm: {' '.join(message.splitlines())}", file=sys.stderr)
+    return code
+
+
+def written(argv: Sequence[str]) -> str:
+    """The command as one would type it."""
+    return shlex.join(["lm", *argv])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

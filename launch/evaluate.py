@@ -1,0 +1,65 @@
+"""`lm evaluate`: a run's newest checkpoint on the held-out text of each source."""
+
+import argparse
+import json
+from typing import Any
+
+COLUMNS = {
+    "loss": "loss",
+    "perplexity": "perplexity",
+    "bits_per_byte": "bits per byte",
+    "gzip": "gzip -9",
+    "xz": "xz -9e",
+}
+EPILOG = """\
+Loss is in nats a token. gzip and xz compress the same held-out files one by one, in bits per byte.
+
+examples:
+  lm evaluate runs/quickstart
+  lm evaluate runs/quickstart --json | jq .code.bits_per_byte
+"""
+
+
+def add(verbs: Any) -> None:
+    """Declare `lm evaluate`."""
+    verb = verbs.add_parser(
+        "evaluate", help="held-out loss, perplexity, bits per byte", description=__doc__, epilog=EPILOG
+    )
+    verb.add_argument("run_folder", metavar="RUN", help="a run's folder")
+    verb.add_argument("--json", action="store_true", help="print one JSON object: source -> measure -> number")
+    verb.add_argument(
+        "--devices", default="", choices=("cpu", "gpu", "tpu"), help="where to run (default: the best there is)"
+    )
+    verb.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Evaluate the run and print a table, or JSON."""
+    import contextlib
+    import sys
+
+    from lm import hardware
+
+    hardware.prepare(args.devices)
+    from lm.run import evaluate
+
+    # what is told on the way must not end up in the JSON
+    with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+        found = evaluate(args.run_folder)
+    if args.json:
+        print(json.dumps(found))
+    else:
+        _show(found)
+
+
+def _show(found: dict[str, dict[str, float]]) -> None:
+    from rich.table import Table
+
+    from lm.monitor import terminal
+
+    table = Table("source", *COLUMNS.values())
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for source, values in found.items():
+        table.add_row(source, *(f"{values[k]:.3f}" if k in values else "" for k in COLUMNS))
+    terminal().print(table)

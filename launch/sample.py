@@ -1,0 +1,79 @@
+"""`lm sample`: let a run's model go on with a prompt."""
+
+import argparse
+import sys
+from typing import Any
+
+EPILOG = """\
+The first text is written as it is decoded; with -n, the others, decoded beside it, follow. The same seed gives
+the same texts.
+
+examples:
+  lm sample runs/quickstart --prompt "def "
+  lm sample runs/quickstart --prompt "The " --temperature 0 --max-new-tokens 64     greedy
+  lm sample runs/quickstart --prompt "class " --top-k 40 --seed 7 -n 3
+"""
+
+
+def add(verbs: Any) -> None:
+    """Declare `lm sample`."""
+    verb = verbs.add_parser("sample", help="let a run's model go on with a prompt", description=__doc__, epilog=EPILOG)
+    verb.add_argument("run_folder", metavar="RUN", help="a run's folder")
+    verb.add_argument("--prompt", default="", help="the text to go on with (default: none)")
+    verb.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="the most tokens to add (128)")
+    verb.add_argument(
+        "--temperature", type=float, default=0.8, metavar="T", help="divides the logits; 0 is greedy (0.8)"
+    )
+    verb.add_argument(
+        "--top-p",
+        type=float,
+        default=0.95,
+        metavar="P",
+        help="keep the likeliest tokens of this mass (0.95; 1 keeps all)",
+    )
+    verb.add_argument("--top-k", type=int, default=0, metavar="K", help="keep the K likeliest tokens (0 keeps all)")
+    verb.add_argument("--seed", type=int, default=0, metavar="S", help="of the draws (0)")
+    verb.add_argument("-n", type=int, default=1, metavar="N", help="how many texts (1)")
+    verb.add_argument(
+        "--devices", default="", choices=("cpu", "gpu", "tpu"), help="where to run (default: the best there is)"
+    )
+    verb.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Load the run and write its texts as they come."""
+    if args.n < 1 or args.max_new_tokens < 1:
+        raise ValueError(f"-n {args.n} --max-new-tokens {args.max_new_tokens}: expected at least 1 of each")
+    from lm import hardware
+
+    hardware.prepare(args.devices)
+    from lm.data.cache import cache_dir
+    from lm.decode.sampling import Sampling
+    from lm.pretrained import load, read_experiment
+
+    hardware.split_cpu(read_experiment(args.run_folder).compute.devices)
+    hardware.keep_compiled(cache_dir())
+    model = load(args.run_folder)
+    sampling = Sampling(args.temperature, args.top_k, args.top_p)
+    others = [""] * (args.n - 1)
+    header(1, args.n)
+    write(args.prompt)
+    for first, *rest in model.stream(args.prompt, args.max_new_tokens, sampling, args.seed, args.n):
+        write(first)
+        others = [text + new for text, new in zip(others, rest, strict=True)]
+    write("\n")
+    for i, text in enumerate(others, 2):
+        header(i, args.n)
+        write(f"{args.prompt}{text}\n")
+
+
+def header(number: int, of: int) -> None:
+    """A line between several texts."""
+    if of > 1:
+        write(f"--- {number} of {of} ---\n")
+
+
+def write(text: str) -> None:
+    """Write `text` at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -1,0 +1,135 @@
+"""`lm show`: an experiment as it would run, and what it would cost, before anything runs. No data is read."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from launch.find import changed, find
+from launch.train import declared
+
+if TYPE_CHECKING:
+    from lm.experiment import Experiment
+
+EPILOG = """\
+examples:
+  lm show experiments.quickstart
+  lm show experiments.quickstart --set model.layers=12 model.width=768 optimizer=Muon
+"""
+
+
+def add(verbs: Any) -> None:
+    """Declare `lm show`."""
+    verb = verbs.add_parser(
+        "show", help="an experiment, its parameters, FLOPs and memory", description=__doc__, epilog=EPILOG
+    )
+    declared(verb)
+    verb.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the experiment, its parts and its costs."""
+    from lm import hardware
+
+    # counting needs no accelerator, and must not take one from a run
+    hardware.prepare(args.devices or "cpu")
+    experiment, reference = find(args.experiment)
+    experiment = changed(experiment, args.set, args.text, args.host_devices)
+    from lm.monitor import terminal
+
+    console = terminal()
+    console.print(tree(experiment, reference))
+    for table in (parts(experiment), costs(experiment)):
+        console.print(table)
+
+
+def tree(experiment: "Experiment", reference: str) -> Any:
+    """The resolved value, nested as it is."""
+    from rich.markup import escape
+    from rich.tree import Tree
+
+    from lm.value import plain
+
+    def grow(branch: Any, data: dict[str, Any]) -> None:
+        for key, value in ((k, v) for k, v in data.items() if k != "type"):
+            if isinstance(value, dict) and set(value) - {"type"}:
+                grow(branch.add(f"{escape(key)} [bold cyan]{escape(value.get('type', ''))}[/]"), value)
+            else:
+                shown = value["type"] + "()" if isinstance(value, dict) and "type" in value else repr(value)
+                branch.add(f"[dim]{escape(key)}[/] {escape(shown)}")
+
+    top = Tree(f"[bold]{escape(reference)}[/]")
+    grow(top, plain(experiment))
+    return top
+
+
+def parts(experiment: "Experiment") -> Any:
+    """Parameters by part."""
+    from rich.table import Table
+
+    from lm.model import count
+
+    by_part = count.by_part(experiment.model)
+    total = sum(by_part.values())
+    table = Table("part", "parameters", "share", show_footer=True)
+    table.columns[0].footer, table.columns[1].footer = "all", f"{total:,}"
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for path, number in by_part.items():
+        table.add_row(path, f"{number:,}", f"{number / total:.1%}")
+    return table
+
+
+def costs(experiment: "Experiment") -> Any:
+    """FLOPs, memory of the training state, and how much is trained."""
+    from rich.table import Table
+
+    from lm.model import count
+    from lm.monitor import human
+
+    e = experiment
+    flops, tokens = count.flops_per_token(e.model, e.length), e.steps * e.batch_tokens
+    total = count.parameters(e.model)
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    for what, how_much in (
+        ("FLOPs per token", f"{flops:,} (forward and backward, sequence of {e.length})"),
+        ("the run", f"{human(flops * tokens)} FLOPs"),
+        (
+            "steps",
+            f"{e.steps:,} of {e.batch_tokens:,} tokens: {e.rows} rows of {e.length} (micro-batches: {e.accumulate})",
+        ),
+        ("tokens", f"{tokens:,} ({tokens / total:.1f} a parameter)"),
+        ("learning rate", rates(e)),
+        *memory(e),
+    ):
+        table.add_row(f"[dim]{what}[/]", how_much)
+    return table
+
+
+def rates(experiment: "Experiment") -> str:
+    """The learning rate at a few steps."""
+    rate = experiment.optimizer.schedule_fn(experiment.steps)
+    at = sorted(
+        {
+            0,
+            min(experiment.optimizer.schedule.warmup_steps, experiment.steps - 1),
+            experiment.steps // 2,
+            experiment.steps - 1,
+        }
+    )
+    return ", ".join(f"{float(rate(step)):.2e} at step {step + 1:,}" for step in at)
+
+
+def memory(experiment: "Experiment") -> list[tuple[str, str]]:
+    """What the state takes, on all devices together; activations come on top."""
+    import jax
+
+    from lm.model import count
+    from lm.model.transformer import Transformer
+
+    e = experiment
+    model = Transformer(e.model, e.compute.resolve("cpu"))
+    shapes = model.shapes()
+    params = count.tree_bytes(shapes)
+    optimizer = count.tree_bytes(jax.eval_shape(e.optimizer.build(e.steps, model.axes()).init, shapes))
+    sizes = {"parameters": params, "optimizer": optimizer, "gradients": params, "average": params if e.ema else 0}
+    shown = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in sizes.items() if size)
+    return [("memory of state", f"{sum(sizes.values()) / 2**20:,.1f} MiB: {shown}")]

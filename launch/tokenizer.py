@@ -1,0 +1,173 @@
+"""`lm tokenizer`: train a SentencePiece model on any text, or look into a tokenizer."""
+
+import argparse
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lm.text.tokenizer import Tokenizer
+
+TRAIN_EPILOG = """\
+A PATH is a text file, a .jsonl or .parquet file (the field "text" of each record), or a folder of them.
+All of it is trained on, up to --train-bytes.
+
+examples:
+  lm tokenizer train --text ~/books --vocab-size 8000 --output tokenizers/books
+  lm tokenizer train --text a.jsonl b.txt --model unigram --output tokenizers/ab
+
+An experiment uses it as TokenizerFile("tokenizers/books").
+"""
+INSPECT_EPILOG = """\
+examples:
+  lm tokenizer inspect runs/quickstart
+  lm tokenizer inspect runs/quickstart "for i in range(10): print(i)"
+  lm tokenizer inspect tokenizers/books --text chapter.txt
+"""
+SAMPLE = """The quick brown fox jumps over the lazy dog; 3.14159 is close to π.
+
+def area(radius):
+    return 3.14159 * radius ** 2
+"""
+SHOWN_CHARACTERS = 2000  # of a text that is split in colour
+COLOURS = ("on dark_blue", "on dark_green", "on dark_magenta", "on grey30")
+
+
+def add(verbs: Any) -> None:
+    """Declare `lm tokenizer`."""
+    verb = verbs.add_parser("tokenizer", help="train a tokenizer, or look into one", description=__doc__)
+    what = verb.add_subparsers(dest="what", metavar="train|inspect", required=True)
+    new = what.add_parser(
+        "train",
+        help="train a SentencePiece model",
+        description="Train a SentencePiece model on any text.",
+        epilog=TRAIN_EPILOG,
+    )
+    new.add_argument(
+        "--text", nargs="+", action="extend", required=True, metavar="PATH", help="files and folders to train on"
+    )
+    new.add_argument("--vocab-size", type=int, default=4096, metavar="N", help="pieces, 256 bytes among them (4096)")
+    new.add_argument("--model", choices=("bpe", "unigram"), default="bpe", help="how pieces are chosen (bpe)")
+    new.add_argument(
+        "--train-bytes", type=int, default=10_000_000, metavar="N", help="the most text to train on (10 million)"
+    )
+    new.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
+    new.set_defaults(run=train)
+    old = what.add_parser(
+        "inspect",
+        help="pieces, fertility, a coloured split",
+        description="Look into a tokenizer.",
+        epilog=INSPECT_EPILOG,
+    )
+    old.add_argument(
+        "folder", metavar="RUN_OR_DIR", help="a run's folder, a tokenizer's, or a SentencePiece .model file"
+    )
+    old.add_argument("sentence", metavar="TEXT", nargs="?", default="", help="a text to split")
+    old.add_argument("--text", metavar="FILE", help="a file to split and to measure fertility on")
+    old.set_defaults(run=inspect)
+
+
+# ---------------------------------------------------------------- train
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train a tokenizer on all documents of the paths, and save it."""
+    from lm.text.tokenizer import SentencePieceSpec
+
+    spec = SentencePieceSpec(vocab_size=args.vocab_size, model=args.model, train_bytes=args.train_bytes)
+    tokenizer = spec.make(itertools.chain.from_iterable(texts(Path(p).expanduser()) for p in args.text))
+    try:
+        tokenizer.save(args.output)
+    except OSError as error:
+        raise ValueError(f"cannot write {args.output}: {error.strerror or error}") from None
+    print(f"{tokenizer.vocab_size} pieces in {args.output}")
+
+
+def texts(path: Path) -> Iterator[str]:
+    """The documents of a file or of all files under a folder. Raises ValueError for what is not there, or not text."""
+    from lm.data.source import existing, read_text
+
+    if existing(path).is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        if not files:
+            raise ValueError(f"{path} holds no file")
+        for file in files:
+            yield from texts(file)
+    elif path.suffix in (".jsonl", ".parquet"):
+        yield from _records(path)
+    else:
+        yield read_text(path)
+
+
+def _records(path: Path) -> Iterator[str]:
+    from lm.data.records import Jsonl, Parquet
+
+    source = (Jsonl if path.suffix == ".jsonl" else Parquet)(str(path), heldout=str(path))  # no record is held out
+    yield from source.documents("train")
+
+
+# ---------------------------------------------------------------- inspect
+
+
+def inspect(args: argparse.Namespace) -> None:
+    """Print what a tokenizer's pieces are, and what it makes of a text."""
+    from lm.data.source import existing, read_text
+    from lm.monitor import terminal
+    from lm.text.tokenizer import read
+
+    folder = existing(args.folder)
+    tokenizer = read(folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder)
+    text = args.sentence or (read_text(existing(args.text)) if args.text else SAMPLE)
+    console = terminal()
+    console.print(
+        f"{type(tokenizer).__name__}, {tokenizer.vocab_size:,} pieces, bos {tokenizer.bos}, eos {tokenizer.eos}"
+    )
+    console.print(pieces(tokenizer))
+    what = "the text" if args.sentence or args.text else "a small sample (--text FILE measures yours)"
+    console.print(f"[bold]fertility[/] of {what}: {fertility(tokenizer, text)}\n", soft_wrap=True)
+    console.print(split(tokenizer, text[:SHOWN_CHARACTERS]))
+
+
+def pieces(tokenizer: "Tokenizer") -> Any:
+    """The longest pieces, and some from the first to the last."""
+    from rich.table import Table
+    from rich.text import Text
+
+    ids = range(tokenizer.vocab_size)
+    longest = sorted(ids, key=lambda i: -len(tokenizer.bytes_of(i)))[:20]
+    ranks = [tokenizer.vocab_size * k // 20 for k in range(20)]
+    table = Table("longest", "id", "by rank", "id", title="pieces", title_justify="left")
+    for a, b in zip(longest, ranks, strict=False):
+        table.add_row(Text(visible(tokenizer.piece(a))), str(a), Text(visible(tokenizer.piece(b))), str(b))
+    return table
+
+
+def fertility(tokenizer: "Tokenizer", text: str) -> str:
+    """Tokens per word (between white space) and per byte."""
+    tokens, words, size = len(tokenizer.encode(text)), len(text.split()), len(text.encode())
+    if not size:
+        return "no text"
+    rates = f"{tokens / max(words, 1):.3f} tokens a word, {tokens / size:.3f} tokens a byte"
+    return f"{rates} ({size / tokens:.2f} bytes a token; {tokens:,} tokens)"
+
+
+def split(tokenizer: "Tokenizer", text: str) -> Any:
+    """`text` with its tokens in alternating colours, or, where there are none, between bars."""
+    from rich.text import Text
+
+    from lm.monitor import terminal
+
+    coloured, plain = Text(), not terminal().is_terminal
+    for i, token in enumerate(tokenizer.encode(text)):
+        if plain and i:
+            coloured.append("|")
+        piece = tokenizer.piece(token)
+        shown = visible(piece).replace("·", " ") if not plain else visible(piece)
+        coloured.append(shown + "\n" * piece.count("\n"), COLOURS[i % len(COLOURS)])
+    return coloured
+
+
+def visible(piece: str) -> str:
+    """A piece with its white space drawn."""
+    return piece.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥")

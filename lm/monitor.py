@@ -1,0 +1,286 @@
+"""What a run tells while it runs: metrics to a file, TensorBoard events, and one progress bar.
+
+metrics.jsonl is the record: one JSON object a line, and after a resume exactly the lines that an uninterrupted run
+would have written. TensorBoard gets the same numbers. On a terminal the bar moves; elsewhere (a log file, a batch
+job) it is a plain line now and then."""
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+Preparing = Callable[[str, int, int], None]  # what is being done, how much of it is done, how much there is
+PLAIN_WIDTH = 120  # columns, where there is no terminal to ask
+
+
+# ---------------------------------------------------------------- metrics
+
+
+class Metrics:
+    """The numbers of a run, in `workdir`/metrics.jsonl and `workdir`/tensorboard.
+
+    Opening keeps the lines of steps up to `resume_step` and drops the rest: what a killed run wrote after the
+    checkpoint that it resumes from, and a last line that it could not finish (-1 begins anew). Raises ValueError when
+    the disk is full or read-only, here and in every method."""
+
+    def __init__(self, workdir: str | Path, resume_step: int = -1):
+        self.path = Path(workdir) / "metrics.jsonl"
+        with _cured(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            keep_until(self.path, resume_step)
+            self._file = self.path.open("a", encoding="utf-8")
+            self._events = _Events(self.path.parent / "tensorboard", resume_step)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Add the line {"step": step, **values}; a number that is not finite becomes null (JSON has none)."""
+        line = {"step": step, **{k: v if math.isfinite(v) else None for k, v in values.items()}}
+        with _cured(self.path):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()  # a killed process loses nothing; flush() is for a machine that fails
+            self._events.write(step, values)
+
+    def flush(self) -> None:
+        """Until everything written is on the disk. Call it before a checkpoint is committed."""
+        with _cured(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._events.flush()
+
+    def close(self) -> None:
+        """`flush`, then let go of the files."""
+        try:
+            self.flush()
+        finally:
+            with _cured(self.path):
+                self._file.close()
+                self._events.close()
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
+    """The lines of `workdir`/metrics.jsonl in their order; none where there is no file. A line cut short is left
+    out."""
+    path = Path(workdir) / "metrics.jsonl"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return [line for line in map(_read_line, text.splitlines(keepends=True)) if line is not None]
+
+
+def _read_line(text: str) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    whole = text.endswith("\n") and isinstance(line, dict) and isinstance(line.get("step"), int)
+    return line if whole else None
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Rewrite the file of metrics `path`, in one step, without torn lines and without those after `step`. Lines that
+    stay keep their bytes."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    kept = [text for text in lines if (line := _read_line(text)) is not None and line["step"] <= step]
+    if len(kept) == len(lines):
+        return
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with new.open("w", encoding="utf-8") as file:
+            file.writelines(kept)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+class _Events:
+    """TensorBoard's event file. tensorboardX's own SummaryWriter writes from a thread: a full disk ends that thread,
+    and the run then waits for it for ever. So its record format is used directly."""
+
+    def __init__(self, folder: Path, resume_step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._new = Event
+        self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}.{max(resume_step, 0)}")
+        start = SessionLog(status=SessionLog.START)  # hides what an earlier part of the run wrote from this step on
+        self._writer.write_event(Event(wall_time=time.time(), step=resume_step + 1, session_log=start))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        event = self._new(wall_time=time.time(), step=step)
+        for name, value in values.items():
+            event.summary.value.add(tag=name if "/" in name else f"train/{name}", simple_value=value)
+        self._writer.write_event(event)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+@contextlib.contextmanager
+def _cured(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        _refused(path, error)
+
+
+def _refused(path: Path, error: OSError) -> NoReturn:
+    raise ValueError(
+        f"cannot write {path}: {error.strerror or error}; free some space there, or choose another --workdir"
+    ) from None
+
+
+# ---------------------------------------------------------------- what is shown
+
+
+def human(number: float) -> str:
+    """A number as a person says it: 950, 12.3k, 4.56M, 7.89G."""
+    if not math.isfinite(number):
+        return "?"
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(number) >= 0.9995 * size:
+            return f"{number / size:.3g}{unit}" if abs(number) < 999.5 * size else f"{number / size:.0f}{unit}"
+    return f"{number:.3g}" if abs(number) < 100 else f"{number:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 42 s, 3:05 (minutes) or 2:03:05 (hours)."""
+    if not math.isfinite(seconds):
+        return "?"
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}" if minutes else f"{rest} s"
+
+
+def terminal() -> Console:
+    """The console of standard output, wide enough for a line where it is no terminal."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=PLAIN_WIDTH)
+    return console
+
+
+class Bar:
+    """One progress bar over a run, as a context manager: step, loss, tokens per second, MFU, time left.
+
+    Where `console` is no terminal, a plain line at the first and last step and every `every_seconds` at most."""
+
+    def __init__(
+        self,
+        total_steps: int,
+        start_step: int = 0,
+        console: Console | None = None,
+        every_seconds: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._console = console or terminal()
+        self._total, self._start, self._every, self._clock = total_steps, start_step, every_seconds, clock
+        self._said_at = -math.inf
+        self._began: tuple[float, int] | None = None
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        if self._console.is_terminal:
+            self._progress, self._task = self._drawn(start_step)
+
+    def _drawn(self, start_step: int) -> tuple[Progress, TaskID]:
+        columns = (SpinnerColumn(), MofNCompleteColumn(), BarColumn(bar_width=None), TextColumn("{task.fields[now]}"))
+        # a redraw takes CPU time, which a model on a small machine wants: four a second look smooth enough
+        progress = Progress(*columns, console=self._console, expand=True, refresh_per_second=4)
+        return progress, progress.add_task("train", total=self._total, completed=start_step, now="[dim]compiling[/]")
+
+    def __enter__(self) -> "Bar":
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress:
+            self._progress.stop()
+
+    def update(self, step: int, loss: float, tokens_per_second: float, mfu: float) -> None:
+        """Step `step` is done. `mfu` is a fraction of the device's peak, from 0 to 1."""
+        left = f"{duration(self._seconds_left(step))} left"
+        # the first step's time is the compiler's, and tells nothing
+        speed = f"{human(tokens_per_second)} tokens/s  MFU {mfu:.0%}  {left}" if tokens_per_second > 0 else ""
+        if self._progress:
+            now = f"[bold]loss {loss:.3f}[/]  {speed}"
+            self._progress.update(self._task, completed=step, now=now)
+        elif step >= self._total or self._clock() - self._said_at >= self._every:
+            self._said_at = self._clock()
+            number = f"{step:>{len(str(self._total))}}/{self._total}"
+            self.say(f"step {number}  loss {loss:.3f}  {speed}".rstrip())
+
+    def _seconds_left(self, step: int) -> float:
+        """From the steps since the first update: what came before that was compilation."""
+        now = self._clock()
+        if self._began is None:
+            self._began = now, step
+        since, first = self._began
+        return (now - since) / (step - first) * (self._total - step) if step > first else math.nan
+
+    def say(self, what: Any) -> None:
+        """Print a text, or anything that rich can print, above the bar. Texts are printed as they are, brackets and
+        all."""
+        if isinstance(what, str):
+            self._console.print(what, markup=False, highlight=False, soft_wrap=True)
+        else:
+            self._console.print(what)
+
+
+@contextlib.contextmanager
+def preparing(console: Console | None = None) -> Iterator[Preparing]:
+    """Gives the `progress(what, done, total)` that lm.data.loader.prepare calls: a bar for each thing that is being
+    made. What is found in the cache is not told, so nothing is shown then."""
+    console = console or terminal()
+    if not console.is_terminal:
+        yield _plain_progress(console)
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, refresh_per_second=4) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=None)
+            # one thing of unknown length pulses until it is done
+            progress.update(tasks[what], completed=done, total=total if total > 1 or done else None)
+
+        yield tell
+
+
+def _plain_progress(console: Console) -> Preparing:
+    begun: dict[str, float] = {}
+
+    def tell(what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if what not in begun:
+            begun[what] = now
+            console.print(f"preparing {what} …", markup=False)
+        if done >= total:
+            amount = f"{total:,} documents, " if total > 1 else ""
+            console.print(f"preparing {what}: {amount}{duration(now - begun[what])}", markup=False)
+
+    return tell

@@ -1,0 +1,126 @@
+"""Decoding: with a cache as without one, each row by itself, and the same again from the same seed."""
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lm.decode.generate import STRETCH, generate, stream
+from lm.decode.sampling import Sampling
+from lm.model.compute import Compute
+from lm.model.config import ModelConfig
+from lm.model.families import gpt, llama
+from lm.model.transformer import Transformer
+from tests.model.reference import SIMPLE, lively, run
+
+CONTEXT = 48
+GPT = gpt(vocab=31, layers=2, width=12, heads=3, context=CONTEXT)
+LLAMA = llama(vocab=31, layers=2, width=16, heads=4, kv_heads=2, mlp=20, context=CONTEXT)
+COMPUTE = replace(Compute(matmul="float32").resolve("cpu"), unroll=1)
+GREEDY, WARM = Sampling(temperature=0), Sampling(temperature=1.5)
+PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [7], [30, 0, 12]]
+NEW = 21  # more than a stretch, and no multiple of it
+every_model = pytest.mark.parametrize("cfg", [GPT, LLAMA], ids=["gpt", "llama"])
+
+
+def written(
+    cfg: ModelConfig, prompts: Any = PROMPTS, new: int = NEW, sampling: Sampling = GREEDY, **options: Any
+) -> Any:
+    return generate(Transformer(cfg, COMPUTE), lively(cfg), prompts, new, sampling=sampling, **options)
+
+
+@cache
+def greedy(cfg: ModelConfig) -> list[list[int]]:
+    return written(cfg)
+
+
+@cache
+def drawn(cfg: ModelConfig) -> list[list[int]]:
+    return written(cfg, sampling=WARM, seed=5)
+
+
+@every_model
+def test_greedy_is_the_argmax_of_the_whole_text(cfg: ModelConfig) -> None:
+    """Without a cache, every token from all those before it; what stands behind does not matter."""
+    rows = [list(p) for p in PROMPTS]
+    for _ in range(NEW):
+        padded = np.array([row + [0] * (CONTEXT - len(row)) for row in rows], np.int32)
+        logits = np.asarray(run(Transformer(cfg, SIMPLE), lively(cfg), padded))
+        rows = [row + [int(logits[i, len(row) - 1].argmax())] for i, row in enumerate(rows)]
+    assert greedy(cfg) == [row[len(p) :] for row, p in zip(rows, PROMPTS, strict=True)]
+
+
+@every_model
+def test_a_row_does_not_depend_on_the_rows_beside_it(cfg: ModelConfig) -> None:
+    """Greedy rows anywhere; drawn ones with the key of their place, here the first."""
+    for i, prompt in enumerate(PROMPTS):
+        assert written(cfg, [prompt]) == [greedy(cfg)[i]]
+    assert written(cfg, PROMPTS[:1], sampling=WARM, seed=5) == drawn(cfg)[:1]
+    longer = [PROMPTS[0], list(range(20)), PROMPTS[2]]  # more padding on the left of the others
+    again = written(cfg, longer, sampling=WARM, seed=5)
+    assert (again[0], again[2]) == (drawn(cfg)[0], drawn(cfg)[2])
+
+
+def test_a_seed_gives_the_same_text_and_another_another() -> None:
+    assert written(LLAMA, sampling=WARM, seed=5) == drawn(LLAMA)
+    assert written(LLAMA, sampling=WARM, seed=6) != drawn(LLAMA)
+    assert drawn(LLAMA) != greedy(LLAMA)
+    one, other = written(LLAMA, [PROMPTS[0]] * 2, sampling=WARM, seed=5)
+    assert one != other
+
+
+def test_a_shorter_text_is_the_start_of_a_longer_one() -> None:
+    for new in (1, STRETCH, STRETCH + 1):
+        assert written(LLAMA, new=new) == [row[:new] for row in greedy(LLAMA)]
+
+
+def test_the_stream_is_the_text() -> None:
+    chunks = list(stream(Transformer(LLAMA, COMPUTE), lively(LLAMA), PROMPTS, NEW, WARM, seed=5))
+    assert [len(c[0]) for c in chunks] == [STRETCH, NEW - STRETCH]
+    assert [sum((c[i] for c in chunks), []) for i in range(3)] == drawn(LLAMA)
+
+
+@pytest.mark.parametrize("place", [0, 3, STRETCH - 1, STRETCH, NEW - 1])
+def test_a_row_ends_before_its_stop_token(place: int) -> None:
+    """The token at `place` of the first row stops that row where it first comes, and each other row where it does."""
+    stop = drawn(LLAMA)[0][place]
+    rows = written(LLAMA, sampling=WARM, seed=5, stop=[stop])
+    assert rows == [row[: row.index(stop)] if stop in row else row for row in drawn(LLAMA)]
+
+
+def test_the_stream_ends_with_the_last_row() -> None:
+    stop = sorted({t for row in drawn(LLAMA) for t in row[:3]})
+    chunks = list(stream(Transformer(LLAMA, COMPUTE), lively(LLAMA), PROMPTS, NEW, WARM, stop, seed=5))
+    assert len(chunks) == 1
+
+
+@every_model
+def test_the_context_can_be_filled_to_the_last_token(cfg: ModelConfig) -> None:
+    prompts = [list(range(CONTEXT - 5)), [1]]
+    assert [len(row) for row in written(cfg, prompts, new=5)] == [5, 5]
+    assert written(cfg, prompts, new=5)[1] == written(cfg, [[1]], new=5)[0]
+    assert len(written(cfg, [[1]], new=CONTEXT - 1)[0]) == CONTEXT - 1
+
+
+def test_nothing_asked_nothing_given() -> None:
+    assert written(LLAMA, new=0) == [[], [], []]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "new", "message"),
+    [
+        ([[]], 3, "the prompt has no tokens, .*: give at least one character"),
+        ([[1], []], 3, "the prompt has no tokens"),
+        ([[1, 31]], 3, "token id 31 is outside the vocabulary of 31"),
+        ([[-1]], 3, "token id -1 is outside the vocabulary of 31"),
+        ([[1] * 50], 3, "a prompt of 50 tokens and 3 new ones do not fit the context of 48: .* at most 0 new tokens"),
+        ([[1] * 40], 9, "shorten the prompt, or ask for at most 8 new tokens"),
+        ([], 3, "0 prompts and max_new_tokens=3: expected at least one"),
+        ([[1]], -1, "max_new_tokens=-1: .*no negative number"),
+    ],
+)
+def test_what_cannot_be_continued_says_why(prompts: Any, new: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        written(LLAMA, prompts, new)

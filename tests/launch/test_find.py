@@ -1,0 +1,79 @@
+"""An experiment is found by module and name, and what keeps it from being found is said in one line."""
+
+from pathlib import Path
+
+import pytest
+
+from launch.find import changed, find
+from lm.data.source import TextFile, TextFolder
+
+PAGE = """import dataclasses
+from experiments.quickstart import experiment as base
+{name} = dataclasses.replace(base, steps=40)
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def test_a_module_has_its_experiment() -> None:
+    experiment, reference = find("experiments.quickstart")
+    assert experiment.name == "quickstart" and reference == "experiments.quickstart:experiment"
+    assert find("experiments/quickstart.py") == (experiment, reference)
+
+
+def test_a_name_on_a_page_of_ones_own(here: Path) -> None:
+    (here / "page_one.py").write_text(PAGE.format(name="small"))
+    assert find("page_one:small")[0].steps == 40
+    with pytest.raises(ValueError, match="page_one:experiment is not there: known: .*small"):
+        find("page_one")
+    with pytest.raises(ValueError, match="page_one:dataclasses is module, no Experiment"):
+        find("page_one:dataclasses")
+
+
+def test_an_unknown_module_lists_those_that_exist(here: Path) -> None:
+    (here / "mine.py").write_text("experiment = Experiment(steps=1)\n")
+    with pytest.raises(ValueError, match="did you mean experiments.quickstart.* known: .*mine"):
+        find("experiments.quickstrat")
+    for wrong in ("", "nowhere.at.all", ".", "..x"):
+        with pytest.raises(ValueError, match="unknown experiment"):
+            find(wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("page_bad_value", "x = 1\nexperiment = int('no')\n", r"ValueError: invalid literal .*page_bad_value\.py:2"),
+        ("page_bad_import", "import not_installed_anywhere\n", r"ModuleNotFoundError: .*page_bad_import\.py:1"),
+        ("page_bad_syntax", "x = 1\ndef (\n", r"SyntaxError: .*page_bad_syntax\.py:2"),
+    ],
+)
+def test_a_page_that_fails_says_where(here: Path, name: str, text: str, said: str) -> None:
+    (here / f"{name}.py").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        find(name)
+
+
+def test_settings_may_come_in_any_order() -> None:
+    base, _ = find("experiments.quickstart")
+    fewer = ["steps=4", "seed=1", "optimizer.schedule.warmup_steps=1", "seed=2"]
+    assert changed(base, fewer) == changed(base, fewer[::-1]).replace(seed=2)
+    with pytest.raises(ValueError, match="warmup_steps=10"):
+        changed(base, fewer[:2])
+
+
+def test_settings_and_text_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some text")
+    base, _ = find("experiments.quickstart")
+    new = changed(base, ["steps=50", "model.layers=1"], str(tmp_path), host_devices=2)
+    assert (new.steps, new.model.layers, new.compute.devices) == (50, 1, 2)
+    (source,) = new.data.mixture.sources.values()
+    assert isinstance(source, TextFolder) and source.path == str(tmp_path)
+    one = changed(base, [], str(tmp_path / "a.txt")).data.mixture.sources["text"]
+    assert isinstance(one, TextFile)
+    with pytest.raises(ValueError, match="no such file or folder"):
+        changed(base, [], str(tmp_path / "nowhere"))

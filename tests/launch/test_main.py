@@ -1,0 +1,154 @@
+"""The command line: what it understands, how it fails, and how fast it answers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lm.hardware
+from launch.__main__ import VERBS, main, parser
+
+
+@pytest.fixture(autouse=True)
+def machine_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests' own JAX has started: a command must not change what it runs on."""
+    monkeypatch.setattr(lm.hardware, "prepare", lambda devices="": None)
+
+
+def test_settings_add_up() -> None:
+    args = parser().parse_args(["train", "e", "--set", "a=1", "b.c=2", "--workdir", "w", "--set", "d=3"])
+    assert (args.experiment, args.workdir, args.set) == ("e", "w", ["a=1", "b.c=2", "d=3"])
+
+
+@pytest.mark.parametrize(
+    "argv", [[], *([verb] for verb in VERBS), ["tokenizer", "train"], ["tokenizer", "inspect"]], ids=" ".join
+)
+def test_help_teaches(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*argv, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "lm" in shown and ("example" in shown or argv == ["tokenizer"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "said"),
+    [
+        (["trian"], 2, "did you mean train"),
+        (["train"], 2, "EXPERIMENT"),
+        (["sample", "r", "--seed", "x"], 2, "invalid int"),
+        (["train", "e", "--devices", "cup"], 2, "invalid choice"),
+        (["sample", "r", "--temprature", "1"], 2, "unrecognized arguments: --temprature"),
+        (["show", "experiments.quickstrat"], 1, "did you mean experiments.quickstart"),
+        (["show", "experiments.quickstart", "--set", "model.layer=3"], 1, "did you mean layers"),
+        (["show", "experiments.quickstart", "--set", "steps=many"], 1, "steps=many"),
+        (["sample", "nowhere", "-n", "0"], 1, "at least 1"),
+        (["sample", "nowhere"], 1, "nowhere is not a run"),
+        (["report", "nowhere"], 1, "nowhere is not a run"),
+        (["tokenizer", "inspect", "nowhere"], 1, "no such file or folder: nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line(argv: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == code
+    shown = capsys.readouterr().err
+    assert shown.startswith("lm: ") and shown.count("\n") == 1 and said in shown
+
+
+def raising(error: BaseException) -> Any:
+    def run(folder: str) -> None:
+        raise error
+
+    return run
+
+
+class Stopped(Exception):
+    signal = 15
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ValueError("two\nlines"), 1),
+        (OSError(28, "No space left on device"), 1),
+        (KeyboardInterrupt(), 130),
+        (Stopped("after step 3"), 143),
+    ],
+)
+def test_exit_codes(
+    error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lm.report.write_report", raising(error))
+    assert main(["report", "r"]) == code
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="is not a run"):
+        main(["report", "nowhere", "--debug"])
+    monkeypatch.setenv("LM_DEBUG", "1")
+    with pytest.raises(ValueError, match="is not a run"):
+        main(["report", "nowhere"])
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lm.report.write_report", raising(RuntimeError("ours")))
+    with pytest.raises(RuntimeError, match="ours"):
+        main(["report", "r"])
+
+
+def test_show_counts_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "experiments.quickstart", "--set", "model.layers=2", "steps=80"]) == 0
+    shown = capsys.readouterr().out
+    from launch.find import find
+    from lm.model import count
+
+    model = find("experiments.quickstart")[0].replace(model=dict(layers=2)).model
+    for words in (
+        "ModelConfig",
+        "layers 2",
+        "steps 80",
+        "FLOPs per token",
+        "memory of state",
+        f"{count.parameters(model):,}",
+    ):
+        assert words in shown
+
+
+def test_evaluate_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    found = {"code": {"loss": 2.0, "perplexity": 7.389, "bits_per_byte": 0.875, "gzip": 2.5, "xz": 2.25}}
+
+    def evaluate(run: str) -> dict[str, dict[str, float]]:
+        print("preparing")
+        return found
+
+    monkeypatch.setattr("lm.run.evaluate", evaluate)
+    assert main(["evaluate", "r", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
+    assert main(["evaluate", "r"]) == 0
+    assert "0.875" in capsys.readouterr().out
+
+
+def test_train_hands_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("lm.run.train", lambda *args: seen.extend(args))
+    assert main(["train", "experiments.quickstart", "--set", "steps=50", "prompts=('a b',)"]) == 0
+    experiment, workdir, reference, command = seen
+    assert (experiment.steps, experiment.prompts, workdir, reference) == (
+        50,
+        ("a b",),
+        "runs/quickstart",
+        "experiments.quickstart:experiment",
+    )
+    assert command == """lm train experiments.quickstart --set steps=50 'prompts=('"'"'a b'"'"',)'"""
+
+
+def test_help_does_not_wait_for_jax() -> None:
+    code = (
+        "import sys, launch.__main__ as m; m.main(['--help']); "
+        "print([n for n in ('jax', 'numpy', 'matplotlib') if n in sys.modules])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60
+    )
+    assert run.stdout.endswith("[]\n"), run.stderr

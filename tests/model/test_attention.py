@@ -1,0 +1,143 @@
+"""Attention: every kernel against a loop over queries and heads, and the heads against one another."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.model.attention import KERNELS, Attention, Mask
+from lm.model.transformer import Transformer
+from tests.model.reference import LLAMA, SIMPLE, close, lively, run, tokens, trees_close
+
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def heads(T: int, N: int = 4, K: int = 2, S: int | None = None) -> Arrays:
+    """Queries [2, T, N, 6], keys and values [2, S, K, 6]."""
+    rng = np.random.default_rng(0)
+    shapes = (2, T, N, 6), (2, S or T, K, 6), (2, S or T, K, 6)
+    q, k, v = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+    return q, k, v
+
+
+def by_hand(q: np.ndarray, k: np.ndarray, v: np.ndarray, may: Any, bias: Any = None) -> np.ndarray:
+    """Attention of each query alone; may(b, t, s) says whether it sees key s."""
+    B, T, N, H = q.shape
+    out = np.zeros(q.shape)
+    for b, t, n in np.ndindex(B, T, N):
+        seen = [s for s in range(k.shape[1]) if may(b, t, s)]
+        if seen:
+            kv = n // (N // k.shape[2])
+            logits = k[b, seen, kv].astype(np.float64) @ q[b, t, n]
+            logits = logits if bias is None else logits + bias[min(b, len(bias) - 1), n, t, seen]
+            weights = np.exp(logits - logits.max())
+            out[b, t, n] = weights / weights.sum() @ v[b, seen, kv]
+    return out
+
+
+def call(name: str, arrays: Arrays, mask: Mask, bias: Any = None, block: int = 4) -> Any:
+    compute = replace(SIMPLE, attention=name, block=block)
+    return jax.jit(lambda q, k, v, m, b: KERNELS[name](q, k, v, m, b, compute))(*arrays, mask, bias)
+
+
+every_kernel = pytest.mark.parametrize("name", KERNELS)
+
+
+@every_kernel
+@pytest.mark.parametrize("T", [1, 4, 8, 11])
+def test_causal(name: str, T: int) -> None:
+    arrays = heads(T)
+    close(call(name, arrays, Mask()), by_hand(*arrays, lambda b, t, s: s <= t))
+
+
+@every_kernel
+def test_both_ways(name: str) -> None:
+    arrays = heads(11)
+    close(call(name, arrays, Mask(causal=False)), by_hand(*arrays, lambda b, t, s: True))
+
+
+@every_kernel
+def test_behind_a_cache(name: str) -> None:
+    """Three queries at places 5 to 7 of keys that go on to 11."""
+    arrays = heads(3, S=11)
+    expected = by_hand(*arrays, lambda b, t, s: s <= t + 5)
+    close(call(name, arrays, Mask(offset=5)), expected)
+    close(call(name, arrays, Mask(offset=jnp.asarray(5))), expected)
+
+
+@every_kernel
+def test_segments_and_bias(name: str) -> None:
+    arrays = heads(11)
+    segments = np.array([[1] * 5 + [2] * 4 + [0] * 2, [0] * 3 + [1] * 8], np.int32)
+    bias = np.random.default_rng(1).standard_normal((1, 4, 11, 11)).astype(np.float32)
+    mask = Mask(query_segments=jnp.asarray(segments), key_segments=jnp.asarray(segments))
+    expected = by_hand(*arrays, lambda b, t, s: s <= t and segments[b, t] == segments[b, s], bias)
+    close(call(name, arrays, mask, bias), expected)
+
+
+@every_kernel
+def test_a_query_that_sees_nothing_gives_numbers(name: str) -> None:
+    queries, keys = jnp.ones((2, 11), jnp.int32), jnp.zeros((2, 11), jnp.int32)
+    assert np.isfinite(call(name, heads(11), Mask(query_segments=queries, key_segments=keys))).all()
+
+
+@every_kernel
+def test_large_logits_do_not_overflow(name: str) -> None:
+    q, k, v = heads(11)
+    out = call(name, (q * 1e4, k, v), Mask())
+    close(out, by_hand(q * 1e4, k, v, lambda b, t, s: s <= t), 1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in KERNELS if name != "plain"])
+@pytest.mark.parametrize(("T", "block"), [(11, 4), (8, 4), (9, 100)])
+def test_every_kernel_has_the_gradients_of_the_plain_one(name: str, T: int, block: int) -> None:
+    segments = jnp.asarray([[1] * 5 + [2] * (T - 5), [1] * (T - 1) + [0]], jnp.int32)
+    mask = Mask(query_segments=segments, key_segments=segments)
+    pull = np.random.default_rng(2).standard_normal((2, T, 4, 6)).astype(np.float32)
+
+    def gradients(kernel: str) -> Any:
+        compute = replace(SIMPLE, attention=kernel, block=block)
+        total = lambda *a: (KERNELS[kernel](*a, mask, None, compute) * pull).sum()  # noqa: E731
+        return jax.jit(jax.grad(total, argnums=(0, 1, 2)))(*heads(T))
+
+    trees_close(gradients(name), gradients("plain"))
+
+
+@every_kernel
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_grouped_queries_are_repeated_heads(name: str, kv_heads: int) -> None:
+    q, k, v = heads(11, K=kv_heads)
+    k_all, v_all = (np.repeat(a, 4 // kv_heads, axis=2) for a in (k, v))
+    close(call(name, (q, k, v), Mask()), call(name, (q, k_all, v_all), Mask()))
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_a_model_with_repeated_heads_is_the_same(kv_heads: int) -> None:
+    """MQA and GQA are MHA whose key and value projections are equal within a group."""
+    few = replace(LLAMA, attention=Attention(heads=4, head_dim=4, kv_heads=kv_heads))
+    many = replace(LLAMA, attention=Attention(heads=4, head_dim=4))
+    params, ids = lively(few), tokens(LLAMA, 2, 11)
+    repeated = {n: np.repeat(params["layers"][n], 4 // kv_heads, axis=2) for n in ("key", "value")}
+    wide = {**params, "layers": {**params["layers"], **repeated}}
+    assert jax.tree.map(jnp.shape, wide) == jax.tree.map(jnp.shape, lively(many))
+    close(run(Transformer(few, SIMPLE), params, ids), run(Transformer(many, SIMPLE), wide, ids))
+    assert Transformer(few, SIMPLE).empty_cache(2, 5).k.shape == (3, 2, 5, kv_heads, 4)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (partial(Attention, heads=12, head_dim=4, kv_heads=5), "heads=12 is not a multiple of kv_heads=5: try 4 or 6"),
+        (partial(Attention, heads=4, head_dim=4, kv_heads=8), "heads=4 is not a multiple of kv_heads=8: try 2 or 4"),
+        (partial(Attention, heads=4, head_dim=4, kv_heads=-1), "heads=4 is not a multiple of kv_heads=-1"),
+        (partial(Attention, heads=0, head_dim=4), "attention.heads=0, head_dim=4: expected at least 1 of each"),
+        (partial(Attention, heads=4, head_dim=0), "attention.heads=4, head_dim=0: expected at least 1 of each"),
+    ],
+)
+def test_heads_that_do_not_fit_say_which_would(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,146 @@
+"""The parts of a transformer against numpy, and their errors."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from lm.model.parts import ACTIVATIONS, FeedForward, LayerNorm, Norm, RMSNorm, Wiring, dropout, linear
+from tests.model.reference import SIMPLE, close, gelu_tanh, layer_norm, rms_norm, silu
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((2, 5, 12)).astype(np.float32)
+
+
+class Using(nn.Module):
+    """A module whose only content is `call`."""
+
+    call: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> Any:
+        return self.call(self, x)
+
+
+def use(call: Any, x: Any, params: dict[str, Any]) -> Any:
+    return Using(call).apply({"params": params}, x)
+
+
+# ---------------------------------------------------------------- norms
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_layer_norm(bias: bool) -> None:
+    params = {"n_scale": RNG.standard_normal(12), "n_bias": RNG.standard_normal(12)}
+    params = params if bias else {"n_scale": params["n_scale"]}
+    norm = LayerNorm(eps=1e-3, bias=bias)
+    close(use(lambda m, x: norm(m, "n", x), X * 3 + 1, params), layer_norm(X * 3.0 + 1, params, "n", 1e-3))
+
+
+def test_rms_norm() -> None:
+    params = {"n_scale": RNG.standard_normal(12)}
+    close(use(lambda m, x: RMSNorm(eps=1e-3)(m, "n", x), X * 3, params), rms_norm(X * 3.0, params, "n", 1e-3))
+
+
+@pytest.mark.parametrize("norm", [LayerNorm(), RMSNorm(), Norm()])
+def test_norms_keep_the_dtype_and_compute_in_float32(norm: Norm) -> None:
+    x = jnp.asarray(X + 100, jnp.bfloat16)  # whose variance bfloat16 could not hold
+    fresh = Using(lambda m, x: norm(m, "n", x))
+    y = fresh.apply(fresh.init(jax.random.key(0), x), x)
+    assert y.dtype == jnp.bfloat16
+    if isinstance(norm, LayerNorm):
+        assert float(jnp.abs(y.astype(jnp.float32).std(-1) - 1).max()) < 0.02
+
+
+# ---------------------------------------------------------------- products
+
+
+@pytest.mark.parametrize("contract", [1, 2])
+@pytest.mark.parametrize("flat", ["yes", "no"])
+def test_linear_is_a_product(flat: str, contract: int) -> None:
+    x = RNG.standard_normal((2, 5, 4, 3)).astype(np.float32)
+    w = RNG.standard_normal((*x.shape[4 - contract :], 6, 2)).astype(np.float32)
+    pull = RNG.standard_normal((*x.shape[: 4 - contract], 6, 2)).astype(np.float32)
+    compute = replace(SIMPLE, flat=flat)
+    y, vjp = jax.vjp(lambda x, w: linear(x, w, compute, contract), x, w)
+    close(y, np.tensordot(x.astype(np.float64), w, contract))
+    dx, dw = vjp(pull)
+    close(dx, np.tensordot(pull.astype(np.float64), w, (tuple(range(-2, 0)), tuple(range(contract, contract + 2)))))
+    lead = tuple(range(4 - contract))
+    close(dw, np.tensordot(x.astype(np.float64), pull, (lead, lead)))
+
+
+@pytest.mark.parametrize("flat", ["yes", "no"])
+def test_bfloat16_products_are_summed_in_float32(flat: str) -> None:
+    """4096 ones: a bfloat16 sum would stop at 256."""
+    compute = replace(SIMPLE, flat=flat, matmul="bfloat16")
+    y, vjp = jax.vjp(lambda x, w: linear(x, w, compute), jnp.ones((2, 1, 4096)), jnp.ones((4096, 3)))
+    assert y.dtype == jnp.float32 and (y == 4096).all()
+    dx, dw = vjp(y)
+    assert dx.dtype == dw.dtype == jnp.float32 and (dx == 3 * 4096).all() and (dw == 2 * 4096).all()
+
+
+# ---------------------------------------------------------------- feed-forward
+
+
+EXACT = {
+    "relu": lambda x: np.maximum(x, 0),
+    "gelu": lambda x: x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
+    "gelu_tanh": gelu_tanh,
+    "silu": silu,
+}
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations(activation: str) -> None:
+    x = np.linspace(-6, 6, 101)
+    close(ACTIVATIONS[activation](x.astype(np.float32)), EXACT[activation](x))
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_feed_forward(gated: bool, bias: bool) -> None:
+    ffn = FeedForward(mlp=7, activation="silu", gated=gated, bias=bias)
+    module = Using(lambda m, x: ffn(m, x, SIMPLE, 2))
+    params = nn.meta.unbox(module.init(jax.random.key(0), X))["params"]
+    assert set(params) == {f"{n}{b}" for n in ("gate", "up", "down")[not gated :] for b in ("", "_bias")[: 1 + bias]}
+    p = {n: RNG.standard_normal(a.shape) for n, a in params.items()}
+    up = X @ p["up"] + p.get("up_bias", 0)
+    hidden = silu(X @ p["gate"] + p.get("gate_bias", 0)) * up if gated else silu(up)
+    close(module.apply({"params": p}, X), hidden @ p["down"] + p.get("down_bias", 0))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"mlp": 0}, "ffn.mlp=0: expected at least 1"),
+        (
+            {"mlp": 4, "activation": "glu"},
+            r"unknown activation 'glu': did you mean .*known: relu, gelu, gelu_tanh, silu",
+        ),
+    ],
+)
+def test_feed_forward_errors(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FeedForward(**fields)
+
+
+# ---------------------------------------------------------------- the rest
+
+
+def test_dropout_zeroes_at_its_rate_and_keeps_the_mean() -> None:
+    x = jnp.ones((200, 200))
+    module = Using(lambda m, x: dropout(m, x, 0.25))
+    y = module.apply({}, x, rngs={"dropout": jax.random.key(0)})
+    assert set(np.unique(y)) == {0.0, np.float32(1 / 0.75)}
+    assert abs(float((y == 0).mean()) - 0.25) < 4 * (0.25 * 0.75 / x.size) ** 0.5
+    np.testing.assert_array_equal(module.apply({}, x), x)
+
+
+def test_no_wiring_is_composition() -> None:
+    assert Wiring()(None, Norm(), 3, lambda x: x + 1, lambda x: x * 10) == 40

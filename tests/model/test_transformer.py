@@ -1,0 +1,255 @@
+"""The transformer: what the papers say, the same however it is computed, and nothing leaks from where it must not."""
+
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lm.model.attention import Attention, Mask
+from lm.model.compute import Compute
+from lm.model.config import ModelConfig
+from lm.model.parts import FeedForward, LayerNorm
+from lm.model.positions import Positions
+from lm.model.transformer import Transformer
+from tests.model.reference import (
+    GPT,
+    LLAMA,
+    MODELS,
+    SIMPLE,
+    SINUSOIDAL,
+    close,
+    forward,
+    lively,
+    mean_loss,
+    run,
+    tokens,
+    trees_close,
+)
+
+every_model = pytest.mark.parametrize("cfg", MODELS.values(), ids=MODELS.keys())
+
+
+@pytest.mark.parametrize("cfg", [GPT, LLAMA], ids=["gpt", "llama"])
+def test_logits_are_the_papers(cfg: ModelConfig) -> None:
+    params, ids = lively(cfg), tokens(cfg, 2, 11)
+    logits = run(Transformer(cfg, SIMPLE), params, ids)
+    assert logits.dtype == jnp.float32
+    close(logits, np.stack([forward(cfg, params, row) for row in ids]))
+
+
+# ---------------------------------------------------------------- however it is computed
+
+
+# everything at once: grouped queries, biases, gates, rotary positions, dropout's seats
+MIXED = replace(
+    LLAMA,
+    attention=Attention(heads=4, head_dim=4, kv_heads=2, bias=True),
+    ffn=FeedForward(mlp=20, activation="gelu", gated=True, bias=True),
+    norm=LayerNorm(),
+    tied=True,
+)
+VARIANTS = {
+    "unrolled": replace(SIMPLE, unroll=0),
+    "two layers a turn": replace(SIMPLE, unroll=2),
+    "flat": replace(SIMPLE, flat="yes"),
+    "blocked": replace(SIMPLE, attention="blocked", block=4),  # 11 = 4 + 4 + 3
+    "dots saved": replace(SIMPLE, remat="dots"),
+    "layers again": replace(SIMPLE, remat="full"),
+    "all of it": Compute("float32", "float32", "blocked", block=5, flat="yes", unroll=0, remat="full"),
+}
+
+
+def packed_batch(cfg: ModelConfig) -> dict[str, np.ndarray]:
+    """Rows of 11: two documents and padding; one document."""
+    segments = np.array([[1] * 4 + [2] * 5 + [0] * 2, [1] * 11], np.int32)
+    positions = np.array([[*range(4), *range(5), 0, 1], range(11)], np.int32)
+    return {
+        "tokens": tokens(cfg, 2, 11),
+        "targets": tokens(cfg, 2, 11, seed=1),
+        "segments": segments,
+        "positions": positions,
+    }
+
+
+def value_and_gradients(cfg: ModelConfig, compute: Compute) -> Any:
+    model = Transformer(cfg, compute)
+    return jax.jit(jax.value_and_grad(partial(mean_loss, model)))(lively(cfg), packed_batch(cfg))
+
+
+@cache
+def simple(cfg: ModelConfig) -> Any:
+    return value_and_gradients(cfg, SIMPLE)
+
+
+@pytest.mark.parametrize(("cfg", "name"), [*((MIXED, name) for name in VARIANTS), (GPT, "all of it")])
+def test_however_it_is_computed_it_is_the_same(cfg: ModelConfig, name: str) -> None:
+    (loss, gradients), (expected_loss, expected) = value_and_gradients(cfg, VARIANTS[name]), simple(cfg)
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+    trees_close(gradients, expected, 3e-5)
+
+
+@pytest.mark.parametrize("flat", ["yes", "no"])
+def test_bfloat16_is_close_to_float32(flat: str) -> None:
+    params, ids = lively(LLAMA), tokens(LLAMA, 2, 11)
+    exact = run(Transformer(LLAMA, SIMPLE), params, ids)
+    for dtype in ("float32", "bfloat16"):
+        rounded = run(Transformer(LLAMA, replace(SIMPLE, dtype=dtype, matmul="bfloat16", flat=flat)), params, ids)
+        assert rounded.dtype == jnp.float32
+        close(rounded, exact, 0.1)
+        assert np.abs(rounded - exact).max() > 1e-4  # it was computed in bfloat16
+
+
+# ---------------------------------------------------------------- what may reach what
+
+
+@every_model
+def test_a_later_token_changes_no_earlier_logit(cfg: ModelConfig) -> None:
+    model, params, ids = Transformer(cfg, VARIANTS["all of it"]), lively(cfg), tokens(cfg, 1, 11)
+    before = np.asarray(run(model, params, ids))
+
+    @settings(max_examples=20, deadline=None)
+    @given(at=st.integers(0, 10), token=st.integers(0, cfg.vocab - 1))
+    def change(at: int, token: int) -> None:
+        changed = ids.copy()
+        changed[0, at] = token
+        after = np.asarray(run(model, params, changed))
+        np.testing.assert_array_equal(after[:, :at], before[:, :at])
+        assert token == ids[0, at] or (after[:, at:] != before[:, at:]).any(-1).all()
+
+    change()
+
+
+@every_model
+def test_packed_is_unpacked(cfg: ModelConfig) -> None:
+    """Two documents in a row give the logits of each alone, whatever is in the padding."""
+    model, params, batch = Transformer(cfg, SIMPLE), lively(cfg), packed_batch(cfg)
+    mask = Mask(query_segments=batch["segments"], key_segments=batch["segments"])
+    together = run(model, params, batch["tokens"], positions=batch["positions"], mask=mask)
+    row = batch["tokens"][:1]
+    close(together[:1, :4], run(model, params, row[:, :4]))
+    close(together[:1, 4:9], run(model, params, row[:, 4:9]))
+    close(together[1:], run(model, params, batch["tokens"][1:]))
+    assert np.isfinite(together).all()
+
+
+@pytest.mark.parametrize("shift", [1, 13])
+def test_only_distances_matter_to_rotary_positions(shift: int) -> None:
+    ids, here = tokens(LLAMA, 1, 11), np.arange(11, dtype=np.int32)[None]
+    moved = run(Transformer(LLAMA, SIMPLE), lively(LLAMA), ids, positions=here + shift)
+    close(moved, run(Transformer(LLAMA, SIMPLE), lively(LLAMA), ids), 1e-4)
+    for cfg in (GPT, SINUSOIDAL):
+        there = run(Transformer(cfg, SIMPLE), lively(cfg), ids % cfg.vocab, positions=here + shift)
+        assert np.abs(there - run(Transformer(cfg, SIMPLE), lively(cfg), ids % cfg.vocab)).max() > 0.01
+
+
+def test_without_positions_the_order_of_the_past_is_not_seen() -> None:
+    """Of one layer: its last query sees a set."""
+    cfg = replace(LLAMA, positions=Positions(), layers=1)
+    model, params, ids = Transformer(cfg, SIMPLE), lively(cfg), tokens(cfg, 1, 11)
+    close(run(model, params, np.concatenate([ids[:, 9::-1], ids[:, 10:]], 1))[:, -1], run(model, params, ids)[:, -1])
+
+
+# ---------------------------------------------------------------- with a cache
+
+
+@partial(jax.jit, static_argnums=0)
+def cached(model: Transformer, params: Any, ids: jax.Array, cache: Any, offset: Any, **options: Any) -> Any:
+    mask = Mask(offset=offset, **{k: options.pop(k) for k in ("query_segments", "key_segments") if k in options})
+    x, cache = model.hidden(params, ids, mask=mask, cache=cache, **options)
+    return model.logits(params, x), cache
+
+
+@every_model
+@pytest.mark.parametrize("compute", [SIMPLE, VARIANTS["all of it"]], ids=["simple", "all of it"])
+def test_cached_is_full(cfg: ModelConfig, compute: Compute) -> None:
+    model, params, ids = Transformer(cfg, compute), lively(cfg), tokens(cfg, 2, 11)
+    logits, kept = cached(model, params, ids[:, :6], model.empty_cache(2, 15), 0)
+    parts = [logits]
+    for t in range(6, 11):
+        logits, kept = cached(model, params, ids[:, t : t + 1], kept, t)
+        parts.append(logits)
+    close(np.concatenate(parts, axis=1), run(Transformer(cfg, SIMPLE), params, ids))
+
+
+@every_model
+def test_cached_is_full_behind_padding_on_the_left(cfg: ModelConfig) -> None:
+    """Prompts of 6 and 3 tokens in one batch, and five tokens more of each."""
+    model, params, ids = Transformer(cfg, SIMPLE), lively(cfg), tokens(cfg, 2, 11)
+    pad = np.array([[0], [3]])
+    segments = (np.arange(15) >= pad).astype(np.int32)
+
+    def options(start: int, stop: int) -> dict[str, Any]:
+        positions = np.maximum(np.arange(start, stop) - pad, 0).astype(np.int32)
+        return {"positions": positions, "query_segments": segments[:, start:stop], "key_segments": segments}
+
+    logits, kept = cached(model, params, ids[:, :6], model.empty_cache(2, 15), 0, **options(0, 6))
+    parts = [logits]
+    for t in range(6, 11):
+        logits, kept = cached(model, params, ids[:, t : t + 1], kept, t, **options(t, t + 1))
+        parts.append(logits)
+    together = np.concatenate(parts, axis=1)
+    close(together[:1], run(model, params, ids[:1]))
+    close(together[1:, 3:], run(model, params, ids[1:, 3:]))
+
+
+# ---------------------------------------------------------------- parameters
+
+
+@every_model
+def test_every_parameter_has_its_axes(cfg: ModelConfig) -> None:
+    model = Transformer(cfg, SIMPLE)
+    shapes, axes = model.shapes(), model.axes()
+    jax.tree.map(lambda s, a: None if len(s.shape) == len(a) else pytest.fail(f"{s} {a}"), shapes, axes)
+    assert all(a[0] == "layers" for a in axes["layers"].values())
+    assert all(s.dtype == jnp.float32 for s in jax.tree.leaves(shapes))
+
+
+@cache
+def fresh(cfg: ModelConfig) -> Any:
+    return jax.jit(Transformer(cfg, SIMPLE).init)(jax.random.key(3))
+
+
+def test_models_that_share_a_part_start_it_alike() -> None:
+    base, other = fresh(LLAMA), fresh(replace(LLAMA, tied=True, layers=4))
+    assert "kernel" not in other["head"]
+    np.testing.assert_array_equal(other["stem"]["tokens"], base["stem"]["tokens"])
+    for name in ("query", "key", "value", "gate", "up"):
+        np.testing.assert_array_equal(other["layers"][name][:3], base["layers"][name])
+
+
+def test_a_fresh_model_knows_nothing_but_keeps_its_scale() -> None:
+    """The first loss is near log V, and no layer is a copy of another."""
+    params = fresh(LLAMA)
+    logits = run(Transformer(LLAMA, SIMPLE), params, tokens(LLAMA, 4, 11))
+    assert 0.3 < float(logits.std()) < 3
+    query = params["layers"]["query"]
+    assert not np.allclose(query[0], query[1])
+    assert float(query.std()) == pytest.approx(LLAMA.width**-0.5, rel=0.1)
+
+
+# ---------------------------------------------------------------- dropout
+
+
+def test_dropout_needs_a_key() -> None:
+    cfg = replace(LLAMA, dropout=0.2)
+    params, ids = lively(LLAMA), tokens(LLAMA, 2, 11)
+    exact = run(Transformer(LLAMA, SIMPLE), params, ids)
+    np.testing.assert_array_equal(run(Transformer(cfg, SIMPLE), params, ids), exact)
+    first, again, other = (run(Transformer(cfg, SIMPLE), params, ids, key=jax.random.key(k)) for k in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    for dropped in (first, other):
+        assert np.abs(dropped - exact).max() > 0.01
+    assert np.abs(first - other).max() > 0.01
+    np.testing.assert_array_equal(run(Transformer(LLAMA, SIMPLE), params, ids, key=jax.random.key(1)), exact)
+
+
+def test_dropout_is_the_same_however_layers_are_computed() -> None:
+    cfg, params, ids = replace(LLAMA, dropout=0.2), lively(LLAMA), tokens(LLAMA, 2, 11)
+    one, other = (run(Transformer(cfg, c), params, ids, key=jax.random.key(1)) for c in (SIMPLE, VARIANTS["all of it"]))
+    close(one, other)

@@ -1,0 +1,37 @@
+"""The machine below, as far as it is the same everywhere."""
+
+import json
+
+import jax
+import pytest
+
+from lm import hardware
+
+
+def test_devices_can_be_split_only_before_jax_starts() -> None:
+    assert len(jax.devices()) == 8
+    hardware.split_cpu(0)
+    hardware.split_cpu(8)
+    with pytest.raises(ValueError, match="compute.devices=3, but JAX has started with 8: set it before"):
+        hardware.split_cpu(3)
+
+
+def test_the_environment_is_plain_data() -> None:
+    found = hardware.environment()
+    assert json.loads(json.dumps(found)) == found
+    assert found["devices"] == 8 and found["jax"] == jax.__version__ and found["memory_bytes"] > 2**20
+
+
+def test_the_peak_is_measured_where_no_data_sheet_is() -> None:
+    peak, source = hardware.peak_flops()
+    assert peak > 1e8 and "measured" in source
+
+
+def test_the_peak_of_a_known_chip(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Chip:
+        device_kind = "TPU v5 lite"
+
+    monkeypatch.setattr(jax, "devices", lambda: [Chip()])
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    assert hardware.peak_flops("bfloat16") == (4 * 197e12, "TPU v5 lite, data sheet")
+    assert hardware.peak_flops("float32") == (2 * 197e12, "TPU v5 lite, data sheet, bfloat16 halved")

@@ -1,0 +1,84 @@
+"""An experiment that trains in seconds on texts of its own, and a way to run it as a process of its own.
+
+python -m tests.tiny TEXTS WORKDIR [SECONDS [FIELD=VALUE ...]]: each step lasts SECONDS longer, so that there is time to
+interrupt it.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from lm import run, value
+from lm.data.mixture import Data, Mixture
+from lm.data.pack import Pack
+from lm.data.source import TextFolder
+from lm.experiment import Experiment
+from lm.model.families import llama
+from lm.text.tokenizer import Bytes
+from lm.train.optim import AdamW
+from lm.train.schedule import Cosine
+
+STEPS = 12
+
+
+def write_texts(folder: Path) -> Path:
+    """Two sources of short documents, each of which fits in a row."""
+    for name, texts in {
+        "sums": [f"{a} + {b} = {a + b}\n" for a in range(9) for b in range(9)],
+        "words": [
+            f"the {a} {b}s.\n" for a in ("cat", "dog", "owl", "fox", "ant") for b in ("sit", "run", "eat", "see")
+        ],
+    }.items():
+        (folder / name).mkdir(parents=True)
+        for i, text in enumerate(texts):
+            (folder / name / f"{i}.txt").write_text(text)
+    return folder
+
+
+def experiment(texts: Path) -> Experiment:
+    return Experiment(
+        name="tiny",
+        model=llama(vocab=258, layers=2, width=16, heads=2, mlp=32, context=32, dropout=0.1),
+        data=Data(
+            mixture=Mixture(
+                sources={name: TextFolder(str(texts / name), heldout=0.3) for name in ("sums", "words")},
+                weights={"sums": 0.7, "words": 0.3},
+            ),
+            tokenizer=Bytes(),
+            packing=Pack(),
+        ),
+        optimizer=AdamW(learning_rate=1e-2, schedule=Cosine(warmup_steps=2)),
+        batch_tokens=8 * 32,
+        steps=STEPS,
+        ema=0.5,
+        log_every_steps=1,
+        eval_every_steps=4,
+        checkpoint_every_steps=4,
+        prompts=("the ", "1 + "),
+        sample_tokens=20,
+    )
+
+
+def main(texts: str, workdir: str, seconds: str = "0", *settings: str) -> None:
+    place = run.place
+
+    def slowly(*args: object) -> object:
+        time.sleep(float(seconds))
+        return place(*args)
+
+    run.place = slowly
+    declared = experiment(Path(texts))
+    for setting in settings:
+        declared = value.parse(declared, setting)
+    try:
+        run.train(declared, workdir)
+    except run.Interrupted as interrupted:
+        print(interrupted)
+        sys.exit(75)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

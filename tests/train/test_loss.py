@@ -1,0 +1,144 @@
+"""The loss against numpy, by chunks as in one piece, and never with all logits at once."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lm.model.families import llama
+from lm.model.transformer import Transformer
+from lm.train.loss import by_chunks, cross_entropy
+from lm.train.task import Pretraining
+from tests.model.reference import GPT, LLAMA, SIMPLE, close, lively, tokens, trees_close
+
+B, T, D, V = 2, 12, 6, 17
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((B, T, D)).astype(np.float32)
+HEAD = {"kernel": RNG.standard_normal((D, V)).astype(np.float32), "unused": np.ones(3, np.float32)}
+REST = {
+    "targets": RNG.integers(0, V, (B, T)).astype(np.int32),
+    "weights": RNG.random((B, T)).astype(np.float32) * (RNG.random((B, T)) > 0.3),
+}
+
+
+def by_hand(logits: np.ndarray, targets: np.ndarray, weights: np.ndarray, z_loss: float) -> tuple[float, float, float]:
+    """Total, nll and right answers, a token at a time in float64."""
+    total = nll = right = 0.0
+    for at in np.ndindex(targets.shape):
+        row = logits[at].astype(np.float64)
+        log_z = np.log(np.exp(row - row.max()).sum()) + row.max()
+        nll += weights[at] * (log_z - row[targets[at]])
+        total += weights[at] * (log_z - row[targets[at]] + z_loss * log_z**2)
+        right += weights[at] * (row.argmax() == targets[at])
+    return total, nll, right
+
+
+@settings(max_examples=25, deadline=None)
+@given(z_loss=st.sampled_from([0.0, 1e-4, 0.1]), scale=st.floats(0.1, 50), shift=st.floats(-50, 50))
+def test_cross_entropy_and_z_loss(z_loss: float, scale: float, shift: float) -> None:
+    logits = (X @ HEAD["kernel"] * scale + shift).astype(np.float32)
+    total, metrics = cross_entropy(logits, REST["targets"], REST["weights"], z_loss)
+    expected = by_hand(logits, REST["targets"], REST["weights"], z_loss)
+    np.testing.assert_allclose((total, metrics["loss"], metrics["accuracy"]), expected, rtol=2e-5)
+
+
+def test_the_z_term_pulls_the_normaliser_to_one() -> None:
+    logits = jnp.full((1, 1, V), 5.0)
+    pull = jax.grad(lambda x: cross_entropy(x, jnp.zeros((1, 1), int), jnp.ones((1, 1)), 0.1)[0])(logits)
+    assert float(pull.sum()) == pytest.approx(0.1 * 2 * (5 + np.log(V)), rel=1e-5)
+
+
+# ---------------------------------------------------------------- chunks
+
+
+def chunk_loss(head: Any, x: jax.Array, rest: Any) -> Any:
+    return cross_entropy(x @ head["kernel"], rest["targets"], rest["weights"], 1e-2)
+
+
+def chunked(chunk: int, head: Any, x: Any) -> Any:
+    total, metrics = by_chunks(chunk_loss, head, x, REST, chunk)
+    return 3 * total, metrics  # a cotangent that is not 1
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 5, 7, 12, 100])
+def test_by_chunks_is_the_whole(chunk: int) -> None:
+    """Value, metrics and every gradient; 5 and 7 do not divide 12."""
+    got, expected = (
+        jax.jit(jax.value_and_grad(partial(chunked, c), argnums=(0, 1), has_aux=True))(HEAD, X) for c in (chunk, 0)
+    )
+    trees_close(got[1], expected[1])
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), got[0], expected[0])
+    np.testing.assert_array_equal(got[1][0]["unused"], 0)
+
+
+def batch(cfg: Any) -> dict[str, np.ndarray]:
+    weights = (RNG.random((B, T)) > 0.4).astype(np.float32)
+    return {"tokens": tokens(cfg, B, T), "targets": tokens(cfg, B, T, seed=1), "weights": weights / weights.sum()}
+
+
+def gradients(cfg: Any, chunk: int, data: Any, unroll: int = 1) -> Any:
+    task = Pretraining(Transformer(cfg, replace(SIMPLE, loss_chunk=chunk)), None, 1e-3)
+    return jax.jit(jax.value_and_grad(lambda p: task.loss(p, data, None)[0]))(lively(cfg))
+
+
+@pytest.mark.parametrize("cfg", [GPT, LLAMA], ids=["tied", "untied"])
+def test_a_model_s_gradients_are_the_same_by_chunks(cfg: Any) -> None:
+    data = batch(cfg)
+    (loss, got), (whole, expected) = gradients(cfg, 4, data), gradients(cfg, 0, data)
+    np.testing.assert_allclose(loss, whole, rtol=1e-6)
+    trees_close(got, expected)
+
+
+def test_what_has_no_weight_does_not_count() -> None:
+    data = batch(LLAMA)
+    other = {**data, "targets": np.where(data["weights"] > 0, data["targets"], 3)}
+    assert (other["targets"] != data["targets"]).any()
+    jax.tree.map(np.testing.assert_array_equal, gradients(LLAMA, 4, other), gradients(LLAMA, 4, data))
+
+
+def test_the_loss_is_the_mean_over_the_weights() -> None:
+    data = batch(LLAMA)
+    task = Pretraining(Transformer(LLAMA, SIMPLE), None)
+    _, metrics = task.loss(lively(LLAMA), data, None)
+    logits = np.asarray(task.model(lively(LLAMA), data["tokens"]))
+    _, nll, right = by_hand(logits, data["targets"], data["weights"], 0.0)
+    close(metrics["loss"], nll, 1e6)
+    np.testing.assert_allclose((metrics["loss"], metrics["accuracy"]), (nll, right), rtol=1e-5)
+
+
+# ---------------------------------------------------------------- memory
+
+
+def arrays(jaxpr: Any) -> Iterator[Any]:
+    """Every array that a program names, those of its loops and calls included."""
+    for equation in jaxpr.eqns:
+        yield from (v.aval for v in (*equation.invars, *equation.outvars) if hasattr(v.aval, "shape"))
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from arrays(inner)
+
+
+def largest(chunk: int) -> int:
+    """Elements of the largest array with a vocabulary's axis in the gradient of a Llama 3's loss, weights apart."""
+    vocab, rows, length = 128_256, 2, 64
+    cfg = llama(vocab=vocab, layers=1, width=8, heads=2, mlp=8, context=length)
+    model = Transformer(cfg, replace(SIMPLE, loss_chunk=chunk))
+    task = Pretraining(model, None, 1e-4)
+    data = {
+        n: jax.ShapeDtypeStruct((rows, length), d) for n, d in (("tokens", int), ("targets", int), ("weights", float))
+    }
+    step = jax.make_jaxpr(jax.value_and_grad(lambda p, b: task.loss(p, b, None)[0]))(model.shapes(), data)
+    return max(int(np.prod(a.shape)) for a in arrays(step.jaxpr) if vocab in a.shape) // vocab
+
+
+def test_the_logits_of_a_large_vocabulary_never_exist_whole() -> None:
+    assert largest(0) == 2 * 64
+    assert largest(16) == 2 * 16

@@ -1,0 +1,240 @@
+"""One step: the same in pieces, on any mesh, in place; and it learns."""
+
+import math
+from dataclasses import replace
+from functools import cache
+from itertools import repeat
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lm.model.compute import Compute
+from lm.model.config import ModelConfig
+from lm.model.families import gpt, llama
+from lm.model.transformer import Transformer
+from lm.sharding import make_mesh
+from lm.train.loop import NotFinite, train
+from lm.train.optim import AdamW, Muon, Optimizer
+from lm.train.schedule import Constant
+from lm.train.state import TrainState, new_state
+from lm.train.step import build_eval, build_step, init_state, place, state_shardings
+from lm.train.task import Pretraining
+from tests.model.reference import trees_close
+
+ROWS, LENGTH = 8, 8
+GPT = gpt(vocab=32, layers=2, width=16, heads=4, context=LENGTH)
+LLAMA = llama(vocab=32, layers=2, width=16, heads=4, kv_heads=2, mlp=24, context=LENGTH)
+# as on a CPU, but one layer traced, and in float32: bfloat16 would round otherwise in other orders
+COMPUTE = replace(Compute(matmul="float32").resolve("cpu"), unroll=1, loss_chunk=4)
+ADAMW = AdamW(learning_rate=1e-2, eps=1e-3, schedule=Constant())
+MESHES = (
+    {"data": 8},
+    {"fsdp": 8},
+    {"tensor": 2, "data": 4},
+    {"fsdp": 4, "tensor": 2},
+    {"data": 2, "fsdp": 2, "tensor": 2},
+)
+
+
+def batch(seed: int) -> dict[str, np.ndarray]:
+    """Rows of two documents and, in some, padding."""
+    rng = np.random.default_rng(seed)
+    cut, end = rng.integers(2, 5, (ROWS, 1)), rng.integers(6, 9, (ROWS, 1))
+    at = np.arange(LENGTH)
+    segments = np.where(at < end, 1 + (at >= cut), 0)
+    return {
+        "tokens": rng.integers(0, 32, (ROWS, LENGTH)).astype(np.int32),
+        "targets": rng.integers(0, 32, (ROWS, LENGTH)).astype(np.int32),
+        "weights": (segments > 0).astype(np.float32),
+        "segment_ids": segments.astype(np.int32),
+        "positions": np.where(at < cut, at, at - cut).astype(np.int32),
+    }
+
+
+def task_of(cfg: ModelConfig) -> Pretraining:
+    return Pretraining(Transformer(cfg, COMPUTE), None, z_loss=1e-3)
+
+
+@cache
+def fresh(cfg: ModelConfig) -> Any:
+    return jax.device_get(jax.jit(Transformer(cfg, COMPUTE).init)(jax.random.key(0)))
+
+
+def begun(task: Pretraining, chain: Any, mesh: Any, ema: float = 0.0) -> TrainState:
+    """What `init_state` gives (see the test of it), without a program to initialise for every mesh."""
+    _, placed = state_shardings(task, chain, mesh, ema)
+    return jax.device_put(new_state(fresh(task.model.cfg), chain, bool(ema)), placed)
+
+
+def run(
+    cfg: ModelConfig, shape: dict[str, int] | None = None, optimizer: Optimizer = ADAMW, steps: int = 4, **options: Any
+) -> tuple[list[dict[str, float]], TrainState]:
+    """The metrics and the last state of some steps, on one device or a mesh."""
+    task = task_of(cfg)
+    mesh = make_mesh(shape) if shape else make_mesh({"data": 1}, jax.devices()[:1])
+    chain, ema = optimizer.build(steps, task.axes()), options.get("ema", 0.0)
+    state, step = begun(task, chain, mesh, ema), build_step(task, chain, mesh, 0, **options)
+    metrics = []
+    for n in range(steps):
+        state, found = step(state, place(batch(n), mesh))
+        metrics.append({name: float(value) for name, value in found.items()})
+    return metrics, state
+
+
+@cache
+def alone(cfg: ModelConfig, optimizer: Optimizer = ADAMW) -> Any:
+    return run(cfg, None, optimizer)
+
+
+def same(got: Any, expected: Any, tolerance: float) -> None:
+    for a, b in zip(got[0], expected[0], strict=True):
+        assert a == pytest.approx(b, rel=tolerance)
+    trees_close(jax.device_get(got[1].params), jax.device_get(expected[1].params), 10 * tolerance)
+
+
+@pytest.mark.parametrize("accumulate", [2, 8])
+def test_accumulated_is_the_whole_batch(accumulate: int) -> None:
+    """Though the slices have different numbers of tokens."""
+    same(run(LLAMA, accumulate=accumulate), alone(LLAMA), 1e-5)
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+@pytest.mark.parametrize("cfg", [GPT, LLAMA], ids=["gpt", "llama"])
+def test_sharded_is_single(cfg: ModelConfig, shape: dict[str, int]) -> None:
+    got = run(cfg, shape)
+    same(got, alone(cfg), 2e-5)
+    largest = max(jax.tree.leaves(got[1].params), key=lambda a: a.size)
+    split = math.prod(shape.get(axis, 1) for axis in ("fsdp", "tensor"))
+    assert largest.addressable_shards[0].data.size * split == largest.size  # it was sharded
+
+
+def test_sharded_is_single_for_muon_and_in_pieces() -> None:
+    muon = Muon(learning_rate=1e-2, schedule=Constant())
+    same(run(LLAMA, {"fsdp": 2, "tensor": 2, "data": 2}, muon, accumulate=2), alone(LLAMA, muon), 2e-5)
+
+
+def test_the_metrics_are_the_batch_s() -> None:
+    """Those of the first step, beside an evaluation before it."""
+    task, mesh = task_of(GPT), make_mesh({"data": 1}, jax.devices()[:1])
+    chain = ADAMW.build(4, task.axes())
+    params = begun(task, chain, mesh).params
+    found = build_eval(task, mesh)(params, batch(0))
+    first = alone(GPT)[0][0]
+    tokens = batch(0)["weights"].sum()
+    assert found["tokens"] == first["tokens"] == tokens
+    assert float(found["loss"]) / tokens == pytest.approx(first["loss"], rel=1e-5)
+    assert float(found["accuracy"]) / tokens == pytest.approx(first["accuracy"], abs=1e-6)
+    scaled = {**batch(0), "weights": batch(0)["weights"] / tokens}
+    gradients = jax.jit(jax.grad(lambda p: task.loss(p, scaled, None)[0]))(params)
+    assert float(optax.global_norm(gradients)) == pytest.approx(first["grad_norm"], rel=1e-5)
+    assert first["total"] > first["loss"]  # by the z-loss
+
+
+def test_the_state_is_donated() -> None:
+    task, mesh = task_of(LLAMA), make_mesh()
+    chain = ADAMW.build(4, task.axes())
+    before, step = begun(task, chain, mesh, 0.9), build_step(task, chain, mesh, ema=0.9)
+    after, _ = step(before, place(batch(0), mesh))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
+    assert int(after.step) == 1
+
+
+def test_the_average_follows_the_parameters() -> None:
+    task, mesh, decay = task_of(LLAMA), make_mesh({"data": 1}, jax.devices()[:1]), 0.7
+    chain = ADAMW.build(4, task.axes())
+    state, step = begun(task, chain, mesh, decay), build_step(task, chain, mesh, ema=decay)
+    expected = jax.device_get(state.params)
+    trees_close(jax.device_get(state.ema), expected, 0)
+    for n in range(3):
+        state, _ = step(state, batch(n))
+        params = jax.device_get(state.params)
+        expected = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, expected, params)
+    trees_close(jax.device_get(state.ema), expected, 1e-4)
+    without = run(LLAMA)[1]
+    assert without.ema == ()
+
+
+def test_a_seed_gives_the_same_start_on_any_mesh() -> None:
+    task = task_of(LLAMA)
+    chain = ADAMW.build(4, task.axes())
+    one, other, third = (
+        jax.device_get(init_state(task, chain, make_mesh(shape), seed))
+        for shape, seed in (({"data": 8}, 0), ({"fsdp": 4, "tensor": 2}, 0), ({"data": 8}, 2))
+    )
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    jax.tree.map(np.testing.assert_array_equal, one, jax.device_get(begun(task, chain, make_mesh())))
+    assert not np.array_equal(one.params["stem"]["tokens"], third.params["stem"]["tokens"])
+
+
+def test_dropout_s_keys_come_from_the_seed_and_the_step() -> None:
+    cfg = replace(LLAMA, dropout=0.5)
+    first, again = run(cfg, steps=2)[0], run(cfg, steps=2)[0]
+    assert first == again and first[0]["loss"] != alone(LLAMA)[0][0]["loss"]
+    still = AdamW(learning_rate=0.0, schedule=Constant())
+    task, mesh = task_of(cfg), make_mesh({"data": 1}, jax.devices()[:1])
+    chain = still.build(4, task.axes())
+    state, step = begun(task, chain, mesh), build_step(task, chain, mesh)
+    losses = []
+    for _ in range(2):  # the same parameters and batch
+        state, metrics = step(state, batch(0))
+        losses.append(float(metrics["loss"]))
+    assert losses[0] != losses[1]
+
+
+def test_the_state_s_description_is_the_state() -> None:
+    task, mesh = task_of(LLAMA), make_mesh({"fsdp": 4, "tensor": 2})
+    chain = ADAMW.build(4, task.axes())
+    abstract, placed = state_shardings(task, chain, mesh, 0.9)
+    state = init_state(task, chain, mesh, 0, 0.9)
+    described = jax.tree.map(lambda a: (a.shape, a.dtype), abstract)
+    assert described == jax.tree.map(lambda a: (a.shape, a.dtype), state)
+    for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(placed), strict=True):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+
+
+# ---------------------------------------------------------------- life
+
+
+@pytest.mark.parametrize("cfg", [GPT, LLAMA], ids=["gpt", "llama"])
+def test_it_learns_a_text(cfg: ModelConfig) -> None:
+    text = np.array([ord(c) % 32 for c in "the cat sat on the mat, the dog sat on the log. "], np.int32)
+    starts = np.arange(ROWS)[:, None] * 5 + np.arange(LENGTH + 1)
+    rows = text[starts % len(text)]
+    data = {"tokens": rows[:, :-1], "targets": rows[:, 1:], "weights": np.ones((ROWS, LENGTH), np.float32)}
+    task, mesh = task_of(cfg), make_mesh({"data": 1}, jax.devices()[:1])
+    chain = replace(ADAMW, eps=1e-8).build(60, task.axes())
+    seen: list[float] = []
+    state = begun(task, chain, mesh)
+    step = build_step(task, chain, mesh)
+    train(state, step, repeat(data), 60, lambda n, m: seen.append(m["loss"]), lambda n: False, lambda *_: True)
+    assert len(seen) == 60 and seen[0] == pytest.approx(math.log(32), abs=1)
+    assert seen[-1] < 0.4 * seen[0]
+
+
+def test_a_loss_that_is_not_a_number_stops_at_its_step() -> None:
+    task, mesh = task_of(GPT), make_mesh({"data": 1}, jax.devices()[:1])
+    chain = ADAMW.build(9, task.axes())
+    state = begun(task, chain, mesh)
+    step, seen, visited = build_step(task, chain, mesh), [], []
+
+    def spoiled(state: Any, batch: Any) -> Any:
+        if int(state.step) == 4:  # the fifth step starts from a parameter that is not a number
+            state.params["stem"]["tokens"] = state.params["stem"]["tokens"] * jnp.nan
+        return step(state, batch)
+
+    with pytest.raises(NotFinite, match="step 5: the loss is nan"):
+        train(
+            state,
+            spoiled,
+            (batch(n) for n in range(9)),
+            9,
+            lambda n, m: seen.append(n),
+            lambda n: n == 6,
+            lambda n, s: visited.append(n) or False,
+        )
+    assert seen == [1, 2, 3, 4] and visited == []
