@@ -41,7 +41,7 @@ def build(settings: dict[str, Any]) -> Train:
     hardware.prepare("cpu")
     import jax
 
-    from lm.model.config import Compute
+    from lm.model.compute import Compute
     from lm.model.transformer import Transformer
     from lm.sharding import make_mesh
     from lm.train.optim import AdamW

@@ -104,6 +104,7 @@ def main() -> None:
     sides = [] if options.only == "ours" else peer_sides(name, options.peer_python, options.nanogpt, options.compile)
     if options.only != "peers":
         sides += our_sides(name, tuple(options.devices), (False, True) if options.packed else (False,))
+    sides = [side for side in sides if side.precision in options.precisions]
     if options.control:
         sides = [dataclasses.replace(s, name=s.name + twin) for s in sides for twin in ("", " (twin)")]
     with contextlib.ExitStack() as stack:
@@ -142,6 +143,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--nanogpt", metavar="CLONE", default="", help="a clone of github.com/karpathy/nanoGPT")
     parser.add_argument("--peer-python", default=sys.executable, help="the one with benchmarks/requirements.txt")
     parser.add_argument("--compile", action="store_true", help="the peer through torch.compile too (slow to start)")
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=PRECISIONS,
+        default=list(PRECISIONS),
+        help="where a CPU has no bfloat16 unit, float32 alone saves hours (machine: avx512_bf16 or amx_bf16)",
+    )
     parser.add_argument("--devices", type=int, nargs="+", default=[0], help="host devices of our side; 0 is JAX's one")
     parser.add_argument("--packed", action="store_true", help="ours on packed documents too: segment ids, positions")
     parser.add_argument("--rounds", type=int, default=7)

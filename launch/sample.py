@@ -56,9 +56,11 @@ def run(args: argparse.Namespace) -> None:
     model = load(args.run_folder)
     sampling = Sampling(args.temperature, args.top_k, args.top_p)
     others = [""] * (args.n - 1)
-    header(1, args.n)
-    write(args.prompt)
-    for first, *rest in model.stream(args.prompt, args.max_new_tokens, sampling, args.seed, args.n):
+    stream = model.stream(args.prompt, args.max_new_tokens, sampling, args.seed, args.n)
+    for i, (first, *rest) in enumerate(stream):
+        if i == 0:  # the prompt is accepted: what is wrong with one is said alone
+            header(1, args.n)
+            write(args.prompt)
         write(first)
         others = [text + new for text, new in zip(others, rest, strict=True)]
     write("\n")
