@@ -1,15 +1,9 @@
-"""Runs from end to end: what a folder holds, what a mistake says, and resumed = uninterrupted, bit for bit."""
+"""Runs from end to end: what a folder holds, what can be done with it, and what a mistake says."""
 
 import json
 import math
 import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +15,7 @@ from lm import run
 from lm.pretrained import Pretrained, load, read_experiment
 from lm.train.checkpoint import Checkpoints
 from lm.train.loop import NotFinite
-from tests.tiny import STEPS, experiment, write_texts
-
-ROOT = Path(__file__).parent.parent
-OURS = pytest.mark.xdist_group("run")  # on one worker: they share a run
+from tests.tiny import STEPS, experiment, lines, of, write_texts
 
 
 @pytest.fixture(scope="module")
@@ -42,20 +33,9 @@ def finished(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def lines(folder: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl, less what depends on the clock."""
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("tokens_per_second", "mfu")} for line in found]
-
-
-def of(found: list[dict[str, Any]], name: str) -> dict[int, float]:
-    return {line["step"]: line[name] for line in found if name in line}
-
-
 # ---------------------------------------------------------------- what a run leaves
 
 
-@OURS
 def test_the_folder_holds_what_it_should(finished: Path) -> None:
     there = {p.name for p in finished.iterdir()}
     files = {"experiment.json", "metrics.jsonl", "about.json", "samples.txt", "samples.json", "report.html"}
@@ -64,7 +44,6 @@ def test_the_folder_holds_what_it_should(finished: Path) -> None:
     assert Checkpoints(finished / "checkpoints").steps() == [8, 12]  # the best is among the last two
 
 
-@OURS
 def test_the_experiment_reads_back(finished: Path, texts: Path) -> None:
     assert read_experiment(finished) == experiment(texts)
     noted = json.loads((finished / "experiment.json").read_text())
@@ -72,7 +51,6 @@ def test_the_experiment_reads_back(finished: Path, texts: Path) -> None:
     assert noted["fingerprint"] == experiment(texts).fingerprint
 
 
-@OURS
 def test_every_step_is_logged_and_every_source_evaluated(finished: Path) -> None:
     found = lines(finished)
     assert list(of(found, "loss")) == list(range(1, STEPS + 1))
@@ -89,20 +67,17 @@ def test_every_step_is_logged_and_every_source_evaluated(finished: Path) -> None
     assert of(found, "eval/loss")[12] == pytest.approx(sum(both) / 2)
 
 
-@OURS
 def test_it_learned(finished: Path) -> None:
     losses = of(lines(finished), "loss")
     assert losses[1] == pytest.approx(math.log(258), abs=1) and losses[STEPS] < losses[1] - 1
 
 
-@OURS
 def test_the_samples_continue_the_prompts(finished: Path) -> None:
     first, second = (finished / "samples.txt").read_text().split("\n" + "=" * 80 + "\n")
     assert first.startswith("the ") and second.startswith("1 + ")
     assert [s["prompt"] for s in json.loads((finished / "samples.json").read_text())] == ["the ", "1 + "]
 
 
-@OURS
 def test_the_report_and_its_facts(finished: Path) -> None:
     about = json.loads((finished / "about.json").read_text())
     assert about["model"]["parameters"] == sum(about["model"]["by_part"].values())
@@ -117,7 +92,6 @@ def test_the_report_and_its_facts(finished: Path) -> None:
 # ---------------------------------------------------------------- what can be done with it
 
 
-@OURS
 def test_evaluate_is_the_last_evaluation(finished: Path) -> None:
     found, logged = run.evaluate(finished), lines(finished)[-1]
     for source in ("sums", "words"):
@@ -126,7 +100,6 @@ def test_evaluate_is_the_last_evaluation(finished: Path) -> None:
         assert found[source]["gzip"] > 8 > 0 < found[source]["xz"]  # of texts this short
 
 
-@OURS
 def test_the_held_out_loss_is_each_document_s(finished: Path, texts: Path) -> None:
     """Packed with others or alone: the mean over all tokens of the documents, bos apart, from the saved average."""
     model = load(finished)
@@ -144,7 +117,6 @@ def test_the_held_out_loss_is_each_document_s(finished: Path, texts: Path) -> No
     assert nll / size / math.log(2) == pytest.approx(logged["eval/words/bits_per_byte"], rel=0.01)
 
 
-@OURS
 def test_a_loaded_model_writes(finished: Path) -> None:
     model = load(finished)
     assert isinstance(model, Pretrained) and model.step == STEPS
@@ -156,7 +128,6 @@ def test_a_loaded_model_writes(finished: Path) -> None:
     assert "".join(part[0] for part in streamed) == sampled
 
 
-@OURS
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
@@ -171,7 +142,6 @@ def test_ids_that_the_model_cannot_read(finished: Path, ids: Any, message: str) 
         load(finished).logits(ids)
 
 
-@OURS
 def test_a_prompt_longer_than_the_context(finished: Path) -> None:
     with pytest.raises(ValueError, match="a prompt of 41 tokens and 5 new ones do not fit the context of 32"):
         load(finished).generate("x" * 40, 5)
@@ -185,7 +155,6 @@ def test_what_is_not_a_run(tmp_path: Path) -> None:
         read_experiment(tmp_path)
 
 
-@OURS
 def test_a_finished_run_is_left_as_it_is(finished: Path, texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = lines(finished)
     run.train(experiment(texts), finished)
@@ -193,7 +162,6 @@ def test_a_finished_run_is_left_as_it_is(finished: Path, texts: Path, capsys: py
     assert "is finished: 12 steps are done" in capsys.readouterr().out
 
 
-@OURS
 def test_a_run_killed_before_its_samples_writes_them(finished: Path, texts: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished, tmp_path / "copy")
     for name in ("samples.txt", "samples.json", "report.html"):
@@ -206,7 +174,6 @@ def test_a_run_killed_before_its_samples_writes_them(finished: Path, texts: Path
 # ---------------------------------------------------------------- mistakes
 
 
-@OURS
 def test_another_experiment_s_folder_is_refused(finished: Path, texts: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
     other = experiment(texts).replace(seed=3, model=dict(layers=1))
@@ -217,7 +184,6 @@ def test_another_experiment_s_folder_is_refused(finished: Path, texts: Path) -> 
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
 
 
-@OURS
 def test_what_changes_no_number_is_not_another_experiment(finished: Path, texts: Path) -> None:
     same = experiment(texts).replace(log_every_steps=5, keep_last=4, prompts=("a",), name="other")
     run.claim(finished, same, "")
@@ -266,96 +232,6 @@ def test_a_loss_that_is_not_a_number_keeps_the_last_checkpoint(texts: Path, tmp_
     at = int(str(error.value).split(":")[0].removeprefix("step "))
     assert Checkpoints(tmp_path / "run" / "checkpoints").latest == at - 1
     assert list(of(lines(tmp_path / "run"), "loss")) == list(range(1, at))
-
-
-# ---------------------------------------------------------------- resumed = uninterrupted
-
-
-def start(texts: Path, workdir: Path, seconds: float = 0.0) -> subprocess.Popen[str]:
-    """A training process, on the CPU's one device."""
-    command = [sys.executable, "-m", "tests.tiny", str(texts), str(workdir), str(seconds)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == code, out + err
-    return out + err
-
-
-def logged(workdir: Path) -> int:
-    """How many lines of metrics there are by now."""
-    file = workdir / "metrics.jsonl"
-    return file.read_text().count("\n") if file.exists() else 0
-
-
-def wait_for(process: subprocess.Popen[str], workdir: Path, count: int) -> None:
-    end = time.time() + 120
-    while logged(workdir) < count:
-        assert process.poll() is None and time.time() < end, process.communicate()
-        time.sleep(0.005)
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
-    finish(start(texts, folder))
-    yield folder
-
-
-@OURS
-def test_a_step_s_length_changes_no_number(uninterrupted: Path, finished: Path) -> None:
-    """One device here, eight there: the same data and nearly the same losses."""
-    one, eight = of(lines(uninterrupted), "loss"), of(lines(finished), "loss")
-    assert one == pytest.approx(eight, rel=2e-2)
-
-
-@OURS
-def test_stopped_by_sigterm_and_resumed(uninterrupted: Path, texts: Path, tmp_path: Path) -> None:
-    process = start(texts, tmp_path / "run", 0.1)
-    wait_for(process, tmp_path / "run", 2)
-    process.send_signal(signal.SIGTERM)
-    said = finish(process, 75)
-    assert "stopping after this step, with a checkpoint" in said and "stopped after step" in said
-    stopped = Checkpoints(tmp_path / "run" / "checkpoints").latest
-    assert stopped and stopped < STEPS and of(lines(tmp_path / "run"), "loss").keys() == set(range(1, stopped + 1))
-    assert f"resumed from checkpoint {stopped}" in finish(start(texts, tmp_path / "run"))
-    assert lines(tmp_path / "run") == lines(uninterrupted)
-
-
-@OURS
-def test_killed_at_any_moment_and_resumed(uninterrupted: Path, texts: Path, tmp_path: Path) -> None:
-    """Twice: somewhere in the first two thirds of the run, then somewhere after its start."""
-    for least in (random.randint(1, 9), None):
-        process = start(texts, tmp_path / "run", 0.05)
-        if least:
-            wait_for(process, tmp_path / "run", least)
-        delay = random.uniform(0, 0.2 if least else 6.0)
-        print(f"killed {delay} s after line {least}")
-        time.sleep(delay)
-        process.kill()
-        process.communicate()
-    finish(start(texts, tmp_path / "run"))
-    assert lines(tmp_path / "run") == lines(uninterrupted)
-
-
-@OURS
-@pytest.mark.parametrize("damaged", [1, 2], ids=["newest", "all"])
-def test_a_damaged_checkpoint_falls_back(damaged: int, uninterrupted: Path, texts: Path, tmp_path: Path) -> None:
-    """To the one before it, and to the start where none is whole; either way to the same bits."""
-    folder = shutil.copytree(uninterrupted, tmp_path / "run")
-    for step in (12, 8)[:damaged]:
-        for file in (folder / "checkpoints" / str(step)).rglob("*"):
-            if file.is_file() and file.stat().st_size > 1000:
-                data = bytearray(file.read_bytes())
-                data[len(data) // 2] ^= 0xFF
-                file.write_bytes(data)
-    said = finish(start(texts, folder))
-    assert "checkpoint 12" in said and "is damaged" in said
-    assert ("going back to checkpoint 8" if damaged == 1 else "starting from step 0") in said
-    assert lines(folder) == lines(uninterrupted)
-    checkpoints = Checkpoints(folder / "checkpoints", warn=pytest.fail)
-    assert checkpoints.restore({"params": load(folder).model.shapes()})[2] == STEPS
 
 
 def test_killed_while_it_saves_its_tokenizer(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

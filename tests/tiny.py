@@ -4,9 +4,11 @@ python -m tests.tiny TEXTS WORKDIR [SECONDS [FIELD=VALUE ...]]: each step lasts 
 interrupt it.
 """
 
+import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from lm import run, value
 from lm.data.mixture import Data, Mixture
@@ -57,6 +59,16 @@ def experiment(texts: Path) -> Experiment:
         prompts=("the ", "1 + "),
         sample_tokens=20,
     )
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl, less what depends on the clock."""
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("tokens_per_second", "mfu")} for line in found]
+
+
+def of(found: list[dict[str, Any]], name: str) -> dict[int, float]:
+    return {line["step"]: line[name] for line in found if name in line}
 
 
 def main(texts: str, workdir: str, seconds: str = "0", *settings: str) -> None:

@@ -96,10 +96,9 @@ def same(got: Any, expected: Any, tolerance: float) -> None:
     trees_close(jax.device_get(got[1].params), jax.device_get(expected[1].params), 10 * tolerance)
 
 
-@pytest.mark.parametrize("accumulate", [2, 8])
-def test_accumulated_is_the_whole_batch(accumulate: int) -> None:
+def test_accumulated_is_the_whole_batch() -> None:
     """Though the slices have different numbers of tokens."""
-    same(run(LLAMA, accumulate=accumulate), alone(LLAMA), 1e-5)
+    same(run(LLAMA, accumulate=4), alone(LLAMA), 1e-5)
 
 
 @pytest.mark.parametrize("shape", MESHES, ids=str)
@@ -173,17 +172,16 @@ def test_a_seed_gives_the_same_start_on_any_mesh() -> None:
 
 def test_dropout_s_keys_come_from_the_seed_and_the_step() -> None:
     cfg = replace(LLAMA, dropout=0.5)
-    first, again = run(cfg, steps=2)[0], run(cfg, steps=2)[0]
-    assert first == again and first[0]["loss"] != alone(LLAMA)[0][0]["loss"]
     still = AdamW(learning_rate=0.0, schedule=Constant())
     task, mesh = task_of(cfg), make_mesh({"data": 1}, jax.devices()[:1])
     chain = still.build(4, task.axes())
-    state, step = begun(task, chain, mesh), build_step(task, chain, mesh)
+    step = build_step(task, chain, mesh, seed=3)
     losses = []
-    for _ in range(2):  # the same parameters and batch
-        state, metrics = step(state, batch(0))
-        losses.append(float(metrics["loss"]))
-    assert losses[0] != losses[1]
+    for state in (begun(task, chain, mesh), begun(task, chain, mesh)):
+        for _ in range(2):  # the same parameters and batch
+            state, metrics = step(state, batch(0))
+            losses.append(float(metrics["loss"]))
+    assert losses[:2] == losses[2:] and losses[0] != losses[1]
 
 
 def test_the_state_s_description_is_the_state() -> None:

@@ -1,0 +1,95 @@
+"""Resumed = uninterrupted, bit for bit, however a run was ended. Each run is a process of its own, on one device."""
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lm.pretrained import load
+from lm.train.checkpoint import Checkpoints
+from tests.tiny import STEPS, lines, of, write_texts
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_texts(tmp_path_factory.mktemp("texts"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    finish(start(texts, folder))
+    return folder
+
+
+def start(texts: Path, workdir: Path, seconds: float = 0.0) -> subprocess.Popen[str]:
+    """A training process, whose steps each last `seconds` longer."""
+    command = [sys.executable, "-m", "tests.tiny", str(texts), str(workdir), str(seconds), "prompts=()"]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code, out + err
+    return out + err
+
+
+def wait_for(process: subprocess.Popen[str], workdir: Path, count: int) -> None:
+    """Until there are `count` lines of metrics."""
+    file, end = workdir / "metrics.jsonl", time.time() + 120
+    while not file.exists() or file.read_text().count("\n") < count:
+        assert process.poll() is None and time.time() < end, process.communicate()
+        time.sleep(0.005)
+
+
+def test_stopped_by_sigterm_and_resumed(uninterrupted: Path, texts: Path, tmp_path: Path) -> None:
+    process = start(texts, tmp_path / "run", 0.1)
+    wait_for(process, tmp_path / "run", 2)
+    process.send_signal(signal.SIGTERM)
+    said = finish(process, 75)
+    assert "stopping after this step, with a checkpoint" in said and "stopped after step" in said
+    stopped = Checkpoints(tmp_path / "run" / "checkpoints").latest
+    assert stopped and stopped < STEPS
+    assert list(of(lines(tmp_path / "run"), "loss")) == list(range(1, stopped + 1))
+    assert f"resumed from checkpoint {stopped}" in finish(start(texts, tmp_path / "run"))
+    assert lines(tmp_path / "run") == lines(uninterrupted)
+
+
+def test_killed_at_any_moment_and_resumed(uninterrupted: Path, texts: Path, tmp_path: Path) -> None:
+    """Twice: somewhere in the first two thirds of the run, then somewhere after its start."""
+    for least in (random.randint(1, 9), None):
+        process = start(texts, tmp_path / "run", 0.05)
+        if least:
+            wait_for(process, tmp_path / "run", least)
+        delay = random.uniform(0, 0.2 if least else 6.0)
+        print(f"killed {delay} s after line {least}")
+        time.sleep(delay)
+        process.kill()
+        process.communicate()
+    finish(start(texts, tmp_path / "run"))
+    assert lines(tmp_path / "run") == lines(uninterrupted)
+
+
+@pytest.mark.parametrize("damaged", [1, 2], ids=["newest", "all"])
+def test_a_damaged_checkpoint_falls_back(damaged: int, uninterrupted: Path, texts: Path, tmp_path: Path) -> None:
+    """To the one before it, and to the start where none is whole; either way to the same bits."""
+    folder = shutil.copytree(uninterrupted, tmp_path / "run")
+    for step in (12, 8)[:damaged]:
+        for file in (folder / "checkpoints" / str(step)).rglob("*"):
+            if file.is_file() and file.stat().st_size > 1000:
+                data = bytearray(file.read_bytes())
+                data[len(data) // 2] ^= 0xFF
+                file.write_bytes(data)
+    said = finish(start(texts, folder))
+    assert "checkpoint 12" in said and "is damaged" in said
+    assert ("going back to checkpoint 8" if damaged == 1 else "starting from step 0") in said
+    assert lines(folder) == lines(uninterrupted)
+    checkpoints = Checkpoints(folder / "checkpoints", warn=pytest.fail)
+    assert checkpoints.restore({"params": load(folder).model.shapes()})[2] == STEPS
