@@ -39,9 +39,10 @@ def prepare(devices: str = "") -> None:
         os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(devices, devices)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):
-        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
+        libc.mallopt(M_TRIM_THRESHOLD, -1)  # never give the top of the heap back
+        libc.mallopt(M_MMAP_MAX, 0)  # nor take large blocks from anywhere else,
+        libc.mallopt(M_ARENA_MAX, 1)  # which an arena of a thread's own would do whatever M_MMAP_MAX says
 
 
 def keep_compiled(cache: Path) -> None:

@@ -77,7 +77,7 @@ def read_experiment(run: str | Path) -> Experiment:
         return value.build(Experiment, json.loads(file.read_text())["value"])
     except FileNotFoundError:
         raise ValueError(f"{run} is not a run: it has no experiment.json; `lm train` makes one") from None
-    except (OSError, json.JSONDecodeError, KeyError, ImportError) as error:
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, ImportError) as error:
         raise ValueError(f"{file} cannot be read: {type(error).__name__}: {error}") from None
 
 

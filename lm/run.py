@@ -78,7 +78,7 @@ def claim(folder: Path, experiment: Experiment, reference: str) -> Path:
                     "choose another --workdir, or remove it"
                 )
         write_json(file, {"experiment": reference, "fingerprint": experiment.fingerprint, "value": new})
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, json.JSONDecodeError, KeyError) as error:
         raise ValueError(f"cannot use {folder} as a run's folder: {error}; choose another --workdir") from None
     return folder
 
@@ -140,7 +140,18 @@ class Run:
             )
         if tokenizer is None:
             save_tokenizer(data.tokenizer, saved)
+        self._check_sources()
         return data
+
+    def _check_sources(self) -> None:
+        """The text must be what it was when the run began: data.json tells its content, an experiment only its name."""
+        file = self.folder / "data.json"
+        found = {name: source.fingerprint() for name, source in self.experiment.data.mixture.sources.items()}
+        known = json.loads(file.read_text()) if file.exists() else found
+        for name in found:
+            if known.get(name) != found[name]:
+                raise ValueError(f"source {name!r} has changed since this run began: choose another --workdir")
+        write_json(file, found)
 
     # ---------------------------------------------------------------- training
 
@@ -177,13 +188,7 @@ class Run:
         if not checkpoints.steps():
             return init_state(self.task, self.optimizer, self.mesh, e.seed, e.ema)
         abstract, _ = state_shardings(self.task, self.optimizer, self.mesh, e.ema)
-        try:
-            state, _, step = checkpoints.restore(abstract)
-        except ValueError as error:
-            if "no checkpoint to read" not in str(error):
-                raise
-            print(f"{error}: starting from step 0", file=sys.stderr)
-            return init_state(self.task, self.optimizer, self.mesh, e.seed, e.ema)
+        state, _, step = checkpoints.restore(abstract)
         print(f"resumed from checkpoint {step}")
         return state
 

@@ -1,5 +1,6 @@
 """Resumed = uninterrupted, bit for bit, however a run was ended. Each run is a process of its own, on one device."""
 
+import json
 import random
 import shutil
 import signal
@@ -79,7 +80,7 @@ def test_killed_at_any_moment_and_resumed(uninterrupted: Path, texts: Path, tmp_
 
 @pytest.mark.parametrize("damaged", [1, 2], ids=["newest", "all"])
 def test_a_damaged_checkpoint_falls_back(damaged: int, uninterrupted: Path, texts: Path, tmp_path: Path) -> None:
-    """To the one before it, and to the start where none is whole; either way to the same bits."""
+    """To the one before it, and to the same bits; where none is whole the run refuses, and touches nothing."""
     folder = shutil.copytree(uninterrupted, tmp_path / "run")
     for step in (12, 8)[:damaged]:
         for file in (folder / "checkpoints" / str(step)).rglob("*"):
@@ -87,9 +88,21 @@ def test_a_damaged_checkpoint_falls_back(damaged: int, uninterrupted: Path, text
                 data = bytearray(file.read_bytes())
                 data[len(data) // 2] ^= 0xFF
                 file.write_bytes(data)
-    said = finish(start(texts, folder))
+    said = finish(start(texts, folder), 1 if damaged == 2 else 0)
     assert "checkpoint 12" in said and "is damaged" in said
-    assert ("going back to checkpoint 8" if damaged == 1 else "starting from step 0") in said
     assert lines(folder) == lines(uninterrupted)
+    if damaged == 2:
+        assert "no checkpoint to read" in said and "start over in an empty folder" in said
+        assert Checkpoints(folder / "checkpoints").steps() == [8, 12]
+        return
+    assert "going back to checkpoint 8" in said
     checkpoints = Checkpoints(folder / "checkpoints", warn=pytest.fail)
     assert checkpoints.restore({"params": load(folder).model.shapes()})[2] == STEPS
+
+
+def test_a_source_that_changed_is_refused(uninterrupted: Path, texts: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(uninterrupted, tmp_path / "run")
+    note = folder / "data.json"
+    assert json.loads(note.read_text())
+    note.write_text(note.read_text().replace('": "', '": "0'))
+    assert "has changed since this run began" in finish(start(texts, folder), 1)

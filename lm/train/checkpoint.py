@@ -178,7 +178,6 @@ class Checkpoints:
                     f"checkpoint {damaged} in {self.directory} is damaged ({reason}): going back to checkpoint {step}"
                 )
             return state, about["extra"], step
-        self._damaged.update(step for step, _ in failures)  # whoever starts over may write these steps again
         reasons = "".join(f"; checkpoint {step} is damaged ({reason})" for step, reason in failures)
         raise ValueError(f"no checkpoint to read in {self.directory}{reasons}: start over in an empty folder")
 

@@ -39,8 +39,13 @@ def by_chunks(chunk_loss: ChunkLoss, params: Any, x: jax.Array, rest: Any, chunk
     T = x.shape[1]
     if chunk <= 0 or T <= chunk:
         return chunk_loss(params, x, rest)
-    size = max(c for c in range(1, chunk + 1) if T % c == 0)
-    split = lambda a: jnp.moveaxis(a.reshape(a.shape[0], T // size, size, *a.shape[2:]), 1, 0)  # noqa: E731
+    chunks = -(-T // chunk)
+    size = -(-T // chunks)
+
+    def split(a: jax.Array) -> jax.Array:
+        padded = jnp.pad(a, [(0, 0), (0, chunks * size - T)] + [(0, 0)] * (a.ndim - 2))  # of weight 0
+        return jnp.moveaxis(padded.reshape(a.shape[0], chunks, size, *a.shape[2:]), 1, 0)
+
     return _summed(chunk_loss, params, split(x), jax.tree.map(split, rest))
 
 
