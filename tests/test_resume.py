@@ -88,7 +88,7 @@ def test_a_damaged_checkpoint_falls_back(damaged: int, uninterrupted: Path, text
                 data = bytearray(file.read_bytes())
                 data[len(data) // 2] ^= 0xFF
                 file.write_bytes(data)
-    said = finish(start(texts, folder), 1 if damaged == 2 else 0)
+    said = finish(start(texts, folder), 2 if damaged == 2 else 0)
     assert "checkpoint 12" in said and "is damaged" in said
     assert lines(folder) == lines(uninterrupted)
     if damaged == 2:
@@ -105,4 +105,4 @@ def test_a_source_that_changed_is_refused(uninterrupted: Path, texts: Path, tmp_
     note = folder / "data.json"
     assert json.loads(note.read_text())
     note.write_text(note.read_text().replace('": "', '": "0'))
-    assert "has changed since this run began" in finish(start(texts, folder), 1)
+    assert "has changed since this run began" in finish(start(texts, folder), 2)

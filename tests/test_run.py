@@ -38,7 +38,15 @@ def finished(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_folder_holds_what_it_should(finished: Path) -> None:
     there = {p.name for p in finished.iterdir()}
-    files = {"experiment.json", "metrics.jsonl", "about.json", "samples.txt", "samples.json", "report.html"}
+    files = {
+        "experiment.json",
+        "metrics.jsonl",
+        "about.json",
+        "samples.txt",
+        "samples.json",
+        "report.html",
+        "data.json",
+    }
     assert files | {"tensorboard", "checkpoints", "tokenizer"} == there
     assert any(p.stat().st_size for p in (finished / "tensorboard").iterdir())
     assert Checkpoints(finished / "checkpoints").steps() == [8, 12]  # the best is among the last two
