@@ -226,6 +226,8 @@ def _orbax() -> Any:
     import orbax.checkpoint as ocp
 
     logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
+    # a write that the disk refused is told by `save` or `wait`; its task, thrown away, is not told a second time
+    logging.getLogger("asyncio").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.getMessage())
     before = sys.unraisablehook
 
     def hook(raised: Any) -> None:
