@@ -17,11 +17,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lm.value import suggest
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "tensor", "expert")
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
     # activations
-    "batch": ("data", "fsdp"),
+    "batch": ("data", "fsdp", "expert"),
     "seq": None,
     # parameters: ZeRO-3 over fsdp on the model width, Megatron's tensor parallelism on the other side
     "embed": "fsdp",
@@ -30,6 +30,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "mlp": "tensor",
     "vocab": "tensor",
     "head_dim": None,
+    "experts": "expert",
     "layers": None,
     "norm": None,  # vectors of width D: too small to be worth gathering
     # activations of width D and H are not split over fsdp, which already splits their batch

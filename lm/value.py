@@ -129,6 +129,8 @@ def _from_text(kind: Any, text: str) -> Any:
                 return int(text.replace("_", "")) if text.replace("_", "").lstrip("+-").isdigit() else int(number)
         elif dataclasses.is_dataclass(one):
             return _from_call(typing.cast(type, one), text)
+        elif typing.get_origin(one) is tuple and dataclasses.is_dataclass(typing.get_args(one)[0]):
+            return tuple(_from_text(typing.get_args(one)[0], part) for part in _elements(text))
         elif one not in (bool, int, float):
             try:
                 return _fit(one, ast.literal_eval(text))
@@ -136,6 +138,15 @@ def _from_text(kind: Any, text: str) -> Any:
                 continue
     names = " or ".join("None" if k is type(None) else getattr(k, "__name__", str(k)) for k in kinds)
     raise ValueError(f"cannot read {text!r} as {names}")
+
+
+def _elements(text: str) -> list[str]:
+    """The texts of the elements of a tuple or list, or of one element alone."""
+    try:
+        tree = ast.parse(text, mode="eval").body
+    except SyntaxError:
+        raise ValueError(f"cannot read {text!r}: write it as Python does, as in (LayerKind(…), LayerKind(…))") from None
+    return [ast.unparse(node) for node in (tree.elts if isinstance(tree, (ast.Tuple, ast.List)) else [tree])]
 
 
 def _from_call(base: type, text: str) -> Any:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lm.sharding import (
@@ -33,10 +34,10 @@ def test_the_rules_name_axes_of_the_mesh() -> None:
 @pytest.mark.parametrize(
     ("axes", "expected"),
     [
-        (("batch", "seq", "act_embed"), P(("data", "fsdp"), None, None)),
+        (("batch", "seq", "act_embed"), P(("data", "fsdp", "expert"), None, None)),
         (("layers", "embed", "heads", "head_dim"), P(None, "fsdp", "tensor", None)),
         (("vocab", "embed"), P("tensor", "fsdp")),
-        (("batch", "embed"), P(("data", "fsdp"), None)),  # a mesh axis serves one dimension
+        (("batch", "embed"), P(("data", "fsdp", "expert"), None)),  # a mesh axis serves one dimension
         (("mlp", "vocab"), P("tensor", None)),
         ((None, "norm"), P(None, None)),
     ],
@@ -51,11 +52,11 @@ def test_logical_axes_become_mesh_axes(axes: tuple[str | None, ...], expected: P
 @pytest.mark.parametrize(
     ("shape", "sizes"),
     [
-        (None, (8, 1, 1)),
-        ({}, (8, 1, 1)),
-        ({"fsdp": 8}, (1, 8, 1)),
-        ({"tensor": 2, "data": 4}, (4, 1, 2)),
-        (MESH, (2, 2, 2)),
+        (None, (8, 1, 1, 1)),
+        ({}, (8, 1, 1, 1)),
+        ({"fsdp": 8}, (1, 8, 1, 1)),
+        ({"tensor": 2, "data": 4}, (4, 1, 2, 1)),
+        (MESH, (2, 2, 2, 1)),
     ],
 )
 def test_a_mesh_has_every_axis_and_every_device_once(shape: dict[str, int] | None, sizes: tuple[int, ...]) -> None:
@@ -71,7 +72,7 @@ def test_a_mesh_of_some_devices() -> None:
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ({"dat": 8}, r"mesh has no axis 'dat': did you mean data\? known: data, fsdp, tensor"),
+        ({"dat": 8}, r"mesh has no axis 'dat': did you mean data\? known: data, fsdp, tensor, expert"),
         ({"data": 3}, "mesh data 3 needs 3 devices, 8 are here: .* multiply to 8, for instance data=8"),
         ({"data": 4, "tensor": 4}, "mesh data 4 x tensor 4 needs 16 devices, 8 are here"),
         ({"data": 0}, "mesh axis data=0: expected a whole number of devices, at least 1"),
@@ -98,14 +99,14 @@ def test_constrain_is_in_the_program() -> None:
         text = lowered("batch", "seq", "vocab")
     constraint = re.search(r"sharding_constraint.*", text)
     assert constraint is not None
-    assert '[{"data", "fsdp"}, {}, {"tensor"}]' in constraint.group(0)
+    assert '[{"data", "fsdp", "expert"}, {}, {"tensor"}]' in constraint.group(0)
 
 
 def test_constrain_moves_the_array() -> None:
     mesh = make_mesh(MESH)
     with using(mesh):
         y = jax.jit(lambda x: constrain(x * 2, "batch", "vocab"))(jnp.ones((8, 8)))
-    assert y.sharding.spec == P(("data", "fsdp"), "tensor")
+    assert y.sharding.is_equivalent_to(NamedSharding(mesh, P(("data", "fsdp"), "tensor")), 2)
     assert {shard.data.shape for shard in y.addressable_shards} == {(2, 4)}
 
 

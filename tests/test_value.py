@@ -19,7 +19,8 @@ from lm.model.attention import Attention
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig
 from lm.model.families import gpt, llama
-from lm.model.parts import ACTIVATIONS, FeedForward, LayerNorm, Norm, PreNorm, RMSNorm, Wiring
+from lm.model.parts import ACTIVATIONS, FeedForward, LayerNorm, Norm, RMSNorm
+from lm.model.wiring import PreNorm, Wiring
 from lm.model.positions import Learned, Positions, Rotary, Sinusoidal
 from lm.text.tokenizer import Bytes, Characters, SentencePieceSpec, TokenizerFile
 from lm.train.optim import Adafactor, AdamW, Lion, Muon

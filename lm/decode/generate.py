@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.decode.sampling import Sampling, row_keys
-from lm.model.attention import Cache, Mask
+from lm.model.attention import Cache
+from lm.model.kernels import Mask
 from lm.model.transformer import Params, Transformer
 
 STRETCH = 16  # tokens drawn between two looks of the host
@@ -27,33 +28,47 @@ class Decoding:
     """A batch of sequences under way.
 
     `last` [B] the newest token of each, not yet in the cache; `index` its place in the cache; `pad` [B] the padding on
-    the left; `done` [B] whether a stop token was drawn; `keys` [B] for drawing; `segments` [B, S]."""
+    the left; `done` [B] whether a stop token was drawn; `keys` [B] for drawing; `segments` [B, S];
+    `memory_segments` those of the encoder's tokens, if any."""
 
-    cache: Cache
+    cache: dict[str, Cache]
     last: jax.Array
     index: jax.Array
     pad: jax.Array
     done: jax.Array
     keys: jax.Array
     segments: jax.Array
+    memory_segments: jax.Array | None = None
 
 
 @partial(jax.jit, static_argnums=(0, 5, 6))
 def prefill(
-    model: Transformer, params: Params, tokens: jax.Array, pad: jax.Array, key: jax.Array, room: int, sampling: Sampling
+    model: Transformer,
+    params: Params,
+    tokens: jax.Array,
+    pad: jax.Array,
+    key: jax.Array,
+    room: int,
+    sampling: Sampling,
+    memory: jax.Array | None = None,
+    memory_segments: jax.Array | None = None,
 ) -> Decoding:
     """Read prompts [B, T], each after `pad` [B] tokens of padding, into a cache for `room` tokens; draw the next of
-    each."""
+    each. A decoder with an encoder reads `memory` [B, S, D] as in `Transformer.hidden`."""
     B, T = tokens.shape
     place = jnp.arange(room)[None]
     segments = (place >= pad[:, None]).astype(jnp.int32)
     mask = Mask(query_segments=segments[:, :T], key_segments=segments)
     positions = jnp.maximum(jnp.arange(T)[None] - pad[:, None], 0)
-    x, cache = model.hidden(params, tokens, positions, mask, cache=model.empty_cache(B, room))
-    assert cache is not None
+    cache = model.empty_cache(B, room, 0 if memory is None else memory.shape[1])
+    x, read, _ = model.hidden(
+        params, tokens, positions, mask, cache=cache, memory=memory, memory_segments=memory_segments
+    )
+    assert read is not None
     keys = row_keys(key, B)
     last = sampling(model.logits(params, x[:, -1:])[:, 0], _at(keys, T - pad))
-    return Decoding(cache, last, jnp.asarray(T, jnp.int32), pad, jnp.zeros(B, bool), keys, segments)
+    index, done = jnp.asarray(T, jnp.int32), jnp.zeros(B, bool)
+    return Decoding(read, last, index, pad, done, keys, segments, memory_segments)
 
 
 def _at(keys: jax.Array, length: jax.Array) -> jax.Array:
@@ -71,7 +86,9 @@ def extend(
         done = now.done | jnp.isin(now.last, jnp.asarray(stop, jnp.int32)) if stop else now.done
         mask = Mask(query_segments=jnp.ones_like(now.last)[:, None], key_segments=now.segments, offset=now.index)
         positions = (now.index - now.pad)[:, None]
-        x, cache = model.hidden(params, now.last[:, None], positions, mask, cache=now.cache)
+        x, cache, _ = model.hidden(
+            params, now.last[:, None], positions, mask, cache=now.cache, memory_segments=now.memory_segments
+        )
         assert cache is not None
         drawn = sampling(model.logits(params, x)[:, 0], _at(now.keys, now.index + 1 - now.pad))
         drawn = jnp.where(done, now.last, drawn)
@@ -89,8 +106,11 @@ def stream(
     sampling: Sampling = Sampling(),
     stop: Sequence[int] = (),
     seed: int = 0,
+    memory: jax.Array | None = None,
+    memory_segments: jax.Array | None = None,
 ) -> Iterator[list[list[int]]]:
     """Decode prompts of token ids: at each yield the new ids of every row, without the stop token, until all stopped.
+    Where the model has an encoder, `memory` and `memory_segments` as in `Transformer.hidden`, a row a prompt.
 
     Raises ValueError for an empty prompt, an id outside the vocabulary, or a prompt that leaves no room in the
     context."""
@@ -103,7 +123,7 @@ def stream(
     room = min(width + -(-max_new_tokens // STRETCH) * STRETCH, model.cfg.context)
     pad = np.array([width - len(p) for p in prompts], np.int32)
     tokens = np.stack([np.pad(np.asarray(p, np.int32), (n, 0)) for p, n in zip(prompts, pad, strict=True)])
-    now: Any = prefill(model, params, tokens, pad, jax.random.key(seed), room, sampling)
+    now: Any = prefill(model, params, tokens, pad, jax.random.key(seed), room, sampling, memory, memory_segments)
     stopped = np.zeros(len(prompts), bool)
     left = max_new_tokens
     while left > 0 and not stopped.all():

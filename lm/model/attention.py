@@ -1,57 +1,28 @@
-"""Attention: who may look at whom (`Mask`), the heads (`Attention`), and the kernels that compute it.
+"""Attention: its heads (`Attention`), and what it remembers while decoding (`Cache`)."""
 
-Every kernel is a function of the same arguments with the same numbers; which one runs is a value (`Compute.attention`).
-Logits and softmax are float32.
-"""
-
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from lm.model.compute import Compute
-from lm.model.parts import add_bias, fan_in, linear, linears, param
+from lm.model.kernels import KERNELS, Mask, Scoring
+from lm.model.parts import Norm, add_bias, fan_in, linear, linears, param, zeros
 from lm.model.positions import Positions
 from lm.sharding import constrain
-
-MINUS_INFINITY = -1e30  # finite, so that a query that may look at nothing gives numbers and no NaN
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Mask:
-    """Which keys a query may look at: those of its own segment and, when `causal`, those not later than itself.
-
-    `query_segments` [B, T] and `key_segments` [B, S] are whole numbers, 0 for padding; None is one segment. `offset` is
-    the index of the first query among the keys: what a cache held before."""
-
-    query_segments: jax.Array | None = None
-    key_segments: jax.Array | None = None
-    offset: jax.Array | int = 0
-    causal: bool = dataclasses.field(default=True, metadata=dict(static=True))
-
-    def allowed(self, queries: slice, keys: slice) -> jax.Array | None:
-        """The [B or 1, T, S] booleans of these queries and keys (slices with a stop), or None where all are allowed."""
-        allowed = None
-        if self.causal:
-            q = jnp.arange(queries.start or 0, queries.stop)[:, None] + self.offset
-            allowed = (jnp.arange(keys.start or 0, keys.stop)[None, :] <= q)[None]
-        if self.query_segments is not None and self.key_segments is not None:
-            same = self.query_segments[:, queries, None] == self.key_segments[:, None, keys]
-            allowed = same if allowed is None else allowed & same
-        return allowed
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cache:
-    """The keys and values of one layer, [B, S, K, H] each; a stack, [L, B, S, K, H], is scanned with the layers."""
+    """The keys and values of one layer, [B, S, K, H] each, and in a decoder with an encoder those of its output; a
+    stack of layers has a leading axis, and is scanned with them."""
 
     k: jax.Array
     v: jax.Array
+    memory_k: jax.Array | None = None
+    memory_v: jax.Array | None = None
 
     def write(self, k: jax.Array, v: jax.Array, offset: jax.Array | int) -> "Cache":
         """This cache with k and v [B, T, K, H] at `offset`."""
@@ -59,59 +30,27 @@ class Cache:
         def put(old: jax.Array, new: jax.Array) -> jax.Array:
             return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), offset, axis=1)
 
-        return Cache(put(self.k, k), put(self.v, v))
-
-
-def plain(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, bias: jax.Array | None, compute: Compute) -> jax.Array:
-    """q [B, T, N, H] (scaled already), k and v [B, S, K, H] -> [B, T, N, H], with all logits [B, N, T, S] at once."""
-    return blocked(q, k, v, mask, bias, replace(compute, block=q.shape[1]))
-
-
-def blocked(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, bias: jax.Array | None, compute: Compute
-) -> jax.Array:
-    """`plain` by blocks of queries, each with only the keys that the causal mask can leave it: about half the work."""
-    (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
-    # heads before time, once: products over batches of matrices then need no copies of their own
-    q = q.astype(compute.matmul).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
-    k, v = (a.astype(compute.matmul).transpose(0, 2, 1, 3) for a in (k, v))
-    square = mask.causal and T == S and isinstance(mask.offset, int)
-    outs = []
-    for start in range(0, T, compute.block):
-        stop = min(start + compute.block, T)
-        rows, columns = slice(start, stop), slice(0, stop if square else S)
-        part = None if bias is None else bias[:, :, rows, columns].reshape(-1, K, N // K, stop - start, columns.stop)
-        outs.append(_attend(q[..., rows, :], k[..., columns, :], v[..., columns, :], mask.allowed(rows, columns), part))
-    out = jnp.concatenate(outs, axis=3) if len(outs) > 1 else outs[0]
-    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H).astype(compute.dtype)
-
-
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array | None, bias: jax.Array | None) -> jax.Array:
-    """q [B, K, G, T, H], k and v [B, K, S, H] -> float32 [B, K, G, T, H]."""
-    logits = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32)
-    if bias is not None:
-        logits = logits + bias
-    if allowed is not None:
-        logits = jnp.where(allowed[:, None, None], logits, MINUS_INFINITY)
-    # dividing [T, H] by the sum afterwards is H / S of the work of dividing the [T, S] probabilities
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
-    out = jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return out / weights.sum(-1, keepdims=True)
-
-
-Kernel = Callable[[jax.Array, jax.Array, jax.Array, Mask, jax.Array | None, Compute], jax.Array]
-KERNELS: dict[str, Kernel] = {"plain": plain, "blocked": blocked}
+        return replace(self, k=put(self.k, k), v=put(self.v, v))
 
 
 @dataclass(frozen=True)
 class Attention:
     """Attention of `heads` query heads over `kv_heads` key and value heads (0: as many) of size `head_dim`: MHA
-    (1706.03762), GQA (2305.13245) and, with one kv head, MQA (1911.02150). `bias` adds one to the four projections."""
+    (1706.03762), GQA (2305.13245) and, with one kv head, MQA (1911.02150).
+
+    `bias` adds one to the projections, `out_bias` also to the last; `qk_norm` normalises each head's queries and keys
+    before they are turned (2302.05442); logits are q k times `scale` (0: H^-0.5), bent to within `cap` (0: as they are;
+    Gemma 2, 2408.00118); `sinks` gives each head a learned logit for looking at nothing (gpt-oss)."""
 
     heads: int
     head_dim: int
     kv_heads: int = 0
     bias: bool = False
+    out_bias: bool = True
+    qk_norm: Norm = Norm()
+    scale: float = 0.0
+    cap: float = 0.0
+    sinks: bool = False
 
     def __post_init__(self) -> None:
         if self.heads < 1 or self.head_dim < 1:
@@ -122,6 +61,8 @@ class Attention:
             raise ValueError(
                 f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}: try {' or '.join(map(str, near))}"
             )
+        if self.cap < 0 or self.scale < 0:
+            raise ValueError(f"attention.cap={self.cap}, scale={self.scale}: expected numbers above 0, or 0 for none")
 
     @property
     def kv(self) -> int:
@@ -141,25 +82,67 @@ class Attention:
         depth: int,
     ) -> tuple[jax.Array, Cache | None]:
         """x [B, T, D] -> [B, T, D] and the cache with this call's keys and values written into it."""
-        D, N, K, H = x.shape[-1], self.heads, self.kv, self.head_dim
-
-        kinds = (("query", N, "heads"), ("key", K, "kv_heads"), ("value", K, "kv_heads"))
-        weights = [param(module, name, (D, n, H), ("embed", axis, "head_dim"), fan_in(D)) for name, n, axis in kinds]
-        q, k, v = linears(x, weights, compute)
-        if self.bias:
-            q, k, v = (
-                add_bias(module, f"{n}_bias", y, (axis, "head_dim"))
-                for (n, _, axis), y in zip(kinds, (q, k, v), strict=True)
-            )
-        q, k, v = (
-            constrain(y, "batch", "seq", axis, "head_dim") for (_, _, axis), y in zip(kinds, (q, k, v), strict=True)
-        )
-        q, k = positions.rotate(q, table), positions.rotate(k, table)
+        q, k, v = self._project(module, ("query", "key", "value"), x, compute)
+        q = positions.rotate(self.qk_norm(module, "query_norm", q), table)
+        k = positions.rotate(self.qk_norm(module, "key_norm", k), table)
         if cache is not None:
             cache = cache.write(k, v, mask.offset)
             k, v = cache.k, cache.v
-        y = KERNELS[compute.attention](q * H**-0.5, k, v, mask, bias, compute)
+        sinks = param(module, "sinks", (self.heads,), ("heads",), zeros) if self.sinks else None
+        scoring = Scoring(mask, bias, self.cap, sinks)
+        return self._attend(module, "out", x.shape[-1], q, k, v, scoring, compute, depth), cache
+
+    def cross(
+        self,
+        module: nn.Module,
+        x: jax.Array,
+        memory: jax.Array | None,
+        mask: Mask,
+        cache: Cache | None,
+        compute: Compute,
+        depth: int,
+    ) -> tuple[jax.Array, Cache | None]:
+        """x [B, T, D] looking at the encoder's output `memory` [B, S, D], or, where that is None, at the keys and
+        values of it that an earlier call left in the cache. Its parameters begin with cross_."""
+        (q,) = self._project(module, ("cross_query",), x, compute)
+        if memory is not None:
+            k, v = self._project(module, ("cross_key", "cross_value"), memory, compute)
+            cache = None if cache is None else replace(cache, memory_k=k, memory_v=v)
+        else:
+            assert cache is not None and cache.memory_k is not None and cache.memory_v is not None
+            k, v = cache.memory_k, cache.memory_v
+        scoring = Scoring(mask, cap=self.cap)
+        return self._attend(module, "cross_out", x.shape[-1], q, k, v, scoring, compute, depth), cache
+
+    def _project(self, module: nn.Module, names: Sequence[str], x: jax.Array, compute: Compute) -> list[jax.Array]:
+        """x [B, T, D] times the weights `names`: [B, T, N or K, H] each."""
+        D, H = x.shape[-1], self.head_dim
+        kinds = [(name, self.heads, "heads") if "query" in name else (name, self.kv, "kv_heads") for name in names]
+        weights = [param(module, name, (D, n, H), ("embed", axis, "head_dim"), fan_in(D)) for name, n, axis in kinds]
+        ys = linears(x, weights, compute)
+        if self.bias:
+            ys = [
+                add_bias(module, f"{name}_bias", y, (axis, "head_dim"))
+                for (name, _, axis), y in zip(kinds, ys, strict=True)
+            ]
+        return [constrain(y, "batch", "seq", axis, "head_dim") for (_, _, axis), y in zip(kinds, ys, strict=True)]
+
+    def _attend(
+        self,
+        module: nn.Module,
+        name: str,
+        D: int,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        scoring: Scoring,
+        compute: Compute,
+        depth: int,
+    ) -> jax.Array:
+        """[B, T, D] from q [B, T, N, H], k and v [B, S, K, H], with the output weights `name`."""
+        N, H = q.shape[2:]
+        y = KERNELS[compute.attention](q * (self.scale or H**-0.5), k, v, scoring, compute)
         y = constrain(y, "batch", "seq", "heads", "head_dim")
-        out = param(module, "out", (N, H, D), ("heads", "head_dim", "embed"), fan_in(N * H, (2 * depth) ** -0.5))
+        out = param(module, name, (N, H, D), ("heads", "head_dim", "embed"), fan_in(N * H, (2 * depth) ** -0.5))
         y = linear(y, out, compute, contract=2)
-        return (add_bias(module, "out_bias", y, ("norm",)) if self.bias else y), cache
+        return add_bias(module, f"{name}_bias", y, ("norm",)) if self.bias and self.out_bias else y

@@ -9,7 +9,7 @@ import jax
 from lm.value import suggest
 
 REMAT = ("nothing", "dots", "full")
-ATTENTION = ("plain", "blocked")  # the kernels of lm/model/attention.py
+ATTENTION = ("plain", "blocked", "flash")  # the kernels of lm/model/attention.py
 
 
 @dataclass(frozen=True)

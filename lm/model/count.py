@@ -1,12 +1,14 @@
 """Counting before running: parameters by part, floating-point operations a token, bytes of state."""
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import jax
 
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig
+from lm.model.experts import Experts
 from lm.model.transformer import Transformer
 
 
@@ -29,16 +31,31 @@ def by_part(cfg: ModelConfig) -> dict[str, int]:
 def flops_per_token(cfg: ModelConfig, length: int) -> int:
     """Model FLOPs of one token's forward and backward pass in a sequence of `length` tokens.
 
-    6 for each parameter in a matrix product and 12 L N H T for attention, counted in full (2204.02311, appendix B).
-    What a kernel skips or computes again is not in it."""
+    6 for each parameter that a matrix product uses for the token (of experts those chosen) and 12 N H for each key that
+    attention looks at, counted in full but for windows (2204.02311, appendix B). What a kernel skips or computes again
+    is not in it. With an encoder: one token of each, an input as long as the target."""
+    return sum(_stack_flops(stack, length) for stack in _stacks(cfg)) + 6 * cfg.vocab * cfg.width
+
+
+def _stacks(cfg: ModelConfig) -> list[ModelConfig]:
+    return [cfg, cfg.encoder] if cfg.encoder_layers else [cfg]
+
+
+def _stack_flops(cfg: ModelConfig, length: int) -> int:
+    flops = 0
+    per_key = 12 * cfg.attention.heads * cfg.attention.head_dim
     model = Transformer(cfg, Compute().resolve("cpu"))
-    is_axes = lambda leaf: isinstance(leaf, tuple)  # noqa: E731
-    layers = zip(
-        jax.tree.leaves(model.shapes()["layers"]), jax.tree.leaves(model.axes()["layers"], is_leaf=is_axes), strict=True
-    )
-    in_products = sum(math.prod(s.shape) for s, axes in layers if "embed" in axes and len(axes) > 2)
-    head = cfg.vocab * cfg.width
-    return 6 * (in_products + head) + 12 * cfg.layers * cfg.attention.heads * cfg.attention.head_dim * length
+    shapes, axes = model.shapes()["layers"], model.axes()["layers"]
+    for p, kind in enumerate(cfg.kinds):
+        layers = len(range(p, cfg.layers, len(cfg.pattern)))
+        share = Fraction(kind.ffn.chosen, kind.ffn.experts) if isinstance(kind.ffn, Experts) else Fraction(1)
+        for name, shape in shapes[str(p)].items():
+            names = axes[str(p)][name]
+            if "embed" in names and len(names) > 2:
+                flops += int(6 * math.prod(shape.shape) * (share if "experts" in names[:-1] else 1))
+        flops += layers * per_key * min(length, kind.window or length)
+        flops += layers * per_key * length if cfg.encoder_layers else 0
+    return flops
 
 
 def tree_bytes(tree: Any) -> int:

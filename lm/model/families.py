@@ -1,14 +1,28 @@
 """The choices that name a family, cited; sizes are the experiments' business.
 
-A family is a function from sizes to a ModelConfig: nothing else in lm/ knows its name.
+A family is a function from sizes to a ModelConfig: nothing else in lm/ knows its name. Any field of ModelConfig can be
+given by name, and is then taken instead of the family's.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from lm.model.attention import Attention
-from lm.model.config import ModelConfig
-from lm.model.parts import FeedForward, LayerNorm, RMSNorm
-from lm.model.positions import Learned, Rotary
+from lm.model.config import LayerKind, ModelConfig
+from lm.model.experts import Experts
+from lm.model.output import Output
+from lm.model.parts import FeedForward, LayerNorm, Norm, RMSNorm
+from lm.model.positions import Learned, Positions, Relative, Rotary
+from lm.model.scaling import Scaling, YaRN
+from lm.model.wiring import Parallel, PostNorm, Sandwich
+
+UNSCALED = Scaling()
+GPT_OSS_SCALING = YaRN(factor=32.0, original=4096, truncate=False)
+
+
+def _family(choices: Mapping[str, Any], others: Mapping[str, Any]) -> ModelConfig:
+    return ModelConfig(**{**choices, **others})
 
 
 def gpt(
@@ -26,7 +40,53 @@ def gpt(
         positions=Learned(),
         tied=True,
     )
-    return ModelConfig(**{**choices, **others})
+    return _family(choices, others)
+
+
+def gpt_oss(
+    *,
+    vocab: int,
+    layers: int,
+    width: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    mlp: int,
+    experts: int,
+    context: int,
+    chosen: int = 4,
+    window: int = 128,
+    theta: float = 150000.0,
+    scaling: Scaling = GPT_OSS_SCALING,
+    eps: float = 1e-5,
+    balance: float = 0.9,
+    **others: Any,
+) -> ModelConfig:
+    """gpt-oss (2508.10925): experts in every layer, weighted by the softmax of the chosen logits, with biases and a
+    clamped gate; attention sinks; windows in every second layer; YaRN."""
+    choices = dict(
+        vocab=vocab,
+        layers=layers,
+        width=width,
+        context=context,
+        attention=Attention(heads, head_dim, kv_heads, bias=True, sinks=True),
+        ffn=Experts(
+            mlp=mlp,
+            activation="quick_gelu",
+            gated=True,
+            bias=True,
+            clamp=7.0,
+            offset=1.0,
+            experts=experts,
+            chosen=chosen,
+            router_bias=True,
+            balance=balance,
+        ),
+        norm=RMSNorm(eps=eps),
+        positions=Rotary(theta, scaling),
+        pattern=(LayerKind(window=window), LayerKind()),
+    )
+    return _family(choices, others)
 
 
 def llama(
@@ -38,23 +98,226 @@ def llama(
     mlp: int,
     context: int,
     kv_heads: int = 0,
+    head_dim: int = 0,
     theta: float = 10000.0,
+    scaling: Scaling = UNSCALED,
     eps: float = 1e-5,
     **others: Any,
 ) -> ModelConfig:
     """LLaMA (2302.13971), Llama 2 (2307.09288) and 3 (2407.21783): rotary positions, RMSNorm before each sublayer,
-    SwiGLU, no biases, an untied head; grouped queries and a larger theta from Llama 2 70B and Llama 3 on."""
+    SwiGLU, no biases, an untied head; grouped queries and a larger theta from Llama 2 70B and Llama 3 on, scaled
+    rotation from 3.1 on, a tied head at its small sizes."""
     choices = dict(
         vocab=vocab,
         layers=layers,
         width=width,
         context=context,
-        attention=Attention(heads=heads, head_dim=head_size(width, heads), kv_heads=kv_heads),
+        attention=Attention(heads, head_dim or head_size(width, heads), kv_heads),
         ffn=FeedForward(mlp=mlp, activation="silu", gated=True),
         norm=RMSNorm(eps=eps),
-        positions=Rotary(theta=theta),
+        positions=Rotary(theta, scaling),
     )
-    return ModelConfig(**{**choices, **others})
+    return _family(choices, others)
+
+
+def mistral(*, window: int = 4096, **others: Any) -> ModelConfig:
+    """Mistral 7B (2310.06825): Llama's choices with a sliding window in every layer (0: none, from version 0.2 on)."""
+    return llama(**{"pattern": (LayerKind(window=window),), **others})
+
+
+def mixtral(
+    *, mlp: int, experts: int = 8, chosen: int = 2, balance: float = 0.02, router_z: float = 0.001, **others: Any
+) -> ModelConfig:
+    """Mixtral (2401.04088): Llama's choices with experts in every layer, of which two are chosen and weighted by the
+    softmax of their logits."""
+    ffn = Experts(
+        mlp=mlp,
+        activation="silu",
+        gated=True,
+        experts=experts,
+        chosen=chosen,
+        balance=balance,
+        router_z=router_z,
+    )
+    return llama(**{"mlp": mlp, "theta": 1e6, "ffn": ffn, **others})
+
+
+def qwen3(*, eps: float = 1e-6, theta: float = 1e6, **others: Any) -> ModelConfig:
+    """Qwen 3 (2505.09388): Llama's choices, with RMSNorm on each head's queries and keys and a head size of its own."""
+    cfg = llama(eps=eps, theta=theta, **others)
+    return _replaced(cfg, others, attention=replace(cfg.attention, qk_norm=RMSNorm(eps=eps)))
+
+
+def gemma(
+    *,
+    vocab: int,
+    layers: int,
+    width: int,
+    heads: int,
+    head_dim: int,
+    mlp: int,
+    context: int,
+    kv_heads: int = 0,
+    theta: float = 10000.0,
+    eps: float = 1e-6,
+    **others: Any,
+) -> ModelConfig:
+    """Gemma (2403.08295): RMSNorm with scale 1 + w, the embedding times the square root of its width and tied, gated
+    tanh gelu, a head size apart from the width."""
+    choices = dict(
+        vocab=vocab,
+        layers=layers,
+        width=width,
+        context=context,
+        attention=Attention(heads, head_dim, kv_heads),
+        ffn=FeedForward(mlp=mlp, activation="gelu_tanh", gated=True),
+        norm=RMSNorm(eps=eps, plus_one=True),
+        positions=Rotary(theta),
+        tied=True,
+        embed_scale=width**0.5,
+    )
+    return _family(choices, others)
+
+
+def gemma2(
+    *, window: int = 4096, query_scale: float = 0.0, cap: float = 50.0, output_cap: float = 30.0, **others: Any
+) -> ModelConfig:
+    """Gemma 2 (2408.00118): Gemma with norms around each sublayer, windows in every second layer, logits of attention
+    and of the output bent to within a cap; `query_scale` 0 is H^-0.5."""
+    cfg = gemma(**others)
+    attention = replace(cfg.attention, cap=cap, scale=query_scale)
+    kinds = (LayerKind(window=window), LayerKind())
+    return _replaced(
+        cfg, others, attention=attention, wiring=Sandwich(), output=Output(cap=output_cap), pattern=kinds[: cfg.layers]
+    )
+
+
+def gemma3(
+    *,
+    window: int = 512,
+    query_scale: float = 0.0,
+    theta: float = 1e6,
+    local_theta: float = 10000.0,
+    scaling: Scaling = UNSCALED,
+    every: int = 6,
+    **others: Any,
+) -> ModelConfig:
+    """Gemma 3 (2503.19786): Gemma 2 without caps, with RMSNorm on queries and keys, and five windowed layers with a
+    theta of their own to each full one (`every` 6)."""
+    cfg = gemma(theta=theta, **others)
+    attention = replace(cfg.attention, qk_norm=cfg.norm, scale=query_scale)
+    kinds = (LayerKind(window=window, positions=Rotary(local_theta)),) * (every - 1) + (LayerKind(),)
+    return _replaced(
+        cfg,
+        others,
+        attention=attention,
+        wiring=Sandwich(),
+        positions=Rotary(theta, scaling),
+        pattern=kinds[: cfg.layers],
+    )
+
+
+def palm(
+    *, vocab: int, layers: int, width: int, heads: int, context: int, head_dim: int = 256, **others: Any
+) -> ModelConfig:
+    """PaLM (2204.02311): attention and feed-forward side by side, one kv head, SwiGLU four times as wide, LayerNorm
+    without biases, and an embedding of unit variance that is the output too, scaled there by D^-0.5. Its z-loss of
+    1e-4 is the experiment's."""
+    choices = dict(
+        vocab=vocab,
+        layers=layers,
+        width=width,
+        context=context,
+        attention=Attention(heads, head_dim, kv_heads=1),
+        ffn=FeedForward(mlp=4 * width, activation="silu", gated=True),
+        norm=LayerNorm(bias=False),
+        positions=Rotary(),
+        wiring=Parallel(),
+        output=Output(scale=width**-0.5),
+        tied=True,
+        init_scale=1.0,
+    )
+    return _family(choices, others)
+
+
+def t5(
+    *,
+    vocab: int,
+    layers: int,
+    width: int,
+    heads: int,
+    head_dim: int,
+    mlp: int,
+    context: int = 512,
+    encoder_layers: int = 0,
+    buckets: int = 32,
+    furthest: int = 128,
+    eps: float = 1e-6,
+    **others: Any,
+) -> ModelConfig:
+    """T5 (1910.10683): encoder and decoder, relative position buckets shared over the layers of each, RMSNorm before
+    each sublayer, relu, no biases, logits of attention without 1/sqrt(H), and the embedding of unit variance as the
+    output, scaled there by D^-0.5."""
+    choices = dict(
+        vocab=vocab,
+        layers=layers,
+        width=width,
+        context=context,
+        attention=Attention(heads, head_dim, scale=1.0),
+        ffn=FeedForward(mlp=mlp, activation="relu"),
+        norm=RMSNorm(eps=eps),
+        positions=Relative(buckets, furthest),
+        output=Output(scale=width**-0.5),
+        tied=True,
+        encoder_layers=encoder_layers or layers,
+        init_scale=1.0,
+    )
+    return _family(choices, others)
+
+
+def t5_v1_1(*, mlp: int, **others: Any) -> ModelConfig:
+    """T5 1.1 (2002.05202): T5 with a gated tanh gelu and an output of its own."""
+    choices = dict(ffn=FeedForward(mlp=mlp, activation="gelu_tanh", gated=True), output=Output(), tied=False)
+    return t5(**{"mlp": mlp, **choices, **others})
+
+
+def bert(
+    *,
+    vocab: int,
+    layers: int,
+    width: int,
+    heads: int,
+    mlp: int,
+    context: int,
+    eps: float = 1e-12,
+    **others: Any,
+) -> ModelConfig:
+    """BERT (1810.04805): an encoder alone, LayerNorm after each sublayer and after the sum of token, segment and
+    learned position, exact gelu, biases; its output has a transform before the tied vocabulary."""
+    norm: Norm = LayerNorm(eps=eps)
+    positions: Positions = Learned()
+    choices = dict(
+        vocab=vocab,
+        layers=layers,
+        width=width,
+        context=context,
+        attention=Attention(heads, head_size(width, heads), bias=True),
+        ffn=FeedForward(mlp=mlp, activation="gelu", bias=True),
+        norm=norm,
+        positions=positions,
+        wiring=PostNorm(),
+        output=Output(bias=True, transform="gelu"),
+        tied=True,
+        embed_norm=norm,
+        token_types=2,
+        causal=False,
+    )
+    return _family(choices, others)
+
+
+def _replaced(cfg: ModelConfig, others: Mapping[str, Any], **choices: Any) -> ModelConfig:
+    """`cfg` with a later member's choices, but for those that the caller made."""
+    return replace(cfg, **{name: value for name, value in choices.items() if name not in others})
 
 
 def head_size(width: int, heads: int) -> int:

@@ -131,14 +131,16 @@ class LayerNorm(Norm):
 
 @dataclass(frozen=True)
 class RMSNorm(Norm):
-    """Unit mean square over D, then a learned scale (1910.07467)."""
+    """Unit mean square over D, then a learned scale (1910.07467); with `plus_one` what is learned is the scale less 1,
+    so that weight decay pulls it to 1 (Gemma)."""
 
     eps: float = 1e-6
+    plus_one: bool = False
 
     def __call__(self, module: nn.Module, name: str, x: jax.Array) -> jax.Array:
-        scale = param(module, f"{name}_scale", (x.shape[-1],), ("norm",), ones)
+        scale = param(module, f"{name}_scale", (x.shape[-1],), ("norm",), zeros if self.plus_one else ones)
         y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps) * scale
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps) * (scale + float(self.plus_one))
         return y.astype(x.dtype)
 
 
@@ -147,19 +149,22 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),  # 1606.08415
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),  # its tanh approximation, as GPT-2 has it
     "silu": jax.nn.silu,  # 1702.03118
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # the gelu's sigmoid approximation, also in 1606.08415
 }
 
 
 @dataclass(frozen=True)
 class FeedForward:
-    """Two products with an activation between, or three when `gated` (2002.05202): (act(x Wg) * x Wu) Wd.
+    """Two products with an activation between, or three when `gated` (2002.05202): (act(x Wg) * (x Wu + offset)) Wd.
 
-    `mlp` is the inner width F."""
+    `mlp` is the inner width F; with `clamp` above 0 the gate is kept below it and up within plus and minus it."""
 
     mlp: int
     activation: str = "gelu"
     gated: bool = False
     bias: bool = False
+    clamp: float = 0.0
+    offset: float = 0.0
 
     def __post_init__(self) -> None:
         if self.mlp < 1:
@@ -171,30 +176,35 @@ class FeedForward:
         """x [B, T, D] -> [B, T, D]; `depth` layers share the residual stream's variance (GPT-2's initial values)."""
         D, F = x.shape[-1], self.mlp
 
-        names = ("gate", "up") if self.gated else ("up",)
-        weights = [param(module, name, (D, F), ("embed", "mlp"), fan_in(D)) for name in names]
+        weights = [param(module, name, (D, F), ("embed", "mlp"), fan_in(D)) for name in self.inputs]
         parts = linears(x, weights, compute)
         if self.bias:
-            parts = [add_bias(module, f"{name}_bias", y, ("mlp",)) for name, y in zip(names, parts, strict=True)]
-        hidden = _saving_inputs(_gate if self.gated else _activate, self.activation)(*parts)
-        hidden = constrain(hidden, "batch", "seq", "mlp")
+            parts = [add_bias(module, f"{n}_bias", y, ("mlp",)) for n, y in zip(self.inputs, parts, strict=True)]
+        hidden = constrain(self.inner(*parts), "batch", "seq", "mlp")
         down = param(module, "down", (F, D), ("mlp", "embed"), fan_in(F, (2 * depth) ** -0.5))
         y = linear(hidden, down, compute)
         return add_bias(module, "down_bias", y, ("norm",)) if self.bias else y
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The products that read x."""
+        return ("gate", "up") if self.gated else ("up",)
 
-def _activate(name: str, up: jax.Array) -> jax.Array:
-    return ACTIVATIONS[name](up)
+    def inner(self, *parts: jax.Array) -> jax.Array:
+        """What the last product reads, from the results of `inputs`.
 
+        The backward pass keeps the inputs alone and computes the rest again: arrays of width F are the largest of a
+        layer, and reading one takes longer than an activation."""
+        return jax.checkpoint(self._inner)(*parts)
 
-def _gate(name: str, gate: jax.Array, up: jax.Array) -> jax.Array:
-    return ACTIVATIONS[name](gate) * up
-
-
-def _saving_inputs(f: Callable[..., jax.Array], name: str) -> Callable[..., jax.Array]:
-    """f(name, ...), whose backward pass keeps its inputs alone and computes the rest again: arrays of width F are the
-    largest of a layer, and reading one takes longer than an activation."""
-    return jax.checkpoint(partial(f, name))
+    def _inner(self, *parts: jax.Array) -> jax.Array:
+        act = ACTIVATIONS[self.activation]
+        if not self.gated:
+            return act(parts[0])
+        gate, up = parts
+        if self.clamp:
+            gate, up = jnp.minimum(gate, self.clamp), jnp.clip(up, -self.clamp, self.clamp)
+        return act(gate) * (up + self.offset if self.offset else up)
 
 
 def add_bias(module: nn.Module, name: str, x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
@@ -208,24 +218,3 @@ def dropout(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
         return x
     keep = jax.random.bernoulli(module.make_rng("dropout"), 1 - rate, x.shape)
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
-
-
-Sublayer = Callable[[jax.Array], jax.Array]
-
-
-@dataclass(frozen=True)
-class Wiring:
-    """How a layer's two sublayers join the residual stream; the base class is no wiring but their composition."""
-
-    def __call__(self, module: nn.Module, norm: Norm, x: jax.Array, attend: Sublayer, feed: Sublayer) -> jax.Array:
-        """x [B, T, D] through attention and feed-forward."""
-        return feed(attend(x))
-
-
-@dataclass(frozen=True)
-class PreNorm(Wiring):
-    """x + attend(norm(x)), then the same with the feed-forward (GPT-2, 2002.04745)."""
-
-    def __call__(self, module: nn.Module, norm: Norm, x: jax.Array, attend: Sublayer, feed: Sublayer) -> jax.Array:
-        x = x + attend(norm(module, "attention_norm", x))
-        return x + feed(norm(module, "ffn_norm", x))

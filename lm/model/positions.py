@@ -1,17 +1,20 @@
 """Where a token is: the seats that a positional encoding may take.
 
 Every encoding has the same three: `embed` adds to the embedding [B, T, D] once, `rotate` turns queries and keys in each
-layer, and `bias` adds to attention's logits. An encoding overrides the seats it uses; the base class uses none (no
-positions: 2305.19466).
+layer, and `bias` adds to attention's logits, as a function of the distance from query to key alone. An encoding
+overrides the seats it uses; the base class uses none (no positions: 2305.19466).
 """
 
+import math
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from lm.model.parts import normal, param
+from lm.model.scaling import Scaling
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,10 @@ class Positions:
         """Queries or keys x [B, T, N, H], turned by `table`."""
         return x
 
-    def bias(self, queries: jax.Array, keys: jax.Array, heads: int) -> jax.Array | None:
-        """What to add to the logits of queries at positions [B, T] and keys at [B, S]: [B or 1, N, T, S], or None."""
+    def bias(self, module: nn.Module, distances: jax.Array, heads: int, causal: bool) -> jax.Array | None:
+        """What to add to the logits at `distances` [M], key less query in tokens: float32 [N, M], or None for nothing.
+
+        Called once a stack: the layers share it."""
         return None
 
     def check(self, head_dim: int) -> None:
@@ -64,15 +69,16 @@ class Sinusoidal(Positions):
 
 @dataclass(frozen=True)
 class Rotary(Positions):
-    """Each pair (i, i + H/2) of a head is turned by an angle proportional to the position (2104.09864)."""
+    """Each pair (i, i + H/2) of a head is turned by an angle proportional to the position (2104.09864); `scaling`
+    stretches the angles for contexts longer than the model was trained on."""
 
     theta: float = 10000.0
+    scaling: Scaling = Scaling()
 
     def table(self, positions: jax.Array, head_dim: int) -> tuple[jax.Array, ...]:
-        half = head_dim // 2
-        frequencies = self.theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+        frequencies, size = self.scaling(self.theta, head_dim, positions)
         angles = positions[..., None, None].astype(jnp.float32) * frequencies  # [B, T, 1, H/2]
-        return jnp.cos(angles), jnp.sin(angles)
+        return jnp.cos(angles) * size, jnp.sin(angles) * size
 
     def rotate(self, x: jax.Array, table: tuple[jax.Array, ...]) -> jax.Array:
         cos, sin = table
@@ -82,3 +88,44 @@ class Rotary(Positions):
     def check(self, head_dim: int) -> None:
         if head_dim % 2:
             raise ValueError(f"rotary positions turn pairs: attention.head_dim={head_dim} is odd, try {head_dim + 1}")
+
+
+@dataclass(frozen=True)
+class Alibi(Positions):
+    """Logits fall with the distance, by a slope of each head's own (2108.12409)."""
+
+    def bias(self, module: nn.Module, distances: jax.Array, heads: int, causal: bool) -> jax.Array | None:
+        return -jnp.asarray(slopes(heads))[:, None] * jnp.abs(distances).astype(jnp.float32)
+
+
+def slopes(heads: int) -> np.ndarray:
+    """ALiBi's slopes [N]: 2^(-8/n), 2^(-16/n), ... for n a power of two; else those of the power below, and every
+    second one of the power above."""
+    below = 2 ** int(math.log2(heads))
+    ends = [2.0 ** (-8 * (i + 1) / below) for i in range(below)]
+    more = [2.0 ** (-8 * (2 * i + 1) / (2 * below)) for i in range(heads - below)]
+    return np.array(ends + more, np.float32)
+
+
+@dataclass(frozen=True)
+class Relative(Positions):
+    """A learned bias for each head and bucket of distances (T5: 1910.10683, section 2.1): half of the buckets for
+    single distances, the others ever wider up to `furthest`; where keys may be later than queries, half for those."""
+
+    buckets: int = 32
+    furthest: int = 128
+
+    def bias(self, module: nn.Module, distances: jax.Array, heads: int, causal: bool) -> jax.Array | None:
+        table = param(module, "relative", (self.buckets, heads), (None, "heads"), normal(1.0))
+        side = self.buckets if causal else self.buckets // 2
+        back = jnp.asarray(self._bucket_of(side))[jnp.clip(jnp.abs(distances), 0, self.furthest)]
+        ahead = jnp.where(distances > 0, 0 if causal else back + side, back)
+        return table[ahead].T
+
+    def _bucket_of(self, side: int) -> np.ndarray:
+        """The bucket of each distance from 0 to `furthest`, of `side` buckets; in float32, as it was published."""
+        exact = side // 2
+        n = np.maximum(np.arange(self.furthest + 1), 1).astype(np.float32)
+        ratio = np.log(n / np.float32(exact)) / np.float32(math.log(self.furthest / exact))
+        wide = exact + (ratio * np.float32(side - exact)).astype(np.int32)
+        return np.where(np.arange(self.furthest + 1) < exact, np.arange(self.furthest + 1), np.minimum(wide, side - 1))

@@ -1,31 +1,38 @@
-"""The transformer: embedding, a scan over layers, final norm, head. Training, prefill and decoding are this one path.
+"""The transformer: embedding, layers, final norm, output. Training, prefill and decoding are this one path.
 
 `Transformer` is a value with pure methods; its parameters are a plain dict:
 
-    {"stem": {"tokens": [V, D], ...}, "layers": {name: [L, ...]}, "head": {"norm_scale": [D], "kernel": [D, V]}}
+    {"stem": {"tokens": [V, D], ...}, "layers": {slot: {name: [L, ...]}}, "head": {"norm_scale": [D], "kernel": [D, V]}}
 
-Layers are stacked on a leading axis, so that one layer is traced and compiled, whatever the depth.
+and "encoder", a stem without tables, layers and a norm, where there is one. A model whose layers are all of one kind
+has the slot "0" alone.
 """
 
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lm.model.attention import Cache, Mask
+from lm.model.attention import Cache
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig
-from lm.model.parts import dropout, fan_in, linear, normal, param
+from lm.model.kernels import Mask
+from lm.model.parts import dropout, normal, param
+from lm.model.stack import Context, Losses, Memory, Params, Stack
 from lm.sharding import constrain
 
-Params = dict[str, Any]
-POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
+__all__ = ["Hidden", "Params", "Transformer"]
+
+
+class Hidden(NamedTuple):
+    """The residual stream x [B, T, D] after the last layer; the cache {slot: Cache} with this call's keys and values;
+    the layers' own losses, weighted already (those of experts' routers)."""
+
+    x: jax.Array
+    cache: dict[str, Cache] | None
+    losses: Losses
 
 
 class Stem(nn.Module):
@@ -35,37 +42,28 @@ class Stem(nn.Module):
     compute: Compute
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+    def __call__(self, tokens: jax.Array, positions: jax.Array, token_types: jax.Array | None) -> jax.Array:
         cfg = self.cfg
         table = param(self, "tokens", (cfg.vocab, cfg.width), ("vocab", "embed"), normal(cfg.init_scale))
         x = table[tokens].astype(self.compute.dtype)
-        x = dropout(self, cfg.positions.embed(self, x, positions, cfg.context), cfg.dropout)
+        if cfg.embed_scale != 1:
+            x = x * jnp.asarray(cfg.embed_scale, x.dtype)
+        if cfg.token_types:
+            kinds = param(self, "token_types", (cfg.token_types, cfg.width), (None, "embed"), normal(cfg.init_scale))
+            x = x + kinds[jnp.zeros_like(tokens) if token_types is None else token_types].astype(x.dtype)
+        x = cfg.positions.embed(self, x, positions, cfg.context)
+        x = dropout(self, cfg.embed_norm(self, "norm", x), cfg.dropout)
         return constrain(x, "batch", "seq", "act_embed")
 
 
-class Layer(nn.Module):
-    """One layer: attention and feed-forward, joined as `cfg.wiring` says."""
+class Distances(nn.Module):
+    """Distances [M], key less query, -> what the positions add to attention's logits there, [N, M] or None."""
 
     cfg: ModelConfig
-    compute: Compute
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, mask: Mask, table: tuple[jax.Array, ...], bias: jax.Array | None, cache: Cache | None
-    ) -> tuple[jax.Array, Cache | None]:
-        cfg, compute = self.cfg, self.compute
-        updated = cache
-
-        def attend(h: jax.Array) -> jax.Array:
-            nonlocal updated
-            y, updated = cfg.attention(self, h, mask, cfg.positions, table, bias, cache, compute, cfg.layers)
-            return dropout(self, y, cfg.dropout)
-
-        def feed(h: jax.Array) -> jax.Array:
-            return dropout(self, cfg.ffn(self, h, compute, cfg.layers), cfg.dropout)
-
-        x = cfg.wiring(self, cfg.norm, x, attend, feed)
-        return constrain(x, "batch", "seq", "act_embed"), updated
+    def __call__(self, distances: jax.Array) -> jax.Array | None:
+        return self.cfg.positions.bias(self, distances, self.cfg.attention.heads, self.cfg.causal)
 
 
 class Head(nn.Module):
@@ -76,10 +74,20 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, table: jax.Array) -> jax.Array:
-        D, V = self.cfg.width, self.cfg.vocab
-        x = self.cfg.norm(self, "norm", x)
-        kernel = table.T if self.cfg.tied else param(self, "kernel", (D, V), ("embed", "vocab"), fan_in(D))
-        return constrain(linear(x, kernel, self.compute).astype(jnp.float32), "batch", "seq", "vocab")
+        cfg = self.cfg
+        x = cfg.wiring.final(self, cfg.norm, x)
+        logits = cfg.output(self, x, cfg.vocab, table if cfg.tied else None, cfg.norm, self.compute)
+        return constrain(logits, "batch", "seq", "vocab" if logits.shape[-1] == cfg.vocab else None)
+
+
+class Final(nn.Module):
+    """The norm after the last layer of an encoder."""
+
+    cfg: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.cfg.wiring.final(self, self.cfg.norm, x)
 
 
 @dataclass(frozen=True)
@@ -90,16 +98,26 @@ class Transformer:
     compute: Compute
 
     def _boxed(self, key: jax.Array) -> Params:
-        cfg, one = self.cfg, jnp.zeros((1, 1), jnp.int32)
+        cfg, compute, one = self.cfg, self.compute, jnp.zeros((1, 1), jnp.int32)
         stem_key, layer_key, head_key = jax.random.split(key, 3)
-        stem = Stem(cfg, self.compute).init(stem_key, one, one)["params"]
-        x = jnp.zeros((1, 1, cfg.width), self.compute.dtype)
-        table = cfg.positions.table(one, cfg.attention.head_dim)
-        # a key a layer, by its index: a deeper model starts with the same first layers
-        keys = jax.vmap(partial(jax.random.fold_in, layer_key))(jnp.arange(cfg.layers))
-        layers = jax.vmap(lambda k: Layer(cfg, self.compute).init(k, x, Mask(), table, None, None)["params"])(keys)
-        head = Head(cfg, self.compute).init(head_key, x, jnp.zeros((cfg.vocab, cfg.width)))["params"]
-        return {"stem": stem, "layers": layers, "head": head}
+        encoder_key, bias_key = jax.random.split(jax.random.fold_in(key, 3))
+        x = jnp.zeros((1, 1, cfg.width), compute.dtype)
+        stem = Stem(cfg, compute).init(stem_key, one, one, None)["params"]
+        distances = Distances(cfg).init(bias_key, one[0]).get("params", {})
+        params = {
+            "stem": stem | distances,
+            "layers": Stack(cfg, compute).boxed(layer_key, compute.dtype),
+            "head": Head(cfg, compute).init(head_key, x, jnp.zeros((cfg.vocab, cfg.width))).get("params", {}),
+        }
+        if not cfg.encoder_layers:
+            return params
+        k1, k2, k3 = jax.random.split(encoder_key, 3)
+        encoder = {
+            "layers": Stack(cfg.encoder, compute).boxed(k1, compute.dtype),
+            **Distances(cfg.encoder).init(k2, one[0]).get("params", {}),
+            **Final(cfg.encoder).init(k3, x).get("params", {}),
+        }
+        return params | {"encoder": encoder}
 
     def init(self, key: jax.Array) -> Params:
         """Fresh float32 parameters, each drawn from a key of its own path: models that share a part start it alike."""
@@ -111,11 +129,14 @@ class Transformer:
 
     def axes(self) -> Params:
         """The tree of logical axes, a tuple of names a parameter."""
-        is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
         boxed = jax.eval_shape(self._boxed, jax.random.key(0))
-        names = jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=is_box)
-        is_names = lambda leaf: isinstance(leaf, tuple)  # noqa: E731
-        return names | {"layers": jax.tree.map(lambda n: ("layers", *n), names["layers"], is_leaf=is_names)}
+
+        def names(path: Any, box: Any) -> tuple[str | None, ...]:
+            stacked = any(getattr(step, "key", None) == "layers" for step in path)
+            return ("layers", *box.names) if stacked else tuple(box.names)
+
+        is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
+        return jax.tree_util.tree_map_with_path(names, boxed, is_leaf=is_box)
 
     def hidden(
         self,
@@ -123,33 +144,70 @@ class Transformer:
         tokens: jax.Array,
         positions: jax.Array | None = None,
         mask: Mask | None = None,
-        cache: Cache | None = None,
+        cache: dict[str, Cache] | None = None,
         key: jax.Array | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
-        """The residual stream after the last layer, [B, T, D], and the cache with this call's keys and values.
+        token_types: jax.Array | None = None,
+        memory: jax.Array | None = None,
+        memory_segments: jax.Array | None = None,
+    ) -> Hidden:
+        """The residual stream after the last layer, of tokens [B, T].
 
-        `positions` [B, T] default to the index among the keys, `mask` to causal; `cache` is what `empty_cache` makes; a
-        `key` switches dropout on."""
-        cfg, compute = self.cfg, self.compute
-        mask = mask or Mask()
-        if positions is None:
-            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]) + mask.offset, tokens.shape)
+        `positions` [B, T] default to the index among the keys, `mask` to all (causality is the model's own); `cache` is
+        what `empty_cache` makes; a `key` switches dropout on. A decoder with an encoder reads `memory` [B, S, D], what
+        `encode` gave, or what an earlier call left of it in the cache; its `memory_segments` [B, S] meet the mask's."""
+        mask = replace(mask or Mask(), causal=self.cfg.causal)
+        seen = tokens.shape[1] if cache is None else cache["0"].k.shape[2]
         keys = (None, None) if key is None else tuple(jax.random.split(key))
-        rngs = lambda k: {} if k is None else {"dropout": k}  # noqa: E731
-        x: Any = Stem(cfg, compute).apply({"params": params["stem"]}, tokens, positions, rngs=rngs(keys[0]))
-        table = cfg.positions.table(positions, cfg.attention.head_dim)
-        seen = positions if cache is None else jnp.arange(cache.k.shape[2])[None]
-        bias = cfg.positions.bias(positions, seen, cfg.attention.heads)
-        layer = Layer(cfg, compute)
+        x, context = self._begin(
+            self.cfg, params["stem"], params["stem"], tokens, positions, mask, seen, token_types, keys
+        )
+        if self.cfg.encoder_layers:
+            if memory is None and cache is None:
+                raise ValueError("this decoder reads an encoder: give the encoder's tokens too")
+            segments = jnp.ones_like(tokens) if mask.query_segments is None else mask.query_segments
+            across = Mask(segments, memory_segments, causal=False)
+            context = context._replace(memory=Memory(memory, across))
+        return Hidden(*Stack(self.cfg, self.compute)(params["layers"], x, context, cache, keys[1]))
 
-        def body(x: jax.Array, xs: Any) -> Any:
-            p, c, k = xs
-            return layer.apply({"params": p}, x, mask, table, bias, c, rngs=rngs(k))
+    def encode(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        positions: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """The encoder's output [B, S, D] of its tokens [B, S], which see each other within their `segments` [B, S]."""
+        cfg, encoder = self.cfg.encoder, params["encoder"]
+        keys = (None, None) if key is None else tuple(jax.random.split(key))
+        mask = Mask(segments, segments, causal=False)
+        x, context = self._begin(cfg, params["stem"], encoder, tokens, positions, mask, tokens.shape[1], None, keys)
+        x, _, _ = Stack(cfg, self.compute)(encoder["layers"], x, context, None, keys[1])
+        final = {name: value for name, value in encoder.items() if name.startswith("norm")}
+        return cast(jax.Array, Final(cfg).apply({"params": final}, x))
 
-        if compute.remat != "nothing":
-            body = jax.checkpoint(body, policy=POLICIES[compute.remat], prevent_cse=compute.unroll != 1)
-        layer_keys = None if keys[1] is None else jax.random.split(keys[1], cfg.layers)
-        return jax.lax.scan(body, x, (params["layers"], cache, layer_keys), unroll=compute.unroll or cfg.layers)
+    def _begin(
+        self,
+        cfg: ModelConfig,
+        stem: Params,
+        distances: Params,
+        tokens: jax.Array,
+        positions: jax.Array | None,
+        mask: Mask,
+        seen: int,
+        token_types: jax.Array | None,
+        keys: tuple[Any, ...],
+    ) -> tuple[jax.Array, Context]:
+        """The embedding of tokens [B, T], and what the layers share, of `seen` keys."""
+        T = tokens.shape[1]
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(T) + mask.offset, tokens.shape)
+        rngs = {} if keys[0] is None else {"dropout": keys[0]}
+        x = Stem(cfg, self.compute).apply({"params": stem}, tokens, positions, token_types, rngs=rngs)
+        away = jnp.arange(1 - T, seen) - mask.offset
+        table = {name: distances[name] for name in distances if name != "layers"}
+        bias = Distances(cfg).apply({"params": table}, away)
+        return cast(jax.Array, x), Context(mask, Stack(cfg, self.compute).tables(positions), cast(Any, bias))
 
     def logits(self, params: Params, x: jax.Array) -> jax.Array:
         """Float32 logits [B, T, V] of the residual stream x [B, T, D]; reads `head` and the embedding alone."""
@@ -158,10 +216,9 @@ class Transformer:
 
     def __call__(self, params: Params, tokens: jax.Array, **kwargs: Any) -> jax.Array:
         """Float32 logits [B, T, V] of tokens [B, T]; keywords as in `hidden`."""
-        return self.logits(params, self.hidden(params, tokens, **kwargs)[0])
+        return self.logits(params, self.hidden(params, tokens, **kwargs).x)
 
-    def empty_cache(self, batch: int, length: int) -> Cache:
-        """Room for `length` tokens a sequence in every layer: [L, B, S, K, H] twice, in the activations' dtype."""
-        a = self.cfg.attention
-        zeros = jnp.zeros((self.cfg.layers, batch, length, a.kv, a.head_dim), self.compute.dtype)
-        return Cache(zeros, zeros)
+    def empty_cache(self, batch: int, length: int, memory: int = 0) -> dict[str, Cache]:
+        """Room for `length` tokens a sequence in every layer, and with an encoder for `memory` of its tokens, in the
+        activations' dtype."""
+        return Stack(self.cfg, self.compute).empty_cache(batch, length, memory, self.compute.dtype)

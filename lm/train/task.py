@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import jax
 
-from lm.model.attention import Mask
-from lm.model.transformer import Params, Transformer
+from lm.model.kernels import Mask
+from lm.model.transformer import Hidden, Params, Transformer
 from lm.train.loss import Metrics, by_chunks, cross_entropy
 from lm.train.state import TrainState
 
@@ -51,17 +51,39 @@ class Pretraining:
 
     def loss(self, params: Params, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
         """The weighted sum of the tokens' losses, and metrics that are such sums too."""
-        segments = batch.get("segment_ids")
-        mask = Mask(query_segments=segments, key_segments=segments)
         key = key if self.model.cfg.dropout else None
-        x, _ = self.model.hidden(params, batch["tokens"], batch.get("positions"), mask, key=key)
+        x, _, losses = self._hidden(params, batch, key)
 
         def chunk_loss(head: Params, x: jax.Array, rest: Batch) -> tuple[jax.Array, Metrics]:
             return cross_entropy(self.model.logits(head, x), rest["targets"], rest["weights"], self.z_loss)
 
         head = {"head": params["head"], "stem": {"tokens": params["stem"]["tokens"]}}
         rest = {name: batch[name] for name in ("targets", "weights")}
-        return by_chunks(chunk_loss, head, x, rest, self.model.compute.loss_chunk)
+        total, metrics = by_chunks(chunk_loss, head, x, rest, self.model.compute.loss_chunk)
+        share = batch["weights"].sum()  # of the whole batch: what is a mean over tokens counts by it
+        metrics |= {name: value * share for name, value in losses.items()}
+        return total + sum(losses.values()) * share, metrics
+
+    def _hidden(self, params: Params, batch: Batch, key: jax.Array | None) -> Hidden:
+        """The model's hidden states of a batch, through its encoder where the batch has tokens for one."""
+        segments = batch.get("segment_ids")
+        mask = Mask(query_segments=segments, key_segments=segments, prefix=batch.get("prefix"))
+        memory: dict[str, Any] = {}
+        if "encoder_tokens" in batch:
+            keys = (None, None) if key is None else tuple(jax.random.split(key))
+            seen = batch["encoder_segment_ids"]
+            places = batch.get("encoder_positions")
+            encoded = self.model.encode(params, batch["encoder_tokens"], places, seen, keys[0])
+            memory, key = dict(memory=encoded, memory_segments=seen), keys[1]
+        return self.model.hidden(
+            params,
+            batch["tokens"],
+            batch.get("positions"),
+            mask,
+            key=key,
+            token_types=batch.get("token_types"),
+            **memory,
+        )
 
     def batches(self, state: TrainState) -> Iterator[Batch]:
         """The batches from the state's step on."""

@@ -13,8 +13,9 @@ import numpy as np
 
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig
-from lm.model.families import gpt, llama
-from lm.model.positions import Sinusoidal
+from lm.model.families import gemma2, gemma3, gpt, gpt_oss, llama, mixtral, palm
+from lm.model.positions import Alibi, Relative, Sinusoidal
+from lm.model.scaling import Llama3, YaRN
 from lm.model.transformer import Transformer
 
 SIMPLE = Compute(dtype="float32", matmul="float32", attention="plain", flat="no", unroll=1, loss_chunk=0)
@@ -22,7 +23,23 @@ SIMPLE = Compute(dtype="float32", matmul="float32", attention="plain", flat="no"
 GPT = gpt(vocab=37, layers=3, width=12, heads=3, context=24)
 LLAMA = llama(vocab=41, layers=3, width=16, heads=4, kv_heads=2, mlp=20, context=24, theta=100.0)
 SINUSOIDAL = gpt(vocab=31, layers=2, width=12, heads=1, context=24, bias=False, positions=Sinusoidal(longest=50.0))
-MODELS = {"gpt": GPT, "llama": LLAMA, "sinusoidal": SINUSOIDAL}
+SIZES = dict(vocab=29, width=12, heads=4, kv_heads=2, head_dim=6, mlp=10, context=24)
+# windows in odd and full in even layers, and one layer more than whole repetitions of the pattern
+GEMMA2 = gemma2(**SIZES, layers=3, window=3, query_scale=0.3, cap=2.0, output_cap=3.0)
+MODELS = {
+    "gpt": GPT,
+    "llama": LLAMA,
+    "sinusoidal": SINUSOIDAL,
+    "alibi": gpt(vocab=31, layers=2, width=12, heads=3, context=24, positions=Alibi()),
+    "relative": gpt(vocab=31, layers=2, width=12, heads=3, context=24, positions=Relative(buckets=8, furthest=16)),
+    "mixtral": mixtral(**SIZES, layers=2, experts=3, chosen=2, scaling=Llama3(factor=4.0, original=8)),
+    "gpt-oss": gpt_oss(
+        **SIZES, layers=2, experts=4, chosen=2, window=4, scaling=YaRN(factor=4.0, original=8, truncate=False)
+    ),
+    "gemma 2": GEMMA2,
+    "gemma 3": gemma3(**SIZES, layers=5, window=3, every=3),
+    "palm": palm(vocab=31, layers=2, width=12, heads=3, head_dim=6, context=24),
+}
 
 
 @cache
@@ -129,7 +146,7 @@ def forward(cfg: ModelConfig, params: Any, ids: np.ndarray) -> np.ndarray:
     if cfg is GPT:
         x = x + stem["positions"][: len(ids)]
     for i in range(cfg.layers):
-        p = {name: stack[i] for name, stack in params["layers"].items()}
+        p = {name: stack[i] for name, stack in params["layers"]["0"].items()}
         x = gpt_layer(x, p) if cfg is GPT else llama_layer(x, p)
     x = layer_norm(x, head, "norm", 1e-5) if cfg is GPT else rms_norm(x, head, "norm", 1e-5)
     return x @ (stem["tokens"].T if cfg is GPT else head["kernel"])
@@ -149,7 +166,7 @@ def llama_layer(x: np.ndarray, p: dict[str, np.ndarray]) -> np.ndarray:
 
 def mean_loss(model: Transformer, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
     """A scalar of the logits, for gradients."""
-    from lm.model.attention import Mask
+    from lm.model.kernels import Mask
 
     mask = Mask(query_segments=batch["segments"], key_segments=batch["segments"])
     logits = model(params, batch["tokens"], positions=batch["positions"], mask=mask)

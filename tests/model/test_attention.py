@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.model.attention import KERNELS, Attention, Mask
+from lm.model.attention import Attention
+from lm.model.kernels import KERNELS, Mask, Scoring
 from lm.model.transformer import Transformer
 from tests.model.reference import LLAMA, SIMPLE, close, lively, run, tokens, trees_close
 
@@ -24,8 +25,10 @@ def heads(T: int, N: int = 4, K: int = 2, S: int | None = None) -> Arrays:
     return q, k, v
 
 
-def by_hand(q: np.ndarray, k: np.ndarray, v: np.ndarray, may: Any, bias: Any = None) -> np.ndarray:
-    """Attention of each query alone; may(b, t, s) says whether it sees key s."""
+def by_hand(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, may: Any, bias: Any = None, cap: float = 0, sinks: Any = None
+) -> np.ndarray:
+    """Attention of each query alone; may(b, t, s) says whether it sees key s; bias [N, T + S - 1] by distance."""
     B, T, N, H = q.shape
     out = np.zeros(q.shape)
     for b, t, n in np.ndindex(B, T, N):
@@ -33,15 +36,20 @@ def by_hand(q: np.ndarray, k: np.ndarray, v: np.ndarray, may: Any, bias: Any = N
         if seen:
             kv = n // (N // k.shape[2])
             logits = k[b, seen, kv].astype(np.float64) @ q[b, t, n]
-            logits = logits if bias is None else logits + bias[min(b, len(bias) - 1), n, t, seen]
+            logits = logits if bias is None else logits + bias[n, [s - t + T - 1 for s in seen]]
+            logits = cap * np.tanh(logits / cap) if cap else logits
+            rest = 0 if sinks is None else np.exp(sinks[n] - logits.max())
             weights = np.exp(logits - logits.max())
-            out[b, t, n] = weights / weights.sum() @ v[b, seen, kv]
+            out[b, t, n] = weights / (weights.sum() + rest) @ v[b, seen, kv]
     return out
 
 
-def call(name: str, arrays: Arrays, mask: Mask, bias: Any = None, block: int = 4) -> Any:
+def call(
+    name: str, arrays: Arrays, mask: Mask, bias: Any = None, cap: float = 0, sinks: Any = None, block: int = 4
+) -> Any:
     compute = replace(SIMPLE, attention=name, block=block)
-    return jax.jit(lambda q, k, v, m, b: KERNELS[name](q, k, v, m, b, compute))(*arrays, mask, bias)
+    kernel = lambda q, k, v, m, b, s: KERNELS[name](q, k, v, Scoring(m, b, cap, s), compute)  # noqa: E731
+    return jax.jit(kernel)(*arrays, mask, bias, sinks)
 
 
 every_kernel = pytest.mark.parametrize("name", KERNELS)
@@ -73,10 +81,44 @@ def test_behind_a_cache(name: str) -> None:
 def test_segments_and_bias(name: str) -> None:
     arrays = heads(11)
     segments = np.array([[1] * 5 + [2] * 4 + [0] * 2, [0] * 3 + [1] * 8], np.int32)
-    bias = np.random.default_rng(1).standard_normal((1, 4, 11, 11)).astype(np.float32)
+    bias = np.random.default_rng(1).standard_normal((4, 21)).astype(np.float32)
     mask = Mask(query_segments=jnp.asarray(segments), key_segments=jnp.asarray(segments))
     expected = by_hand(*arrays, lambda b, t, s: s <= t and segments[b, t] == segments[b, s], bias)
     close(call(name, arrays, mask, bias), expected)
+
+
+@every_kernel
+@pytest.mark.parametrize("window", [1, 3, 4, 9, 30])
+@pytest.mark.parametrize("causal", [True, False])
+def test_windows(name: str, window: int, causal: bool) -> None:
+    arrays = heads(11)
+    expected = by_hand(*arrays, lambda b, t, s: abs(t - s) < window and (s <= t or not causal))
+    close(call(name, arrays, Mask(causal=causal, window=window)), expected)
+
+
+@every_kernel
+def test_a_window_behind_a_cache(name: str) -> None:
+    arrays = heads(3, S=11)
+    expected = by_hand(*arrays, lambda b, t, s: t + 5 - 3 < s <= t + 5)
+    close(call(name, arrays, Mask(offset=5, window=3)), expected)
+    close(call(name, arrays, Mask(offset=jnp.asarray(5), window=3)), expected)
+
+
+@every_kernel
+def test_all_see_the_prefix(name: str) -> None:
+    arrays, length = heads(11), np.array([3, 7])
+    prefix = jnp.asarray(np.arange(11) < length[:, None])
+    expected = by_hand(*arrays, lambda b, t, s: s <= t or s < length[b])
+    close(call(name, arrays, Mask(prefix=prefix)), expected)
+
+
+@every_kernel
+@pytest.mark.parametrize("S", [7, 11])
+def test_bias_cap_and_sinks(name: str, S: int) -> None:
+    arrays, rng = heads(7, S=S), np.random.default_rng(1)
+    bias, sinks = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, 6 + S), 4))
+    expected = by_hand(*arrays, lambda b, t, s: s <= t, bias, 1.5, sinks)
+    close(call(name, arrays, Mask(), bias, 1.5, sinks), expected)
 
 
 @every_kernel
@@ -97,12 +139,16 @@ def test_large_logits_do_not_overflow(name: str) -> None:
 def test_every_kernel_has_the_gradients_of_the_plain_one(name: str, T: int, block: int) -> None:
     segments = jnp.asarray([[1] * 5 + [2] * (T - 5), [1] * (T - 1) + [0]], jnp.int32)
     mask = Mask(query_segments=segments, key_segments=segments)
-    pull = np.random.default_rng(2).standard_normal((2, T, 4, 6)).astype(np.float32)
+    shapes = (2, T, 4, 6), (4, 2 * T - 1), (4,)
+    pull, bias, sinks = (np.random.default_rng(2).standard_normal(shape).astype(np.float32) for shape in shapes)
 
     def gradients(kernel: str) -> Any:
         compute = replace(SIMPLE, attention=kernel, block=block)
-        total = lambda *a: (KERNELS[kernel](*a, mask, None, compute) * pull).sum()  # noqa: E731
-        return jax.jit(jax.grad(total, argnums=(0, 1, 2)))(*heads(T))
+
+        def total(q: Any, k: Any, v: Any, bias: Any, sinks: Any) -> Any:
+            return (KERNELS[kernel](q, k, v, Scoring(mask, bias, 2.0, sinks), compute) * pull).sum()
+
+        return jax.jit(jax.grad(total, argnums=(0, 1, 2, 3, 4)))(*heads(T), bias, sinks)
 
     trees_close(gradients(name), gradients("plain"))
 
@@ -121,11 +167,11 @@ def test_a_model_with_repeated_heads_is_the_same(kv_heads: int) -> None:
     few = replace(LLAMA, attention=Attention(heads=4, head_dim=4, kv_heads=kv_heads))
     many = replace(LLAMA, attention=Attention(heads=4, head_dim=4))
     params, ids = lively(few), tokens(LLAMA, 2, 11)
-    repeated = {n: np.repeat(params["layers"][n], 4 // kv_heads, axis=2) for n in ("key", "value")}
-    wide = {**params, "layers": {**params["layers"], **repeated}}
+    repeated = {n: np.repeat(params["layers"]["0"][n], 4 // kv_heads, axis=2) for n in ("key", "value")}
+    wide = {**params, "layers": {"0": {**params["layers"]["0"], **repeated}}}
     assert jax.tree.map(jnp.shape, wide) == jax.tree.map(jnp.shape, lively(many))
     close(run(Transformer(few, SIMPLE), params, ids), run(Transformer(many, SIMPLE), wide, ids))
-    assert Transformer(few, SIMPLE).empty_cache(2, 5).k.shape == (3, 2, 5, kv_heads, 4)
+    assert Transformer(few, SIMPLE).empty_cache(2, 5)["0"].k.shape == (3, 2, 5, kv_heads, 4)
 
 
 @pytest.mark.parametrize(

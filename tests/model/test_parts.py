@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from lm.model.parts import ACTIVATIONS, FeedForward, LayerNorm, Norm, RMSNorm, Wiring, dropout, linear
+from lm.model.parts import ACTIVATIONS, FeedForward, LayerNorm, Norm, RMSNorm, dropout, linear
+from lm.model.wiring import Wiring
 from tests.model.reference import SIMPLE, close, gelu_tanh, layer_norm, rms_norm, silu
 
 RNG = np.random.default_rng(0)
@@ -93,6 +94,7 @@ EXACT = {
     "gelu": lambda x: x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
     "gelu_tanh": gelu_tanh,
     "silu": silu,
+    "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
 }
 
 
@@ -143,4 +145,4 @@ def test_dropout_zeroes_at_its_rate_and_keeps_the_mean() -> None:
 
 
 def test_no_wiring_is_composition() -> None:
-    assert Wiring()(None, Norm(), 3, lambda x: x + 1, lambda x: x * 10) == 40
+    assert Wiring()(None, Norm(), 3, {"attention": lambda x: x + 1, "ffn": lambda x: x * 10}) == 40

@@ -1,13 +1,18 @@
 """Positions against the formulas of their papers."""
 
+import math
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.model.positions import Learned, Positions, Rotary, Sinusoidal
-from tests.model.reference import close, turned
+from lm.model.positions import Alibi, Learned, Positions, Relative, Rotary, Sinusoidal, slopes
+from lm.model.scaling import Dynamic, Linear, Llama3, Scaling, YaRN, plain_angles
+from lm.model.transformer import Distances
+from tests.model.reference import GPT, close, turned
 
 X = np.random.default_rng(0).standard_normal((1, 7, 2, 8)).astype(np.float32)
 
@@ -50,7 +55,7 @@ def test_sinusoidal_is_the_paper_s(width: int) -> None:
 def test_the_seats_not_taken_do_nothing() -> None:
     for positions in (Positions(), Learned(), Sinusoidal()):
         assert positions.rotate(X, positions.table(jnp.arange(7)[None], 8)) is X
-        assert positions.bias(jnp.arange(7)[None], jnp.arange(7)[None], 2) is None
+        assert positions.bias(None, jnp.arange(-6, 7), 2, True) is None
     for positions in (Positions(), Rotary()):
         assert positions.embed(None, X, jnp.arange(7)[None], 7) is X
 
@@ -58,3 +63,85 @@ def test_the_seats_not_taken_do_nothing() -> None:
 def test_rotary_needs_pairs() -> None:
     with pytest.raises(ValueError, match="rotary positions turn pairs: attention.head_dim=5 is odd, try 6"):
         Rotary().check(5)
+
+
+# ---------------------------------------------------------------- scaling
+
+
+def angles(scaling: Scaling, longest: int = 0, head_dim: int = 32, theta: float = 1e4) -> np.ndarray:
+    return np.asarray(scaling(theta, head_dim, jnp.arange(longest + 1)[None])[0], np.float64)
+
+
+def test_linear_is_positions_divided() -> None:
+    close(rotated(X, np.arange(7)), turned_by(Rotary(100.0, Linear(factor=4.0)), 4 * np.arange(7)))
+
+
+def turned_by(rotary: Rotary, positions: np.ndarray) -> np.ndarray:
+    return np.asarray(rotary.rotate(jnp.asarray(X), rotary.table(jnp.asarray(positions)[None], 8)))
+
+
+def test_dynamic_begins_where_the_training_ended() -> None:
+    plain = np.asarray(plain_angles(1e4, 32), np.float64)
+    scaling = Dynamic(factor=2.0, original=64)
+    np.testing.assert_allclose(angles(scaling, 63), plain, rtol=1e-6)
+    longer = angles(scaling, 127)
+    assert longer[0] == plain[0] and (longer[1:] < plain[1:]).all()
+    assert longer[-1] == pytest.approx(plain[-1] / (2.0 * 128 / 64 - 1), rel=1e-5)  # the last pair: interpolated
+
+
+def test_llama3_keeps_the_fast_and_slows_the_slow() -> None:
+    """2407.21783's appendix by wavelengths, one pair at a time."""
+    scaling = Llama3(factor=8.0, low=1.0, high=4.0, original=512)
+    for plain, scaled in zip(np.asarray(plain_angles(1e4, 32), np.float64), angles(scaling), strict=True):
+        wavelength = 2 * math.pi / plain
+        if wavelength < 512 / 4:
+            expected = plain
+        elif wavelength > 512:
+            expected = plain / 8
+        else:
+            smooth = (512 / wavelength - 1) / (4 - 1)
+            expected = (1 - smooth) * plain / 8 + smooth * plain
+        assert scaled == pytest.approx(expected, rel=1e-5)
+
+
+def test_yarn_ramps_between_its_ends() -> None:
+    """2309.00071, section 3.2 and 3.4."""
+    scaling = YaRN(factor=16.0, original=512)
+    plain, found = np.asarray(plain_angles(1e4, 32), np.float64), angles(scaling)
+    turns = 512 * plain / (2 * math.pi)
+    np.testing.assert_allclose(found[turns > 40], plain[turns > 40], rtol=1e-6)
+    np.testing.assert_allclose(found[turns < 0.7], plain[turns < 0.7] / 16, rtol=1e-6)
+    assert (np.diff(found / plain) <= 1e-7).all()
+    assert scaling(1e4, 32, jnp.zeros((1, 1)))[1] == pytest.approx(0.1 * math.log(16) + 1)
+    assert YaRN(16.0, 512, attention=1.5)(1e4, 32, jnp.zeros((1, 1)))[1] == 1.5
+
+
+# ---------------------------------------------------------------- biases
+
+
+def test_alibi_s_slopes() -> None:
+    """2108.12409, section 3: 1/2, 1/4 ... for 8 heads; of 12 heads the last four lie between those of 8."""
+    np.testing.assert_allclose(slopes(8), [2.0**-i for i in range(1, 9)])
+    np.testing.assert_allclose(slopes(12)[8:], [2.0 ** -(i + 0.5) for i in range(4)], rtol=1e-6)
+    bias = Alibi().bias(None, jnp.array([-3, 0, 2]), 8, False)
+    np.testing.assert_allclose(bias, -np.outer(slopes(8), [3, 0, 2]))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_relative_buckets(causal: bool) -> None:
+    """1910.10683, section 2.1: single distances first, then by their logarithm, the last for all beyond."""
+    away = np.arange(-200, 201)
+    found = buckets(Relative(buckets=32, furthest=128), away, causal)
+    side, exact = (32, 16) if causal else (16, 8)
+    back = found[away <= 0][::-1]
+    assert back[:exact].tolist() == list(range(exact)) and back[exact] == exact
+    assert (np.diff(back) >= 0).all() and back[128] == back[200] == side - 1 and back[100] < side
+    ahead = found[away > 0]
+    assert (ahead == 0).all() if causal else (ahead == back[1:] + side).all()
+
+
+def buckets(positions: Relative, away: np.ndarray, causal: bool) -> np.ndarray:
+    """The bucket of each distance: a table whose rows are their own numbers."""
+    module = Distances(replace(GPT, positions=positions, causal=causal))
+    table = {"params": {"relative": jnp.arange(32.0)[:, None] * jnp.ones((1, 3))}}
+    return np.asarray(module.apply(table, jnp.asarray(away)))[0].astype(int)

@@ -1,0 +1,56 @@
+"""The output decoder: from the residual stream after the last layer to logits over the vocabulary."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from lm.model.compute import Compute
+from lm.model.parts import ACTIVATIONS, Norm, add_bias, fan_in, linear, param
+from lm.value import suggest
+
+
+@dataclass(frozen=True)
+class Output:
+    """One product with the vocabulary. `scale` multiplies what it reads (T5 and PaLM: D^-0.5), `cap` bends the logits
+    into plus and minus itself, cap * tanh(logits / cap) (Gemma 2, 2408.00118), `bias` adds one a token; `transform`
+    names the activation of a D x D product and norm that come before (BERT, 1810.04805)."""
+
+    scale: float = 1.0
+    cap: float = 0.0
+    bias: bool = False
+    transform: str = ""
+
+    def __post_init__(self) -> None:
+        if self.cap < 0:
+            raise ValueError(f"output.cap={self.cap}: expected a number above 0, or 0 for none")
+        if self.transform and self.transform not in ACTIVATIONS:
+            raise ValueError(f"unknown activation {self.transform!r}: {suggest(self.transform, ACTIVATIONS)}")
+
+    def __call__(
+        self, module: nn.Module, x: jax.Array, vocab: int, table: jax.Array | None, norm: Norm, compute: Compute
+    ) -> jax.Array:
+        """Float32 logits [B, T, V] of x [B, T, D]; `table` [V, D] is the embedding where it is the output too."""
+        D = x.shape[-1]
+        if self.transform:
+            kernel = param(module, "transform", (D, D), ("embed", None), fan_in(D))
+            x = add_bias(module, "transform_bias", linear(x, kernel, compute), ("norm",))
+            x = norm(module, "transform_norm", ACTIVATIONS[self.transform](x))
+        if self.scale != 1:
+            x = x * self.scale
+        kernel = param(module, "kernel", (D, vocab), ("embed", "vocab"), fan_in(D)) if table is None else table.T
+        logits = linear(x, kernel, compute).astype(jnp.float32)
+        if self.bias:
+            logits = add_bias(module, "bias", logits, ("vocab",))
+        return self.cap * jnp.tanh(logits / self.cap) if self.cap else logits
+
+
+@dataclass(frozen=True)
+class NoOutput(Output):
+    """No vocabulary at the end: the hidden states themselves, float32 [B, T, D] (a sentence encoder)."""
+
+    def __call__(
+        self, module: nn.Module, x: jax.Array, vocab: int, table: jax.Array | None, norm: Norm, compute: Compute
+    ) -> jax.Array:
+        return x.astype(jnp.float32)

@@ -1,0 +1,94 @@
+"""Rotary positions beyond the training length: how the angles are stretched.
+
+A scaling gives the angle of one position for each pair of a head, and a factor for the length of what is turned.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """No stretching: pair i of H/2 turns by theta^(-2i/H) a position. The base class and contract of all."""
+
+    def __call__(self, theta: float, head_dim: int, positions: jax.Array) -> tuple[jax.Array, float]:
+        """The angles a position [H/2] and the factor; `positions` [B, T] are those of this call."""
+        return plain_angles(theta, head_dim), 1.0
+
+
+def plain_angles(theta: float | jax.Array, head_dim: int) -> jax.Array:
+    """theta^(-2i/H) for the pairs i of a head: [H/2]."""
+    return 1.0 / (theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim))
+
+
+@dataclass(frozen=True)
+class Linear(Scaling):
+    """Positions divided by `factor` (2306.15595)."""
+
+    factor: float
+
+    def __call__(self, theta: float, head_dim: int, positions: jax.Array) -> tuple[jax.Array, float]:
+        return plain_angles(theta, head_dim) / self.factor, 1.0
+
+
+@dataclass(frozen=True)
+class Dynamic(Scaling):
+    """A larger theta once a call sees a position beyond `original`, growing with it (bloc97's dynamic NTK). Keys in a
+    cache keep the angles of the call that wrote them."""
+
+    factor: float
+    original: int
+
+    def __call__(self, theta: float, head_dim: int, positions: jax.Array) -> tuple[jax.Array, float]:
+        length = jnp.maximum(positions.max() + 1, self.original).astype(jnp.float32)
+        stretch = self.factor * length / self.original - (self.factor - 1)
+        return plain_angles(theta * stretch ** (head_dim / (head_dim - 2)), head_dim), 1.0
+
+
+@dataclass(frozen=True)
+class Llama3(Scaling):
+    """Wavelengths longer than `original` / `low` positions divided by `factor`, those shorter than `original` / `high`
+    as they are, and between them a smooth passage (Llama 3.1, 2407.21783)."""
+
+    factor: float
+    low: float = 1.0
+    high: float = 4.0
+    original: int = 8192
+
+    def __call__(self, theta: float, head_dim: int, positions: jax.Array) -> tuple[jax.Array, float]:
+        angles = plain_angles(theta, head_dim)
+        turns = self.original * angles / (2 * math.pi)  # within the original context
+        keep = jnp.clip((turns - self.low) / (self.high - self.low), 0, 1)
+        return (1 - keep) * angles / self.factor + keep * angles, 1.0
+
+
+@dataclass(frozen=True)
+class YaRN(Scaling):
+    """Pairs that turn less than `slow` times within `original` positions are slowed by `factor`, those that turn more
+    than `fast` times are kept, and between them a ramp; what is turned is lengthened by `attention` (0: 0.1 ln(factor)
+    + 1) (2309.00071). `truncate` rounds the ramp's ends to whole pairs."""
+
+    factor: float
+    original: int
+    fast: float = 32.0
+    slow: float = 1.0
+    attention: float = 0.0
+    truncate: bool = True
+
+    def __call__(self, theta: float, head_dim: int, positions: jax.Array) -> tuple[jax.Array, float]:
+        angles = plain_angles(theta, head_dim)
+        low, high = (self._pair(turns, theta, head_dim) for turns in (self.fast, self.slow))
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, head_dim - 1)
+        ramp = np.clip((np.arange(head_dim // 2) - low) / max(high - low, 0.001), 0, 1).astype(np.float32)
+        size = self.attention or (0.1 * math.log(self.factor) + 1 if self.factor > 1 else 1.0)
+        return angles / self.factor * ramp + angles * (1 - ramp), size
+
+    def _pair(self, turns: float, theta: float, head_dim: int) -> float:
+        """The pair (a fraction of them too) that turns so many times within the original context."""
+        return head_dim * math.log(self.original / (turns * 2 * math.pi)) / (2 * math.log(theta))

@@ -1,0 +1,183 @@
+"""A stack of layers, run by a scan over repetitions of its pattern.
+
+Layers of one place in the pattern share their shapes and are stacked on a leading axis: slot p of a pattern of P kinds
+holds layers p, p + P, p + 2P, ... So one repetition is traced and compiled, whatever the depth.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from lm.model.attention import Cache
+from lm.model.compute import Compute
+from lm.model.config import LayerKind, ModelConfig
+from lm.model.kernels import Mask
+from lm.model.parts import dropout
+from lm.sharding import constrain
+
+Params = dict[str, Any]
+Losses = dict[str, jax.Array]
+POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Memory(NamedTuple):
+    """What a decoder reads of its encoder: the output [B, S, D] (None where the cache has its keys and values), and who
+    may look at it."""
+
+    x: jax.Array | None
+    mask: Mask
+
+
+class Context(NamedTuple):
+    """What all layers of a stack share: the mask, each kind's table of positions, the bias by distance, the memory."""
+
+    mask: Mask
+    tables: tuple[tuple[jax.Array, ...], ...]
+    bias: jax.Array | None = None
+    memory: Memory | None = None
+
+
+class Layer(nn.Module):
+    """One layer: attention, in a decoder with an encoder also cross-attention, and feed-forward, joined as `cfg.wiring`
+    says."""
+
+    cfg: ModelConfig
+    kind: LayerKind
+    compute: Compute
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, context: Context, table: tuple[jax.Array, ...], cache: Cache | None
+    ) -> tuple[jax.Array, Cache | None]:
+        cfg, kind, compute = self.cfg, self.kind, self.compute
+        assert kind.positions is not None and kind.ffn is not None
+        positions, ffn, mask = kind.positions, kind.ffn, replace(context.mask, window=kind.window)
+
+        def attend(h: jax.Array) -> jax.Array:
+            nonlocal cache
+            y, cache = cfg.attention(self, h, mask, positions, table, context.bias, cache, compute, cfg.layers)
+            return dropout(self, y, cfg.dropout)
+
+        def cross(h: jax.Array) -> jax.Array:
+            nonlocal cache
+            assert context.memory is not None
+            y, cache = cfg.attention.cross(self, h, *context.memory, cache, compute, cfg.layers)
+            return dropout(self, y, cfg.dropout)
+
+        def feed(h: jax.Array) -> jax.Array:
+            return dropout(self, ffn(self, h, compute, cfg.layers), cfg.dropout)
+
+        both = {"cross": cross} if context.memory is not None else {}
+        x = cfg.wiring(self, cfg.norm, x, {"attention": attend, **both, "ffn": feed})
+        return constrain(x, "batch", "seq", "act_embed"), cache
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The layers of `cfg`, computed as `compute` says."""
+
+    cfg: ModelConfig
+    compute: Compute
+
+    @property
+    def slots(self) -> list[range]:
+        """The layers of each slot."""
+        return [range(p, self.cfg.layers, len(self.cfg.pattern)) for p in range(len(self.cfg.pattern))]
+
+    def boxed(self, key: jax.Array, dtype: Any) -> Params:
+        """Fresh parameters {slot: {name: [layers of the slot, ...]}}, with the logical axes of one layer."""
+        x = jnp.zeros((1, 1, self.cfg.width), dtype)
+        tables = self.tables(jnp.zeros((1, 1), jnp.int32))
+        memory = Memory(x, Mask(causal=False)) if self.cfg.encoder_layers else None
+        context = Context(Mask(), tables, None, memory)
+
+        def slot(p: int) -> Any:
+            layer = Layer(self.cfg, self.cfg.kinds[p], self.compute)
+            # a key a layer, by its number: a deeper model starts with the same first layers
+            keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.array(self.slots[p]))
+            return jax.vmap(lambda k: layer.init(k, x, context, tables[p], None)["params"])(keys)
+
+        return {str(p): slot(p) for p in range(len(self.slots))}
+
+    def tables(self, positions: jax.Array) -> tuple[tuple[jax.Array, ...], ...]:
+        """Each kind's table for positions [B, T]."""
+        size = self.cfg.attention.head_dim
+        return tuple(kind.positions.table(positions, size) for kind in self.cfg.kinds)  # type: ignore[union-attr]
+
+    def __call__(
+        self, params: Params, x: jax.Array, context: Context, cache: Any = None, key: jax.Array | None = None
+    ) -> tuple[jax.Array, Any, Losses]:
+        """x [B, T, D] through all layers; the cache {slot: Cache} with this call's keys and values; the layers' own
+        losses, means over the layers that have them."""
+        P, repeats = len(self.cfg.pattern), self.cfg.layers // len(self.cfg.pattern)
+        keys = None if key is None else jax.random.split(key, self.cfg.layers)
+        slots = [
+            (params[str(p)], None if cache is None else cache[str(p)], None if keys is None else keys[p::P])
+            for p in range(P)
+        ]
+
+        def repetition(x: jax.Array, xs: Any) -> Any:
+            outs = []
+            for p, slot in enumerate(xs):
+                x, out = self._layer(p, x, context, *slot)
+                outs.append(out)
+            return x, outs
+
+        whole = jax.tree.map(lambda a: a[:repeats], slots)
+        x, outs = jax.lax.scan(repetition, x, whole, unroll=self._unroll(repeats))
+        if rest := self.cfg.layers % P:  # the layers after the last whole repetition
+            tail = jax.tree.map(lambda a: a[repeats], slots[:rest])
+            x, last = repetition(x, tail)
+            joined = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), outs[:rest], last)
+            outs = [*joined, *outs[rest:]]
+        new = None if cache is None else {str(p): out[0] for p, out in enumerate(outs)}
+        return x, new, _means([losses for _, losses in outs])
+
+    def _unroll(self, repeats: int) -> int:
+        unroll = self.compute.unroll // len(self.cfg.pattern)
+        return repeats if self.compute.unroll == 0 else max(1, min(unroll, repeats))
+
+    def _layer(self, p: int, x: jax.Array, context: Context, params: Params, cache: Any, key: Any) -> Any:
+        """One layer of slot p: x, and (its cache, its losses)."""
+        layer = Layer(self.cfg, self.cfg.kinds[p], self.compute)
+
+        def run(x: jax.Array, params: Params, cache: Any, key: Any, context: Context) -> Any:
+            rngs = {} if key is None else {"dropout": key}
+            (x, cache), sown = layer.apply(
+                {"params": params}, x, context, context.tables[p], cache, rngs=rngs, mutable=["losses"]
+            )
+            return x, (cache, dict(sown.get("losses", {})))
+
+        if self.compute.remat != "nothing":
+            run = jax.checkpoint(run, policy=POLICIES[self.compute.remat], prevent_cse=self.compute.unroll != 1)
+        return run(x, params, cache, key, context)
+
+    def empty_cache(self, batch: int, length: int, memory: int, dtype: Any) -> dict[str, Cache]:
+        """Room for `length` tokens a sequence in every layer: [layers, B, S, K, H] twice a slot, and with an encoder
+        for the keys and values of `memory` of its tokens."""
+        a = self.cfg.attention
+
+        def room(layers: int, length: int) -> jax.Array:
+            return jnp.zeros((layers, batch, length, a.kv, a.head_dim), dtype)
+
+        return {
+            str(p): Cache(
+                room(len(numbers), length),
+                room(len(numbers), length),
+                *((room(len(numbers), memory),) * 2 if self.cfg.encoder_layers else ()),
+            )
+            for p, numbers in enumerate(self.slots)
+        }
+
+
+def _means(losses: list[Losses]) -> Losses:
+    """Of stacks of losses {name: [layers]}, one a slot, the mean of each over all layers."""
+    names = {name: None for slot in losses for name in slot}
+    return {name: jnp.concatenate([slot[name] for slot in losses if name in slot]).mean() for name in names}

@@ -1,0 +1,70 @@
+"""Residual wiring: how the sublayers of a layer (attention, cross-attention, feed-forward) join the residual stream."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import jax
+from flax import linen as nn
+
+from lm.model.parts import Norm
+
+Sublayer = Callable[[jax.Array], jax.Array]
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """No wiring but composition; the base class and contract of all."""
+
+    def __call__(self, module: nn.Module, norm: Norm, x: jax.Array, sublayers: Mapping[str, Sublayer]) -> jax.Array:
+        """x [B, T, D] through the named sublayers, in their order."""
+        for sublayer in sublayers.values():
+            x = sublayer(x)
+        return x
+
+    def final(self, module: nn.Module, norm: Norm, x: jax.Array) -> jax.Array:
+        """x after the last layer, as the head wants it."""
+        return norm(module, "norm", x)
+
+
+@dataclass(frozen=True)
+class PreNorm(Wiring):
+    """x + f(norm(x)) (GPT-2, 2002.04745)."""
+
+    def __call__(self, module: nn.Module, norm: Norm, x: jax.Array, sublayers: Mapping[str, Sublayer]) -> jax.Array:
+        for name, sublayer in sublayers.items():
+            x = x + sublayer(norm(module, f"{name}_norm", x))
+        return x
+
+
+@dataclass(frozen=True)
+class PostNorm(Wiring):
+    """norm(x + f(x)), and nothing after the last layer (1706.03762, BERT)."""
+
+    def __call__(self, module: nn.Module, norm: Norm, x: jax.Array, sublayers: Mapping[str, Sublayer]) -> jax.Array:
+        for name, sublayer in sublayers.items():
+            x = norm(module, f"{name}_norm", x + sublayer(x))
+        return x
+
+    def final(self, module: nn.Module, norm: Norm, x: jax.Array) -> jax.Array:
+        return x
+
+
+@dataclass(frozen=True)
+class Sandwich(Wiring):
+    """x + norm(f(norm(x))), each norm with its own scale (2105.13290; Gemma 2, 2408.00118)."""
+
+    def __call__(self, module: nn.Module, norm: Norm, x: jax.Array, sublayers: Mapping[str, Sublayer]) -> jax.Array:
+        for name, sublayer in sublayers.items():
+            x = x + norm(module, f"{name}_post_norm", sublayer(norm(module, f"{name}_norm", x)))
+        return x
+
+
+@dataclass(frozen=True)
+class Parallel(Wiring):
+    """x + the sum of every f(norm(x)), one norm for all (GPT-J; PaLM, 2204.02311)."""
+
+    def __call__(self, module: nn.Module, norm: Norm, x: jax.Array, sublayers: Mapping[str, Sublayer]) -> jax.Array:
+        y = norm(module, "norm", x)
+        for sublayer in sublayers.values():
+            x = x + sublayer(y)
+        return x

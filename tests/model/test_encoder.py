@@ -1,0 +1,104 @@
+"""Encoders: alone (BERT) and before a decoder (T5)."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.decode.generate import generate
+from lm.decode.sampling import Sampling
+from lm.model.families import bert, t5, t5_v1_1
+from lm.model.kernels import Mask
+from lm.model.transformer import Transformer
+from tests.model.reference import SIMPLE, close, lively, run, tokens, trees_close
+
+BERT = bert(vocab=31, layers=2, width=12, heads=3, mlp=20, context=24)
+T5 = t5(vocab=31, layers=2, width=12, heads=3, head_dim=6, mlp=20, context=24, buckets=8, furthest=16)
+GATED = t5_v1_1(vocab=31, layers=2, width=12, heads=3, head_dim=6, mlp=20, context=24, encoder_layers=3)
+
+
+@partial(jax.jit, static_argnums=0)
+def both(model: Transformer, params: Any, source: Any, target: Any, seen: Any = None, mask: Any = None) -> Any:
+    memory = model.encode(params, source, segments=seen)
+    return model(params, target, memory=memory, memory_segments=seen, mask=mask)
+
+
+def test_every_token_of_an_encoder_sees_every_other() -> None:
+    model, params, ids = Transformer(BERT, SIMPLE), lively(BERT), tokens(BERT, 1, 9)
+    before = run(model, params, ids)
+    changed = np.where(np.arange(9) == 8, (ids + 1) % 31, ids)
+    assert (np.abs(run(model, params, changed) - before).max(-1) > 1e-4).all()
+
+
+def test_token_types_are_added() -> None:
+    model, params, ids = Transformer(BERT, SIMPLE), lively(BERT), tokens(BERT, 1, 9)
+    np.testing.assert_array_equal(run(model, params, ids), run(model, params, ids, token_types=np.zeros_like(ids)))
+    assert np.abs(run(model, params, ids, token_types=np.ones_like(ids)) - run(model, params, ids)).max() > 0.01
+
+
+@pytest.mark.parametrize("cfg", [T5, GATED], ids=["1.0", "1.1"])
+def test_padding_of_the_encoder_changes_nothing(cfg: Any) -> None:
+    model, params = Transformer(cfg, SIMPLE), lively(cfg)
+    source, target = tokens(cfg, 2, 7), tokens(cfg, 2, 5, seed=1)
+    wide = np.pad(source, ((0, 0), (0, 4)), constant_values=3)
+    seen = (np.arange(11) < 7).astype(np.int32) * np.ones((2, 1), np.int32)
+    close(both(model, params, wide, target, seen), both(model, params, source, target))
+
+
+def test_packed_pairs_are_unpacked() -> None:
+    """Two inputs and their two targets in one row: each target sees its own input alone."""
+    model, params = Transformer(T5, SIMPLE), lively(T5)
+    source, target = tokens(T5, 1, 9), tokens(T5, 1, 7, seed=1)
+    inputs = np.array([[1] * 5 + [2] * 4], np.int32)
+    outputs = jnp.asarray([[1] * 3 + [2] * 4], jnp.int32)
+    mask = Mask(query_segments=outputs, key_segments=outputs)
+    together = both(model, params, source, target, inputs, mask)
+    close(together[:, :3], both(model, params, source[:, :5], target[:, :3]))
+    close(together[:, 3:], both(model, params, source[:, 5:], target[:, 3:]))
+
+
+@pytest.mark.parametrize("cfg", [T5, GATED], ids=["1.0", "1.1"])
+def test_cached_is_full(cfg: Any) -> None:
+    model, params = Transformer(cfg, SIMPLE), lively(cfg)
+    source, target = tokens(cfg, 2, 7), tokens(cfg, 2, 6, seed=1)
+    memory = model.encode(params, source)
+    x, cache, _ = model.hidden(params, target[:, :3], memory=memory, cache=model.empty_cache(2, 9, 7))
+    parts = [model.logits(params, x)]
+    for t in range(3, 6):
+        x, cache, _ = model.hidden(params, target[:, t : t + 1], mask=Mask(offset=t), cache=cache)
+        parts.append(model.logits(params, x))
+    close(np.concatenate(parts, axis=1), both(model, params, source, target), 3e-5)
+
+
+def test_greedy_decoding_reads_the_encoder() -> None:
+    model, params, source = Transformer(T5, SIMPLE), lively(T5), tokens(T5, 2, 7)
+    memory, seen = model.encode(params, source), np.ones((2, 7), np.int32)
+    found = generate(
+        model, params, [[0], [0]], 5, sampling=Sampling(temperature=0.0), memory=memory, memory_segments=seen
+    )
+    ids = np.zeros((2, 1), np.int32)
+    for _ in range(5):
+        ids = np.concatenate([ids, np.argmax(both(model, params, source, ids)[:, -1:], -1)], axis=1)
+    assert found == ids[:, 1:].tolist()
+
+
+def test_a_decoder_wants_its_encoder() -> None:
+    with pytest.raises(ValueError, match="this decoder reads an encoder: give the encoder's tokens too"):
+        Transformer(T5, SIMPLE).hidden(lively(T5), tokens(T5, 1, 3))
+    with pytest.raises(ValueError, match="a decoder that reads an encoder is causal"):
+        replace(T5, causal=False)
+
+
+def test_however_it_is_computed_it_is_the_same() -> None:
+    source, target = tokens(T5, 2, 7), tokens(T5, 2, 6, seed=1)
+
+    def gradients(**changes: Any) -> Any:
+        model = Transformer(T5, replace(SIMPLE, **changes))
+        return jax.jit(jax.grad(lambda p: (both(model, p, source, target) ** 2).mean()))(lively(T5))
+
+    trees_close(gradients(attention="blocked", block=4, flat="yes", unroll=0, remat="full"), gradients(), 1e-4)
+    trees_close(gradients(attention="flash", block=4), gradients(), 1e-4)

@@ -1,0 +1,116 @@
+"""Experts against a loop over tokens, and the losses of their router."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.model.config import LayerKind
+from lm.model.experts import Experts
+from lm.model.families import mixtral
+from lm.model.parts import FeedForward
+from lm.model.transformer import Transformer
+from lm.sharding import make_mesh, shardings, using
+from tests.model.reference import LLAMA, SIMPLE, close, lively, run, silu, tokens, trees_close
+
+CFG = mixtral(vocab=29, layers=2, width=12, heads=2, mlp=10, context=24, experts=5, chosen=2)
+
+
+def module_of(ffn: FeedForward, x: np.ndarray, params: dict[str, Any]) -> Any:
+    from flax import linen as nn
+
+    class One(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return ffn(self, x, SIMPLE, 1)
+
+    return One().apply({"params": params}, x, mutable=["losses"])
+
+
+def arrays(ffn: Experts, width: int) -> dict[str, np.ndarray]:
+    rng, E, F = np.random.default_rng(0), ffn.experts, ffn.mlp
+    shapes = dict(router=(width, E), gate=(E, width, F), up=(E, width, F), down=(E, F, width))
+    if ffn.bias:
+        shapes |= dict(router_bias=(E,), gate_bias=(E, F), up_bias=(E, F), down_bias=(E, width))
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_each_token_is_its_chosen_experts_sum(normalise: bool, bias: bool) -> None:
+    ffn = Experts(mlp=10, activation="silu", gated=True, bias=bias, router_bias=bias, experts=5, normalise=normalise)
+    x, p = np.random.default_rng(1).standard_normal((2, 7, 12)).astype(np.float32), arrays(ffn, 12)
+    found, _ = module_of(ffn, x, p)
+    expected = np.zeros(x.shape)
+    for b, t in np.ndindex(2, 7):
+        logits = x[b, t] @ p["router"] + p.get("router_bias", 0.0)
+        best = np.argsort(-logits)[:2]
+        weights = np.exp(logits[best]) / np.exp(logits[best] if normalise else logits).sum()
+        for e, weight in zip(best, weights, strict=True):
+            gate, up = (x[b, t] @ p[n][e] + (p[f"{n}_bias"][e] if bias else 0) for n in ("gate", "up"))
+            expected[b, t] += weight * ((silu(gate) * up) @ p["down"][e] + (p["down_bias"][e] if bias else 0))
+    close(found, expected)
+
+
+def test_equal_experts_are_one_feed_forward() -> None:
+    dense = replace(CFG, ffn=FeedForward(mlp=10, activation="silu", gated=True))
+    params, ids = lively(dense), tokens(dense, 2, 11)
+    wide = dict(params["layers"]["0"])
+    for name in ("gate", "up", "down"):
+        wide[name] = jnp.repeat(wide[name][:, None], 5, axis=1)
+    wide["router"] = lively(CFG)["layers"]["0"]["router"]
+    same = run(Transformer(CFG, SIMPLE), {**params, "layers": {"0": wide}}, ids)
+    close(same, run(Transformer(dense, SIMPLE), params, ids))
+
+
+def test_a_balanced_router_has_the_least_loss() -> None:
+    """With a router that prefers nobody the loss is balance times the number chosen; one that always takes the same
+    experts has more."""
+    ffn = Experts(mlp=10, experts=5, chosen=2, balance=0.5, router_z=0.1)
+    x = np.random.default_rng(1).standard_normal((2, 50, 12)).astype(np.float32)
+    p = {name: a for name, a in arrays(ffn, 12).items() if name != "gate"}
+    losses = module_of(ffn, x, p | {"router": np.zeros((12, 5), np.float32)})[1]["losses"]
+    assert float(losses["balance"]) == pytest.approx(0.5 * 2)
+    assert float(losses["router_z"]) == pytest.approx(0.1 * np.log(5) ** 2, rel=1e-5)
+    steep = np.zeros((12, 5), np.float32)
+    steep[:, :2] = 5.0
+    assert float(module_of(ffn, np.abs(x), p | {"router": steep})[1]["losses"]["balance"]) > 2.0
+
+
+def test_the_losses_reach_the_caller_and_the_router() -> None:
+    cfg = replace(CFG, ffn=replace(CFG.ffn, balance=1.0, router_z=1.0))
+    model, ids = Transformer(cfg, SIMPLE), tokens(cfg, 2, 11)
+    total = lambda p: sum(model.hidden(p, ids).losses.values())  # noqa: E731
+    value, gradient = jax.value_and_grad(total)(lively(cfg))
+    assert float(value) > 1.0 and float(jnp.abs(gradient["layers"]["0"]["router"]).max()) > 0
+    assert Transformer(LLAMA, SIMPLE).hidden(lively(LLAMA), ids).losses == {}
+
+
+def test_dense_and_experts_in_turn() -> None:
+    cfg = replace(CFG, layers=4, pattern=(LayerKind(ffn=FeedForward(mlp=8)), LayerKind()))
+    shapes = Transformer(cfg, SIMPLE).shapes()["layers"]
+    assert "router" not in shapes["0"] and shapes["1"]["router"].shape == (2, 12, 5)
+    assert np.isfinite(run(Transformer(cfg, SIMPLE), lively(cfg), tokens(cfg, 2, 11))).all()
+
+
+def test_sharded_over_experts_is_single() -> None:
+    cfg = replace(CFG, ffn=replace(CFG.ffn, experts=4))
+    model, params, ids = Transformer(cfg, SIMPLE), lively(cfg), tokens(cfg, 4, 11)
+    loss = lambda p: (model(p, ids) ** 2).mean()  # noqa: E731
+    mesh = make_mesh({"expert": 2, "data": 2}, jax.devices()[:4])
+    placed = jax.device_put(params, shardings(model.shapes(), model.axes(), mesh))
+    assert placed["layers"]["0"]["up"].sharding.shard_shape((2, 4, 12, 10)) == (2, 2, 12, 10)
+    with using(mesh):
+        value, gradient = jax.jit(jax.value_and_grad(loss))(placed)
+    expected_value, expected = jax.jit(jax.value_and_grad(loss))(params)
+    np.testing.assert_allclose(value, expected_value, rtol=1e-5)
+    trees_close(jax.device_get(gradient), expected, 1e-4)
+
+
+@pytest.mark.parametrize("chosen", [0, 6])
+def test_as_many_as_there_are(chosen: int) -> None:
+    with pytest.raises(ValueError, match=f"ffn.chosen={chosen} of ffn.experts=5: expected 1 to 5"):
+        Experts(mlp=4, experts=5, chosen=chosen)
