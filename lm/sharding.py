@@ -7,7 +7,7 @@ checkpoints) follows from the tree of logical axes. Policy is the table; changin
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +36,8 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     # activations of width D and H are not split over fsdp, which already splits their batch
     "act_embed": None,
 }
+
+Axes = Sequence[str | None]
 
 
 def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -82,6 +84,24 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return nn.with_logical_constraint(x, axes)
 
 
+def per_device(f: Callable[..., jax.Array], inputs: Sequence[Axes], output: Axes) -> Callable[..., jax.Array]:
+    """`f` run by each device on its own part of arrays with logical axes `inputs`, for what the compiler cannot
+    partition itself (a kernel). Outside `using`, and on a mesh of one device, `f`."""
+
+    def run(*arrays: jax.Array) -> jax.Array:
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty or mesh.size == 1:
+            return f(*arrays)
+        shapes = [a.shape for a in arrays]
+        specs = tuple(_fitting(mesh, s, spec(axes)) for s, axes in zip(shapes, inputs, strict=True))
+        # the output has the axes and the sizes of the first input
+        return jax.shard_map(f, in_specs=specs, out_specs=_fitting(mesh, shapes[0], spec(output)), check_vma=False)(
+            *arrays
+        )
+
+    return run
+
+
 def spec(axes: Sequence[str | None]) -> PartitionSpec:
     """The PartitionSpec of an array with logical `axes`, from RULES, each mesh axis used once."""
     used: set[str] = set()
@@ -94,7 +114,7 @@ def spec(axes: Sequence[str | None]) -> PartitionSpec:
     return PartitionSpec(*parts)
 
 
-def _fitting(mesh: Mesh, shape: Sequence[int], partition: PartitionSpec) -> PartitionSpec:
+def _fitting(mesh: Any, shape: Sequence[int], partition: PartitionSpec) -> PartitionSpec:
     """`partition` without the entries whose mesh axes do not divide the dimension: those stay whole on every device."""
 
     def size(entry: Any) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 
 from lm.decode.sampling import Sampling, row_keys
 from lm.model.attention import Cache
-from lm.model.kernels import Mask
+from lm.model.scoring import Mask
 from lm.model.transformer import Params, Transformer
 
 STRETCH = 16  # tokens drawn between two looks of the host
@@ -86,7 +86,7 @@ def extend(
         done = now.done | jnp.isin(now.last, jnp.asarray(stop, jnp.int32)) if stop else now.done
         mask = Mask(query_segments=jnp.ones_like(now.last)[:, None], key_segments=now.segments, offset=now.index)
         positions = (now.index - now.pad)[:, None]
-        x, cache, _ = model.hidden(
+        x, cache, _losses = model.hidden(
             params, now.last[:, None], positions, mask, cache=now.cache, memory_segments=now.memory_segments
         )
         assert cache is not None

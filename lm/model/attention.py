@@ -7,9 +7,10 @@ import jax
 from flax import linen as nn
 
 from lm.model.compute import Compute
-from lm.model.kernels import KERNELS, Mask, Scoring
+from lm.model.kernels import KERNELS
 from lm.model.parts import Norm, add_bias, fan_in, linear, linears, param, zeros
 from lm.model.positions import Positions
+from lm.model.scoring import Mask, Scoring
 from lm.sharding import constrain
 
 

@@ -9,7 +9,7 @@ import jax
 from lm.value import suggest
 
 REMAT = ("nothing", "dots", "full")
-ATTENTION = ("plain", "blocked", "flash")  # the kernels of lm/model/attention.py
+ATTENTION = ("plain", "blocked", "flash", "splash", "cudnn")  # the kernels of lm/model/attention.py
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,9 @@ class Compute:
     - `dtype` of activations, `matmul` of the operands of matrix products (sums are always float32): float32 or
       bfloat16. On CPUs with bfloat16 units the fast pair is float32 activations with bfloat16 products; on TPU and GPU
       both are bfloat16.
-    - `attention`: the kernel, one of ATTENTION; `block` its query block in tokens.
+    - `attention`: the kernel, one of ATTENTION: all logits at once (plain), by rows of `block` queries (blocked; flash
+      from 64 rows on), in memory that grows with the length alone (flash, blocks of `block`), or the vendor's: splash
+      on TPU, cudnn on GPU.
     - `flat`: products on [B*T, D] with gradients written for the CPU's matrix kernels, or plain einsums that keep B and
       T apart (what a mesh wants).
     - `unroll`: layers a scan step, 0 for all. Unrolled layers compile longer; on CPUs they run faster.
@@ -55,16 +57,20 @@ class Compute:
 
     def resolve(self, backend: str | None = None) -> "Compute":
         """This value with every "auto" replaced for `backend` (cpu, gpu or tpu; default: JAX's)."""
-        cpu = (backend or jax.default_backend()) == "cpu"
+        backend = backend or jax.default_backend()
+        cpu = backend == "cpu"
         fast = "bfloat16" if not cpu or _cpu_has_bfloat16() else "float32"
         best = dict(
             dtype="float32" if cpu else "bfloat16",
             matmul=fast,
-            attention="blocked" if cpu else "plain",
+            attention={"cpu": "blocked", "tpu": "splash"}.get(backend, "plain"),
             flat="yes" if cpu else "no",
         )
+        layers = (
+            0 if cpu and self.remat == "nothing" else 1
+        )  # unrolled, XLA's CPU compiler undoes the rematerialisation
         chosen: dict[str, Any] = {k: v for k, v in best.items() if getattr(self, k) == "auto"}
-        return replace(self, **chosen, unroll=(0 if cpu else 1) if self.unroll < 0 else self.unroll)
+        return replace(self, **chosen, unroll=layers if self.unroll < 0 else self.unroll)
 
 
 def _cpu_has_bfloat16() -> bool:

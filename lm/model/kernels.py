@@ -1,250 +1,29 @@
-"""The kernels of attention: functions of the same arguments with the same numbers; which one runs is a value.
+"""The kernels of attention by name: functions of the same arguments with the same numbers, one of them chosen by a
+value (`Compute.attention`)."""
 
-Logits and softmax are float32. A bias is given by distance, [N, T + S - 1], and laid out for a block of queries and
-keys when that is computed, so that nothing of size T x S need exist.
-"""
-
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 import jax
-import jax.numpy as jnp
 
+from lm.model.accelerators import cudnn, splash
 from lm.model.compute import Compute
+from lm.model.flash import flash
+from lm.model.scoring import Scoring, blocked, plain
 
-MINUS_INFINITY = -1e30  # finite, so that a query that may look at nothing gives numbers and no NaN
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Mask:
-    """Which keys a query may look at: those of its own segment and, when `causal`, those not later than itself, or in
-    the prefix; with a `window`, those fewer than so many tokens away.
-
-    `query_segments` [B, T] and `key_segments` [B, S] are whole numbers, 0 for padding; None is one segment. `prefix`
-    [B, S] marks keys that all of their segment see. `offset` is the index of the first query among the keys: what a
-    cache held before."""
-
-    query_segments: jax.Array | None = None
-    key_segments: jax.Array | None = None
-    offset: jax.Array | int = 0
-    prefix: jax.Array | None = None
-    causal: bool = dataclasses.field(default=True, metadata=dict(static=True))
-    window: int = dataclasses.field(default=0, metadata=dict(static=True))
-
-    def allowed(self, rows: "Span", columns: "Span") -> jax.Array | None:
-        """The [B or 1, T, S] booleans of these queries and keys, or None where all are allowed."""
-        distance = columns.index[None, :] - rows.index[:, None] - self.offset
-        allowed = None
-        if self.causal:
-            allowed = (distance <= 0)[None]
-            if self.prefix is not None:
-                allowed = allowed | columns.of(self.prefix)[:, None].astype(bool)
-        if self.window:
-            near = (jnp.abs(distance) < self.window)[None]
-            allowed = near if allowed is None else allowed & near
-        if self.query_segments is not None and self.key_segments is not None:
-            same = rows.of(self.query_segments)[:, :, None] == columns.of(self.key_segments)[:, None, :]
-            allowed = same if allowed is None else allowed & same
-        return allowed
-
-    def visible(self, first: int, last: int, length: int) -> tuple[int, int]:
-        """The keys [start, stop) of `length` that queries first to last can see by place alone."""
-        if not isinstance(self.offset, int):
-            return 0, length
-        ahead = last + self.offset + 1 if self.causal and self.prefix is None else length
-        if self.window and not self.causal:
-            ahead = last + self.offset + self.window
-        behind = first + self.offset - self.window + 1 if self.window else 0
-        return max(behind, 0), min(max(ahead, 1), length)
+MOST_BLOCKS = 64  # each is compiled by itself
 
 
-@dataclass(frozen=True)
-class Span:
-    """`size` places from `start` on."""
-
-    start: jax.Array | int
-    size: int
-
-    @property
-    def index(self) -> jax.Array:
-        return jnp.arange(self.size) + self.start
-
-    def of(self, x: jax.Array, axis: int = 1) -> jax.Array:
-        """This part of an axis of x."""
-        return jax.lax.dynamic_slice_in_dim(x, self.start, self.size, axis)
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """What shapes the logits besides q and k: who may look at whom, a `bias` [N, T + S - 1] by distance (the first is
-    that of key 0 to query T - 1), a `cap` that bends them to cap * tanh(logits / cap) (Gemma 2, 2408.00118; 0: none),
-    and `sinks` [N], the logit of looking at nothing (gpt-oss; 2309.17453)."""
-
-    mask: Mask
-    bias: jax.Array | None = None
-    cap: float = 0.0
-    sinks: jax.Array | None = None
-
-    def __call__(self, q: jax.Array, k: jax.Array, rows: Span, columns: Span, queries: int) -> jax.Array:
-        """Float32 logits [B, K, G, T, S] of the `rows` and `columns` q [B, K, G, T, H] and k [B, K, S, H], of
-        `queries` in all."""
-        logits = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32)
-        if self.bias is not None:
-            K, G = q.shape[1:3]
-            part = by_distance(self.bias, rows, columns, queries)
-            logits = logits + part.reshape(K, G, *part.shape[1:])
-        if self.cap:
-            logits = self.cap * jnp.tanh(logits / self.cap)
-        allowed = self.mask.allowed(rows, columns)
-        return logits if allowed is None else jnp.where(allowed[:, None, None], logits, MINUS_INFINITY)
-
-    def sink(self, kv_heads: int) -> jax.Array | None:
-        """The sinks as [K, G, 1, 1]."""
-        return None if self.sinks is None else self.sinks.reshape(kv_heads, -1, 1, 1).astype(jnp.float32)
-
-
-def by_distance(bias: jax.Array, rows: Span, columns: Span, queries: int) -> jax.Array:
-    """The [N, T, S] block of a bias [N, M] by distance: entry (t, s) is at columns + s - (rows + t) + queries - 1.
-
-    Rows that each start one place earlier: copies of the vector end to end, cut one shorter than it is, so that every
-    row is shifted by one. A copy, where indexing would gather."""
-    T, S = rows.size, columns.size
-    part = Span(columns.start - rows.start + queries - T, T + S - 1).of(bias, axis=1)
-    part = jnp.pad(part, ((0, 0), (0, 1)))  # [N, T + S]
-    rolled = jnp.tile(part, (1, T))[:, : T * (T + S - 1)].reshape(-1, T, T + S - 1)
-    return rolled[:, :, T - 1 :]
-
-
-def plain(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: Compute) -> jax.Array:
-    """q [B, T, N, H] (scaled already), k and v [B, S, K, H] -> [B, T, N, H], with all logits [B, N, T, S] at once."""
-    return blocked(q, k, v, scoring, replace(compute, block=q.shape[1]))
-
-
-def blocked(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: Compute) -> jax.Array:
-    """`plain` by blocks of queries, each with only the keys that mask and window can leave it: about half the work."""
-    T, S = q.shape[1], k.shape[1]
-    q, k, v = _heads_first(q, k, v, compute)
-    outs = []
-    for start in range(0, T, compute.block):
-        rows = Span(start, min(compute.block, T - start))
-        first, stop = scoring.mask.visible(start, start + rows.size - 1, S)
-        columns = Span(first, stop - first)
-        logits = scoring(q[..., start : start + rows.size, :], k[..., first:stop, :], rows, columns, T)
-        outs.append(_softmax(logits, v[..., first:stop, :], scoring.sink(k.shape[1])))
-    out = jnp.concatenate(outs, axis=3) if len(outs) > 1 else outs[0]
-    return _heads_last(out, compute)
-
-
-def _heads_first(q: jax.Array, k: jax.Array, v: jax.Array, compute: Compute) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """q [B, K, G, T, H], k and v [B, K, S, H]: heads before time, once, so that products over batches of matrices need
-    no copies of their own."""
-    (B, T, N, H), K = q.shape, k.shape[2]
-    q = q.astype(compute.matmul).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
-    k, v = (a.astype(compute.matmul).transpose(0, 2, 1, 3) for a in (k, v))
-    return q, k, v
-
-
-def _heads_last(out: jax.Array, compute: Compute) -> jax.Array:
-    B, K, G, T, H = out.shape
-    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, K * G, H).astype(compute.dtype)
-
-
-def _softmax(logits: jax.Array, v: jax.Array, sink: jax.Array | None) -> jax.Array:
-    """Float32 [B, K, G, T, H]: v [B, K, S, H] weighted by the softmax of logits [B, K, G, T, S]."""
-    # dividing [T, H] by the sum afterwards is H / S of the work of dividing the [T, S] probabilities
-    most = logits.max(-1, keepdims=True)
-    if sink is not None:
-        most = jnp.maximum(most, sink)
-    most = jax.lax.stop_gradient(most)
-    weights = jnp.exp(logits - most)
-    out = jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    total = weights.sum(-1, keepdims=True)
-    return out / (total if sink is None else total + jnp.exp(sink - most))
-
-
-def flash(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: Compute) -> jax.Array:
-    """`plain` in memory that grows with T + S: blocks of queries and keys, the softmax kept up as keys go by, and
-    computed again in the backward pass (2112.05682, 2205.14135). For sequences of many thousand tokens."""
-    T, S = q.shape[1], k.shape[1]
-    q, k, v = _heads_first(q, k, v, compute)
-    t, s = min(compute.block, T), min(compute.block, S)
-    q = jnp.pad(q, [(0, 0)] * 3 + [(0, -T % t), (0, 0)])
-    k, v = (jnp.pad(a, [(0, 0)] * 2 + [(0, -S % s), (0, 0)]) for a in (k, v))
-    padded = _padded(scoring, T, S, -T % t, -S % s)
-    B, K, G, Tp, H = q.shape
-    sink = scoring.sink(K)
-
-    def look(carry: Carry, rows: Span, columns: Span, qs: jax.Array) -> Carry:
-        most, total, out = carry
-        logits = padded(qs, columns.of(k, 2), rows, columns, Tp)
-        logits = jnp.where(columns.index < S, logits, MINUS_INFINITY)
-        higher = jax.lax.stop_gradient(jnp.maximum(most, logits.max(-1, keepdims=True)))
-        weights, shrink = jnp.exp(logits - higher), jnp.exp(most - higher)
-        vs = columns.of(v, 2)
-        out = out * shrink + jnp.einsum(
-            "bkgts,bksh->bkgth", weights.astype(vs.dtype), vs, preferred_element_type=jnp.float32
-        )
-        return higher, total * shrink + weights.sum(-1, keepdims=True), out
-
-    blocks = k.shape[2] // s
-    if scoring.mask.window:  # the most blocks of keys that one block of queries can see
-        reach = scoring.mask.window * (1 if scoring.mask.causal else 2) + t
-        blocks = min(blocks, -(-reach // s) + 1)
-
-    @jax.checkpoint
-    def one(i: jax.Array) -> jax.Array:
-        rows = Span(i * t, t)
-        qs = rows.of(q, 3)
-        first, last = _block_range(scoring.mask, i, t, s, k.shape[2] // s)
-        empty = jnp.full((B, K, G, t, 1), MINUS_INFINITY), jnp.zeros((B, K, G, t, 1)), jnp.zeros((B, K, G, t, H))
-        if sink is not None:
-            empty = jnp.broadcast_to(sink, empty[0].shape), jnp.ones_like(empty[1]), empty[2]
-
-        @jax.checkpoint
-        def step(carry: Carry, j: jax.Array) -> tuple[Carry, None]:
-            at = first + j
-            seen = at <= last
-            return jax.lax.cond(seen, lambda c: look(c, rows, Span(at * s, s), qs), lambda c: c, carry), None
-
-        (_, total, out), _ = jax.lax.scan(step, empty, jnp.arange(blocks))
-        return out / total
-
-    out = jax.lax.map(one, jnp.arange(Tp // t))  # [T/t, B, K, G, t, H]
-    out = jnp.moveaxis(out, 0, 3).reshape(B, K, G, Tp, H)[..., :T, :]
-    return _heads_last(out, compute)
-
-
-Carry = tuple[jax.Array, jax.Array, jax.Array]
-
-
-def _block_range(mask: Mask, i: jax.Array, t: int, s: int, blocks: int) -> tuple[jax.Array, jax.Array]:
-    """The first and the last block of keys that block i of queries can see by place alone."""
-    first, last = jnp.zeros((), jnp.int32), jnp.asarray(blocks - 1, jnp.int32)
-    if mask.causal and mask.prefix is None:
-        last = jnp.minimum(last, (i * t + t - 1 + mask.offset) // s)
-    elif mask.window:
-        last = jnp.minimum(last, (i * t + t - 1 + mask.offset + mask.window - 1) // s)
-    if mask.window:
-        first = jnp.maximum(first, (i * t + mask.offset - mask.window + 1) // s)
-    return first, last
-
-
-def _padded(scoring: Scoring, T: int, S: int, more_queries: int, more_keys: int) -> Scoring:
-    """`scoring` for so many more queries and keys."""
-    after = [(0, 0), (0, more_keys)]
-    mask = scoring.mask
-    if mask.query_segments is not None and mask.key_segments is not None:
-        queries = jnp.pad(mask.query_segments, [(0, 0), (0, more_queries)])
-        mask = replace(mask, query_segments=queries, key_segments=jnp.pad(mask.key_segments, after))
-    if mask.prefix is not None:
-        mask = replace(mask, prefix=jnp.pad(mask.prefix, after))
-    bias = scoring.bias
-    if bias is not None:  # one more query comes before the first distance, one more key after the last
-        bias = jnp.pad(bias, [(0, 0), (more_queries, more_keys)])
-    return replace(scoring, mask=mask, bias=bias)
+def blocked_or_flash(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: Compute) -> jax.Array:
+    """`blocked`, and from more than MOST_BLOCKS blocks of queries on `flash`."""
+    few = q.shape[1] <= MOST_BLOCKS * compute.block
+    return (blocked if few else flash)(q, k, v, scoring, compute)
 
 
 Kernel = Callable[[jax.Array, jax.Array, jax.Array, Scoring, Compute], jax.Array]
-KERNELS: dict[str, Kernel] = {"plain": plain, "blocked": blocked, "flash": flash}
+KERNELS: dict[str, Kernel] = {
+    "plain": plain,
+    "blocked": blocked_or_flash,
+    "flash": flash,
+    "splash": splash,
+    "cudnn": cudnn,
+}

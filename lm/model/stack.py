@@ -15,8 +15,8 @@ from flax import linen as nn
 from lm.model.attention import Cache
 from lm.model.compute import Compute
 from lm.model.config import LayerKind, ModelConfig
-from lm.model.kernels import Mask
 from lm.model.parts import dropout
+from lm.model.scoring import Mask
 from lm.sharding import constrain
 
 Params = dict[str, Any]

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import jax
 
-from lm.model.kernels import Mask
+from lm.model.scoring import Mask
 from lm.model.transformer import Hidden, Params, Transformer
 from lm.train.loss import Metrics, by_chunks, cross_entropy
 from lm.train.state import TrainState

@@ -166,7 +166,7 @@ def llama_layer(x: np.ndarray, p: dict[str, np.ndarray]) -> np.ndarray:
 
 def mean_loss(model: Transformer, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
     """A scalar of the logits, for gradients."""
-    from lm.model.kernels import Mask
+    from lm.model.scoring import Mask
 
     mask = Mask(query_segments=batch["segments"], key_segments=batch["segments"])
     logits = model(params, batch["tokens"], positions=batch["positions"], mask=mask)

@@ -10,8 +10,13 @@ import numpy as np
 import pytest
 
 from lm.model.attention import Attention
-from lm.model.kernels import KERNELS, Mask, Scoring
+from lm.model.compute import Compute
+from lm.model.kernels import KERNELS
+from lm.model.parts import FeedForward
+from lm.model.scoring import Mask, Scoring
 from lm.model.transformer import Transformer
+from lm.sharding import make_mesh, using
+from lm.train.task import Pretraining
 from tests.model.reference import LLAMA, SIMPLE, close, lively, run, tokens, trees_close
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -52,7 +57,8 @@ def call(
     return jax.jit(kernel)(*arrays, mask, bias, sinks)
 
 
-every_kernel = pytest.mark.parametrize("name", KERNELS)
+PORTABLE = ("plain", "blocked", "flash")
+every_kernel = pytest.mark.parametrize("name", PORTABLE)
 
 
 @every_kernel
@@ -134,7 +140,7 @@ def test_large_logits_do_not_overflow(name: str) -> None:
     close(out, by_hand(q * 1e4, k, v, lambda b, t, s: s <= t), 1e-4)
 
 
-@pytest.mark.parametrize("name", [name for name in KERNELS if name != "plain"])
+@pytest.mark.parametrize("name", PORTABLE[1:])
 @pytest.mark.parametrize(("T", "block"), [(11, 4), (8, 4), (9, 100)])
 def test_every_kernel_has_the_gradients_of_the_plain_one(name: str, T: int, block: int) -> None:
     segments = jnp.asarray([[1] * 5 + [2] * (T - 5), [1] * (T - 1) + [0]], jnp.int32)
@@ -187,3 +193,81 @@ def test_a_model_with_repeated_heads_is_the_same(kv_heads: int) -> None:
 def test_heads_that_do_not_fit_say_which_would(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# ---------------------------------------------------------------- the vendors' kernels
+
+
+def long_heads(T: int, H: int = 16) -> Arrays:
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((2, T, n, H)).astype(np.float32) for n in (4, 2, 2))
+    return q / 4, k, v
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"window": 40}, {"causal": False}, {"causal": False, "window": 40}],
+    ids=lambda o: str(o) or "causal",
+)
+def test_splash_is_plain(options: dict[str, Any]) -> None:
+    """Interpreted on the CPU: 200 queries padded to 256, two documents and padding, sinks and a cap."""
+    segments = jnp.asarray([[1] * 90 + [2] * 100 + [0] * 10, [1] * 200], jnp.int32)
+    mask = Mask(segments, segments, **options)
+    sinks = np.random.default_rng(3).standard_normal(4).astype(np.float32)
+    arrays = long_heads(200)
+    found, expected = (call(name, arrays, mask, None, 2.0, sinks) for name in ("splash", "plain"))
+    close(found[:, :190], expected[:, :190])
+
+
+def test_splash_on_a_mesh_is_single() -> None:
+    mesh, arrays = make_mesh({"data": 2, "tensor": 2}, jax.devices()[:4]), long_heads(128)
+    with using(mesh):
+        close(call("splash", arrays, Mask()), call("plain", arrays, Mask()))
+
+
+def test_splash_has_the_gradients_of_plain() -> None:
+    arrays = long_heads(128)
+
+    def gradients(name: str) -> Any:
+        total = lambda *a: (KERNELS[name](*a, Scoring(Mask()), SIMPLE) ** 2).sum()  # noqa: E731
+        return jax.jit(jax.grad(total, argnums=(0, 1, 2)))(*arrays)
+
+    trees_close(gradients("splash"), gradients("plain"), 1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 9}, {"causal": False}, {"causal": False, "window": 9}])
+def test_what_cudnn_is_asked_for_is_plain(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN is not here: the same question put to JAX's own implementation."""
+    ask, asked = jax.nn.dot_product_attention, []
+
+    def answer(*args: Any, implementation: str, **others: Any) -> Any:
+        asked.append(implementation)
+        return ask(*args, implementation="xla", **others)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", answer)
+    segments = jnp.asarray([[1] * 20 + [2] * 12, [1] * 32], jnp.int32)
+    compute = replace(SIMPLE, dtype="bfloat16", matmul="bfloat16")
+    arrays, scoring = long_heads(32), Scoring(Mask(segments, segments, **options))
+    found, expected = (KERNELS[name](*arrays, scoring, compute).astype(np.float32) for name in ("cudnn", "plain"))
+    assert asked == ["cudnn"]
+    close(found, expected, 0.05)
+
+
+# ---------------------------------------------------------------- long inputs
+
+
+def test_memory_does_not_grow_with_the_square_of_the_length() -> None:
+    """The compiled forward and backward pass of a small Llama at 65,536 tokens needs less than 4 GB (all logits of one
+    layer would be 69), and twice the memory of 32,768."""
+
+    def gigabytes(T: int) -> float:
+        cfg = replace(LLAMA, width=64, context=T, ffn=FeedForward(mlp=172, activation="silu", gated=True))
+        model = Transformer(cfg, Compute("float32", "float32", "flash", block=512, remat="full", unroll=1))
+        batch = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
+        shaped = {name: jax.ShapeDtypeStruct((1, T), dtype) for name, dtype in batch.items()}
+        loss = lambda p, b: Pretraining(model, None).loss(p, b, None)[0]  # noqa: E731
+        memory = jax.jit(jax.value_and_grad(loss)).lower(model.shapes(), shaped).compile().memory_analysis()
+        return memory.temp_size_in_bytes / 1e9
+
+    half, whole = gigabytes(32768), gigabytes(65536)
+    assert whole < 4 and whole == pytest.approx(2 * half, rel=0.2)

@@ -12,7 +12,7 @@ import pytest
 from lm.decode.generate import generate
 from lm.decode.sampling import Sampling
 from lm.model.families import bert, t5, t5_v1_1
-from lm.model.kernels import Mask
+from lm.model.scoring import Mask
 from lm.model.transformer import Transformer
 from tests.model.reference import SIMPLE, close, lively, run, tokens, trees_close
 

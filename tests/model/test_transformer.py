@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from lm.model.attention import Attention
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig
-from lm.model.kernels import Mask
 from lm.model.parts import FeedForward, LayerNorm
 from lm.model.positions import Positions
+from lm.model.scoring import Mask
 from lm.model.transformer import Transformer
 from tests.model.reference import (
     GEMMA2,
