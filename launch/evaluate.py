@@ -7,12 +7,15 @@ from typing import Any
 COLUMNS = {
     "loss": "loss",
     "perplexity": "perplexity",
+    "accuracy": "accuracy",
     "bits_per_byte": "bits per byte",
     "gzip": "gzip -9",
     "xz": "xz -9e",
 }
 EPILOG = """\
-Loss is in nats a token. gzip and xz compress the same held-out files one by one, in bits per byte.
+Loss is in nats a token: of those that the run's objective asks for (masked ones, for MaskedLM), and accuracy is the
+share of them that are right. Bits per byte, and gzip and xz beside it (of the same held-out files, one by one), are
+told where every token is predicted.
 
 examples:
   lm evaluate runs/quickstart
@@ -23,7 +26,7 @@ examples:
 def add(verbs: Any) -> None:
     """Declare `lm evaluate`."""
     verb = verbs.add_parser(
-        "evaluate", help="held-out loss, perplexity, bits per byte", description=__doc__, epilog=EPILOG
+        "evaluate", help="the measures of a run on held-out text", description=__doc__, epilog=EPILOG
     )
     verb.add_argument("run_folder", metavar="RUN", help="a run's folder")
     verb.add_argument("--json", action="store_true", help="print one JSON object: source -> measure -> number")
@@ -57,9 +60,10 @@ def _show(found: dict[str, dict[str, float]]) -> None:
 
     from lm.monitor import terminal
 
-    table = Table("source", *COLUMNS.values())
+    there = [k for k in COLUMNS if any(k in values for values in found.values())]
+    table = Table("source", *(COLUMNS[k] for k in there))
     for column in table.columns[1:]:
         column.justify = "right"
     for source, values in found.items():
-        table.add_row(source, *(f"{values[k]:.3f}" if k in values else "" for k in COLUMNS))
+        table.add_row(source, *(f"{values[k]:.3f}" if k in values else "" for k in there))
     terminal().print(table)

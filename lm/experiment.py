@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lm import value
+from lm.data.denoise import UL2, SpanCorruption  # noqa: F401 - `--set objective=UL2()` finds what is imported
+from lm.data.masked import MaskedLM  # noqa: F401
 from lm.data.mixture import Data
 from lm.data.objective import CausalLM, Objective
 from lm.decode.sampling import Sampling
@@ -31,7 +33,7 @@ class Experiment:
     devices; empty: all devices data parallel), then numbers: `batch_tokens` a step in rows of `seq_len` tokens (0: the
     model's context), in `accumulate` micro-batches; `z_loss` as in lm/train/loss.py; `ema` the decay of a moving
     average of the parameters (0: none); `eval_tokens` the most held-out tokens a source that an evaluation on the way
-    reads (0: all; the last one reads all)."""
+    reads (0: all; the last one reads all); `embedding` a .npy file of vectors that the embedding table starts with."""
 
     name: str
     model: ModelConfig
@@ -47,6 +49,7 @@ class Experiment:
     accumulate: int = 1
     z_loss: float = 0.0
     ema: float = 0.0
+    embedding: str = ""
     log_every_steps: int = 10
     eval_every_steps: int = 250
     eval_tokens: int = 0
@@ -78,6 +81,7 @@ class Experiment:
                 f"batch_tokens={self.batch_tokens} is not a multiple of {micro} (rows of {self.length} tokens x "
                 f"{self.accumulate} micro-batches): try {' or '.join(map(str, near))}"
             )
+        self.objective.check(self.model)
         self.optimizer.schedule_fn(self.steps)  # raises where the schedule does not fit in the run
 
     @property

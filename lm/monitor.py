@@ -214,18 +214,22 @@ class Bar:
         if self._progress:
             self._progress.stop()
 
-    def update(self, step: int, loss: float, tokens_per_second: float, mfu: float) -> None:
-        """Step `step` is done. `mfu` is a fraction of the device's peak, from 0 to 1."""
+    def update(
+        self, step: int, loss: float, tokens_per_second: float, mfu: float, accuracy: float | None = None
+    ) -> None:
+        """Step `step` is done. `mfu` is a fraction of the device's peak, from 0 to 1; `accuracy`, of what was asked, is
+        shown where it is the objective's own measure."""
+        right = "" if accuracy is None else f"  {accuracy:.0%} right"
         left = f"{duration(self._seconds_left(step))} left"
         # the first step's time is the compiler's, and tells nothing
         speed = f"{human(tokens_per_second)} tokens/s  MFU {mfu:.0%}  {left}" if tokens_per_second > 0 else ""
         if self._progress:
-            now = f"[bold]loss {loss:.3f}[/]  {speed}"
+            now = f"[bold]loss {loss:.3f}[/]{right}  {speed}"
             self._progress.update(self._task, completed=step, now=now)
         elif step >= self._total or self._clock() - self._said_at >= self._every:
             self._said_at = self._clock()
             number = f"{step:>{len(str(self._total))}}/{self._total}"
-            self.say(f"step {number}  loss {loss:.3f}  {speed}".rstrip())
+            self.say(f"step {number}  loss {loss:.3f}{right}  {speed}".rstrip())
 
     def _seconds_left(self, step: int) -> float:
         """From the steps since the first update: what came before that was compilation."""

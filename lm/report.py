@@ -15,6 +15,7 @@ from lm.page import Markup, document, figure, joined, section, table, tag, tiles
 from lm.plots import WIDE, Line
 
 BINARY = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
+ANSWERED = ("loss", "perplexity", "accuracy")
 COMPRESSORS = {"gzip": "gzip −9", "xz": "xz −9e"}
 
 
@@ -58,6 +59,8 @@ class Story:
         self.sources = list(self.experiment.get("data", {}).get("mixture", {}).get("sources", {}))
         self.steps = max((x["step"] for x in lines), default=0)
         self.finished = bool(self.about.get("finished"))
+        self.asked = self.about.get("objective", {}).get("asked", "token")
+        self.codes_text = any(f"eval/{s}/bits_per_byte" in x for s in self.sources for x in self.evaluations)
 
     def page(self) -> str:
         """The page's HTML."""
@@ -98,7 +101,7 @@ class Story:
         seconds = self.about.get("seconds") or 0
         trained += f" in {_in_words(seconds)}" if seconds else ""
         trained += f" on {where}" if (where := self._where()) else ""
-        return f"{trained}. {self._against_compressors()}".strip()
+        return f"{trained}. {self._against_compressors() if self.codes_text else self._answers()}".strip()
 
     def _where(self) -> str:
         environment = self.about.get("environment", {})
@@ -117,16 +120,26 @@ class Story:
             )
         return f"It codes held-out text in {_and(parts)}." if parts else ""
 
+    def _answers(self) -> str:
+        """How well it does what it was asked, where that is not to code the text."""
+        parts = [
+            f"{self._last(s, 'accuracy'):.1%} on {s} (loss {self._last(s, 'loss'):.2f} nats each)"
+            for s in self._evaluated()
+        ]
+        return f"Of every {self.asked} of held-out text it gets right {_and(parts)}." if parts else ""
+
     def _tiles(self) -> Iterator[tuple[str, str, str]]:
         model, last = self.about.get("model", {}), self.training[-1] if self.training else {}
-        for source in self._evaluated()[:3]:
+        for source in self._evaluated()[: 0 if self.codes_text else 3]:
+            yield f"right, {source}", f"{self._last(source, 'accuracy'):.1%}", f"of each held-out {self.asked}"
+        for source in self._evaluated()[: 3 if self.codes_text else 0]:
             gzip = self._baselines(source).get("gzip")
             remark = f"{1 - self._bits(source) / gzip:+.0%} smaller than gzip".replace("+", "") if gzip else "held out"
             if gzip and self._bits(source) > gzip:
                 remark = f"{self._bits(source) / gzip - 1:.0%} larger than gzip"
             yield f"bits per byte, {source}", f"{self._bits(source):.3f}", remark
         if last:
-            yield "training loss", f"{_recent(self.training, 'loss'):.3f}", "nats a token, at the end"
+            yield "training loss", f"{_recent(self.training, 'loss'):.3f}", f"nats a {self.asked}, at the end"
             yield (
                 "tokens",
                 human(last.get("tokens", math.nan)),
@@ -148,15 +161,50 @@ class Story:
     # ------------------------------------------------------------ results
 
     def _evaluated(self) -> list[str]:
-        return [s for s in self.sources if self.evaluations and f"eval/{s}/bits_per_byte" in self.evaluations[-1]]
+        measure = "bits_per_byte" if self.codes_text else "accuracy"
+        return [s for s in self.sources if self.evaluations and f"eval/{s}/{measure}" in self.evaluations[-1]]
+
+    def _last(self, source: str, measure: str) -> float:
+        return float(self.evaluations[-1][f"eval/{source}/{measure}"] or math.nan)
 
     def _bits(self, source: str) -> float:
-        return float(self.evaluations[-1][f"eval/{source}/bits_per_byte"] or math.nan)
+        return self._last(source, "bits_per_byte")
 
     def _baselines(self, source: str) -> dict[str, float]:
         return self.about.get("baselines", {}).get(source, {})
 
     def _result(self) -> Markup:
+        """The measures of every source."""
+        return self._coded() if self.codes_text else self._answered()
+
+    def _answered(self) -> Markup:
+        """What is right of what was asked."""
+        charts = [
+            figure(
+                source,
+                plots.chart(
+                    f"right{i}",
+                    [Line(*_column(self.evaluations, f"eval/{source}/accuracy"), colour=i, dots=True)],
+                    percent=True,
+                ),
+                f"share of each held-out {self.asked} that is right",
+            )
+            for i, source in enumerate(self._evaluated())
+        ]
+        measures = [k for k in ANSWERED if any(f"eval/{s}/{k}" in self.evaluations[-1] for s in self._evaluated())]
+        rows = [[source, *(self._cell(source, k) for k in measures)] for source in self._evaluated()]
+        note = (
+            f"Loss in nats a {self.asked}; the others of the text are not asked for, so that no bits per byte follow."
+        )
+        return (
+            section(
+                "Held-out text", tag("div", *charts, class_="charts"), table(["source", *measures], rows), note=note
+            )
+            if rows
+            else Markup("")
+        )
+
+    def _coded(self) -> Markup:
         """Bits per byte of every source, against gzip and xz."""
         charts, rows = [], []
         for i, source in enumerate(self._evaluated()):
@@ -197,7 +245,9 @@ class Story:
                 tag(
                     "div",
                     figure(
-                        "Loss", self._loss_chart(), "nats a token; each step faint, smoothed on top, held-out with dots"
+                        "Loss",
+                        self._loss_chart(),
+                        f"nats a {self.asked}; each step faint, smoothed on top, held-out with dots",
                     ),
                     class_="wide",
                 )
@@ -250,12 +300,11 @@ class Story:
             tag("div", tag("pre", tag("em", prompt), text.removeprefix(prompt)), class_="sample")
             for prompt, text in self.samples
         ]
-        how = _code(self.experiment["sampling"]) if "sampling" in self.experiment else ""
-        return section(
-            "Samples",
-            tag("div", *each, class_="samples") if each else "",
-            note=f"The prompt is in colour. Drawn with {how}." if how else "",
-        )
+        how = f"Drawn with {_code(self.experiment['sampling'])}." if "sampling" in self.experiment else ""
+        note = f"The prompt is in colour. {how}" if how else ""
+        if self.about.get("objective", {}).get("asked", "token") != "token":
+            note = "What the model got is in colour, its answer, always the likeliest token, below."
+        return section("Samples", tag("div", *each, class_="samples") if each else "", note=note)
 
     # ------------------------------------------------------------ what it was
 

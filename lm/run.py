@@ -6,6 +6,7 @@ goes on where the last checkpoint was, with the bits that it would have had.
 """
 
 import contextlib
+import dataclasses
 import datetime
 import json
 import math
@@ -21,16 +22,20 @@ from types import FrameType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from lm import hardware, value
 from lm.data.cache import cache_dir
 from lm.data.loader import Batches, prepare
+from lm.data.store import TokenStore
 from lm.experiment import Experiment, changed
 from lm.model import count
 from lm.model.transformer import Transformer
 from lm.monitor import Bar, Metrics, preparing
 from lm.pretrained import Pretrained, read_experiment
 from lm.report import write_report
+from lm.samples import samples
 from lm.sharding import make_mesh
 from lm.text.tokenizer import Tokenizer, load_tokenizer
 from lm.train.checkpoint import Checkpoints
@@ -39,6 +44,7 @@ from lm.train.loop import train as train_loop
 from lm.train.state import TrainState
 from lm.train.step import build_eval, build_step, init_state, place, state_shardings
 from lm.train.task import Pretraining
+from lm.train.word2vec import started
 
 MIXTURE_POINTS = 21  # steps at which a run's folder tells the mixture's shares
 
@@ -90,6 +96,17 @@ def write_json(file: Path, data: Any) -> None:
     part.replace(file)
 
 
+def check_vocabulary(experiment: Experiment, data: Batches) -> None:
+    """Raises ValueError where the model has fewer ids than the tokenizer and the objective need."""
+    pieces, extra = data.setting.vocab, experiment.objective.extra_tokens(data.setting)
+    if pieces + extra > experiment.model.vocab:
+        more = f", {type(experiment.objective).__name__} adds {extra}" if extra else ""
+        raise ValueError(
+            f"the tokenizer has {pieces} pieces{more} and model.vocab is {experiment.model.vocab}: "
+            f"raise model.vocab to at least {pieces + extra}"
+        )
+
+
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """`tokenizer` in `folder`, whole or not at all."""
     part = folder.with_suffix(".part")
@@ -132,12 +149,9 @@ class Run:
         e, saved = self.experiment, self.folder / "tokenizer"
         with preparing() as progress:
             tokenizer = load_tokenizer(saved) if saved.exists() else None
-            data = prepare(e.data, e.length, e.rows, e.seed, e.objective, tokenizer, progress)
-        if data.tokenizer.vocab_size > e.model.vocab:
-            raise ValueError(
-                f"the tokenizer has {data.tokenizer.vocab_size} pieces and model.vocab is {e.model.vocab}: "
-                f"raise model.vocab to at least {data.tokenizer.vocab_size}"
-            )
+            encoder = bool(e.model.encoder_layers)
+            data = prepare(e.data, e.length, e.rows, e.seed, e.objective, tokenizer, progress, encoder)
+        check_vocabulary(e, data)
         if tokenizer is None:
             save_tokenizer(data.tokenizer, saved)
         self._check_sources()
@@ -186,11 +200,25 @@ class Run:
     def _state(self, checkpoints: Checkpoints) -> TrainState:
         e = self.experiment
         if not checkpoints.steps():
-            return init_state(self.task, self.optimizer, self.mesh, e.seed, e.ema)
+            return self._started(init_state(self.task, self.optimizer, self.mesh, e.seed, e.ema))
         abstract, _ = state_shardings(self.task, self.optimizer, self.mesh, e.ema)
         state, _, step = checkpoints.restore(abstract)
         print(f"resumed from checkpoint {step}")
         return state
+
+    def _started(self, state: TrainState) -> TrainState:
+        """A fresh state, its embedding table from the experiment's file where it names one."""
+        file = self.experiment.embedding
+        if not file:
+            return state
+        try:
+            vectors = np.load(file, allow_pickle=False)
+            params = started(state.params, vectors)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"embedding={file}: {error}") from None
+        params = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), params, state.params)
+        average = jax.tree.map(jnp.copy, params) if self.experiment.ema else state.ema
+        return dataclasses.replace(state, params=params, ema=average)
 
     def _loop(
         self,
@@ -206,6 +234,7 @@ class Run:
         clock = Clock(e.batch_tokens, int(state.step))
         flops = count.flops_per_token(e.model, e.length)
         peak = about["peak_flops"]
+        codes_text = "bits_per_byte" in e.objective.measures
 
         def observe(n: int, values: dict[str, float]) -> None:
             if clock.first:
@@ -216,13 +245,11 @@ class Run:
                 clock.reset(n)
             speed = clock.tokens_per_second(n)
             mfu = speed * flops / peak
-            bar.update(n, values["loss"], speed, mfu)
+            bar.update(n, values["loss"], speed, mfu, None if codes_text else values["accuracy"])
             if n % e.log_every_steps == 0 or n == e.steps:
                 logged = {
-                    "loss": values["loss"],
-                    "accuracy": values["accuracy"],
+                    **{name: values[name] for name in sorted(values) if name not in ("tokens", "total")},
                     "learning_rate": float(self.learning_rate(n - 1)),
-                    "grad_norm": values["grad_norm"],
                     "tokens": n * e.batch_tokens,
                 }
                 metrics.write(n, logged | {"tokens_per_second": round(speed, 1), "mfu": round(mfu, 5)})
@@ -261,49 +288,54 @@ class Run:
     # ---------------------------------------------------------------- looking
 
     def heldout(self, params: Any, most_tokens: int = 0) -> dict[str, float]:
-        """Held-out loss (nats a token), perplexity and bits per byte of each source, and eval/loss, their mean.
+        """eval/SOURCE/MEASURE for each of the objective's measures, and eval/loss, the mean of the sources' losses.
 
         At most `most_tokens` a source are read (0: all)."""
-        e, out, losses = self.experiment, {}, []
-        rows = e.rows // e.accumulate
+        out: dict[str, float] = {}
+        losses = []
         for source in self.data.sources:
-            sums = {"loss": 0.0, "tokens": 0.0}
-            for i, batch in enumerate(self.data.heldout(source, rows)):
-                if most_tokens and i and i * rows * e.length >= most_tokens:
-                    break
-                found = jax.device_get(self.evaluate_step(params, place(_share(batch), self.mesh)))
-                sums = {name: sums[name] + float(found[name]) for name in sums}
-            loss = sums["loss"] / max(sums["tokens"], 1.0)
-            store = self.data.stores[source, "heldout"]
-            targets = store.total_tokens - len(store)  # all but each document's first token
-            out[f"eval/{source}/loss"] = loss
-            out[f"eval/{source}/perplexity"] = math.exp(min(loss, 700.0))
-            out[f"eval/{source}/bits_per_byte"] = loss * targets / store.total_bytes / math.log(2)
-            losses.append(loss)
+            sums = self._heldout_sums(source, params, most_tokens)
+            found = measured(sums, self.data.stores[source, "heldout"])
+            out |= {f"eval/{source}/{name}": found[name] for name in self.experiment.objective.measures}
+            losses.append(found["loss"])
         return out | {"eval/loss": sum(losses) / len(losses)}
 
+    def _heldout_sums(self, source: str, params: Any, most_tokens: int) -> dict[str, float]:
+        """The sums of loss and accuracy over what is asked, and how much that is (tokens)."""
+        e = self.experiment
+        rows = e.rows // e.accumulate
+        sums = {"loss": 0.0, "accuracy": 0.0, "tokens": 0.0}
+        for i, batch in enumerate(self.data.heldout(source, rows)):
+            if most_tokens and i and i * rows * e.length >= most_tokens:
+                break
+            found = jax.device_get(self.evaluate_step(params, place(_share(batch), self.mesh)))
+            sums = {name: sums[name] + float(found[name]) for name in sums}
+        return sums
+
     def _evaluation_line(self, n: int, values: dict[str, float], baselines: dict[str, dict[str, float]]) -> str:
-        parts = []
+        objective, parts = self.experiment.objective, []
         for source in self.data.sources:
-            others = ", ".join(f"{name} {bits:.3f}" for name, bits in baselines[source].items())
-            parts.append(f"{source} {values[f'eval/{source}/bits_per_byte']:.3f} ({others})")
-        return f"step {n}: held-out bits per byte: {'; '.join(parts)}"
+            if "bits_per_byte" in objective.measures:
+                others = ", ".join(f"{name} {bits:.3f}" for name, bits in baselines[source].items())
+                parts.append(f"{source} {values[f'eval/{source}/bits_per_byte']:.3f} ({others})")
+            else:
+                right = values[f"eval/{source}/accuracy"]
+                parts.append(f"{source} {values[f'eval/{source}/loss']:.3f} ({right:.1%} right)")
+        what = "bits per byte" if "bits_per_byte" in objective.measures else f"loss a {objective.asked}"
+        return f"step {n}: held-out {what}: {'; '.join(parts)}"
 
     def _sample(self, state: TrainState, say: Callable[[str], None]) -> None:
         e = self.experiment
-        if not e.prompts:
-            return
         params = state.ema if e.ema else state.params
         model = Pretrained(e.model, params, self.data.tokenizer, self.model, int(state.step))
-        texts = []
-        for prompt in e.prompts:
-            room = e.model.context - len(model.encode(prompt))
-            streamed = model.stream(prompt, min(e.sample_tokens, room), e.sampling, e.seed)
-            texts.append(prompt + "".join(rows[0] for rows in streamed))
-            say(f"--- {prompt!r} goes on:\n{texts[-1]}")
-        (self.folder / "samples.txt").write_text(("\n" + "=" * 80 + "\n").join(texts) + "\n")
-        samples = [{"prompt": p, "text": t} for p, t in zip(e.prompts, texts, strict=True)]
-        write_json(self.folder / "samples.json", samples)
+        found = []
+        for sample in samples(e, model, self.data):
+            say(f"--- {sample.title}:\n{sample.text}")
+            found.append(sample)
+        if found:
+            texts = ("\n" + "=" * 80 + "\n").join(sample.text for sample in found)
+            (self.folder / "samples.txt").write_text(texts + "\n")
+            write_json(self.folder / "samples.json", [{"prompt": s.prompt, "text": s.text} for s in found])
 
     # ---------------------------------------------------------------- telling
 
@@ -333,17 +365,24 @@ class Run:
             "mesh": dict(self.mesh.shape),
             "data": summary,
             "shares": [[n, self.data.shares(n)] for n in points],
-            "baselines": {s: self.data.compression(s) for s in self.data.sources},
+            "objective": {"asked": e.objective.asked, "measures": list(e.objective.measures)},
+            "baselines": self._baselines(),
         }
         write_json(self.folder / "about.json", about)
         return about
+
+    def _baselines(self) -> dict[str, dict[str, float]]:
+        """What gzip and xz need, where the model's own bits per byte can be set beside it."""
+        comparable = "bits_per_byte" in self.experiment.objective.measures
+        return {s: self.data.compression(s) for s in self.data.sources if comparable}
 
     def _finish(self, about: dict[str, Any], now: float) -> None:
         write_json(self.folder / "about.json", about | {"finished": _iso(now), "seconds": round(now - self.started, 1)})
 
 
 def evaluate(run: str | Path) -> dict[str, dict[str, float]]:
-    """source -> held-out loss, perplexity, bits_per_byte, gzip and xz (bits per byte), of a run's newest checkpoint."""
+    """source -> the objective's measures on held-out text, of a run's newest checkpoint; and gzip and xz (bits per
+    byte), where bits per byte is one."""
     experiment = read_experiment(run)
     hardware.split_cpu(experiment.compute.devices)
     hardware.keep_compiled(cache_dir())
@@ -353,10 +392,23 @@ def evaluate(run: str | Path) -> dict[str, dict[str, float]]:
     abstract, _ = state_shardings(under_way.task, under_way.optimizer, under_way.mesh, experiment.ema)
     state, _, _ = checkpoints.restore({part: getattr(abstract, part)})
     checkpoints.close()
-    found = under_way.heldout(state[part])
+    found, baselines = under_way.heldout(state[part]), under_way._baselines()
     return {
-        s: {k: found[f"eval/{s}/{k}"] for k in ("loss", "perplexity", "bits_per_byte")} | under_way.data.compression(s)
+        s: {k: found[f"eval/{s}/{k}"] for k in experiment.objective.measures} | baselines.get(s, {})
         for s in under_way.data.sources
+    }
+
+
+def measured(sums: dict[str, float], store: TokenStore) -> dict[str, float]:
+    """From the sums over what was asked: loss (nats each), perplexity, accuracy, and the bits per byte of `store`'s
+    text, were every token of it but each document's first predicted at that loss."""
+    loss = sums["loss"] / max(sums["tokens"], 1.0)
+    targets = store.total_tokens - len(store)
+    return {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "accuracy": sums["accuracy"] / max(sums["tokens"], 1.0),
+        "bits_per_byte": loss * targets / store.total_bytes / math.log(2),
     }
 
 

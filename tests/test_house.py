@@ -19,6 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("lm.train", "lm.decode"),
     ("lm.experiment",),
     ("lm.tune", "lm.evaluate", "lm.pretrained", "lm.report"),
+    ("lm.samples",),
     ("lm.run", "lm.study"),
     ("experiments", "benchmarks"),
     ("launch",),

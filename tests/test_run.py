@@ -89,7 +89,7 @@ def test_the_samples_continue_the_prompts(finished: Path) -> None:
 def test_the_report_and_its_facts(finished: Path) -> None:
     about = json.loads((finished / "about.json").read_text())
     assert about["model"]["parameters"] == sum(about["model"]["by_part"].values())
-    assert about["mesh"] == {"data": 8, "fsdp": 1, "tensor": 1} and about["environment"]["devices"] == 8
+    assert about["mesh"] == {"data": 8, "fsdp": 1, "expert": 1, "tensor": 1} and about["environment"]["devices"] == 8
     assert about["finished"] is not None and about["seconds"] > 0 and about["command"] == "lm train tests.tiny"
     assert set(about["baselines"]["words"]) == {"gzip", "xz"}
     assert about["shares"][0] == [0, {"sums": pytest.approx(0.7), "words": pytest.approx(0.3)}]

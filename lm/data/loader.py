@@ -14,7 +14,7 @@ import numpy as np
 from lm.data.cache import cache_dir, write_folder
 from lm.data.compression import heldout_compression
 from lm.data.mixture import Apportionment, Data
-from lm.data.objective import Batch, CausalLM, Objective, Rows, padded
+from lm.data.objective import Batch, CausalLM, Chance, Objective, Rows, padded, setting_of
 from lm.data.random import generator
 from lm.data.source import SPLITS, Documents
 from lm.data.store import TokenStore, open_store
@@ -32,8 +32,10 @@ def prepare(
     objective: Objective | None = None,
     tokenizer: Tokenizer | None = None,
     progress: Progress | None = None,
+    encoder: bool = False,
 ) -> "Batches":
-    """Everything that `data` needs, made or found in the cache: batches of `batch_rows` rows of `seq_len` tokens.
+    """Everything that `data` needs, made or found in the cache: batches of `batch_rows` rows of `seq_len` tokens, for a
+    model that has an `encoder` or none.
 
     `tokenizer` takes the place of the one that `data` would train (that of an earlier part of the run). Raises
     ValueError for a source that cannot be read or holds nothing."""
@@ -46,7 +48,7 @@ def prepare(
                 stores[name, split] = open_store(source, split, tokenizer, tell)
             except ValueError as error:
                 raise ValueError(f"source {name!r}: {error}") from None
-    return Batches(data, tokenizer, stores, seq_len, batch_rows, seed, objective or CausalLM())
+    return Batches(data, tokenizer, stores, seq_len, batch_rows, seed, objective or CausalLM(), encoder)
 
 
 def make_tokenizer(data: Data, progress: Progress | None = None) -> Tokenizer:
@@ -103,22 +105,36 @@ class Batches:
         batch_rows: int,
         seed: int,
         objective: Objective,
+        encoder: bool = False,
     ):
         self.data, self.tokenizer, self.stores = data, tokenizer, stores
         self.seq_len, self.batch_rows, self.seed, self.objective = seq_len, batch_rows, seed, objective
         self.sources = list(data.mixture.sources)
         self._apportionment = Apportionment(data.mixture, batch_rows, seed)
-        self._plans = {key: data.packing.plan(store, seq_len, key[0]) for key, store in stores.items()}
+        self.setting = setting_of(tokenizer, seq_len, encoder)
+        self._row_tokens = objective.row_tokens(self.setting)
+        self._plans = {key: data.packing.plan(store, self._row_tokens, key[0]) for key, store in stores.items()}
 
     def batch(self, step: int, rows: slice | None = None) -> Batch:
-        """The batch of `step`: arrays [B, seq_len], or those of its `rows` only. A pure function of the seed and the
-        step."""
-        return self.objective.batch(self.rows(step, rows))
+        """The batch of `step`: arrays [B, …], or those of its `rows` only. A pure function of the seed and the step."""
+        which, numbers = self._numbers(step, rows)
+
+        def chance(row: int) -> np.random.Generator:
+            return generator(self.seed, "objective", self.sources[which[row]], int(numbers[row]))
+
+        return self.objective.batch(self._rows(which, numbers), self.setting, chance)
 
     def rows(self, step: int, rows: slice | None = None) -> Rows:
         """The rows of tokens that `batch` is made from."""
-        which, numbers = (array[rows or slice(None)] for array in self._apportionment.rows(step))
-        out = Rows(*(np.zeros((len(which), self.seq_len + 1), np.int32) for _ in Rows._fields))
+        return self._rows(*self._numbers(step, rows))
+
+    def _numbers(self, step: int, rows: slice | None) -> tuple[np.ndarray, np.ndarray]:
+        """The source of each row, and its number there."""
+        which, numbers = self._apportionment.rows(step)
+        return which[rows or slice(None)], numbers[rows or slice(None)]
+
+    def _rows(self, which: np.ndarray, numbers: np.ndarray) -> Rows:
+        out = Rows(*(np.zeros((len(which), self._row_tokens + 1), np.int32) for _ in Rows._fields))
         for i in np.unique(which):
             part = self._plans[self.sources[i], "train"].rows(numbers[which == i], self.seed)
             for array, values in zip(out, part, strict=True):
@@ -137,13 +153,14 @@ class Batches:
         return Reader(_Steps(self, start_step, rows), threads, ahead)
 
     def heldout(self, source: str, batch_rows: int | None = None) -> Iterator[Batch]:
-        """All held-out rows of `source`, in their order: every token that has a predecessor in its document is a target
-        exactly once. The last batch is filled with rows of padding."""
+        """All held-out rows of `source`, in their order, always asked the same: CausalLM makes every token that has a
+        predecessor in its document a target exactly once. The last batch is filled with rows of padding."""
         plan = self._plans[self._known(source), "heldout"]
         size = batch_rows or self.batch_rows
         for start in range(0, plan.rows_per_epoch, size):
             numbers = np.arange(start, min(start + size, plan.rows_per_epoch))
-            yield padded(self.objective.batch(plan.rows(numbers, None)), size)
+            batch = self.objective.batch(plan.rows(numbers, None), self.setting, _heldout_chance(source, start))
+            yield padded(batch, size)
 
     def heldout_batches(self, source: str, batch_rows: int | None = None) -> int:
         """How many batches `heldout` gives."""
@@ -170,6 +187,11 @@ class Batches:
         if source not in self.sources:
             raise ValueError(f"no source {source!r}: {suggest(source, self.sources)}")
         return source
+
+
+def _heldout_chance(source: str, start: int) -> Chance:
+    """That of held-out rows from number `start` on: no seed of a run changes what they are asked."""
+    return lambda row: generator(0, "heldout", source, start + row)
 
 
 class _Steps:

@@ -6,8 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lm.data.denoise import UL2, SpanCorruption
 from lm.data.loader import Amount, Batches, prepare, training_texts
+from lm.data.masked import MaskedLM
 from lm.data.mixture import Data, Knot, Mixture
+from lm.data.objective import PrefixLM
 from lm.data.pack import Chunk, Pack
 from lm.data.source import TextFile, TextFolder
 from lm.text.tokenizer import Bytes, Characters, SentencePieceSpec
@@ -151,3 +154,38 @@ def test_bad_input_names_the_source(mixture: Mixture, tmp_path: Path) -> None:
 def test_rows_must_divide_among_the_hosts(batches: Batches) -> None:
     with pytest.raises(ValueError, match="8 rows a batch do not divide among 3 processes"):
         batches.batches(0, 0, 3)
+
+
+ASKED = [
+    (PrefixLM(), False),
+    (MaskedLM(), False),
+    (MaskedLM(whole_words=True), False),
+    (SpanCorruption(), True),
+    (SpanCorruption(), False),
+    (UL2(), True),
+]
+
+
+@pytest.fixture(params=ASKED, ids=str)
+def asked(request: pytest.FixtureRequest, mixture: Mixture) -> Batches:
+    objective, encoder = request.param
+    return prepare(Data(mixture, Bytes(), Chunk()), 64, 8, seed=4, objective=objective, encoder=encoder)
+
+
+def test_what_is_random_in_an_objective_belongs_to_its_row(asked: Batches, mixture: Mixture) -> None:
+    """The same numbers again, on any number of hosts, and others at the next step and in the next epoch."""
+    again = prepare(asked.data, 64, 8, seed=4, objective=asked.objective, encoder=asked.setting.encoder)
+    for step in (700, 3):
+        whole = asked.batch(step)
+        assert same(whole, again.batch(step))
+        halves = [again.batch(step, slice(4 * i, 4 * i + 4)) for i in range(2)]
+        assert same(whole, {name: np.concatenate([half[name] for half in halves]) for name in whole})
+        assert not same(whole, asked.batch(step + 1))
+
+
+def test_held_out_text_is_always_asked_the_same(asked: Batches) -> None:
+    other = prepare(asked.data, 64, 8, seed=9, objective=asked.objective, encoder=asked.setting.encoder)
+    assert all(same(a, b) for a, b in zip(asked.heldout("a"), other.heldout("a"), strict=True))
+    by_row = [{name: array[[i]] for name, array in batch.items()} for batch in asked.heldout("a") for i in range(8)]
+    for one, alone in zip(by_row, asked.heldout("a", batch_rows=1), strict=False):
+        assert same(one, alone)

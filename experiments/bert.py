@@ -1,0 +1,28 @@
+"""BERT (1810.04805): an encoder that fills in masked tokens, small, and the published sizes.
+
+    lm train experiments.bert
+
+The text and the tokenizer are the quickstart's; the mask is the id after its 4,096. Only 15% of the tokens are asked
+for, so that a step teaches less than the quickstart's.
+
+Measured: (to be run).
+"""
+
+from experiments.quickstart import experiment as quickstart
+from lm.data.masked import MaskedLM
+from lm.model.families import bert
+from lm.train.optim import AdamW
+from lm.train.schedule import Cosine
+
+experiment = quickstart.replace(
+    name="bert",
+    model=bert(vocab=4096 + 1, layers=4, width=256, heads=4, mlp=768, context=256),
+    objective=MaskedLM(whole_words=True),
+    optimizer=AdamW(learning_rate=1e-3, schedule=Cosine(warmup_steps=100)),
+    steps=720,
+    eval_every_steps=240,
+)
+
+# section 3 of the paper
+bert_base = bert(vocab=30522, layers=12, width=768, heads=12, mlp=3072, context=512)
+bert_large = bert(vocab=30522, layers=24, width=1024, heads=16, mlp=4096, context=512)

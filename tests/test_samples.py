@@ -1,0 +1,116 @@
+"""Runs of every objective from end to end: each is told in its own measures, and shows what its model makes of text."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lm import run
+from lm.data.denoise import UL2, SpanCorruption
+from lm.data.masked import MaskedLM
+from lm.data.objective import Objective, PrefixLM
+from lm.data.pack import Chunk
+from lm.experiment import Experiment
+from lm.model.config import ModelConfig
+from lm.model.families import bert, llama, t5
+from lm.samples import spelled
+from lm.text.tokenizer import ByteTokenizer
+from lm.train.checkpoint import Checkpoints
+from tests.tiny import experiment, lines, write_texts
+
+STEPS = 6
+SIZES: dict[str, Any] = dict(layers=1, width=16, heads=2, mlp=32, context=48)
+CASES = {
+    "prefix": (PrefixLM(), llama(vocab=258, **SIZES)),
+    "masked": (MaskedLM(), bert(vocab=259, **SIZES)),
+    "spans": (SpanCorruption(), t5(vocab=358, head_dim=8, **SIZES)),
+    "spans, decoder": (SpanCorruption(sentinels=10), llama(vocab=268, **SIZES)),
+    "ul2": (UL2(), t5(vocab=361, head_dim=8, **SIZES)),
+}
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_texts(tmp_path_factory.mktemp("texts"))
+
+
+def asking(objective: Objective, model: ModelConfig, texts: Path) -> Experiment:
+    base = experiment(texts)
+    changes = dict(objective=objective, model=model, data=base.data.__class__(**vars(base.data) | {"packing": Chunk()}))
+    return base.replace(
+        **changes, batch_tokens=8 * 48, steps=STEPS, eval_every_steps=STEPS, checkpoint_every_steps=STEPS
+    )
+
+
+@pytest.fixture(scope="module", params=CASES)
+def done(request: pytest.FixtureRequest, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    declared = asking(*CASES[request.param], texts)
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    run.train(declared, folder)
+    return declared, folder
+
+
+def test_a_run_is_told_in_its_own_measures(done: Any) -> None:
+    declared, folder = done
+    found = lines(folder)
+    losses = [line["loss"] for line in found if "loss" in line]
+    assert len(losses) == STEPS and losses[-1] < losses[0]
+    last, measures = found[-1], set(declared.objective.measures)
+    assert "bits_per_byte" not in measures
+    for source in ("sums", "words"):
+        assert {k.rpartition("/")[2] for k in last if k.startswith(f"eval/{source}/")} == measures
+        assert 0 < last[f"eval/{source}/loss"] < 1.2 * math.log(declared.model.vocab)
+        assert 0 <= last[f"eval/{source}/accuracy"] <= 1
+    evaluated = run.evaluate(folder)
+    assert evaluated["sums"] == {k: pytest.approx(last[f"eval/sums/{k}"], rel=1e-4) for k in measures}
+    page = (folder / "report.html").read_text()
+    assert f"of each held-out {declared.objective.asked}" in page and "bits per byte, " not in page
+    assert not json.loads((folder / "about.json").read_text())["baselines"]
+
+
+def test_its_samples_are_held_out_text_and_an_answer(done: Any) -> None:
+    declared, folder = done
+    found = json.loads((folder / "samples.json").read_text())
+    assert len(found) == 2
+    for sample in found:
+        answer = sample["text"].removeprefix(sample["prompt"] + "\n\n")
+        assert answer and answer != sample["text"]
+        if isinstance(declared.objective, MaskedLM):
+            assert "[" in sample["prompt"] and sample["prompt"].count("[") == answer.count("[")
+        elif not isinstance(declared.objective, PrefixLM):
+            assert "<0>" in sample["prompt"]
+
+
+def test_a_vocabulary_without_room_for_the_objective(texts: Path, tmp_path: Path) -> None:
+    declared = asking(MaskedLM(), bert(vocab=258, **SIZES), texts)
+    with pytest.raises(ValueError, match="has 258 pieces, MaskedLM adds 1 and model.vocab is 258: .* at least 259"):
+        run.train(declared, tmp_path / "run")
+
+
+def test_an_experiment_refuses_a_question_that_its_model_cannot_be_asked(texts: Path) -> None:
+    with pytest.raises(ValueError, match="MaskedLM asks a model that sees both sides"):
+        experiment(texts).replace(objective=MaskedLM())
+
+
+def test_an_embedding_starts_from_a_file(texts: Path, tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).normal(size=(258, 16)).astype(np.float32)
+    np.save(tmp_path / "vectors.npy", vectors)
+    declared = experiment(texts).replace(embedding=str(tmp_path / "vectors.npy"))
+    under_way = run.Run(declared, run.claim(tmp_path / "run", declared, ""))
+    fresh = under_way._state(Checkpoints(tmp_path / "none"))
+    table = np.asarray(fresh.params["stem"]["tokens"])
+    assert np.corrcoef(table.ravel(), (vectors - vectors.mean(0)).ravel())[0, 1] > 0.999
+    np.testing.assert_array_equal(table, fresh.ema["stem"]["tokens"])
+    missing = declared.replace(embedding="nowhere.npy")
+    with pytest.raises(ValueError, match="embedding=nowhere.npy: .*No such file"):
+        run.Run(missing, run.claim(tmp_path / "other", missing, ""))._state(Checkpoints(tmp_path / "none"))
+
+
+def test_ids_are_spelled_with_brackets_and_names() -> None:
+    ids = np.array([256, *b"ab", 300, *b"cd", 257])
+    marked = np.arange(len(ids)) == 4
+    assert spelled(ByteTokenizer(), ids, marked, {300: "<0>"}) == "ab<0>[c]d"
+    assert spelled(ByteTokenizer(), ids, None, {}) == "ab<300>cd"

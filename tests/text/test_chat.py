@@ -1,0 +1,129 @@
+import pytest
+
+from lm.text.chat import render, render_with, turns
+from lm.text.ranks import Known, Ranks
+from lm.text.tokenizer import Bytes, SentencePieceSpec
+from tests.text.test_published import LLAMA3_PATTERN, RANKED, TEXTS, rank_file
+
+CHATML = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nBe kind<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+INST = (
+    "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% if message['role'] == 'user' %}"
+    "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% else %}{{ message['content'] + eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+MARKED = """\
+{%- set seen = namespace(n=0) %}
+{%- for message in messages %}
+    {%- if message.skip %}{% continue %}{% endif %}
+    {%- set seen.n = seen.n + 1 %}
+    {{- '<' + message.role + '>' }}
+    {%- if message.role == 'assistant' %}
+        {% generation %}{{ message.content | trim }}!{% endgeneration %}
+    {%- else %}
+        {{- message.content }}
+    {%- endif %}
+{%- endfor %}
+{{ seen.n }}
+"""
+TALK = [
+    {"role": "user", "content": "Hi <b>é</b>"},
+    {"role": "assistant", "content": "Yo 😀", "tool_calls": None},
+    {"role": "user", "content": "2?"},
+    {"role": "assistant", "content": "4 "},
+]
+CONTROLS = {300: "<|im_start|>", 301: "<|im_end|>", 302: "<s>", 303: "</s>"}
+TOKENIZER = Ranks(rank_file(RANKED), Known(LLAMA3_PATTERN, CONTROLS, {"bos": 302, "eos": 303}))
+
+
+def said(template: str, talk: list[dict], **variables: object) -> tuple[str, str]:
+    """The whole text, and the assistant's part of it, controls spelled out."""
+    TOKENIZER.chat_template = template
+    ids, mask = turns(TOKENIZER, talk, **variables)
+
+    def spelled(some: list[int]) -> str:
+        raw = [TOKENIZER.controls.get(i, "").encode() or TOKENIZER.bytes_of(i) for i in some]
+        return b"".join(raw).decode()
+
+    return spelled(ids), spelled([i for i, yes in zip(ids, mask, strict=True) if yes])
+
+
+def test_chatml() -> None:
+    text = render(CHATML, TALK[:1], add_generation_prompt=True)
+    assert text == (
+        "<|im_start|>system\nBe kind<|im_end|>\n<|im_start|>user\nHi <b>é</b><|im_end|>\n<|im_start|>assistant\n"
+    )
+    whole, answers = said(CHATML, TALK)
+    assert whole == render(CHATML, TALK) and answers == "Yo 😀<|im_end|>4 <|im_end|>"
+
+
+def test_control_tokens_come_from_the_tokenizer() -> None:
+    TOKENIZER.chat_template = INST
+    assert render_with(TOKENIZER, TALK[:2]) == "<s>[INST] Hi <b>é</b> [/INST]Yo 😀</s>"
+    whole, answers = said(INST, TALK)
+    assert whole == render_with(TOKENIZER, TALK) and answers == "Yo 😀</s>4 </s>"
+
+
+def test_what_is_said_to_be_generated_is_the_assistants() -> None:
+    talk = [*TALK[:2], {"role": "user", "content": "no", "skip": True}, *TALK[2:]]
+    assert render(MARKED, talk) == "<user>Hi <b>é</b><assistant>Yo 😀!<user>2?<assistant>4!4"
+    whole, answers = said(MARKED, talk)
+    assert whole == render(MARKED, talk) and answers == "Yo 😀!4!"
+
+
+def test_a_template_that_rewrites_earlier_answers_must_say_what_is_generated() -> None:
+    forgets = "{% for m in messages %}{{ m.content if loop.last or m.role == 'user' else '..' }}{% endfor %}"
+    with pytest.raises(ValueError, match="writes message 1 in another way when more messages follow"):
+        said(forgets, TALK)
+
+
+def test_any_tokenizer_can_hold_a_chat() -> None:
+    for tokenizer in (Bytes().make([]), SentencePieceSpec(600).make(TEXTS)):
+        tokenizer.chat_template = INST
+        ids, mask = turns(tokenizer, TALK)
+        assert ids[0] == tokenizer.bos and ids[-1] == tokenizer.eos and mask[-1] and not mask[0]
+        assert tokenizer.decode([i for i, yes in zip(ids, mask, strict=True) if yes]).replace(" ", "") == "Yo😀4"
+        assert "".join(tokenizer.decode(ids).split()) == "[INST]Hi<b>é</b>[/INST]Yo😀[INST]2?[/INST]4"
+
+
+def test_tools_reasoning_and_json() -> None:
+    tools = [{"name": "f", "about": "a <é> & 'b'"}]
+    assert render("{{ tools | tojson }}", TALK, tools=tools) == '[{"name": "f", "about": "a <é> & \'b\'"}]'
+    assert render("{{ tools is none }}{{ x }}", TALK, x=3) == "True3"
+    thought = [{"role": "assistant", "content": "4", "thinking": "2+2"}]
+    assert render("{{ messages[0].reasoning_content }}", thought) == "2+2"
+    assert len(render("{{ strftime_now('%Y-%m-%d') }}", TALK)) == 10
+    assert render("{{ messages[1].tool_calls is defined }}", TALK) == "False"
+    TOKENIZER.chat_template = {"default": "plain", "tool_use": "tools"}
+    assert render_with(TOKENIZER, TALK) == "plain" and render_with(TOKENIZER, TALK, tools=tools) == "tools"
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("a\n{% for %}", "the chat template is damaged in line 2"),
+        ("{{ messages[9].content }}", "no element 9"),
+        ("{{ raise_exception('not so') }}", "not so"),
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+        ("{{ messages.append(1) }}", "unsafe"),
+        ("{% set n = namespace() %}{% set n.__x__ = 1 %}", "must not set '__x__'"),
+    ],
+)
+def test_damaged_and_dangerous_templates_are_refused(template: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        render(template, TALK)
+
+
+def test_a_tokenizer_without_a_template_says_so() -> None:
+    with pytest.raises(ValueError, match="this tokenizer has no chat template"):
+        turns(Bytes().make([]), TALK)
+    TOKENIZER.chat_template = {"rag": "x"}
+    with pytest.raises(ValueError, match="no chat template is called default: there are rag"):
+        turns(TOKENIZER, TALK)
+    with pytest.raises(ValueError, match="a message is 'Hi'"):
+        render("", ["Hi"])  # type: ignore[list-item]

@@ -1,0 +1,131 @@
+import json
+from typing import Any
+
+import pytest
+
+from lm.text.gguf import PRE, from_gguf
+from lm.text.published import Published
+from lm.text.sentence import BYTE, CONTROL, NORMAL, UNK, USER_DEFINED, SentencePiece
+from lm.text.tokenizer import SentencePieceSpec
+from tests.text.test_published import REFERENCES, TEXTS, WORDS
+
+WHOLE = json.loads(REFERENCES["bytes"].to_str())["model"]
+TOKENS = sorted(WHOLE["vocab"], key=WHOLE["vocab"].get)
+PAIRS = {
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "gpt-2",
+    "tokenizer.ggml.tokens": [*TOKENS, "<own>"],
+    "tokenizer.ggml.token_type": [CONTROL, *[NORMAL] * (len(TOKENS) - 1), USER_DEFINED],
+    "tokenizer.ggml.merges": [m if isinstance(m, str) else " ".join(m) for m in WHOLE["merges"]],
+    "tokenizer.ggml.eos_token_id": 0,
+    "tokenizer.chat_template": "{{ 1 }}",
+}
+
+
+def metadata(**changes: Any) -> dict[str, Any]:
+    return PAIRS | {f"tokenizer.ggml.{name}": value for name, value in changes.items()}
+
+
+def test_byte_pairs_are_those_of_the_library() -> None:
+    ours, theirs = from_gguf(metadata()), REFERENCES["bytes"]
+    assert isinstance(ours, Published) and (ours.eos, ours.bos, ours.chat_template) == (0, None, "{{ 1 }}")
+    for text in TEXTS:
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids
+        assert ours.decode(ours.encode(text)) == text
+    assert ours.encode("a<own>b")[1] == len(TOKENS)  # a token of the user's is found in any text
+    assert ours.encode("<end>", specials=True) == [0] and len(ours.encode("<end>")) > 1
+
+
+@pytest.mark.parametrize(
+    ("pre", "pieces"),
+    [
+        ("gpt-2", ["IT", "'", "S", " 1234", "!\n\n"]),
+        ("smollm", ["IT", "'", "S", " ", "1", "2", "3", "4", "!\n\n"]),
+        ("llama-bpe", ["IT", "'S", " ", "123", "4", "!\n\n"]),
+        ("qwen2", ["IT", "'S", " ", "1", "2", "3", "4", "!\n\n"]),
+    ],
+)
+def test_pre_names_how_a_text_is_cut(pre: str, pieces: list[str]) -> None:
+    backend = from_gguf(metadata(pre=pre))._backend
+    text = "IT'S 1234!\n\n"
+    cut = [text[a:b] for _, (a, b) in backend.pre_tokenizer.pre_tokenize_str(text)]
+    # GPT-2's pattern leaves the newlines for themselves
+    expected = [*pieces[:-1], "!", "\n\n"] if pre in ("gpt-2", "smollm") else pieces
+    assert cut == expected
+
+
+def test_bos_and_eos_are_added_as_the_keys_say() -> None:
+    a = from_gguf(metadata()).encode("a")
+    assert from_gguf(metadata(bos_token_id=0)).prompt("a") == a
+    assert from_gguf(metadata(bos_token_id=0, add_bos_token=True)).prompt("a") == [0, *a]
+    assert from_gguf(metadata(bos_token_id=0, pre="llama-bpe")).prompt("a") == [0, *a]
+    assert from_gguf(metadata(add_eos_token=True, eot_token_id=5)).prompt("a") == [*a, 0]
+    assert from_gguf(metadata(eot_token_id=5)).stops == (0, 5)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_sentencepiece_is_rebuilt_from_its_pieces(kind: str) -> None:
+    model = SentencePieceSpec(600, kind).make(TEXTS)
+    assert isinstance(model, SentencePiece)
+    pieces = model.proto().pieces
+    keys = {
+        "model": "llama" if kind == "bpe" else "t5",
+        "tokens": [p.piece for p in pieces],
+        "scores": [p.score for p in pieces],
+        "token_type": [p.type for p in pieces],
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "unknown_token_id": 0,
+        "add_space_prefix": False,
+        "add_bos_token": True,
+        "add_eos_token": False,
+    }
+    again = from_gguf({f"tokenizer.ggml.{name}": value for name, value in keys.items()})
+    for text in [*TEXTS, "▁ <s> \0 東"]:
+        assert again.prompt(text) == model.prompt(text)
+    assert {p.type for p in pieces} == {NORMAL, UNK, CONTROL, USER_DEFINED, BYTE}
+    assert again.roles == model.roles and list(again.table) == list(model.table)
+    with pytest.raises(ValueError, match="scores has 1 entries for 600 tokens"):
+        from_gguf({f"tokenizer.ggml.{name}": value for name, value in {**keys, "scores": [0.0]}.items()})
+
+
+def test_a_dummy_prefix_is_written_and_taken_away() -> None:
+    keys = {
+        "model": "llama",
+        "tokens": ["<unk>", "<s>", "</s>", "▁", "a", "▁a", "b"],
+        "scores": [0.0, 0.0, 0.0, -3.0, -2.0, -1.0, -4.0],
+        "token_type": [UNK, CONTROL, CONTROL, NORMAL, NORMAL, NORMAL, NORMAL],
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    t = from_gguf({f"tokenizer.ggml.{name}": value for name, value in keys.items()})
+    assert t.prompt("ab a") == [1, 5, 6, 5] and t.decode([1, 5, 6, 5]) == "ab a"
+    assert t.encode("a</s>a", specials=True) == [5, 2, 5] and t.decode([0]) == " ⁇ "
+
+
+def test_word_pieces_are_written_without_their_marks() -> None:
+    tokens = [w if w.startswith("[") else w[2:] if w.startswith("##") else "▁" + w for w in WORDS]
+    types = [CONTROL if w.startswith("[") else NORMAL for w in WORDS]
+    keys = {"model": "bert", "tokens": tokens, "token_type": types, "cls_token_id": 2, "seperator_token_id": 3}
+    bert = from_gguf({f"tokenizer.ggml.{name}": value for name, value in keys.items()})
+    assert bert.prompt("Unaffable CAFÉS, 东!") == [2, 5, 6, 7, 8, 12, 9, 10, 11, 3]
+    assert (bert.cls, bert.sep, bert.mask, bert.pad) == (2, 3, 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model": "rwkv"}, "tokenizer.ggml.model is 'rwkv': expected one of gpt2, llama, t5, bert"),
+        ({"pre": "new"}, "tokenizer.ggml.pre is 'new': expected one of default"),
+        ({"merges": None}, "no tokenizer.ggml.merges"),
+        ({"tokens": None}, "no tokenizer.ggml.tokens"),
+        ({"merges": ["ab"]}, "tokenizer.ggml.merges has 'ab'"),
+        ({"merges": ["zz qq"]}, "tokenizer.ggml.merges do not fit"),
+        ({"token_type": [1]}, "tokenizer.ggml.token_type has 1 entries for"),
+        ({"bos_token_id": 10**6}, "the bos id 1000000 of the GGUF file is outside its vocabulary"),
+    ],
+)
+def test_what_is_wrong_is_named(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        from_gguf(metadata(**changes))
+    assert "smollm" in PRE

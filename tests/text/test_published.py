@@ -1,0 +1,323 @@
+import base64
+import inspect
+import json
+import os
+import textwrap
+from pathlib import Path
+
+import pytest
+import tokenizers
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from lm.text.files import MERGES, WHOLE
+from lm.text.protocol import Tokenizer
+from lm.text.published import GPT2_PATTERN, LLAMA3_PATTERN
+from lm.text.ranks import KNOWN, Known, Ranks, saved
+from lm.text.sentence import Frame, SentencePiece
+from lm.text.tokenizer import Bytes, Characters, SentencePieceSpec, Stream, read
+
+TEXTS = [inspect.getsource(textwrap), "Bücher über Größe, naïve cafés, 东京 😀 don't I'LL 12345\n" * 5]
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "un", "##aff", "##able", "cafe", ",", "东", "!", "##s", "'", "t"]
+awkward = st.sampled_from(
+    ["▁", " ", "   ", "\n", "\r\n", "\0", "<s>", "</s>", "<end>", "[MASK]", "<0x41>", "é", "😀", "don't", "'S", "١٢"]
+)
+any_text = st.lists(awkward | st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=10).map("".join)
+
+
+def byte_pairs() -> tokenizers.Tokenizer:
+    """GPT-2's kind, trained here."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(
+        TEXTS, trainers.BpeTrainer(vocab_size=500, special_tokens=["<end>"], initial_alphabet=alphabet)
+    )
+    return backend
+
+
+def with_fallback() -> tokenizers.Tokenizer:
+    """Llama's and Gemma's kind, built by hand: pieces with ▁, bytes for the rest."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), "▁", "a", "b", "▁a", "ab", "▁ab", "é"]
+    backend = tokenizers.Tokenizer(
+        models.BPE(
+            {p: i for i, p in enumerate(pieces)},
+            [("▁", "a"), ("a", "b"), ("▁a", "b")],
+            byte_fallback=True,
+            unk_token="<unk>",
+            fuse_unk=True,
+        )
+    )
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(steps)
+    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+    backend.post_processor = processors.TemplateProcessing(single=["<s>", "$A"], special_tokens=[("<s>", 1)])
+    return backend
+
+
+REFERENCES = {"bytes": byte_pairs(), "fallback": with_fallback()}
+EVERY = pytest.mark.parametrize("kind", REFERENCES)
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
+    """Those of REFERENCES, and BERT's kind, as we read their files."""
+    found = {}
+    for kind, backend in REFERENCES.items():
+        folder = tmp_path_factory.mktemp(kind)
+        backend.save(str(folder / "tokenizer.json"))
+        found[kind] = read(folder)
+    folder = tmp_path_factory.mktemp("words")
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
+    return {**found, "words": read(folder / "vocab.txt")}
+
+
+@EVERY
+@settings(max_examples=100, deadline=None)
+@given(text=any_text)
+def test_ids_are_those_of_the_library(kind: str, published: dict[str, Tokenizer], text: str) -> None:
+    ours, theirs = published[kind], REFERENCES[kind]
+    theirs.encode_special_tokens = True
+    assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids
+    assert ours.prompt(text) == theirs.encode(text).ids
+    assert ours.encode_batch([text, "a"]) == [ours.encode(text), ours.encode("a")]
+    theirs.encode_special_tokens = False
+    assert ours.encode(text, specials=True) == theirs.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("kind", [*REFERENCES, "words"])
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_ids_decode_as_the_library_decodes_and_a_stream_gives_the_same(
+    kind: str, published: dict[str, Tokenizer], data: st.DataObject
+) -> None:
+    ours = published[kind]
+    parts = [i for i in range(ours.vocab_size) if len(ours.bytes_of(i)) == 1 and ours.bytes_of(i) > b"\x7f"] or [5]
+    ids = data.draw(st.lists(st.integers(0, ours.vocab_size - 1) | st.sampled_from(parts), max_size=15))
+    if kind in REFERENCES:
+        assert ours.decode(ids) == REFERENCES[kind].decode(ids, skip_special_tokens=True)
+    stream = Stream(ours)
+    assert "".join([stream.push(i) for i in ids]) + stream.close() == ours.decode(ids)
+
+
+def test_bytes_that_are_no_utf8_become_what_each_library_makes_of_them(published: dict[str, Tokenizer]) -> None:
+    fallback, pairs = published["fallback"], published["bytes"]
+    cut = [3 + b for b in "é".encode() + "東".encode()[:2]]  # a whole character, then two thirds of one
+    assert fallback.decode(cut) == "\ufffd" * 4  # the library gives up the whole run
+    by_byte = {pairs.bytes_of(i): i for i in range(pairs.vocab_size)}
+    assert pairs.decode([by_byte[bytes([b])] for b in "é".encode() + "東".encode()[:2]]) == "é\ufffd"
+    model = SentencePieceSpec(600).make(TEXTS)
+    byte_id = {model.bytes_of(i): i for i in reversed(range(model.vocab_size))}
+    ids = [byte_id[bytes([b])] for b in "é".encode() + "東".encode()[:2]]
+    assert isinstance(model, SentencePiece) and all(map(model.is_byte, ids))
+    assert model.decode(ids) == "é\ufffd\ufffd" == model._processor.decode(ids)
+
+
+def test_gpt2_files_give_the_same_as_tokenizer_json(published: dict[str, Tokenizer], tmp_path: Path) -> None:
+    whole = json.loads(REFERENCES["bytes"].to_str())["model"]
+    (tmp_path / "encoder.json").write_text(json.dumps(whole["vocab"]))
+    lines = [m if isinstance(m, str) else " ".join(m) for m in whole["merges"]]
+    (tmp_path / "vocab.bpe").write_text("#version: 0.2\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    for path in (tmp_path, tmp_path / "encoder.json", tmp_path / "vocab.bpe"):
+        assert [read(path).encode(t) for t in TEXTS] == [published["bytes"].encode(t) for t in TEXTS]
+    (tmp_path / "tokenizer_config.json").write_text('{"add_prefix_space": true}')
+    assert read(tmp_path).encode("a") == published["bytes"].encode(" a")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
+    with pytest.raises(ValueError, match="encoder.json is of a Qwen2Tokenizer: it is read from a tokenizer.json only"):
+        read(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "vocab.bpe").write_text("a b c\n")
+    with pytest.raises(ValueError, match="vocab.bpe is damaged: 'a b c' is not two pieces"):
+        read(tmp_path)
+    (tmp_path / "vocab.bpe").write_text("zz qq\n")
+    with pytest.raises(ValueError, match="vocab.bpe does not fit .*encoder.json"):
+        read(tmp_path)
+    (tmp_path / "encoder.json").write_text('{"a": 0}')
+    with pytest.raises(ValueError, match="encoder.json is of a vocabulary without GPT-2's 256 bytes"):
+        read(tmp_path)
+    (tmp_path / "vocab.bpe").unlink()
+    with pytest.raises(ValueError, match="encoder.json needs merges.txt or vocab.bpe beside it"):
+        read(tmp_path)
+
+
+def test_word_pieces(published: dict[str, Tokenizer], tmp_path: Path) -> None:
+    bert = published["words"]
+    assert (bert.cls, bert.sep, bert.mask, bert.pad, bert.unk) == (2, 3, 4, 0, 1)
+    assert bert.prompt("Unaffable CAFÉS, 东!") == [2, 5, 6, 7, 8, 12, 9, 10, 11, 3]
+    assert bert.encode("isn't") == [1, 13, 14]
+    assert bert.encode("un[MASK]", specials=True) == [5, 4] and 4 not in bert.encode("un[MASK]")
+    assert bert.decode([2, 5, 6, 7, 9, 8, 12, 3]) == "unaffable, cafes"
+    (tmp_path / "vocab.txt").write_bytes(("\r\n".join([*WORDS, "Un"]) + "\r\n").encode())
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    assert read(tmp_path).encode("Unaffable café") == [15, 6, 7, 1]
+
+
+def rank_file(pieces: list[bytes]) -> bytes:
+    return b"".join(base64.b64encode(p) + b" %d\n" % i for i, p in enumerate(pieces))
+
+
+RANKED = [bytes([b]) for b in range(256)] + [b"ab", b" a", b"abc", b"12", "é".encode(), b" ab"]
+END = Known(LLAMA3_PATTERN, {300: "<end>"}, {"bos": 300}, add_bos=True)
+
+
+def test_ranks(tmp_path: Path) -> None:
+    ranks = Ranks(rank_file(RANKED), END)
+    assert ranks.prompt("abc ab 123é<end>")[:7] == [300, 258, 261, 32, 259, ord("3"), 260]
+    assert ranks.encode("ab<end>", specials=True) == [256, 300] and 300 not in ranks.encode("ab<end>")
+    assert ranks.decode([300, 0xE6, 0x9D, 300, 256]) == "\ufffdab" and ranks.decode([280]) == ""
+    again = saved(*ranks.files().values())
+    assert again.fingerprint == ranks.fingerprint
+    ranks.save(tmp_path)
+    assert read(tmp_path).prompt("abc <end>") == ranks.prompt("abc <end>")
+    assert KNOWN[128000].controls[128009] == "<|eot_id|>" and len(KNOWN[128000].controls) == 256
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=any_text)
+def test_ranks_exported_give_the_same_ids(text: str) -> None:
+    assert EXPORTED_RANKS.encode(text).ids == RANKS.prompt(text)
+
+
+RANKS = Ranks(rank_file(RANKED), Known(GPT2_PATTERN, {300: "<|x|>"}, {"bos": 300}, add_bos=True))
+EXPORTED_RANKS = tokenizers.Tokenizer.from_str(RANKS.hugging_face_files()["tokenizer.json"].decode())
+
+TRAINED = {
+    "bpe": SentencePieceSpec(600).make(TEXTS),
+    "unigram": SentencePieceSpec(600, "unigram").make(TEXTS),
+    "bytes": Bytes().make(TEXTS),
+}
+THEIRS = {
+    k: tokenizers.Tokenizer.from_str(t.hugging_face_files()["tokenizer.json"].decode()) for k, t in TRAINED.items()
+}
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+@settings(max_examples=100, deadline=None)
+@given(text=any_text)
+def test_ours_exported_give_the_same_ids(kind: str, text: str) -> None:
+    assume(not any(name in text for name in ("▁", "<s>", "</s>")))  # where the library knows no better
+    assert THEIRS[kind].encode(text).ids == TRAINED[kind].prompt(text)
+
+
+def test_what_is_exported_is_read_again(published: dict[str, Tokenizer], tmp_path: Path) -> None:
+    for name, tokenizer in {**published, **TRAINED, "characters": Characters().make(["abc é"])}.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        for file, data in tokenizer.hugging_face_files().items():
+            (folder / file).write_bytes(data)
+        again = read(folder)
+        assert again.prompt("abc é") == tokenizer.prompt("abc é")
+        assert again.special_tokens() == tokenizer.special_tokens() and again.vocab_size == tokenizer.vocab_size
+        tokenizer.save(tmp_path / (name + "-saved"))
+        assert read(tmp_path / (name + "-saved")).fingerprint == tokenizer.fingerprint
+
+
+def test_the_files_beside_are_honoured(tmp_path: Path) -> None:
+    with_fallback().save(str(tmp_path / "tokenizer.json"))
+    config = {
+        "bos_token": {"content": "<s>", "lstrip": False},
+        "eos_token": "</s>",
+        "add_bos_token": False,
+        "add_eos_token": True,
+        "added_tokens_decoder": {"266": {"content": "<turn>", "special": True}},
+        "chat_template": [{"name": "default", "template": "{{ 1 }}"}],
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "special_tokens_map.json").write_text('{"pad_token": "<unk>"}')
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 266]}')
+    t = read(tmp_path)
+    assert (t.bos, t.eos, t.pad, t.stops) == (1, 2, 0, (2, 266))
+    assert t.prompt("ab") == [264, 2] and t.encode("ab<turn>", specials=True) == [264, 266]
+    assert t.special_tokens() == {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}
+    assert t.chat_template == {"default": "{{ 1 }}"} and t.decode([264, 266]) == "ab"
+    (tmp_path / "chat_template.jinja").write_text("{{ 2 }}")
+    assert read(tmp_path).chat_template == "{{ 2 }}"
+    config["added_tokens_decoder"] = {"7": {"content": "<turn>", "special": True}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="tokenizer_config.json gives '<turn>' the id 7, the vocabulary 266"):
+        read(tmp_path)
+
+
+def test_ids_from_config_json_where_no_name_is_given(tmp_path: Path) -> None:
+    with_fallback().save(str(tmp_path / "tokenizer.json"))
+    assert read(tmp_path).eos == 2  # as it is usually written
+    (tmp_path / "config.json").write_text('{"eos_token_id": 1, "architectures": []}')
+    assert read(tmp_path).eos == 1
+    (tmp_path / "config.json").write_text('{"eos_token_id": 1000}')
+    with pytest.raises(ValueError, match="the eos id 1000 is outside the vocabulary: expected 0 to 265"):
+        read(tmp_path)
+
+
+def test_sentinels_beyond_a_sentencepiece_model(tmp_path: Path) -> None:
+    pieces = TRAINED["bpe"].files()["sentencepiece.model"]
+    (tmp_path / "spiece.model").write_bytes(pieces)
+    (tmp_path / "tokenizer_config.json").write_text('{"extra_ids": 2, "eos_token": "</s>", "add_bos_token": false}')
+    t5 = read(tmp_path)
+    assert t5.vocab_size == 602 and t5.encode("<extra_id_0><extra_id_1>", specials=True) == [601, 600]
+    assert t5.prompt("a") == t5.encode("a") and t5.decode([601, *t5.encode("a")]) == "a"
+    ends = SentencePiece(pieces, Frame(add_bos=False, add_eos=True))
+    assert ends.prompt("a") == [*ends.encode("a"), 2]
+
+
+@pytest.mark.parametrize("specials", [False, True])
+def test_spans_say_where_each_token_lies(published: dict[str, Tokenizer], specials: bool) -> None:
+    text = "ab é😀 <s>ab" if specials else "ab é😀 ab"
+    for tokenizer in (*published.values(), *TRAINED.values(), RANKS):
+        spans = tokenizer.spans(text)
+        assert [id for id, _, _ in spans] == tokenizer.encode(text, specials=True)
+        assert all(0 <= a <= b <= len(text) for _, a, b in spans)
+        assert any(text[a:b].strip() == "ab" for _, a, b in spans) or tokenizer is not RANKS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("tokenizer.json", b'{"a": 1', "tokenizer.json is no tokenizer.json, or damaged"),
+        ("vocab.txt", b"a\nb\n", r"vocab.txt: \[UNK\] is not in the vocabulary"),
+        ("vocab.txt", b"\xff\n", "vocab.txt: .*can't decode byte 0xff"),
+        ("x.tiktoken", b"IQ== 0\n", "x.tiktoken: no rank for the byte 0x00"),
+        ("x.tiktoken", b"IQ== 0\nIg==\n", "x.tiktoken: line 2 is b'Ig=='"),
+        ("x.tiktoken", rank_file(RANKED), "x.tiktoken: 262 ranks are none of 50256, .*: give the pattern too"),
+        ("x.tiktoken", rank_file(RANKED).replace(b" 261", b" 260"), "x.tiktoken: two pieces have the same rank"),
+        ("x.model", b"\x0a\x03abc", "x.model is not a SentencePiece model"),
+        ("x.gguf", b"GGUF", "x.gguf is no GGUF file, or damaged"),
+        ("vocab.json", b"[", "needs merges.txt or vocab.bpe beside it"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=says) as caught:
+        read(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_config_is_named(tmp_path: Path) -> None:
+    with_fallback().save(str(tmp_path / "tokenizer.json"))
+    for content in ("{", "[]"):
+        (tmp_path / "tokenizer_config.json").write_text(content)
+        with pytest.raises(ValueError, match="tokenizer_config.json is damaged"):
+            read(tmp_path)
+
+
+def test_ids_outside_are_refused(published: dict[str, Tokenizer]) -> None:
+    for tokenizer in (*published.values(), RANKS):
+        for bad in (-1, tokenizer.vocab_size):
+            with pytest.raises(ValueError, match=f"token id {bad} is outside the vocabulary: expected 0 to"):
+                tokenizer.decode([bad])
+        with pytest.raises(ValueError, match="lone surrogate"):
+            tokenizer.encode("\ud800")
+
+
+@pytest.mark.skipif("LM_DATA" not in os.environ, reason="LM_DATA names no folder with published tokenizers")
+@pytest.mark.parametrize("path", sorted(Path(os.environ.get("LM_DATA", "")).glob("tokenizers/*/*")), ids=str)
+def test_published_tokenizers_give_back_plain_text(path: Path) -> None:
+    if path.name not in (*WHOLE, *MERGES):
+        pytest.skip("not the file of a tokenizer")
+    tokenizer = read(path)
+    assert tokenizer.decode(tokenizer.encode("the quick brown fox")) == "the quick brown fox"
+    stream = Stream(tokenizer)
+    ids = tokenizer.encode("".join(TEXTS))
+    assert "".join(map(stream.push, ids)) + stream.close() == tokenizer.decode(ids)
