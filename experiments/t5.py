@@ -19,8 +19,8 @@ experiment = quickstart.replace(
     name="t5",
     model=t5_v1_1(vocab=4096 + 100, layers=2, width=256, heads=4, head_dim=64, mlp=512, context=256),
     objective=SpanCorruption(),
-    steps=480,
-    eval_every_steps=160,
+    steps=240,
+    eval_every_steps=120,
     sample_tokens=60,
 )
 

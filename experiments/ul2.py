@@ -18,8 +18,8 @@ experiment = quickstart.replace(
     name="ul2",
     model=t5_v1_1(vocab=4096 + 103, layers=2, width=256, heads=4, head_dim=64, mlp=512, context=256),
     objective=UL2(),
-    steps=320,
-    eval_every_steps=160,
+    steps=240,
+    eval_every_steps=120,
     sample_tokens=60,
 )
 

@@ -15,7 +15,7 @@ from lm.page import Markup, document, figure, joined, section, table, tag, tiles
 from lm.plots import WIDE, Line
 
 BINARY = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
-ANSWERED = ("loss", "perplexity", "accuracy")
+ANSWERED = {"loss": "loss", "perplexity": "perplexity", "accuracy": "accuracy", "next_sentence": "next sentence"}
 COMPRESSORS = {"gzip": "gzip −9", "xz": "xz −9e"}
 
 
@@ -193,13 +193,12 @@ class Story:
         ]
         measures = [k for k in ANSWERED if any(f"eval/{s}/{k}" in self.evaluations[-1] for s in self._evaluated())]
         rows = [[source, *(self._cell(source, k) for k in measures)] for source in self._evaluated()]
+        head = ["source", *(ANSWERED[k] for k in measures)]
         note = (
             f"Loss in nats a {self.asked}; the others of the text are not asked for, so that no bits per byte follow."
         )
         return (
-            section(
-                "Held-out text", tag("div", *charts, class_="charts"), table(["source", *measures], rows), note=note
-            )
+            section("Held-out text", tag("div", *charts, class_="charts"), table(head, rows), note=note)
             if rows
             else Markup("")
         )

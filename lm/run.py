@@ -301,15 +301,16 @@ class Run:
         return out | {"eval/loss": sum(losses) / len(losses)}
 
     def _heldout_sums(self, source: str, params: Any, most_tokens: int) -> dict[str, float]:
-        """The sums of loss and accuracy over what is asked, and how much that is (tokens)."""
+        """The sums of loss and accuracy over what is asked, and how much that is (tokens); of next sentences too."""
         e = self.experiment
         rows = e.rows // e.accumulate
-        sums = {"loss": 0.0, "accuracy": 0.0, "tokens": 0.0}
+        names = ("loss", "accuracy", "tokens", "next_sentence", "pairs")
+        sums = dict.fromkeys(names, 0.0)
         for i, batch in enumerate(self.data.heldout(source, rows)):
             if most_tokens and i and i * rows * e.length >= most_tokens:
                 break
             found = jax.device_get(self.evaluate_step(params, place(_share(batch), self.mesh)))
-            sums = {name: sums[name] + float(found[name]) for name in sums}
+            sums = {name: sums[name] + float(found.get(name, 0.0)) for name in names}
         return sums
 
     def _evaluation_line(self, n: int, values: dict[str, float], baselines: dict[str, dict[str, float]]) -> str:
@@ -319,8 +320,10 @@ class Run:
                 others = ", ".join(f"{name} {bits:.3f}" for name, bits in baselines[source].items())
                 parts.append(f"{source} {values[f'eval/{source}/bits_per_byte']:.3f} ({others})")
             else:
-                right = values[f"eval/{source}/accuracy"]
-                parts.append(f"{source} {values[f'eval/{source}/loss']:.3f} ({right:.1%} right)")
+                right = f"{values[f'eval/{source}/accuracy']:.1%} right"
+                if "next_sentence" in objective.measures:
+                    right += f", {values[f'eval/{source}/next_sentence']:.1%} of next sentences"
+                parts.append(f"{source} {values[f'eval/{source}/loss']:.3f} ({right})")
         what = "bits per byte" if "bits_per_byte" in objective.measures else f"loss a {objective.asked}"
         return f"step {n}: held-out {what}: {'; '.join(parts)}"
 
@@ -401,13 +404,14 @@ def evaluate(run: str | Path) -> dict[str, dict[str, float]]:
 
 def measured(sums: dict[str, float], store: TokenStore) -> dict[str, float]:
     """From the sums over what was asked: loss (nats each), perplexity, accuracy, and the bits per byte of `store`'s
-    text, were every token of it but each document's first predicted at that loss."""
+    text, were every token of it but each document's first predicted at that loss; the share of right next sentences."""
     loss = sums["loss"] / max(sums["tokens"], 1.0)
     targets = store.total_tokens - len(store)
     return {
         "loss": loss,
         "perplexity": math.exp(min(loss, 700.0)),
         "accuracy": sums["accuracy"] / max(sums["tokens"], 1.0),
+        "next_sentence": sums["next_sentence"] / max(sums["pairs"], 1.0),
         "bits_per_byte": loss * targets / store.total_bytes / math.log(2),
     }
 

@@ -97,6 +97,8 @@ def _logits(model: Pretrained, batch: Batch) -> Logits:
         others = dict(
             memory=jax.jit(model.model.encode)(model.params, b["encoder_tokens"], None, seen), memory_segments=seen
         )
+    if "token_types" in b:
+        others["token_types"] = b["token_types"]
     forward = jax.jit(lambda params, tokens: model.model(params, tokens, positions=b["positions"], mask=mask, **others))
     return lambda tokens: forward(model.params, tokens)
 

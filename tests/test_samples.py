@@ -16,6 +16,7 @@ from lm.data.pack import Chunk
 from lm.experiment import Experiment
 from lm.model.config import ModelConfig
 from lm.model.families import bert, llama, t5
+from lm.model.output import Output
 from lm.samples import spelled
 from lm.text.tokenizer import ByteTokenizer
 from lm.train.checkpoint import Checkpoints
@@ -26,6 +27,10 @@ SIZES: dict[str, Any] = dict(layers=1, width=16, heads=2, mlp=32, context=48)
 CASES = {
     "prefix": (PrefixLM(), llama(vocab=258, **SIZES)),
     "masked": (MaskedLM(), bert(vocab=259, **SIZES)),
+    "masked pairs": (
+        MaskedLM(next_sentence=True),
+        bert(vocab=259, **SIZES, output=Output(bias=True, transform="gelu", next_sentence=True)),
+    ),
     "spans": (SpanCorruption(), t5(vocab=358, head_dim=8, **SIZES)),
     "spans, decoder": (SpanCorruption(sentinels=10), llama(vocab=268, **SIZES)),
     "ul2": (UL2(), t5(vocab=361, head_dim=8, **SIZES)),

@@ -20,8 +20,8 @@ from lm.model.compute import Compute
 from lm.model.config import ModelConfig
 from lm.model.families import gpt, llama
 from lm.model.parts import ACTIVATIONS, FeedForward, LayerNorm, Norm, RMSNorm
-from lm.model.wiring import PreNorm, Wiring
 from lm.model.positions import Learned, Positions, Rotary, Sinusoidal
+from lm.model.wiring import PreNorm, Wiring
 from lm.text.tokenizer import Bytes, Characters, SentencePieceSpec, TokenizerFile
 from lm.train.optim import Adafactor, AdamW, Lion, Muon
 from lm.train.schedule import WSD, Cosine

@@ -15,6 +15,7 @@ from lm.data.cache import cache_dir, write_folder
 from lm.data.compression import heldout_compression
 from lm.data.mixture import Apportionment, Data
 from lm.data.objective import Batch, CausalLM, Chance, Objective, Rows, padded, setting_of
+from lm.data.pack import Plan
 from lm.data.random import generator
 from lm.data.source import SPLITS, Documents
 from lm.data.store import TokenStore, open_store
@@ -114,18 +115,31 @@ class Batches:
         self.setting = setting_of(tokenizer, seq_len, encoder)
         self._row_tokens = objective.row_tokens(self.setting)
         self._plans = {key: data.packing.plan(store, self._row_tokens, key[0]) for key, store in stores.items()}
+        self._check_pairs()
+
+    def _check_pairs(self) -> None:
+        for (source, split), plan in self._plans.items():
+            if self.objective.in_pairs and plan.rows_per_epoch < 2:
+                raise ValueError(
+                    f"source {source!r} has one row of {split} text, and each row needs another beside it: "
+                    "give it more text or a shorter seq_len, or objective.next_sentence=False"
+                )
 
     def batch(self, step: int, rows: slice | None = None) -> Batch:
         """The batch of `step`: arrays [B, …], or those of its `rows` only. A pure function of the seed and the step."""
         which, numbers = self._numbers(step, rows)
 
-        def chance(row: int) -> np.random.Generator:
-            return generator(self.seed, "objective", self.sources[which[row]], int(numbers[row]))
+        def chance(row: int, what: str = "objective") -> np.random.Generator:
+            return generator(self.seed, what, self.sources[which[row]], int(numbers[row]))
 
-        return self.objective.batch(self._rows(which, numbers), self.setting, chance)
+        read = self._rows(which, numbers)
+        if self.objective.in_pairs:
+            plans = [self._plans[self.sources[i], "train"] for i in which]
+            read = _joined(read, self._rows(which, _others(plans, numbers, lambda row: chance(row, "another row"))))
+        return self.objective.batch(read, self.setting, chance)
 
     def rows(self, step: int, rows: slice | None = None) -> Rows:
-        """The rows of tokens that `batch` is made from."""
+        """The rows of tokens that `batch` is made from, less those of an objective that is `in_pairs`."""
         return self._rows(*self._numbers(step, rows))
 
     def _numbers(self, step: int, rows: slice | None) -> tuple[np.ndarray, np.ndarray]:
@@ -159,8 +173,11 @@ class Batches:
         size = batch_rows or self.batch_rows
         for start in range(0, plan.rows_per_epoch, size):
             numbers = np.arange(start, min(start + size, plan.rows_per_epoch))
-            batch = self.objective.batch(plan.rows(numbers, None), self.setting, _heldout_chance(source, start))
-            yield padded(batch, size)
+            read = plan.rows(numbers, None)
+            if self.objective.in_pairs:
+                others = _others([plan] * len(numbers), numbers, _heldout_chance(source, start, "another held-out row"))
+                read = _joined(read, plan.rows(others, None))
+            yield padded(self.objective.batch(read, self.setting, _heldout_chance(source, start)), size)
 
     def heldout_batches(self, source: str, batch_rows: int | None = None) -> int:
         """How many batches `heldout` gives."""
@@ -189,9 +206,24 @@ class Batches:
         return source
 
 
-def _heldout_chance(source: str, start: int) -> Chance:
+def _heldout_chance(source: str, start: int, what: str = "heldout") -> Chance:
     """That of held-out rows from number `start` on: no seed of a run changes what they are asked."""
-    return lambda row: generator(0, "heldout", source, start + row)
+    return lambda row: generator(0, what, source, start + row)
+
+
+def _others(plans: list[Plan], numbers: np.ndarray, chance: Chance) -> np.ndarray:
+    """[R]: for each row another one of the same epoch of its plan, by chance."""
+    found = []
+    for i, (plan, number) in enumerate(zip(plans, numbers.tolist(), strict=True)):
+        epoch, place = divmod(number, plan.rows_per_epoch)
+        away = int(chance(i).integers(1, plan.rows_per_epoch))
+        found.append(epoch * plan.rows_per_epoch + (place + away) % plan.rows_per_epoch)
+    return np.array(found, np.int64)
+
+
+def _joined(rows: Rows, others: Rows) -> Rows:
+    """The rows, then the others."""
+    return Rows(*(np.concatenate(both) for both in zip(rows, others, strict=True)))
 
 
 class _Steps:

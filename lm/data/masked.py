@@ -1,4 +1,5 @@
-"""Masked language modelling: which tokens are hidden, behind what, and asked for (BERT, 1810.04805, section 3.1)."""
+"""Masked language modelling: which tokens are hidden, behind what, and asked for (BERT, 1810.04805, section 3.1); and
+its second task, whether one text follows another (lm/data/pairs.py)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from lm.data.objective import ANY, Batch, Chance, Objective, Reads, Rows, Setting, positions, unseeded
+from lm.data.pairs import paired, text_tokens
 
 HIDDEN, REPLACED = 0.8, 0.1  # of the chosen tokens; the rest stay as they are (1810.04805, appendix A.1)
 
@@ -14,11 +16,13 @@ HIDDEN, REPLACED = 0.8, 0.1  # of the chosen tokens; the rest stay as they are (
 class MaskedLM(Objective):
     """Predict a share `rate` of a row's tokens from all the others: of those chosen 80% are hidden behind the mask, 10%
     are another token of the vocabulary, 10% stay. With `whole_words` the pieces of a word are chosen together.
+    With `next_sentence` a row is two texts, and whether the second follows the first is asked too.
 
     The mask is the tokenizer's own, else the first id after its vocabulary. bos and eos are never chosen."""
 
     rate: float = 0.15
     whole_words: bool = False
+    next_sentence: bool = False
 
     asked: ClassVar[str] = "masked token"
 
@@ -26,14 +30,38 @@ class MaskedLM(Objective):
         if not 0 < self.rate < 1:
             raise ValueError(f"objective.rate={self.rate}: expected a share between 0 and 1, for instance 0.15")
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return (*super().measures, *(["next_sentence"] if self.next_sentence else []))
+
+    @property
+    def in_pairs(self) -> bool:
+        return self.next_sentence
+
+    def row_tokens(self, setting: Setting) -> int:
+        return text_tokens(setting) if self.next_sentence else setting.seq_len
+
     def batch(self, rows: Rows, setting: Setting = ANY, chance: Chance = unseeded) -> Batch:
-        tokens, documents, segments = (array[:, :-1].astype(np.int32) for array in rows)
+        random = [chance(i) for i in range(len(rows.tokens) // (1 + self.next_sentence))]
+        if not self.next_sentence:
+            return self._masked(Rows(*(array[:, :-1].astype(np.int32) for array in rows)), setting, random)
+        pairs = paired(rows, setting, random)
+        return {
+            **self._masked(Rows(*pairs[:3]), setting, random),
+            "token_types": pairs.types,
+            "next_sentence": pairs.classes,
+            "next_sentence_weights": pairs.weights,
+        }
+
+    def _masked(self, rows: Rows, setting: Setting, random: list[np.random.Generator]) -> Batch:
+        """The batch of rows that are as long as it is."""
+        tokens, documents, segments = rows
         open_ = (documents > 0) & ~setting.special[tokens]
         chosen, hidden = np.zeros_like(open_), tokens.copy()
         for i, row in enumerate(tokens):
-            random = chance(i)
-            chosen[i] = self._chosen(open_[i], setting.word_starts[row] | _begins(documents[i]), random)
-            hidden[i] = np.where(chosen[i], self._replaced(row, setting, random), row)
+            starts = setting.word_starts[row] | _begins(documents[i])
+            chosen[i] = self._chosen(open_[i], starts, random[i])
+            hidden[i] = np.where(chosen[i], self._replaced(row, setting, random[i]), row)
         return {
             "tokens": hidden,
             "targets": tokens,
@@ -75,6 +103,12 @@ class MaskedLM(Objective):
                 f"MaskedLM asks a model that sees both sides, and model.causal={model.causal}, "
                 f"model.encoder_layers={model.encoder_layers}: set causal=False and encoder_layers=0, "
                 "or take CausalLM() or SpanCorruption()"
+            )
+        if self.next_sentence and not (model.output.next_sentence and model.token_types >= 2):
+            raise ValueError(
+                f"MaskedLM with next_sentence asks whether one of two texts follows the other, and "
+                f"model.output.next_sentence={model.output.next_sentence}, model.token_types={model.token_types}: "
+                "set model.output.next_sentence=True and model.token_types=2, or objective.next_sentence=False"
             )
 
 

@@ -36,12 +36,25 @@ class Reads(Protocol):
     @property
     def encoder_layers(self) -> int: ...
 
+    @property
+    def token_types(self) -> int: ...
+
+    @property
+    def output(self) -> "Answers": ...
+
+
+class Answers(Protocol):
+    """What an objective asks of a model's output; an Output answers."""
+
+    @property
+    def next_sentence(self) -> bool: ...
+
 
 @dataclass(frozen=True, eq=False)
 class Setting:
     """What an objective meets: rows of `seq_len` inputs, a tokenizer of `vocab` ids with `bos`, `eos`, `mask` and a
     first `sentinel` (None: it has none), where `special` [V] ids write nothing and `word_starts` [V] ids begin a word;
-    and whether the model has an `encoder`."""
+    whether the model has an `encoder`; and what begins a pair of texts and ends each, `cls` and `sep`."""
 
     seq_len: int = 0
     vocab: int = 0
@@ -52,11 +65,13 @@ class Setting:
     sentinel: int | None = None
     special: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     word_starts: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    cls: int | None = None
+    sep: int | None = None
 
 
 def setting_of(tokenizer: Tokenizer, seq_len: int, encoder: bool = False) -> Setting:
     """What `tokenizer` and the model's shape say to an objective. T5's <extra_id_0> is the first sentinel; those after
-    it are the ids below it."""
+    it are the ids below it; bos and eos stand in for a cls and sep that it has not."""
     size, named = tokenizer.vocab_size, {name: id for id, name in tokenizer.controls.items()}
     special = np.array([id in tokenizer.controls for id in range(size)])
     starts = np.array([tokenizer.bytes_of(id)[:1].isspace() for id in range(size)])
@@ -70,6 +85,8 @@ def setting_of(tokenizer: Tokenizer, seq_len: int, encoder: bool = False) -> Set
         named.get("<extra_id_0>"),
         special,
         starts | special,
+        tokenizer.bos if tokenizer.cls is None else tokenizer.cls,
+        tokenizer.eos if tokenizer.sep is None else tokenizer.sep,
     )
 
 
@@ -84,15 +101,24 @@ def unseeded(row: int) -> np.random.Generator:
 @dataclass(frozen=True)
 class Objective:
     """Rows to batches. `asked` names what one loss is of; `measures` are the numbers it is told in: bits per byte only
-    where every token of the text is predicted from those before it."""
+    where every token of the text is predicted from those before it. With `in_pairs`, `batch` reads two rows for each
+    that it makes: first the R rows, then another row of the same source for each of them."""
 
     asked: ClassVar[str] = "token"
-    measures: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return ("loss", "accuracy")
+
+    @property
+    def in_pairs(self) -> bool:
+        return False
 
     def batch(self, rows: Rows, setting: Setting = ANY, chance: Chance = unseeded) -> Batch:
         """tokens, targets, segment_ids (1.., 0 padding), positions (from 0 in each segment), all int32, and weights
         float32 (0 where there is nothing to predict), each [R, T]. Some objectives add to it: prefix [R, T] bool, what
-        all of its segment may see; encoder_tokens and encoder_segment_ids [R, S] int32; token_types [R, T]."""
+        all of its segment may see; encoder_tokens and encoder_segment_ids [R, S] int32; token_types [R, T] int32, with
+        next_sentence [R] int32 (0: the second text follows the first) and its next_sentence_weights [R] float32."""
         raise NotImplementedError
 
     def row_tokens(self, setting: Setting) -> int:
@@ -112,7 +138,9 @@ class Objective:
 class CausalLM(Objective):
     """Predict each token of a document from those before it. Nothing is asked at a document's last token (its eos)."""
 
-    measures: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "bits_per_byte")
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return ("loss", "perplexity", "bits_per_byte")
 
     def batch(self, rows: Rows, setting: Setting = ANY, chance: Chance = unseeded) -> Batch:
         here, next_ = rows.documents[:, :-1], rows.documents[:, 1:]
@@ -135,7 +163,10 @@ class PrefixLM(Objective):
     part's length is uniform from 1 to all but the last token; nothing is asked inside it."""
 
     asked: ClassVar[str] = "token after the prefix"
-    measures: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "accuracy")
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return ("loss", "perplexity", "accuracy")
 
     def batch(self, rows: Rows, setting: Setting = ANY, chance: Chance = unseeded) -> Batch:
         batch = CausalLM().batch(rows)

@@ -15,12 +15,14 @@ from lm.value import suggest
 class Output:
     """One product with the vocabulary. `scale` multiplies what it reads (T5 and PaLM: D^-0.5), `cap` bends the logits
     into plus and minus itself, cap * tanh(logits / cap) (Gemma 2, 2408.00118), `bias` adds one a token; `transform`
-    names the activation of a D x D product and norm that come before (BERT, 1810.04805)."""
+    names the activation of a D x D product and norm that come before (BERT, 1810.04805). With `next_sentence` there
+    is a second output, two logits a row, beside that over the vocabulary."""
 
     scale: float = 1.0
     cap: float = 0.0
     bias: bool = False
     transform: str = ""
+    next_sentence: bool = False
 
     def __post_init__(self) -> None:
         if self.cap < 0:
@@ -44,6 +46,16 @@ class Output:
         if self.bias:
             logits = add_bias(module, "bias", logits, ("vocab",))
         return self.cap * jnp.tanh(logits / self.cap) if self.cap else logits
+
+    def sentences(self, module: nn.Module, x: jax.Array, compute: Compute) -> jax.Array:
+        """Float32 logits [B, 2] of the first tokens' x [B, 1, D]: the row's second text follows its first (0), or comes
+        from elsewhere (1) (BERT, 1810.04805, section 3.1, task 2)."""
+        D = x.shape[-1]
+        pooler = param(module, "pooler", (D, D), ("embed", None), fan_in(D))
+        x = jnp.tanh(add_bias(module, "pooler_bias", linear(x, pooler, compute), ("norm",)))
+        kernel = param(module, "next_sentence", (D, 2), ("embed", None), fan_in(D))
+        logits = linear(x, kernel, compute).astype(jnp.float32)
+        return add_bias(module, "next_sentence_bias", logits, (None,))[:, 0]
 
 
 @dataclass(frozen=True)

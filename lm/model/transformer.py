@@ -80,6 +80,17 @@ class Head(nn.Module):
         return constrain(logits, "batch", "seq", "vocab" if logits.shape[-1] == cfg.vocab else None)
 
 
+class NextSentence(nn.Module):
+    """The residual stream's first tokens [B, 1, D] -> float32 logits [B, 2]; its norm is the head's."""
+
+    cfg: ModelConfig
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.cfg.output.sentences(self, self.cfg.wiring.final(self, self.cfg.norm, x), self.compute)
+
+
 class Final(nn.Module):
     """The norm after the last layer of an encoder."""
 
@@ -109,6 +120,9 @@ class Transformer:
             "layers": Stack(cfg, compute).boxed(layer_key, compute.dtype),
             "head": Head(cfg, compute).init(head_key, x, jnp.zeros((cfg.vocab, cfg.width))).get("params", {}),
         }
+        if cfg.output.next_sentence:
+            # a key of its own: that of the head would draw the pooler like the transform, which has its shape
+            params["head"] |= NextSentence(cfg, compute).init(jax.random.fold_in(head_key, 1), x)["params"]
         if not cfg.encoder_layers:
             return params
         k1, k2, k3 = jax.random.split(encoder_key, 3)
@@ -213,6 +227,13 @@ class Transformer:
         """Float32 logits [B, T, V] of the residual stream x [B, T, D]; reads `head` and the embedding alone."""
         head = Head(self.cfg, self.compute)
         return cast(jax.Array, head.apply({"params": params["head"]}, x, params["stem"]["tokens"]))
+
+    def next_sentence(self, params: Params, x: jax.Array) -> jax.Array:
+        """Float32 logits [B, 2] of the residual stream x [B, T, D]: the second text follows the first (0), or not (1).
+        Raises ValueError where the output has none."""
+        if not self.cfg.output.next_sentence:
+            raise ValueError("this model has no output for the next sentence: set model.output.next_sentence=True")
+        return cast(jax.Array, NextSentence(self.cfg, self.compute).apply({"params": params["head"]}, x[:, :1]))
 
     def __call__(self, params: Params, tokens: jax.Array, **kwargs: Any) -> jax.Array:
         """Float32 logits [B, T, V] of tokens [B, T]; keywords as in `hidden`."""

@@ -16,6 +16,7 @@ from lm.train.loss import Metrics
 from lm.train.state import TrainState, averaged, new_state
 from lm.train.task import Batch, Task
 
+WEIGHTS = ("weights", "next_sentence_weights")  # what a batch has of these sums to 1, whatever the rows of padding
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
@@ -50,7 +51,7 @@ def build_step(
     """(state, batch) -> (state one step on, metrics), compiled once; the state that goes in is donated.
 
     The metrics are scalars on device: loss and accuracy (weighted means), grad_norm (before clipping), tokens (the sum
-    of the weights)."""
+    of the weights). next_sentence_loss and next_sentence (accuracy) are means over rows, where a batch asks for it."""
 
     def gradients(params: Any, batch: Batch, key: jax.Array) -> tuple[Metrics, Any]:
         (total, metrics), grads = jax.value_and_grad(task.loss, has_aux=True)(params, batch, key)
@@ -59,7 +60,7 @@ def build_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         tokens = batch["weights"].sum()
-        batch = {**batch, "weights": batch["weights"] / jnp.maximum(tokens, 1.0)}
+        batch = {**batch, **{name: a / jnp.maximum(a.sum(), 1.0) for name, a in batch.items() if name in WEIGHTS}}
         if accumulate == 1:
             metrics, grads = gradients(state.params, batch, key)
         else:
@@ -91,10 +92,14 @@ def _accumulated(gradients: Any, params: Any, batch: Batch, key: jax.Array, part
 
 
 def build_eval(task: Task, mesh: Mesh) -> Callable[[Any, Batch], Metrics]:
-    """(params, batch) -> the weighted sums of loss and accuracy over the batch; `tokens`, the sum of the weights."""
+    """(params, batch) -> the weighted sums of loss and accuracy over the batch; `tokens`, the sum of the weights, and
+    `pairs`, that of the next sentences' where the batch has them."""
 
     def evaluate(params: Any, batch: Batch) -> Metrics:
-        return {**task.loss(params, batch, None)[1], "tokens": batch["weights"].sum()}
+        counts = {"tokens": batch["weights"].sum()}
+        if "next_sentence_weights" in batch:
+            counts["pairs"] = batch["next_sentence_weights"].sum()
+        return {**task.loss(params, batch, None)[1], **counts}
 
     return _under(mesh, jax.jit(evaluate))
 

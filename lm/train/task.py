@@ -21,8 +21,9 @@ Batch = dict[str, Any]
 class Task(Protocol):
     """One method of training.
 
-    `loss` is a sum over tokens whose `batch["weights"]` sum to 1 over the whole batch, so that the losses and gradients
-    of micro-batches add up. It is traced; `key` is None where nothing may be random (evaluation)."""
+    `loss` is a sum over tokens whose `batch["weights"]` sum to 1 over the whole batch (and over rows, whose
+    "next_sentence_weights" do), so that the losses and gradients of micro-batches add up. It is traced; `key` is None
+    where nothing may be random (evaluation)."""
 
     def init(self, key: jax.Array) -> Params: ...
 
@@ -35,7 +36,8 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Cross-entropy of the targets under `model`, with z-loss; batches from `source`, one a step."""
+    """Cross-entropy of the targets under `model`, with z-loss, and of next sentences where a batch has them; batches
+    from `source`, one a step."""
 
     model: Transformer
     source: Any
@@ -62,7 +64,17 @@ class Pretraining:
         total, metrics = by_chunks(chunk_loss, head, x, rest, self.model.compute.loss_chunk)
         share = batch["weights"].sum()  # of the whole batch: what is a mean over tokens counts by it
         metrics |= {name: value * share for name, value in losses.items()}
-        return total + sum(losses.values()) * share, metrics
+        total += sum(losses.values()) * share
+        if "next_sentence" in batch:
+            nll, found = self._next_sentence(params, x, batch)
+            total, metrics = total + nll, metrics | found
+        return total, metrics
+
+    def _next_sentence(self, params: Params, x: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
+        """The weighted sums over rows of the loss and of the right answers (`next_sentence`), of hidden states x."""
+        logits = self.model.next_sentence(params, x)
+        nll, found = cross_entropy(logits, batch["next_sentence"], batch["next_sentence_weights"])
+        return nll, {"next_sentence_loss": nll, "next_sentence": found["accuracy"]}
 
     def _hidden(self, params: Params, batch: Batch, key: jax.Array | None) -> Hidden:
         """The model's hidden states of a batch, through its encoder where the batch has tokens for one."""

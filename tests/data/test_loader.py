@@ -160,6 +160,7 @@ ASKED = [
     (PrefixLM(), False),
     (MaskedLM(), False),
     (MaskedLM(whole_words=True), False),
+    (MaskedLM(next_sentence=True), False),
     (SpanCorruption(), True),
     (SpanCorruption(), False),
     (UL2(), True),
@@ -189,3 +190,28 @@ def test_held_out_text_is_always_asked_the_same(asked: Batches) -> None:
     by_row = [{name: array[[i]] for name, array in batch.items()} for batch in asked.heldout("a") for i in range(8)]
     for one, alone in zip(by_row, asked.heldout("a", batch_rows=1), strict=False):
         assert same(one, alone)
+
+
+@pytest.mark.parametrize("packing", [Chunk(), Pack()], ids=str)
+def test_the_second_of_two_texts_is_of_the_row_s_own_source(mixture: Mixture, packing) -> None:
+    """And in half of the rows it is the first one's end."""
+    batches = prepare(Data(mixture, Bytes(), packing), 64, 8, seed=4, objective=MaskedLM(next_sentence=True))
+    follows = 0
+    for step in range(12):
+        batch = batches.batch(step)
+        for i in range(8):
+            row = batch["targets"][i]
+            first, second = (
+                bytes(t for t in row[(batch["token_types"][i] == kind)].tolist() if t < 256) for kind in (0, 1)
+            )
+            assert not any(a in first + second and b in first + second for a, b in ((b"a s", b"b s"), (b"b s", b"a s")))
+            follows += int(batch["next_sentence_weights"][i] * (1 - batch["next_sentence"][i]))
+    assert 30 <= follows <= 66  # of 96
+    for found in batches.heldout("a", batch_rows=5):
+        padding = found["segment_ids"].sum(1) == 0
+        assert not found["next_sentence_weights"][padding].any() and found["next_sentence_weights"][~padding].all()
+
+
+def test_a_lone_row_has_no_other_to_be_set_beside(mixture: Mixture) -> None:
+    with pytest.raises(ValueError, match="source '[ab]' has one row of heldout text, and each row needs another"):
+        prepare(Data(mixture, Bytes()), 2048, 8, objective=MaskedLM(next_sentence=True))

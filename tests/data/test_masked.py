@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from lm.data.masked import MaskedLM
 from lm.data.objective import Rows, Setting, setting_of
+from lm.model.families import bert, llama
 from lm.text.tokenizer import ByteTokenizer
 
 TOKENIZER = ByteTokenizer()
@@ -91,6 +92,46 @@ def test_the_tokenizer_s_own_mask_is_taken() -> None:
     assert MaskedLM().extra_tokens(own) == 0 and MaskedLM().extra_tokens(BYTES) == 1
     batch = MaskedLM(0.9).batch(rows_of("x" * 50), own, seeded(0))
     assert (batch["tokens"] == 7).sum() > 25 and batch["tokens"].max() < 258
+
+
+PAIRS = MaskedLM(0.3, next_sentence=True)
+
+
+def test_a_pair_of_texts_is_masked_like_any_row() -> None:
+    rows = rows_of("one row of text", "another one", "what is beside it", "and beside that", width=62)
+    batch = PAIRS.batch(rows, BYTES, seeded(3))
+    assert {name: (array.shape, array.dtype.name) for name, array in batch.items()} == {
+        **dict.fromkeys(("tokens", "targets", "segment_ids", "positions", "token_types"), ((2, 64), "int32")),
+        "weights": ((2, 64), "float32"),
+        "next_sentence": ((2,), "int32"),
+        "next_sentence_weights": ((2,), "float32"),
+    }
+    asked, there = batch["weights"] > 0, batch["segment_ids"] > 0
+    np.testing.assert_array_equal(batch["tokens"][~asked], batch["targets"][~asked])
+    text = there & (batch["targets"] < 256)
+    assert not asked[~text].any() and asked.sum(1).tolist() == [round(0.3 * n) for n in text.sum(1)]
+    assert (batch["targets"][:, 0] == 256).all() and ((batch["targets"] == 257) & there).sum(1).tolist() == [2, 2]
+    assert (batch["positions"][there] == np.nonzero(there)[1]).all()  # the texts see each other
+
+
+def test_a_pair_is_alike_whatever_is_beside_it() -> None:
+    rows = rows_of("one row", "and another one", "the third", "the fourth", width=62)
+    whole = PAIRS.batch(rows, BYTES, seeded(3))
+    second = PAIRS.batch(Rows(*(a[1::2] for a in rows)), BYTES, lambda _: np.random.default_rng([3, 1]))
+    assert all((whole[name][1] == second[name][0]).all() for name in whole)
+
+
+def test_next_sentences_are_asked_of_a_model_that_can_tell() -> None:
+    assert PAIRS.measures == (*MaskedLM().measures, "next_sentence")
+    model = bert(vocab=9, layers=1, width=8, heads=1, mlp=8, context=8)
+    able = replace(model, output=replace(model.output, next_sentence=True))
+    PAIRS.check(able)
+    MaskedLM().check(able)
+    for unable in (model, replace(able, token_types=1)):
+        with pytest.raises(ValueError, match="MaskedLM with next_sentence .*set model.output.next_sentence=True and"):
+            PAIRS.check(unable)
+    with pytest.raises(ValueError, match="sees both sides"):
+        PAIRS.check(llama(vocab=9, layers=1, width=8, heads=1, mlp=8, context=8))
 
 
 def test_a_rate_must_leave_something() -> None:

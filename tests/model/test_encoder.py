@@ -14,7 +14,7 @@ from lm.decode.sampling import Sampling
 from lm.model.families import bert, t5, t5_v1_1
 from lm.model.scoring import Mask
 from lm.model.transformer import Transformer
-from tests.model.reference import SIMPLE, close, lively, run, tokens, trees_close
+from tests.model.reference import LLAMA, SIMPLE, close, lively, run, tokens, trees_close
 
 BERT = bert(vocab=31, layers=2, width=12, heads=3, mlp=20, context=24)
 T5 = t5(vocab=31, layers=2, width=12, heads=3, head_dim=6, mlp=20, context=24, buckets=8, furthest=16)
@@ -38,6 +38,40 @@ def test_token_types_are_added() -> None:
     model, params, ids = Transformer(BERT, SIMPLE), lively(BERT), tokens(BERT, 1, 9)
     np.testing.assert_array_equal(run(model, params, ids), run(model, params, ids, token_types=np.zeros_like(ids)))
     assert np.abs(run(model, params, ids, token_types=np.ones_like(ids)) - run(model, params, ids)).max() > 0.01
+
+
+@pytest.mark.parametrize("cfg", [BERT, LLAMA], ids=["bert", "a norm after the last layer"])
+def test_the_next_sentence_is_told_from_the_first_token(cfg: Any) -> None:
+    able = replace(cfg, output=replace(cfg.output, next_sentence=True))
+    model, params = Transformer(able, SIMPLE), lively(able)
+    x = np.random.default_rng(0).standard_normal((3, 5, cfg.width)).astype(np.float32)
+    head = {name: np.asarray(value, np.float64) for name, value in params["head"].items()}
+    first = x[:, 0].astype(np.float64)
+    if cfg is LLAMA:
+        first = head["norm_scale"] * first / np.sqrt((first**2).mean(-1, keepdims=True) + cfg.norm.eps)
+    pooled = np.tanh(first @ head["pooler"] + head["pooler_bias"])
+    got = model.next_sentence(params, x)
+    assert got.dtype == jnp.float32
+    close(got, pooled @ head["next_sentence"] + head["next_sentence_bias"])
+    np.testing.assert_array_equal(model.logits(params, x), Transformer(cfg, SIMPLE).logits(params, x))
+
+
+def test_an_output_for_the_next_sentence_leaves_the_other_parameters() -> None:
+    able = replace(BERT, output=replace(BERT.output, next_sentence=True))
+    plain, more = (Transformer(cfg, SIMPLE).init(jax.random.key(0)) for cfg in (BERT, able))
+    added = {name: more["head"].pop(name) for name in set(more["head"]) - set(plain["head"])}
+    jax.tree.map(np.testing.assert_array_equal, more, plain)
+    assert {name: value.shape for name, value in added.items()} == {
+        "pooler": (12, 12),
+        "pooler_bias": (12,),
+        "next_sentence": (12, 2),
+        "next_sentence_bias": (2,),
+    }
+    assert np.abs(np.corrcoef(added["pooler"].ravel(), plain["head"]["transform"].ravel())[0, 1]) < 0.5
+    axes = Transformer(able, SIMPLE).axes()["head"]
+    assert all(len(axes[name]) == value.ndim for name, value in added.items())
+    with pytest.raises(ValueError, match="no output for the next sentence: set model.output.next_sentence=True"):
+        Transformer(BERT, SIMPLE).next_sentence(plain, jnp.zeros((1, 1, 12)))
 
 
 @pytest.mark.parametrize("cfg", [T5, GATED], ids=["1.0", "1.1"])

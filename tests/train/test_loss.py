@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.model.families import llama
+from lm.model.families import bert, llama
 from lm.model.transformer import Transformer
 from lm.train.loss import by_chunks, cross_entropy
 from lm.train.task import Pretraining
@@ -110,6 +110,25 @@ def test_the_loss_is_the_mean_over_the_weights() -> None:
     logits = np.asarray(task.model(lively(LLAMA), data["tokens"]))
     _, nll, right = by_hand(logits, data["targets"], data["weights"], 0.0)
     np.testing.assert_allclose((metrics["loss"], metrics["accuracy"]), (nll, right), rtol=1e-5)
+
+
+# ---------------------------------------------------------------- next sentences
+
+PAIRED = bert(vocab=31, layers=2, width=12, heads=3, mlp=20, context=24)
+PAIRED = replace(PAIRED, output=replace(PAIRED.output, next_sentence=True))
+
+
+def test_next_sentences_add_their_mean_over_the_rows_that_ask() -> None:
+    model, params = Transformer(PAIRED, SIMPLE), lively(PAIRED)
+    task, masked = Pretraining(model, None), {**batch(PAIRED), "token_types": RNG.integers(0, 2, (B, T))}
+    asked = {"next_sentence": np.array([0, 1], np.int32), "next_sentence_weights": np.array([0.75, 0.25], np.float32)}
+    (plain, before), (total, metrics) = (task.loss(params, data, None) for data in (masked, masked | asked))
+    x = model.hidden(params, masked["tokens"], token_types=masked["token_types"]).x
+    logits = np.asarray(model.next_sentence(params, x))
+    _, nll, right = by_hand(logits, asked["next_sentence"], asked["next_sentence_weights"], 0.0)
+    np.testing.assert_allclose((metrics["next_sentence_loss"], metrics["next_sentence"]), (nll, right), rtol=1e-4)
+    np.testing.assert_allclose(total - plain, nll, rtol=1e-4)
+    assert metrics["loss"] == before["loss"] and "next_sentence" not in before
 
 
 # ---------------------------------------------------------------- memory

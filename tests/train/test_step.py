@@ -14,7 +14,7 @@ import pytest
 
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig
-from lm.model.families import gpt, llama
+from lm.model.families import bert, gpt, llama
 from lm.model.transformer import Transformer
 from lm.sharding import make_mesh
 from lm.train.loop import NotFinite, train
@@ -131,6 +131,29 @@ def test_the_metrics_are_the_batch_s() -> None:
     gradients = jax.jit(jax.grad(lambda p: task.loss(p, scaled, None)[0]))(params)
     assert float(optax.global_norm(gradients)) == pytest.approx(first["grad_norm"], rel=1e-5)
     assert first["total"] > first["loss"]  # by the z-loss
+
+
+def test_next_sentences_in_pieces_are_those_of_the_whole_batch() -> None:
+    """Though some rows ask for none, and an evaluation tells how many do."""
+    model = bert(vocab=32, layers=1, width=16, heads=4, mlp=24, context=LENGTH)
+    cfg = replace(model, output=replace(model.output, next_sentence=True))
+    asking = np.arange(ROWS) % 3 > 0
+    data = {
+        **batch(0),
+        "next_sentence": (np.arange(ROWS) // 2 % 2).astype(np.int32),
+        "next_sentence_weights": asking.astype(np.float32),
+    }
+    task, mesh = task_of(cfg), make_mesh({"data": 2}, jax.devices()[:2])
+    chain = ADAMW.build(4, task.axes())
+    found = build_eval(task, mesh)(begun(task, chain, mesh).params, place(data, mesh))
+    assert float(found["pairs"]) == asking.sum()
+    stepped = []
+    for accumulate in (1, 2, 4):
+        _, metrics = build_step(task, chain, mesh, accumulate=accumulate)(begun(task, chain, mesh), place(data, mesh))
+        stepped.append(np.array([metrics[k] for k in ("total", "next_sentence_loss", "next_sentence", "grad_norm")]))
+    np.testing.assert_allclose(stepped[1:], [stepped[0]] * 2, rtol=1e-5)
+    means = [float(found[k]) / asking.sum() for k in ("next_sentence_loss", "next_sentence")]
+    np.testing.assert_allclose(stepped[0][1:3], means, rtol=1e-5)
 
 
 def test_the_state_is_donated() -> None:
