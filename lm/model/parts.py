@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core.scope import LazyRng
 
 from lm.model.compute import Compute
 from lm.sharding import check_axes, constrain
@@ -35,9 +36,16 @@ def fan_in(inputs: int, scale: float = 1.0) -> Initializer:
 def param(
     module: nn.Module, name: str, shape: Sequence[int], axes: Sequence[str | None], init: Initializer
 ) -> jax.Array:
-    """A float32 parameter of `module`, born with its logical axes."""
+    """A float32 parameter of `module`, born with its logical axes. Its first value follows from the module's key, its
+    name and its shape alone: whatever else the module has, it starts alike."""
     check_axes(axes, shape)
-    born = nn.with_logical_partitioning(init, tuple(axes))
+
+    def draw(key: jax.Array, *args: Any) -> jax.Array:
+        if module.is_initializing():  # flax's own key counts the parameters that came before
+            key = LazyRng.create(module.scope.rngs["params"], name).as_jax_rng()  # type: ignore[union-attr]
+        return init(key, *args)
+
+    born = nn.with_logical_partitioning(draw, tuple(axes))
     return cast(jax.Array, module.param(name, born, tuple(shape), jnp.float32))
 
 

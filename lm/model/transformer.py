@@ -121,8 +121,7 @@ class Transformer:
             "head": Head(cfg, compute).init(head_key, x, jnp.zeros((cfg.vocab, cfg.width))).get("params", {}),
         }
         if cfg.output.next_sentence:
-            # a key of its own: that of the head would draw the pooler like the transform, which has its shape
-            params["head"] |= NextSentence(cfg, compute).init(jax.random.fold_in(head_key, 1), x)["params"]
+            params["head"] |= NextSentence(cfg, compute).init(head_key, x)["params"]
         if not cfg.encoder_layers:
             return params
         k1, k2, k3 = jax.random.split(encoder_key, 3)

@@ -15,7 +15,7 @@ from lm.model.attention import Attention
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig
 from lm.model.parts import FeedForward, LayerNorm
-from lm.model.positions import Positions
+from lm.model.positions import Learned, Positions
 from lm.model.scoring import Mask
 from lm.model.transformer import Transformer
 from tests.model.reference import (
@@ -227,6 +227,16 @@ def test_models_that_share_a_part_start_it_alike() -> None:
     np.testing.assert_array_equal(other["stem"]["tokens"], base["stem"]["tokens"])
     for name in ("query", "key", "value", "gate", "up"):
         np.testing.assert_array_equal(other["layers"]["0"][name][:3], base["layers"]["0"][name])
+
+
+def test_what_a_part_has_beside_it_changes_no_first_value() -> None:
+    base = fresh(LLAMA)
+    other = fresh(replace(LLAMA, norm=LayerNorm(), attention=replace(LLAMA.attention, bias=True), positions=Learned()))
+    assert set(base["layers"]["0"]) < set(other["layers"]["0"])
+    for part in ("stem", "head"):
+        jax.tree.map(np.testing.assert_array_equal, base[part], {k: other[part][k] for k in base[part]})
+    for name, value in base["layers"]["0"].items():
+        np.testing.assert_array_equal(value, other["layers"]["0"][name])
 
 
 def test_a_fresh_model_knows_nothing_but_keeps_its_scale() -> None:
