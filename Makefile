@@ -4,11 +4,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help quickstart test lint clean
+.PHONY: help quickstart test lint certificates clean
 help:
 	@echo "make quickstart   train, sample and report in runs/quickstart"
 	@echo "make test         run every test"
 	@echo "make lint         ruff and mypy"
+	@echo "make certificates every architecture against transformers: certificates/TABLE.md"
 	@echo "make clean        remove .venv and the tools' caches (runs/ stays)"
 
 quickstart: .venv/.installed
@@ -20,6 +21,16 @@ test: .venv/.installed-dev
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Ours and transformers' side are processes of their own that talk through files in CERTIFICATES.
+CERTIFICATES ?= build/certificates
+OTHER := .venv-certificates/bin/python
+certificates: .venv/.installed .venv-certificates/.installed
+	rm -rf $(CERTIFICATES)
+	$(OTHER) -m certificates.reference make $(CERTIFICATES)
+	$(BIN)/python -m certificates.ours load $(CERTIFICATES)
+	$(OTHER) -m certificates.reference check $(CERTIFICATES)
+	$(BIN)/python -m certificates.ours table $(CERTIFICATES) certificates/TABLE.md
 
 # The stamps: made last, so that an interrupted install is begun again.
 .venv/.installed: requirements.txt constraints.txt setup.py
@@ -34,10 +45,15 @@ lint: .venv/.installed-dev
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
+.venv-certificates/.installed: certificates/requirements.txt .venv/.installed
+	@$(PYTHON) -m venv --clear .venv-certificates
+	@.venv-certificates/bin/python -m pip --disable-pip-version-check install --quiet --requirement certificates/requirements.txt
+	@touch $@
+
 .venv/.installed-dev: .venv/.installed requirements-dev.txt
 	@$(PIP) install --quiet --requirement requirements-dev.txt --constraint constraints.txt
 	@touch $@
 
 clean:
-	rm -rf .venv build dist lm.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-certificates build dist lm.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

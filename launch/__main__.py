@@ -12,10 +12,18 @@ from typing import Any, NoReturn
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
-from launch import evaluate, report, sample, show, tokenizer, train
+from launch import convert, evaluate, report, sample, show, tokenizer, train
 from lm.value import suggest
 
-VERBS = {"train": train, "sample": sample, "evaluate": evaluate, "show": show, "report": report, "tokenizer": tokenizer}
+VERBS = {
+    "train": train,
+    "sample": sample,
+    "evaluate": evaluate,
+    "show": show,
+    "report": report,
+    "convert": convert,
+    "tokenizer": tokenizer,
+}
 EPILOG = """\
 examples:
   lm show experiments.quickstart                 what it is, before anything runs

@@ -8,6 +8,7 @@ COLUMNS = {
     "loss": "loss",
     "perplexity": "perplexity",
     "accuracy": "accuracy",
+    "next_sentence": "next sentence",
     "bits_per_byte": "bits per byte",
     "gzip": "gzip -9",
     "xz": "xz -9e",
@@ -20,6 +21,7 @@ told where every token is predicted.
 examples:
   lm evaluate runs/quickstart
   lm evaluate runs/quickstart --json | jq .code.bits_per_byte
+  lm evaluate model.gguf --text novel.txt
 """
 
 
@@ -28,7 +30,10 @@ def add(verbs: Any) -> None:
     verb = verbs.add_parser(
         "evaluate", help="the measures of a run on held-out text", description=__doc__, epilog=EPILOG
     )
-    verb.add_argument("run_folder", metavar="RUN", help="a run's folder")
+    verb.add_argument("run_folder", metavar="MODEL", help="a run's folder; with --text also a published model")
+    verb.add_argument(
+        "--text", nargs="+", default=[], metavar="FILE", help="the held-out text of a published model, in UTF-8"
+    )
     verb.add_argument("--json", action="store_true", help="print one JSON object: source -> measure -> number")
     verb.add_argument(
         "--devices", default="", choices=("cpu", "gpu", "tpu"), help="where to run (default: the best there is)"
@@ -44,11 +49,15 @@ def run(args: argparse.Namespace) -> None:
     from lm import hardware
 
     hardware.prepare(args.devices)
+    from lm.pretrained import is_run, load
+    from lm.pretrained.score import score
     from lm.run import evaluate
 
+    if not args.text and not is_run(args.run_folder):
+        raise ValueError(f"{args.run_folder} is no run, so it has no held-out text of its own: name files with --text")
     # what is told on the way must not end up in the JSON
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
-        found = evaluate(args.run_folder)
+        found = score(load(args.run_folder), args.text) if args.text else evaluate(args.run_folder)
     if args.json:
         print(json.dumps(found))
     else:

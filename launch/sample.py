@@ -1,4 +1,4 @@
-"""`lm sample`: let a run's model go on with a prompt."""
+"""`lm sample`: let a model go on with a prompt, a run's or a published one."""
 
 import argparse
 import sys
@@ -12,13 +12,16 @@ examples:
   lm sample runs/quickstart --prompt "def "
   lm sample runs/quickstart --prompt "The " --temperature 0 --max-new-tokens 64     greedy
   lm sample runs/quickstart --prompt "class " --top-k 40 --seed 7 -n 3
+  lm sample model.gguf --prompt "The capital of France is" --temperature 0
 """
 
 
 def add(verbs: Any) -> None:
     """Declare `lm sample`."""
-    verb = verbs.add_parser("sample", help="let a run's model go on with a prompt", description=__doc__, epilog=EPILOG)
-    verb.add_argument("run_folder", metavar="RUN", help="a run's folder")
+    verb = verbs.add_parser("sample", help="let a model go on with a prompt", description=__doc__, epilog=EPILOG)
+    verb.add_argument(
+        "run_folder", metavar="MODEL", help="a run's folder, a Hugging Face model directory, or a GGUF file"
+    )
     verb.add_argument("--prompt", default="", help="the text to go on with (default: none)")
     verb.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="the most tokens to add (128)")
     verb.add_argument(
@@ -49,9 +52,10 @@ def run(args: argparse.Namespace) -> None:
     hardware.prepare(args.devices)
     from lm.data.cache import cache_dir
     from lm.decode.sampling import Sampling
-    from lm.pretrained import load, read_experiment
+    from lm.pretrained import is_run, load, read_experiment
 
-    hardware.split_cpu(read_experiment(args.run_folder).compute.devices)
+    if is_run(args.run_folder):
+        hardware.split_cpu(read_experiment(args.run_folder).compute.devices)
     hardware.keep_compiled(cache_dir())
     model = load(args.run_folder)
     sampling = Sampling(args.temperature, args.top_k, args.top_p)

@@ -1,6 +1,8 @@
-"""`lm show`: an experiment as it would run, and what it would cost, before anything runs. No data is read."""
+"""`lm show`: an experiment as it would run, and what it would cost, before anything runs; or a model that is there. No
+data is read."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.find import changed, find
@@ -8,11 +10,13 @@ from launch.train import declared
 
 if TYPE_CHECKING:
     from lm.experiment import Experiment
+    from lm.model.config import ModelConfig
 
 EPILOG = """\
 examples:
   lm show experiments.quickstart
   lm show experiments.quickstart --set model.layers=12 model.width=768 optimizer=Muon
+  lm show model.gguf                             or a Hugging Face model directory
 """
 
 
@@ -31,17 +35,34 @@ def run(args: argparse.Namespace) -> None:
 
     # counting needs no accelerator, and must not take one from a run
     hardware.prepare(args.devices or "cpu")
+    if published(args.experiment):
+        return show_published(args.experiment)
     experiment, reference = find(args.experiment)
     experiment = changed(experiment, args.set, args.text, args.host_devices)
     from lm.monitor import terminal
 
     console = terminal()
     console.print(tree(experiment, reference))
-    for table in (parts(experiment), costs(experiment)):
+    for table in (parts(experiment.model), costs(experiment)):
         console.print(table)
 
 
-def tree(experiment: "Experiment", reference: str) -> Any:
+def published(path: str) -> bool:
+    """Whether `path` is a model directory or a GGUF file rather than an experiment."""
+    return Path(path).suffix == ".gguf" or (Path(path) / "config.json").is_file()
+
+
+def show_published(path: str) -> None:
+    """Print what a published model is and its parts; its tensors are not read."""
+    from lm.monitor import terminal
+    from lm.pretrained.checkpoint import open_checkpoint
+
+    cfg = open_checkpoint(Path(path)).cfg
+    terminal().print(tree(cfg, path))
+    terminal().print(parts(cfg))
+
+
+def tree(shown: "Experiment | ModelConfig", reference: str) -> Any:
     """The resolved value, nested as it is."""
     from rich.markup import escape
     from rich.tree import Tree
@@ -57,17 +78,17 @@ def tree(experiment: "Experiment", reference: str) -> Any:
                 branch.add(f"[dim]{escape(key)}[/] {escape(shown)}")
 
     top = Tree(f"[bold]{escape(reference)}[/]")
-    grow(top, plain(experiment))
+    grow(top, plain(shown))
     return top
 
 
-def parts(experiment: "Experiment") -> Any:
+def parts(cfg: "ModelConfig") -> Any:
     """Parameters by part."""
     from rich.table import Table
 
     from lm.model import count
 
-    by_part = count.by_part(experiment.model)
+    by_part = count.by_part(cfg)
     total = sum(by_part.values())
     table = Table("part", "parameters", "share", show_footer=True)
     table.columns[0].footer, table.columns[1].footer = "all", f"{total:,}"

@@ -1,5 +1,6 @@
 """Counting before running: parameters by part, floating-point operations a token, bytes of state."""
 
+import functools
 import math
 from fractions import Fraction
 from typing import Any
@@ -17,6 +18,7 @@ def shapes(cfg: ModelConfig) -> dict[str, Any]:
     return Transformer(cfg, Compute().resolve("cpu")).shapes()
 
 
+@functools.cache
 def parameters(cfg: ModelConfig) -> int:
     """How many parameters `cfg` has, each shared one once."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes(cfg)))

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -57,7 +58,7 @@ def build_step(
         (total, metrics), grads = jax.value_and_grad(task.loss, has_aux=True)(params, batch, key)
         return {**metrics, "total": total}, grads
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch, seed: jax.Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         tokens = batch["weights"].sum()
         batch = {**batch, **{name: a / jnp.maximum(a.sum(), 1.0) for name, a in batch.items() if name in WEIGHTS}}
@@ -72,8 +73,9 @@ def build_step(
 
     _, placed = state_shardings(task, optimizer, mesh, ema)
     scalars = NamedSharding(mesh, PartitionSpec())
-    jitted = jax.jit(step, in_shardings=(placed, None), out_shardings=(placed, scalars), donate_argnums=0)
-    return _under(mesh, jitted)
+    jitted = jax.jit(step, in_shardings=(placed, None, None), out_shardings=(placed, scalars), donate_argnums=0)
+    # the seed is data, not a constant of the program: runs that differ in it alone share what is compiled
+    return _under(mesh, jitted, np.uint32(seed))
 
 
 def _accumulated(gradients: Any, params: Any, batch: Batch, key: jax.Array, parts: int) -> Any:
@@ -104,12 +106,12 @@ def build_eval(task: Task, mesh: Mesh) -> Callable[[Any, Batch], Metrics]:
     return _under(mesh, jax.jit(evaluate))
 
 
-def _under(mesh: Mesh, jitted: Any) -> Any:
+def _under(mesh: Mesh, jitted: Any, *last: Any) -> Any:
     def call(*args: Any) -> Any:
         with sharding.using(mesh):
-            return jitted(*args)
+            return jitted(*args, *last)
 
-    call.lower = lambda *args: _lower(mesh, jitted, args)  # type: ignore[attr-defined]
+    call.lower = lambda *args: _lower(mesh, jitted, (*args, *last))  # type: ignore[attr-defined]
     return call
 
 

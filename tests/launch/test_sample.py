@@ -21,6 +21,7 @@ class Parrot:
 def parrot(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("prepare", "keep_compiled", "split_cpu"):
         monkeypatch.setattr(lm.hardware, name, lambda *args: None)
+    monkeypatch.setattr("lm.pretrained.is_run", lambda run: True)
     monkeypatch.setattr("lm.pretrained.load", lambda run: Parrot())
     monkeypatch.setattr(
         "lm.pretrained.read_experiment", lambda run: SimpleNamespace(compute=SimpleNamespace(devices=0))

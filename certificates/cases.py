@@ -1,0 +1,192 @@
+"""The small checkpoints of the certificate: every architecture in several odd shapes, as fields of its config.json.
+
+Neither PyTorch nor JAX is imported here: both sides and the tests read it.
+"""
+
+import zlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+V, T = 96, 40  # vocabulary; tokens of a sequence
+
+
+class Case(NamedTuple):
+    """One checkpoint: `shape` in words, `architecture` in transformers, fields of its config, what is asked of it."""
+
+    shape: str
+    architecture: str
+    fields: dict[str, Any]
+    length: int = T
+    cached: bool = True  # dynamic scaling turns the same token by another angle once the text is longer
+
+    @property
+    def name(self) -> str:
+        """A folder's name."""
+        return "".join(c if c.isalnum() else "-" for c in f"{self.architecture} {self.shape}").strip("-")
+
+
+LLAMA = dict(
+    vocab_size=V,
+    hidden_size=32,
+    intermediate_size=56,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    bos_token_id=1,
+    eos_token_id=None,
+    pad_token_id=0,
+)
+
+
+def rope(kind: str, theta: float = 10000.0, **more: Any) -> dict[str, Any]:
+    """A field rope_parameters."""
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": theta, **more}}
+
+
+def llama(shape: str, architecture: str = "LlamaForCausalLM", **fields: Any) -> Case:
+    """A case of Llama's kind; fields of 16 tokens' original context meet texts of 40."""
+    return Case(shape, architecture, {**LLAMA, **fields})
+
+
+GEMMA = dict(head_dim=12, pad_token_id=0)
+QWEN = dict(head_dim=24, use_sliding_window=False)
+OSS = dict(head_dim=8, num_local_experts=5, num_experts_per_tok=2, sliding_window=7)
+GPT2 = dict(vocab_size=V, n_embd=32, n_layer=3, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=None)
+T5 = dict(vocab_size=V, d_model=32, d_kv=12, d_ff=56, num_layers=2, num_heads=4, eos_token_id=None)
+T5["decoder_start_token_id"] = 0
+BERT = dict(
+    vocab_size=V,
+    hidden_size=32,
+    intermediate_size=56,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    max_position_embeddings=64,
+)
+
+CASES = (
+    Case("plain", "GPT2LMHeadModel", GPT2),
+    Case("wide feed-forward, one head", "GPT2LMHeadModel", {**GPT2, "n_head": 1, "n_inner": 72}),
+    Case("untied", "GPT2LMHeadModel", {**GPT2, "tie_word_embeddings": False}),
+    llama("as many kv heads", num_key_value_heads=4, num_attention_heads=4),
+    llama("grouped, head size 20, tied", head_dim=20, tie_word_embeddings=True),
+    llama("one kv head, biases", num_key_value_heads=1, attention_bias=True, mlp_bias=True),
+    llama("linear", **rope("linear", factor=3.0)),
+    llama("dynamic", max_position_embeddings=24, **rope("dynamic", factor=2.0))._replace(cached=False),
+    llama(
+        "llama3",
+        **rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16),
+    ),
+    llama("YaRN", **rope("yarn", factor=4.0, original_max_position_embeddings=16)),
+    llama(
+        "YaRN with factors",
+        **rope(
+            "yarn",
+            theta=5000.0,
+            factor=4.0,
+            original_max_position_embeddings=16,
+            beta_fast=8.0,
+            beta_slow=0.5,
+            attention_factor=0.9,
+        ),
+    ),
+    llama("window of 9", "MistralForCausalLM", sliding_window=9),
+    llama("no window, head size 16", "MistralForCausalLM", sliding_window=None, head_dim=16),
+    llama("4 experts", "MixtralForCausalLM", num_local_experts=4, num_experts_per_tok=2),
+    llama("7 experts, 3 chosen", "MixtralForCausalLM", num_local_experts=7, num_experts_per_tok=3, head_dim=16),
+    llama("biases on q, k, v", "Qwen2ForCausalLM"),
+    llama(
+        "windows from layer 1 on",
+        "Qwen2ForCausalLM",
+        use_sliding_window=True,
+        sliding_window=9,
+        max_window_layers=1,
+        tie_word_embeddings=True,
+    ),
+    llama("head size 24", "Qwen3ForCausalLM", **QWEN),
+    llama("tied, biases", "Qwen3ForCausalLM", **QWEN, tie_word_embeddings=True, attention_bias=True),
+    llama("5 experts, window of 7", "GptOssForCausalLM", **OSS),
+    llama("theta alone", "GptOssForCausalLM", **{**OSS, "num_hidden_layers": 4}, **rope("default")),
+    llama("one kv head", "GemmaForCausalLM", **GEMMA, num_key_value_heads=1),
+    llama("grouped, untied", "GemmaForCausalLM", **GEMMA, tie_word_embeddings=False),
+    llama("window of 9", "Gemma2ForCausalLM", **GEMMA, sliding_window=9, query_pre_attn_scalar=20),
+    llama(
+        "without caps",
+        "Gemma2ForCausalLM",
+        **GEMMA,
+        sliding_window=9,
+        attn_logit_softcapping=None,
+        final_logit_softcapping=None,
+    ),
+    llama("8 layers, window of 7", "Gemma3ForCausalLM", **{**GEMMA, "num_hidden_layers": 8}, sliding_window=7),
+    llama(
+        "scaled, 3 layers",
+        "Gemma3ForCausalLM",
+        **GEMMA,
+        sliding_window=7,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    ),
+    Case("1.0", "T5ForConditionalGeneration", {**T5, "tie_word_embeddings": True}),
+    Case(
+        "1.1, 3 encoder layers",
+        "T5ForConditionalGeneration",
+        {
+            **T5,
+            "feed_forward_proj": "gated-gelu",
+            "num_layers": 3,
+            "num_decoder_layers": 2,
+            "tie_word_embeddings": False,
+        },
+    ),
+    Case(
+        "few buckets",
+        "T5ForConditionalGeneration",
+        {**T5, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 20},
+    ),
+    Case("output", "BertForMaskedLM", BERT),
+    Case("three token types, relu", "BertForPreTraining", {**BERT, "type_vocab_size": 3, "hidden_act": "relu"}),
+    Case("bare", "BertModel", {**BERT, "num_attention_heads": 2}),
+)
+
+
+def array(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The float32 values of the tensor `name`, the same everywhere: scales around 1, biases and sinks small, matrices
+    of variance about 1 / inputs."""
+    draw = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
+    if len(shape) > 1:
+        return (draw * 0.6 / np.sqrt(min(shape[-2:]))).astype(np.float32)
+    scale = name.endswith("weight")
+    return (scale + 0.2 * draw).astype(np.float32)
+
+
+def inputs(case: Case) -> dict[str, np.ndarray]:
+    """Token ids [3, T]; the mask of a batch padded on the left, on the right and not at all; more for some families."""
+    rng = np.random.default_rng(7)
+    ids = rng.integers(2, V, (3, case.length))
+    mask = np.ones_like(ids)
+    mask[0, :11], mask[1, -6:] = 0, 0
+    more = {}
+    if case.architecture.startswith("T5"):
+        more["decoder_input_ids"] = np.pad(rng.integers(2, V, (3, 30)), ((0, 0), (1, 0)))
+    if case.architecture.startswith("Bert"):
+        more["token_type_ids"] = rng.integers(0, 2, ids.shape)
+    return {"input_ids": ids, "attention_mask": mask, **more}
+
+
+def counted(case: Case) -> np.ndarray:
+    """Whose logits are compared: bool [3, T], all but padding; of a decoder that reads an encoder, all."""
+    given = inputs(case)
+    return given.get("decoder_input_ids", given["attention_mask"] - 1) >= 0
+
+
+def prompts(case: Case) -> np.ndarray:
+    """The prompt that is continued greedily: [1, 20], long enough for the windows."""
+    return np.random.default_rng(8).integers(2, V, (1, 20))
+
+
+NEW = 12  # tokens of a greedy continuation

@@ -1,0 +1,121 @@
+"""The side of transformers: makes the checkpoints and says what they give; reads what we wrote.
+
+python -m certificates.reference make FOLDER      checkpoints, logits, greedy continuations
+python -m certificates.reference check FOLDER     the logits of our exports
+python -m certificates.reference record FOLDER    a few of the logits, for the tests: tests/pretrained/recorded.json
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from certificates.cases import CASES, NEW, Case, array, inputs, prompts
+
+CONFIGS = {
+    "GPT2": "GPT2Config",
+    "GptOss": "GptOssConfig",
+    "Gemma3": "Gemma3TextConfig",
+    "T5": "T5Config",
+    "Bert": "BertConfig",
+}
+
+
+def config(case: Case) -> object:
+    """The configuration of a case."""
+    for start, name in CONFIGS.items():
+        if case.architecture.startswith(start):
+            return getattr(transformers, name)(**case.fields)
+    return getattr(transformers, case.architecture.replace("ForCausalLM", "Config"))(**case.fields)
+
+
+def make(case: Case, folder: Path) -> None:
+    """The checkpoint of a case with our values, and what it gives."""
+    kind = getattr(transformers, case.architecture)
+    model = kind(config(case))
+    if case.fields.get("tie_word_embeddings") is False and hasattr(model, "lm_head"):
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())  # T5 1.1 says one, keeps two
+    model.save_pretrained(folder)
+    with safe_open(folder / "model.safetensors", "np") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    save_file({n: array(n, s) for n, s in shapes.items()}, folder / "model.safetensors", {"format": "pt"})
+    if case.architecture.startswith("T5") and case.fields.get("tie_word_embeddings") is False:
+        said = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": False}
+        (folder / "config.json").write_text(json.dumps(said))  # as the published files have it
+    model = kind.from_pretrained(folder, attn_implementation="eager").eval()
+    given = {"logits": logits(model, case)}
+    if "Bert" not in case.architecture:
+        given["greedy"] = greedy(model, case)
+    np.savez(folder / "reference.npz", **given)
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module, case: Case) -> np.ndarray:
+    """The logits of the case's inputs; hidden states where there is no output."""
+    out = model(**{name: torch.tensor(value) for name, value in inputs(case).items()})
+    named = ("prediction_logits", "logits", "last_hidden_state")
+    return next(out[name] for name in named if name in out).numpy()
+
+
+@torch.no_grad()
+def greedy(model: torch.nn.Module, case: Case) -> np.ndarray:
+    """The NEW tokens after the prompt."""
+    ids = torch.tensor(prompts(case))
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False
+    )
+    return out[0, -NEW:].numpy()
+
+
+def check(case: Case, folder: Path) -> None:
+    """The logits of our export."""
+    written = folder / "export"
+    name = json.loads((written / "config.json").read_text())["architectures"][0]
+    model, info = getattr(transformers, name).from_pretrained(
+        written, attn_implementation="eager", output_loading_info=True
+    )
+    odd = sorted(k for k in [*info["missing_keys"], *info["unexpected_keys"]] if "pooler" not in k)
+    np.savez(folder / "again.npz", logits=logits(model.eval(), case), odd=np.array(odd, dtype=str))
+
+
+RECORDED = Path(__file__).parent.parent / "tests" / "pretrained" / "recorded.json"
+FEW = (slice(None), slice(12, None, 9), slice(3, None, 31))  # of [B, T, V]
+
+
+def record(folder: Path) -> None:
+    """Of each case its config, the shapes of its tensors, some logits and the greedy continuation."""
+    found = {}
+    for case in CASES:
+        here = folder / case.name
+        given = np.load(here / "reference.npz")
+        with safe_open(here / "model.safetensors", "np") as file:
+            shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        found[case.name] = {
+            "config": json.loads((here / "config.json").read_text()),
+            "tensors": shapes,
+            "std": float(given["logits"].std()),
+            "logits": given["logits"][FEW].round(7).tolist(),
+            "greedy": given["greedy"].tolist() if "greedy" in given else None,
+        }
+    lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in found.items()]
+    RECORDED.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def main(verb: str, folder: str) -> None:
+    """Run `make` or `check` on every case, or `record` them all."""
+    if verb == "record":
+        return record(Path(folder))
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    torch.manual_seed(0)
+    for case in CASES:
+        {"make": make, "check": check}[verb](case, Path(folder) / case.name)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

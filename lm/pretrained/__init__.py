@@ -1,0 +1,120 @@
+"""A trained model from outside or from a run of ours, ready to use, and back out again.
+
+    model = load("directory")    # a Hugging Face model directory, a GGUF file, or a run's folder
+    model.generate("The capital of France is")
+    model.save("another")
+
+model.py         what can be asked of it; save.py writes it, score.py measures it on a text
+checkpoint.py    what is in a checkpoint; place.py puts it on devices, part by part
+rows.py          how their tensors correspond to ours, both ways; tables in llama.py, gemma.py, gpt2.py, t5.py, bert.py
+architecture.py  what a table belongs to; known.py lists them
+fields.py        config.json, of which nothing goes unnoticed; rope.py its rotary part
+files.py         safetensors; gguf.py GGUF
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from lm import value
+from lm.experiment import Experiment
+from lm.model.compute import Compute
+from lm.model.transformer import Transformer
+from lm.pretrained.checkpoint import Checkpoint, open_checkpoint
+from lm.pretrained.fields import read_json
+from lm.pretrained.files import refuse_pickle
+from lm.pretrained.model import IDS, Pretrained
+from lm.pretrained.place import place
+from lm.text.files import from_directory
+from lm.text.gguf import from_gguf
+from lm.text.tokenizer import Tokenizer, load_tokenizer
+from lm.train.checkpoint import Checkpoints
+
+__all__ = ["Pretrained", "is_run", "load", "read_experiment"]
+
+
+def load(path: str | Path, mesh: Mesh | None = None, dtype: str = "float32") -> Pretrained:
+    """The model at `path`: a Hugging Face directory, a GGUF file, or a run's folder.
+
+    A published model is computed in `dtype` (float32 or bfloat16; its parameters are float32) and lies on `mesh`, or on
+    one device. A run is computed as its experiment says. Raises ValueError, naming file and tensor or field, for
+    anything that is missing, damaged or not supported; a pickle is never opened."""
+    path = Path(path).expanduser()
+    if is_run(path):
+        return _load_run(path)
+    checkpoint = open_checkpoint(path)
+    model = Transformer(checkpoint.cfg, Compute(dtype=dtype, matmul=dtype, unroll=1).resolve())
+    tokenizer, ids = _tokenizer(path, checkpoint), _ids(path, checkpoint)
+    params = place(checkpoint, model, mesh)
+    return Pretrained(checkpoint.cfg, params, tokenizer, model, 0, checkpoint.architecture, ids)
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether `path` is to be read as a run of ours: what has an experiment.json, and what is neither a file nor has a
+    config.json."""
+    path = Path(path).expanduser()
+    return (path / "experiment.json").is_file() or not (path.is_file() or (path / "config.json").is_file())
+
+
+def _tokenizer(path: Path, checkpoint: Checkpoint) -> Tokenizer | None:
+    """The tokenizer of a published model; None where its directory has none."""
+    if path.is_dir():
+        tokenizer = from_directory(path)
+    else:
+        tokenizer = from_gguf(checkpoint.metadata) if "tokenizer.ggml.model" in checkpoint.metadata else None
+    if tokenizer is None:
+        return None
+    vocab, embedding = checkpoint.cfg.vocab, checkpoint.tensors[0].name
+    # controls beyond the embedding are never written: Gemma 3's text models have one for images
+    if any(id not in tokenizer.controls for id in range(vocab, tokenizer.vocab_size)):
+        raise ValueError(
+            f"{path}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, but tensor {embedding} has {vocab} rows: "
+            "one of the two belongs to another model"
+        )
+    return tokenizer
+
+
+def _ids(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The token ids that the files name, generation_config.json before config.json.
+
+    Raises ValueError for what is neither an id nor a list of ids."""
+    if path.is_file():  # a GGUF's are its tokenizer's
+        return {}
+    more = path / "generation_config.json"
+    said = {**checkpoint.metadata, **(read_json(more) if more.is_file() else {})}
+    found = {name: said[name] for name in IDS if said.get(name) is not None}
+    for name, ids in found.items():
+        if not all(isinstance(id, int) for id in (ids if isinstance(ids, list) else [ids])):
+            raise ValueError(f"{path}: {name}={ids!r} in config.json or generation_config.json: expected token ids")
+    return found
+
+
+def read_experiment(run: str | Path) -> Experiment:
+    """The experiment of a run's folder. Raises ValueError where there is none."""
+    file = Path(run).expanduser() / "experiment.json"
+    try:
+        return value.build(Experiment, json.loads(file.read_text())["value"])
+    except FileNotFoundError:
+        refuse_pickle(*(sorted(file.parent.iterdir()) if file.parent.is_dir() else ()))
+        raise ValueError(
+            f"{run} is not a run: it has no experiment.json, which `lm train` makes; "
+            "nor a published model: that is a GGUF file, or a directory with a config.json"
+        ) from None
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, ImportError) as error:
+        raise ValueError(f"{file} cannot be read: {type(error).__name__}: {error}") from None
+
+
+def _load_run(run: Path) -> Pretrained:
+    """The newest checkpoint of the run in folder `run`: its moving average where it keeps one, else its parameters.
+
+    Raises ValueError for a folder that is not a run, or has no checkpoint yet."""
+    experiment = read_experiment(run)
+    model = Transformer(experiment.model, experiment.compute.resolve())
+    tokenizer = load_tokenizer(run / "tokenizer")
+    part = "ema" if experiment.ema else "params"
+    checkpoints = Checkpoints(run / "checkpoints", experiment.keep_last, experiment.keep_best)
+    state, _, step = checkpoints.restore({part: model.shapes()})
+    checkpoints.close()
+    return Pretrained(experiment.model, state[part], tokenizer, model, step)

@@ -1,0 +1,123 @@
+"""BERT: the encoder alone (sentence vectors), with the output that fills in masked words, or with both outputs."""
+
+from dataclasses import replace
+from typing import Any
+
+from lm.model.attention import Attention
+from lm.model.config import ModelConfig
+from lm.model.families import bert, head_size
+from lm.model.output import NoOutput, Output
+from lm.model.parts import FeedForward, LayerNorm
+from lm.pretrained.architecture import ACTIVATION, Architecture, linear, part, same, sizes, their_activation
+from lm.pretrained.fields import Fields
+from lm.pretrained.rows import Flat, Linear, Row, row
+
+SIZES = dict(
+    vocab="vocab_size",
+    layers="num_hidden_layers",
+    width="hidden_size",
+    heads="num_attention_heads",
+    mlp="intermediate_size",
+    context="max_position_embeddings",
+)
+AT = "bert.encoder.layer.{i}."
+PREDICTIONS = "cls.predictions."
+
+
+def _norm(ours: str, theirs: str) -> list[Row]:
+    return [same(f"{ours}_scale", f"{theirs}.weight"), same(f"{ours}_bias", f"{theirs}.bias")]
+
+
+def _dense(ours: str, theirs: str, inputs: int = 1) -> list[Row]:
+    return [row(ours, f"{theirs}.weight", Linear(inputs)), row(f"{ours}_bias", f"{theirs}.bias", Flat())]
+
+
+ROWS = [
+    same("stem/tokens", "bert.embeddings.word_embeddings.weight"),
+    same("stem/positions", "bert.embeddings.position_embeddings.weight"),
+    same("stem/token_types", "bert.embeddings.token_type_embeddings.weight"),
+    *_norm("stem/norm", "bert.embeddings.LayerNorm"),
+    *_dense("layers/*/query", AT + "attention.self.query"),
+    *_dense("layers/*/key", AT + "attention.self.key"),
+    *_dense("layers/*/value", AT + "attention.self.value"),
+    *_dense("layers/*/out", AT + "attention.output.dense", inputs=2),
+    *_norm("layers/*/attention_norm", AT + "attention.output.LayerNorm"),
+    *_dense("layers/*/up", AT + "intermediate.dense"),
+    *_dense("layers/*/down", AT + "output.dense"),
+    *_norm("layers/*/ffn_norm", AT + "output.LayerNorm"),
+    *_dense("head/transform", PREDICTIONS + "transform.dense"),
+    *_norm("head/transform_norm", PREDICTIONS + "transform.LayerNorm"),
+    linear("head/kernel", PREDICTIONS + "decoder.weight"),
+    same("head/bias", PREDICTIONS + "bias"),
+    *_dense("head/pooler", "bert.pooler.dense"),
+    *_dense("head/next_sentence", "cls.seq_relationship"),
+]
+
+
+def rows(cfg: ModelConfig) -> list[Row]:
+    """The table of BERT."""
+    return ROWS
+
+
+def _read(fields: Fields, output: Output) -> ModelConfig:
+    known = sizes(fields, SIZES)
+    norm = LayerNorm(eps=float(fields.number("layer_norm_eps", 1e-12)))
+    activation = fields.choose("hidden_act", ACTIVATION, "gelu")
+    fields.expect("is_decoder", False)
+    fields.expect("add_cross_attention", False)
+    fields.expect("position_embedding_type", "absolute")
+    writes, tied = not isinstance(output, NoOutput), fields.flag("tie_word_embeddings", True)
+    cfg = bert(
+        **known,
+        attention=Attention(known["heads"], head_size(known["width"], known["heads"]), bias=True),
+        ffn=FeedForward(known["mlp"], activation, bias=True),
+        norm=norm,
+        embed_norm=norm,
+        token_types=fields.whole("type_vocab_size", 2),
+        output=replace(output, transform=activation) if writes else output,
+        tied=tied or not writes,
+    )
+    fields.finish()
+    return cfg
+
+
+def read_masked(fields: Fields) -> ModelConfig:
+    """The config.json of BERT with masked words. Raises ValueError, as the others here, for a field that is not
+    supported."""
+    return _read(fields, Output(bias=True))
+
+
+def read_both(fields: Fields) -> ModelConfig:
+    """The config.json of BERT with masked words and the next sentence."""
+    return _read(fields, Output(bias=True, next_sentence=True))
+
+
+def read_bare(fields: Fields) -> ModelConfig:
+    """The config.json of BERT's encoder alone."""
+    return _read(fields, NoOutput())
+
+
+def write(cfg: ModelConfig) -> dict[str, Any]:
+    """What they read, of a config with LayerNorm. Raises ValueError for another."""
+    norm = part(cfg.norm, LayerNorm)
+    return {
+        "vocab_size": cfg.vocab,
+        "num_hidden_layers": cfg.layers,
+        "hidden_size": cfg.width,
+        "num_attention_heads": cfg.attention.heads,
+        "intermediate_size": cfg.ffn.mlp,
+        "max_position_embeddings": cfg.context,
+        "type_vocab_size": cfg.token_types,
+        "hidden_act": their_activation(cfg.ffn.activation),
+        "layer_norm_eps": norm.eps,
+        "tie_word_embeddings": cfg.tied,
+    }
+
+
+# where they are not in the table, pooled vectors and the next sentence are for other tasks; decoder.bias is
+# predictions.bias again
+IGNORED = r"(^|\.)pooler\.|^cls\.seq_relationship\.|^cls\.predictions\.decoder\.bias$|position_ids$"
+RENAMED = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
+MASKED = Architecture("BertForMaskedLM", "bert", read_masked, write, rows, IGNORED, "bert.", RENAMED)
+BOTH = Architecture("BertForPreTraining", "bert", read_both, write, rows, IGNORED, "bert.", RENAMED)
+BARE = Architecture("BertModel", "bert", read_bare, write, rows, IGNORED + r"|^cls\.", "bert.", RENAMED)

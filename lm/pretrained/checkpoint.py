@@ -1,0 +1,133 @@
+"""A published checkpoint that is opened but not read: what model it is, and which tensor each of its parameters is."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from lm.model.compute import Compute
+from lm.model.config import ModelConfig
+from lm.model.transformer import Transformer
+from lm.pretrained import gguf
+from lm.pretrained.architecture import Architecture
+from lm.pretrained.fields import Fields, read_json
+from lm.pretrained.files import Safetensors, refuse_pickle
+from lm.pretrained.known import architecture_of
+from lm.pretrained.rows import Row, Tensor, flatten, tensors
+
+
+class Source(Protocol):
+    """A file or several: the names of their tensors, and of each where it is (file and name, for a message), its shape
+    and its values."""
+
+    path: Path
+
+    def __iter__(self) -> Iterator[str]: ...
+    def where(self, name: str) -> str: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+    def read(self, name: str) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The architecture, the model, the tensors with our paths and where they are stored (their names there), and the
+    metadata: config.json, or that of the GGUF file."""
+
+    architecture: Architecture
+    cfg: ModelConfig
+    source: Source
+    tensors: tuple[Tensor, ...]
+    stored: Mapping[str, str]
+    metadata: Mapping[str, Any]
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in a model directory or a GGUF file.
+
+    Raises ValueError, naming file and tensor or field, for what is damaged, incomplete, unknown or not supported."""
+    if path.is_file():
+        return _open_gguf(path)
+    file = path / "config.json"
+    values = read_json(file)
+    architecture = architecture_of(values, file)
+    cfg = _read(architecture, Fields(values, file))
+    return _matched(architecture, cfg, architecture.rows(cfg), Safetensors(path), values)
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    refuse_pickle(path)
+    if path.suffix == ".safetensors":
+        raise ValueError(f"{path} is the weights alone: give the directory that also holds its config.json")
+    source = gguf.GGUF(path)
+    kind, fields = gguf.fields(source)
+    cfg = _read(kind.architecture, fields)
+    named = replace(kind.architecture, ignored=r"^rope_freqs\.weight$", prefix="", renamed=())
+    return replace(_matched(named, cfg, kind.rows, source, source.metadata), architecture=kind.architecture)
+
+
+def _read(architecture: Architecture, fields: Fields) -> ModelConfig:
+    """The config that `fields` say; what its parts refuse is told with the file's name."""
+    try:
+        return architecture.read(fields)
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if text.startswith(str(fields.file)) else f"{fields.file}: {text}") from None
+
+
+def _matched(
+    architecture: Architecture, cfg: ModelConfig, rows: Sequence[Row], source: Source, metadata: Mapping[str, Any]
+) -> Checkpoint:
+    stored = _canonical(architecture, source)
+    cfg = _untied(cfg, rows, source, stored)
+    shapes = {path: leaf.shape for path, leaf in flatten(_model(cfg).shapes()).items()}
+    found = tensors(rows, shapes)
+    missing = [t for t in found if t.name not in stored]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if missing[1:] else ""
+        raise ValueError(f"{source.path}: tensor {missing[0].name} is missing{more}: it is {missing[0].paths[0]}")
+    names = {t.name for t in found}
+    for name, where in stored.items():
+        if name not in names and not architecture.ignores(name) and not _tied_copy(cfg, rows, name):
+            raise ValueError(f"{source.where(where)} is unexpected: {architecture.name} with this config has none")
+    for tensor in found:
+        if source.shape(stored[tensor.name]) != tensor.shape:
+            raise ValueError(
+                f"{source.where(stored[tensor.name])} has shape {list(source.shape(stored[tensor.name]))}: "
+                f"the config asks for {list(tensor.shape)}"
+            )
+    return Checkpoint(architecture, cfg, source, tuple(found), stored, metadata)
+
+
+def _model(cfg: ModelConfig) -> Transformer:
+    return Transformer(cfg, Compute().resolve("cpu"))
+
+
+def _canonical(architecture: Architecture, source: Source) -> dict[str, str]:
+    """The architecture's names of the tensors to the names they are stored by."""
+    bare = architecture.prefix and not any(name.startswith(architecture.prefix) for name in source)
+    stored = {}
+    for name in source:
+        full = architecture.prefix + name if bare else name
+        for old, new in architecture.renamed:
+            full = full.replace(old, new)
+        stored[full] = name
+    return stored
+
+
+def _output(rows: Sequence[Row]) -> str:
+    return next(row.theirs for row in rows if row.ours == ("head/kernel",))
+
+
+def _tied_copy(cfg: ModelConfig, rows: Sequence[Row], name: str) -> bool:
+    return cfg.tied and name == _output(rows)
+
+
+def _untied(cfg: ModelConfig, rows: Sequence[Row], source: Source, stored: Mapping[str, str]) -> ModelConfig:
+    """`cfg`, not tied where the file has an output that is not the embedding (transformers decides so, too)."""
+    output, embedding = _output(rows), rows[0].theirs
+    if not cfg.tied or output not in stored or embedding not in stored:
+        return cfg
+    same = np.array_equal(source.read(stored[output]), source.read(stored[embedding]))
+    return cfg if same else replace(cfg, tied=False)

@@ -1,0 +1,116 @@
+"""A config.json, read so that nothing in it goes unnoticed.
+
+Each field is taken by the architecture that knows it, or is known to change no number; the first one left over is
+refused by its name.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# Fields of any architecture that change no number of a forward pass: training, generation, labels, bookkeeping.
+NAMES = """
+    _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path architectures attention_dropout
+    attention_probs_dropout_prob attn_implementation attn_pdrop bad_words_ids begin_suppress_tokens bos_token_id
+    cache_implementation classifier_dropout cls_token_id decoder_start_token_id directionality diversity_penalty
+    do_sample dropout_rate dtype early_stopping embd_pdrop encoder_no_repeat_ngram_size eos_token_id
+    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing
+    hidden_dropout_prob id2label initial_context_length initializer_factor initializer_range is_llama_config
+    label2id length_penalty mask_token_id max_length max_window_layers min_length model_type no_repeat_ngram_size
+    num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states output_past
+    output_router_logits output_scores pad_token_id pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers
+    pooler_size_per_head pooler_type prefix pretraining_tp problem_type pruned_heads remove_invalid_values
+    repetition_penalty resid_pdrop return_dict return_dict_in_generate router_aux_loss_coef router_jitter_noise
+    sep_token_id summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
+    suppress_tokens swa_window task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class
+    top_k top_p torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache
+"""
+INERT = frozenset(NAMES.split())
+MOST = 1 << 40  # no number in a config is as large: this one is damaged
+
+
+class Fields:
+    """The fields of `file`, each of which must be taken or inert."""
+
+    def __init__(self, values: Mapping[str, Any], file: Path | str):
+        self.values, self.file = dict(values), file
+        self._taken: set[str] = set()
+
+    def take(self, name: str, *default: Any) -> Any:
+        """The field `name`, or `default` where it is missing or null. Raises ValueError where there is neither."""
+        self._taken.add(name)
+        value = self.values.get(name)
+        if value is None:
+            if not default:
+                raise ValueError(f"{self.file}: field {name} is missing")
+            return default[0]
+        return value
+
+    def number(self, name: str, *default: Any, above: float | None = None) -> Any:
+        """`take` of a finite number, at least 0 or more than `above`. Raises ValueError for anything else."""
+        value = self.take(name, *default)
+        if default and value is default[0]:
+            return value
+        good = isinstance(value, int | float) and not isinstance(value, bool) and value < MOST
+        if not good or not (value >= 0 if above is None else value > above):
+            expected = "of at least 0" if above is None else f"above {above:g}"
+            raise ValueError(f"{self.file}: {name}={value!r}: expected a number {expected}")
+        return value
+
+    def whole(self, name: str, *default: Any) -> Any:
+        """`take` of a whole number, at least 1. Raises ValueError for anything else."""
+        value = self.take(name, *default)
+        if default and value is default[0]:
+            return value
+        good = isinstance(value, int) or isinstance(value, float) and value.is_integer()
+        if not good or isinstance(value, bool) or not 1 <= value < MOST:
+            raise ValueError(f"{self.file}: {name}={value!r}: expected a whole number of at least 1")
+        return int(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """`take` of true or false. Raises ValueError for anything else."""
+        value = self.take(name, default)
+        if not isinstance(value, bool):
+            raise ValueError(f"{self.file}: {name}={value!r}: expected true or false")
+        return value
+
+    def choose(self, name: str, known: Mapping[Any, Any], *default: Any) -> Any:
+        """What `known` has for the field `name`. Raises ValueError for a value that it does not have."""
+        value = self.take(name, *default)
+        try:
+            return known[value]
+        except (KeyError, TypeError):
+            raise self.refused(name, value, ", ".join(repr(k) for k in known)) from None
+
+    def expect(self, name: str, *allowed: Any) -> None:
+        """Raise ValueError unless the field `name` is missing, null, or one of `allowed`."""
+        value = self.take(name, None)
+        if value is not None and value not in allowed:
+            raise self.refused(name, value, " or ".join(map(repr, allowed)) or "none")
+
+    def refused(self, name: str, value: Any, expected: str) -> ValueError:
+        """The error for a `value` of the field `name` that is none of the `expected`."""
+        return ValueError(f"{self.file}: {name}={value!r} is not supported: expected {expected}")
+
+    def finish(self) -> None:
+        """Raise ValueError for a field that nobody has taken."""
+        for name, value in self.values.items():
+            if name not in self._taken and name not in INERT and value is not None:
+                raise ValueError(
+                    f"{self.file}: field {name}={json.dumps(value)[:60]} is not known to the architecture: it could "
+                    "change the numbers, so it is refused; take it out only if it does not"
+                )
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in `file`. Raises ValueError where it is missing or damaged."""
+    try:
+        found = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{file} is missing: it says what the model is") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{file}: expected a JSON object")
+    return found

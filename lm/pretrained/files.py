@@ -1,0 +1,198 @@
+"""Safetensors files: one, or several with an index; read in views of the mapped file, written tensor by tensor.
+
+The format (github.com/huggingface/safetensors): eight bytes with the length of a JSON header, the header (name ->
+dtype, shape, place), the bytes. Nothing in it is executed, which is why pickles (.bin, .pt) are not read at all.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
+DTYPES: dict[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "U8": np.uint8,
+    "I64": np.int64,
+    "I32": np.int32,
+    "BOOL": np.bool_,
+}
+SHARD_BYTES = 5_000_000_000  # of one file, as published checkpoints have it
+
+
+class Stored(NamedTuple):
+    """Where a tensor lies."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+
+class Safetensors:
+    """The tensors of a model directory: names to views.
+
+    Raises ValueError for files that are missing, cut off or damaged."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.stored: dict[str, Stored] = {}
+        self._maps: dict[Path, np.ndarray] = {}
+        for file in _files(path):
+            self.stored.update(read_header(file))
+        if (path / INDEX).is_file():
+            self._check_index()
+
+    def _check_index(self) -> None:
+        for name, file in _weight_map(self.path / INDEX).items():
+            if name not in self.stored or self.stored[name].file.name != file:
+                raise ValueError(f"{self.path / file}: the index says that tensor {name} is in it, but it is not")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def where(self, name: str) -> str:
+        """File and tensor, for a message."""
+        return f"{self.stored[name].file}: tensor {name}"
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
+        return self.stored[name].shape
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor as it is stored: a view, of which only what is used is read."""
+        at = self.stored[name]
+        if at.file not in self._maps:
+            self._maps[at.file] = np.memmap(at.file, np.uint8, "r")
+        dtype = np.dtype(DTYPES[at.dtype])
+        raw = self._maps[at.file][at.start : at.start + math.prod(at.shape) * dtype.itemsize]
+        return np.asarray(raw).view(dtype).reshape(at.shape)
+
+
+def _files(path: Path) -> list[Path]:
+    """The safetensors files of a directory."""
+    if (path / INDEX).is_file():
+        names = sorted(set(_weight_map(path / INDEX).values()))
+        for name in names:
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise ValueError(f"{path / INDEX}: shard {name!r} is not a safetensors file beside the index")
+            if not (path / name).is_file():
+                raise ValueError(f"{path / name} is missing: {INDEX} names it as one of {len(names)} shards")
+        return [path / name for name in names]
+    if (path / SINGLE).is_file():
+        return [path / SINGLE]
+    refuse_pickle(*sorted(path.iterdir()))
+    raise ValueError(f"no weights in {path}: expected {SINGLE}, or {INDEX} and its shards")
+
+
+def refuse_pickle(*paths: Path) -> None:
+    """Raise ValueError for the first of `paths` that looks like weights in a form that is not read."""
+    for path in paths:
+        if path.suffix in PICKLES:
+            raise ValueError(
+                f"{path} is not read, since a pickle can run any program: expected safetensors or GGUF; "
+                "convert it where it is trusted"
+            )
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        found = json.loads(index.read_bytes())["weight_map"]
+        return {str(name): str(file) for name, file in found.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is damaged: expected JSON with a weight_map ({error})") from None
+
+
+def read_header(file: Path) -> dict[str, Stored]:
+    """Where each tensor of `file` lies. Raises ValueError for a file that is damaged, cut off, or of another kind."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        length = struct.unpack("<Q", opened.read(8).ljust(8, b"\xff"))[0]
+        if length > min(size - 8, 100_000_000):
+            raise ValueError(
+                f"{file} is not a safetensors file, or is cut off: its header would end beyond its {size} bytes"
+            )
+        try:
+            header = json.loads(opened.read(length))
+            found = {name: _stored(file, 8 + length, entry) for name, entry in header.items() if name != "__metadata__"}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file} is damaged: its header does not say where tensors lie ({error})") from None
+    for name, (_, dtype, shape, start) in found.items():
+        if dtype not in DTYPES:
+            raise ValueError(f"{file}: tensor {name} is stored as {dtype}: expected one of {', '.join(DTYPES)}")
+        end = start + math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
+        if end > size:
+            raise ValueError(f"{file} is cut off: tensor {name} ends at byte {end} of {size}")
+    return found
+
+
+def _stored(file: Path, begin: int, entry: Mapping[str, Any]) -> Stored:
+    """Where the tensor of one `entry` lies, in a file whose tensors begin at `begin`. Raises ValueError."""
+    (start, end), shape, dtype = entry["data_offsets"], tuple(int(n) for n in entry["shape"]), str(entry["dtype"])
+    if start < 0 or min(shape, default=1) < 0:
+        raise ValueError("a negative size")
+    if dtype in DTYPES and end - start != math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize:
+        raise ValueError(f"{end - start} bytes for shape {list(shape)} of {dtype}")
+    return Stored(file, dtype, shape, begin + start)
+
+
+class Written(NamedTuple):
+    """A float32 tensor to write: its name and shape, and what gives it when its turn comes."""
+
+    name: str
+    shape: tuple[int, ...]
+    make: Callable[[], np.ndarray]
+
+    @property
+    def bytes(self) -> int:
+        """Its size in the file."""
+        return 4 * math.prod(self.shape)
+
+
+def write(folder: Path, tensors: Sequence[Written], shard_bytes: int = SHARD_BYTES) -> None:
+    """Write `tensors` into `folder` as safetensors: one file, or shards of at most `shard_bytes` with an index."""
+    shards: list[list[Written]] = [[]]
+    for tensor in tensors:
+        if shards[-1] and sum(t.bytes for t in shards[-1]) + tensor.bytes > shard_bytes:
+            shards.append([])
+        shards[-1].append(tensor)
+    if len(shards) == 1:
+        return _write_file(folder / SINGLE, shards[0])
+    names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    for file, shard in zip(names, shards, strict=True):
+        _write_file(folder / file, shard)
+    index = {
+        "metadata": {"total_size": sum(t.bytes for t in tensors)},
+        "weight_map": {t.name: file for file, shard in zip(names, shards, strict=True) for t in shard},
+    }
+    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _write_file(file: Path, tensors: Sequence[Written]) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
+    start = 0
+    for tensor in tensors:
+        header[tensor.name] = {
+            "dtype": "F32",
+            "shape": list(tensor.shape),
+            "data_offsets": [start, start + tensor.bytes],
+        }
+        start += tensor.bytes
+    data = json.dumps(header, separators=(",", ":")).encode()
+    data += b" " * (-len(data) % 8)
+    with file.open("wb") as opened:
+        opened.write(struct.pack("<Q", len(data)) + data)
+        for tensor in tensors:
+            array = np.ascontiguousarray(tensor.make(), "<f4")
+            assert array.shape == tensor.shape, (tensor.name, array.shape, tensor.shape)
+            opened.write(array.data)

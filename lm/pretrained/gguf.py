@@ -1,0 +1,287 @@
+"""GGUF, llama.cpp's file: metadata and tensors, often quantised, in one file.
+
+The header is read here (the `gguf` package takes seconds for the strings of a vocabulary), the blocks of quantised
+numbers are the package's to unpack. Metadata becomes the fields of the config.json that says the same, so that it is
+read, and refused, as that is.
+"""
+
+import math
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lm.pretrained import gemma, llama
+from lm.pretrained.architecture import Architecture, linear, same
+from lm.pretrained.fields import Fields
+from lm.pretrained.rows import Flat, LessOne, Row, Turned, row
+
+MAGIC = b"GGUF"
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+TEXT, ARRAY = 8, 9
+DEEPEST = 8  # arrays of arrays: more is damage
+
+
+class Place(NamedTuple):
+    """Where a tensor lies: its kind of numbers by GGML's code, its shape, its first byte and how many there are."""
+
+    kind: int
+    shape: tuple[int, ...]
+    start: int
+    bytes: int
+
+
+class Reader:
+    """A cursor in the bytes of a header, which are little-endian. Raises ValueError past their end."""
+
+    def __init__(self, file: Path, data: memoryview):
+        self.file, self.data, self.at = file, data, 0
+
+    def take(self, size: int) -> memoryview:
+        """The next `size` bytes."""
+        if size > len(self.data) - self.at:
+            raise ValueError(f"{self.file} is cut off or damaged: its header would end past its {len(self.data)} bytes")
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+    def number(self, code: str) -> Any:
+        """One number, by the code of `struct`."""
+        return struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
+
+    def text(self) -> str:
+        """A length and so many bytes of UTF-8."""
+        return str(self.take(self.number("Q")), "utf-8", "replace")
+
+    def value(self, kind: int, depth: int = 0) -> Any:
+        """A value of the metadata, of GGUF's `kind`."""
+        if kind == TEXT:
+            return self.text()
+        if kind == ARRAY and depth < DEEPEST:
+            inner, count = self.number("I"), self.number("Q")
+            if inner in SCALARS:
+                raw = self.take(count * struct.calcsize(f"<{SCALARS[inner]}"))
+                return list(struct.unpack(f"<{count}{SCALARS[inner]}", raw))
+            return [self.value(inner, depth + 1) for _ in range(count)]
+        if kind not in SCALARS:
+            raise ValueError(f"{self.file} is damaged: its metadata has a value of kind {kind}")
+        number = self.number(SCALARS[kind])
+        return float(str(np.float32(number))) if SCALARS[kind] == "f" else number  # 1e-05, not 9.999999747378752e-06
+
+
+class GGUF:
+    """A GGUF file: its metadata, and names to tensors, unpacked to float32 when they are read.
+
+    Raises ValueError for a file that is none, cut off or damaged."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._data: np.ndarray = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
+        self._last: tuple[str, np.ndarray] | None = None
+        reader = Reader(path, self._data.data)
+        if self._data[:4].tobytes() != MAGIC:
+            raise ValueError(f"{path} is not a GGUF file: it does not begin with GGUF")
+        reader.take(4)
+        version = reader.number("I")
+        if version not in (2, 3):
+            raise ValueError(f"{path} is GGUF version {version}: expected 2 or 3, little-endian")
+        tensors, pairs = reader.number("Q"), reader.number("Q")
+        self.metadata = {reader.text(): reader.value(reader.number("I")) for _ in range(pairs)}
+        heads = [_head(reader) for _ in range(tensors)]
+        align = self.metadata.get("general.alignment", 32)
+        if not isinstance(align, int) or align < 1:
+            raise ValueError(f"{path} is damaged: general.alignment={align!r}")
+        begin = -(-reader.at // align) * align
+        self.places = {name: self._place(name, kind, shape, begin + offset) for name, kind, shape, offset in heads}
+
+    def _place(self, name: str, kind: int, shape: tuple[int, ...], start: int) -> Place:
+        from gguf.constants import GGML_QUANT_SIZES
+
+        if kind not in list(GGML_QUANT_SIZES):
+            raise ValueError(f"{self.where(name)} is stored as kind {kind}, which gguf does not know")
+        block, size = GGML_QUANT_SIZES[_kind(kind)]
+        if math.prod(shape[-1:]) % block:
+            raise ValueError(f"{self.where(name)} is damaged: rows of {shape[-1:]} are no blocks of {block}")
+        end = start + math.prod(shape) // block * size
+        if end > len(self._data):
+            raise ValueError(f"{self.where(name)} ends at byte {end} of {len(self._data)}: the file is cut off")
+        return Place(kind, shape, start, end - start)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def where(self, name: str) -> str:
+        """File and tensor, for a message."""
+        return f"{self.path}: tensor {name}"
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
+        return self.places[name].shape
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor in float32, or float16 as it is stored. The last one unpacked is kept: it may be asked for in
+        parts."""
+        place = self.places[name]
+        kind, raw = _kind(place.kind), self._data[place.start : place.start + place.bytes]
+        if kind.name in ("F32", "F16"):
+            return np.asarray(raw).view("<f4" if kind.name == "F32" else "<f2").reshape(place.shape)
+        if self._last is None or self._last[0] != name:
+            self._last = None  # before there are two
+            self._last = name, self._unpacked(name, kind, np.asarray(raw))
+        return self._last[1]
+
+    def _unpacked(self, name: str, kind: Any, raw: np.ndarray) -> np.ndarray:
+        from gguf.quants import dequantize
+
+        shape = self.places[name].shape
+        try:
+            return dequantize(raw.reshape(*shape[:-1], -1), kind).reshape(shape)
+        except NotImplementedError:
+            raise ValueError(f"{self.where(name)} is stored as {kind.name}, which gguf does not unpack") from None
+
+
+def _kind(code: int) -> Any:
+    from gguf.constants import GGMLQuantizationType
+
+    return GGMLQuantizationType(code)
+
+
+def _head(reader: Reader) -> tuple[str, int, tuple[int, ...], int]:
+    """A tensor's name, kind of numbers, shape and offset."""
+    name, axes = reader.text(), reader.number("I")
+    if axes > 4:
+        raise ValueError(f"{reader.file} is damaged: tensor {name} has {axes} axes")
+    shape = tuple(reader.number("Q") for _ in range(axes))[::-1]
+    return name, reader.number("I"), shape, reader.number("Q")
+
+
+AT = "blk.{i}."
+
+
+def _rows(q_and_k: Callable[[str, str], Row], norm: Callable[[str, str], Row], sandwich: bool = False) -> list[Row]:
+    """The table of an architecture, given how its queries and keys, and its norms, correspond."""
+    post = [
+        norm("layers/*/attention_post_norm_scale", AT + "post_attention_norm.weight"),
+        norm("layers/*/ffn_post_norm_scale", AT + "post_ffw_norm.weight"),
+    ]
+    return [
+        same("stem/tokens", "token_embd.weight"),
+        norm("layers/*/attention_norm_scale", AT + "attn_norm.weight"),
+        q_and_k("layers/*/query", AT + "attn_q.weight"),
+        q_and_k("layers/*/key", AT + "attn_k.weight"),
+        linear("layers/*/value", AT + "attn_v.weight"),
+        *(row(f"layers/*/{n}_bias", f"{AT}attn_{n[0]}.bias", Flat()) for n in ("query", "key", "value")),
+        linear("layers/*/out", AT + "attn_output.weight", inputs=2),
+        norm("layers/*/query_norm_scale", AT + "attn_q_norm.weight"),
+        norm("layers/*/key_norm_scale", AT + "attn_k_norm.weight"),
+        norm("layers/*/ffn_norm_scale", AT + "ffn_norm.weight"),
+        *(linear(f"layers/*/{n}", f"{AT}ffn_{n}.weight") for n in ("gate", "up", "down")),
+        *(post if sandwich else []),
+        norm("head/norm_scale", "output_norm.weight"),
+        linear("head/kernel", "output.weight"),
+    ]
+
+
+def _less_one(ours: str, theirs: str) -> Row:
+    return row(ours, theirs, LessOne())
+
+
+TURNED = _rows(lambda ours, theirs: row(ours, theirs, Turned()), same)
+PLAIN = _rows(linear, same)
+GEMMA = _rows(linear, _less_one)
+SANDWICH = _rows(linear, _less_one, sandwich=True)
+
+# a key of the metadata, less its architecture, to a field of config.json
+FIELDS = {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.sliding_window": "sliding_window",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "rope.freq_base": "rope_theta",
+    "rope.freq_base_swa": "rope_local_base_freq",
+}
+ROPE = {
+    "rope.scaling.type": "rope_type",
+    "rope.scaling.factor": "factor",
+    "rope.scaling.original_context_length": "original_max_position_embeddings",
+    "rope.scaling.yarn_beta_fast": "beta_fast",
+    "rope.scaling.yarn_beta_slow": "beta_slow",
+}
+SILENT = {"vocab_size", "rope.scaling.finetuned"}  # these say nothing new
+HEAD_SIZES = {"attention.value_length", "rope.dimension_count"}  # these must be the head size
+OFF = {"expert_count": 0, "expert_used_count": 0, "attention.causal": True, "rope.scaling.attn_factor": 1.0}
+
+
+class Kind(NamedTuple):
+    """A GGUF architecture: the published one that it is, its rows, and at how many layers its queries are scaled by
+    1/sqrt(D/N) rather than 1/sqrt(H): in the largest of a family, which GGUF leaves to be known (0: in none)."""
+
+    architecture: Architecture
+    rows: list[Row]
+    widest: int = 0
+
+
+KINDS = {
+    "llama": Kind(llama.LLAMA, TURNED),
+    "qwen2": Kind(llama.QWEN2, PLAIN),
+    "qwen3": Kind(llama.QWEN3, PLAIN),
+    "gemma": Kind(gemma.GEMMA, GEMMA),
+    "gemma2": Kind(gemma.GEMMA2, SANDWICH, widest=46),
+    "gemma3": Kind(gemma.GEMMA3, SANDWICH, widest=62),
+}
+
+
+def fields(file: GGUF) -> tuple[Kind, Fields]:
+    """The architecture of `file` and what its metadata says, as the fields of a config.json. Raises ValueError for an
+    architecture that is unknown, or a key that could change the numbers."""
+    name = str(file.metadata.get("general.architecture"))
+    if name not in KINDS:
+        raise ValueError(f"{file.path}: unknown architecture {name!r}: known: {', '.join(KINDS)}")
+    kind, start = KINDS[name], f"{name}."
+    own = {key.removeprefix(start): value for key, value in file.metadata.items() if key.startswith(start)}
+    return kind, Fields(_said(file, kind, own), f"{file.path} (as config.json)")
+
+
+def _said(file: GGUF, kind: Kind, own: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields; `own` are the keys of the architecture."""
+    said = {field: own[key] for key, field in FIELDS.items() if key in own}
+    scaling = {field: own[key] for key, field in ROPE.items() if key in own}
+    known = Fields(said, f"{file.path} (as config.json)")
+    width, heads = known.whole("hidden_size"), known.whole("num_attention_heads")
+    size = said["head_dim"] = known.whole("head_dim", width // heads)
+    expected = {**OFF, **dict.fromkeys(HEAD_SIZES, size)}
+    for key, value in own.items():
+        if key not in FIELDS and key not in ROPE and key not in SILENT and expected.get(key) != value:
+            raise ValueError(f"{file.path}: {key}={value!r} is not supported: it could change the numbers")
+    said["vocab_size"] = file.shape("token_embd.weight")[0] if "token_embd.weight" in file.places else None
+    said["tie_word_embeddings"] = "output.weight" not in file.places
+    if kind.widest:
+        wide = known.whole("num_hidden_layers") == kind.widest
+        said["query_pre_attn_scalar"] = width // heads if wide else size
+    if scaling.setdefault("rope_type", "linear" if "factor" in scaling else "none") != "none":
+        said["rope_scaling"] = scaling
+    if "rope_freqs.weight" in file.places:
+        said["rope_scaling"] = _llama3(file, known.number("rope_theta", 10000.0, above=1), size)
+    return said
+
+
+def _llama3(file: GGUF, theta: float, size: int) -> dict[str, Any]:
+    """The scaling whose divisors of the angles are the tensor rope_freqs.weight, Llama 3.1's own numbers.
+
+    Raises ValueError for divisors that they do not give."""
+    found = np.asarray(file.read("rope_freqs.weight"), np.float64)
+    angles = theta ** (-np.arange(0, size, 2) / size)
+    factor = round(float(found.max(initial=1)), 3)
+    keep = np.clip((8192 * angles / (2 * math.pi) - 1) / 3, 0, 1)
+    if found.shape != keep.shape or not np.allclose(1 / found, (1 - keep) / factor + keep, rtol=1e-3):
+        raise ValueError(f"{file.where('rope_freqs.weight')} is no scaling of Llama 3.1: it is not supported")
+    both = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    return {"rope_type": "llama3", "factor": factor, **both}

@@ -1,0 +1,52 @@
+"""The published architectures: the one list of them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lm.model.config import ModelConfig
+from lm.pretrained import bert, gemma, gpt2, llama, t5
+from lm.pretrained.architecture import Architecture
+from lm.value import suggest
+
+# where several can say a model, the first is written
+ARCHITECTURES = (
+    gpt2.GPT2,
+    llama.LLAMA,
+    llama.MISTRAL,
+    llama.MIXTRAL,
+    llama.QWEN2,
+    llama.QWEN3,
+    llama.GPT_OSS,
+    gemma.GEMMA,
+    gemma.GEMMA2,
+    gemma.GEMMA3,
+    t5.T5,
+    bert.MASKED,
+    bert.BOTH,
+    bert.BARE,
+)
+BY_NAME = {a.name: a for a in ARCHITECTURES}
+
+
+def architecture_of(config: Mapping[str, Any], file: Path) -> Architecture:
+    """The architecture that a config.json names. Raises ValueError, listing the known ones, for another."""
+    kind, names = config.get("model_type"), config.get("architectures")
+    names = names or [a.name for a in ARCHITECTURES if a.model_type == kind] or [kind]
+    name = str(names[0] if isinstance(names, list) else names)
+    if name not in BY_NAME:
+        raise ValueError(f"{file}: unknown architecture {name!r}: {suggest(name, BY_NAME)}")
+    return BY_NAME[name]
+
+
+def architecture_for(cfg: ModelConfig, first: Architecture | None = None) -> Architecture:
+    """An architecture whose config.json can say what `cfg` is, `first` if it can.
+
+    Raises ValueError where none can."""
+    for architecture in ([first] if first else []) + list(ARCHITECTURES):
+        if architecture.says(cfg):
+            return architecture
+    raise ValueError(
+        f"none of {', '.join(BY_NAME)} says this model, so it cannot be written for other tools: "
+        "choose its parts as one of their families in lm/model/families.py has them"
+    )

@@ -1,0 +1,287 @@
+"""Llama's tensors and config.json, and those of the families that keep its names: Mistral, Mixtral, Qwen, gpt-oss."""
+
+from typing import Any
+
+from lm.model.attention import Attention
+from lm.model.config import LayerKind, ModelConfig
+from lm.model.experts import Experts
+from lm.model.families import GPT_OSS_SCALING
+from lm.model.parts import FeedForward, RMSNorm
+from lm.model.positions import Rotary
+from lm.model.scaling import Dynamic
+from lm.pretrained import rope
+from lm.pretrained.architecture import (
+    ACTIVATION,
+    Architecture,
+    layer_kinds,
+    layer_types,
+    linear,
+    part,
+    same,
+    sizes,
+    their_activation,
+    window,
+)
+from lm.pretrained.fields import Fields
+from lm.pretrained.rows import Flat, Interleaved, Row, row
+
+SIZES = dict(vocab="vocab_size", layers="num_hidden_layers", width="hidden_size", context="max_position_embeddings")
+IGNORED = r"rotary_emb\.inv_freq$"
+AT = "model.layers.{i}."
+
+EMBEDDING = [same("stem/tokens", "model.embed_tokens.weight")]
+OUTPUT = [same("head/norm_scale", "model.norm.weight"), linear("head/kernel", "lm_head.weight")]
+ATTENTION = [
+    same("layers/*/attention_norm_scale", AT + "input_layernorm.weight"),
+    linear("layers/*/query", AT + "self_attn.q_proj.weight"),
+    row("layers/*/query_bias", AT + "self_attn.q_proj.bias", Flat()),
+    linear("layers/*/key", AT + "self_attn.k_proj.weight"),
+    row("layers/*/key_bias", AT + "self_attn.k_proj.bias", Flat()),
+    linear("layers/*/value", AT + "self_attn.v_proj.weight"),
+    row("layers/*/value_bias", AT + "self_attn.v_proj.bias", Flat()),
+    linear("layers/*/out", AT + "self_attn.o_proj.weight", inputs=2),
+    same("layers/*/out_bias", AT + "self_attn.o_proj.bias"),
+    same("layers/*/query_norm_scale", AT + "self_attn.q_norm.weight"),
+    same("layers/*/key_norm_scale", AT + "self_attn.k_norm.weight"),
+    same("layers/*/sinks", AT + "self_attn.sinks"),
+]
+FFN_NORM = [same("layers/*/ffn_norm_scale", AT + "post_attention_layernorm.weight")]
+DENSE = [
+    row_
+    for name in ("gate", "up", "down")
+    for row_ in (
+        linear(f"layers/*/{name}", f"{AT}mlp.{name}_proj.weight"),
+        same(f"layers/*/{name}_bias", f"{AT}mlp.{name}_proj.bias"),
+    )
+]
+MOE = AT + "block_sparse_moe."
+EXPERTS = [
+    linear("layers/*/router", MOE + "gate.weight"),
+    linear("layers/*/gate", MOE + "experts.{e}.w1.weight"),
+    linear("layers/*/down", MOE + "experts.{e}.w2.weight"),
+    linear("layers/*/up", MOE + "experts.{e}.w3.weight"),
+]
+GPT_OSS_EXPERTS = [
+    linear("layers/*/router", AT + "mlp.router.weight"),
+    same("layers/*/router_bias", AT + "mlp.router.bias"),
+    row("layers/*/gate layers/*/up", AT + "mlp.experts.gate_up_proj", Interleaved()),
+    row("layers/*/gate_bias layers/*/up_bias", AT + "mlp.experts.gate_up_proj_bias", Interleaved()),
+    same("layers/*/down", AT + "mlp.experts.down_proj"),
+    same("layers/*/down_bias", AT + "mlp.experts.down_proj_bias"),
+]
+DENSE_ROWS = [*EMBEDDING, *ATTENTION, *FFN_NORM, *DENSE, *OUTPUT]
+
+
+def dense_rows(cfg: ModelConfig) -> list[Row]:
+    """The table of Llama, Mistral and Qwen."""
+    return DENSE_ROWS
+
+
+def mixtral_rows(cfg: ModelConfig) -> list[Row]:
+    """The table of Mixtral: a tensor an expert."""
+    return [*EMBEDDING, *ATTENTION, *FFN_NORM, *EXPERTS, *OUTPUT]
+
+
+def gpt_oss_rows(cfg: ModelConfig) -> list[Row]:
+    """The table of gpt-oss: experts stacked, gate and up interleaved."""
+    return [*EMBEDDING, *ATTENTION, *FFN_NORM, *GPT_OSS_EXPERTS, *OUTPUT]
+
+
+def attention(fields: Fields, **parts: Any) -> Attention:
+    """Heads, kv heads (missing: as many) and their size (missing: width / heads); `parts` as a family has them."""
+    heads, width = fields.whole("num_attention_heads"), fields.whole("hidden_size")
+    return Attention(
+        heads=heads,
+        head_dim=fields.whole("head_dim", width // heads),
+        kv_heads=fields.whole("num_key_value_heads", heads),
+        **parts,
+    )
+
+
+def read(fields: Fields, theta: float = 10000.0, eps: float = 1e-6, **parts: Any) -> ModelConfig:
+    """What all of them say alike; `parts` are fields of ModelConfig that a family reads itself."""
+    known = sizes(fields, SIZES)
+    positions = parts.get("positions") or rope.read(fields, known["context"], theta)
+    if isinstance(positions.scaling, Dynamic):  # which is for what comes after the context of training
+        known["context"] = int(known["context"] * positions.scaling.factor)
+    parts = {
+        "norm": RMSNorm(float(fields.number("rms_norm_eps", eps))),
+        "ffn": dense(fields, bias=False) if "ffn" not in parts else None,
+        "positions": positions,
+        "tied": fields.flag("tie_word_embeddings", False),
+        **parts,
+    }
+    fields.expect("pretraining_tp", 1)
+    fields.expect("rope_interleaved", False)
+    cfg = ModelConfig(**known, **parts)
+    fields.finish()
+    return cfg
+
+
+def dense(fields: Fields, bias: bool) -> FeedForward:
+    """The gated feed-forward."""
+    activation = fields.choose("hidden_act", ACTIVATION, "silu")
+    return FeedForward(fields.whole("intermediate_size"), activation, gated=True, bias=bias)
+
+
+def write(cfg: ModelConfig) -> dict[str, Any]:
+    """What `read` reads, of a config with rotary positions and RMSNorm. Raises ValueError for another."""
+    positions, norm = part(cfg.positions, Rotary), part(cfg.norm, RMSNorm)
+    scaling = positions.scaling
+    return {
+        "vocab_size": cfg.vocab,
+        "num_hidden_layers": cfg.layers,
+        "hidden_size": cfg.width,
+        "max_position_embeddings": scaling.original if isinstance(scaling, Dynamic) else cfg.context,
+        "num_attention_heads": cfg.attention.heads,
+        "num_key_value_heads": cfg.attention.kv,
+        "head_dim": cfg.attention.head_dim,
+        "intermediate_size": cfg.ffn.mlp,
+        "hidden_act": their_activation(cfg.ffn.activation),
+        "rms_norm_eps": norm.eps,
+        "rope_parameters": rope.write(positions),
+        "tie_word_embeddings": cfg.tied,
+    }
+
+
+def read_llama(fields: Fields) -> ModelConfig:
+    """Llama's config.json. Raises ValueError, as the others here, for a field that is not supported."""
+    bias = fields.flag("attention_bias", False)
+    return read(
+        fields,
+        attention=attention(fields, bias=bias),
+        ffn=dense(fields, fields.flag("mlp_bias", False)),
+    )
+
+
+def write_llama(cfg: ModelConfig) -> dict[str, Any]:
+    """What `read_llama` reads."""
+    return {**write(cfg), "attention_bias": cfg.attention.bias, "mlp_bias": cfg.ffn.bias}
+
+
+def read_mistral(fields: Fields) -> ModelConfig:
+    """Mistral's config.json: a window in every layer, or none."""
+    return read(
+        fields,
+        attention=attention(fields, bias=False),
+        pattern=(LayerKind(window=fields.whole("sliding_window", 0)),),
+    )
+
+
+def write_windowed(cfg: ModelConfig) -> dict[str, Any]:
+    """What `write` writes, and the window."""
+    return {**write(cfg), "sliding_window": window(cfg)}
+
+
+def read_mixtral(fields: Fields) -> ModelConfig:
+    """Mixtral's config.json: experts in every layer."""
+    return read(
+        fields,
+        theta=1e6,
+        eps=1e-5,
+        attention=attention(fields, bias=False),
+        pattern=(LayerKind(window=fields.whole("sliding_window", 0)),),
+        ffn=Experts(
+            mlp=fields.whole("intermediate_size"),
+            activation=fields.choose("hidden_act", ACTIVATION, "silu"),
+            gated=True,
+            experts=fields.whole("num_local_experts", 8),
+            chosen=fields.whole("num_experts_per_tok", 2),
+            balance=float(fields.number("router_aux_loss_coef", 0.001)),
+        ),
+    )
+
+
+def write_mixtral(cfg: ModelConfig) -> dict[str, Any]:
+    """What `read_mixtral` reads."""
+    return {**write_windowed(cfg), **_experts(cfg)}
+
+
+def _experts(cfg: ModelConfig) -> dict[str, Any]:
+    ffn = part(cfg.ffn, Experts)
+    return {
+        "num_local_experts": ffn.experts,
+        "num_experts_per_tok": ffn.chosen,
+        "router_aux_loss_coef": ffn.balance,
+    }
+
+
+def _qwen_pattern(fields: Fields, layers: int) -> tuple[LayerKind, ...]:
+    size = fields.whole("sliding_window", 4096) if fields.flag("use_sliding_window", False) else 0
+    first = fields.number("max_window_layers", 28)
+    return layer_kinds(fields, layers, LayerKind(window=size), lambda i: not size or i < first)
+
+
+def read_qwen2(fields: Fields) -> ModelConfig:
+    """Qwen 2's config.json: biases on query, key and value."""
+    return read(
+        fields,
+        attention=attention(fields, bias=True, out_bias=False),
+        pattern=_qwen_pattern(fields, fields.whole("num_hidden_layers")),
+    )
+
+
+def read_qwen3(fields: Fields) -> ModelConfig:
+    """Qwen 3's config.json: norms on queries and keys."""
+    norm = RMSNorm(float(fields.number("rms_norm_eps", 1e-6)))
+    bias = fields.flag("attention_bias", False)
+    return read(
+        fields,
+        attention=attention(fields, bias=bias, qk_norm=norm),
+        pattern=_qwen_pattern(fields, fields.whole("num_hidden_layers")),
+    )
+
+
+def write_qwen(cfg: ModelConfig) -> dict[str, Any]:
+    """What `read_qwen2` and `read_qwen3` read."""
+    wide = {"attention_bias": cfg.attention.bias} if cfg.attention.out_bias else {}
+    windows = {"use_sliding_window": window(cfg) is not None, "layer_types": layer_types(cfg)}
+    return {**write_windowed(cfg), **wide, **windows}
+
+
+def read_gpt_oss(fields: Fields) -> ModelConfig:
+    """gpt-oss's config.json: experts with biases and a clamped gate, sinks, windows in every second layer, YaRN."""
+    layers = fields.whole("num_hidden_layers")
+    fields.expect("hidden_act", "silu")
+    fields.expect("swiglu_alpha", 1.702)
+    fields.expect("attention_bias", True)
+    chosen = fields.whole("num_experts_per_tok", 4)
+    fields.expect("experts_per_token", chosen)
+    parts: dict[str, Any] = dict(
+        theta=150000.0,
+        eps=1e-5,
+        attention=attention(fields, bias=True, sinks=True),
+        ffn=Experts(
+            mlp=fields.whole("intermediate_size"),
+            activation="quick_gelu",
+            gated=True,
+            bias=True,
+            clamp=float(fields.number("swiglu_limit", 7.0)),
+            offset=1.0,
+            experts=fields.whole("num_local_experts"),
+            chosen=chosen,
+            router_bias=True,
+            balance=float(fields.number("router_aux_loss_coef", 0.001)),
+        ),
+        pattern=layer_kinds(
+            fields, layers, LayerKind(window=fields.whole("sliding_window", 128)), lambda i: i % 2 == 1
+        ),
+    )
+    if not rope.given(fields):
+        theta = float(fields.number("rope_theta", 150000.0, above=1))
+        parts["positions"] = Rotary(theta, GPT_OSS_SCALING)
+    return read(fields, **parts)
+
+
+def write_gpt_oss(cfg: ModelConfig) -> dict[str, Any]:
+    """What `read_gpt_oss` reads."""
+    fields = {**write_windowed(cfg), **_experts(cfg), "layer_types": layer_types(cfg), "attention_bias": True}
+    return {**fields, "hidden_act": "silu", "swiglu_limit": cfg.ffn.clamp}
+
+
+LLAMA = Architecture("LlamaForCausalLM", "llama", read_llama, write_llama, dense_rows, IGNORED)
+MISTRAL = Architecture("MistralForCausalLM", "mistral", read_mistral, write_windowed, dense_rows, IGNORED)
+MIXTRAL = Architecture("MixtralForCausalLM", "mixtral", read_mixtral, write_mixtral, mixtral_rows, IGNORED)
+QWEN2 = Architecture("Qwen2ForCausalLM", "qwen2", read_qwen2, write_qwen, dense_rows, IGNORED)
+QWEN3 = Architecture("Qwen3ForCausalLM", "qwen3", read_qwen3, write_qwen, dense_rows, IGNORED)
+GPT_OSS = Architecture("GptOssForCausalLM", "gpt_oss", read_gpt_oss, write_gpt_oss, gpt_oss_rows, IGNORED)

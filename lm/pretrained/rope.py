@@ -1,0 +1,102 @@
+"""Rotary positions in a config.json: theta and the scaling, as rope_parameters (transformers 5) or rope_scaling (4)."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lm.model.positions import Rotary
+from lm.model.scaling import Dynamic, Linear, Llama3, Scaling, YaRN
+from lm.pretrained.fields import Fields
+
+Scale = Callable[[Fields, int], Scaling]
+
+
+def _yarn(fields: Fields, context: int) -> Scaling:
+    original = fields.whole("original_max_position_embeddings", context)
+    factor = float(fields.number("factor", context / original, above=0))
+    mscale, all_dim = fields.number("mscale", 0), fields.number("mscale_all_dim", 0)
+    attention = _size(factor, mscale) / _size(factor, all_dim) if mscale and all_dim else 0.0
+    return YaRN(
+        factor=factor,
+        original=original,
+        fast=float(fields.number("beta_fast", 32.0, above=0)),
+        slow=float(fields.number("beta_slow", 1.0, above=0)),
+        attention=float(fields.number("attention_factor", attention)),
+        truncate=fields.flag("truncate", True),
+    )
+
+
+def _size(factor: float, mscale: float) -> float:
+    return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0
+
+
+def _llama3(fields: Fields, context: int) -> Scaling:
+    low = float(fields.number("low_freq_factor"))
+    return Llama3(
+        factor=float(fields.number("factor", above=0)),
+        low=low,
+        high=float(fields.number("high_freq_factor", above=low)),
+        original=fields.whole("original_max_position_embeddings", context),
+    )
+
+
+def _dynamic(fields: Fields, context: int) -> Scaling:
+    # what is scaled is the context of the config: an original_max_position_embeddings beside it is not read there
+    fields.expect("original_max_position_embeddings", context)
+    return Dynamic(float(fields.number("factor", above=0)), context)
+
+
+KINDS: Mapping[str, Scale] = {
+    "default": lambda fields, context: Scaling(),
+    "linear": lambda fields, context: Linear(float(fields.number("factor", above=0))),
+    "dynamic": _dynamic,
+    "llama3": _llama3,
+    "yarn": _yarn,
+}
+
+
+def read(fields: Fields, context: int, theta: float = 10000.0) -> Rotary:
+    """The rotary positions of a config; `theta` is what its family has where it says nothing."""
+    theta = fields.number("rope_theta", theta, above=1)
+    return rotary(fields, given(fields), context, theta)
+
+
+def given(fields: Fields) -> Any:
+    """The rotary parameters that a config gives, under their new name or the old. Raises ValueError for two that
+    differ."""
+    new = fields.take("rope_parameters", None)
+    if new is None:
+        return fields.take("rope_scaling", {})
+    fields.expect("rope_scaling", new)
+    return new
+
+
+def rotary(config: Fields, values: Any, context: int, theta: float) -> Rotary:
+    """Rotary positions from one dict of parameters in `config`. Raises ValueError for what they are not."""
+    if not isinstance(values, dict):
+        raise config.refused("rope_parameters", values, "an object")
+    fields = Fields({"rope_type": values.get("type", "default"), **values}, f"{config.file}: rope_parameters")
+    fields.take("type", None)
+    theta = float(fields.number("rope_theta", theta, above=1))
+    fields.expect("partial_rotary_factor", 1, 1.0)
+    scaling = fields.choose("rope_type", KINDS)(fields, context)
+    fields.finish()
+    return Rotary(theta, scaling)
+
+
+def write(rotary: Rotary) -> dict[str, Any]:
+    """What `rotary` reads."""
+    s = rotary.scaling
+    said: dict[str, Any] = {"rope_type": "default"}
+    if isinstance(s, Linear):
+        said = dict(rope_type="linear", factor=s.factor)
+    elif isinstance(s, Dynamic):
+        said = dict(rope_type="dynamic", factor=s.factor)
+    elif isinstance(s, Llama3):
+        said = dict(rope_type="llama3", factor=s.factor, low_freq_factor=s.low, high_freq_factor=s.high)
+        said |= dict(original_max_position_embeddings=s.original)
+    elif isinstance(s, YaRN):
+        said = dict(rope_type="yarn", factor=s.factor, beta_fast=s.fast, beta_slow=s.slow, truncate=s.truncate)
+        said |= dict(original_max_position_embeddings=s.original)
+        said |= dict(attention_factor=s.attention) if s.attention else {}
+    return {"rope_theta": rotary.theta, **said}

@@ -1,0 +1,114 @@
+"""T5 1.0 and 1.1: encoder and decoder, the first layer of each with the table of relative positions."""
+
+from typing import Any
+
+from lm.model.config import ModelConfig
+from lm.model.families import t5
+from lm.model.output import Output
+from lm.model.parts import FeedForward, RMSNorm
+from lm.model.positions import Relative
+from lm.pretrained.architecture import ACTIVATION, Architecture, linear, part, same, sizes
+from lm.pretrained.fields import Fields
+from lm.pretrained.rows import Row
+
+SIZES = dict(vocab="vocab_size", width="d_model", heads="num_heads", head_dim="d_kv", mlp="d_ff")
+
+
+def _attention(ours: str, theirs: str, cross: str = "") -> list[Row]:
+    return [
+        linear(f"{ours}/{cross}query", f"{theirs}.q.weight"),
+        linear(f"{ours}/{cross}key", f"{theirs}.k.weight"),
+        linear(f"{ours}/{cross}value", f"{theirs}.v.weight"),
+        linear(f"{ours}/{cross}out", f"{theirs}.o.weight", inputs=2),
+    ]
+
+
+def _stack(ours: str, theirs: str, ffn: int, gated: bool) -> list[Row]:
+    """The layers of one stack, whose feed-forward is sublayer `ffn`."""
+    at, dense = f"{theirs}.block.{{i}}.layer", f"{theirs}.block.{{i}}.layer.{ffn}.DenseReluDense"
+    wi = {"gate": "wi_0", "up": "wi_1"} if gated else {"up": "wi"}
+    return [
+        same(f"{ours}/attention_norm_scale", f"{at}.0.layer_norm.weight"),
+        *_attention(ours, f"{at}.0.SelfAttention"),
+        same(f"{ours}/ffn_norm_scale", f"{at}.{ffn}.layer_norm.weight"),
+        *(linear(f"{ours}/{name}", f"{dense}.{w}.weight") for name, w in wi.items()),
+        linear(f"{ours}/down", f"{dense}.wo.weight"),
+    ]
+
+
+def rows(cfg: ModelConfig) -> list[Row]:
+    """The table of T5, gated (1.1) or not."""
+    gated, table = cfg.ffn.gated, "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    return [
+        same("stem/tokens", "shared.weight"),
+        same("encoder/relative", f"encoder.{table}"),
+        *_stack("encoder/layers/*", "encoder", 1, gated),
+        same("encoder/norm_scale", "encoder.final_layer_norm.weight"),
+        same("stem/relative", f"decoder.{table}"),
+        *_stack("layers/*", "decoder", 2, gated),
+        same("layers/*/cross_norm_scale", "decoder.block.{i}.layer.1.layer_norm.weight"),
+        *_attention("layers/*", "decoder.block.{i}.layer.1.EncDecAttention", "cross_"),
+        same("head/norm_scale", "decoder.final_layer_norm.weight"),
+        linear("head/kernel", "lm_head.weight"),
+    ]
+
+
+def read(fields: Fields) -> ModelConfig:
+    """T5's config.json. Raises ValueError for a field that is not supported."""
+    known, encoder_layers = sizes(fields, SIZES), fields.whole("num_layers")
+    gate, _, act = str(fields.take("feed_forward_proj", "relu")).rpartition("-")
+    if gate not in ("", "gated") or act not in ACTIVATION:
+        raise fields.refused("feed_forward_proj", fields.take("feed_forward_proj"), "relu or gated-gelu")
+    buckets = fields.whole("relative_attention_num_buckets", 32)
+    furthest = fields.whole("relative_attention_max_distance", 128)
+    if buckets < 4 or furthest <= buckets // 2:
+        raise fields.refused("relative_attention_num_buckets", buckets, f"from 4 to less than {2 * furthest}")
+    # what the files call gated-gelu is the approximation, and only they do
+    act = "gelu_tanh" if (gate, act) == ("gated", "gelu") else ACTIVATION[act]
+    tied = fields.flag("tie_word_embeddings", True)
+    scaled = fields.flag("scale_decoder_outputs", tied)  # 1.0 scales what the output reads, and says so by tying
+    for name, value in dict(is_encoder_decoder=True, is_decoder=False, is_gated_act=bool(gate)).items():
+        fields.expect(name, value)
+    fields.take("dense_act_fn", None)  # follows from feed_forward_proj
+    cfg = t5(
+        **known,
+        layers=fields.whole("num_decoder_layers", encoder_layers),
+        encoder_layers=encoder_layers,
+        context=fields.whole("n_positions", 512),
+        buckets=buckets,
+        furthest=furthest,
+        eps=float(fields.number("layer_norm_epsilon", 1e-6)),
+        ffn=FeedForward(known["mlp"], act, gated=bool(gate)),
+        output=Output(scale=known["width"] ** -0.5 if scaled else 1.0),
+        tied=tied,
+    )
+    fields.finish()
+    return cfg
+
+
+def write(cfg: ModelConfig) -> dict[str, Any]:
+    """What `read` reads, of a config with RMSNorm and relative positions. Raises ValueError for another."""
+    norm, positions = part(cfg.norm, RMSNorm), part(cfg.positions, Relative)
+    names = {"gelu_tanh": "gelu"} if cfg.ffn.gated else {"gelu_tanh": "gelu_new"}
+    act = names.get(cfg.ffn.activation, cfg.ffn.activation)
+    return {
+        "vocab_size": cfg.vocab,
+        "d_model": cfg.width,
+        "num_heads": cfg.attention.heads,
+        "d_kv": cfg.attention.head_dim,
+        "d_ff": cfg.ffn.mlp,
+        "num_layers": cfg.encoder_layers,
+        "num_decoder_layers": cfg.layers,
+        "n_positions": cfg.context,
+        "feed_forward_proj": f"gated-{act}" if cfg.ffn.gated else act,
+        "relative_attention_num_buckets": positions.buckets,
+        "relative_attention_max_distance": positions.furthest,
+        "layer_norm_epsilon": norm.eps,
+        "is_encoder_decoder": True,
+        "tie_word_embeddings": cfg.tied,
+        "scale_decoder_outputs": cfg.output.scale != 1,
+    }
+
+
+COPIES = r"^(en|de)coder\.embed_tokens\.weight$|EncDecAttention\.relative_attention_bias\.weight$"
+T5 = Architecture("T5ForConditionalGeneration", "t5", read, write, rows, ignored=COPIES)

@@ -1,0 +1,33 @@
+"""`lm convert`, `lm show` and `lm sample` on published models: what a newcomer sees."""
+
+from pathlib import Path
+
+import pytest
+
+from launch.__main__ import main
+from lm.pretrained import load
+from tests.pretrained.small import BY_NAME, LLAMA, checkpoint
+from tests.pretrained.test_model import WRITER
+
+
+def test_converted_it_is_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint(BY_NAME[LLAMA], tmp_path / "a")
+    assert main(["convert", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert "float32, no tokenizer" in capsys.readouterr().out
+    assert load(tmp_path / "b").config == load(tmp_path / "a").config
+
+
+def test_a_published_model_is_shown_and_sampled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    WRITER.save(tmp_path / "m")
+    assert main(["show", str(tmp_path / "m")]) == 0
+    shown = capsys.readouterr().out
+    assert "layers 2" in shown and "parameters" in shown
+    assert main(["sample", str(tmp_path / "m"), "--prompt", "ab", "--temperature", "0", "--max-new-tokens", "9"]) == 0
+    assert WRITER.generate("ab", 9) in capsys.readouterr().out
+
+
+def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", str(tmp_path / "nowhere"), str(tmp_path / "b")]) == 1
+    assert main(["evaluate", str(checkpoint(BY_NAME[LLAMA], tmp_path / "a"))]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2 and "is not a run" in told[0] and "name files with --text" in told[1]

@@ -1,0 +1,104 @@
+"""What can be asked of a loaded model: padding means nothing, texts go in and out, and what it cannot take is told."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from lm.decode.sampling import Sampling
+from lm.model.families import bert, llama
+from lm.pretrained import Pretrained, load
+from lm.pretrained.score import score
+from lm.text.tokenizer import ByteTokenizer
+from tests.model.reference import SIMPLE, lively
+from tests.pretrained.small import BERT, BY_NAME, T5, checkpoint
+
+TOKENIZER = ByteTokenizer()
+SIZES: dict[str, Any] = dict(vocab=258, layers=2, width=16, heads=2, mlp=24, context=48)
+
+
+def ready(cfg: Any) -> Pretrained:
+    from lm.model.transformer import Transformer
+
+    return Pretrained(cfg, lively(cfg), TOKENIZER, Transformer(cfg, SIMPLE))
+
+
+WRITER, READER = ready(llama(**SIZES)), ready(bert(**SIZES))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_means_nothing(side: str) -> None:
+    """But that positions count from the left."""
+    ids = np.random.default_rng(0).integers(0, 256, (2, 9))
+    before, after = (4, 0) if side == "left" else (0, 4)
+    junk = np.random.default_rng(1).integers(0, 256, (2, 2, 13))
+    padded = [np.concatenate([j[:, :before], ids, j[:, :after]], 1) for j in junk]
+    mask = np.pad(np.ones_like(ids), ((0, 0), (before, after)))
+    one, other = (np.asarray(WRITER.logits(p, mask))[:, before : before + 9] for p in padded)
+    np.testing.assert_array_equal(one, other)
+    if side == "right":
+        np.testing.assert_allclose(one, WRITER.logits(ids), rtol=1e-5, atol=1e-5)
+
+
+def test_vectors_do_not_depend_on_what_is_beside_them() -> None:
+    texts = ["a", "a longer text", "the end"]
+    together = READER.embed(texts)
+    assert together.shape == (3, 16) and together.dtype == np.float32
+    np.testing.assert_allclose(together, np.concatenate([READER.embed([t]) for t in texts]), rtol=1e-5, atol=1e-6)
+    assert np.isfinite(READER.embed(["x" * 200])).all()  # cut at the context's end
+
+
+def test_generate_is_greedy_and_seeds_reproduce() -> None:
+    greedy = WRITER.generate("ab", max_new_tokens=9)
+    ids = WRITER.encode("ab")
+    for _ in range(9):
+        ids.append(int(np.asarray(WRITER.logits([ids]))[0, -1].argmax()))
+    assert greedy == TOKENIZER.decode(ids[len(WRITER.encode("ab")) :])
+    drawn = [WRITER.generate("ab", 9, temperature=1.0, seed=seed) for seed in (3, 3, 4)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    streamed = list(WRITER.stream("ab", 9, Sampling(temperature=1.0), seed=3))
+    assert "".join(rows[0] for rows in streamed) == drawn[0]
+
+
+def test_a_text_is_scored_by_hand(tmp_path: Path) -> None:
+    text = "A little text to score, longer than one window of this model, so that windows are met."
+    (tmp_path / "t.txt").write_text(text)
+    found = score(WRITER, [tmp_path / "t.txt"])
+    (measures,) = found.values()
+    assert measures["perplexity"] == pytest.approx(np.exp(measures["loss"]))
+    tokens = len(TOKENIZER.encode(text))
+    assert measures["bits_per_byte"] == pytest.approx(measures["loss"] * tokens / len(text) / np.log(2), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda: WRITER.logits([[300]]), "token ids from 300 to 300: the vocabulary is 0 to 257"),
+        (lambda: WRITER.logits([1, 2]), r"token ids of shape \(2,\): expected \[B, T\] with T from 1 to 48"),
+        (lambda: WRITER.logits([[1] * 49]), r"token ids of shape \(1, 49\): expected \[B, T\] with T from 1 to 48"),
+        (lambda: WRITER.logits([[1, 2]], [[1]]), r"attention_mask of shape \(1, 1\): expected that of the token ids"),
+        (lambda: WRITER.logits([[1, 2]], [[1, 2]]), "attention_mask from 1 to 2: expected 0 to 1"),
+        (lambda: WRITER.logits([[1]], decoder_input_ids=[[1]]), "this model has no encoder"),
+        (lambda: READER.generate("x"), "this model is an encoder: it has logits and vectors, but writes no text"),
+        (lambda: replace(WRITER, tokenizer=None).generate("x"), "this model came without a tokenizer"),
+    ],
+)
+def test_what_it_cannot_take(ask: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        ask()
+
+
+def test_an_encoder_decoder_wants_both(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="an encoder and a decoder: give decoder_input_ids too"):
+        load(checkpoint(BY_NAME[T5], tmp_path)).logits([[1, 2]])
+
+
+def test_a_tokenizer_goes_with_the_model(tmp_path: Path) -> None:
+    WRITER.save(tmp_path / "out")
+    again = load(tmp_path / "out")
+    assert again.generate("ab", 9) == WRITER.generate("ab", 9) and again.stops == WRITER.stops
+    jax.tree.map(np.testing.assert_array_equal, again.params, WRITER.params)
+    assert load(checkpoint(BY_NAME[BERT], tmp_path / "bare")).tokenizer is None
