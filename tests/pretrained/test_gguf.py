@@ -131,8 +131,8 @@ def llama_file(path: Path, **more: Any) -> Path:
         for name, shape in recorded()[LLAMA.name]["tensors"].items():
             values = array(name, tuple(shape))
             if "q_proj" in name or "k_proj" in name:
-                N, (O, I) = config["num_attention_heads"], values.shape
-                values = values.reshape(N, 2, O // N // 2, I).swapaxes(1, 2).reshape(O, I)
+                N, shape = config["num_attention_heads"], values.shape
+                values = values.reshape(N, 2, shape[0] // N // 2, -1).swapaxes(1, 2).reshape(shape)
             for theirs, short in NAMES.items():
                 name = name.replace(theirs, short)
             writer.add_tensor(name, np.ascontiguousarray(values))
