@@ -1,4 +1,4 @@
-"""The certificates' small checkpoints, written without transformers: the values are ours, what they give is recorded."""
+"""The certificates' small checkpoints without transformers: the values are ours, what they give is recorded."""
 
 import json
 from functools import cache, partial
