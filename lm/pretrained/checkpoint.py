@@ -9,7 +9,7 @@ import numpy as np
 
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig
-from lm.model.transformer import Transformer
+from lm.model.transformer import Params, Transformer
 from lm.pretrained import gguf
 from lm.pretrained.architecture import Architecture
 from lm.pretrained.fields import Fields, read_json
@@ -32,11 +32,12 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The architecture, the model, the tensors with our paths and where they are stored (their names there), and the
-    metadata: config.json, or that of the GGUF file."""
+    """The architecture, the model and its tree of parameters (ShapeDtypeStructs), the tensors with our paths and where
+    they are stored (their names there), and the metadata: config.json, or that of the GGUF file."""
 
     architecture: Architecture
     cfg: ModelConfig
+    shapes: Params
     source: Source
     tensors: tuple[Tensor, ...]
     stored: Mapping[str, str]
@@ -81,8 +82,8 @@ def _matched(
 ) -> Checkpoint:
     stored = _canonical(architecture, source)
     cfg = _untied(cfg, rows, source, stored)
-    shapes = {path: leaf.shape for path, leaf in flatten(_model(cfg).shapes()).items()}
-    found = tensors(rows, shapes)
+    shapes = Transformer(cfg, Compute().resolve("cpu")).shapes()
+    found = tensors(rows, {path: leaf.shape for path, leaf in flatten(shapes).items()})
     missing = [t for t in found if t.name not in stored]
     if missing:
         more = f" (and {len(missing) - 1} more)" if missing[1:] else ""
@@ -97,11 +98,7 @@ def _matched(
                 f"{source.where(stored[tensor.name])} has shape {list(source.shape(stored[tensor.name]))}: "
                 f"the config asks for {list(tensor.shape)}"
             )
-    return Checkpoint(architecture, cfg, source, tuple(found), stored, metadata)
-
-
-def _model(cfg: ModelConfig) -> Transformer:
-    return Transformer(cfg, Compute().resolve("cpu"))
+    return Checkpoint(architecture, cfg, shapes, source, tuple(found), stored, metadata)
 
 
 def _canonical(architecture: Architecture, source: Source) -> dict[str, str]:

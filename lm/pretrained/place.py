@@ -25,7 +25,7 @@ Read = Callable[[Bounds], np.ndarray]
 
 def place(checkpoint: Checkpoint, model: Transformer, mesh: Mesh | None = None) -> Params:
     """The parameters of `checkpoint`, float32, on `mesh` as the rules of lm/sharding.py say, or on one device."""
-    tree = model.shapes()
+    tree = checkpoint.shapes
     if mesh is None:
         where: Any = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), tree)
     else:

@@ -152,6 +152,8 @@ def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
 def test_a_pickle_is_never_opened(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(pickle.dumps({"a": np.ones(3)}))
     refused(tmp_path / name, f"{name} is not read, since a pickle can run any program: expected safetensors or GGUF")
+    with pytest.raises(ValueError, match=f"{name} is not read, since a pickle can run any program"):
+        load(tmp_path)  # without a config.json beside it
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lm.decode.sampling import Sampling
-from lm.model.families import bert, llama
+from lm.model.families import bert, llama, t5_v1_1
 from lm.pretrained import Pretrained, load
 from lm.pretrained.score import score
 from lm.text.tokenizer import ByteTokenizer
@@ -51,6 +51,30 @@ def test_vectors_do_not_depend_on_what_is_beside_them() -> None:
     assert np.isfinite(READER.embed(["x" * 200])).all()  # cut at the context's end
 
 
+def test_vectors_are_means_of_normalised_states() -> None:
+    """Of a decoder too, whose last norm is the head's."""
+    ids = WRITER.encode("a text")
+    x = WRITER.model.hidden(WRITER.params, np.array([ids])).x[0]
+    wanted = x / np.sqrt((np.square(x)).mean(-1, keepdims=True) + 1e-5) * WRITER.params["head"]["norm_scale"]
+    np.testing.assert_allclose(WRITER.embed(["a text"])[0], wanted.mean(0), rtol=1e-4, atol=1e-5)
+    assert WRITER.embed([]).shape == (0, 16)
+
+
+def test_many_vectors_are_as_few() -> None:
+    texts = [f"text {i}" * (1 + i % 3) for i in range(70)]
+    many = READER.embed(texts)
+    np.testing.assert_allclose(many[[0, 31, 32, 69]], READER.embed([texts[i] for i in (0, 31, 32, 69)]), atol=1e-5)
+
+
+def test_a_memory_is_read_without_its_padding() -> None:
+    cfg = t5_v1_1(vocab=258, layers=1, width=8, heads=2, head_dim=4, mlp=8, context=64)
+    model, prompts = ready(cfg), [[5, 6, 7], list(range(40))]
+    alone, both = ([rows[0] for rows in model.stream_ids(asked, 5)] for asked in (prompts[:1], prompts))
+    assert both == alone
+    with pytest.raises(ValueError, match="a prompt of 65 tokens"):
+        list(model.stream_ids([[1] * 65], 5))
+
+
 def test_generate_is_greedy_and_seeds_reproduce() -> None:
     greedy = WRITER.generate("ab", max_new_tokens=9)
     ids = WRITER.encode("ab")
@@ -82,6 +106,13 @@ def test_a_text_is_scored_by_hand(tmp_path: Path) -> None:
         (lambda: WRITER.logits([[1, 2]], [[1]]), r"attention_mask of shape \(1, 1\): expected that of the token ids"),
         (lambda: WRITER.logits([[1, 2]], [[1, 2]]), "attention_mask from 1 to 2: expected 0 to 1"),
         (lambda: WRITER.logits([[1]], decoder_input_ids=[[1]]), "this model has no encoder"),
+        (lambda: WRITER.logits([[1], [1, 2]]), "token ids of several lengths: pad them to one"),
+        (lambda: WRITER.logits([[1.5]]), "token ids of float64: expected whole numbers"),
+        (lambda: WRITER.logits([[]]), r"token ids of shape \(1, 0\): expected"),
+        (lambda: WRITER.logits([[1]], token_type_ids=[[0]]), "this model has no token types"),
+        (lambda: READER.logits([[1]], token_type_ids=[[2]]), "token_type_ids from 2 to 2: expected 0 to 1"),
+        (lambda: READER.embed("a text"), r"embed takes a list of texts: give \[text\]"),
+        (lambda: WRITER.generate("x", temperature=-1.0), "temperature"),
         (lambda: READER.generate("x"), "this model is an encoder: it has logits and vectors, but writes no text"),
         (lambda: replace(WRITER, tokenizer=None).generate("x"), "this model came without a tokenizer"),
     ],

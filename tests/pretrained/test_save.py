@@ -1,0 +1,125 @@
+"""Saving: what other tools find in the folder, which is whole or not there; and a run of ours on its way out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from lm.model.families import gpt, llama, t5_v1_1
+from lm.model.transformer import Transformer
+from lm.pretrained import Pretrained, files, load
+from lm.pretrained.files import INDEX, SINGLE, read_header
+from lm.run import claim
+from lm.text.tokenizer import ByteTokenizer
+from lm.train.checkpoint import Checkpoints
+from lm.train.state import new_state
+from tests.model.reference import SIMPLE, lively
+from tests.tiny import experiment
+
+SIZES: dict[str, Any] = dict(vocab=258, layers=2, width=16, heads=2, mlp=24, context=48)
+
+
+LLAMA = llama(**SIZES)
+
+
+def model(cfg: Any = LLAMA, **more: Any) -> Pretrained:
+    return Pretrained(cfg, lively(cfg), ByteTokenizer(), Transformer(cfg, SIMPLE), **more)
+
+
+def said(folder: Path, file: str = "config.json") -> dict[str, Any]:
+    return dict(json.loads((folder / file).read_text()))
+
+
+def test_what_is_in_the_folder(tmp_path: Path) -> None:
+    model().save(tmp_path / "m")
+    names = {p.name for p in (tmp_path / "m").iterdir()}
+    assert names == {"config.json", "generation_config.json", SINGLE, "tokenizer.json", "tokenizer_config.json"}
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+    config = said(tmp_path / "m")
+    assert config.items() >= dict(architectures=["LlamaForCausalLM"], model_type="llama", dtype="float32").items()
+    assert config.items() >= dict(hidden_size=16, num_hidden_layers=2, tie_word_embeddings=False).items()
+    for file in ("config.json", "generation_config.json"):
+        assert said(tmp_path / "m", file).items() >= dict(bos_token_id=256, eos_token_id=257).items()
+
+
+def test_the_ids_of_its_files_go_with_it(tmp_path: Path) -> None:
+    model(ids={"eos_token_id": [5, 7], "pad_token_id": 3}).save(tmp_path / "m")
+    found = said(tmp_path / "m", "generation_config.json")
+    assert found.items() >= dict(eos_token_id=[5, 7, 257], pad_token_id=3, bos_token_id=256).items()
+    assert load(tmp_path / "m").stops == (5, 7, 257)
+
+
+def test_a_decoder_with_an_encoder_knows_how_it_starts(tmp_path: Path) -> None:
+    cfg = t5_v1_1(vocab=258, layers=1, width=8, heads=2, head_dim=4, mlp=8, context=32)
+    model(cfg, ids={"pad_token_id": 4}).save(tmp_path / "m")
+    assert said(tmp_path / "m")["decoder_start_token_id"] == 4
+    assert load(tmp_path / "m").generate("ab", 4) == model(cfg, ids={"pad_token_id": 4}).generate("ab", 4)
+
+
+@pytest.mark.parametrize("most", [1, 6_000, 20_000, 1 << 40])
+def test_shards(most: int, tmp_path: Path) -> None:
+    model().save(tmp_path / "m", shard_bytes=most)
+    shards = sorted((tmp_path / "m").glob("*.safetensors"))
+    if most == 1 << 40:
+        assert [p.name for p in shards] == [SINGLE]
+    else:
+        index = said(tmp_path / "m", INDEX)
+        assert index["metadata"]["total_size"] == sum(4 * leaf.size for leaf in jax.tree.leaves(model().params))
+        assert set(index["weight_map"].values()) == {p.name for p in shards}
+        assert shards[0].name == f"model-00001-of-{len(shards):05}.safetensors"
+        tensors = [read_header(p) for p in shards]
+        assert all(len(t) == 1 or sum(4 * int(np.prod(s.shape)) for s in t.values()) <= most for t in tensors)
+    jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "m").params, model().params)
+
+
+def test_a_save_that_fails_leaves_what_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model().save(tmp_path / "m")
+    before = (tmp_path / "m" / "config.json").read_bytes()
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "_write_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        model(llama(**{**SIZES, "layers": 1})).save(tmp_path / "m")
+    with pytest.raises(OSError, match="No space left"):
+        model().save(tmp_path / "other")
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+    assert (tmp_path / "m" / "config.json").read_bytes() == before and load(tmp_path / "m").config.layers == 2
+
+
+@pytest.mark.parametrize("other", ["notes.md", "pytorch_model.bin"])
+def test_what_else_is_there_stays(other: str, tmp_path: Path) -> None:
+    model().save(tmp_path)
+    (tmp_path / other).write_text("mine")
+    with pytest.raises(ValueError, match=f"is there and no model directory .{other} is in it.: choose a new one"):
+        model().save(tmp_path)
+    assert (tmp_path / other).read_text() == "mine"
+
+
+def test_a_model_that_no_architecture_says(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="says this model, so it cannot be written for other tools"):
+        model(gpt(vocab=258, layers=1, width=8, heads=2, context=8, bias=False)).save(tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_run_goes_out(tmp_path: Path) -> None:
+    """What a run leaves, without running it."""
+    run, tiny = tmp_path / "run", experiment(tmp_path)
+    claim(run, tiny, "tests.tiny")
+    ByteTokenizer().save(run / "tokenizer")
+    params = lively(tiny.model)
+    checkpoints = Checkpoints(run / "checkpoints", tiny.keep_last, tiny.keep_best)
+    checkpoints.save(new_state(params, optax.sgd(1.0), ema=True))
+    checkpoints.close()
+    ours = load(run)
+    assert ours.config == tiny.model
+    ours.save(tmp_path / "out")
+    other = load(tmp_path / "out")
+    assert other.stops == ours.stops and other.encode("the ") == ours.encode("the ")
+    jax.tree.map(np.testing.assert_array_equal, other.params, ours.params)
+    np.testing.assert_allclose(other.logits([[1, 2, 3]]), ours.logits([[1, 2, 3]]), rtol=1e-5, atol=1e-5)
