@@ -141,7 +141,7 @@ def test_a_loaded_model_writes(finished: Path) -> None:
     [
         ([[1, 258]], "token ids from 1 to 258: the vocabulary is 0 to 257"),
         ([[-1]], "token ids from -1 to -1"),
-        ([[0] * 33], r"token ids of shape \(1, 33\): expected \[B, T\] with T up to 32"),
+        ([[0] * 33], r"token ids of shape \(1, 33\): expected \[B, T\] with T from 1 to 32"),
         ([0, 1], r"token ids of shape \(2,\): expected \[B, T\]"),
     ],
 )
