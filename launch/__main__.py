@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
-from launch import convert, evaluate, report, sample, show, tokenizer, train
+from launch import convert, evaluate, report, sample, show, study, tokenizer, train
 from lm.value import suggest
 
 VERBS = {
@@ -20,6 +20,7 @@ VERBS = {
     "sample": sample,
     "evaluate": evaluate,
     "show": show,
+    "study": study,
     "report": report,
     "convert": convert,
     "tokenizer": tokenizer,

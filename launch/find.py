@@ -5,6 +5,7 @@ import importlib.util
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -24,14 +25,29 @@ def find(reference: str) -> tuple["Experiment", str]:
     Raises ValueError when there is none, naming what is there, or when the page itself fails, naming the line."""
     from lm.experiment import Experiment
 
+    return _named(reference, lambda value: isinstance(value, Experiment), "Experiment")
+
+
+def find_study(reference: str) -> tuple[Any, str]:
+    """The study that `reference` names, and the reference in full; a page with one study needs no name.
+
+    Raises ValueError as `find` does."""
+
+    def study(value: Any) -> bool:
+        return hasattr(value, "trials") and not isinstance(value, type)
+
+    return _named(reference, study, "study", alone=True)
+
+
+def _named(reference: str, right: Callable[[Any], bool], kind: str, alone: bool = False) -> tuple[Any, str]:
     module_name, _, name = reference.partition(":")
     module_name = _as_module(module_name)
-    name = name or DEFAULT
     module = load(module_name)
+    there = [k for k, v in vars(module).items() if right(v)]
+    name = name or (there[0] if alone and len(there) == 1 else DEFAULT)
     found = getattr(module, name, None)
-    if not isinstance(found, Experiment):
-        there = [k for k, v in vars(module).items() if isinstance(v, Experiment)]
-        what = f"is {type(found).__name__}, no Experiment" if hasattr(module, name) else "is not there"
+    if not right(found):
+        what = f"is {type(found).__name__}, no {kind}" if hasattr(module, name) else "is not there"
         raise ValueError(f"{module_name}:{name} {what}: {suggest(name, there)}")
     return found, f"{module_name}:{name}"
 

@@ -1,25 +1,36 @@
-"""`lm report`: write a run's report.html anew, from the files in its folder."""
+"""`lm report`: write the report of a run or a study anew, from the files in its folder."""
 
 import argparse
+from pathlib import Path
 from typing import Any
+
+from launch import study
 
 EPILOG = """\
 Works for a run that is under way, too.
 
-example:
+examples:
   lm report runs/quickstart
+  lm report runs/positions                       a study: the page, and its tables as Markdown, LaTeX and CSV
 """
 
 
 def add(verbs: Any) -> None:
     """Declare `lm report`."""
-    verb = verbs.add_parser("report", help="write a run's report.html anew", description=__doc__, epilog=EPILOG)
-    verb.add_argument("run_folder", metavar="RUN", help="a run's folder")
+    verb = verbs.add_parser(
+        "report", help="write the report of a run or a study anew", description=__doc__, epilog=EPILOG
+    )
+    verb.add_argument("run_folder", metavar="FOLDER", help="the folder of a run or a study")
     verb.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the report and print its path."""
+    if (Path(args.run_folder) / "study.json").is_file():
+        from lm import hardware
+
+        hardware.prepare("cpu")
+        return study.write(Path(args.run_folder))
     from lm.report import write_report
 
     print(write_report(args.run_folder))

@@ -34,14 +34,16 @@ def section(title: str, *children: Any, note: str = "") -> Markup:
 def figure(title: str, svg: str, note: str = "") -> Markup:
     """A chart with its title."""
     caption = tag("figcaption", tag("b", title), tag("span", f" {note}") if note else "")
-    return tag("figure", caption, Markup(svg))
+    return tag("figure", caption, Markup(svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]], text_columns: int = 1) -> Markup:
     """A table whose first `text_columns` columns are words, and the others numbers, aligned right."""
 
     def row(cells: Sequence[Any], cell: str) -> Markup:
-        return tag("tr", *(tag(cell, c, **({} if i < text_columns else {"class_": "n"})) for i, c in enumerate(cells)))
+        scope = {"scope": "col"} if cell == "th" else {}
+        aligned = ({} if i < text_columns else {"class_": "n"} for i in range(len(cells)))
+        return tag("tr", *(tag(cell, c, **scope, **how) for c, how in zip(cells, aligned, strict=True)))
 
     body = [row(cells, "td") for cells in rows]
     if not body:
@@ -110,6 +112,7 @@ figure svg { display: block; width: 100%; height: auto; } svg text { font-family
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 th { text-align: left; font-weight: 500; color: var(--muted); }
 td, th { padding: 6px 18px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+.dense table { font-size: 13px; } .dense td, .dense th { padding-right: 12px; }
 td:last-child, th:last-child { padding-right: 0; } .n { text-align: right; white-space: nowrap; }
 .scroll + p { margin: 12px 0 0; } .charts + .scroll { margin-top: 16px; }
 .win { color: var(--good); font-weight: 600; }

@@ -6,6 +6,7 @@ series. The same numbers give the same bytes. Matplotlib is imported when the fi
 second."""
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ WIDE, HALF = (10.0, 3.1), (4.9, 2.35)  # inches: 72 units of the drawing each, 9
 @dataclass(frozen=True)
 class Line:
     """One line of a chart, in the `colour` of a series, or -1 for grey. `faint` draws it thin behind the others,
-    `dots` marks its points."""
+    `dots` marks its points; `low` and `high`, as long as `y`, bound a band around it."""
 
     x: Sequence[float]
     y: Sequence[float]
@@ -27,6 +28,22 @@ class Line:
     colour: int = 0
     faint: bool = False
     dots: bool = False
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Interval:
+    """One row of a chart of intervals: the `middle` of `low` to `high`, nan where there is none; thin behind it `wide`,
+    another interval; and the `dots` that it was made of. `colour` as that of a line."""
+
+    label: str
+    middle: float
+    low: float
+    high: float
+    wide: tuple[float, float] = (math.nan, math.nan)
+    dots: Sequence[float] = ()
+    colour: int = 0
 
 
 def chart(
@@ -38,13 +55,17 @@ def chart(
     from_zero: bool = False,
     top: float | None = None,
     right: float | None = None,
+    across: str = "step",
 ) -> str:
-    """Lines over training steps. `name` (letters) keeps the drawing's ids apart from those of other charts on the
-    page; `levels` are horizontal lines with a label each; `percent` reads the y axis as shares; `top` cuts it;
-    `right` adds a second scale at the right, of shares: y times `right`."""
+    """Lines over training steps, or what `across` names. `name` (letters) keeps the drawing's ids apart from those of
+    other charts on the page; `levels` are horizontal lines with a label each; `percent` reads the y axis as shares;
+    `top` cuts it; `right` adds a second scale at the right, of shares: y times `right`."""
     figure, axes = _axes(name, size)
+    axes.set_xlabel(across)
     for line in lines:
-        colour = _series(line.colour) if line.colour >= 0 else MUTED
+        colour = _series(line.colour)
+        if len(line.low):
+            axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.16, linewidth=0)
         width, alpha = (0.8, 0.35) if line.faint else (1.7, 1.0)
         marker = dict(marker="o", markersize=3.5) if line.dots else {}
         axes.plot(line.x, line.y, color=colour, linewidth=width, alpha=alpha, label=line.label or "_", **marker)
@@ -57,6 +78,25 @@ def chart(
     if right is not None:
         _second_scale(axes, right)
     _legend(axes, sum(bool(line.label) for line in lines))
+    return _svg(figure, name)
+
+
+def intervals(name: str, rows: Sequence[Interval], across: str, width: float = WIDE[0]) -> str:
+    """Intervals, one below the other, against zero; `across` says what the numbers are."""
+    figure, axes = _axes(name, (width, 0.75 + 0.3 * len(rows)))
+    axes.set_xlabel(across)
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x")
+    axes.axvline(0, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
+    for y, row in enumerate(rows):
+        colour = _series(row.colour)
+        axes.plot(row.wide, (y, y), color=colour, linewidth=1.0, alpha=0.5)
+        axes.plot((row.low, row.high), (y, y), color=colour, linewidth=3.2, solid_capstyle="butt")
+        axes.plot(row.dots, [y + 0.27] * len(row.dots), "o", color=colour, markersize=2.6, alpha=0.6)
+        axes.plot([row.middle], [y], "o", color=colour, markersize=5.5)
+    axes.set_yticks(range(len(rows)), [row.label for row in rows], color=INK)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.margins(x=0.03)
     return _svg(figure, name)
 
 
@@ -86,7 +126,7 @@ def smoothed(values: Sequence[float], window: float) -> list[float]:
 
 
 def _series(index: int) -> str:
-    return f"#0a0a{index % COLOURS:02x}"
+    return f"#0a0a{index % COLOURS:02x}" if index >= 0 else MUTED
 
 
 def _axes(name: str, size: tuple[float, float]) -> tuple[Any, Any]:
@@ -154,9 +194,10 @@ def _number_axes(axes: Any, percent: bool) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}") if axes.get_xlim()[1] < 1e5 else EngFormatter(sep=""))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    high = max(map(abs, axes.get_ylim()))
+    least, most = axes.get_ylim()
+    high = max(abs(least), abs(most))
     if percent:
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None if high < 0.1 else 0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None if most - least < 0.1 else 0))
     elif high >= 1000:
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     elif high < 0.01:

@@ -42,7 +42,7 @@ from lm.train.checkpoint import Checkpoints
 from lm.train.loop import NotFinite, as_batches
 from lm.train.loop import train as train_loop
 from lm.train.state import TrainState
-from lm.train.step import build_eval, build_step, init_state, place, state_shardings
+from lm.train.step import Step, build_eval, build_step, init_state, place, state_shardings
 from lm.train.task import Pretraining
 from lm.train.word2vec import started
 
@@ -133,6 +133,7 @@ class Run:
         self.optimizer = experiment.optimizer.build(experiment.steps, self.task.axes())
         self.learning_rate = experiment.optimizer.schedule_fn(experiment.steps)
         self.evaluate_step = build_eval(self.task, self.mesh)
+        self.step: Step | None = None  # None: one of its own
 
     def _check_rows(self) -> None:
         e, parts = self.experiment, self.mesh.shape["data"] * self.mesh.shape["fsdp"]
@@ -171,19 +172,29 @@ class Run:
 
     def train(self) -> Path:
         """Train to the end, then sample and report."""
+        with listening() as asked:
+            for _ in self.course(asked, Bar):
+                pass
+        return self.folder / "report.html"
+
+    def course(self, asked: list[int], show: Callable[[int, int], Bar]) -> Iterator[int]:
+        """The run as it goes, step by step, to its report: gives the number of each step once that is under way.
+
+        It ends early, with a checkpoint, where a signal is `asked`; `show` makes the bar of (steps, first)."""
         e = self.experiment
         with contextlib.ExitStack() as stack:
             checkpoints = Checkpoints(self.folder / "checkpoints", e.keep_last, e.keep_best)
             stack.callback(checkpoints.close)
             state = self._state(checkpoints)
             start = int(state.step)
-            asked = stack.enter_context(listening())
             metrics = Metrics(self.folder, start)
             stack.callback(metrics.close)
             if start < e.steps:
                 about = self._about()
-                bar = stack.enter_context(Bar(e.steps, start))
-                state = self._loop(state, checkpoints, metrics, bar, asked, about)
+                bar = stack.enter_context(show(e.steps, start))
+                for state in self._loop(state, checkpoints, metrics, bar, asked, about):  # noqa: B007, B020
+                    start += 1
+                    yield start
                 checkpoints.wait()
                 if int(state.step) < e.steps:
                     raise Interrupted(asked[0], int(state.step), self.folder)
@@ -193,9 +204,7 @@ class Run:
                 print(f"{self.folder} is finished: {e.steps} steps are done")
                 if not (self.folder / "samples.json").exists():  # killed before it wrote them
                     self._sample(state, print)
-        report = write_report(self.folder)
-        print(f"report: {report}")
-        return report
+        print(f"report: {write_report(self.folder)}")
 
     def _state(self, checkpoints: Checkpoints) -> TrainState:
         e = self.experiment
@@ -228,9 +237,9 @@ class Run:
         bar: Bar,
         asked: list[int],
         about: dict[str, Any],
-    ) -> TrainState:
+    ) -> Iterator[TrainState]:
         e = self.experiment
-        step = build_step(self.task, self.optimizer, self.mesh, e.seed, e.accumulate, e.ema)
+        step = self.step or build_step(self.task, self.optimizer, self.mesh, e.seed, e.accumulate, e.ema)
         clock = Clock(e.batch_tokens, int(state.step))
         flops = count.flops_per_token(e.model, e.length)
         peak = about["peak_flops"]
@@ -274,7 +283,7 @@ class Run:
         batches = self.task.batches(state)
         try:
             placed = as_batches(batches, lambda b: place(b, self.mesh))
-            return train_loop(state, step, placed, e.steps, observe, lambda n: any(due(n)), visit)
+            yield from train_loop(state, step, placed, e.steps, observe, lambda n: any(due(n)), visit)
         except NotFinite as error:
             checkpoints.wait()
             kept = checkpoints.latest

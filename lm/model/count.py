@@ -30,6 +30,7 @@ def by_part(cfg: ModelConfig) -> dict[str, int]:
     return {"/".join(k.key for k in path): math.prod(leaf.shape) for path, leaf in flat}
 
 
+@functools.cache
 def flops_per_token(cfg: ModelConfig, length: int) -> int:
     """Model FLOPs of one token's forward and backward pass in a sequence of `length` tokens.
 

@@ -31,9 +31,10 @@ def train(
     observe: Callable[[int, dict[str, float]], None],
     pause: Callable[[int], bool],
     visit: Callable[[int, TrainState], bool],
-) -> TrainState:
-    """Train until `steps`. `observe(n, metrics)` gets the metrics of every step, late; where `pause(n)` says so,
-    `visit(n, state)` is called after step n with nothing outstanding, and ends the run by returning True.
+) -> Iterator[TrainState]:
+    """Train until `steps`, and give the state after each. `observe(n, metrics)` gets the metrics of every step, late;
+    where `pause(n)` says so, `visit(n, state)` is called after step n with nothing outstanding, and ends the run by
+    returning True.
 
     Raises NotFinite, naming the step."""
     waiting: deque[tuple[int, Metrics]] = deque()
@@ -51,10 +52,11 @@ def train(
         waiting.append((n, metrics))
         paused = pause(n)
         read(0 if paused else AHEAD)
-        if paused and visit(n, state):
+        ended = paused and visit(n, state)
+        yield state
+        if ended:
             break
     read(0)
-    return state
 
 
 def as_batches(source: Iterator[Batch], place: Callable[[Batch], Any]) -> Iterator[Any]:

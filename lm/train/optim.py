@@ -66,6 +66,11 @@ def _matrices(x: jax.Array, axes: Axes) -> jax.Array:
 # ---------------------------------------------------------------- optimizers
 
 
+def is_on(number: Any) -> bool:
+    """Whether a number whose 0 means none is another; what is data of a program (lm/study/together.py) always is."""
+    return isinstance(number, jax.core.Tracer) or bool(number)
+
+
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
     """What every optimizer has: a peak `learning_rate`, its `schedule`, decoupled `weight_decay` of the matrices, and a
@@ -100,13 +105,13 @@ class Optimizer:
         """The transformation for a run of `total_steps` over parameters whose logical axes are the tree `params_axes`.
 
         Raises ValueError when the schedule does not fit in the run."""
-        clip = [optax.clip_by_global_norm(self.clip)] if self.clip else []
+        clip = [optax.clip_by_global_norm(self.clip)] if is_on(self.clip) else []
         return optax.chain(*clip, self.descent(total_steps, params_axes))
 
     def descent(self, total_steps: int, params_axes: Any) -> optax.GradientTransformation:
         """Clipped gradients -> what is added to the parameters."""
         mask = self.decay_mask(params_axes)
-        decay = [optax.add_decayed_weights(self.weight_decay, mask)] if self.weight_decay else []
+        decay = [optax.add_decayed_weights(self.weight_decay, mask)] if is_on(self.weight_decay) else []
         rate = optax.scale_by_learning_rate(self.schedule_fn(total_steps))
         return optax.chain(self.direction(params_axes), *decay, rate)
 
@@ -156,7 +161,7 @@ class Adafactor(Optimizer):
 
     def direction(self, params_axes: Any) -> optax.GradientTransformation:
         moments = optax.scale_by_factored_rms(True, self.decay_rate, min_dim_size_to_factor=self.min_side)
-        clip = [optax.clip_by_block_rms(self.clip_rms)] if self.clip_rms else []
+        clip = [optax.clip_by_block_rms(self.clip_rms)] if is_on(self.clip_rms) else []
         return _each_matrix(optax.chain(moments, *clip, optax.scale_by_param_block_rms()), params_axes)
 
 

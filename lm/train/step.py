@@ -53,6 +53,20 @@ def build_step(
 
     The metrics are scalars on device: loss and accuracy (weighted means), grad_norm (before clipping), tokens (the sum
     of the weights). next_sentence_loss and next_sentence (accuracy) are means over rows, where a batch asks for it."""
+    jitted = compiled(one_step(task, optimizer, accumulate, ema), task, optimizer, mesh, ema)
+    # the seed is data, not a constant of the program: runs that differ in it alone share what is compiled
+    return under(mesh, jitted, np.uint32(seed))
+
+
+def compiled(step: Any, task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, ema: float = 0.0) -> Any:
+    """`step`, (state, batch, numbers) -> (state, metrics), jitted with the shardings of the state, which is donated."""
+    _, placed = state_shardings(task, optimizer, mesh, ema)
+    scalars = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(step, in_shardings=(placed, None, None), out_shardings=(placed, scalars), donate_argnums=0)
+
+
+def one_step(task: Task, optimizer: optax.GradientTransformation, accumulate: int = 1, ema: float = 0.0) -> Any:
+    """(state, batch, seed) -> (state one step on, metrics): what is compiled."""
 
     def gradients(params: Any, batch: Batch, key: jax.Array) -> tuple[Metrics, Any]:
         (total, metrics), grads = jax.value_and_grad(task.loss, has_aux=True)(params, batch, key)
@@ -71,11 +85,7 @@ def build_step(
         new = TrainState(state.step + 1, params, opt_state, averaged(state.ema, params, ema), state.frozen)
         return new, {**metrics, "grad_norm": optax.global_norm(grads), "tokens": tokens}
 
-    _, placed = state_shardings(task, optimizer, mesh, ema)
-    scalars = NamedSharding(mesh, PartitionSpec())
-    jitted = jax.jit(step, in_shardings=(placed, None, None), out_shardings=(placed, scalars), donate_argnums=0)
-    # the seed is data, not a constant of the program: runs that differ in it alone share what is compiled
-    return _under(mesh, jitted, np.uint32(seed))
+    return step
 
 
 def _accumulated(gradients: Any, params: Any, batch: Batch, key: jax.Array, parts: int) -> Any:
@@ -103,10 +113,12 @@ def build_eval(task: Task, mesh: Mesh) -> Callable[[Any, Batch], Metrics]:
             counts["pairs"] = batch["next_sentence_weights"].sum()
         return {**task.loss(params, batch, None)[1], **counts}
 
-    return _under(mesh, jax.jit(evaluate))
+    return under(mesh, jax.jit(evaluate))
 
 
-def _under(mesh: Mesh, jitted: Any, *last: Any) -> Any:
+def under(mesh: Mesh, jitted: Any, *last: Any) -> Any:
+    """`jitted` with `last` as its last arguments, called under `mesh`."""
+
     def call(*args: Any) -> Any:
         with sharding.using(mesh):
             return jitted(*args, *last)

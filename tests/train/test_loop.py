@@ -37,7 +37,8 @@ class Trace:
     def run(self, steps: int, start: int = 0) -> Any:
         batches = iter(range(start + 1, 10**9))
         begin = SimpleNamespace(step=start)
-        return train(begin, self.step, batches, steps, self.observe, lambda n: n in self.pauses, self.visit)
+        course = train(begin, self.step, batches, steps, self.observe, lambda n: n in self.pauses, self.visit)
+        return ([begin, *course])[-1]
 
     def of(self, kind: str) -> list[int]:
         return [n for what, n in self.events if what == kind]

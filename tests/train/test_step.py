@@ -232,7 +232,7 @@ def test_it_learns_a_text(cfg: ModelConfig) -> None:
     seen: list[float] = []
     state = begun(task, chain, mesh)
     step = build_step(task, chain, mesh)
-    train(state, step, repeat(data), 60, lambda n, m: seen.append(m["loss"]), lambda n: False, lambda *_: True)
+    list(train(state, step, repeat(data), 60, lambda n, m: seen.append(m["loss"]), lambda n: False, lambda *_: True))
     assert len(seen) == 60 and seen[0] == pytest.approx(math.log(32), abs=1)
     assert seen[-1] < 0.4 * seen[0]
 
@@ -249,13 +249,15 @@ def test_a_loss_that_is_not_a_number_stops_at_its_step() -> None:
         return step(state, batch)
 
     with pytest.raises(NotFinite, match="step 5: the loss is nan"):
-        train(
-            state,
-            spoiled,
-            (batch(n) for n in range(9)),
-            9,
-            lambda n, m: seen.append(n),
-            lambda n: n == 6,
-            lambda n, s: visited.append(n) or False,
+        list(
+            train(
+                state,
+                spoiled,
+                (batch(n) for n in range(9)),
+                9,
+                lambda n, m: seen.append(n),
+                lambda n: n == 6,
+                lambda n, s: visited.append(n) or False,
+            )
         )
     assert seen == [1, 2, 3, 4] and visited == []

@@ -1,0 +1,93 @@
+"""`lm study`: run what is missing of an ablation, a sweep or a ladder, and report."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from launch.find import changed, find_study
+
+EPILOG = """\
+A finished run is recognised and not run again; a study that was killed goes on where it stopped; an arm that fails is
+reported and does not stop the others. Each run is an ordinary one, in FOLDER/runs/ARM/SEED.
+
+examples:
+  lm study experiments.positions
+  lm study experiments.positions --seeds 5                          more seeds: only the new ones are run
+  lm study experiments.positions --only alibi rotary
+  lm study experiments.positions --set steps=100 model.layers=2 --workdir runs/quick
+  lm study experiments.positions --workers 2
+  lm study experiments.positions --executor slurm --sbatch "--gres=gpu:1 --time=1:00:00"
+"""
+
+
+def add(verbs: Any) -> None:
+    """Declare `lm study`."""
+    verb = verbs.add_parser(
+        "study", help="run an ablation, a sweep or a scaling ladder", description=__doc__, epilog=EPILOG
+    )
+    verb.add_argument("study", metavar="STUDY", help="module:name; the name may be missing where a page has one study")
+    verb.add_argument("--workdir", metavar="DIR", help="the study's folder (default: runs/NAME)")
+    verb.add_argument("--seeds", type=int, default=0, metavar="N", help="seeds 0 to N-1 in place of the study's own")
+    verb.add_argument("--only", nargs="+", default=[], metavar="ARM", help="run these arms only")
+    verb.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="change fields of the base"
+    )
+    verb.add_argument("--text", default="", metavar="PATH", help="train on this folder (or file) of UTF-8 text")
+    verb.add_argument("--workers", type=int, default=1, metavar="N", help="processes at a time on this machine (1)")
+    verb.add_argument("--apart", action="store_true", help="a process for each run, though some could share a program")
+    verb.add_argument("--executor", default="local", choices=("local", "slurm"), help="where processes run")
+    verb.add_argument("--sbatch", default="", metavar="OPTIONS", help="options for sbatch, in one text")
+    verb.add_argument(
+        "--devices", default="", choices=("cpu", "gpu", "tpu"), help="where to run (default: the best there is)"
+    )
+    verb.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Find the study, change it as asked, run what is missing of it, and report."""
+    from lm import hardware
+
+    hardware.prepare("cpu")  # this process computes nothing: the devices are its workers'
+    study, reference = find_study(args.study)
+    study = asked(study, args.set, args.text, args.seeds)
+    folder = Path(args.workdir or f"runs/{reference.partition(':')[2]}")
+    if not hasattr(study, "measure"):  # a study that trains nothing in folders: the coordinate check
+        study.report(folder)
+        return
+    from lm.study import runner, watch
+
+    note = {"study": reference, "set": args.set, "text": args.text, "seeds": args.seeds, "command": args.command}
+    with watch.table(study.measure) as shown:
+        runner.run(runner.Chosen(study, args.only), folder, note, executor(args), shown, share=not args.apart)
+    write(folder)
+
+
+def asked(study: Any, settings: list[str], text: str, seeds: int) -> Any:
+    """`study` with its base and seeds changed as the command line says."""
+    if settings or text:
+        study = dataclasses.replace(study, base=changed(study.base, settings, text))
+    return dataclasses.replace(study, seeds=range(seeds)) if seeds else study
+
+
+def executor(args: argparse.Namespace) -> Any:
+    """What runs the study's processes."""
+    if args.executor == "slurm":
+        from lm.study.slurm import Slurm
+
+        return Slurm(args.sbatch, args.devices)
+    from lm.study.local import Local
+
+    return Local(args.workers, args.devices)
+
+
+def write(folder: Path) -> None:
+    """Write the report of the study in `folder`, and print its verdicts and its path."""
+    import json
+
+    from lm.study import report, runner
+
+    note = json.loads((folder / runner.NOTE).read_text())
+    study, _ = find_study(note["study"])
+    study = asked(study, note["set"], note["text"], note["seeds"])
+    print(f"report: {report.write_study(folder, study, runner.results(study, folder), note)}")

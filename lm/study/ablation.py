@@ -1,0 +1,165 @@
+"""An ablation: a base experiment, arms that each declare what they change, seeds, and what is held equal.
+
+    positions = Ablation(base, arms={"rotary": {}, "alibi": dict(model=dict(positions=Alibi()))}, match="flops")
+
+Arms are matched. One seed means the same order of the data and the same first value of every parameter that they share,
+in all arms; `match` gives them one budget; and an arm whose resolved experiment differs in anything that it does not
+declare is refused.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lm import value
+from lm.experiment import Experiment
+from lm.model import count
+from lm.study.trial import Result, Trial, step_flops, training_flops
+from lm.value import suggest
+
+Changes = Mapping[str, Any]
+Resized = Mapping[str, tuple[Any, Any]]
+WIDTH_STEP = 8  # a resized width is a multiple of it
+# a study compares numbers: its runs keep one checkpoint, to go on from, and write no samples
+LEAN: Changes = {"keep_last": 1, "keep_best": 0, "prompts": ()}
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """`arms` by name: a nested change of `base`, or a whole experiment, whose differences `declared` then lists.
+
+    The arm without changes is what the others are compared with; where none is, one named "base" is added. `match`
+    holds equal the training "flops" (by the number of steps), the "params" (by the model's width) or the "steps" (as
+    they are). `measure` is what arms are compared by: "loss" or "bits_per_byte", means over the sources, or
+    "SOURCE/MEASURE"."""
+
+    base: Experiment
+    arms: Mapping[str, Changes | Experiment]
+    seeds: Iterable[int] = range(3)
+    match: str = "flops"
+    measure: str = "loss"
+    declared: tuple[str, ...] = field(default_factory=tuple)
+
+    def __post_init__(self) -> None:
+        seeds = tuple(self.seeds)
+        object.__setattr__(self, "seeds", seeds)
+        if self.match not in MATCHES:
+            raise ValueError(f"match={self.match!r}: {suggest(self.match, MATCHES)}")
+        if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+            raise ValueError(f"seeds={seeds}: expected different numbers, at least 0, for instance range(3)")
+        if not self.arms:
+            raise ValueError("arms={}: expected at least one, a name and what it changes")
+        for name in self.arms:
+            if not re.fullmatch(r"[\w.+-]+", name) or name.startswith("."):
+                raise ValueError(
+                    f"arm {name!r}: expected letters, digits and -_.+, as its runs are in a folder named so"
+                )
+
+    @property
+    def base_arm(self) -> str:
+        """The arm that the others are compared with."""
+        return next((name for name, changes in self.arms.items() if changes == {} or changes == self.base), "base")
+
+    @property
+    def resolved(self) -> dict[str, tuple[Experiment, Resized]]:
+        """Each arm's experiment, matched, and what was resized to that end. Raises ValueError for an arm that cannot be
+        built, or differs in what it does not declare."""
+        arms = self.arms if self.base_arm in self.arms else {"base": {}, **self.arms}
+        return {name: self._arm(name, changes) for name, changes in arms.items()}
+
+    def _arm(self, name: str, changes: Changes | Experiment) -> tuple[Experiment, Resized]:
+        try:
+            arm = changes if isinstance(changes, Experiment) else self.base.replace(changes)
+            declared = self.declared if isinstance(changes, Experiment) else (*self.declared, *paths(changes))
+            check_declared(self.base, arm, declared)
+            resized = MATCHES[self.match](self.base, arm)
+            new = {path: change[1] for path, change in resized.items()}
+            return arm.replace(nested(new)).replace(LEAN, name=name), resized
+        except ValueError as error:
+            raise ValueError(f"arm {name!r}: {error}") from None
+
+    def differences(self) -> dict[str, list[tuple[str, Any, Any]]]:
+        """arm -> (path, base's value, the arm's) for all in which they differ, less the name."""
+        base = value.plain(self.base.replace(LEAN))
+        return {
+            name: [d for d in value.differences(base, value.plain(arm)) if d[0] != "name"]
+            for name, (arm, _) in self.resolved.items()
+        }
+
+    def trials(self, results: Sequence[Result] = ()) -> list[Trial]:
+        """Every arm at every seed, seed by seed: what is finished early on has all arms in it."""
+        arms = self.resolved
+        return [
+            Trial(name, seed, arm.replace(seed=seed), resized)
+            for seed in self.seeds
+            for name, (arm, resized) in arms.items()
+        ]
+
+
+def paths(changes: Changes, above: str = "") -> list[str]:
+    """The dotted paths that a nested change sets."""
+    found = []
+    for name, change in changes.items():
+        path = f"{above}{name}"
+        found += paths(change, f"{path}.") if isinstance(change, Mapping) and change else [path]
+    return found
+
+
+def nested(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted paths to values, as a nested change."""
+    out: dict[str, Any] = {}
+    for path, new in changes.items():
+        *folders, name = path.split(".")
+        here = out
+        for folder in folders:
+            here = here.setdefault(folder, {})
+        here[name] = new
+    return out
+
+
+def check_declared(base: Experiment, arm: Experiment, declared: Iterable[str]) -> None:
+    """Raises ValueError where `arm` differs from `base` in a field that is not, and is not inside, one `declared`."""
+    known = [*declared, "name"]
+    for path, old, new in value.differences(value.plain(base), value.plain(arm)):
+        if not any(path == d or path.startswith(f"{d}.") for d in known):
+            raise ValueError(f"it differs in {path} ({old!r} in the base, {new!r} here), which is not declared")
+
+
+# ---------------------------------------------------------------- matching
+
+
+def match_flops(base: Experiment, arm: Experiment) -> Resized:
+    """The steps at which `arm` has trained with the base's FLOPs, to the nearest whole step."""
+    budget, step = training_flops(base), step_flops(arm)
+    steps = round(budget / step)
+    if steps < 1:
+        raise ValueError(f"the base's budget of {budget:.3g} FLOPs is too small for one step of {step:.3g}")
+    return {} if steps == arm.steps else {"steps": (arm.steps, steps)}
+
+
+def match_params(base: Experiment, arm: Experiment) -> Resized:
+    """The width at which `arm` has as many parameters as the base, as nearly as multiples of WIDTH_STEP come."""
+    wanted = count.parameters(base.model)
+
+    def parameters(width: int) -> int:
+        return count.parameters(arm.replace(model=dict(width=width)).model)
+
+    if parameters(arm.model.width) == wanted:
+        return {}
+    low, high = 1, 2
+    while parameters(high * WIDTH_STEP) < wanted:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if parameters(middle * WIDTH_STEP) < wanted else (low, middle)
+    width = WIDTH_STEP * min((low, high), key=lambda n: abs(parameters(n * WIDTH_STEP) - wanted))
+    nearer = abs(parameters(width) - wanted) < abs(parameters(arm.model.width) - wanted)
+    return {"model.width": (arm.model.width, width)} if nearer else {}
+
+
+MATCHES: Mapping[str, Callable[[Experiment, Experiment], Resized]] = {
+    "flops": match_flops,
+    "params": match_params,
+    "steps": lambda base, arm: {},
+}

@@ -1,0 +1,306 @@
+"""How the arms of a study differ from its base, and how sure one can be of it.
+
+Runs of one seed share the order of the data and the first values of the parameters, so a good part of what moves a
+result from seed to seed moves all arms alike. Differences are therefore formed seed by seed, and tested as pairs
+(Student's t). Several arms are several chances to be fooled: their p-values are corrected (Holm). The statistics are
+scipy's and statsmodels'; what is ours is which runs they get, and what is said where there is nothing to say.
+"""
+
+import bisect
+import contextlib
+import dataclasses
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+
+from lm.study.trial import DIVERGED, FAILED, PRUNED, Result
+from lm.value import suggest
+
+LEVEL = 0.95  # of every interval
+ALPHA = 1 - LEVEL
+POWER = 0.8
+MOST_SEEDS = 10_000  # beyond it, "how many seeds" is said to be infinity
+ROUNDING = 32 * float(np.finfo(float).eps)  # differences that vary less, relative to the values, do not vary
+# the last part of a measure's name -> whether less is better (-1), or more (1)
+BETTER: Mapping[str, int] = {"loss": -1, "perplexity": -1, "bits_per_byte": -1, "accuracy": 1, "next_sentence": 1}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The seeds of one arm: the `values` of those that finished, those that are `lost` (diverged, failed or pruned, or
+    without a finite value) and those that are `open` (not run yet, or under way)."""
+
+    arm: str
+    values: Mapping[int, float] = field(default_factory=dict)
+    lost: frozenset[int] = frozenset()
+    open: frozenset[int] = frozenset()
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds that finished; nan where there are none."""
+        return _mean(self.values.values())
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation over the seeds; nan below two."""
+        return float(np.std(list(self.values.values()), ddof=1)) if len(self.values) > 1 else math.nan
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How `arm` differs from the base, over the `seeds` at which both finished.
+
+    `mean` is the arm's, `difference` less the base's at the same seeds; `low` and `high` bound its 95% interval, `p` is
+    that of the paired t-test, `p_holm` the same after Holm's correction over the arms. `seeds_needed`: to see this
+    difference, were it the true one, with power 0.8 at the 5% level (infinity: over 10,000). `diverged` seeds are left
+    out, because one of the two did not come to an end. `unpaired_low` and `unpaired_high` are Welch's, of the same
+    values taken as two independent samples. What cannot be given is nan."""
+
+    arm: str
+    seeds: int
+    mean: float
+    difference: float
+    low: float
+    high: float
+    p: float
+    p_holm: float
+    seeds_needed: float
+    diverged: int
+    unpaired_low: float
+    unpaired_high: float
+
+    @property
+    def half_width(self) -> float:
+        """Of the interval."""
+        return (self.high - self.low) / 2
+
+    @property
+    def unpaired_half_width(self) -> float:
+        """Of the interval that the same runs would give, were they not paired."""
+        return (self.unpaired_high - self.unpaired_low) / 2
+
+
+def measured(results: Iterable[Result], measure: str) -> dict[str, Measured]:
+    """The arms, in the order in which they first come. Raises ValueError where runs have finished, and none has
+    `measure`."""
+    arms: dict[str, list[Result]] = {}
+    for result in results:
+        arms.setdefault(result.trial.arm, []).append(result)
+    known = dict.fromkeys(name for runs in arms.values() for run in runs for name in run.measures)
+    if known and measure not in known:
+        raise ValueError(f"no run has the measure {measure!r}: {suggest(measure, known)}")
+    return {arm: _measured(arm, runs, measure) for arm, runs in arms.items()}
+
+
+def _measured(arm: str, runs: Iterable[Result], measure: str) -> Measured:
+    values, lost, still_open = dict[int, float](), set[int](), set[int]()
+    for run in sorted(runs, key=lambda run: run.trial.seed):
+        value = float(run.measures.get(measure, math.nan))
+        if run.finished and math.isfinite(value):
+            values[run.trial.seed] = value
+        elif run.finished or run.status in (DIVERGED, FAILED, PRUNED):
+            lost.add(run.trial.seed)
+        else:
+            still_open.add(run.trial.seed)
+    return Measured(arm, values, frozenset(lost), frozenset(still_open))
+
+
+def differences(results: Sequence[Result], base: str, measure: str) -> list[Difference]:
+    """How every arm but `base` differs from it in `measure`. Raises ValueError where there is no such arm, or no such
+    measure."""
+    found = uncorrected(results, base, measure)
+    return [dataclasses.replace(one, p_holm=p) for one, p in zip(found, holm([one.p for one in found]), strict=True)]
+
+
+def uncorrected(results: Sequence[Result], base: str, measure: str) -> list[Difference]:
+    """The same, with no `p_holm`."""
+    arms = measured(results, measure)
+    if base not in arms:
+        raise ValueError(f"no arm {base!r} to compare with: {suggest(base, arms)}")
+    return [_difference(arms[base], arm) for name, arm in arms.items() if name != base]
+
+
+def pairs(base: Measured, arm: Measured) -> list[tuple[int, float, float]]:
+    """(seed, the base's value, the arm's) of the seeds at which both finished."""
+    return [(seed, base.values[seed], arm.values[seed]) for seed in sorted(base.values.keys() & arm.values.keys())]
+
+
+def shared(base: Measured, arm: Measured) -> Measured:
+    """`arm` with the seeds alone at which the base finished too."""
+    return dataclasses.replace(arm, values={seed: value for seed, _, value in pairs(base, arm)})
+
+
+def _difference(base: Measured, arm: Measured) -> Difference:
+    both = pairs(base, arm)
+    reference, ours = np.array([b for _, b, _ in both]), np.array([a for _, _, a in both])
+    low, high, p = paired(reference, ours)
+    unpaired_low, unpaired_high = unpaired(reference, ours)
+    return Difference(
+        arm=arm.arm,
+        seeds=len(both),
+        mean=_mean(ours),
+        difference=_mean(ours - reference),
+        low=low,
+        high=high,
+        p=p,
+        p_holm=math.nan,
+        seeds_needed=seeds_needed(reference, ours),
+        diverged=len(base.lost | arm.lost),
+        unpaired_low=unpaired_low,
+        unpaired_high=unpaired_high,
+    )
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return float(np.mean(listed)) if listed else math.nan
+
+
+# ---------------------------------------------------------------- the tests
+
+
+def paired(base: np.ndarray, arm: np.ndarray) -> tuple[float, float, float]:
+    """(low, high, p) of the mean of `arm` - `base`, both [seeds]: d ± t(0.975, n - 1) s / sqrt(n), and the paired
+    t-test (Student 1908).
+
+    Nan below two seeds, and where the difference is one and the same at every seed: nothing then tells how it would
+    vary. Where that one difference is none at all, the interval is [0, 0] and p is 1."""
+    if len(base) < 2:
+        return math.nan, math.nan, math.nan
+    if _constant(base, arm):
+        return (0.0, 0.0, 1.0) if np.array_equal(base, arm) else (math.nan, math.nan, math.nan)
+    with _quiet():
+        test = stats.ttest_rel(arm, base)
+        interval = test.confidence_interval(LEVEL)
+    return float(interval.low), float(interval.high), float(test.pvalue)
+
+
+def unpaired(base: np.ndarray, arm: np.ndarray) -> tuple[float, float]:
+    """(low, high) of the difference of the means of two independent samples, of unequal variances (Welch 1947)."""
+    if len(base) < 2 or np.ptp(base) == np.ptp(arm) == 0:
+        return math.nan, math.nan
+    with _quiet():
+        interval = stats.ttest_ind(arm, base, equal_var=False).confidence_interval(LEVEL)
+    return float(interval.low), float(interval.high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values after Holm's correction (Holm 1979); those that are nan are no tests, and stay nan."""
+    out = np.array(p_values, float)
+    given = np.isfinite(out)
+    if given.sum() > 1:  # statsmodels collects garbage first, which takes a good part of a second
+        out[given] = multipletests(out[given], alpha=ALPHA, method="holm")[1]
+    return [float(p) for p in out]
+
+
+def seeds_needed(base: np.ndarray, arm: np.ndarray) -> float:
+    """The fewest pairs with which the paired t-test sees, with power 0.8, a true difference as large as the observed
+    one relative to its spread: infinity beyond 10,000; nan where the spread is not known."""
+    if len(base) < 2:
+        return math.nan
+    if _constant(base, arm):
+        return math.inf if np.array_equal(base, arm) else math.nan
+    with _quiet():
+        effect = abs(float(np.mean(arm - base) / np.std(arm - base, ddof=1)))
+    enough = bisect.bisect_left(range(2, MOST_SEEDS + 1), POWER, key=lambda seeds: _power(effect, seeds)) + 2
+    return float(enough) if enough <= MOST_SEEDS else math.inf
+
+
+def _power(effect: float, seeds: int) -> float:
+    """Of the two-sided test, by the tail on the effect's side: the other one is next to nothing where it matters, and
+    nan in scipy for many effects. This tail is nan only where it is 1."""
+    power = float(TTestPower().power(effect, seeds, ALPHA / 2, alternative="larger"))
+    return 1.0 if math.isnan(power) else power
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings of values that are next to the same at all seeds, or that have no square."""
+    with np.errstate(over="ignore", invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
+
+
+def _constant(base: np.ndarray, arm: np.ndarray) -> bool:
+    """Whether the differences are the same at all seeds, but for rounding."""
+    return bool(np.ptp(arm - base) <= ROUNDING * max(np.abs(base).max(), np.abs(arm).max()))
+
+
+# ---------------------------------------------------------------- in words
+
+
+def direction(measure: str) -> int:
+    """-1 where less of `measure` is better, 1 where more is, 0 where that is not known."""
+    return BETTER.get(measure.rpartition("/")[2], 0)
+
+
+def word(found: Difference, measure: str) -> str:
+    """What can be said of an arm: "better", "worse" ("higher", "lower" where it is not known which is better), "same"
+    or "cannot tell"."""
+    if found.seeds > 1 and found.difference == found.low == found.high == 0:
+        return "same"
+    if not found.p_holm < ALPHA:
+        return "cannot tell"
+    return _way(found, measure)
+
+
+def _way(found: Difference, measure: str) -> str:
+    sign = direction(measure) * found.difference
+    return ("better" if sign > 0 else "worse") if sign else ("higher" if found.difference > 0 else "lower")
+
+
+def verdict(found: Difference, measure: str) -> str:
+    """What can be said of an arm, in a sentence without a full stop."""
+    said = _said(found, word(found, measure), measure)
+    if not found.diverged:
+        return said
+    seeds = "1 seed was" if found.diverged == 1 else f"{found.diverged} seeds were"
+    return f"{said}; {seeds} left out, where it or the base did not come to an end"
+
+
+def _said(found: Difference, word: str, measure: str) -> str:
+    if found.seeds == 0:
+        return "cannot tell: at no seed have both it and the base finished"
+    way = f"{_way(found, measure)} by {_size(found)}" if found.difference else "the same"
+    if found.seeds == 1:
+        return f"cannot tell: {way} at the one seed, which gives no interval"
+    if word == "same":
+        return f"the same as the base at each of {found.seeds} seeds"
+    if math.isnan(found.low):
+        return f"cannot tell: {way} at each seed alike, so that no interval can be given"
+    if word != "cannot tell":
+        return f"{word} by {amount(found)}"
+    return f"cannot tell: {signed(found.difference)} ({_between(found)}); {_needed(found)}"
+
+
+def amount(found: Difference) -> str:
+    """How large a difference is, without its sign, and its interval."""
+    return f"{_size(found)} ({_between(found, found.difference < 0)})"
+
+
+def _size(found: Difference) -> str:
+    return f"{abs(found.difference):.3g}"
+
+
+def _between(found: Difference, turned: bool = False) -> str:
+    low, high = (-found.high, -found.low) if turned else (found.low, found.high)
+    return f"95% interval {signed(low).lstrip('+')} to {signed(high).lstrip('+')}"
+
+
+def signed(value: float) -> str:
+    """Three digits, with a sign, and a true minus."""
+    return f"{value:+.3g}".replace("-", "−")
+
+
+def _needed(found: Difference) -> str:
+    if found.p < ALPHA:
+        return f"p = {found.p:.2g} would do for one arm alone, but is {found.p_holm:.2g} after Holm's correction"
+    if math.isinf(found.seeds_needed):
+        return f"to see so small a difference would need more than {MOST_SEEDS:,} seeds"
+    return f"to see this difference would need about {found.seeds_needed:,.0f} seeds"

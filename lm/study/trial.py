@@ -1,0 +1,126 @@
+"""One run of a study: which arm and seed it is, what experiment, and what came of it.
+
+Each is an ordinary run in `runs/ARM/SEED/` of the study's folder: finished when its folder says so of this very
+experiment, whoever ran it.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lm import value
+from lm.experiment import Experiment, changed
+from lm.model import count
+from lm.monitor import read_metrics
+
+FINISHED, MISSING, STOPPED = "finished", "missing", "stopped"  # stopped: under way, or it can go on
+FAILED, DIVERGED, PRUNED = "failed", "diverged", "pruned"  # what a run's OUTCOME says
+OUTCOME = "outcome.json"  # in a run's folder: why it ended before its end
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is run for `arm` at `seed`, and what was `resized` to match the arms: path -> (as declared, as run)."""
+
+    arm: str
+    seed: int
+    experiment: Experiment
+    resized: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+
+    def folder(self, study: Path) -> Path:
+        """Its run's folder in that of the study."""
+        return study / "runs" / self.arm / str(self.seed)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a trial: a `status` and, where it is not finished, the `reason`.
+
+    `measures` of the last evaluation: loss, the mean over the sources, bits_per_byte likewise where they have it, and
+    SOURCE/MEASURE. `curve` (step, loss) pairs of training, `evaluations` (step, measures) on the way. `flops` are those
+    of training as the model counts them; `seconds` are wall time, 0 where unknown."""
+
+    trial: Trial
+    status: str
+    reason: str = ""
+    measures: Mapping[str, float] = field(default_factory=dict)
+    curve: tuple[tuple[int, float], ...] = ()
+    evaluations: tuple[tuple[int, Mapping[str, float]], ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def finished(self) -> bool:
+        return self.status == FINISHED
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that a whole run trains on."""
+        return self.trial.experiment.steps * self.trial.experiment.batch_tokens
+
+    @property
+    def flops(self) -> float:
+        return training_flops(self.trial.experiment)
+
+    @property
+    def parameters(self) -> int:
+        return count.parameters(self.trial.experiment.model)
+
+
+def training_flops(experiment: Experiment) -> float:
+    """Model FLOPs of the whole run."""
+    return step_flops(experiment) * experiment.steps
+
+
+def step_flops(experiment: Experiment) -> float:
+    """Model FLOPs of one step."""
+    return float(count.flops_per_token(experiment.model, experiment.length)) * experiment.batch_tokens
+
+
+def read(trial: Trial, study: Path) -> Result:
+    """What the folder of `trial` tells. Raises ValueError where it holds the run of another experiment."""
+    folder = trial.folder(study)
+    declared, about = _json(folder / "experiment.json"), _json(folder / "about.json")
+    if not declared:
+        return Result(trial, MISSING)
+    different = changed(declared["value"], value.plain(trial.experiment))
+    if different:
+        path, old, new = different[0]
+        raise ValueError(
+            f"{folder} holds a run of a different experiment ({path} was {old!r}, is {new!r}): choose another "
+            "--workdir for the study, or remove that folder"
+        )
+    lines = read_metrics(folder)
+    curve = tuple((line["step"], line["loss"]) for line in lines if line.get("loss") is not None)
+    evaluations = tuple((line["step"], measures(line)) for line in lines if "eval/loss" in line)
+    outcome = _json(folder / OUTCOME)
+    if about.get("finished"):
+        status, reason = FINISHED, ""
+    else:
+        status, reason = outcome.get("status", STOPPED), outcome.get("reason", "")
+    last = evaluations[-1][1] if evaluations and status == FINISHED else {}
+    return Result(trial, status, reason, last, curve, evaluations, float(about.get("seconds") or 0.0))
+
+
+def leave_word(folder: Path, status: str, reason: str) -> None:
+    """Write why the run in `folder` ended, whole or not at all."""
+    part = folder / f".{OUTCOME}.part"
+    part.write_text(json.dumps({"status": status, "reason": reason}) + "\n", encoding="utf-8")
+    part.replace(folder / OUTCOME)
+
+
+def measures(line: Mapping[str, Any]) -> dict[str, float]:
+    """The measures of one line of metrics.jsonl, without their `eval/`, and the sources' mean bits per byte."""
+    found = {name.removeprefix("eval/"): v for name, v in line.items() if name.startswith("eval/") and v is not None}
+    bits = [v for name, v in found.items() if name.endswith("/bits_per_byte")]
+    return {**found, "bits_per_byte": sum(bits) / len(bits)} if bits else found
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from None

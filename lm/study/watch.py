@@ -1,0 +1,73 @@
+"""What a study shows while it runs: a table of its runs that moves on a terminal, a line a finished run elsewhere."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from lm.monitor import duration, terminal
+from lm.study.trial import FINISHED, MISSING, STOPPED, Result
+
+Shown = Callable[[Sequence[Result]], None]
+COLOURS = {FINISHED: "green", MISSING: "dim", STOPPED: "cyan"}
+MOST_ROWS = 40  # of the table; of a larger study those that are not finished come first
+
+
+@contextlib.contextmanager
+def table(measure: str, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> Iterator[Shown]:
+    """Gives the function to call with all results, again and again."""
+    console = console or terminal()
+    if not console.is_terminal:
+        yield _lines(console, measure)
+        return
+    began = clock()
+    with Live(console=console, refresh_per_second=2) as live:
+        yield lambda results: live.update(drawn(results, measure, clock() - began))
+
+
+def drawn(results: Sequence[Result], measure: str, seconds: float) -> Table:
+    """The table: a row a run, with how far it is and what it has reached."""
+    done = sum(result.finished for result in results)
+    title = f"{done} of {len(results)} runs finished, {duration(seconds)}"
+    shown = Table("arm", "seed", "state", "step", "loss", f"held-out {measure}", title=title, title_justify="left")
+    for column in shown.columns[1:2] + shown.columns[3:]:
+        column.justify = "right"
+    first = sorted(results, key=lambda r: r.finished) if len(results) > MOST_ROWS else results
+    for result in first[:MOST_ROWS]:
+        steps = result.trial.experiment.steps
+        step, loss = result.curve[-1] if result.curve else (0, None)
+        reached = result.evaluations[-1][1].get(measure) if result.evaluations else None
+        colour = COLOURS.get(result.status, "red")
+        shown.add_row(
+            result.trial.arm,
+            str(result.trial.seed),
+            f"[{colour}]{_state(result)}[/]",
+            f"{step:,}/{steps:,}" if step else "",
+            "" if loss is None else f"{loss:.3f}",
+            "" if reached is None else f"{reached:.4f}",
+        )
+    return shown
+
+
+def _state(result: Result) -> str:
+    return "running" if result.status == STOPPED else "waiting" if result.status == MISSING else result.status
+
+
+def _lines(console: Console, measure: str) -> Shown:
+    said: dict[tuple[str, int], str] = {}
+
+    def show(results: Sequence[Result]) -> None:
+        for result in results:
+            key = result.trial.arm, result.trial.seed
+            if result.status in (MISSING, STOPPED) or said.get(key) == result.status:
+                continue
+            if said or not result.finished or any(r.status in (MISSING, STOPPED) for r in results):
+                reached = result.measures.get(measure)
+                what = f"{measure} {reached:.4f}" if reached is not None else result.reason
+                console.print(f"{key[0]}, seed {key[1]}: {result.status}, {what}", markup=False, soft_wrap=True)
+            said[key] = result.status
+
+    return show

@@ -1,0 +1,90 @@
+"""A process of a study: trains the runs in the folders that it is given, and leaves word where one ends too soon.
+
+    python -m lm.study.worker FOLDER ...
+
+Each folder has its experiment.json already. Several folders are runs that share one program (together.py). The process
+ends, after a checkpoint, when the one that started it is gone: its standard input closes.
+"""
+
+import argparse
+import fcntl
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import IO
+
+from lm import hardware
+from lm.study.trial import DIVERGED, FAILED, leave_word
+
+
+def _end_with_parent() -> None:
+    def wait() -> None:
+        while os.read(0, 1024):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _alone(folders: list[Path]) -> list[IO[str]]:
+    """Wait until no process that was left behind is still at work in one of the folders."""
+    locks: list[IO[str]] = [(folder / ".lock").open("w") for folder in folders]
+    for lock in locks:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    return locks
+
+
+def work(folders: list[Path]) -> int:
+    """Train the runs; the exit code."""
+    from lm.pretrained import read_experiment
+    from lm.run import Interrupted, train
+    from lm.train.loop import NotFinite
+
+    try:
+        experiments = [read_experiment(folder) for folder in folders]
+        if len(folders) == 1:
+            train(experiments[0], folders[0])
+        else:
+            from lm.study.together import train as train_together
+
+            train_together(experiments, folders)
+    except Interrupted as stopped:
+        print(stopped, flush=True)
+        return 128 + stopped.signal
+    except NotFinite as error:
+        leave_word(folders[0], DIVERGED, str(error))
+        return 1
+    except Exception as error:  # the study goes on without these
+        traceback.print_exc()
+        known = isinstance(error, (ValueError, OSError))
+        said = str(error).splitlines()[0] if str(error) else ""
+        for folder in folders:
+            leave_word(folder, FAILED, said if known else f"{type(error).__name__}: {said}")
+        return 1
+    return 0
+
+
+def main() -> int:
+    """Read the arguments, and work."""
+    parser = argparse.ArgumentParser(prog="python -m lm.study.worker", description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run's folder")
+    parser.add_argument("--devices", default="", help="cpu, gpu or tpu")
+    parser.add_argument("--cores", default="", help="the CPU cores to keep to, as 0,1,2")
+    parser.add_argument("--watched", action="store_true", help="end when standard input closes")
+    options = parser.parse_args()
+    if options.cores:
+        os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
+    if options.watched:
+        _end_with_parent()
+    locks = _alone(options.folders)
+    hardware.prepare(options.devices)
+    code = work(options.folders)
+    del locks
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,195 @@
+"""The report says what came of a study, all of it, whatever came of it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lm.page import Markup, tag
+from lm.study import charts
+from lm.study.ablation import Ablation
+from lm.study.report import declared_table, first_sentence, write, write_study, written
+from lm.study.statistics import differences
+from lm.study.tables import Table
+from lm.study.trial import DIVERGED, FAILED, FINISHED, MISSING, Result, Trial
+from tests.study.results import BASE, run, runs
+from tests.test_report import HOSTILE, parsed
+
+ARMS = {
+    "base": {0: 2.0, 1: 2.3, 2: 2.1, 3: 2.6},
+    "good": {0: 1.9, 1: 2.19, 2: 2.01, 3: 2.49},
+    "bad": {0: 2.2, 1: 2.52, 2: 2.28, 3: 2.83},
+    "other": {0: 2.1, 1: 2.2, 2: 2.2, 3: 2.55},
+}
+FILES = ("results.csv", "differences.csv", "report.md", "report.tex", "report.html")
+
+
+def text(folder: Path, results: list[Result], base: str = "base", measure: str = "loss", **others: Any) -> str:
+    """The page's text, after checks that hold of any page."""
+    path = write(folder, "a study", results, base, measure, **others)
+    assert path == folder / "report.html" and all((folder / name).is_file() for name in FILES)
+    assert not list(folder.glob(".*.part"))
+    page = parsed(path)
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {str(a["href"])[1:] for _, a in page.tags if "href" in a} <= set(ids)
+    html = path.read_text()
+    assert "http:" not in html and "https:" not in html and "<script" not in html
+    assert all(a.get("role") == "img" and a.get("aria-label") for name, a in page.tags if name == "svg")
+    assert all(a.get("scope") == "col" for name, a in page.tags if name == "th")
+    return page.text
+
+
+def test_a_study_from_the_verdict_to_the_command(tmp_path: Path) -> None:
+    results = runs(ARMS)
+    said = text(tmp_path, results, matched="flops", command="lm study experiments.some:study")
+    assert "Against base, in loss: good is better by 0.103 (95% interval 0.0873 to 0.118); bad is worse by" in said
+    assert (
+        "of other the data cannot tell. 16 of 16 runs finished, 4 seeds an arm. All arms were given the FLOPs" in said
+    )
+    for part in ("Arms", "What can be said", "Training", "Loss by source", "Accuracy by source", "What pairing gains"):
+        assert part in said
+    assert (
+        "would need about" in said and "$ lm study experiments.some:study" in said and f"lm report {tmp_path}" in said
+    )
+    assert "Runs that did not finish" not in said and "What was resized" not in said
+    for name in ("report.md", "report.tex"):
+        written = (tmp_path / name).read_text()
+        assert "−0.10" in written.replace("$-$", "−") and "cannot tell" in written
+
+
+def test_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
+    text(tmp_path, runs(ARMS))
+    first = {name: (tmp_path / name).read_bytes() for name in FILES}
+    text(tmp_path, runs(ARMS))
+    assert first == {name: (tmp_path / name).read_bytes() for name in FILES}
+
+
+def test_one_seed(tmp_path: Path) -> None:
+    said = text(tmp_path, runs({arm: {0: losses[0]} for arm, losses in ARMS.items()}))
+    assert "With one seed no interval can be given, and it cannot be told which arm is better." in said
+    assert "At that seed, in loss against base: good −0.1, other +0.1, bad +0.2." in said
+    assert "1 seed an arm" in said and "What pairing gains" not in said and "nan" not in said
+
+
+def test_what_diverged_is_marked_and_in_no_mean(tmp_path: Path) -> None:
+    results = [r for r in runs(ARMS) if (r.trial.arm, r.trial.seed) not in (("bad", 1), ("good", 0))]
+    results += [run("bad", 1, 99.0, DIVERGED, "loss=nan at step 50"), run("good", 0, 2.0, FAILED, HOSTILE)]
+    said = text(tmp_path, results)
+    assert "14 of 16 runs finished, 3 to 4 seeds an arm" in said
+    assert "Without a result, and in no mean: 1 of good and 1 of bad." in said
+    assert "Runs that did not finish" in said and "flatters an arm that diverges" in said
+    assert "loss=nan at step 50" in said and HOSTILE in said and "50 of 200" in said
+    assert "thin: runs that diverged" in said and "99." not in said
+    assert "1 seed was left out" in said and r"\<script\>" in (tmp_path / "report.md").read_text()
+
+
+def test_a_study_under_way(tmp_path: Path) -> None:
+    results = [replace(r, status=MISSING, measures={}, curve=()) if r.trial.seed else r for r in runs(ARMS)]
+    said = text(tmp_path, results)
+    assert "4 of 16 runs" in said and "not run yet" in said
+
+
+def test_before_any_run(tmp_path: Path) -> None:
+    results = [replace(r, status=MISSING, measures={}, curve=(), evaluations=()) for r in runs(ARMS)]
+    assert "No run has finished yet." in text(tmp_path, results)
+
+
+def test_a_base_without_results(tmp_path: Path) -> None:
+    results = [replace(r, status=FAILED, measures={}) if r.trial.arm == "base" else r for r in runs(ARMS)]
+    said = text(tmp_path, results)
+    assert "Of 3 arms, good has the lowest loss: 2.147 over 4 seeds." in said and "at no seed have both" in said
+
+
+def test_nothing_to_compare_with_and_parts_of_one_s_own(tmp_path: Path) -> None:
+    extra = [Table("Best settings", ("field", "best"), (("lr", "0.1"),)), tag("section", "drawn <here>")]
+    said = text(tmp_path, runs(ARMS), base="", extra=extra, headline="The best learning rate is 0.1.")
+    assert said.index("The best learning rate is 0.1.") < said.index("Best settings") < said.index("Arms")
+    assert "drawn <here>" in said and "What can be said" not in said and "Difference to" not in said
+    for name in ("report.md", "report.tex"):
+        assert "Best settings" in (tmp_path / name).read_text() and "drawn" not in (tmp_path / name).read_text()
+    assert "Of 4 arms, good has the highest accuracy on sums" not in said
+    assert "Of 4 arms, good has the highest accuracy on sums" in text(tmp_path, runs(ARMS), "", "sums/accuracy")
+
+
+def test_an_ablation_is_reported_as_it_declares(tmp_path: Path) -> None:
+    study = Ablation(BASE, {"deep": dict(model=dict(layers=4))}, seeds=range(2))
+    results = [
+        Result(t, FINISHED, "", {"loss": 2.0 + 0.1 * t.seed - 0.03 * i}, ((1, 3.0),), ((1, {"loss": 3.0}),))
+        for i, t in enumerate(study.trials())
+    ]
+    where = {0: {"device": "cpu", "memory_bytes": 2**33}, 1: {"device": "TPU v5 lite", "memory_bytes": 2**33}}
+    for trial in study.trials():
+        trial.folder(tmp_path).mkdir(parents=True)
+        about = json.dumps({"environment": where[trial.seed]})
+        (trial.folder(tmp_path) / "about.json").write_text(about)
+    note = {"study": "experiments.some:depth", "command": "lm study experiments.some:depth"}
+    page = parsed(write_study(tmp_path, study, results, note)).text
+    assert "depth" in page and "model.layers24" in page  # field, in the base, in the arm
+    steps = study.resolved["deep"][0].steps
+    assert "What was resized" in page and f"deepsteps200{steps}" in page
+    assert "The runs were made in 2 different environments." in page and "cpu / TPU v5 lite" in page
+    assert "memory8.0 GiB" in page and "training FLOPs" in page
+
+
+def test_what_a_study_adds_is_asked_for(tmp_path: Path) -> None:
+    study = SimpleNamespace(
+        measure="loss", headline=lambda results: "So it is.", extra=lambda results: [tag("p", "more")]
+    )
+    page = parsed(write_study(tmp_path, study, runs(ARMS), {"study": "a:b"})).text
+    assert "So it is." in page and "more" in page and "Difference to" not in page
+
+
+def test_many_arms_are_drawn_as_far_as_colours_go(tmp_path: Path) -> None:
+    arms = {f"a{i}": {0: 3.0 - 0.1 * i, 1: 3.0 - 0.1 * i} for i in range(10)}
+    results = runs(arms)
+    assert charts.chosen(results, "a0", "loss") == ["a0", "a9", "a8", "a7", "a6", "a5", "a4"]
+    assert "the 7 best arms, 3 are left out" in text(tmp_path, results, "a0")
+
+
+def test_a_value_of_another_class_is_one_change() -> None:
+    found = [("m.p.type", "Rotary", "Learned"), ("m.p.theta", 1e4, None), ("m.p.scale", None, 0.02), ("m.layers", 2, 4)]
+    assert declared_table({"arm": found}, "b").rows == (
+        ("arm", "m.p", "Rotary(theta=10000.0)", "Learned(scale=0.02)"),
+        ("arm", "m.layers", "2", "4"),
+    )
+    assert written({"a": [1, True, "x"], "b": {"type": "m:C", "n": 5000}}) == "{'a': [1, True, 'x'], 'b': C(n=5,000)}"
+
+
+def test_bands_are_over_what_all_seeds_have() -> None:
+    x, mean, low, high = charts.band([[(1, 2.0), (2, 4.0), (3, 1.0)], [(1, 4.0), (2, 2.0)]])
+    assert (x, mean, low, high) == ([1, 2], [3.0, 3.0], [2.0, 2.0], [4.0, 4.0])
+    assert charts.band([]) == charts.band([[(1, 2.0)], [(2, 2.0)]]) == ([], [], [], [])
+    x, mean, _, _ = charts.band([[(i, float(i)) for i in range(5000)]])
+    assert len(x) == charts.POINTS and x[0] == 0 and x[-1] == 4999 and mean == [float(i) for i in x]
+
+
+def test_the_first_sentence_of_nothing_is_none() -> None:
+    assert first_sentence([], "base", "loss") == ""
+    same = differences(runs({"base": ARMS["base"], "twin": ARMS["base"]}), "base", "loss")
+    assert first_sentence(same, "base", "loss") == "Against base, in loss: twin is the same at every seed."
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    results = runs({HOSTILE: {0: 2.0, 1: 2.1}, "base": {0: 2.2, 1: 2.0}})
+    declared = {HOSTILE: [("model.layers", HOSTILE, 1)]}
+    assert HOSTILE in text(tmp_path, results, declared=declared, command=HOSTILE, headline=HOSTILE)
+    assert isinstance(charts.curves(results, "base", "loss"), Markup)
+
+
+def test_mistakes_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no arm 'bse' to compare with: did you mean base"):
+        write(tmp_path, "s", runs(ARMS), "bse", "loss")
+    with pytest.raises(ValueError, match="no run has the measure 'los'"):
+        write(tmp_path, "s", runs(ARMS), "base", "los")
+    with pytest.raises(ValueError, match=r"cannot write .*results.csv: No such file"):
+        write(tmp_path / "nowhere", "s", runs(ARMS), "base", "loss")
+    assert not list(tmp_path.iterdir())
+
+
+def test_trials_of_other_kinds_need_no_curve(tmp_path: Path) -> None:
+    results = [Result(Trial("a", s, BASE.replace(seed=s)), FINISHED, "", {"loss": 2.0 + s}) for s in (0, 1)]
+    assert "Training loss" not in text(tmp_path, results, "a")

@@ -1,0 +1,114 @@
+"""Studies as a user runs them, each run a process of its own: what fails stays alone, what is killed goes on."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lm.study import runner
+from lm.study.trial import DIVERGED, FAILED, FINISHED, MISSING, STOPPED, Result
+from lm.study.watch import table
+from tests.study import page
+from tests.tiny import write_texts
+
+ROOT = Path(__file__).parent.parent.parent
+CSVS = ("results.csv", "differences.csv")
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_texts(tmp_path_factory.mktemp("texts"))
+
+
+def start(texts: Path, name: str, folder: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "launch", "study", f"tests.study.page:{name}", "--workdir", str(folder), *options]
+    environment = {**os.environ, "TEXTS": str(texts)}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def said(process: subprocess.Popen[str], code: int = 0) -> str:
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == code, out
+    return out
+
+
+def rows(file: Path) -> dict[tuple[str, str], dict[str, str]]:
+    return {(row["arm"], row.get("seed", "")): row for row in csv.DictReader(file.read_text().splitlines())}
+
+
+@pytest.fixture(scope="module")
+def broken(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("broken") / "study"
+    said(start(texts, "broken", folder, "--apart"))
+    return folder
+
+
+def test_what_fails_is_told_and_stops_no_other(broken: Path) -> None:
+    found = {arm: row["status"] for (arm, _), row in rows(broken / "results.csv").items()}
+    assert found == {"base": FINISHED, "small": FAILED, "wild": DIVERGED}
+    report = (broken / "report.md").read_text()
+    assert "the tokenizer has 258 pieces and model.vocab is 200" in report
+    assert "the gradient's norm" in report
+    assert rows(broken / "differences.csv")["wild", ""]["diverged"] == "1"
+
+
+def test_what_is_over_is_not_run_again(broken: Path, texts: Path) -> None:
+    """A run that is finished, or diverged; one that failed is tried again."""
+    before = {arm: (broken / "runs" / arm / "0" / "log.txt").stat().st_size for arm in ("base", "small", "wild")}
+    tables = [(broken / name).read_bytes() for name in CSVS]
+    said(start(texts, "broken", broken, "--apart"))
+    after = {arm: (broken / "runs" / arm / "0" / "log.txt").stat().st_size for arm in before}
+    assert after["base"] == before["base"] and after["wild"] == before["wild"] and after["small"] > before["small"]
+    assert [(broken / name).read_bytes() for name in CSVS] == tables
+
+
+def test_a_run_of_a_study_is_an_ordinary_one(broken: Path) -> None:
+    folder = broken / "runs" / "base" / "0"
+    assert json.loads((folder / "about.json").read_text())["finished"]
+    assert {"report.html", "metrics.jsonl", "checkpoints", "experiment.json"} <= {p.name for p in folder.iterdir()}
+
+
+def test_a_folder_is_of_one_study(broken: Path, texts: Path) -> None:
+    told = said(start(texts, "pair", broken), code=1)
+    assert "holds the study tests.study.page:broken, not tests.study.page:pair: choose another --workdir" in told
+    with runner.claimed(broken, {"study": "tests.study.page:broken"}):
+        told = said(start(texts, "broken", broken), code=1)
+    assert "a study is under way in" in told and "Traceback" not in told
+    told = said(start(texts, "pair", broken / "other", "--only", "alib"), code=1)
+    assert "no arm 'alib': did you mean alibi" in told
+
+
+def test_killed_at_any_moment_and_gone_on_with(texts: Path, tmp_path: Path) -> None:
+    """Its tables end with the same bytes as those of one that was left alone."""
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    said(start(texts, "pair", alone))
+    chance = random.Random(5)
+    for _ in range(3):
+        process = start(texts, "pair", killed)
+        time.sleep(chance.uniform(3.0, 9.0))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    said(start(texts, "pair", killed))
+    for name in CSVS:
+        assert (killed / name).read_bytes() == (alone / name).read_bytes()
+
+
+def test_the_table_tells_of_every_run(capsys: pytest.CaptureFixture[str]) -> None:
+    trials = page.pair.trials()
+    with table("loss") as show:
+        show([Result(t, MISSING) for t in trials])
+        show([Result(trials[0], FINISHED, measures={"loss": 1.25}), *(Result(t, STOPPED) for t in trials[1:])])
+        show([Result(trials[0], FINISHED, measures={"loss": 1.25}), Result(trials[1], FAILED, "no text")])
+    assert capsys.readouterr().out.splitlines() == [
+        "base, seed 0: finished, loss 1.2500",
+        "alibi, seed 0: failed, no text",
+    ]
