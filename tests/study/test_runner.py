@@ -92,7 +92,7 @@ def test_killed_at_any_moment_and_gone_on_with(texts: Path, tmp_path: Path) -> N
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     said(start(texts, "pair", alone))
     chance = random.Random(5)
-    for _ in range(3):
+    for _ in range(2):
         process = start(texts, "pair", killed)
         time.sleep(chance.uniform(3.0, 9.0))
         process.send_signal(signal.SIGKILL)

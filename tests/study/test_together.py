@@ -36,10 +36,9 @@ ARMS: dict[str, list[dict[str, Any]]] = {
         dict(optimizer=dict(learning_rate=1e-2, weight_decay=0.3, b2=0.99), seed=3),
     ],
     "schedules and lengths": [
-        dict(optimizer=dict(schedule=WSD(warmup_steps=4, decay_fraction=0.3))),
-        dict(optimizer=dict(schedule=Cosine(warmup_steps=9)), steps=30),
+        dict(optimizer=dict(schedule=WSD(warmup_steps=4, decay_fraction=0.3)), steps=12),
+        dict(optimizer=dict(schedule=Cosine(warmup_steps=9)), steps=20, model=dict(init_scale=0.05)),
     ],
-    "initial scales": [dict(model=dict(init_scale=0.01)), dict(model=dict(init_scale=0.05))],
 }
 
 
