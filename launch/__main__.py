@@ -32,6 +32,7 @@ examples:
   lm train experiments.quickstart --workdir runs/small --set steps=100 model.layers=2
   lm sample runs/quickstart --prompt "def " -n 3
   lm evaluate runs/quickstart
+  lm study experiments.ablations.heads           which is better, by how much, how sure
 
 lm VERB --help tells more of each.
 """
