@@ -8,7 +8,8 @@ the first, is off, as it taught little (RoBERTa, 1907.11692, section 4.2). With 
 
     lm train experiments.bert --set objective.next_sentence=true model.output.next_sentence=true
 
-Measured: (to be run).
+Measured: after 360 steps 7.00 nats a masked token on code and 6.89 on prose, 5% of them right (3 minutes on 2 CPU
+cores): a masked model stays for long where it knows only how frequent tokens are, and this one still does.
 """
 
 from experiments.quickstart import experiment as quickstart

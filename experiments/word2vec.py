@@ -7,7 +7,8 @@ neighbours of frequent pieces. A model of that width starts from them with
 
     lm train experiments.quickstart --set embedding=runs/word2vec/vectors.npy name=started
 
-Measured: (to be run).
+Measured: 2,000 steps in 3 minutes on 2 busy CPU cores; nearest to " with" are " using" 0.47, " for" and " from", to
+" return" "raise", " def" and "elif", to " file" " filename", " files" and " binary".
 """
 
 import sys
