@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from lm.model.attention import Attention
 from lm.model.experts import Experts  # noqa: F401 - reading one back finds the classes that are imported
 from lm.model.output import Output
+from lm.model.parametrisation import Parametrisation
 from lm.model.parts import FeedForward, Norm, RMSNorm
 from lm.model.positions import Positions, Rotary
 from lm.model.wiring import PreNorm, Wiring
@@ -36,7 +37,8 @@ class ModelConfig:
     `context` is the most tokens that one sequence may have. Layer i is of the kind pattern[i % len(pattern)]. The
     embedding is multiplied by `embed_scale`, given `token_types` kinds of vector to add (BERT's segments; 0: none) and
     normalised by `embed_norm`; `tied` uses it as the output too. `dropout` is the rate on the embedding and on each
-    residual branch (1207.0580), `init_scale` the standard deviation of the embedding."""
+    residual branch (1207.0580), `init_scale` the standard deviation of the embedding; `parametrisation` says what first
+    values and rates owe to the sizes."""
 
     vocab: int
     layers: int
@@ -57,6 +59,7 @@ class ModelConfig:
     causal: bool = True
     dropout: float = 0.0
     init_scale: float = 0.02
+    parametrisation: Parametrisation = Parametrisation()
 
     def __post_init__(self) -> None:
         for name in ("vocab", "layers", "width", "context"):
@@ -83,6 +86,14 @@ class ModelConfig:
         return tuple(
             replace(kind, positions=kind.positions or self.positions, ffn=kind.ffn or self.ffn) for kind in self.pattern
         )
+
+    @property
+    def scaled(self) -> "ModelConfig":
+        """The model in the standard parametrisation that computes the same from the same parameters."""
+        rule, attention, output = self.parametrisation, self.attention, self.output
+        attention = replace(attention, scale=rule.attention_scale(attention.scale, attention.head_dim))
+        output = replace(output, scale=rule.output_scale(output.scale, self.width, self.tied))
+        return replace(self, attention=attention, output=output, parametrisation=Parametrisation())
 
     @property
     def encoder(self) -> "ModelConfig":

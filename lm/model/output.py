@@ -36,7 +36,7 @@ class Output:
         """Float32 logits [B, T, V] of x [B, T, D]; `table` [V, D] is the embedding where it is the output too."""
         D = x.shape[-1]
         if self.transform:
-            kernel = param(module, "transform", (D, D), ("embed", None), fan_in(D))
+            kernel = param(module, "transform", (D, D), ("embed", "act_embed"), fan_in(D))
             x = add_bias(module, "transform_bias", linear(x, kernel, compute), ("norm",))
             x = norm(module, "transform_norm", ACTIVATIONS[self.transform](x))
         if self.scale != 1:
@@ -51,7 +51,7 @@ class Output:
         """Float32 logits [B, 2] of the first tokens' x [B, 1, D]: the row's second text follows its first (0), or comes
         from elsewhere (1) (BERT, 1810.04805, section 3.1, task 2)."""
         D = x.shape[-1]
-        pooler = param(module, "pooler", (D, D), ("embed", None), fan_in(D))
+        pooler = param(module, "pooler", (D, D), ("embed", "act_embed"), fan_in(D))
         x = jnp.tanh(add_bias(module, "pooler_bias", linear(x, pooler, compute), ("norm",)))
         kernel = param(module, "next_sentence", (D, 2), ("embed", None), fan_in(D))
         logits = linear(x, kernel, compute).astype(jnp.float32)

@@ -134,19 +134,22 @@ class Transformer:
 
     def init(self, key: jax.Array) -> Params:
         """Fresh float32 parameters, each drawn from a key of its own path: models that share a part start it alike."""
-        return nn.meta.unbox(self._boxed(key))
+        boxed = self._boxed(key)
+        return jax.tree.map(self.cfg.parametrisation.first, nn.meta.unbox(boxed), self._axes(boxed))
 
     def shapes(self) -> Params:
         """The tree of parameters as ShapeDtypeStructs; nothing is allocated."""
         return jax.eval_shape(self.init, jax.random.key(0))
 
     def axes(self) -> Params:
-        """The tree of logical axes, a tuple of names a parameter."""
-        boxed = jax.eval_shape(self._boxed, jax.random.key(0))
+        """The tree of logical axes, a tuple of names a parameter, with what the parametrisation has to say of them."""
+        return self._axes(jax.eval_shape(self._boxed, jax.random.key(0)))
 
+    def _axes(self, boxed: Params) -> Params:
         def names(path: Any, box: Any) -> tuple[str | None, ...]:
             stacked = any(getattr(step, "key", None) == "layers" for step in path)
-            return ("layers", *box.names) if stacked else tuple(box.names)
+            axes = ("layers", *box.names) if stacked else tuple(box.names)
+            return self.cfg.parametrisation.axes(axes, box.value.shape, self.cfg)
 
         is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
         return jax.tree_util.tree_map_with_path(names, boxed, is_leaf=is_box)
@@ -168,19 +171,33 @@ class Transformer:
         `positions` [B, T] default to the index among the keys, `mask` to all (causality is the model's own); `cache` is
         what `empty_cache` makes; a `key` switches dropout on. A decoder with an encoder reads `memory` [B, S, D], what
         `encode` gave, or what an earlier call left of it in the cache; its `memory_segments` [B, S] meet the mask's."""
+        own, layers = (None, None) if key is None else jax.random.split(key)
+        x, context = self.begin(params, tokens, positions, mask, cache, own, token_types, memory, memory_segments)
+        return Hidden(*Stack(self.cfg.scaled, self.compute)(params["layers"], x, context, cache, layers))
+
+    def begin(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        positions: jax.Array | None = None,
+        mask: Mask | None = None,
+        cache: dict[str, Cache] | None = None,
+        key: jax.Array | None = None,
+        token_types: jax.Array | None = None,
+        memory: jax.Array | None = None,
+        memory_segments: jax.Array | None = None,
+    ) -> tuple[jax.Array, Context]:
+        """The residual stream [B, T, D] before the first layer, and what the layers share; arguments as in `hidden`."""
         mask = replace(mask or Mask(), causal=self.cfg.causal)
         seen = tokens.shape[1] if cache is None else cache["0"].k.shape[2]
-        keys = (None, None) if key is None else tuple(jax.random.split(key))
-        x, context = self._begin(
-            self.cfg, params["stem"], params["stem"], tokens, positions, mask, seen, token_types, keys
-        )
-        if self.cfg.encoder_layers:
-            if memory is None and cache is None:
-                raise ValueError("this decoder reads an encoder: give the encoder's tokens too")
-            segments = jnp.ones_like(tokens) if mask.query_segments is None else mask.query_segments
-            across = Mask(segments, memory_segments, causal=False)
-            context = context._replace(memory=Memory(memory, across))
-        return Hidden(*Stack(self.cfg, self.compute)(params["layers"], x, context, cache, keys[1]))
+        stem = params["stem"]
+        x, context = self._begin(self.cfg, stem, stem, tokens, positions, mask, seen, token_types, key)
+        if not self.cfg.encoder_layers:
+            return x, context
+        if memory is None and cache is None:
+            raise ValueError("this decoder reads an encoder: give the encoder's tokens too")
+        segments = jnp.ones_like(tokens) if mask.query_segments is None else mask.query_segments
+        return x, context._replace(memory=Memory(memory, Mask(segments, memory_segments, causal=False)))
 
     def encode(
         self,
@@ -192,10 +209,10 @@ class Transformer:
     ) -> jax.Array:
         """The encoder's output [B, S, D] of its tokens [B, S], which see each other within their `segments` [B, S]."""
         cfg, encoder = self.cfg.encoder, params["encoder"]
-        keys = (None, None) if key is None else tuple(jax.random.split(key))
+        own, layers = (None, None) if key is None else jax.random.split(key)
         mask = Mask(segments, segments, causal=False)
-        x, context = self._begin(cfg, params["stem"], encoder, tokens, positions, mask, tokens.shape[1], None, keys)
-        x, _, _ = Stack(cfg, self.compute)(encoder["layers"], x, context, None, keys[1])
+        x, context = self._begin(cfg, params["stem"], encoder, tokens, positions, mask, tokens.shape[1], None, own)
+        x, _, _ = Stack(cfg.scaled, self.compute)(encoder["layers"], x, context, None, layers)
         final = {name: value for name, value in encoder.items() if name.startswith("norm")}
         return cast(jax.Array, Final(cfg).apply({"params": final}, x))
 
@@ -209,13 +226,13 @@ class Transformer:
         mask: Mask,
         seen: int,
         token_types: jax.Array | None,
-        keys: tuple[Any, ...],
+        key: jax.Array | None,
     ) -> tuple[jax.Array, Context]:
         """The embedding of tokens [B, T], and what the layers share, of `seen` keys."""
         T = tokens.shape[1]
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(T) + mask.offset, tokens.shape)
-        rngs = {} if keys[0] is None else {"dropout": keys[0]}
+        rngs = {} if key is None else {"dropout": key}
         x = Stem(cfg, self.compute).apply({"params": stem}, tokens, positions, token_types, rngs=rngs)
         away = jnp.arange(1 - T, seen) - mask.offset
         table = {name: distances[name] for name in distances if name != "layers"}
@@ -224,7 +241,7 @@ class Transformer:
 
     def logits(self, params: Params, x: jax.Array) -> jax.Array:
         """Float32 logits [B, T, V] of the residual stream x [B, T, D]; reads `head` and the embedding alone."""
-        head = Head(self.cfg, self.compute)
+        head = Head(self.cfg.scaled, self.compute)
         return cast(jax.Array, head.apply({"params": params["head"]}, x, params["stem"]["tokens"]))
 
     def next_sentence(self, params: Params, x: jax.Array) -> jax.Array:

@@ -4,42 +4,29 @@ What happens to a parameter follows from its logical axes, never from its name: 
 matrices are stacked, heads and head_dim are one side of a matrix, and what is left with fewer than two sides is a
 vector. Vectors are not decayed; Muon and Adafactor work on each matrix of a stack by itself, as their papers mean it.
 Weight decay is decoupled (Loshchilov & Hutter 2019, arXiv:1711.05101), and multiplied by the rate as in PyTorch.
+
+Where axes have grown over a base model (muP, lm/model/parametrisation.py), each optimizer says what that does to a
+parameter's rate. It does nothing to its decay: the share of a weight that goes in a step, learning_rate x weight_decay,
+is the same at every width (Wang & Aitchison 2024, arXiv:2405.13698).
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from lm.model.parametrisation import STACKED, Axes, Grown, fans, sides
 from lm.train.schedule import Cosine, Schedule
 
-Axes = Sequence[str | None]
-
-STACKED = ("layers", "experts")  # axes along which whole matrices are stacked
 TABLES = ("vocab", "seq", None)  # a matrix that begins with one of these is looked up by row: tokens, positions
+OUTSIDE = (*TABLES, "act_embed")  # a matrix with one of these is no hidden layer's
 
 
 # ---------------------------------------------------------------- what a parameter is
-
-
-def sides(axes: Axes) -> tuple[tuple[int, ...], ...]:
-    """The dimensions of one stacked matrix, grouped by the side they belong to. A vector has one group or none.
-
-    ("layers", "embed", "heads", "head_dim") -> ((1,), (2, 3))."""
-    groups: list[tuple[int, ...]] = []
-    for i, axis in enumerate(axes):
-        if axis in STACKED:
-            continue
-        after_heads = axis == "head_dim" and i > 0 and axes[i - 1] in ("heads", "kv_heads")
-        if after_heads:
-            groups[-1] += (i,)
-        else:
-            groups.append((i,))
-    return tuple(groups)
 
 
 def is_table(axes: Axes) -> bool:
@@ -49,7 +36,7 @@ def is_table(axes: Axes) -> bool:
 
 def _is_matrix(axes: Axes) -> bool:
     """Whether Muon may have it: a hidden layer's matrix, neither a table nor the head."""
-    return len(sides(axes)) == 2 and not set(axes) & set(TABLES)
+    return len(sides(axes)) == 2 and not set(axes) & set(OUTSIDE)
 
 
 def _map_axes(function: Callable[[Axes], Any], params_axes: Any) -> Any:
@@ -113,7 +100,37 @@ class Optimizer:
         mask = self.decay_mask(params_axes)
         decay = [optax.add_decayed_weights(self.weight_decay, mask)] if is_on(self.weight_decay) else []
         rate = optax.scale_by_learning_rate(self.schedule_fn(total_steps))
-        return optax.chain(self.direction(params_axes), *decay, rate)
+        return optax.chain(self.direction(params_axes), *self._rates(params_axes), *decay, rate)
+
+    def _rates(self, params_axes: Any) -> list[optax.GradientTransformation]:
+        """Directions -> directions times `rate_factor`, where a parametrisation asks for it."""
+        leaves = jax.tree.leaves(params_axes, is_leaf=lambda x: isinstance(x, tuple))
+        factors = [self.rate_factor(axes) for axes in leaves if isinstance(axes, Grown)]
+        if all(factor == 1 for factor in factors):
+            return []
+
+        def scaled(updates: Any, params: Any = None) -> Any:
+            return jax.tree.map(lambda u, axes: u * self.rate_factor(axes), updates, params_axes)
+
+        return [optax.stateless(scaled)]
+
+    def rate_factor(self, axes: Axes) -> float:
+        """What the learning rate of a parameter is multiplied by, as it has grown over that of the base model; for
+        plain gradient descent, fan-out over fan-in (2203.03466, table 3).
+
+        Raises ValueError where this optimizer knows no such rule."""
+        if type(self).direction is not Optimizer.direction:
+            raise ValueError(
+                f"{type(self).__name__} has no rule for the rates of a widened model (rate_factor), which MuP needs: "
+                "take AdamW, or the standard Parametrisation()"
+            )
+        if is_on(self.clip):
+            raise ValueError(
+                f"optimizer.clip={self.clip}: plain gradient descent follows the gradient's norm, which under MuP "
+                "grows with the width, so set clip=0"
+            )
+        inputs, outputs = fans(axes)
+        return outputs / inputs
 
     def direction(self, params_axes: Any) -> optax.GradientTransformation:
         """Clipped gradients -> the direction, before decay and learning rate. Plain gradient descent here."""
@@ -131,6 +148,10 @@ class AdamW(Optimizer):
     def direction(self, params_axes: Any) -> optax.GradientTransformation:
         return optax.scale_by_adam(self.b1, self.b2, self.eps)
 
+    def rate_factor(self, axes: Axes) -> float:
+        """1 / fan-in: entries of an update are of one size (2203.03466, table 3)."""
+        return 1 / fans(axes)[0]
+
 
 @dataclasses.dataclass(frozen=True)
 class Lion(Optimizer):
@@ -143,6 +164,10 @@ class Lion(Optimizer):
 
     def direction(self, params_axes: Any) -> optax.GradientTransformation:
         return optax.scale_by_lion(self.b1, self.b2)
+
+    def rate_factor(self, axes: Axes) -> float:
+        """1 / fan-in, as for Adam."""
+        return 1 / fans(axes)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +188,12 @@ class Adafactor(Optimizer):
         moments = optax.scale_by_factored_rms(True, self.decay_rate, min_dim_size_to_factor=self.min_side)
         clip = [optax.clip_by_block_rms(self.clip_rms)] if is_on(self.clip_rms) else []
         return _each_matrix(optax.chain(moments, *clip, optax.scale_by_param_block_rms()), params_axes)
+
+    def rate_factor(self, axes: Axes) -> float:
+        """Adam's 1 / fan-in, less what the matrix's root mean square, that of its first values, brings of it already:
+        1 / fan-in in an output, fan-in^-0.5 in a hidden layer."""
+        inputs, outputs = fans(axes)
+        return 1.0 if outputs == 1 else inputs**-0.5
 
 
 def _each_matrix(inner: optax.GradientTransformation, params_axes: Any) -> optax.GradientTransformation:
@@ -188,7 +219,9 @@ class Muon(Optimizer):
 
     Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/. Each update is scaled by
     0.2 sqrt(max(rows, columns)), which gives it the root mean square of AdamW's updates whatever the shape, so that
-    AdamW's rates and decay carry over (Liu et al. 2025, arXiv:2502.16982, section 2.2)."""
+    AdamW's rates and decay carry over (Liu et al. 2025, arXiv:2502.16982, section 2.2). A matrix that has grown over a
+    base model keeps the scale of the base's shape, times the root of the growth of its fan-out over that of its fan-in:
+    the spectral norm under which features move alike at every width (Yang et al. 2023, arXiv:2310.17813)."""
 
     momentum: float = 0.95
     newton_schulz_steps: int = 5
@@ -213,9 +246,15 @@ class Muon(Optimizer):
 
         return optax.chain(optax.trace(self.momentum, nesterov=True), optax.stateless(orthogonal))
 
+    def rate_factor(self, axes: Axes) -> float:
+        """1: `direction` sees to it, and AdamW to the others."""
+        return 1.0
+
     def _orthogonal(self, x: jax.Array, axes: Axes) -> jax.Array:
         matrices = _matrices(x, axes)
-        scale = 0.2 * math.sqrt(max(matrices.shape[1:]))
+        rows, columns = matrices.shape[1:]
+        inputs, outputs = fans(axes)
+        scale = 0.2 * math.sqrt(max(rows / inputs, columns / outputs)) * math.sqrt(outputs / inputs)
         return scale * orthogonalised(matrices, self.newton_schulz_steps).reshape(x.shape)
 
 

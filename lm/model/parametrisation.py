@@ -1,0 +1,143 @@
+"""Parametrisations: what first values, multipliers and learning rates owe to the size of a model.
+
+In the standard one only the first values know the size, and the best learning rate falls as a model is widened. Under
+muP it stays where it is: found at a small width, it is used at a large one. A parametrisation gives numbers to the
+model and the growth of each axis to whoever needs it (the optimizers); it adds nothing to what is computed.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import jax
+
+Axes = Sequence[str | None]
+
+STACKED = ("layers", "experts")  # axes along which whole matrices are stacked
+
+
+class Grown(tuple[str | None, ...]):
+    """The logical axes of a parameter, and how many times as long each is as in the base model: its `growth`."""
+
+    growth: tuple[float, ...]
+
+    def __new__(cls, names: Axes, growth: Sequence[float]) -> "Grown":
+        made = super().__new__(cls, names)
+        made.growth = tuple(growth)
+        return made
+
+
+def sides(axes: Axes) -> tuple[tuple[int, ...], ...]:
+    """The dimensions of one stacked matrix, grouped by the side they belong to. A vector has one group or none.
+
+    ("layers", "embed", "heads", "head_dim") -> ((1,), (2, 3))."""
+    groups: list[tuple[int, ...]] = []
+    for i, axis in enumerate(axes):
+        if axis in STACKED:
+            continue
+        after_heads = axis == "head_dim" and i > 0 and axes[i - 1] in ("heads", "kv_heads")
+        if after_heads:
+            groups[-1] += (i,)
+        else:
+            groups.append((i,))
+    return tuple(groups)
+
+
+def fans(axes: Axes) -> tuple[float, float]:
+    """How many times as many inputs and outputs a parameter has as in the base model; a vector has outputs alone."""
+    if not isinstance(axes, Grown):
+        return 1.0, 1.0
+    *_, inputs, outputs = 1.0, 1.0, *(math.prod(axes.growth[i] for i in side) for side in sides(axes))
+    return inputs, outputs
+
+
+class Sized(Protocol):
+    """What a parametrisation reads of a ModelConfig."""
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def attention(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Parametrisation:
+    """The standard one: variance 1/fan-in, H^-0.5, one learning rate. The base class and contract of all."""
+
+    def axes(self, names: Axes, shape: Sequence[int], cfg: Sized) -> tuple[str | None, ...]:
+        """The axes of a parameter of `cfg` with that shape, and what it has to say of their growth."""
+        return tuple(names)
+
+    def first(self, value: jax.Array, axes: Axes) -> jax.Array:
+        """The first value of a parameter, of the one that was drawn."""
+        return value
+
+    def attention_scale(self, scale: float, head_dim: int) -> float:
+        """What attention multiplies q k by, where a model says `scale` (0: H^-0.5)."""
+        return scale
+
+    def output_scale(self, scale: float, width: int, tied: bool) -> float:
+        """What the output multiplies the residual stream by, where a model says `scale`."""
+        return scale
+
+
+@dataclass(frozen=True)
+class MuP(Parametrisation):
+    """The maximal update parametrisation (2203.03466), relative to a base model: at its sizes it is the standard one.
+
+    A side that grows with the model is wide, all others (vocabulary, positions, experts) are not. With m the growth of
+    a wide side, over the base (table 3; in brackets the form of table 8, which a shared embedding needs):
+
+        from            to wide            wide to wide       wide to not wide
+        first values    as they are        variance 1/fan-in  variance 1/fan-in^2    (tied: as they are)
+        multiplier      1                  1                  1                      (tied: 1/m)
+        Adam's rate     1                  1/m                1/m                    (tied: 1)
+
+    and attention's logits are q k / H instead of q k / H^0.5. Each optimizer says its own rates (lm/train/optim.py).
+
+    `base_width` is the base's; `base_mlp`, `base_heads` and `base_head_dim` those of its F, N and H, where 0 says that
+    F and N H have grown with the width, and that H has not. Numbers of the model that the user ties to the width (T5's
+    output scale, Gemma's `embed_scale`) are to stay those of the base."""
+
+    base_width: int
+    base_mlp: int = 0
+    base_heads: int = 0
+    base_head_dim: int = 0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            least, value = int(field.name == "base_width"), getattr(self, field.name)
+            if value < least:
+                raise ValueError(f"parametrisation.{field.name}={value}: expected at least {least}")
+
+    def axes(self, names: Axes, shape: Sequence[int], cfg: Sized) -> tuple[str | None, ...]:
+        return Grown(names, [self._growth(name, size, cfg) for name, size in zip(names, shape, strict=True)])
+
+    def _growth(self, name: str | None, size: int, cfg: Sized) -> float:
+        wider = cfg.width / self.base_width
+        head = cfg.attention.head_dim / self.base_head_dim if self.base_head_dim else 1.0
+        heads = cfg.attention.heads / self.base_heads if self.base_heads else wider / head
+        by_axis = {
+            "embed": wider,
+            "act_embed": wider,
+            "norm": wider if size == cfg.width else head,  # vectors: of the residual stream, or of a head
+            "mlp": size / self.base_mlp if self.base_mlp else wider,
+            "heads": heads,
+            "kv_heads": heads,
+            "head_dim": head,
+        }
+        return by_axis.get(name or "", 1.0)
+
+    def first(self, value: jax.Array, axes: Axes) -> jax.Array:
+        inputs, outputs = fans(axes)
+        return value * inputs**-0.5 if inputs != 1 and outputs == 1 else value
+
+    def attention_scale(self, scale: float, head_dim: int) -> float:
+        if not self.base_head_dim:
+            return scale
+        return (scale or self.base_head_dim**-0.5) * (self.base_head_dim / head_dim)
+
+    def output_scale(self, scale: float, width: int, tied: bool) -> float:
+        return scale * (self.base_width / width) if tied else scale

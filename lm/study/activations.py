@@ -1,0 +1,89 @@
+"""What a model computes on the way, place by place.
+
+Its layers run one after the other, and since its parts are values, those that are watched are replaced by ones that
+also leave what they give in a collection of flax's, "seen". The model itself has no hooks.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+
+from lm.model.scoring import Mask
+from lm.model.stack import Context, Layer
+from lm.model.transformer import Params, Transformer
+
+
+def activations(model: Transformer, params: Params, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """What `model` computes for a batch, by place: the embedding, of each layer the attention's logits (before
+    positions), what its sublayers give and the residual stream after it, and the logits."""
+    segments = batch.get("segment_ids")
+    mask = Mask(query_segments=segments, key_segments=segments, prefix=batch.get("prefix"))
+    reads: dict[str, Any] = {"token_types": batch.get("token_types")}
+    seen: dict[str, jax.Array] = {}
+    if "encoder_tokens" in batch:
+        there = batch["encoder_segment_ids"]
+        seen["encoder"] = model.encode(params, batch["encoder_tokens"], batch.get("encoder_positions"), there)
+        reads |= dict(memory=seen["encoder"], memory_segments=there)
+    x, context = model.begin(params, batch["tokens"], batch.get("positions"), mask, **reads)
+    seen["embedding"] = x
+    seen |= dict(_layers(model, params["layers"], x, context))
+    return seen | {"logits": model.logits(params, seen[f"layer {model.cfg.layers}"])}
+
+
+def _layers(model: Transformer, params: Params, x: jax.Array, context: Context) -> Iterator[tuple[str, jax.Array]]:
+    """The places of one layer after the other, the residual stream last."""
+    cfg = model.cfg.scaled
+    attention = replace(cfg.attention, qk_norm=cast(Any, _Watched(cfg.attention.qk_norm)))
+    cfg = replace(cfg, attention=attention, wiring=cast(Any, _WatchedWiring(cfg.wiring)))
+    period = len(cfg.pattern)
+    for i in range(cfg.layers):
+        slot, nth = i % period, i // period
+        layer = Layer(cfg, cfg.kinds[slot], model.compute)
+        own = jax.tree.map(lambda a, nth=nth: a[nth], params[str(slot)])
+        (x, _), told = layer.apply({"params": own}, x, context, context.tables[slot], None, mutable=["seen"])
+        places = {name: value for name, (value,) in told["seen"].items()}
+        q, k = places.pop("query_norm"), places.pop("key_norm")
+        yield f"layer {i + 1} attention logits", _pairs(q, k) * (attention.scale or attention.head_dim**-0.5)
+        for name, value in places.items():
+            yield f"layer {i + 1} {name}", value
+        yield f"layer {i + 1}", x
+
+
+def _pairs(q: jax.Array, k: jax.Array) -> jax.Array:
+    """q k [B, K, G, T, S] of q [B, T, N, H] and k [B, S, K, H]."""
+    B, T, N, H = q.shape
+    return jnp.einsum("btkgh,bskh->bkgts", q.reshape(B, T, k.shape[2], -1, H), k)
+
+
+class _Watched:
+    """A norm that leaves what it gives in the collection "seen"."""
+
+    def __init__(self, norm: Any):
+        self.norm = norm
+
+    def __call__(self, module: Any, name: str, x: jax.Array) -> jax.Array:
+        y = self.norm(module, name, x)
+        module.sow("seen", name, y)
+        return cast(jax.Array, y)
+
+
+class _WatchedWiring:
+    """A wiring that leaves there what each sublayer gives."""
+
+    def __init__(self, wiring: Any):
+        self.wiring = wiring
+
+    def __call__(self, module: Any, norm: Any, x: jax.Array, sublayers: Mapping[str, Any]) -> jax.Array:
+        def watched(name: str, sublayer: Any) -> Any:
+            def call(h: jax.Array) -> jax.Array:
+                y = sublayer(h)
+                module.sow("seen", name, y)
+                return cast(jax.Array, y)
+
+            return call
+
+        wrapped = {name: watched(name, sublayer) for name, sublayer in sublayers.items()}
+        return cast(jax.Array, self.wiring(module, norm, x, wrapped))

@@ -1,0 +1,379 @@
+"""What a sweep may choose from: a range for each field, by the field's dotted path.
+
+    {"optimizer.learning_rate": Log(1e-4, 1e-2), "model.layers": Whole(2, 6), "z_loss": Choice(0.0, 1e-4)}
+
+An option of a Choice may bring fields that only it has, or that only then are free:
+
+    {"optimizer": Choice(
+        With(AdamW(), {"optimizer.learning_rate": Log(1e-3, 1e-2), "optimizer.eps": Log(1e-10, 1e-6)}),
+        With(Lion(), {"optimizer.learning_rate": Log(1e-4, 1e-3)}),
+    )}
+
+A *draw* is one choice from every range in force, by name, in numbers and labels; `settings` are the values that it
+stands for, by path; `changed` is the experiment with them. The name of a range is its path, after which come the labels
+of the options that brought it: "optimizer.learning_rate [Lion]".
+"""
+
+import dataclasses
+import math
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lm import value
+from lm.experiment import Experiment
+from lm.study.ablation import nested
+from lm.value import suggest
+
+Draw = dict[str, Any]  # name -> number, or label of an option
+Settings = dict[str, Any]  # path -> value
+KINDS = "Uniform, Log, Whole or Choice"
+
+
+@dataclass(frozen=True)
+class Range:
+    """From `low` to `high`, both included; `points` evenly spaced ones in a grid. The contract of all ranges."""
+
+    low: float
+    high: float
+    points: int = 0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise ValueError(f"{self}: expected finite numbers, low below high")
+        if self.points < 0 or self.points == 1:
+            raise ValueError(f"{self}: expected at least 2 points, or 0 where no grid is wanted")
+
+    @property
+    def log(self) -> bool:
+        """Whether steps of equal ratio are equal steps."""
+        return False
+
+    @property
+    def labels(self) -> list[str]:
+        """Of options; a range of numbers has none."""
+        return []
+
+    def at(self, share: float) -> Any:
+        """The number or label at a share of the way from low to high, 0 to 1."""
+        return float(min(max(self._between(share), self.low), self.high))
+
+    def _between(self, share: float) -> float:
+        if self.log:
+            return math.exp(math.log(self.low) + share * math.log(self.high / self.low))
+        return self.low + share * (self.high - self.low)
+
+    def place(self, drawn: Any) -> float:
+        """The share of the way at which a number or label lies; the inverse of `at`."""
+        if self.log:
+            return math.log(drawn / self.low) / math.log(self.high / self.low)
+        return float((drawn - self.low) / (self.high - self.low))
+
+    def grid(self) -> list[Any]:
+        """The numbers or labels of a grid. Raises ValueError where it is not said how many."""
+        if not self.points:
+            raise ValueError(f"{self}: a grid needs to know how many, as in {dataclasses.replace(self, points=5)}")
+        return [self.at(share) for share in np.linspace(0, 1, self.points)]
+
+    def holds(self, drawn: Any) -> bool:
+        """Whether a number or label lies in the range."""
+        return isinstance(drawn, float | int) and self.low <= drawn <= self.high
+
+    def number(self, drawn: Any) -> float:
+        """Where it stands on the axis of a chart."""
+        return float(drawn)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """(share of the way, what is written there) for an axis."""
+        return [(share, f"{self.at(share):.3g}") for share in (0.0, 0.5, 1.0)]
+
+    def read(self, drawn: Any) -> Any:
+        """The value that a number or label stands for."""
+        return drawn
+
+    def below(self, drawn: Any) -> "Space":
+        """What is free only when this was drawn."""
+        return {}
+
+    def distribution(self) -> Any:
+        """The same for Optuna."""
+        from optuna.distributions import FloatDistribution
+
+        return FloatDistribution(self.low, self.high, log=self.log)
+
+    def suggest(self, trial: Any, name: str) -> Any:
+        """A number or label from an Optuna trial."""
+        return trial.suggest_float(name, self.low, self.high, log=self.log)
+
+
+Space = Mapping[str, Range]
+
+
+@dataclass(frozen=True)
+class Uniform(Range):
+    """A number from low to high, all equally likely."""
+
+
+@dataclass(frozen=True)
+class Log(Range):
+    """A number from low to high, above 0, its logarithm uniform."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.low <= 0:
+            raise ValueError(f"{self}: a logarithmic range lies above 0; raise low, or use Uniform")
+
+    @property
+    def log(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Whole(Range):
+    """A whole number from low to high, or its logarithm uniform where `logarithmic`. A grid has all, or `points`."""
+
+    logarithmic: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (isinstance(self.low, int) and isinstance(self.high, int)):
+            raise ValueError(f"{self}: expected whole numbers")
+        if self.logarithmic and self.low < 1:
+            raise ValueError(f"{self}: a logarithmic range lies above 0; raise low, or make it plain")
+
+    @property
+    def log(self) -> bool:
+        return self.logarithmic
+
+    def at(self, share: float) -> int:
+        """The nearest whole number; plain ranges give each the same share."""
+        if self.log:
+            return int(min(max(round(self._between(share)), self.low), self.high))
+        return int(min(self.low + math.floor(share * (self.high - self.low + 1)), self.high))
+
+    def grid(self) -> list[int]:
+        """All whole numbers, or as many as `points` says, less those that come twice."""
+        if not self.points:
+            return list(range(int(self.low), int(self.high) + 1))
+        return sorted({round(self._between(share)) for share in np.linspace(0, 1, self.points)})
+
+    def ticks(self) -> list[tuple[float, str]]:
+        middle = round(self._between(0.5))
+        return [(self.place(n), str(n)) for n in sorted({int(self.low), middle, int(self.high)})]
+
+    def distribution(self) -> Any:
+        from optuna.distributions import IntDistribution
+
+        return IntDistribution(int(self.low), int(self.high), log=self.log)
+
+    def suggest(self, trial: Any, name: str) -> Any:
+        return trial.suggest_int(name, int(self.low), int(self.high), log=self.log)
+
+
+@dataclass(frozen=True)
+class With:
+    """An option that brings a `space` of its own: ranges by path, as in the whole space."""
+
+    value: Any
+    space: Space
+
+
+@dataclass(frozen=True, init=False)
+class Choice(Range):
+    """One of several values, or nested changes; one that is a `With` brings ranges of its own."""
+
+    options: tuple[Any, ...] = ()
+
+    def __init__(self, *options: Any):
+        object.__setattr__(self, "options", options)
+        for name, number in (("low", 0), ("high", len(options) - 1), ("points", 0)):
+            object.__setattr__(self, name, number)
+        labels = self.labels
+        if not options:
+            raise ValueError("Choice(): expected options, as in Choice(True, False)")
+        if twice := [label for label in labels if labels.count(label) > 1]:
+            raise ValueError(f"Choice: the option {twice[0]} is there twice")
+
+    def __repr__(self) -> str:
+        return f"Choice({', '.join(self.labels)})"
+
+    @property
+    def labels(self) -> list[str]:
+        """The options as text, each different."""
+        return [label(self._value(option)) for option in self.options]
+
+    @staticmethod
+    def _value(option: Any) -> Any:
+        return option.value if isinstance(option, With) else option
+
+    def at(self, share: float) -> str:
+        return self.labels[min(int(share * len(self.options)), len(self.options) - 1)]
+
+    def place(self, drawn: Any) -> float:
+        return self.labels.index(drawn) / max(len(self.options) - 1, 1)
+
+    def grid(self) -> list[str]:
+        """All options."""
+        return self.labels
+
+    def holds(self, drawn: Any) -> bool:
+        return drawn in self.labels
+
+    def number(self, drawn: Any) -> float:
+        return float(self.labels.index(drawn))
+
+    def ticks(self) -> list[tuple[float, str]]:
+        return [(self.place(one), one) for one in self.labels]
+
+    def read(self, drawn: Any) -> Any:
+        return self._value(self.options[self.labels.index(drawn)])
+
+    def below(self, drawn: Any) -> Space:
+        option = self.options[self.labels.index(drawn)]
+        return option.space if isinstance(option, With) else {}
+
+    def distribution(self) -> Any:
+        from optuna.distributions import CategoricalDistribution
+
+        return CategoricalDistribution(self.labels)
+
+    def suggest(self, trial: Any, name: str) -> Any:
+        return trial.suggest_categorical(name, self.labels)
+
+
+def label(one: Any) -> str:
+    """A value in short: of a dataclass the fields that differ from their defaults."""
+    if dataclasses.is_dataclass(one) and not isinstance(one, type):
+        fields = [(f.name, getattr(one, f.name), _default(f)) for f in dataclasses.fields(one)]
+        inner = ", ".join(f"{name}={label(now)}" for name, now, usual in fields if now != usual)
+        return f"{type(one).__name__}({inner})" if inner else type(one).__name__
+    if isinstance(one, Mapping):
+        return ", ".join(f"{name}={label(now)}" for name, now in one.items()) or "unchanged"
+    if isinstance(one, tuple | list):
+        return f"({', '.join(map(label, one))})"
+    return str(one)
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+
+
+# ---------------------------------------------------------------- draws
+
+
+def draw(space: Space, choose: Callable[[str, Range], Any], above: tuple[str, ...] = ()) -> Draw:
+    """A draw, `choose` asked for each range in force, by its name."""
+    found: Draw = {}
+    for path, one in space.items():
+        name = _name(path, above)
+        found[name] = choose(name, one)
+        found |= draw(one.below(found[name]), choose, (*above, str(found[name])))
+    return found
+
+
+def grid(space: Space, above: tuple[str, ...] = ()) -> list[Draw]:
+    """Every combination, the last range changing fastest."""
+    found: list[Draw] = [{}]
+    for path, one in space.items():
+        each = [
+            {_name(path, above): drawn, **rest}
+            for drawn in one.grid()
+            for rest in grid(one.below(drawn), (*above, str(drawn)))
+        ]
+        found = [{**before, **new} for before in found for new in each]
+    return found
+
+
+def ranges(space: Space, above: tuple[str, ...] = ()) -> dict[str, Range]:
+    """All ranges by name, those that options bring after the choice between them."""
+    found: dict[str, Range] = {}
+    for path, one in space.items():
+        found[_name(path, above)] = one
+        for option in one.labels:
+            found |= ranges(one.below(option), (*above, option))
+    return found
+
+
+def _name(path: str, above: tuple[str, ...]) -> str:
+    return f"{path} [{', '.join(above)}]" if above else path
+
+
+def settings(space: Space, drawn: Draw, above: tuple[str, ...] = ()) -> Settings:
+    """The values that a draw stands for, by path. Raises ValueError where it is not one of this space."""
+    found: Settings = {}
+    for path, one in space.items():
+        name = _name(path, above)
+        if name not in drawn or not one.holds(drawn[name]):
+            raise ValueError(f"{name}={drawn.get(name)!r}: expected one of {one}")
+        found[path] = one.read(drawn[name])
+        found |= settings(one.below(drawn[name]), drawn, (*above, str(drawn[name])))
+    return found
+
+
+def changed(base: Experiment, chosen: Settings) -> Experiment:
+    """`base` with the settings: those of a part after the part itself, all at once."""
+    done: Settings = {}
+    for path in sorted(chosen, key=lambda path: path.count(".")):
+        part = next((p for p in sorted(done, key=len, reverse=True) if path.startswith(f"{p}.")), "")
+        if part:
+            done[part] = value.replace(done[part], nested({path.removeprefix(f"{part}."): chosen[path]}))
+        else:
+            done[path] = chosen[path]
+    return base.replace(nested(done))
+
+
+# ---------------------------------------------------------------- whether it makes sense
+
+
+def check(base: Experiment, space: Space) -> None:
+    """Raises ValueError for a space that is empty, or is no space of `base`'s fields, whatever is chosen."""
+    if not space:
+        raise ValueError("space={}: expected a range for at least one field, by its path")
+    _check(base, space, [{}])
+
+
+def _check(base: Experiment, space: Space, several: list[Settings]) -> list[Settings]:
+    """`several` is what may have been chosen before; what may have been after `space`."""
+    given: Any
+    for path, given in space.items():
+        if not isinstance(given, Range):
+            hint = (
+                f"; for these values: Choice({', '.join(map(label, given))})" if isinstance(given, list | tuple) else ""
+            )
+            raise ValueError(f"space[{path!r}]={given!r}: expected {KINDS}{hint}")
+        one = given
+        if path in ("seed", "name"):
+            raise ValueError(f"space[{path!r}]: the study sets it; seeds= takes the seeds")
+        after: list[Settings] = []
+        for before in several:
+            if path in before:
+                raise ValueError(f"space[{path!r}]: the field is there twice")
+            _look(base, path, one, before)
+            after += [{**before, path: None}] if not one.labels else []
+            for drawn in one.labels:
+                after += _check(base, one.below(drawn), [{**before, path: one.read(drawn)}])
+        several = after
+    return several
+
+
+def _look(base: Experiment, path: str, one: Range, chosen: Mapping[str, Any]) -> None:
+    """Raises ValueError where there is no field at `path`, or it is of another kind than the range."""
+    above = sorted((p for p in chosen if path.startswith(f"{p}.")), key=len)
+    here = chosen[above[-1]] if above else base
+    *folders, last = path.removeprefix(f"{above[-1]}." if above else "").split(".")
+    for i, name in enumerate((*folders, last)):
+        if isinstance(here, Mapping) and above and i == 0:
+            return  # a nested change: what it changes is not looked at
+        if not isinstance(here, Mapping) and not dataclasses.is_dataclass(here):
+            raise ValueError(f"space[{path!r}]: {label(here)} has no fields")
+        known = value.field_names(here)
+        if name not in known and not (isinstance(here, Mapping) and i == len(folders)):
+            raise ValueError(f"space[{path!r}]: {type(here).__name__} has no field {name!r}: {suggest(name, known)}")
+        if i < len(folders):
+            here = here[name] if isinstance(here, Mapping) else getattr(here, name)
+    whole = dataclasses.is_dataclass(here) and typing.get_type_hints(type(here)).get(last) is int
+    if whole and not isinstance(one, Whole | Choice):
+        raise ValueError(f"space[{path!r}]={one}: the field is a whole number; use Whole")
