@@ -154,7 +154,7 @@ class RMSNorm(Norm):
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
-    "gelu": partial(jax.nn.gelu, approximate=False),  # 1606.08415
+    "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 2**-0.5)),  # 1606.08415; jax.nn's erfc takes twice as long
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),  # its tanh approximation, as GPT-2 has it
     "silu": jax.nn.silu,  # 1702.03118
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # the gelu's sigmoid approximation, also in 1606.08415
