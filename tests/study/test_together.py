@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from lm import run
@@ -50,9 +49,9 @@ def test_one_program_is_separate_runs(base: Experiment, name: str, tmp_path: Pat
         run.train(experiments[i], tmp_path / str(i))
         found, wanted = (of(lines(f), "loss") for f in (folder, tmp_path / str(i)))
         assert list(found) == list(wanted) == list(range(1, experiments[i].steps + 1))
-        np.testing.assert_allclose(list(found.values()), list(wanted.values()), rtol=1e-5)
+        assert found == wanted  # to the bit
         ours, theirs = (of(lines(f), "eval/loss") for f in (folder, tmp_path / str(i)))
-        np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
+        assert ours == theirs
         assert {p.name for p in folder.iterdir()} == {p.name for p in (tmp_path / str(i)).iterdir()}
 
 
@@ -66,7 +65,7 @@ def test_every_optimizer_takes_its_numbers_as_data(base: Experiment, optimizer: 
     folders = together(experiments, tmp_path)
     run.train(experiments[1], tmp_path / "apart")
     found, wanted = (list(of(lines(f), "loss").values()) for f in (folders[1], tmp_path / "apart"))
-    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    assert found == wanted
     assert found != list(of(lines(folders[0]), "loss").values())
 
 
