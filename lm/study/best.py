@@ -13,7 +13,7 @@ from lm.plots import HALF, INK, MUTED, WIDE, _axes, _series, _svg
 from lm.study.searching import importance
 from lm.study.space import Choice, Draw, Range, Settings, Space, label, ranges
 from lm.study.statistics import ALPHA, LEVEL, differences
-from lm.study.tables import NONE, Table, named
+from lm.study.tables import NONE, Table, csv_text, named
 from lm.study.trial import FINISHED, Result
 
 EDGE = 0.02  # a share of a range this near to its end is at its end
@@ -172,6 +172,24 @@ def sections(analysis: Best) -> list[Markup | Table]:
             text_columns=2,
         ),
     ]
+
+
+def record(analysis: Best) -> str:
+    """A row an arm, in their order: its settings, and what it reached; see `Tried`."""
+    paths = sorted({path for one in analysis.tried for path in one.settings})
+    rows = [
+        [one.arm, one.status, *(_plain(one.settings.get(path)) for path in paths), *_reached(one)]
+        for one in sorted(analysis.tried, key=lambda one: one.arm)
+    ]
+    return csv_text(["arm", "status", *paths, "seeds", "mean", "low", "high"], rows)
+
+
+def _plain(setting: Any) -> Any:
+    return "" if setting is None else setting if isinstance(setting, float | int) else label(setting)
+
+
+def _reached(one: Tried) -> list[float]:
+    return [len(one.values), one.mean, one.low, one.high]
 
 
 def _importance(analysis: Best) -> list[Table]:

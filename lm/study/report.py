@@ -1,7 +1,6 @@
 """The report of a study, as one would put it in a paper: a page, the same in Markdown and LaTeX, and two CSV files.
 
-It says what the data can tell and what it cannot. What a kind of study adds of its own (`extra`) is Markup, for the
-page alone, or Tables, for all three.
+It says what the data can tell and what it cannot. What a kind of study adds of its own are `Findings`.
 """
 
 import json
@@ -14,12 +13,12 @@ from lm.monitor import duration, human
 from lm.page import Markup, document, section, table, tag, tiles
 from lm.study import charts, tables
 from lm.study.statistics import Difference, amount, differences, direction, measured, signed, verdict, word
-from lm.study.tables import NONE, Table, named, number
+from lm.study.tables import NONE, Findings, Table, named, number
 from lm.study.trial import DIVERGED, MISSING, PRUNED, STOPPED, Result
 
 DENSE = 8  # columns: beyond, they stand closer
 Declared = Mapping[str, Sequence[tuple[str, Any, Any]]]
-Extra = Sequence[Markup | Table]
+NOTHING = Findings()
 MATCHED = {
     "flops": "All arms were given the FLOPs of the base.",
     "params": "All arms were given about as many parameters as the base.",
@@ -29,7 +28,7 @@ MATCHED = {
 
 def write_study(folder: Path, study: Any, results: Sequence[Result], note: Mapping[str, Any]) -> Path:
     """Write the report of `study`: its `measure`, and what it has of `base_arm`, `differences()`, `match`,
-    `headline(results)` and `extra(results)`. `note` is the study.json of its folder."""
+    `findings(results)`. `note` is the study.json of its folder."""
     return write(
         folder,
         str(note["study"]).rpartition(":")[2],
@@ -38,8 +37,7 @@ def write_study(folder: Path, study: Any, results: Sequence[Result], note: Mappi
         study.measure,
         declared=study.differences() if hasattr(study, "differences") else {},
         matched=getattr(study, "match", ""),
-        headline=study.headline(results) if hasattr(study, "headline") else "",
-        extra=study.extra(results) if hasattr(study, "extra") else (),
+        own=study.findings(results) if hasattr(study, "findings") else NOTHING,
         command=note.get("command", ""),
     )
 
@@ -53,19 +51,20 @@ def write(
     *,
     declared: Declared | None = None,
     matched: str = "",
-    headline: str = "",
-    extra: Extra = (),
+    own: Findings = NOTHING,
     command: str = "",
 ) -> Path:
     """Write results.csv, differences.csv, report.md, report.tex and report.html in `folder`; the path of the page.
 
     Arms are compared with `base` ("": with none) by `measure`; `declared` is what each differs in, `matched` what was
-    held equal, `headline` takes the place of our first sentence, `extra` comes after it, `command` runs the study.
+    held equal, the study's `own` headline takes the place of our first sentence, `command` runs the study.
     Raises ValueError where there is no such arm or measure, or the folder cannot be written."""
-    story = Story(name, results, base, measure, declared or {}, matched, headline, extra, command, folder)
+    story = Story(name, results, base, measure, declared or {}, matched, own, command, folder)
     path = folder / "report.html"
     _put(folder / "results.csv", tables.results_csv(results))
     _put(folder / "differences.csv", tables.differences_csv(results, base, measure))
+    for file, text in own.files.items():
+        _put(folder / file, text)
     _put(folder / "report.md", story.markdown())
     _put(folder / "report.tex", story.latex())
     _put(path, story.page())
@@ -92,16 +91,15 @@ class Story:
         measure: str,
         declared: Declared,
         matched: str,
-        headline: str,
-        extra: Extra,
+        own: Findings,
         command: str,
         folder: Path,
     ):
         self.name, self.results, self.base, self.measure = name, results, base, measure
-        self.matched, self.extra, self.command, self.folder = matched, extra, command, folder
+        self.matched, self.extra, self.command, self.folder = matched, own.parts, command, folder
         self.arms = measured(results, measure)
         self.found = differences(results, base, measure) if base else []
-        self.headline = headline or first_sentence(self.found, base, measure) or best_arm(results, measure)
+        self.headline = own.headline or first_sentence(self.found, base, measure) or best_arm(results, measure)
         self.table = tables.arms_table(results, base, measure, self.found)
         self.sources = tables.sources_tables(results, base, measure)
         self.verdicts, self.pairing = verdicts_table(self.found, measure), pairing_table(self.found)

@@ -12,7 +12,7 @@ from lm.page import Markup, figure, section, tag
 from lm.plots import HALF, MUTED, _axes, _legend, _series, _svg
 from lm.study import fit
 from lm.study.fit import Estimate, Fit, Optimum, Valley
-from lm.study.tables import NONE, Table, named
+from lm.study.tables import NONE, Table, csv_text, named
 
 FINE = 60  # points of a curve
 
@@ -138,6 +138,19 @@ def sections(analysis: Scaling) -> list[Markup | Table]:
     ]
     charts = section("Scaling", tag("div", *drawn, class_="charts") if any(drawn) else "")
     return [charts, *(one for one in tables if one.rows)]
+
+
+def record(analysis: Scaling) -> str:
+    """A row an arm: its budget, N, D and loss; of those held out, what was predicted, and between what."""
+    said = {p.point.arm: p.predicted for p in analysis.predictions}
+    rows = []
+    for p in analysis.points:
+        found = said.get(p.arm, Estimate(math.nan))
+        heldout = "yes" if p.heldout else "no"
+        numbers = float(p.flops), p.parameters, p.tokens, p.seeds, float(p.loss)
+        rows.append([p.arm, *numbers, heldout, found.value, found.low, found.high])
+    names = ("arm", "flops", "parameters", "tokens", "seeds", "mean", "heldout", "predicted", "low", "high")
+    return csv_text(names, rows)
 
 
 def _best_size(analysis: Scaling) -> Iterable[str]:

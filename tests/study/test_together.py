@@ -10,7 +10,7 @@ from lm import run
 from lm.experiment import Experiment
 from lm.study.ablation import Ablation
 from lm.study.together import MOST, groups, key, train
-from lm.study.trial import OUTCOME
+from lm.study.trial import OUTCOME, STOP
 from lm.train.optim import Adafactor, AdamW, Lion, Muon
 from lm.train.schedule import WSD, Constant, Cosine
 from tests.tiny import experiment, lines, of, write_texts
@@ -94,3 +94,12 @@ def test_what_shares_a_program(base: Experiment) -> None:
     many = Ablation(base, {"base": {}}, seeds=range(MOST + 1))
     assert [len(group) for group in groups(many.trials())] == [MOST, 1]
     assert isinstance(base.optimizer, AdamW)
+
+
+def test_a_run_that_the_study_stops_leaves_the_others(base: Experiment, tmp_path: Path) -> None:
+    one = base.replace(steps=12)
+    folders = [run.claim(tmp_path / str(seed), one.replace(seed=seed), "") for seed in (0, 1)]
+    (folders[0] / STOP).touch()
+    train([one.replace(seed=seed) for seed in (0, 1)], folders)
+    assert '"pruned"' in (folders[0] / OUTCOME).read_text() and len(of(lines(folders[0]), "loss")) <= 1
+    assert max(of(lines(folders[1]), "loss")) == 12 and not (folders[1] / OUTCOME).exists()
