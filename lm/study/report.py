@@ -6,6 +6,7 @@ It says what the data can tell and what it cannot. What a kind of study adds of 
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lm.study.tables import NONE, Findings, Table, named, number
 from lm.study.trial import DIVERGED, MISSING, PRUNED, STOPPED, Result
 
 DENSE = 8  # columns: beyond, they stand closer
+MOST_NAMED = 5  # arms in a sentence
 Declared = Mapping[str, Sequence[tuple[str, Any, Any]]]
 NOTHING = Findings()
 MATCHED = {
@@ -100,7 +102,8 @@ class Story:
         self.arms = measured(results, measure)
         self.found = differences(results, base, measure) if base else []
         self.headline = own.headline or first_sentence(self.found, base, measure) or best_arm(results, measure)
-        self.table = tables.arms_table(results, base, measure, self.found)
+        arms = tables.arms_table(results, base, measure, self.found)
+        self.table = replace(arms, rows=()) if own.lists_arms else arms
         self.sources = tables.sources_tables(results, base, measure)
         self.verdicts, self.pairing = verdicts_table(self.found, measure), pairing_table(self.found)
         self.declared, self.resized = declared_table(declared, base), resized_table(results)
@@ -154,9 +157,18 @@ class Story:
         seeds = sorted({len(a.values) for a in self.arms.values()})
         each = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}" if seeds else "0"
         words = f"{finished} of {len(self.results)} runs finished, {each} seed{'s' if each != '1' else ''} an arm."
-        lost = [f"{len(a.lost)} of {a.arm}" for a in self.arms.values() if a.lost]
+        early = sum(r.status == PRUNED for r in self.results)
+        words += f" {early} were stopped early." if early else ""
+        lost = [f"{n} of {arm}" for arm in self.arms if (n := self._lost(arm))]
+        lost = lost if len(lost) <= MOST_NAMED else [*lost[:MOST_NAMED], f"{len(lost) - MOST_NAMED} other arms"]
         words += f" Without a result, and in no mean: {_and(lost)}." if lost else ""
         return f"{words} {MATCHED.get(self.matched, '')}".strip()
+
+    def _lost(self, arm: str = "") -> int:
+        """Runs, of an arm or of all, without a result, and not because the study stopped them."""
+        early = [(r.trial.arm, r.trial.seed) for r in self.results if r.status == PRUNED]
+        arms = [self.arms[arm]] if arm else list(self.arms.values())
+        return sum((a.arm, seed) not in early for a in arms for seed in a.lost)
 
     def _badge(self) -> Markup:
         open_ = sum(r.status in (MISSING, STOPPED) for r in self.results)
@@ -177,7 +189,7 @@ class Story:
             gain = _median([d.unpaired_half_width / d.half_width for d in self.found if d.half_width > 0])
             remark = _gained(gain) if width == width else "no interval can be given"
             yield "uncertainty", f"± {width:.2g}" if width == width else NONE, remark
-        lost = sum(len(a.lost) for a in self.arms.values())
+        lost = self._lost()
         seconds = sum(r.seconds for r in self.results)
         remark = f"{lost} diverged or failed" if lost else f"{duration(seconds)} in all" if seconds else "none failed"
         yield "runs finished", f"{finished} of {len(self.results)}", remark

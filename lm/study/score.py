@@ -132,7 +132,7 @@ def sections(analysis: Scaling) -> list[Markup | Table]:
             "The largest budget, held out",
             ("arm", "N", "tokens", "predicted", "95% interval", "found", "error", "inside"),
             tuple(_scored(p) for p in analysis.predictions),
-            " ".join([analysis.headline, *_best_size(analysis)]),
+            " ".join(["The law was fitted without these runs.", *_best_size(analysis)]),
         ),
         Table("What cannot be told", ("",), notes),
     ]
@@ -197,16 +197,17 @@ def isoflop(analysis: Scaling) -> Markup:
     budgets = sorted({p.flops for p in analysis.points})
     if not budgets:
         return Markup("")
-    valleys = {v.flops: v for v in (*(analysis.optimum.valleys if analysis.optimum else ()), analysis.valley) if v}
+    valleys = {
+        flops: fit.valley(flops, *_columns([p for p in analysis.points if p.flops == flops])[1:]) for flops in budgets
+    }
     held = {p.flops for p in analysis.points if p.heldout}
     drawing, axes = _axes("isoflop", HALF)
     for i, flops in enumerate(budgets):
         points = sorted((p.parameters, p.loss) for p in analysis.points if p.flops == flops)
         colour = MUTED if flops in held else _series(i)
         sizes, losses = zip(*points, strict=True)
-        axes.plot(sizes, losses, "o", color=colour, markersize=3.5, label=f"{flops:.3g}")
-        if flops in valleys:
-            _draw_valley(axes, valleys[flops], sizes, colour)
+        axes.plot(sizes, losses, "o", color=colour, markersize=3.5, label=human(flops))
+        _draw_valley(axes, valleys[flops], sizes, colour)
     axes.set_xscale("log")
     axes.set_xlabel("parameters")
     _legend(axes, len(budgets))

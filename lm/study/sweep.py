@@ -289,4 +289,4 @@ class Sweep:
             found = self.analyse(results)
         except ValueError as error:
             return Findings(f"Nothing can be told yet: {error}.")
-        return Findings(found.headline, sections(found), {"settings.csv": record(found)})
+        return Findings(found.headline, sections(found), {"settings.csv": record(found)}, lists_arms=True)

@@ -90,11 +90,12 @@ class Table:
 @dataclass(frozen=True)
 class Findings:
     """What a kind of study tells of its own: a `headline`, `parts` of the page (tables are in the other forms too), and
-    records, the text of `files` by name."""
+    records, the text of `files` by name. `lists_arms`: its parts have a table of the arms."""
 
     headline: str = ""
     parts: Sequence[Markup | Table] = ()
     files: Mapping[str, str] = field(default_factory=dict)
+    lists_arms: bool = False
 
 
 def markdown(table: Table) -> str:
