@@ -62,8 +62,8 @@ class Chosen:
 
 @contextlib.contextmanager
 def claimed(folder: Path, note: Mapping[str, Any]) -> Iterator[None]:
-    """The study's folder for this process alone, with `note` in study.json. Raises ValueError where it is another
-    study's, or one is under way."""
+    """The study's folder for this process alone, if its study.json is of the study of `note`. Raises ValueError where
+    it is another's, or one is under way."""
     file = folder / NOTE
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,6 @@ def claimed(folder: Path, note: Mapping[str, Any]) -> Iterator[None]:
         there = json.loads(file.read_text())["study"] if file.exists() else note["study"]
         if there != note["study"]:
             raise ValueError(f"{folder} holds the study {there}, not {note['study']}: choose another --workdir")
-        write_json(file, note)
         yield
 
 
@@ -130,7 +129,8 @@ def run(
 
     with claimed(folder, note):
         while True:
-            found = results(study, folder)
+            found = results(study, folder)  # raises where an arm cannot be built: then the folder is nobody's
+            write_json(folder / NOTE, note)
             missing = [r.trial for r in found if not over(r) and (r.trial.arm, r.trial.seed) not in tried]
             if not missing:
                 watch(found)
@@ -138,7 +138,9 @@ def run(
             for trial in missing:
                 prepare(trial, folder, note["study"])
             tried |= {(trial.arm, trial.seed) for trial in missing}
-            execute(grouped(missing) if share else [[trial] for trial in missing], folder, look)
+            groups = grouped(missing) if share else [[trial] for trial in missing]
+            print(f"{len(missing)} runs, {len(groups)} programs{'' if share else ': each run in its own'}", flush=True)
+            execute(groups, folder, look)
             for trial in missing:
                 _left(trial, folder)
 
