@@ -45,16 +45,18 @@ def build(settings: dict[str, Any]) -> Train:
     from lm.model.transformer import Transformer
     from lm.sharding import make_mesh
     from lm.train.optim import AdamW
+    from lm.train.program import Program
     from lm.train.schedule import Constant
-    from lm.train.step import build_step, init_state, place
+    from lm.train.step import init_state, place
     from lm.train.task import Pretraining
 
     hardware.keep_compiled(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))
     hardware.split_cpu(settings["devices"])
     size, mesh = SIZES[settings["size"]], make_mesh()
     task = Pretraining(Transformer(model_config(size), Compute(matmul=settings["dtype"]).resolve()), source=None)
-    rule = AdamW(LEARNING_RATE, Constant(), DECAY, CLIP, b1=BETAS[0], b2=BETAS[1]).build(1_000_000, task.axes())
-    state, step = init_state(task, rule, mesh, seed=0), build_step(task, rule, mesh)
+    rule = AdamW(LEARNING_RATE, Constant(), DECAY, CLIP, b1=BETAS[0], b2=BETAS[1])
+    state = init_state(task, rule.build(1_000_000, task.axes()), mesh, seed=0)
+    step = Program(task, rule, mesh).step(rule, 1_000_000, seed=0)
     data, taken = batches(size, settings["packed"]), 0
 
     def train(steps: int) -> float:

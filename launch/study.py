@@ -17,6 +17,8 @@ examples:
   lm study experiments.positions --only alibi rotary
   lm study experiments.positions --set steps=100 model.layers=2 --workdir runs/quick
   lm study experiments.positions --workers 2
+  lm study experiments.sweep                                        a sweep: the best settings, and how sure that is
+  lm study experiments.scaling                                      a ladder: the law, and how well it predicted
   lm study experiments.positions --executor slurm --sbatch "--gres=gpu:1 --time=1:00:00"
 """
 
@@ -50,8 +52,8 @@ def run(args: argparse.Namespace) -> None:
 
     hardware.prepare("cpu")  # this process computes nothing: the devices are its workers'
     study, reference = find_study(args.study)
-    study = asked(study, args.set, args.text, args.seeds)
     folder = Path(args.workdir or f"runs/{reference.partition(':')[2]}")
+    study = asked(study, args.set, args.text, args.seeds, folder)
     if not hasattr(study, "measure"):  # a study that trains nothing in folders: the coordinate check
         study.report(folder)
         return
@@ -63,8 +65,9 @@ def run(args: argparse.Namespace) -> None:
     write(folder)
 
 
-def asked(study: Any, settings: list[str], text: str, seeds: int) -> Any:
-    """`study` with its base and seeds changed as the command line says."""
+def asked(study: Any, settings: list[str], text: str, seeds: int, folder: Path) -> Any:
+    """`study` with its base and seeds changed as the command line says, in `folder` where it keeps something there."""
+    study = study.at(folder) if hasattr(study, "at") else study
     if settings or text:
         study = dataclasses.replace(study, base=changed(study.base, settings, text))
     return dataclasses.replace(study, seeds=range(seeds)) if seeds else study
@@ -89,5 +92,5 @@ def write(folder: Path) -> None:
 
     note = json.loads((folder / runner.NOTE).read_text())
     study, _ = find_study(note["study"])
-    study = asked(study, note["set"], note["text"], note["seeds"])
+    study = asked(study, note["set"], note["text"], note["seeds"], folder)
     print(f"report: {report.write_study(folder, study, runner.results(study, folder), note)}")

@@ -8,6 +8,7 @@ goes on where the last checkpoint was, with the bits that it would have had.
 import contextlib
 import dataclasses
 import datetime
+import functools
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -41,8 +42,9 @@ from lm.text.tokenizer import Tokenizer, load_tokenizer
 from lm.train.checkpoint import Checkpoints
 from lm.train.loop import NotFinite, as_batches
 from lm.train.loop import train as train_loop
+from lm.train.program import Program
 from lm.train.state import TrainState
-from lm.train.step import Step, build_eval, build_step, init_state, place, state_shardings
+from lm.train.step import build_eval, init_state, place, state_shardings
 from lm.train.task import Pretraining
 from lm.train.word2vec import started
 
@@ -133,7 +135,12 @@ class Run:
         self.optimizer = experiment.optimizer.build(experiment.steps, self.task.axes())
         self.learning_rate = experiment.optimizer.schedule_fn(experiment.steps)
         self.evaluate_step = build_eval(self.task, self.mesh)
-        self.step: Step | None = None  # None: one of its own
+
+    @functools.cached_property
+    def program(self) -> Program:
+        """What its steps run; one of another run may take its place (lm/study/together.py)."""
+        e = self.experiment
+        return Program(self.task, e.optimizer, self.mesh, e.accumulate, e.ema)
 
     def _check_rows(self) -> None:
         e, parts = self.experiment, self.mesh.shape["data"] * self.mesh.shape["fsdp"]
@@ -177,7 +184,7 @@ class Run:
                 pass
         return self.folder / "report.html"
 
-    def course(self, asked: list[int], show: Callable[[int, int], Bar]) -> Iterator[int]:
+    def course(self, asked: list[int], show: Callable[[int, int], Bar]) -> Generator[int, None, None]:
         """The run as it goes, step by step, to its report: gives the number of each step once that is under way.
 
         It ends early, with a checkpoint, where a signal is `asked`; `show` makes the bar of (steps, first)."""
@@ -239,7 +246,7 @@ class Run:
         about: dict[str, Any],
     ) -> Iterator[TrainState]:
         e = self.experiment
-        step = self.step or build_step(self.task, self.optimizer, self.mesh, e.seed, e.accumulate, e.ema)
+        step = self.program.step(e.optimizer, e.steps, e.seed)
         clock = Clock(e.batch_tokens, int(state.step))
         flops = count.flops_per_token(e.model, e.length)
         peak = about["peak_flops"]

@@ -7,6 +7,7 @@ in all arms; `match` gives them one budget; and an arm whose resolved experiment
 declare is refused.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,7 +62,7 @@ class Ablation:
         """The arm that the others are compared with."""
         return next((name for name, changes in self.arms.items() if changes == {} or changes == self.base), "base")
 
-    @property
+    @functools.cached_property
     def resolved(self) -> dict[str, tuple[Experiment, Resized]]:
         """Each arm's experiment, matched, and what was resized to that end. Raises ValueError for an arm that cannot be
         built, or differs in what it does not declare."""

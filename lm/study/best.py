@@ -13,8 +13,8 @@ from lm.plots import HALF, INK, MUTED, WIDE, _axes, _series, _svg
 from lm.study.searching import importance
 from lm.study.space import Choice, Draw, Range, Settings, Space, label, ranges
 from lm.study.statistics import ALPHA, LEVEL, differences
-from lm.study.tables import NONE, Table, named
-from lm.study.trial import FINISHED, Result
+from lm.study.tables import NONE, Table, csv_text, named
+from lm.study.trial import FINISHED, PRUNED, Result
 
 EDGE = 0.02  # a share of a range this near to its end is at its end
 MOST_LABELS = 8  # of options on an axis
@@ -81,9 +81,10 @@ class Best:
         """The best settings, and how sure that is."""
         first, n = self.first, len(self.first.values)
         most = "highest" if self.sign > 0 else "lowest"
-        done = sum(bool(one.values) for one in self.tried)
+        early = sum(one.status == PRUNED for one in self.tried)
         sure = f"95% interval {first.low:.4g} to {first.high:.4g} over {n} seeds" if n > 1 else "one seed: no interval"
-        said = f"Of {done} arms, {first.arm} has the {most} {named(self.measure)}: {first.mean:.4g} ({sure}), with "
+        arms = f"{len(self.tried)} arms{f', {early} of them stopped early' if early else ''}"
+        said = f"Of {arms}, {first.arm} has the {most} {named(self.measure)}: {first.mean:.4g} ({sure}), with "
         said += f"{_and([f'{path} {_short(one)}' for path, one in first.settings.items()])}."
         if self.level:
             also = _and(list(self.level[:5])) + (f" and {len(self.level) - 5} more" if len(self.level) > 5 else "")
@@ -172,6 +173,24 @@ def sections(analysis: Best) -> list[Markup | Table]:
             text_columns=2,
         ),
     ]
+
+
+def record(analysis: Best) -> str:
+    """A row an arm, in their order: its settings, and what it reached; see `Tried`."""
+    paths = sorted({path for one in analysis.tried for path in one.settings})
+    rows = [
+        [one.arm, one.status, *(_plain(one.settings.get(path)) for path in paths), *_reached(one)]
+        for one in sorted(analysis.tried, key=lambda one: one.arm)
+    ]
+    return csv_text(["arm", "status", *paths, "seeds", "mean", "low", "high"], rows)
+
+
+def _plain(setting: Any) -> Any:
+    return "" if setting is None else setting if isinstance(setting, float | int) else label(setting)
+
+
+def _reached(one: Tried) -> list[float]:
+    return [len(one.values), one.mean, one.low, one.high]
 
 
 def _importance(analysis: Best) -> list[Table]:

@@ -253,7 +253,8 @@ def isoflop(
     good = [(g, one) for g, one in zip(groups, valleys, strict=True) if not one.fault]
     if len(good) < 2:
         faults = "; ".join(f"at {one.flops:.3g} FLOPs {one.fault}" for one in valleys if one.fault)
-        raise ValueError(f"{len(good)} budgets have a best size, an exponent needs two{': ' if faults else ''}{faults}")
+        said = f"budgets with a best size among those tried: {len(good)}, an exponent needs two"
+        raise ValueError(f"{said}{': ' if faults else ''}{faults}")
     x = np.log([one.flops for _, one in good])
     by_size, by_tokens = (
         np.polyfit(x, np.log([getattr(one, name) for _, one in good]), 1) for name in ("parameters", "tokens")

@@ -28,6 +28,15 @@ def shares(workers: int) -> list[str]:
     return [",".join(map(str, cores[i * size : (i + 1) * size])) for i in range(workers)]
 
 
+def spread(groups: Sequence[Sequence[Trial]], workers: int) -> list[Sequence[Trial]]:
+    """The groups, the largest halved until each of `workers` has one: two programs on two cores beat one on one."""
+    found = list(groups)
+    while len(found) < workers and len(largest := max(found, key=len, default=())) > 1:
+        at, middle = found.index(largest), (len(largest) + 1) // 2
+        found[at : at + 1] = [largest[:middle], largest[middle:]]
+    return found
+
+
 class Local:
     """`workers` processes at a time, on `devices` (cpu, gpu, tpu or the best there is)."""
 
@@ -38,7 +47,7 @@ class Local:
 
     def __call__(self, groups: Sequence[Sequence[Trial]], study: Path, watch: Callable[[], None]) -> None:
         """Run all `groups`, looking at them now and then. What is running ends with this process."""
-        waiting = list(groups)
+        waiting = spread(groups, self.workers)
         free = shares(self.workers)
         running: list[tuple[subprocess.Popen[bytes], str]] = []
         with ExitStack() as stack:

@@ -1,12 +1,12 @@
 """The report of a study, as one would put it in a paper: a page, the same in Markdown and LaTeX, and two CSV files.
 
-It says what the data can tell and what it cannot. What a kind of study adds of its own (`extra`) is Markup, for the
-page alone, or Tables, for all three.
+It says what the data can tell and what it cannot. What a kind of study adds of its own are `Findings`.
 """
 
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from lm.monitor import duration, human
 from lm.page import Markup, document, section, table, tag, tiles
 from lm.study import charts, tables
 from lm.study.statistics import Difference, amount, differences, direction, measured, signed, verdict, word
-from lm.study.tables import NONE, Table, named, number
+from lm.study.tables import NONE, Findings, Table, named, number
 from lm.study.trial import DIVERGED, MISSING, PRUNED, STOPPED, Result
 
 DENSE = 8  # columns: beyond, they stand closer
+MOST_NAMED = 5  # arms in a sentence
 Declared = Mapping[str, Sequence[tuple[str, Any, Any]]]
-Extra = Sequence[Markup | Table]
+NOTHING = Findings()
 MATCHED = {
     "flops": "All arms were given the FLOPs of the base.",
     "params": "All arms were given about as many parameters as the base.",
@@ -29,7 +30,7 @@ MATCHED = {
 
 def write_study(folder: Path, study: Any, results: Sequence[Result], note: Mapping[str, Any]) -> Path:
     """Write the report of `study`: its `measure`, and what it has of `base_arm`, `differences()`, `match`,
-    `headline(results)` and `extra(results)`. `note` is the study.json of its folder."""
+    `findings(results)`. `note` is the study.json of its folder."""
     return write(
         folder,
         str(note["study"]).rpartition(":")[2],
@@ -38,8 +39,7 @@ def write_study(folder: Path, study: Any, results: Sequence[Result], note: Mappi
         study.measure,
         declared=study.differences() if hasattr(study, "differences") else {},
         matched=getattr(study, "match", ""),
-        headline=study.headline(results) if hasattr(study, "headline") else "",
-        extra=study.extra(results) if hasattr(study, "extra") else (),
+        own=study.findings(results) if hasattr(study, "findings") else NOTHING,
         command=note.get("command", ""),
     )
 
@@ -53,19 +53,20 @@ def write(
     *,
     declared: Declared | None = None,
     matched: str = "",
-    headline: str = "",
-    extra: Extra = (),
+    own: Findings = NOTHING,
     command: str = "",
 ) -> Path:
     """Write results.csv, differences.csv, report.md, report.tex and report.html in `folder`; the path of the page.
 
     Arms are compared with `base` ("": with none) by `measure`; `declared` is what each differs in, `matched` what was
-    held equal, `headline` takes the place of our first sentence, `extra` comes after it, `command` runs the study.
+    held equal, the study's `own` headline takes the place of our first sentence, `command` runs the study.
     Raises ValueError where there is no such arm or measure, or the folder cannot be written."""
-    story = Story(name, results, base, measure, declared or {}, matched, headline, extra, command, folder)
+    story = Story(name, results, base, measure, declared or {}, matched, own, command, folder)
     path = folder / "report.html"
     _put(folder / "results.csv", tables.results_csv(results))
     _put(folder / "differences.csv", tables.differences_csv(results, base, measure))
+    for file, text in own.files.items():
+        _put(folder / file, text)
     _put(folder / "report.md", story.markdown())
     _put(folder / "report.tex", story.latex())
     _put(path, story.page())
@@ -92,17 +93,17 @@ class Story:
         measure: str,
         declared: Declared,
         matched: str,
-        headline: str,
-        extra: Extra,
+        own: Findings,
         command: str,
         folder: Path,
     ):
         self.name, self.results, self.base, self.measure = name, results, base, measure
-        self.matched, self.extra, self.command, self.folder = matched, extra, command, folder
+        self.matched, self.extra, self.command, self.folder = matched, own.parts, command, folder
         self.arms = measured(results, measure)
         self.found = differences(results, base, measure) if base else []
-        self.headline = headline or first_sentence(self.found, base, measure) or best_arm(results, measure)
-        self.table = tables.arms_table(results, base, measure, self.found)
+        self.headline = own.headline or first_sentence(self.found, base, measure) or best_arm(results, measure)
+        arms = tables.arms_table(results, base, measure, self.found)
+        self.table = replace(arms, rows=()) if own.lists_arms else arms
         self.sources = tables.sources_tables(results, base, measure)
         self.verdicts, self.pairing = verdicts_table(self.found, measure), pairing_table(self.found)
         self.declared, self.resized = declared_table(declared, base), resized_table(results)
@@ -156,9 +157,18 @@ class Story:
         seeds = sorted({len(a.values) for a in self.arms.values()})
         each = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}" if seeds else "0"
         words = f"{finished} of {len(self.results)} runs finished, {each} seed{'s' if each != '1' else ''} an arm."
-        lost = [f"{len(a.lost)} of {a.arm}" for a in self.arms.values() if a.lost]
+        early = sum(r.status == PRUNED for r in self.results)
+        words += f" {early} were stopped early." if early else ""
+        lost = [f"{n} of {arm}" for arm in self.arms if (n := self._lost(arm))]
+        lost = lost if len(lost) <= MOST_NAMED else [*lost[:MOST_NAMED], f"{len(lost) - MOST_NAMED} other arms"]
         words += f" Without a result, and in no mean: {_and(lost)}." if lost else ""
         return f"{words} {MATCHED.get(self.matched, '')}".strip()
+
+    def _lost(self, arm: str = "") -> int:
+        """Runs, of an arm or of all, without a result, and not because the study stopped them."""
+        early = [(r.trial.arm, r.trial.seed) for r in self.results if r.status == PRUNED]
+        arms = [self.arms[arm]] if arm else list(self.arms.values())
+        return sum((a.arm, seed) not in early for a in arms for seed in a.lost)
 
     def _badge(self) -> Markup:
         open_ = sum(r.status in (MISSING, STOPPED) for r in self.results)
@@ -179,7 +189,7 @@ class Story:
             gain = _median([d.unpaired_half_width / d.half_width for d in self.found if d.half_width > 0])
             remark = _gained(gain) if width == width else "no interval can be given"
             yield "uncertainty", f"± {width:.2g}" if width == width else NONE, remark
-        lost = sum(len(a.lost) for a in self.arms.values())
+        lost = self._lost()
         seconds = sum(r.seconds for r in self.results)
         remark = f"{lost} diverged or failed" if lost else f"{duration(seconds)} in all" if seconds else "none failed"
         yield "runs finished", f"{finished} of {len(self.results)}", remark

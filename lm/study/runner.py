@@ -12,14 +12,28 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lm.run import claim, write_json
-from lm.study.trial import DIVERGED, FAILED, OUTCOME, PRUNED, STOPPED, Result, Trial, leave_word, read
+from lm.study.trial import (
+    DIVERGED,
+    FAILED,
+    OUTCOME,
+    PRUNED,
+    STOP,
+    STOPPED,
+    Result,
+    Trial,
+    leave_word,
+    read,
+    stopped,
+)
 
 NOTE = "study.json"
 Execute = Callable[[Sequence[Sequence[Trial]], Path, Callable[[], None]], None]
 
 
 class Study(Protocol):
-    """What can be run: its trials known now, given what came of those so far; it is finished when no new ones come."""
+    """What can be run: its trials known now, given what came of those so far; it is finished when no new ones come.
+
+    One that stops runs early has a `to_stop(results)` too: (arm, seed) -> the step at which that run is stopped."""
 
     @property
     def measure(self) -> str: ...
@@ -32,6 +46,7 @@ class Chosen:
 
     def __init__(self, study: Study, arms: Sequence[str] = ()):
         self.study, self.arms, self.measure = study, tuple(arms), study.measure
+        self.to_stop = getattr(study, "to_stop", None)
 
     def trials(self, results: Sequence[Result]) -> list[Trial]:
         """The trials of the chosen arms. Raises ValueError for an arm that there is not."""
@@ -47,8 +62,8 @@ class Chosen:
 
 @contextlib.contextmanager
 def claimed(folder: Path, note: Mapping[str, Any]) -> Iterator[None]:
-    """The study's folder for this process alone, with `note` in study.json. Raises ValueError where it is another
-    study's, or one is under way."""
+    """The study's folder for this process alone, if its study.json is of the study of `note`. Raises ValueError where
+    it is another's, or one is under way."""
     file = folder / NOTE
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,12 +78,12 @@ def claimed(folder: Path, note: Mapping[str, Any]) -> Iterator[None]:
         there = json.loads(file.read_text())["study"] if file.exists() else note["study"]
         if there != note["study"]:
             raise ValueError(f"{folder} holds the study {there}, not {note['study']}: choose another --workdir")
-        write_json(file, note)
         yield
 
 
 def results(study: Study, folder: Path) -> list[Result]:
-    """What came of every trial of `study`, as far as its folder tells."""
+    """What came of every trial of `study`, as far as its folder tells. A run that the study stops counts up to where it
+    does, also where it had gone further before anybody looked: so what is told does not follow from who was faster."""
     found: dict[tuple[str, int], Result] = {}
     while True:
         trials = study.trials(list(found.values()))
@@ -76,8 +91,14 @@ def results(study: Study, folder: Path) -> list[Result]:
         if not new:
             return list(found.values())
         found |= {(trial.arm, trial.seed): read(trial, folder) for trial in new}
-        if any(not over(found[trial.arm, trial.seed]) for trial in new):
-            return list(found.values())
+        for key, step in to_stop(study, list(found.values())).items():
+            found[key] = stopped(found[key], step)
+
+
+def to_stop(study: Study, found: Sequence[Result]) -> Mapping[tuple[str, int], int]:
+    """The runs that the study stops, and at which step."""
+    asked = getattr(study, "to_stop", None)
+    return asked(found) if asked else {}
 
 
 def over(result: Result) -> bool:
@@ -98,9 +119,18 @@ def run(
     `note` is kept in study.json: "study" names it (module:name). `watch` is told of all results now and then. Raises
     ValueError for anything that the user can mend."""
     tried: set[tuple[str, int]] = set()
+
+    def look() -> None:
+        found = results(study, folder)
+        for result in found:
+            if result.status == PRUNED:
+                (result.trial.folder(folder) / STOP).touch()
+        watch(found)
+
     with claimed(folder, note):
         while True:
-            found = results(study, folder)
+            found = results(study, folder)  # raises where an arm cannot be built: then the folder is nobody's
+            write_json(folder / NOTE, note)
             missing = [r.trial for r in found if not over(r) and (r.trial.arm, r.trial.seed) not in tried]
             if not missing:
                 watch(found)
@@ -108,11 +138,9 @@ def run(
             for trial in missing:
                 prepare(trial, folder, note["study"])
             tried |= {(trial.arm, trial.seed) for trial in missing}
-            execute(
-                grouped(missing) if share else [[trial] for trial in missing],
-                folder,
-                lambda: watch(results(study, folder)),
-            )
+            groups = grouped(missing) if share else [[trial] for trial in missing]
+            print(f"{len(missing)} runs, {len(groups)} programs{'' if share else ': each run in its own'}", flush=True)
+            execute(groups, folder, look)
             for trial in missing:
                 _left(trial, folder)
 
@@ -128,7 +156,8 @@ def prepare(trial: Trial, study: Path, reference: str) -> None:
     """The folder of a trial, ready for a worker."""
     folder = trial.folder(study)
     claim(folder, trial.experiment, reference)
-    (folder / OUTCOME).unlink(missing_ok=True)
+    for word in (OUTCOME, STOP):
+        (folder / word).unlink(missing_ok=True)
 
 
 def _left(trial: Trial, study: Path) -> None:

@@ -26,9 +26,8 @@ from lm.train.optim import is_table
 from lm.value import suggest
 
 if TYPE_CHECKING:
-    from lm.page import Markup
     from lm.study.score import Point, Scaling
-    from lm.study.tables import Table
+    from lm.study.tables import Findings
 
 MEASURES = ("loss", "bits_per_byte")  # what falls towards a floor above zero, as the law does
 
@@ -143,21 +142,16 @@ class Ladder:
         said = tuple(f"{r.trial.arm}, seed {r.trial.seed}: {r.status}" for r in lost)
         return score(points, self.measure, self.parameters, self.bootstrap, said)
 
-    def headline(self, results: Sequence[Result]) -> str:
-        """The score of the prediction, in a sentence or two."""
+    def findings(self, results: Sequence[Result]) -> "Findings":
+        """What a ladder adds to the report of a study: the score of its prediction first."""
+        from lm.study.score import record, sections
+        from lm.study.tables import Findings
+
         try:
-            return self.analyse(results).headline
+            found = self.analyse(results)
         except ValueError as error:
-            return f"Nothing can be told yet: {error}."
-
-    def extra(self, results: Sequence[Result]) -> "list[Markup | Table]":
-        """What a ladder adds to the report of a study."""
-        from lm.study.score import sections
-
-        try:
-            return sections(self.analyse(results))
-        except ValueError:
-            return []
+            return Findings(f"Nothing can be told yet: {error}.")
+        return Findings(found.headline, sections(found), {"scaling.csv": record(found)})
 
 
 def arm_name(flops: float, shape: Changes) -> str:

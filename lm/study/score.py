@@ -12,7 +12,7 @@ from lm.page import Markup, figure, section, tag
 from lm.plots import HALF, MUTED, _axes, _legend, _series, _svg
 from lm.study import fit
 from lm.study.fit import Estimate, Fit, Optimum, Valley
-from lm.study.tables import NONE, Table, named
+from lm.study.tables import NONE, Table, csv_text, named
 
 FINE = 60  # points of a curve
 
@@ -132,12 +132,25 @@ def sections(analysis: Scaling) -> list[Markup | Table]:
             "The largest budget, held out",
             ("arm", "N", "tokens", "predicted", "95% interval", "found", "error", "inside"),
             tuple(_scored(p) for p in analysis.predictions),
-            " ".join([analysis.headline, *_best_size(analysis)]),
+            " ".join(["The law was fitted without these runs.", *_best_size(analysis)]),
         ),
         Table("What cannot be told", ("",), notes),
     ]
     charts = section("Scaling", tag("div", *drawn, class_="charts") if any(drawn) else "")
     return [charts, *(one for one in tables if one.rows)]
+
+
+def record(analysis: Scaling) -> str:
+    """A row an arm: its budget, N, D and loss; of those held out, what was predicted, and between what."""
+    said = {p.point.arm: p.predicted for p in analysis.predictions}
+    rows = []
+    for p in analysis.points:
+        found = said.get(p.arm, Estimate(math.nan))
+        heldout = "yes" if p.heldout else "no"
+        numbers = float(p.flops), p.parameters, p.tokens, p.seeds, float(p.loss)
+        rows.append([p.arm, *numbers, heldout, found.value, found.low, found.high])
+    names = ("arm", "flops", "parameters", "tokens", "seeds", "mean", "heldout", "predicted", "low", "high")
+    return csv_text(names, rows)
 
 
 def _best_size(analysis: Scaling) -> Iterable[str]:
@@ -184,16 +197,17 @@ def isoflop(analysis: Scaling) -> Markup:
     budgets = sorted({p.flops for p in analysis.points})
     if not budgets:
         return Markup("")
-    valleys = {v.flops: v for v in (*(analysis.optimum.valleys if analysis.optimum else ()), analysis.valley) if v}
+    valleys = {
+        flops: fit.valley(flops, *_columns([p for p in analysis.points if p.flops == flops])[1:]) for flops in budgets
+    }
     held = {p.flops for p in analysis.points if p.heldout}
     drawing, axes = _axes("isoflop", HALF)
     for i, flops in enumerate(budgets):
         points = sorted((p.parameters, p.loss) for p in analysis.points if p.flops == flops)
         colour = MUTED if flops in held else _series(i)
         sizes, losses = zip(*points, strict=True)
-        axes.plot(sizes, losses, "o", color=colour, markersize=3.5, label=f"{flops:.3g}")
-        if flops in valleys:
-            _draw_valley(axes, valleys[flops], sizes, colour)
+        axes.plot(sizes, losses, "o", color=colour, markersize=3.5, label=human(flops))
+        _draw_valley(axes, valleys[flops], sizes, colour)
     axes.set_xscale("log")
     axes.set_xlabel("parameters")
     _legend(axes, len(budgets))

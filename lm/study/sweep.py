@@ -25,10 +25,9 @@ from lm.study.trial import FAILED, FINISHED, MISSING, STOPPED, Result, Trial
 from lm.value import suggest
 
 if TYPE_CHECKING:
-    from lm.page import Markup
     from lm.study.best import Best
     from lm.study.searching import Outcome
-    from lm.study.tables import Table
+    from lm.study.tables import Findings
 
 METHODS = ("grid", "random", "latin", "tpe")
 FIRST = 8  # arms of TPE that are a Latin hypercube
@@ -68,6 +67,7 @@ class Sweep:
             raise ValueError(f"seeds={seeds}: expected different numbers, at least 0, for instance range(3)")
         if self.search_seed < 0:
             raise ValueError(f"search_seed={self.search_seed}: expected at least 0")
+        assert self.sign  # raises where it is not known what is better
         check(self.base, self.space)
         if self.method == "grid":
             grid(self.space)  # raises where it is not said how many points
@@ -280,18 +280,13 @@ class Sweep:
         chosen = {self._arm(i): (drawn, settings(self.space, drawn)) for i, drawn in enumerate(draws)}
         return best(results, chosen, self.space, self.measure, self.sign)
 
-    def headline(self, results: Sequence[Result]) -> str:
-        """The best settings, in a sentence or two."""
-        try:
-            return self.analyse(results).headline
-        except ValueError as error:
-            return f"Nothing can be told yet: {error}."
-
-    def extra(self, results: Sequence[Result]) -> "list[Markup | Table]":
+    def findings(self, results: Sequence[Result]) -> "Findings":
         """What a sweep adds to the report of a study."""
-        from lm.study.best import sections
+        from lm.study.best import record, sections
+        from lm.study.tables import Findings
 
         try:
-            return sections(self.analyse(results))
-        except ValueError:
-            return []
+            found = self.analyse(results)
+        except ValueError as error:
+            return Findings(f"Nothing can be told yet: {error}.")
+        return Findings(found.headline, sections(found), {"settings.csv": record(found)}, lists_arms=True)

@@ -9,9 +9,10 @@ import io
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lm.monitor import duration, human
+from lm.page import Markup
 from lm.study.statistics import Difference, Measured, differences, measured, shared, uncorrected, word
 from lm.study.trial import Result
 
@@ -39,7 +40,7 @@ def results_csv(results: Sequence[Result]) -> str:
         ]
         for r in sorted(results, key=lambda r: (arms[r.trial.arm], r.trial.seed))
     ]
-    return _csv(["arm", "seed", "status", "steps", "tokens", "flops", "parameters", *names], rows)
+    return csv_text(["arm", "seed", "status", "steps", "tokens", "flops", "parameters", *names], rows)
 
 
 def measures(results: Iterable[Result]) -> list[str]:
@@ -54,7 +55,7 @@ def differences_csv(results: Sequence[Result], base: str, measure: str) -> str:
     arms = measured(results, measure)
     alone = [_alone(arm, 0.0 if base else math.nan) for name, arm in arms.items() if name == base or not base]
     found = [*alone, *(differences(results, base, measure) if base else [])]
-    return _csv(COLUMNS, [[getattr(d, column) for column in COLUMNS] for d in found])
+    return csv_text(COLUMNS, [[getattr(d, column) for column in COLUMNS] for d in found])
 
 
 def _alone(arm: Measured, difference: float) -> Difference:
@@ -63,7 +64,8 @@ def _alone(arm: Measured, difference: float) -> Difference:
     return Difference(arm.arm, len(arm.values), arm.mean, difference, nan, nan, nan, nan, nan, len(arm.lost), nan, nan)
 
 
-def _csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def csv_text(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Rows under a head; numbers with all their digits."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(head)
@@ -83,6 +85,17 @@ class Table:
     rows: Rows
     note: str = ""
     text_columns: int = 1
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a kind of study tells of its own: a `headline`, `parts` of the page (tables are in the other forms too), and
+    records, the text of `files` by name. `lists_arms`: its parts have a table of the arms."""
+
+    headline: str = ""
+    parts: Sequence[Markup | Table] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+    lists_arms: bool = False
 
 
 def markdown(table: Table) -> str:

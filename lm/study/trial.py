@@ -6,7 +6,7 @@ experiment, whoever ran it.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from lm.monitor import read_metrics
 FINISHED, MISSING, STOPPED = "finished", "missing", "stopped"  # stopped: under way, or it can go on
 FAILED, DIVERGED, PRUNED = "failed", "diverged", "pruned"  # what a run's OUTCOME says
 OUTCOME = "outcome.json"  # in a run's folder: why it ended before its end
+STOP = "stop"  # in a run's folder, while it runs: the study asks it to end
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,13 @@ def read(trial: Trial, study: Path) -> Result:
         status, reason = outcome.get("status", STOPPED), outcome.get("reason", "")
     last = evaluations[-1][1] if evaluations and status == FINISHED else {}
     return Result(trial, status, reason, last, curve, evaluations, float(about.get("seconds") or 0.0))
+
+
+def stopped(result: Result, step: int) -> Result:
+    """`result` as it stands where the study stops it, after `step`."""
+    until = {name: tuple(x for x in getattr(result, name) if x[0] <= step) for name in ("curve", "evaluations")}
+    reason = f"stopped after step {step}: worse than half of the earlier runs were there"
+    return replace(result, status=PRUNED, reason=reason, measures={}, seconds=0.0, **until)
 
 
 def leave_word(folder: Path, status: str, reason: str) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from lm import hardware
-from lm.study.trial import DIVERGED, FAILED, leave_word
+from lm.study.trial import FAILED, leave_word
 
 
 def _end_with_parent() -> None:
@@ -40,23 +40,14 @@ def _alone(folders: list[Path]) -> list[IO[str]]:
 def work(folders: list[Path]) -> int:
     """Train the runs; the exit code."""
     from lm.pretrained import read_experiment
-    from lm.run import Interrupted, train
-    from lm.train.loop import NotFinite
+    from lm.run import Interrupted
+    from lm.study.together import train
 
     try:
-        experiments = [read_experiment(folder) for folder in folders]
-        if len(folders) == 1:
-            train(experiments[0], folders[0])
-        else:
-            from lm.study.together import train as train_together
-
-            train_together(experiments, folders)
+        train([read_experiment(folder) for folder in folders], folders)
     except Interrupted as stopped:
         print(stopped, flush=True)
         return 128 + stopped.signal
-    except NotFinite as error:
-        leave_word(folders[0], DIVERGED, str(error))
-        return 1
     except Exception as error:  # the study goes on without these
         traceback.print_exc()
         known = isinstance(error, (ValueError, OSError))

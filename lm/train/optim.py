@@ -54,7 +54,7 @@ def _matrices(x: jax.Array, axes: Axes) -> jax.Array:
 
 
 def is_on(number: Any) -> bool:
-    """Whether a number whose 0 means none is another; what is data of a program (lm/study/together.py) always is."""
+    """Whether a number whose 0 means none is another; what is data of a program (lm/train/program.py) always is."""
     return isinstance(number, jax.core.Tracer) or bool(number)
 
 

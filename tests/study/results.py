@@ -1,9 +1,13 @@
 """Results of runs that never were: tests of statistics and reports need numbers, not training."""
 
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from lm.study.trial import FINISHED, Result, Trial
+from lm.experiment import Experiment
+from lm.run import write_json
+from lm.study.trial import FAILED, FINISHED, PRUNED, STOP, Result, Trial, leave_word
 from tests.tiny import experiment
 
 BASE = experiment(Path("texts")).replace(steps=200)
@@ -30,3 +34,34 @@ def run(arm: str, seed: int, loss: float, status: str = FINISHED, reason: str = 
 def runs(arms: Mapping[str, Mapping[int, float]]) -> list[Result]:
     """arm -> seed -> loss, as finished runs."""
     return [run(arm, seed, loss) for arm, losses in arms.items() for seed, loss in losses.items()]
+
+
+class Pretend:
+    """An executor whose runs reach the `loss` of their experiment at once, or, with `patience`, an evaluation at a time
+    and only while the study does not ask them to end. It is killed before the run of number `die`."""
+
+    def __init__(self, loss: Callable[[Experiment], float], patience: bool = False, die: int = -1):
+        self.loss, self.patience, self.die = loss, patience, die
+        self.began: list[str] = []
+
+    def __call__(self, groups: Sequence[Sequence[Trial]], study: Path, watch: Callable[[], None]) -> None:
+        for trial in (trial for group in groups for trial in group):
+            if len(self.began) == self.die:
+                raise KeyboardInterrupt
+            self.began.append(f"{trial.arm}/{trial.seed}")
+            self._run(trial, trial.folder(study), watch)
+
+    def _run(self, trial: Trial, folder: Path, watch: Callable[[], None]) -> None:
+        reached, steps = self.loss(trial.experiment), trial.experiment.steps
+        if not math.isfinite(reached):
+            return leave_word(folder, FAILED, "it was told to")
+        lines = ""
+        for share in (0.25, 0.5, 0.75, 1.0):
+            line = {"step": round(share * steps), "loss": reached / share, "eval/loss": reached / share}
+            lines += json.dumps(line) + "\n"
+            if self.patience or share == 1:
+                (folder / "metrics.jsonl").write_text(lines)
+                watch()
+            if (folder / STOP).exists():
+                return leave_word(folder, PRUNED, "stopped by the study")
+        return write_json(folder / "about.json", {"finished": "now", "seconds": 1.0})

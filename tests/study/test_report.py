@@ -13,7 +13,7 @@ from lm.study import charts
 from lm.study.ablation import Ablation
 from lm.study.report import declared_table, first_sentence, write, write_study, written
 from lm.study.statistics import differences
-from lm.study.tables import Table
+from lm.study.tables import Findings, Table
 from lm.study.trial import DIVERGED, FAILED, FINISHED, MISSING, Result, Trial
 from tests.study.results import BASE, run, runs
 from tests.test_report import HOSTILE, parsed
@@ -106,7 +106,7 @@ def test_a_base_without_results(tmp_path: Path) -> None:
 
 def test_nothing_to_compare_with_and_parts_of_one_s_own(tmp_path: Path) -> None:
     extra = [Table("Best settings", ("field", "best"), (("lr", "0.1"),)), tag("section", "drawn <here>")]
-    said = text(tmp_path, runs(ARMS), base="", extra=extra, headline="The best learning rate is 0.1.")
+    said = text(tmp_path, runs(ARMS), base="", own=Findings("The best learning rate is 0.1.", extra))
     assert said.index("The best learning rate is 0.1.") < said.index("Best settings") < said.index("Arms")
     assert "drawn <here>" in said and "What can be said" not in said and "Difference to" not in said
     for name in ("report.md", "report.tex"):
@@ -136,11 +136,11 @@ def test_an_ablation_is_reported_as_it_declares(tmp_path: Path) -> None:
 
 
 def test_what_a_study_adds_is_asked_for(tmp_path: Path) -> None:
-    study = SimpleNamespace(
-        measure="loss", headline=lambda results: "So it is.", extra=lambda results: [tag("p", "more")]
-    )
+    own = Findings("So it is.", [tag("p", "more")], {"own.csv": "a\n"})
+    study = SimpleNamespace(measure="loss", findings=lambda results: own)
     page = parsed(write_study(tmp_path, study, runs(ARMS), {"study": "a:b"})).text
     assert "So it is." in page and "more" in page and "Difference to" not in page
+    assert (tmp_path / "own.csv").read_text() == "a\n"
 
 
 def test_many_arms_are_drawn_as_far_as_colours_go(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_the_first_sentence_of_nothing_is_none() -> None:
 def test_names_are_escaped(tmp_path: Path) -> None:
     results = runs({HOSTILE: {0: 2.0, 1: 2.1}, "base": {0: 2.2, 1: 2.0}})
     declared = {HOSTILE: [("model.layers", HOSTILE, 1)]}
-    assert HOSTILE in text(tmp_path, results, declared=declared, command=HOSTILE, headline=HOSTILE)
+    assert HOSTILE in text(tmp_path, results, declared=declared, command=HOSTILE, own=Findings(HOSTILE))
     assert isinstance(charts.curves(results, "base", "loss"), Markup)
 
 

@@ -4,14 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from lm import run
 from lm.experiment import Experiment
 from lm.study.ablation import Ablation
 from lm.study.together import MOST, groups, key, train
-from lm.study.trial import OUTCOME
+from lm.study.trial import OUTCOME, STOP
 from lm.train.optim import Adafactor, AdamW, Lion, Muon
 from lm.train.schedule import WSD, Constant, Cosine
 from tests.tiny import experiment, lines, of, write_texts
@@ -50,9 +49,9 @@ def test_one_program_is_separate_runs(base: Experiment, name: str, tmp_path: Pat
         run.train(experiments[i], tmp_path / str(i))
         found, wanted = (of(lines(f), "loss") for f in (folder, tmp_path / str(i)))
         assert list(found) == list(wanted) == list(range(1, experiments[i].steps + 1))
-        np.testing.assert_allclose(list(found.values()), list(wanted.values()), rtol=1e-5)
+        assert found == wanted  # to the bit
         ours, theirs = (of(lines(f), "eval/loss") for f in (folder, tmp_path / str(i)))
-        np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
+        assert ours == theirs
         assert {p.name for p in folder.iterdir()} == {p.name for p in (tmp_path / str(i)).iterdir()}
 
 
@@ -66,7 +65,7 @@ def test_every_optimizer_takes_its_numbers_as_data(base: Experiment, optimizer: 
     folders = together(experiments, tmp_path)
     run.train(experiments[1], tmp_path / "apart")
     found, wanted = (list(of(lines(f), "loss").values()) for f in (folders[1], tmp_path / "apart"))
-    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    assert found == wanted
     assert found != list(of(lines(folders[0]), "loss").values())
 
 
@@ -95,3 +94,12 @@ def test_what_shares_a_program(base: Experiment) -> None:
     many = Ablation(base, {"base": {}}, seeds=range(MOST + 1))
     assert [len(group) for group in groups(many.trials())] == [MOST, 1]
     assert isinstance(base.optimizer, AdamW)
+
+
+def test_a_run_that_the_study_stops_leaves_the_others(base: Experiment, tmp_path: Path) -> None:
+    one = base.replace(steps=12)
+    folders = [run.claim(tmp_path / str(seed), one.replace(seed=seed), "") for seed in (0, 1)]
+    (folders[0] / STOP).touch()
+    train([one.replace(seed=seed) for seed in (0, 1)], folders)
+    assert '"pruned"' in (folders[0] / OUTCOME).read_text() and len(of(lines(folders[0]), "loss")) <= 1
+    assert max(of(lines(folders[1]), "loss")) == 12 and not (folders[1] / OUTCOME).exists()

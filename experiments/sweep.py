@@ -1,0 +1,27 @@
+"""A sweep by TPE: the learning rate, the weight decay and the warm-up of a small Llama, 16 arms, four at a time.
+
+    lm study experiments.sweep
+
+The first eight arms are a Latin hypercube; the others are asked of tree-structured Parzen estimators (Bergstra et al.
+2011; Optuna's), given what came of those before. An arm that is worse at an evaluation than half of those of earlier
+batches were there is stopped.
+
+Measured: (to be run).
+"""
+
+from experiments.ablations.small import experiment as small
+from lm.study.space import Log, Uniform, Whole
+from lm.study.sweep import Sweep
+
+sweep = Sweep(
+    small.replace(name="sweep", steps=100, batch_tokens=4 * 128, eval_every_steps=25, eval_tokens=8_192),
+    space={
+        "optimizer.learning_rate": Log(5e-4, 5e-2),
+        "optimizer.weight_decay": Uniform(0.01, 0.5),
+        "optimizer.schedule.warmup_steps": Whole(1, 40),
+    },
+    method="tpe",
+    count=16,
+    measure="bits_per_byte",
+    prune=True,
+)

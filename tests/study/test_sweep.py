@@ -1,0 +1,153 @@
+"""Sweeps: the arms follow from the seed and from what came of those before, however often they were killed."""
+
+import csv
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lm.experiment import Experiment
+from lm.study import report, runner
+from lm.study.space import Choice, Log, Uniform, With
+from lm.study.sweep import JOURNAL, METHODS, Sweep
+from lm.study.trial import FAILED, FINISHED, PRUNED, Result
+from lm.train.optim import AdamW, Lion
+from tests.study.results import Pretend
+from tests.test_report import parsed
+from tests.tiny import experiment
+
+BASE = experiment(Path("texts")).replace(steps=20)
+LR = "optimizer.learning_rate"
+SPACE = {LR: Log(1e-4, 1e-1, points=4), "model.dropout": Uniform(0.0, 0.5, points=3)}
+NOTE = {"study": "tests:sweep", "command": "lm study tests:sweep"}
+FILES = ("results.csv", "differences.csv", "settings.csv", "report.md", "report.tex", "report.html")
+
+
+def loss(e: Experiment) -> float:
+    """Least at a rate of 3e-3 and without dropout; the seed moves it a little."""
+    return 2 + abs(math.log10(e.optimizer.learning_rate / 3e-3)) + e.model.dropout + 0.01 * e.seed
+
+
+def sweep(method: str = "tpe", **others: Any) -> Sweep:
+    return Sweep(BASE, SPACE, method, **{"count": 12, "at_once": 4, **others})
+
+
+def done(study: Sweep, folder: Path, executor: Pretend) -> list[Result]:
+    study = study.at(folder)
+    found = runner.run(study, folder, NOTE, executor, share=False)
+    report.write_study(folder, study, found, NOTE)
+    return found
+
+
+def records(folder: Path) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in FILES[:3]]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_sweep_from_its_arms_to_its_report(method: str, tmp_path: Path) -> None:
+    found = done(sweep(method, seeds=range(2)), tmp_path, Pretend(loss))
+    assert len(found) == 24 and all(r.finished for r in found)
+    settings = list(csv.DictReader((tmp_path / "settings.csv").read_text().splitlines()))
+    means = [
+        loss(BASE.replace(optimizer={"learning_rate": float(s[LR])}, model={"dropout": float(s["model.dropout"])}))
+        for s in settings
+    ]
+    assert [float(s["mean"]) for s in settings] == pytest.approx([m + 0.005 for m in means])
+    page = parsed(tmp_path / "report.html").text
+    first = settings[int(np.argmin(means))]["arm"]
+    assert f"Of 12 arms, {first} has the lowest loss" in page and "95% interval" in page
+    for part in ("All settings", LR, "model.dropout", "Which settings matter", "Arms, the best first"):
+        assert part in page
+    assert "Arms, the best first" in (tmp_path / "report.md").read_text() and all(
+        (tmp_path / f).exists() for f in FILES
+    )
+
+
+def test_along_each_range_a_latin_hypercube_has_an_arm_in_each_part() -> None:
+    drawn = sweep("latin").draws()
+    for name, one in SPACE.items():
+        assert sorted(int(one.place(draw[name]) * 12) for draw in drawn) == list(range(12))
+
+
+def test_tpe_looks_where_it_was_good(tmp_path: Path) -> None:
+    study = sweep(count=24, at_once=8)
+    results = runner.run(study, tmp_path, NOTE, Pretend(loss), share=False)
+    found = {r.trial.arm: r.measures["loss"] for r in results}
+    later = [found[f"{i:03d}"] for i in range(8, 24)]
+    assert np.median(later) < np.median([found[f"{i:03d}"] for i in range(8)]) - 0.3
+
+
+@pytest.mark.parametrize("change", [{}, {"prune": True}, {"method": "random", "prune": True}], ids=str)
+def test_killed_at_any_run_and_gone_on_with(change: dict[str, Any], tmp_path: Path) -> None:
+    """The same arms, and records of the same bytes, whoever looked when."""
+    study = sweep(**change)
+    done(study, tmp_path / "alone", Pretend(loss, patience=True))
+    killed = tmp_path / "killed"
+    for die in (0, 1, 3, 2, 5):
+        with pytest.raises(KeyboardInterrupt):
+            done(study, killed, Pretend(loss, patience=die % 2 == 0, die=die))
+    done(study, killed, Pretend(loss))
+    assert records(killed) == records(tmp_path / "alone")
+    statuses = [row["status"] for row in csv.DictReader((killed / "results.csv").read_text().splitlines())]
+    assert set(statuses) == ({FINISHED, PRUNED} if study.prune else {FINISHED})
+    if study.method == "tpe":
+        assert (killed / JOURNAL).exists()
+
+
+def test_a_run_that_falls_behind_is_told_to_stop(tmp_path: Path) -> None:
+    executor = Pretend(loss, patience=True)
+    found = done(sweep("random", prune=True), tmp_path, executor)
+    stopped = [r for r in found if r.status == PRUNED]
+    assert stopped and all(r.evaluations[-1][0] < 20 and "worse than half" in r.reason for r in stopped)
+    ended = [(r.trial.folder(tmp_path) / "metrics.jsonl").read_text().count("\n") for r in stopped]
+    assert max(ended) < 4  # they did not go on
+    assert min(int(r.trial.arm) for r in stopped) >= 4  # there is nothing to compare the first batch with
+    assert "stopped after step" in (tmp_path / "report.md").read_text()
+
+
+def test_an_arm_that_fails_does_not_end_the_search(tmp_path: Path) -> None:
+    def some(e: Experiment) -> float:
+        return math.nan if e.optimizer.learning_rate > 2e-2 else loss(e)
+
+    found = done(sweep(), tmp_path, Pretend(some))
+    assert len(found) == 12 and {r.status for r in found} == {FAILED, FINISHED}
+
+
+def test_options_bring_settings_of_their_own(tmp_path: Path) -> None:
+    optimizers = Choice(With(AdamW(), {LR: Log(1e-3, 1e-1), "optimizer.b2": Uniform(0.9, 0.99)}), Lion())
+    found = done(Sweep(BASE, {"optimizer": optimizers}, "tpe", count=10), tmp_path, Pretend(loss))
+    kinds = {r.trial.arm: type(r.trial.experiment.optimizer).__name__ for r in found}
+    rows = {row["arm"]: row for row in csv.DictReader((tmp_path / "settings.csv").read_text().splitlines())}
+    assert set(kinds.values()) == {"AdamW", "Lion"}
+    assert all((rows[arm]["optimizer.b2"] == "") == (kind == "Lion") for arm, kind in kinds.items())
+
+
+def test_a_folder_of_another_space_is_refused(tmp_path: Path) -> None:
+    done(sweep(), tmp_path, Pretend(loss))
+    other = replace(sweep(), space={LR: Log(1e-9, 1e-8)}).at(tmp_path)
+    with pytest.raises(ValueError, match="is of another space: .*choose another --workdir"):
+        other.trials()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (dict(method="tree"), "method='tree': .*known: grid, random, latin, tpe"),
+        (dict(count=0), "count=0: expected a number of arms"),
+        (dict(seeds=()), "expected different numbers"),
+        (dict(measure="lss"), "measure='lss': expected one of loss"),
+        (dict(method="grid", space={LR: Log(1e-3, 1e-1)}), "a grid needs to know how many"),
+        (dict(space={"steps.x": Uniform(0, 1)}), "has no fields"),
+    ],
+)
+def test_mistakes_are_told(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        replace(sweep(), **change)
+
+
+def test_an_arm_that_cannot_be_built_is_named() -> None:
+    with pytest.raises(ValueError, match=r"arm '000' \(ema=.*\): ema=.*expected a decay below 1"):
+        Sweep(BASE, {"ema": Uniform(1.5, 2.0)}).trials()

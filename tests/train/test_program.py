@@ -1,0 +1,40 @@
+"""What of a run is a number is no part of its program."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from lm.train.optim import Adafactor, AdamW, Lion, Muon, Optimizer
+from lm.train.program import BLOCK, Program, heights
+from lm.train.schedule import WSD, Constant, Cosine, InverseSquareRoot
+from lm.train.step import place, state_shardings
+from tests.train.test_step import LLAMA, batch, make_mesh, task_of
+
+
+def lowered(first: Optimizer, other: Optimizer, steps: int, seed: int) -> str:
+    """The program of a run with `other`, before it is compiled, where a run with `first` made it."""
+    task, mesh = task_of(LLAMA), make_mesh({"data": 1}, jax.devices()[:1])
+    state, _ = state_shardings(task, other.build(steps, task.axes()), mesh)
+    step: Any = Program(task, first, mesh).step(other, steps, seed)
+    return str(step.lower(state, place(batch(0), mesh)).as_text())
+
+
+@pytest.mark.parametrize("one", [AdamW(), Muon(), Lion(), Adafactor(weight_decay=0.1)], ids=lambda o: type(o).__name__)
+def test_numbers_schedules_lengths_and_seeds_are_data(one: Optimizer) -> None:
+    other = replace(one, learning_rate=0.5, weight_decay=0.3, clip=2.0, schedule=WSD(warmup_steps=3000))
+    text = lowered(one, one, 100, 0)
+    assert lowered(one, other, BLOCK, 7) == lowered(other, other, BLOCK, 7) == text
+    assert lowered(replace(one, weight_decay=0.0), replace(one, weight_decay=0.0), 100, 0) != text  # without a part
+
+
+@pytest.mark.parametrize("schedule", [Constant(), Cosine(3), WSD(5, decay_fraction=0.3), InverseSquareRoot(4)])
+@pytest.mark.parametrize("steps", [20, BLOCK, BLOCK + 1])
+def test_a_table_is_its_schedule(schedule: Any, steps: int) -> None:
+    found = heights(AdamW(schedule=schedule), steps)
+    assert len(found) % BLOCK == 0 and steps <= len(found) < steps + BLOCK
+    wanted = np.asarray(schedule.build(1.0, steps)(np.arange(steps)))
+    np.testing.assert_array_equal(found[:steps], wanted)
+    assert set(found[steps:]) <= {found[steps - 1]}
