@@ -77,11 +77,16 @@ class Standing:
         return STANDS if within and not self.ended else UNKNOWN
 
     @property
+    def where(self) -> str:
+        """The parametrisation, as a sentence names it."""
+        return "the standard parametrisation" if self.rule == "standard" else self.rule
+
+    @property
     def headline(self) -> str:
         """What was found, in a sentence or two."""
         widths = [v.width for v in self.valleys]
         if math.isnan(self.exponent):
-            return f"In {self.rule}, nothing can be told yet: two widths are needed that a seed has finished."
+            return f"In {self.where}, nothing can be told yet: two widths are needed that a seed has finished."
         span = f"from width {widths[0]} to {widths[-1]}"
         said = f"as width^{_signed(self.exponent)} ({self.sure})"
         beyond = f" At width {_and(self.ended)} it is at an end of the rates tried: it may lie beyond." * bool(
@@ -89,7 +94,7 @@ class Standing:
         )
         unknown = "stands still, the data cannot tell," if self.verdict == UNKNOWN else self.verdict
         whether = "whether " * (self.verdict == UNKNOWN)
-        return f"In {self.rule}, {whether}the best learning rate {unknown} {span}: {said}.{beyond}"
+        return f"In {self.where}, {whether}the best learning rate {unknown} {span}: {said}.{beyond}"
 
     @property
     def sure(self) -> str:
@@ -230,7 +235,7 @@ def _chart(i: int, one: Standing, measure: str, top: float) -> Markup:
     axes.set_ylim(bottom, max(top, bottom))
     _legend(axes, len(one.valleys))
     return figure(
-        one.rule if one.rule != "standard" else "Standard parametrisation",
+        one.where[0].upper() + one.where[1:],
         _svg(drawing, f"rates{i}"),
         "a line a width; its band is the range over seeds",
     )
