@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.model.parametrisation import MuP, Parametrisation
@@ -64,6 +64,7 @@ def test_several_rates_change_together() -> None:
     assert with_rate(AdamW(weight_decay=0.3), 1e-2) == AdamW(learning_rate=1e-2, weight_decay=0.3)
 
 
+@settings(deadline=None)
 @given(best=st.floats(1.1e-3, 6e-2), slope=st.floats(0.01, 10))
 def test_the_best_rate_is_between_those_tried(best: float, slope: float) -> None:
     losses = [slope * (math.log(rate) - math.log(best)) ** 2 for rate in RATES]
@@ -109,7 +110,7 @@ def test_what_cannot_be_told() -> None:
 def test_a_rate_at_which_all_diverge_is_above_the_best() -> None:
     """It bounds the best rate from above: that is then not at an end of those tried."""
     mup = STUDY.analyse(results(STUDY, EXPONENTS, noise=0.01, beyond=8e-3))[0]
-    assert mup.ended == [] and all(0.004 <= v.rate <= 0.008 for v in mup.valleys)
+    assert mup.ended == [] and all(0.004 < v.rate < 0.0081 for v in mup.valleys)
     assert max(mup.valleys[0].means) == 8e-3
 
 
