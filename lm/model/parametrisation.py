@@ -97,13 +97,15 @@ class MuP(Parametrisation):
 
     and attention's logits are q k / H instead of q k / H^0.5. Each optimizer says its own rates (lm/train/optim.py).
 
-    `base_width` is the base's; `base_mlp`, `base_heads` and `base_head_dim` those of its F, N and H, where 0 says that
-    F and N H have grown with the width, and that H has not. Numbers of the model that the user ties to the width (T5's
-    output scale, Gemma's `embed_scale`) are to stay those of the base."""
+    `base_width` is the base's; `base_mlp`, `base_heads`, `base_kv_heads` and `base_head_dim` its F, N, K and H, where 0
+    says that F and N H have grown with the width, K with N but from no less than 1 (a single key for all heads has not
+    grown), and that H has not. Numbers of the model that the user ties to the width (T5's output scale, Gemma's
+    `embed_scale`) are to stay those of the base."""
 
     base_width: int
     base_mlp: int = 0
     base_heads: int = 0
+    base_kv_heads: int = 0
     base_head_dim: int = 0
 
     def __post_init__(self) -> None:
@@ -118,14 +120,14 @@ class MuP(Parametrisation):
     def _growth(self, name: str | None, size: int, cfg: Sized) -> float:
         wider = cfg.width / self.base_width
         head = cfg.attention.head_dim / self.base_head_dim if self.base_head_dim else 1.0
-        heads = cfg.attention.heads / self.base_heads if self.base_heads else wider / head
+        heads, kv = cfg.attention.heads / self.base_heads if self.base_heads else wider / head, cfg.attention.kv
         by_axis = {
             "embed": wider,
             "act_embed": wider,
             "norm": wider if size == cfg.width else head,  # vectors: of the residual stream, or of a head
             "mlp": size / self.base_mlp if self.base_mlp else wider,
             "heads": heads,
-            "kv_heads": heads,
+            "kv_heads": kv / self.base_kv_heads if self.base_kv_heads else min(heads, kv),
             "head_dim": head,
         }
         return by_axis.get(name or "", 1.0)

@@ -161,14 +161,15 @@ class Pretrained:
         replaced, as a whole.
 
         Raises ValueError for a model that no published architecture says."""
-        architecture = architecture_for(self.config, self.architecture)
+        cfg = self.config.scaled  # others know no other parametrisation than the standard one
+        architecture = architecture_for(cfg, self.architecture)
         roles = {} if self.tokenizer is None else self.tokenizer.roles
         ids = {f"{role}_token_id": roles[role] for role in ("bos", "pad") if role in roles} | dict(self.ids)
         if stops := self.stops:
             ids["eos_token_id"] = list(stops) if stops[1:] else stops[0]
         if self.config.encoder_layers:
             ids["decoder_start_token_id"] = self._decoder_start()
-        saving.save(Path(directory), architecture, self.config, self.params, self.tokenizer, ids, shard_bytes)
+        saving.save(Path(directory), architecture, cfg, self.params, self.tokenizer, ids, shard_bytes)
 
 
 def _whole(what: str, values: Any) -> np.ndarray:

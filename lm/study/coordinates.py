@@ -115,11 +115,12 @@ def widened(model: ModelConfig, width: int, grows: str = "heads") -> ModelConfig
     def wide(ffn: Any) -> Any:
         return ffn and replace(ffn, mlp=scaled("ffn.mlp", ffn.mlp))
 
-    names = ("heads", "kv_heads") if grows == "heads" else ("head_dim",)
+    several = () if model.attention.kv_heads == 1 else ("kv_heads",)  # one for all heads stays one
+    names = ("heads", *several) if grows == "heads" else ("head_dim",)
     sizes: dict[str, Any] = {name: scaled(f"attention.{name}", getattr(model.attention, name)) for name in names}
     pattern = tuple(replace(kind, ffn=wide(kind.ffn)) for kind in model.pattern)
     attention = replace(model.attention, **sizes)
-    return replace(model, width=width, attention=attention, ffn=wide(model.ffn), pattern=pattern, dropout=0.0)
+    return replace(model, width=width, attention=attention, ffn=wide(model.ffn), pattern=pattern)
 
 
 def measure(study: Coordinates) -> Analysis:
@@ -133,18 +134,20 @@ def measure(study: Coordinates) -> Analysis:
     rows: list[Row] = []
     for rule in rules:
         for width in study.widths:
-            print(f"{_name(rule)}: width {width}", flush=True)
-            rows += _at_width(study, replace(widened(e.model, width, study.grows), parametrisation=rule), data)
-    return analyse(rows, _name(rules[0]), study.tolerance)
+            print(f"{name_of(rule)}: width {width}", flush=True)
+            wide = replace(widened(e.model, width, study.grows), parametrisation=rule, dropout=0.0)
+            rows += _at_width(study, wide, data)
+    return analyse(rows, name_of(rules[0]), study.tolerance)
 
 
-def _name(rule: Parametrisation) -> str:
+def name_of(rule: Parametrisation) -> str:
+    """What a parametrisation is called in a report."""
     return "standard" if rule == Parametrisation() else type(rule).__name__
 
 
 def _at_width(study: Coordinates, cfg: ModelConfig, data: Batches) -> Iterator[Row]:
     """The rows of one model, of all seeds: compiled once."""
-    e, rule = study.base, _name(cfg.parametrisation)
+    e, rule = study.base, name_of(cfg.parametrisation)
     mesh = make_mesh({"data": 1}, jax.devices()[:1])
     model = Transformer(cfg, replace(e.compute, unroll=1).resolve())  # so few steps are mostly compilation
     task = Pretraining(model, data, e.z_loss)

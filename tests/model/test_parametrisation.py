@@ -39,7 +39,7 @@ every_model = pytest.mark.parametrize("cfg", [*MODELS.values(), PAIRED, T5], ids
 def at_base(cfg: ModelConfig) -> list[ModelConfig]:
     """`cfg` under muP with itself as the base, its sizes said and unsaid."""
     a = cfg.attention
-    said = under(cfg, cfg.width, base_mlp=cfg.ffn.mlp, base_heads=a.heads, base_head_dim=a.head_dim)
+    said = under(cfg, cfg.width, base_mlp=cfg.ffn.mlp, base_heads=a.heads, base_kv_heads=a.kv, base_head_dim=a.head_dim)
     return [said, under(cfg, cfg.width)]
 
 
@@ -116,6 +116,15 @@ def test_each_side_has_its_own_growth() -> None:
     assert {name: found[f"layers/0/{name}"] for name in wanted} == wanted
     heads = {name: fans(a) for name, a in leaves(Transformer(under(cfg, 8, base_head_dim=1), SIMPLE).axes()).items()}
     assert heads["layers/0/query"] == (2, 2)  # 4 times as large, so half as many: N H has grown with the width
+
+
+@pytest.mark.parametrize(("heads", "kv", "told", "grown"), [(8, 1, 0, 1), (8, 4, 0, 4), (8, 2, 0, 2), (8, 4, 2, 2)])
+def test_a_key_for_all_heads_does_not_grow_with_them(heads: int, kv: int, told: int, grown: int) -> None:
+    """One that feeds every head is an output of a fixed size, with 1/fan-in^2 and 1/m; its base has at least one."""
+    cfg = replace(LLAMA, attention=replace(LLAMA.attention, heads=heads, kv_heads=kv))
+    found = leaves(Transformer(under(cfg, cfg.width // 4, base_kv_heads=told), SIMPLE).axes())
+    assert fans(found["layers/0/key"]) == fans(found["layers/0/value"]) == (4, grown)
+    assert fans(found["layers/0/query"]) == (4, 4)
 
 
 def test_first_values_know_how_many_inputs_an_output_has() -> None:

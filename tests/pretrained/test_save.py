@@ -1,6 +1,7 @@
 """Saving: what other tools find in the folder, which is whole or not there; and a run of ours on its way out."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import optax
 import pytest
 
 from lm.model.families import gpt, llama, t5_v1_1
+from lm.model.parametrisation import MuP
 from lm.model.transformer import Transformer
 from lm.pretrained import Pretrained, files, load
 from lm.pretrained.files import INDEX, SINGLE, read_header
@@ -105,6 +107,17 @@ def test_a_model_that_no_architecture_says(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="says this model, so it cannot be written for other tools"):
         model(gpt(vocab=258, layers=1, width=8, heads=2, context=8, bias=False)).save(tmp_path / "m")
     assert not (tmp_path / "m").exists()
+
+
+def test_what_was_trained_under_mup_goes_out_as_an_ordinary_model(tmp_path: Path) -> None:
+    """Where its multipliers are those of the standard one; a tied output's 1/m is no field of theirs."""
+    cfg = replace(LLAMA, parametrisation=MuP(4))
+    Pretrained(cfg, lively(LLAMA), ByteTokenizer(), Transformer(cfg, SIMPLE)).save(tmp_path / "mup")
+    model().save(tmp_path / "standard")
+    assert said(tmp_path / "mup") == said(tmp_path / "standard")
+    assert (tmp_path / "mup" / SINGLE).read_bytes() == (tmp_path / "standard" / SINGLE).read_bytes()
+    with pytest.raises(ValueError, match="none of .* says this model"):
+        model(llama(**SIZES, tied=True, parametrisation=MuP(4))).save(tmp_path / "tied")
 
 
 def test_a_run_goes_out(tmp_path: Path) -> None:

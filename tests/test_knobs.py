@@ -1,0 +1,504 @@
+"""Every knob turns something: each field of each value that an experiment is made of is changed, and what is computed
+from the experiment has to change with it, or the field is declared inert, with the reason.
+
+What is looked at is the text of lowered programs, which holds nothing whose result is not used, and the first batches.
+Nothing is compiled.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm import experiment, value
+from lm.data.denoise import UL2, SpanCorruption
+from lm.data.loader import Batches, prepare
+from lm.data.mixture import Data, Knot, Mixture
+from lm.data.objective import CausalLM, PrefixLM
+from lm.data.pack import Chunk, Pack
+from lm.data.records import Jsonl, Parquet, Tfds
+from lm.data.source import TextFile, TextFolder
+from lm.data.stdlib import Stdlib
+from lm.experiment import Experiment
+from lm.model.attention import Attention
+from lm.model.compute import Compute
+from lm.model.config import LayerKind, ModelConfig
+from lm.model.experts import Experts
+from lm.model.output import NoOutput, Output
+from lm.model.parametrisation import MuP
+from lm.model.parts import FeedForward, RMSNorm
+from lm.model.positions import Relative
+from lm.model.scaling import Dynamic, Linear, Llama3, YaRN
+from lm.model.transformer import Transformer
+from lm.sharding import make_mesh
+from lm.text.tokenizer import Bytes, ByteTokenizer, CharacterTokenizer, SentencePieceSpec, TokenizerFile
+from lm.train.optim import Adafactor, AdamW
+from lm.train.schedule import WSD, Cosine, InverseSquareRoot
+from lm.train.step import build_step, state_shardings
+from lm.train.task import Pretraining
+
+SEEN = "what people see of a run; lm/experiment.py lets a run be resumed with another"
+WHEN = "when a run is looked at; training does not see it"
+TFDS = "tests/data/test_records.py::test_a_tfds_data_set_is_read_without_tensorflow"
+# Class.field -> why nothing that is computed depends on it
+INERT = {
+    "Experiment.name": SEEN,
+    "Experiment.prompts": SEEN,
+    "Experiment.sample_tokens": SEEN,
+    "Experiment.log_every_steps": SEEN,
+    "Experiment.keep_last": "how many checkpoints stay on disk",
+    "Experiment.keep_best": "how many checkpoints stay on disk",
+    "Experiment.checkpoint_every_steps": "when checkpoints are written: a run goes on from any with the same bits",
+    "Experiment.eval_every_steps": WHEN,
+    "Experiment.eval_tokens": WHEN,
+    "Compute.devices": "into how many devices a CPU is split before JAX starts; the mesh then lies over them",
+    **{f"NoOutput.{f.name}": "it has no vocabulary: states come out as they are" for f in dataclasses.fields(Output)},
+}
+# Class.field -> the test that turns it, where that takes more than a look
+ELSEWHERE = {
+    "Experiment.embedding": "tests/test_samples.py::test_an_embedding_starts_from_a_file",
+    "Stdlib.part": "tests/data/test_stdlib.py::test_it_is_written_once_and_read_back",
+    "Stdlib.folder": "tests/data/test_stdlib.py::test_it_is_written_once_and_read_back",
+    **{f"Tfds.{field.name}": TFDS for field in dataclasses.fields(Tfds)},
+}
+
+
+@dataclass(frozen=True)
+class Anything(CausalLM):
+    """Asks for the next token of any model, also of one that sees it."""
+
+    def check(self, model: Any) -> None:
+        pass
+
+
+# ---------------------------------------------------------------- a small experiment, and what else is to be looked at
+
+
+@cache
+def folder() -> Path:
+    """Texts, as a folder and as records."""
+    import pyarrow
+    from pyarrow import parquet
+
+    root = Path(os.environ["LM_CACHE"]) / "knobs"
+    code = "".join(path.read_text() for path in sorted((Path(experiment.__file__).parent / "model").glob("*.py")))
+    every = [code[i : i + 150] for i in range(0, 18_000, 150)]
+    for name, texts in (("some", every), ("more", every[::2])):
+        (root / name).mkdir(parents=True)
+        for i, text in enumerate(texts):
+            (root / name / f"{i}.{'txt' if i % 2 else 'md'}").write_text(text)
+        (root / f"{name}.txt").write_text("".join(texts))
+        rows = [{"text": text, "other": text.upper()} for text in texts]
+        (root / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        parquet.write_table(pyarrow.Table.from_pylist(rows), root / f"{name}.parquet")
+    ByteTokenizer().save(root / "bytes")
+    CharacterTokenizer(code + code.upper()).save(root / "characters")
+    return root
+
+
+@cache
+def base() -> Experiment:
+    root = folder()
+    return Experiment(
+        name="base",
+        model=ModelConfig(
+            vocab=258,
+            layers=2,
+            width=8,
+            context=16,
+            attention=Attention(heads=2, head_dim=8, kv_heads=1, bias=True),
+            ffn=FeedForward(12, "silu", gated=True),
+        ),
+        data=Data(
+            Mixture(
+                {"some": TextFolder(str(root / "some"), heldout=0.3), "other": TextFile(str(root / "more.txt"))},
+                {"some": 0.5, "other": 0.5},
+                (Knot(4, {"some": 0.01, "other": 1.0}),),
+            ),
+            Bytes(),
+            Pack(),
+        ),
+        objective=Anything(),
+        optimizer=AdamW(schedule=Cosine(warmup_steps=2)),
+        compute=Compute("float32", "float32", "plain", block=4, flat="no", unroll=1, loss_chunk=0),
+        batch_tokens=64,
+        steps=12,
+    )
+
+
+@cache
+def samples() -> dict[str, Any]:
+    """Values of the classes that have no defaults, or whose defaults say too little for so small a model."""
+    root = folder()
+    return {
+        "FeedForward": FeedForward(12, "silu", gated=True),
+        "Experts": Experts(12, "silu", gated=True, experts=3, chosen=2),
+        "Linear": Linear(2.0),
+        "Dynamic": Dynamic(2.0, original=8),
+        "Llama3": Llama3(4.0, original=64),
+        "YaRN": YaRN(4.0, original=64, fast=8.0, truncate=False),
+        "Relative": Relative(buckets=8, furthest=16),
+        "MuP": MuP(4, 6, 1, 1, 4),
+        "Adafactor": Adafactor(min_side=4, weight_decay=0.1),
+        "WSD": WSD(warmup_steps=2),
+        "InverseSquareRoot": InverseSquareRoot(warmup_steps=2),
+        "SpanCorruption": SpanCorruption(sentinels=8),
+        "UL2": UL2(sentinels=16),
+        "TextFile": TextFile(str(root / "some.txt")),
+        "TextFolder": TextFolder(str(root / "some"), heldout=0.3),
+        "Jsonl": Jsonl(str(root / "some.jsonl"), heldout=0.3),
+        "Parquet": Parquet(str(root / "some.parquet"), heldout=0.3),
+        "TokenizerFile": TokenizerFile(str(root / "bytes")),
+        "SentencePieceSpec": SentencePieceSpec(400, train_bytes=20_000),
+    }
+
+
+# what has to hold for a class to be of any effect
+CONTEXT: dict[str, dict[str, Any]] = {"MaskedLM": dict(model=dict(causal=False)), "UL2": dict(model=dict(context=32))}
+PAIRS = dict(model=dict(causal=False, token_types=2, output=Output(next_sentence=True)))
+
+
+@cache
+def changes() -> dict[str, Any]:
+    """Class.field -> what it is changed to, where its type does not tell."""
+    root = folder()
+    some, other = base().data.mixture.sources.values()
+    return {
+        "Experiment.name": "other",
+        "Experiment.prompts": ("x",),
+        "Experiment.embedding": "vectors.npy",
+        "Experiment.mesh": {"data": 2},
+        "Experiment.objective": PrefixLM(),
+        "Experiment.seq_len": 8,
+        "Experiment.batch_tokens": 128,
+        "ModelConfig.width": 16,
+        "ModelConfig.context": 32,
+        "ModelConfig.pattern": (LayerKind(), LayerKind(window=3)),
+        "Attention.heads": 4,
+        "Attention.head_dim": 16,
+        "FeedForward.activation": "relu",
+        "Output.transform": "gelu",
+        "Relative.furthest": 8,
+        "Compute.dtype": "bfloat16",
+        "Compute.matmul": "bfloat16",
+        "Compute.attention": "blocked",
+        "Compute.block": 8,
+        "Compute.flat": "yes",
+        "Compute.remat": "full",
+        "Compute.loss_chunk": 8,
+        "Adafactor.min_side": 100,
+        "WSD.shape": "linear",
+        "WSD.decay_fraction": 0.5,
+        "MaskedLM.rate": 0.5,
+        "SpanCorruption.rate": 0.5,
+        "SpanCorruption.mean_length": 1.0,
+        "Mixture.sources": {"some": other, "other": some},
+        "Mixture.weights": {"some": 0.9, "other": 0.1},
+        "Mixture.knots": (),
+        "Knot.step": 8,
+        "Knot.weights": {"some": 1.0, "other": 0.01},
+        "LayerKind.ffn": FeedForward(20),
+        "Data.tokenizer": samples()["SentencePieceSpec"],
+        "Data.packing": Chunk(),
+        **{f"{name}.heldout": 0.6 for name in ("TextFile", "TextFolder", "Jsonl", "Parquet")},
+        "TextFile.path": str(root / "more.txt"),
+        "TextFolder.path": str(root / "more"),
+        "TextFolder.pattern": "**/*.md",
+        "Jsonl.path": str(root / "more.jsonl"),
+        "Jsonl.field": "other",
+        "Parquet.path": str(root / "more.parquet"),
+        "Parquet.field": "other",
+        "TokenizerFile.path": str(root / "characters"),
+        "SentencePieceSpec.model": "unigram",
+        "SentencePieceSpec.indentations": 0,
+        "SentencePieceSpec.train_bytes": 9_000,
+        "SentencePieceSpec.vocab_size": 380,
+    }
+
+
+CHANGED_IN: dict[str, dict[str, Any]] = {  # Class.field -> what has to hold for that field alone
+    "ModelConfig.encoder_layers": dict(objective=SpanCorruption(sentinels=8)),
+    "MaskedLM.next_sentence": PAIRS,
+    "Compute.block": dict(compute=dict(attention="blocked", block=4)),
+}
+
+
+# ---------------------------------------------------------------- what is computed from an experiment
+
+
+def shapes_of(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def model_of(e: Experiment) -> Transformer:
+    return Transformer(e.model, e.compute.resolve("cpu"))
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is computed from an experiment, as text, and what of the experiment it can depend on."""
+
+    text: Callable[[Experiment], str]
+    reads: Callable[[Experiment], Any]
+
+
+def data_text(e: Experiment) -> str:
+    data, seen = data_of(e), hashlib.sha256()
+    held = [next(data.heldout(name)) for name in data.sources]
+    for batch in [*(data.batch(step) for step in range(8)), *held]:
+        for name in sorted(batch):
+            seen.update(f"{name} {batch[name].shape}".encode() + batch[name].tobytes())
+    return seen.hexdigest()
+
+
+def data_reads(e: Experiment) -> Any:
+    return e.data, e.length, e.rows, e.seed, e.objective, bool(e.model.encoder_layers)
+
+
+DATA: dict[str, Batches] = {}
+
+
+def data_of(e: Experiment) -> Batches:
+    key = value.fingerprint(data_reads(e))
+    if key not in DATA:
+        DATA[key] = prepare(e.data, e.length, e.rows, e.seed, e.objective, encoder=bool(e.model.encoder_layers))
+    return DATA[key]
+
+
+def batch_shapes(e: Experiment) -> Any:
+    return shapes_of(data_of(e).batch(0))
+
+
+def loss_text(e: Experiment) -> str:
+    model = model_of(e)
+    loss = Pretraining(model, None, e.z_loss).loss
+    return jax.jit(loss).lower(model.shapes(), batch_shapes(e), jax.random.key(0)).as_text()
+
+
+def loss_reads(e: Experiment) -> Any:
+    return e.model, e.compute, e.z_loss, repr(batch_shapes(e))
+
+
+def init_text(e: Experiment) -> str:
+    return jax.jit(model_of(e).init).lower(jax.random.key(0)).as_text()
+
+
+def update_text(e: Experiment) -> str:
+    """Of some parameters: of each kind, one."""
+    model = model_of(e)
+    shapes, axes = (kinds(tree) for tree in (model.shapes(), model.axes()))
+    params, optimizer = shapes, e.optimizer.build(e.steps, axes)
+    return jax.jit(optimizer.update).lower(params, jax.eval_shape(optimizer.init, params), params).as_text()
+
+
+def kinds(params: Any) -> Any:
+    layer = params["layers"]["0"]
+    hidden = {name: layer[name] for name in ("query", "key", "up", "ffn_norm_scale") if name in layer}
+    return {"tokens": params["stem"]["tokens"], **hidden, **{n: x for n, x in params["head"].items() if n == "kernel"}}
+
+
+def step_text(e: Experiment) -> str:
+    count = int(np.prod(list(e.mesh.values()), initial=1))
+    mesh = make_mesh(e.mesh or {"data": 1}, jax.devices()[:count])
+    task = Pretraining(model_of(e), None, e.z_loss)
+    optimizer = e.optimizer.build(e.steps, task.axes())
+    state, _ = state_shardings(task, optimizer, mesh, e.ema)
+    step: Any = build_step(task, optimizer, mesh, e.seed, e.accumulate, e.ema)
+    return str(step.lower(state, batch_shapes(e)).as_text())
+
+
+def step_reads(e: Experiment) -> Any:
+    return loss_reads(e), e.optimizer, e.steps, e.mesh, e.accumulate, e.ema
+
+
+def draw_text(e: Experiment) -> str:
+    return jax.jit(e.sampling).lower(jnp.zeros((2, 40)), jax.random.key(0)).as_text()
+
+
+LOOKS = {
+    "data": Look(data_text, data_reads),
+    "draw": Look(draw_text, lambda e: e.sampling),
+    "loss": Look(loss_text, loss_reads),
+    "update": Look(update_text, lambda e: (e.model, e.optimizer, e.steps)),
+    "init": Look(init_text, lambda e: (e.model, e.compute)),
+    "step": Look(step_text, step_reads),
+}
+TEXTS: dict[tuple[str, str], str] = {}
+
+
+def differ(a: Experiment, b: Experiment) -> str:
+    """The first of LOOKS at which the experiments differ; nothing, where they are alike to all."""
+    for name, look in LOOKS.items():
+        keys = [value.fingerprint(look.reads(e)) for e in (a, b)]
+        if keys[0] == keys[1]:
+            continue
+        for e, key in zip((a, b), keys, strict=True):
+            if (name, key) not in TEXTS:
+                TEXTS[name, key] = hashlib.sha256(look.text(e).encode()).hexdigest()
+        if TEXTS[name, keys[0]] != TEXTS[name, keys[1]]:
+            return name
+    return ""
+
+
+# ---------------------------------------------------------------- every field of every class
+
+
+def inside(kind: Any) -> Iterator[tuple[type, tuple[Any, ...]]]:
+    """The dataclasses that an annotation names, and where they stand in its value."""
+    if dataclasses.is_dataclass(kind):
+        yield typing.cast(type, kind), ()
+    origin, within = typing.get_origin(kind), typing.get_args(kind)
+    container = origin is tuple or (isinstance(origin, type) and issubclass(origin, Mapping))
+    place = () if not container else (0,) if origin is tuple else ("some",)
+    for one in within:
+        yield from ((cls, (*place, *path)) for cls, path in inside(one))
+
+
+def seats() -> dict[type, tuple[type, tuple[Any, ...]]]:
+    """Every class of ours that an experiment may hold, the class it is first found in, and its place there."""
+    found: dict[type, tuple[type, tuple[Any, ...]]] = {Experiment: (Experiment, ())}
+    for cls in found_so_far(found):
+        for field in dataclasses.fields(cls):
+            for kind, path in inside(value._hints(cls)[field.name]):
+                for sub in value._subclasses(kind).values():
+                    ours = sub.__module__.startswith("lm.") and not sub.__name__.startswith("_")
+                    if ours and sub not in found:
+                        found[sub] = (cls, (field.name, *path))
+    return found
+
+
+def found_so_far(found: dict[type, Any]) -> Iterator[type]:
+    done = 0
+    while done < len(found):
+        yield list(found)[done]
+        done += 1
+
+
+SEATS = seats()
+
+
+def at(whole: Any, path: tuple[Any, ...]) -> Any:
+    for name in path:
+        whole = whole[name] if isinstance(whole, Mapping | tuple) else getattr(whole, name)
+    return whole
+
+
+def put(whole: Any, path: tuple[Any, ...], new: Any) -> Any:
+    """`whole` with `new` at `path`."""
+    if not path:
+        return new
+    name, *rest = path
+    inner = put(at(whole, (name,)), tuple(rest), new)
+    if isinstance(whole, tuple):
+        return (*whole[:name], inner, *whole[name + 1 :])
+    return {**whole, name: inner} if isinstance(whole, Mapping) else replace(whole, **{name: inner})
+
+
+def seat(cls: type) -> tuple[Experiment, tuple[Any, ...]]:
+    """An experiment that holds a value of `cls`, and where."""
+    if cls is Experiment:
+        return base(), ()
+    parent, place = SEATS.get(cls) or SEATS[cls.__mro__[1]]
+    host, path = seat(parent)
+    host = host.replace(CONTEXT.get(cls.__name__, {}))
+    path = (*path, *place)
+    return put(host, path, sample(cls, host, path)), path
+
+
+def sample(cls: type, host: Experiment, path: tuple[Any, ...]) -> Any:
+    """A value of `cls`: one that is declared, that which is there already, or its defaults."""
+    known = (samples().get(cls.__name__), at(host, path))
+    return next((one for one in known if type(one) is cls), None) or cls()
+
+
+def changed(cls: type, name: str, host: Experiment, old: Any) -> Any:
+    """Another value for the field `name` of `cls`."""
+    for one in cls.__mro__:
+        if f"{one.__name__}.{name}" in changes():
+            return changes()[f"{one.__name__}.{name}"]
+    for kind, path in inside(value._hints(cls)[name]):
+        others = [sub for sub in value._subclasses(kind).values() if type(old) is not sub and not path]
+        return next(samples().get(sub.__name__) or sub() for sub in others if sub.__module__.startswith("lm."))
+    if isinstance(old, bool):
+        return not old
+    assert isinstance(old, int | float), f"say in `changes` what {cls.__name__}.{name} = {old!r} is to be changed to"
+    return old + 1 if isinstance(old, int) else 0.9 * old or 0.25
+
+
+def dead(cls: type) -> list[str]:
+    """The fields of `cls` that change nothing."""
+    return [name for name in names(cls) if not turns(cls, name)]
+
+
+def names(cls: type) -> list[str]:
+    """Its fields, but for those whose class has no other: they are walked themselves."""
+    found = []
+    for field in dataclasses.fields(cls):
+        kinds = [kind for kind, path in inside(value._hints(cls)[field.name]) if not path]
+        alone = kinds and len(value._subclasses(kinds[0])) == 1
+        optional = type(None) in typing.get_args(value._hints(cls)[field.name])
+        if (not alone or optional) and f"{cls.__name__}.{field.name}" not in ELSEWHERE:
+            found.append(field.name)
+    return found
+
+
+def turns(cls: type, name: str) -> str:
+    host, path = seat(cls)
+    if context := CHANGED_IN.get(f"{cls.__name__}.{name}"):
+        host = host.replace(context)
+    old = at(host, (*path, name))
+    return differ(host, put(host, (*path, name), changed(cls, name, host, old)))
+
+
+WALKED = [cls for cls in SEATS if dataclasses.fields(cls) and cls not in (NoOutput, Tfds, Stdlib)]
+
+
+@pytest.mark.parametrize("cls", WALKED, ids=lambda cls: cls.__name__)
+def test_every_field_turns_something_or_says_why_not(cls: type) -> None:
+    declared = [name for name in names(cls) if f"{cls.__name__}.{name}" in INERT]
+    assert dead(cls) == declared, "a field that turns nothing is a bug, or stands in INERT with the reason"
+
+
+def test_what_is_declared_is_there() -> None:
+    """Each declared field exists, and each test that stands for one."""
+    known = {f"{cls.__name__}.{field.name}" for cls in SEATS for field in dataclasses.fields(cls)}
+    assert {*INERT, *ELSEWHERE} <= known and all(INERT.values())
+    for test in ELSEWHERE.values():
+        path, _, name = test.partition("::")
+        assert f"def {name}(" in (Path(__file__).parent.parent / path).read_text()
+    told = {name for name in INERT if name.startswith("Experiment.")}
+    assert {f"Experiment.{name}" for name in experiment.INERT - {"sampling"}} <= told
+
+
+def test_what_is_walked_is_all_that_an_experiment_holds() -> None:
+    walked = {cls.__name__ for cls in SEATS}
+    assert {"Experiment", "Experts", "YaRN", "NoOutput", "Muon", "WSD", "Knot", "UL2", "Sampling", "MuP"} <= walked
+    assert len(WALKED) > 40
+
+
+@dataclass(frozen=True)
+class Idle(RMSNorm):
+    """A norm with one knob that nothing reads, one that is read to no effect, and one that works."""
+
+    unread: float = 0.1
+    wasted: float = 0.1
+    works: float = 0.1
+
+    def __call__(self, module: Any, name: str, x: jax.Array) -> jax.Array:
+        _ = jnp.tanh(x * self.wasted)
+        return super().__call__(module, name, x) * self.works
+
+
+def test_a_knob_that_turns_nothing_is_found() -> None:
+    assert dead(Idle) == ["unread", "wasted"]
