@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from lm.model.compute import Compute
 
@@ -26,7 +27,7 @@ class Mask:
 
     `query_segments` [B, T] and `key_segments` [B, S] are whole numbers, 0 for padding; None is one segment. `prefix`
     [B, S] marks keys that all of their segment see. `offset` is the index of the first query among the keys: what a
-    cache held before."""
+    cache held before. `dealt`: queries and keys stand in the order of lm/model/context.py's `deal`."""
 
     query_segments: jax.Array | None = None
     key_segments: jax.Array | None = None
@@ -34,6 +35,7 @@ class Mask:
     prefix: jax.Array | None = None
     causal: bool = dataclasses.field(default=True, metadata=dict(static=True))
     window: int = dataclasses.field(default=0, metadata=dict(static=True))
+    dealt: bool = dataclasses.field(default=False, metadata=dict(static=True))
 
     def allowed(self, rows: "Span", columns: "Span") -> jax.Array | None:
         """The [B or 1, T, S] booleans of these queries and keys, or None where all are allowed."""
@@ -158,6 +160,7 @@ def heads_first(q: jax.Array, k: jax.Array, v: jax.Array, compute: Compute) -> t
 
 def heads_last(out: jax.Array, compute: Compute) -> jax.Array:
     """[B, K, G, T, H] as [B, T, N, H] again."""
+    out = checkpoint_name(out, "attention")
     B, K, G, T, H = out.shape
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, K * G, H).astype(compute.dtype)
 
