@@ -30,8 +30,11 @@ RULES: dict[str, Rule] = {
     "seq": "context",
     "stream": "context",  # the sequence of the residual stream, between sublayers
     "act_embed": None,
-    # parameters: ZeRO-3 over fsdp on the model width, Megatron's tensor parallelism on the other side
-    "embed": ("fsdp", "context", "expert"),
+    # what was looked up in a table lies as the table's width does; from here XLA goes to the axes above by all-to-alls
+    "found_batch": ("replica", "data"),
+    "found_embed": ("fsdp", "expert"),
+    # parameters: ZeRO-3 on the model width, Megatron's tensor parallelism on the other side
+    "embed": ("fsdp", "expert", "context"),
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
@@ -74,9 +77,12 @@ class Layout:
     @property
     def rules(self) -> dict[str, Rule]:
         """Logical axis -> mesh axes, for activations and parameters."""
-        embed = None if self.zero == 1 else RULES["embed"]
-        stream = ("context", "tensor") if self.sequence else RULES["stream"]
-        return {**RULES, "embed": embed, "stream": stream, **dict.fromkeys(self.whole)}
+        changed: dict[str, Rule] = {}
+        if self.zero == 1 or "embed" in self.whole:
+            changed |= {"embed": None, "found_embed": None, "found_batch": RULES["batch"]}
+        if self.sequence:
+            changed |= {"stream": ("context", "tensor")}
+        return {**RULES, **changed, **dict.fromkeys(self.whole)}
 
     @property
     def state_rules(self) -> dict[str, Rule]:

@@ -70,6 +70,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: 
     whole = shards == 1 and compute.attention in PARTITIONED
     decoding = not isinstance(mask.offset, int) or mask.offset != 0 or T == 1
     if whole or decoding or T % shards or S % shards:
+        assert not mask.dealt, (mask.offset, T, S, shards)
         return KERNELS[compute.attention](q, k, v, scoring, compute)
     arrays = (mask.query_segments, mask.key_segments, mask.prefix, scoring.bias, scoring.sinks)
     axes = (("batch", "seq"), ("batch", None), ("batch", None), ("heads", None), ("heads",))
