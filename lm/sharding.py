@@ -30,8 +30,10 @@ RULES: dict[str, Rule] = {
     "seq": "context",
     "stream": "context",  # the sequence of the residual stream, between sublayers
     "act_embed": None,
-    # what was looked up in a table lies as the table's width does; from here XLA goes to the axes above by all-to-alls
+    # what was looked up in a table lies as the table's width does; half-way to the axes above, so that XLA goes from
+    # each to the next by an all-to-all
     "found_batch": ("replica", "data"),
+    "found_seq": None,
     "found_embed": ("fsdp", "expert"),
     # parameters: ZeRO-3 on the model width, Megatron's tensor parallelism on the other side
     "embed": ("fsdp", "expert", "context"),
@@ -79,7 +81,8 @@ class Layout:
         """Logical axis -> mesh axes, for activations and parameters."""
         changed: dict[str, Rule] = {}
         if self.zero == 1 or "embed" in self.whole:
-            changed |= {"embed": None, "found_embed": None, "found_batch": RULES["batch"]}
+            changed |= {"embed": None, "found_embed": None}
+            changed |= {"found_batch": RULES["batch"], "found_seq": RULES["seq"]}
         if self.sequence:
             changed |= {"stream": ("context", "tensor")}
         return {**RULES, **changed, **dict.fromkeys(self.whole)}

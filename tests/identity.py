@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 STEPS, ROWS, LENGTH, VOCAB = 20, 8, 32, 32
-TOLERANCE = 2e-4  # relative, on each of the 20 losses: float32 sums in other orders, and 20 steps on them
+TOLERANCE = 5e-5  # relative, on each of the 20 losses: float32 sums in other orders, and 20 steps on them
 
 MESHES: tuple[dict[str, int], ...] = (
     {"data": 8},
@@ -91,7 +91,10 @@ def run(family: str, mesh: dict[str, int] | None, steps: int = STEPS, **layout: 
     cfg, how = families()[family]
     compute = replace(Compute(matmul="float32", flat="no", unroll=1, loss_chunk=8, **how).resolve("cpu"))
     task = Pretraining(Transformer(cfg, compute), None, z_loss=1e-3)
-    chain = AdamW(learning_rate=1e-2, eps=1e-3, schedule=Constant()).build(STEPS, task.axes())
+    # a router's choice flips where two logits are within rounding: small steps keep such choices rare
+    chain = AdamW(learning_rate=2e-3 if family == "mixtral" else 1e-2, eps=1e-3, schedule=Constant()).build(
+        STEPS, task.axes()
+    )
     over = make_mesh(mesh) if mesh else make_mesh({"data": 1}, jax.devices()[:1])
     state = init_state(task, chain, over, 0, 0.0, Layout(**layout))
     step = build_step(task, chain, over, layout=Layout(**layout))
