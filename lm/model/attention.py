@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 
 import jax
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from lm.model.compute import Compute
-from lm.model.kernels import KERNELS
+from lm.model.context import attend
 from lm.model.parts import Norm, add_bias, fan_in, linear, linears, param, zeros
 from lm.model.positions import Positions
 from lm.model.scoring import Mask, Scoring
@@ -126,7 +127,10 @@ class Attention:
                 add_bias(module, f"{name}_bias", y, (axis, "head_dim"))
                 for (name, _, axis), y in zip(kinds, ys, strict=True)
             ]
-        return [constrain(y, "batch", "seq", axis, "head_dim") for (_, _, axis), y in zip(kinds, ys, strict=True)]
+        return [
+            checkpoint_name(constrain(y, "batch", "seq", axis, "head_dim"), name.removeprefix("cross_"))
+            for (name, _, axis), y in zip(kinds, ys, strict=True)
+        ]
 
     def _attend(
         self,
@@ -142,8 +146,9 @@ class Attention:
     ) -> jax.Array:
         """[B, T, D] from q [B, T, N, H], k and v [B, S, K, H], with the output weights `name`."""
         N, H = q.shape[2:]
-        y = KERNELS[compute.attention](q * (self.scale or H**-0.5), k, v, scoring, compute)
+        y = attend(q * (self.scale or H**-0.5), k, v, scoring, compute)
         y = constrain(y, "batch", "seq", "heads", "head_dim")
         out = param(module, name, (N, H, D), ("heads", "head_dim", "embed"), fan_in(N * H, (2 * depth) ** -0.5))
         y = linear(y, out, compute, contract=2)
-        return add_bias(module, f"{name}_bias", y, ("norm",)) if self.bias and self.out_bias else y
+        y = add_bias(module, f"{name}_bias", y, ("norm",)) if self.bias and self.out_bias else y
+        return checkpoint_name(y, "out")

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.core.scope import LazyRng
+from jax.ad_checkpoint import checkpoint_name
 
 from lm.model.compute import Compute
 from lm.sharding import check_axes, constrain
@@ -103,6 +104,13 @@ def linears(x: jax.Array, ws: Sequence[jax.Array], compute: Compute) -> list[jax
     return [part.reshape(*x.shape[:-1], *w.shape[1:]) for part, w in zip(parts, ws, strict=True)]
 
 
+def look_up(table: jax.Array, ids: jax.Array, dtype: Any) -> jax.Array:
+    """The rows [B, T, D] of a table [M, D] that ids [B, T] name."""
+    x = constrain(table[ids].astype(dtype), "found_batch", "found_seq", "embed")
+    x = constrain(x, "found_batch", "seq", "found_embed")
+    return constrain(x, "batch", "seq", "act_embed")
+
+
 def _size(shape: Sequence[int]) -> int:
     size = 1
     for n in shape:
@@ -188,6 +196,7 @@ class FeedForward:
         parts = linears(x, weights, compute)
         if self.bias:
             parts = [add_bias(module, f"{n}_bias", y, ("mlp",)) for n, y in zip(self.inputs, parts, strict=True)]
+        parts = [checkpoint_name(constrain(y, "batch", "seq", "mlp"), "mlp_in") for y in parts]
         hidden = constrain(self.inner(*parts), "batch", "seq", "mlp")
         down = param(module, "down", (F, D), ("mlp", "embed"), fan_in(F, (2 * depth) ** -0.5))
         y = linear(hidden, down, compute)

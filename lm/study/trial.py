@@ -106,7 +106,9 @@ def read(trial: Trial, study: Path) -> Result:
 
 def stopped(result: Result, step: int) -> Result:
     """`result` as it stands where the study stops it, after `step`."""
-    until = {name: tuple(x for x in getattr(result, name) if x[0] <= step) for name in ("curve", "evaluations")}
+    until: dict[str, Any] = {
+        name: tuple(x for x in getattr(result, name) if x[0] <= step) for name in ("curve", "evaluations")
+    }
     reason = f"stopped after step {step}: worse than half of the earlier runs were there"
     return replace(result, status=PRUNED, reason=reason, measures={}, seconds=0.0, **until)
 

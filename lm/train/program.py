@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from lm.sharding import Layout
 from lm.train.optim import Optimizer
 from lm.train.schedule import Constant
 from lm.train.step import Step, compiled, one_step, under
@@ -49,11 +50,19 @@ def numbers(optimizer: Optimizer) -> dict[str, np.float32]:
 class Program:
     """The step of `task` under `optimizer`, and under those that differ from it in numbers and schedule alone."""
 
-    def __init__(self, task: Task, optimizer: Optimizer, mesh: Mesh, accumulate: int = 1, ema: float = 0.0):
+    def __init__(
+        self,
+        task: Task,
+        optimizer: Optimizer,
+        mesh: Mesh,
+        accumulate: int = 1,
+        ema: float = 0.0,
+        layout: Layout = Layout(),
+    ):
         self.task, self.optimizer, self.mesh = task, optimizer, mesh
-        self.accumulate, self.ema = accumulate, ema
+        self.accumulate, self.ema, self.layout = accumulate, ema, layout
         any_length = dataclasses.replace(optimizer, schedule=Constant()).build(BLOCK, task.axes())
-        self.jitted = compiled(self._step, task, any_length, mesh, ema)
+        self.jitted = compiled(self._step, task, any_length, mesh, ema, layout)
 
     def _step(self, state: Any, batch: Any, data: Mapping[str, Any]) -> Any:
         schedule: Any = Heights(data["heights"])
@@ -65,4 +74,4 @@ class Program:
         """(state, batch) -> (state one step on, metrics) of a run of `steps`; see `build_step`."""
         data = {"numbers": numbers(optimizer), "heights": heights(optimizer, steps), "seed": np.uint32(seed)}
         placed = jax.device_put(data, NamedSharding(self.mesh, PartitionSpec()))
-        return under(self.mesh, self.jitted, placed)
+        return under(self.mesh, self.jitted, placed, layout=self.layout)
