@@ -41,9 +41,7 @@ def add(engines: Any) -> Any:
     engine.add_argument("--service-account", default="", metavar="NAME", help="that may write the bucket")
     engine.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="for the container")
     engine.add_argument("--spot", action="store_true", help="on spot machines")
-    engine.add_argument(
-        "--restarts", type=int, default=10, metavar="N", help="of the set, when a pod is lost (10)"
-    )
+    engine.add_argument("--restarts", type=int, default=10, metavar="N", help="of the set, when a pod is lost (10)")
     return engine
 
 
