@@ -61,6 +61,10 @@ def run(args: argparse.Namespace) -> int:
         args.engine_parser.parse_args([*own, "--", *words], args)
     hardware.prepare()
     job = described(args.top, words, args.name)
+    if "://" in job.workdir and not args.dry_run:
+        from lm import remote
+
+        remote.check(job.workdir)
     return int(ENGINES[args.engine].run(args, job) or 0)
 
 
@@ -89,6 +93,8 @@ def described(top: Any, words: Sequence[str], name: str = "") -> Job:
     experiment, fields."""
     if not words:
         raise ValueError("nothing to launch: name an experiment, as in lm launch local -n 2 experiments.quickstart")
+    if words[0] in top._subparsers._group_actions[0].choices and words[0] not in VERBS:
+        raise ValueError(f"lm {words[0]} cannot be launched: {', '.join(VERBS)} can")
     command = list(words) if words[0] in VERBS else ["train", *words]
     parsed = top.parse_args(command)
     if command[0] == "train":

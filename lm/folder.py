@@ -5,11 +5,11 @@ The folder is seen by all processes of a run; the first one writes.
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lm import processes, value
+from lm import processes, remote, value
 from lm.experiment import Experiment, changed
 from lm.text.tokenizer import Tokenizer
 
@@ -19,9 +19,21 @@ def claim(folder: Path, experiment: Experiment, reference: str) -> Path:
     when not all processes see it.
 
     The mesh is free: a run goes on with other devices than it began with."""
-    processes.by_first("claim", lambda: _claim(folder, experiment, reference))
+    by_first("claim", folder, lambda: _claim(folder, experiment, reference))
     processes.agreed("folder", lambda: _seen(folder, experiment))
     return folder
+
+
+def by_first(what: str, folder: Path, f: Callable[[], Any]) -> None:
+    """`f()` in the first process; what it writes to `folder`, all then see."""
+
+    def write() -> None:
+        f()
+        remote.push(folder)
+
+    processes.by_first(what, write)
+    if processes.count() > 1:
+        processes.agreed(f"{what}, seen", lambda: None if processes.first() else remote.pull(folder))
 
 
 def _claim(folder: Path, experiment: Experiment, reference: str) -> None:
@@ -35,12 +47,14 @@ def _claim(folder: Path, experiment: Experiment, reference: str) -> None:
                 shown = "; ".join(f"{path} was {old!r}, is {now!r}" for path, old, now in different[:6])
                 more = f" and {len(different) - 6} more" if len(different) > 6 else ""
                 raise ValueError(
-                    f"{folder} holds a run of a different experiment ({shown}{more}): "
+                    f"{remote.shown(folder)} holds a run of a different experiment ({shown}{more}): "
                     "choose another --workdir, or remove it"
                 )
         write_json(file, {"experiment": reference, "fingerprint": experiment.fingerprint, "value": new})
     except (OSError, json.JSONDecodeError, KeyError) as error:
-        raise ValueError(f"cannot use {folder} as a run's folder: {error}; choose another --workdir") from None
+        raise ValueError(
+            f"cannot use {remote.shown(folder)} as a run's folder: {error}; choose another --workdir"
+        ) from None
 
 
 def _placing(path: str) -> bool:
@@ -55,8 +69,8 @@ def _seen(folder: Path, experiment: Experiment) -> None:
         there = False
     if not there:
         raise ValueError(
-            f"{folder} here is not the folder of the first process: with several machines --workdir names a shared "
-            "disk or a bucket"
+            f"{remote.shown(folder)} here is not the folder of the first process: with several machines --workdir is "
+            "on a shared disk or in a bucket"
         )
 
 
@@ -91,5 +105,9 @@ def check_sources(folder: Path, sources: Mapping[str, Any]) -> None:
             if known.get(name) != found[name]:
                 raise ValueError(f"source {name!r} has changed since this run began: choose another --workdir")
 
-    processes.by_first("sources", lambda: (check(), write_json(file, found)))
+    def note() -> None:
+        check()
+        write_json(file, found)
+
+    by_first("sources", folder, note)
     processes.agreed("same sources", check)

@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import hardware, heldout, processes, telling
+from lm import hardware, heldout, processes, remote, telling
 from lm.data.cache import cache_dir
 from lm.data.loader import Batches, make_tokenizer, prepare
 from lm.data.objective import Setting, setting_of
 from lm.experiment import Experiment
-from lm.folder import check_sources, claim, save_tokenizer, write_json
+from lm.folder import by_first, check_sources, claim, save_tokenizer, write_json
 from lm.model import count
 from lm.model.transformer import Transformer
 from lm.monitor import Bar, Metrics, preparing
@@ -51,7 +51,8 @@ class Interrupted(Exception):
 
 
 def train(experiment: Experiment, workdir: str | Path, reference: str = "", command: str = "") -> Path:
-    """Train `experiment` in the folder `workdir`, from its newest checkpoint if it has one; returns the report's path.
+    """Train `experiment` in the folder `workdir` (a path, or the URL of a bucket's), from its newest checkpoint if it
+    has one; returns the report's path.
 
     `reference` (module:name) and `command` are noted in the folder. Raises ValueError for anything the user can mend,
     Interrupted after SIGTERM or SIGINT, PeerLost where another process of the run died."""
@@ -59,7 +60,7 @@ def train(experiment: Experiment, workdir: str | Path, reference: str = "", comm
     hardware.split_cpu(experiment.compute.devices)
     hardware.keep_compiled(cache_dir())
     with processes.losing():
-        folder = claim(Path(workdir), experiment, reference)
+        folder = claim(remote.near(workdir), experiment, reference)
         report = Run(experiment, folder, command).train()
         processes.wait("end")
     return report
@@ -108,7 +109,7 @@ class Run:
         """The tokenizer is made once, by the first process; each machine keeps the tokens that it reads."""
         e, saved = self.experiment, self.folder / "tokenizer"
         with preparing() if processes.first() else contextlib.nullcontext() as progress:
-            processes.by_first("tokenizer", lambda: self._tokenizer(saved, progress))
+            by_first("tokenizer", self.folder, lambda: self._tokenizer(saved, progress))
             data = processes.agreed(
                 "data",
                 lambda: prepare(
@@ -145,7 +146,7 @@ class Run:
         It ends early, with a checkpoint, where a signal is `asked`; `show` makes the bar of (steps, first)."""
         e = self.experiment
         with contextlib.ExitStack() as stack:
-            checkpoints = Checkpoints(self.folder / "checkpoints", e.keep_last, e.keep_best)
+            checkpoints = Checkpoints(remote.checkpoints(self.folder), e.keep_last, e.keep_best)
             stack.callback(checkpoints.close)
             state = self._state(checkpoints)
             start = int(state.step)
@@ -162,13 +163,15 @@ class Run:
             else:
                 self._finished(state, start)
         if processes.first():
-            print(f"report: {write_report(self.folder)}")
+            report = write_report(self.folder)
+            remote.push(self.folder)
+            print(f"report: {remote.shown(self.folder)}/{report.name}")
 
     def _finished(self, state: TrainState, steps: int) -> None:
         """Nothing is left to train; one killed before it wrote its samples writes them."""
         if processes.first():
             Metrics(self.folder, steps).close()
-            print(f"{self.folder} is finished: {steps} steps are done")
+            print(f"{remote.shown(self.folder)} is finished: {steps} steps are done")
         if not (self.folder / "samples.json").exists():
             self._sample(state, print)
 
@@ -241,7 +244,11 @@ class Run:
         except NotFinite as error:
             checkpoints.wait()
             kept = checkpoints.latest
-            where = f"checkpoint {kept} in {self.folder} is from before" if kept else "no checkpoint was written yet"
+            where = (
+                f"checkpoint {kept} in {remote.shown(self.folder)} is from before"
+                if kept
+                else "no checkpoint was written yet"
+            )
             raise NotFinite(
                 f"{error}: stopped; {where}. A lower learning rate, a longer warm-up or a tighter clip may help"
             ) from None
@@ -286,12 +293,13 @@ def here(params: Any) -> Any:
 def evaluate(run: str | Path) -> dict[str, dict[str, float]]:
     """source -> the objective's measures on held-out text, of a run's newest checkpoint; and gzip and xz (bits per
     byte), where bits per byte is one."""
+    run = remote.near(run)
     experiment = read_experiment(run)
     hardware.split_cpu(experiment.compute.devices)
     hardware.keep_compiled(cache_dir())
-    under_way = Run(experiment, Path(run))
+    under_way = Run(experiment, run)
     part = "ema" if experiment.ema else "params"
-    checkpoints = Checkpoints(Path(run) / "checkpoints", experiment.keep_last, experiment.keep_best)
+    checkpoints = Checkpoints(remote.checkpoints(run), experiment.keep_last, experiment.keep_best)
     abstract, _ = state_shardings(under_way.task, under_way.optimizer, under_way.mesh, experiment.ema)
     state, _, _ = checkpoints.restore({part: getattr(abstract, part)})
     checkpoints.close()

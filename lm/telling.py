@@ -10,7 +10,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from lm import hardware, heldout, value
+from lm import hardware, heldout, remote, value
 from lm.data.loader import Batches
 from lm.experiment import Experiment
 from lm.folder import write_json
@@ -94,6 +94,7 @@ class Telling(Silent):
 
     def flush(self) -> None:
         self.metrics.flush()
+        remote.push(self.folder)
 
     def going_on(self, n: int) -> None:
         self.clock.reset(n)

@@ -17,7 +17,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("lm.sharding", "lm.text"),
     ("lm.model", "lm.data"),
     ("lm.train", "lm.decode"),
-    ("lm.experiment",),
+    ("lm.experiment", "lm.remote"),
     ("lm.tune", "lm.evaluate", "lm.pretrained", "lm.report"),
     ("lm.folder", "lm.heldout", "lm.samples"),
     ("lm.telling",),
