@@ -46,6 +46,18 @@ GPUS = {
 }
 
 
+def machines(type: str) -> int:
+    """Machines of an accelerator type of gcloud's, as v5p-128. Raises ValueError where there is none."""
+    kind, _, number = type.rpartition("-")
+    tpu = next((t for t in TPUS.values() if t.type == kind), None)
+    if not kind or not number.isdigit():
+        raise ValueError(f"--type {type or 'is missing'}: expected an accelerator type, as in v6e-16 or v5p-128")
+    if tpu is None:
+        raise ValueError(f"unknown accelerator type {type!r}: {suggest(kind, [t.type for t in TPUS.values()])}")
+    there = int(number) // tpu.cores
+    return 1 if tpu.dims == 2 and there == 8 else max(1, there // tpu.chips_per_host)
+
+
 def chips(topology: str) -> int:
     """Chips of a topology, as 4x4x8."""
     return prod(int(n) for n in topology.split("x"))

@@ -16,7 +16,8 @@ class Job:
     @property
     def workdir(self) -> str:
         """The folder of the run or study."""
-        return str(getattr(self.parsed, "workdir", None) or f"runs/{self.name}")
+        asked = (getattr(self.parsed, name, None) for name in ("workdir", "run_folder"))
+        return str(next(filter(None, asked), f"runs/{self.name}"))
 
     @property
     def verb(self) -> str:

@@ -29,7 +29,7 @@ examples:
   lm launch tpu-vm --type v6e-16 --zone us-east5-b --spot experiments.quickstart --workdir gs://bucket/run
 
 A run that is asked to end (SIGTERM) writes a checkpoint in all its processes and exits with 143; one that lost a
-process exits with 75. In both cases the same command goes on. lm launch ENGINE --help tells more of each.
+process exits with 75, or is aborted by JAX (134). The same command goes on. lm launch ENGINE --help tells more of each.
 """
 
 
@@ -101,6 +101,8 @@ def described(top: Any, words: Sequence[str], name: str = "") -> Job:
         experiment = changed(find(parsed.experiment)[0], parsed.set, parsed.text, parsed.host_devices)
         name = name or experiment.name
     elif command[0] == "study":
+        if "://" in (parsed.workdir or ""):
+            raise ValueError(f"--workdir {parsed.workdir}: a study's folder is on a disk, not in a bucket")
         name = name or find_study(parsed.study)[1].rpartition(":")[2]
     name = re.sub(r"[^a-z0-9-]+", "-", (name or command[0]).lower()).strip("-")
     return Job(tuple(command), parsed, name)

@@ -26,6 +26,7 @@ examples:
 """
 PATIENCE_SECONDS = 10.0  # for the others to tell that one has died
 LOOK_SECONDS = 0.1
+LOST = (75, -signal.SIGABRT)  # how one ends that has lost another: not the culprit; JAX aborts where the first is lost
 
 
 def add(engines: Any) -> Any:
@@ -125,25 +126,26 @@ class _passing_on:
 
 
 def _watched(running: list[subprocess.Popen[bytes]], logs: Path) -> int:
-    """Wait until all have ended: a while after the first that failed, the rest are killed."""
-    failed: int | None = None
+    """Wait until all have ended: a while after the first that failed, the rest are killed. The code of the culprit."""
+    ended: list[int] = []  # by themselves, in their order
     until = float("inf")
-    while any(process.poll() is None for process in running):
-        bad = next((i for i, process in enumerate(running) if process.poll()), None)
-        if failed is None and bad is not None:
-            failed, until = bad, time.monotonic() + PATIENCE_SECONDS
-        if time.monotonic() > until:
-            for process in running:
-                process.kill()
+    while len(ended) < len(running) and time.monotonic() < until:
         time.sleep(LOOK_SECONDS)
-    if failed is None:
-        failed = next((i for i, process in enumerate(running) if process.returncode), None)
-    if failed is None:
-        return 0
-    code = running[failed].returncode
-    asked = 128 + signal.SIGTERM
-    if code != asked:
+        ended += [i for i, process in enumerate(running) if i not in ended and process.poll() is not None]
+        if until == float("inf") and any(running[i].returncode for i in ended):
+            until = time.monotonic() + PATIENCE_SECONDS
+    for process in running:
+        process.kill()
+        process.wait()
+    failed = sorted((running[i].returncode in LOST, n, i) for n, i in enumerate(ended) if running[i].returncode)
+    return _blamed(failed[0][2], running, logs) if failed else 0
+
+
+def _blamed(i: int, running: list[subprocess.Popen[bytes]], logs: Path) -> int:
+    """Say how process `i` ended; its code as a shell gives it."""
+    code = running[i].returncode
+    if code != 128 + signal.SIGTERM:  # asked to end, and did
         how = f"was killed by signal {-code}" if code < 0 else f"failed with code {code}"
-        log = f"; its output: {logs / f'process-{failed}.txt'}" if failed else ""
-        print(f"lm: process {failed} of {len(running)} {how}: the others were ended{log}", file=sys.stderr)
+        log = f"; its output: {logs / f'process-{i}.txt'}" if i else ""
+        print(f"lm: process {i} of {len(running)} {how}: the others were ended{log}", file=sys.stderr)
     return code if code > 0 else 128 - code

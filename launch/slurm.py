@@ -24,7 +24,7 @@ examples:
   lm launch slurm --nodes 2 --tasks-per-node 8 --sbatch "--gres=gpu:8 --time=4:00:00 -p long" experiments.llama
   lm launch slurm study experiments.ablations.heads
 """
-# 143: asked to end, and did after a checkpoint; 75: lost a task, for instance with its node
+# 143: asked to end, and did after a checkpoint; 75, 134 (JAX aborts): lost a task, for instance with its node
 SCRIPT = Template("""\
 #!/bin/bash
 #SBATCH --job-name=$name
@@ -42,9 +42,9 @@ step=$$!
 trap 'kill -TERM $$step' TERM
 wait $$step; code=$$?
 while kill -0 $$step 2>/dev/null; do wait $$step; code=$$?; done
-if [ $$code = 143 ] || [ $$code = 75 ]; then
-  [ "$${SLURM_RESTART_COUNT:-0}" -lt $requeues ] && scontrol requeue "$$SLURM_JOB_ID"
-fi
+case $$code in 143 | 75 | 134)
+  [ "$${SLURM_RESTART_COUNT:-0}" -lt $requeues ] && scontrol requeue "$$SLURM_JOB_ID" ;;
+esac
 exit $$code
 """)
 

@@ -13,9 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from launch.accelerators import TPUS
+from launch.accelerators import TPUS, machines
 from launch.job import Job
-from lm.value import suggest
 
 EPILOG = """\
 The machines' disks go with them, so the workdir is a bucket. Preempted spot machines are deleted like others: the same
@@ -77,12 +76,12 @@ def run(args: argparse.Namespace, job: Job) -> int:
 
 def plan(args: argparse.Namespace, job: Job) -> dict[str, list[str]]:
     """What is done, in its order, as commands. Raises ValueError for what cannot be asked for."""
-    generation = check(args, job)
+    runtime = check(args, job)
     tpu = ["gcloud", "compute", "tpus"]
     where = [f"--zone={args.zone}", *([f"--project={args.project}"] if args.project else [])]
     queued = [*tpu, "queued-resources"]
     asked = [f"--node-id={job.name}", f"--accelerator-type={args.type}"]
-    asked += [f"--runtime-version={args.runtime or TPUS[generation].runtime}"]
+    asked += [f"--runtime-version={runtime}"]
     asked += [f"--service-account={args.service_account}"] if args.service_account else []
     asked += [f"--{name}" for name in ("spot", "reserved") if getattr(args, name)]
     ssh = [*tpu, "tpu-vm", "ssh", job.name, *where, "--worker=all"]
@@ -99,13 +98,9 @@ def plan(args: argparse.Namespace, job: Job) -> dict[str, list[str]]:
 
 
 def check(args: argparse.Namespace, job: Job) -> str:
-    """The generation of the type. Raises ValueError for what cannot be asked for."""
-    by_type = {tpu.type: name for name, tpu in TPUS.items()}
-    kind, _, number = args.type.rpartition("-")
-    if not kind or not number.isdigit():
-        raise ValueError(f"--type {args.type or 'is missing'}: expected an accelerator type, as in v6e-16 or v5p-128")
-    if kind not in by_type:
-        raise ValueError(f"unknown accelerator type {args.type!r}: {suggest(kind, by_type)}")
+    """The system of the machines. Raises ValueError for what cannot be asked for."""
+    if machines(args.type) > 1 and job.verb != "train":
+        raise ValueError(f"lm {job.verb} is one process: choose a type of one machine, as v6e-8")
     if not args.zone:
         raise ValueError("lm launch tpu-vm: --zone is missing, as in --zone us-east5-b")
     if args.spot and args.reserved:
@@ -114,7 +109,8 @@ def check(args: argparse.Namespace, job: Job) -> str:
         raise ValueError(
             "the machines' disks go with them: name a bucket, --workdir gs://BUCKET/RUN, or --keep the slice"
         )
-    return by_type[kind]
+    kind = args.type.rpartition("-")[0]
+    return args.runtime or next(tpu.runtime for tpu in TPUS.values() if tpu.type == kind)
 
 
 def _do(command: list[str]) -> None:

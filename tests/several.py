@@ -74,7 +74,8 @@ def lost(texts: Path, workdir: Path, dead: int, number: int) -> str:
     both[dead].kill()
     both[dead].communicate()
     assert code not in (0, None), said
-    return f"the other ended with code {code} after {seconds:.1f} s: {said.strip().splitlines()[-1][:300]}"
+    told = next(line for line in said.splitlines() if "another one has died" in line or "another task died" in line)
+    return f"the other ended with code {code} after {seconds:.1f} s: {told[:200]}"
 
 
 def main() -> None:
