@@ -82,7 +82,7 @@ def manifest(args: argparse.Namespace, job: Job) -> dict[str, Any]:
         "command": ["python", "-m", "launch", *job.command],
         "env": env,
         "ports": [{"containerPort": port} for port in ((8471, 8080, 8482) if args.tpu else (PORT,))],
-        "resources": {"requests": resource, "limits": resource},
+        "resources": {"requests": dict(resource), "limits": dict(resource)},
         "securityContext": {"privileged": True} if args.tpu else {},
     }
     pod: dict[str, Any] = {
@@ -98,11 +98,10 @@ def manifest(args: argparse.Namespace, job: Job) -> dict[str, Any]:
         pod["serviceAccountName"] = args.service_account
     if args.priority:
         pod["priorityClassName"] = args.priority
-    labels = {"xpk.google.com/workload": job.name}
-    if args.queue:
-        labels["kueue.x-k8s.io/queue-name"] = args.queue
+    ours = {"xpk.google.com/workload": job.name}
+    queue = {"kueue.x-k8s.io/queue-name": args.queue} if args.queue else {}  # of the set: Kueue would queue pods, too
     spec = {"parallelism": pods, "completions": pods, "completionMode": "Indexed", "backoffLimit": 0}
-    template = {"spec": {**spec, "template": {"metadata": {"labels": dict(labels)}, "spec": pod}}}
+    template = {"spec": {**spec, "template": {"metadata": {"labels": dict(ours)}, "spec": pod}}}
     pool = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
@@ -110,7 +109,7 @@ def manifest(args: argparse.Namespace, job: Job) -> dict[str, Any]:
         "metadata": {
             "name": job.name,
             "namespace": args.namespace,
-            "labels": labels,
+            "labels": ours | queue,
             **({"annotations": pool} if args.tpu else {}),
         },
         "spec": {

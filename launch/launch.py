@@ -8,6 +8,7 @@ costs no machine.
 import argparse
 import re
 from collections.abc import Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -49,23 +50,29 @@ def add(verbs: Any) -> None:
             metavar="[VERB] EXPERIMENT ...",
             help="an lm command, with its options; `train` may be left out",
         )
-        engine.set_defaults(run=run, engine_parser=engine)
+        engine.set_defaults(run=run)
+        engine.parse_known_args = partial(parsed, engine, engine.parse_known_args)
 
 
 def run(args: argparse.Namespace) -> int:
     """Check what is to be run, and hand it to the engine."""
     from lm import hardware
 
-    own, words = apart(args.engine_parser, args.words)
-    if own:
-        args.engine_parser.parse_args([*own, "--", *words], args)
     hardware.prepare()
-    job = described(args.top, words, args.name)
+    job = described(args.top, args.words, args.name)
     if "://" in job.workdir and not args.dry_run:
         from lm import remote
 
         remote.check(job.workdir)
     return int(ENGINES[args.engine].run(args, job) or 0)
+
+
+def parsed(engine: Any, parse: Any, words: Sequence[str], namespace: Any = None) -> tuple[Any, list[str]]:
+    """What `engine`'s own `parse` makes of its options, wherever they stand in `words`; the rest is for lm."""
+    own, rest = apart(engine, words)
+    namespace, _ = parse(own, namespace)
+    namespace.words = rest
+    return namespace, []
 
 
 def apart(parser: Any, words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -82,9 +89,9 @@ def apart(parser: Any, words: Sequence[str]) -> tuple[list[str], list[str]]:
         if action is None:
             rest.append(word)
             continue
-        own.append(word)
         if action.nargs != 0 and "=" not in word and left:
-            own.append(left.pop(0))
+            word += ("=" if word.startswith("--") else "") + left.pop(0)  # in one: its value may begin with a dash
+        own.append(word)
     return own, rest
 
 
@@ -96,13 +103,13 @@ def described(top: Any, words: Sequence[str], name: str = "") -> Job:
     if words[0] in top._subparsers._group_actions[0].choices and words[0] not in VERBS:
         raise ValueError(f"lm {words[0]} cannot be launched: {', '.join(VERBS)} can")
     command = list(words) if words[0] in VERBS else ["train", *words]
-    parsed = top.parse_args(command)
+    args = top.parse_args(command)
     if command[0] == "train":
-        experiment = changed(find(parsed.experiment)[0], parsed.set, parsed.text, parsed.host_devices)
+        experiment = changed(find(args.experiment)[0], args.set, args.text, args.host_devices)
         name = name or experiment.name
     elif command[0] == "study":
-        if "://" in (parsed.workdir or ""):
-            raise ValueError(f"--workdir {parsed.workdir}: a study's folder is on a disk, not in a bucket")
-        name = name or find_study(parsed.study)[1].rpartition(":")[2]
+        if "://" in (args.workdir or ""):
+            raise ValueError(f"--workdir {args.workdir}: a study's folder is on a disk, not in a bucket")
+        name = name or find_study(args.study)[1].rpartition(":")[2]
     name = re.sub(r"[^a-z0-9-]+", "-", (name or command[0]).lower()).strip("-")
-    return Job(tuple(command), parsed, name)
+    return Job(tuple(command), args, name)

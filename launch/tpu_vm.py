@@ -17,8 +17,8 @@ from launch.accelerators import TPUS, machines
 from launch.job import Job
 
 EPILOG = """\
-The machines' disks go with them, so the workdir is a bucket. Preempted spot machines are deleted like others: the same
-command goes on from the last checkpoint.
+What is committed here (HEAD) is what runs. The machines' disks go with them, so the workdir is a bucket. Preempted
+spot machines are deleted like others: the same command goes on from the last checkpoint.
 
 examples:
   lm launch tpu-vm --type v6e-16 --zone us-east5-b --spot experiments.quickstart --workdir gs://bucket/run --dry-run

@@ -73,10 +73,8 @@ def test_what_belongs_to_the_engine() -> None:
     parser.add_argument("-n", "--processes")
     parser.add_argument("--dry-run", action="store_true")
     words = ["train", "page", "--dry-run", "--set", "a=1", "--processes=3", "-n", "2", "--", "-n", "5"]
-    assert apart(parser, words) == (
-        ["--dry-run", "--processes=3", "-n", "2"],
-        ["train", "page", "--set", "a=1", "-n", "5"],
-    )
+    rest = ["train", "page", "--set", "a=1", "-n", "5"]
+    assert apart(parser, words) == (["--dry-run", "--processes=3", "-n2"], rest)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +157,15 @@ def test_the_script_of_slurm(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"#SBATCH {option}" in lines
     assert "export LM_PROCESSES=auto" in lines
     assert f"srun --kill-on-bad-exit=1 {sys.executable} -m launch train {PAGE} --set steps=50 &" in lines
+
+
+def test_an_option_of_sbatch_may_stand_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (
+        ("--sbatch", "--overcommit", PAGE),
+        (PAGE, "--sbatch", "--overcommit"),
+        ("--sbatch=--overcommit", PAGE),
+    ):
+        assert "#SBATCH --overcommit\n" in said(capsys, "launch", "slurm", *argv, "--dry-run")
 
 
 def test_slurm_submits_once(tool: Tool, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

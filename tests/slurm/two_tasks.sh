@@ -12,7 +12,7 @@ trap 'scancel --me || true; tests/slurm/one_node.sh stop "$folder/slurm"' EXIT
 "$python" -c "import pathlib, tests.tiny; tests.tiny.write_texts(pathlib.Path('$folder/texts'))"
 
 submit() { # NAME: the job's number
-  "$python" -m launch launch slurm --tasks-per-node 2 --name "$1" tests.slurm.page --workdir "$folder/$1" |
+  "$python" -m launch launch slurm --tasks-per-node 2 --sbatch --overcommit --name "$1" tests.slurm.page --workdir "$folder/$1" |
     sed -n 's/^job \([0-9]*\):.*/\1/p'
 }
 state() { squeue --noheader --format=%T --jobs "$1" 2>/dev/null || true; }
