@@ -1,7 +1,8 @@
 """The distribution `lm`: the library, the experiments and the `lm` command.
 
 The runtime requirements are those of requirements.txt, the versions that were tested; what they bring along is pinned
-in constraints.txt. The extras put JAX on other hardware: `pip install -e ".[tpu]"` or `".[cuda]"`.
+in constraints.txt. The extras put JAX on other hardware: `pip install -e ".[tpu]"` or `".[cuda]"`; ".[gcs]" and
+".[s3]" are for runs in a bucket.
 """
 
 from pathlib import Path
@@ -31,6 +32,8 @@ setup(
     extras_require={
         "tpu": [JAX.replace("jax", "jax[tpu]", 1)],
         "cuda": [JAX.replace("jax", "jax[cuda12]", 1)],
+        "gcs": ["gcsfs"],
+        "s3": ["s3fs"],
         "dev": requirements("requirements-dev.txt"),
     },
     entry_points={"console_scripts": ["lm = launch.__main__:main"]},

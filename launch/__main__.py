@@ -1,6 +1,7 @@
 """`lm`, and `python -m launch`: finds the verb, runs it, and turns what goes wrong into one line and an exit code.
 
-0 done; 1 failed; 2 not understood; 128 + signal when interrupted. LM_DEBUG=1 or --debug shows the traceback.
+0 done; 1 failed; 2 not understood; 128 + signal when interrupted; 75 when another process of the run was lost.
+LM_DEBUG=1 or --debug shows the traceback.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from typing import Any, NoReturn
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
-from launch import convert, evaluate, report, sample, show, study, tokenizer, train
+from launch import convert, evaluate, launch, report, sample, show, study, tokenizer, train
 from lm.value import suggest
 
 VERBS = {
@@ -21,6 +22,7 @@ VERBS = {
     "evaluate": evaluate,
     "show": show,
     "study": study,
+    "launch": launch,
     "report": report,
     "convert": convert,
     "tokenizer": tokenizer,
@@ -33,6 +35,7 @@ examples:
   lm sample runs/quickstart --prompt "def " -n 3
   lm evaluate runs/quickstart
   lm study experiments.ablations.heads           which is better, by how much, how sure
+  lm launch local -n 2 experiments.quickstart    on several processes, Slurm, Kubernetes, a TPU pod
 
 lm VERB --help tells more of each.
 """
@@ -89,8 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not argv:
             parser().print_help()
             return 2
-        args = parser().parse_args(argv)
-        args.command = written(argv)
+        top = parser()
+        args = top.parse_args(argv)
+        args.top, args.command = top, written(argv)
         return args.run(args) or 0
     except SystemExit as asked:  # --help
         return int(asked.code or 0)
@@ -103,6 +107,8 @@ def failed(error: BaseException, debug: bool) -> int:
     if debug and not isinstance(error, KeyboardInterrupt):
         raise error
     number = getattr(error, "signal", None)
+    if code := getattr(error, "exit_code", 0):  # a lost process: what ends in order would wait for it
+        os._exit(_say(str(error), code))
     if isinstance(error, KeyboardInterrupt):
         return _say("interrupted", 130)
     if isinstance(error, BrokenPipeError):  # `lm show … | head`: nobody reads on
@@ -119,7 +125,7 @@ def failed(error: BaseException, debug: bool) -> int:
 
 def _say(message: str, code: int) -> int:
     sys.stdout.flush()
-    print(f"lm: {' '.join(message.splitlines())}", file=sys.stderr)
+    print(f"lm: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
     return code
 
 

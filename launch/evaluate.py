@@ -49,15 +49,17 @@ def run(args: argparse.Namespace) -> None:
     from lm import hardware
 
     hardware.prepare(args.devices)
+    from lm import remote
     from lm.pretrained import is_run, load
     from lm.pretrained.score import score
     from lm.run import evaluate
 
-    if not args.text and not is_run(args.run_folder):
+    folder = remote.near(args.run_folder)
+    if not args.text and not is_run(folder):
         raise ValueError(f"{args.run_folder} is no run, so it has no held-out text of its own: name files with --text")
     # what is told on the way must not end up in the JSON
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
-        found = score(load(args.run_folder), args.text) if args.text else evaluate(args.run_folder)
+        found = score(load(folder), args.text) if args.text else evaluate(folder)
     if args.json:
         print(json.dumps(found))
     else:

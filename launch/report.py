@@ -31,6 +31,10 @@ def run(args: argparse.Namespace) -> None:
 
         hardware.prepare("cpu")
         return study.write(Path(args.run_folder))
+    from lm import remote
     from lm.report import write_report
 
-    print(write_report(args.run_folder))
+    folder = remote.near(args.run_folder)
+    report = write_report(folder)
+    remote.push(folder)
+    print(f"{remote.shown(folder)}/{report.name}")

@@ -13,13 +13,14 @@ OURS = ("lm", "experiments", "launch", "benchmarks")
 
 # From the ground up. A room is a folder or a file; its files may import one another, and everything below.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("lm.value", "lm.hardware", "lm.monitor", "lm.page", "lm.plots"),
+    ("lm.value", "lm.hardware", "lm.monitor", "lm.page", "lm.plots", "lm.processes"),
     ("lm.sharding", "lm.text"),
     ("lm.model", "lm.data"),
     ("lm.train", "lm.decode"),
-    ("lm.experiment",),
+    ("lm.experiment", "lm.remote"),
     ("lm.tune", "lm.evaluate", "lm.pretrained", "lm.report", "lm.legal"),
-    ("lm.samples",),
+    ("lm.folder", "lm.heldout", "lm.samples"),
+    ("lm.telling",),
     ("lm.run",),
     ("lm.study",),
     ("experiments", "benchmarks"),

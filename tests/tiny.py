@@ -5,6 +5,7 @@ interrupt it.
 """
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from lm.data.pack import Pack
 from lm.data.source import TextFolder
 from lm.experiment import Experiment
 from lm.model.families import llama
+from lm.processes import PeerLost
 from lm.text.tokenizer import Bytes
 from lm.train.optim import AdamW
 from lm.train.schedule import Cosine
@@ -90,6 +92,9 @@ def main(texts: str, workdir: str, seconds: str = "0", *settings: str) -> None:
     except ValueError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+    except PeerLost as error:
+        print(error, file=sys.stderr, flush=True)
+        os._exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Where derived data is kept between runs, and how a folder of it is written whole or not at all."""
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 SIZES = "sizes.json"  # the file in which a written folder lists its files
@@ -50,6 +51,18 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> Path:
         if made is not None:
             shutil.rmtree(made, ignore_errors=True)
     return folder
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Inside it no other process makes `folder`: of this machine, or of all that share a disk which has locks. Where it
+    has none each makes its own, and one of them stays."""
+    locks = cache_dir() / "locks"
+    locks.mkdir(exist_ok=True)
+    with (locks / folder.name).open("w") as lock:
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def is_whole(folder: Path) -> bool:

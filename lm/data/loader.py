@@ -1,7 +1,7 @@
 """The loader: from the value `Data` to batches.
 
 `prepare` trains or finds the tokenizer and the token stores. The `Batches` that it returns give the batch of any step
-as a pure function of (seed, step), whole or the rows of one host; `batches` reads them ahead with Grain.
+as a pure function of (seed, step), whole or the rows of one process; `batches` reads them ahead with Grain.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,6 +22,7 @@ from lm.data.store import TokenStore, open_store
 from lm.text.tokenizer import Tokenizer, load_tokenizer
 from lm.value import fingerprint, suggest
 
+Which = slice | np.ndarray  # rows of a batch, by their numbers
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, how much there is
 
 
@@ -125,7 +126,7 @@ class Batches:
                     "give it more text or a shorter seq_len, or objective.next_sentence=False"
                 )
 
-    def batch(self, step: int, rows: slice | None = None) -> Batch:
+    def batch(self, step: int, rows: Which | None = None) -> Batch:
         """The batch of `step`: arrays [B, …], or those of its `rows` only. A pure function of the seed and the step."""
         which, numbers = self._numbers(step, rows)
 
@@ -138,14 +139,15 @@ class Batches:
             read = _joined(read, self._rows(which, _others(plans, numbers, lambda row: chance(row, "another row"))))
         return self.objective.batch(read, self.setting, chance)
 
-    def rows(self, step: int, rows: slice | None = None) -> Rows:
+    def rows(self, step: int, rows: Which | None = None) -> Rows:
         """The rows of tokens that `batch` is made from, less those of an objective that is `in_pairs`."""
         return self._rows(*self._numbers(step, rows))
 
-    def _numbers(self, step: int, rows: slice | None) -> tuple[np.ndarray, np.ndarray]:
+    def _numbers(self, step: int, rows: Which | None) -> tuple[np.ndarray, np.ndarray]:
         """The source of each row, and its number there."""
         which, numbers = self._apportionment.rows(step)
-        return which[rows or slice(None)], numbers[rows or slice(None)]
+        chosen = slice(None) if rows is None else rows
+        return which[chosen], numbers[chosen]
 
     def _rows(self, which: np.ndarray, numbers: np.ndarray) -> Rows:
         out = Rows(*(np.zeros((len(which), self._row_tokens + 1), np.int32) for _ in Rows._fields))
@@ -155,15 +157,9 @@ class Batches:
                 array[which == i] = values
         return out
 
-    def batches(
-        self, start_step: int = 0, process_index: int = 0, process_count: int = 1, threads: int = 1, ahead: int = 4
-    ) -> "Reader":
-        """The batches from `start_step` on, without end, as `process_index` of `process_count` hosts sees them: its
-        share of the rows. `threads` read up to `ahead` batches in advance."""
-        if self.batch_rows % process_count:
-            raise ValueError(f"{self.batch_rows} rows a batch do not divide among {process_count} processes")
-        share = self.batch_rows // process_count
-        rows = slice(process_index * share, (process_index + 1) * share)
+    def batches(self, start_step: int = 0, rows: Which | None = None, threads: int = 1, ahead: int = 4) -> "Reader":
+        """The batches from `start_step` on, without end: whole, or the `rows` of each that one process reads.
+        `threads` read up to `ahead` batches in advance."""
         return Reader(_Steps(self, start_step, rows), threads, ahead)
 
     def heldout(self, source: str, batch_rows: int | None = None) -> Iterator[Batch]:
@@ -227,9 +223,9 @@ def _joined(rows: Rows, others: Rows) -> Rows:
 
 
 class _Steps:
-    """The batches of one host as Grain reads them: item k is that of step start + k."""
+    """The batches of one process as Grain reads them: item k is that of step start + k."""
 
-    def __init__(self, batches: Batches, start: int, rows: slice):
+    def __init__(self, batches: Batches, start: int, rows: Which | None):
         self._batches, self._start, self._rows = batches, start, rows
 
     def __len__(self) -> int:

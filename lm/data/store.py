@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lm.data.cache import cache_dir, discard, is_whole, write_folder
+from lm.data.cache import alone, cache_dir, discard, is_whole, write_folder
 from lm.data.source import Documents, Source
 from lm.text.tokenizer import Tokenizer
 
@@ -70,8 +70,11 @@ def open_store(source: Source, split: str, tokenizer: Tokenizer, progress: Progr
     folder = cache_dir() / "tokens" / hashlib.sha256(named.encode()).hexdigest()[:16]
     if is_whole(folder):
         return TokenStore(folder)
-    discard(folder)
-    return write_store(source.documents(split), tokenizer, folder, f"{split} split of {source}", progress)
+    with alone(folder):
+        if is_whole(folder):  # another process has made it meanwhile
+            return TokenStore(folder)
+        discard(folder)
+        return write_store(source.documents(split), tokenizer, folder, f"{split} split of {source}", progress)
 
 
 def write_store(

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from lm.value import suggest
 
@@ -257,13 +257,28 @@ def _flat(tree: Any) -> dict[str, Any]:
 
 def _describe(arrays: Mapping[str, jax.Array]) -> dict[str, list[Any]]:
     """[shape, dtype, checksum] of each array, as JSON data."""
-    sums = np.asarray(_checksums(list(arrays.values()))).tolist()
+    sums = np.asarray(_summed(list(arrays.values()))).tolist()
     return {k: [list(a.shape), str(a.dtype), s] for (k, a), s in zip(arrays.items(), sums, strict=True)}
 
 
-@jax.jit
-def _checksums(arrays: list[jax.Array]) -> jax.Array:
+def _summed(arrays: list[jax.Array]) -> jax.Array:
+    """Their checksums, uint32 [len(arrays)]; where they lie over several processes, in each of these."""
+    if all(a.is_fully_addressable for a in arrays):
+        return _checksums(arrays)
+    mesh = next(a.sharding.mesh for a in arrays if isinstance(a.sharding, NamedSharding))
+    return _everywhere(NamedSharding(mesh, PartitionSpec()))(arrays)
+
+
+def _checksums_of(arrays: list[jax.Array]) -> jax.Array:
     return jnp.stack([checksum(x) for x in arrays])
+
+
+_checksums = jax.jit(_checksums_of)
+
+
+@functools.cache
+def _everywhere(placing: NamedSharding) -> Callable[[list[jax.Array]], jax.Array]:
+    return jax.jit(_checksums_of, out_shardings=placing)
 
 
 def checksum(x: jax.Array) -> jax.Array:

@@ -159,7 +159,37 @@ def under(mesh: Mesh, jitted: Any, *last: Any, layout: Layout = Layout()) -> Any
     return call
 
 
-def place(batch: Batch, mesh: Mesh) -> Batch:
-    """The global arrays of a batch of which each process holds its own rows."""
-    rows = sharding.batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(rows, array) for name, array in batch.items()}
+def own_rows(mesh: Mesh, rows: int) -> np.ndarray | None:
+    """The numbers, ascending, of those rows of a batch of `rows` that this process's devices hold; None: all."""
+    held = NamedSharding(mesh, sharding.spec(("batch",))).addressable_devices_indices_map((rows,))
+    own = np.unique(np.concatenate([np.arange(rows)[index] for index in held.values()]))
+    return None if len(own) == rows else own
+
+
+def place(batch: Batch, mesh: Mesh, own: np.ndarray | None = None, rows: int = 0) -> Batch:
+    """The global arrays of a batch that is given whole, or of which the rows `own` of `rows` are given."""
+    placing = sharding.batch_sharding(mesh)
+    if jax.process_count() == 1:
+        return {name: jax.make_array_from_process_local_data(placing, array) for name, array in batch.items()}
+
+    def part(array: np.ndarray) -> jax.Array:
+        there = np.arange(len(array)) if own is None else own
+        shape = (len(array) if own is None else rows, *array.shape[1:])
+        wanted = np.arange(shape[0])
+
+        def piece(index: Any) -> np.ndarray:
+            return np.asarray(array[np.searchsorted(there, wanted[index[0]])][(slice(None), *index[1:])])
+
+        return jax.make_array_from_callback(shape, placing, piece)
+
+    return {name: part(array) for name, array in batch.items()}
+
+
+def whole(tree: Any) -> Any:
+    """A tree of arrays that lie over several processes, whole on one device of each. All processes call it."""
+
+    def gathered(x: jax.Array) -> jax.Array:
+        everywhere = NamedSharding(x.sharding.mesh, PartitionSpec())  # type: ignore[attr-defined]
+        return jax.jit(lambda a: a, out_shardings=everywhere)(x).addressable_data(0)
+
+    return jax.tree.map(gathered, tree)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 
 from lm.model.context import spread
 from lm.model.scoring import Mask
@@ -38,11 +39,12 @@ class Task(Protocol):
 @dataclass(frozen=True)
 class Pretraining:
     """Cross-entropy of the targets under `model`, with z-loss, and of next sentences where a batch has them; batches
-    from `source`, one a step."""
+    from `source`, one a step, of which this process reads the rows `own` (None: all)."""
 
     model: Transformer
     source: Any
     z_loss: float = 0.0
+    own: np.ndarray | None = None
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters."""
@@ -102,4 +104,4 @@ class Pretraining:
 
     def batches(self, state: TrainState) -> Iterator[Batch]:
         """The batches from the state's step on."""
-        return self.source.batches(int(state.step), jax.process_index(), jax.process_count())
+        return self.source.batches(int(state.step), self.own)

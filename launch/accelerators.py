@@ -1,0 +1,91 @@
+"""The accelerators that a cluster or a zone can be asked for, by the names that people use: data, no code.
+
+From Google's tables of TPU and GPU machines (cloud.google.com/tpu/docs, cloud.google.com/kubernetes-engine/docs).
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+from lm.value import suggest
+
+
+@dataclass(frozen=True)
+class Tpu:
+    """A generation: GKE's `label`, gcloud's `type` before its number, chips of one machine of a slice, the `alone`
+    topologies that are one machine, `dims` of a topology, cores a chip that `type` counts, and the TPU VM's system."""
+
+    label: str
+    type: str
+    chips_per_host: int
+    alone: tuple[str, ...]
+    dims: int
+    cores: int
+    runtime: str
+
+    def hosts(self, topology: str) -> int:
+        """Machines of a slice of `topology`."""
+        return 1 if topology in self.alone else chips(topology) // self.chips_per_host
+
+
+TPUS = {
+    "v4": Tpu("tpu-v4-podslice", "v4", 4, ("2x2x1",), 3, 2, "tpu-ubuntu2204-base"),
+    "v5e": Tpu("tpu-v5-lite-podslice", "v5litepod", 4, ("1x1", "2x2", "2x4"), 2, 1, "v2-alpha-tpuv5-lite"),
+    "v5p": Tpu("tpu-v5p-slice", "v5p", 4, ("2x2x1",), 3, 2, "v2-alpha-tpuv5"),
+    "v6e": Tpu("tpu-v6e-slice", "v6e", 4, ("1x1", "2x2", "2x4"), 2, 1, "v2-alpha-tpuv6e"),
+    "tpu7x": Tpu("tpu7x", "tpu7x", 4, ("2x2x1",), 3, 2, "v2-alpha-tpu7"),
+}
+# the label of GKE, and GPUs of the usual machine
+GPUS = {
+    "a100": ("nvidia-tesla-a100", 8),
+    "a100-80gb": ("nvidia-a100-80gb", 8),
+    "h100": ("nvidia-h100-80gb", 8),
+    "h100-mega": ("nvidia-h100-mega-80gb", 8),
+    "h200": ("nvidia-h200-141gb", 8),
+    "b200": ("nvidia-b200", 8),
+    "l4": ("nvidia-l4", 8),
+}
+
+
+def machines(type: str) -> int:
+    """Machines of an accelerator type of gcloud's, as v5p-128. Raises ValueError where there is none."""
+    kind, _, number = type.rpartition("-")
+    tpu = next((t for t in TPUS.values() if t.type == kind), None)
+    if not kind or not number.isdigit():
+        raise ValueError(f"--type {type or 'is missing'}: expected an accelerator type, as in v6e-16 or v5p-128")
+    if tpu is None:
+        raise ValueError(f"unknown accelerator type {type!r}: {suggest(kind, [t.type for t in TPUS.values()])}")
+    there = int(number) // tpu.cores
+    return 1 if tpu.dims == 2 and there == 8 else max(1, there // tpu.chips_per_host)
+
+
+def chips(topology: str) -> int:
+    """Chips of a topology, as 4x4x8."""
+    return prod(int(n) for n in topology.split("x"))
+
+
+def slice_of(asked: str) -> tuple[Tpu, str]:
+    """The generation and the topology of `v5p:4x4x4`. Raises ValueError where there is no such slice."""
+    name, _, topology = asked.partition(":")
+    if name not in TPUS:
+        raise ValueError(f"unknown TPU {name!r}: {suggest(name, TPUS)}")
+    tpu = TPUS[name]
+    sides = topology.split("x")
+    example = "4x4x4" if tpu.dims == 3 else "4x8"
+    if len(sides) != tpu.dims or not all(s.isdigit() and int(s) for s in sides):
+        raise ValueError(f"--tpu {asked}: expected {tpu.dims} sides, as in {name}:{example}")
+    if topology not in tpu.alone and (chips(topology) % tpu.chips_per_host or chips(topology) < tpu.chips_per_host):
+        raise ValueError(f"--tpu {asked}: {chips(topology)} chips are no whole machines of {tpu.chips_per_host}")
+    if tpu.dims == 2 and topology not in tpu.alone and topology not in LITE:
+        raise ValueError(f"--tpu {asked}: no such slice; there are {', '.join([*tpu.alone, *LITE])}")
+    if tpu.dims == 3 and topology not in tpu.alone and not _cuboid([int(s) for s in sides]):
+        raise ValueError(
+            f"--tpu {asked}: no such slice; sides are in ascending order, each 1, 2 or a multiple of 4, as in 2x2x4"
+        )
+    return tpu, topology
+
+
+LITE = ("4x4", "4x8", "8x8", "8x16", "16x16")  # slices of v5e and v6e of more than one machine
+
+
+def _cuboid(sides: list[int]) -> bool:
+    return sides == sorted(sides) and all(n == 2 or n % 4 == 0 for n in sides)

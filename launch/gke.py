@@ -1,0 +1,170 @@
+"""`lm launch gke`: a JobSet on Kubernetes, on TPU slices or GPU machines.
+
+A slice is a job of the set with a pod a machine; several slices are one run. The manifest is what xpk makes too, so
+that `xpk workload list` and `delete` know it, and Kueue queues it. kubectl applies it.
+"""
+
+import argparse
+import re
+import subprocess
+from typing import Any
+
+from launch.accelerators import GPUS, chips, slice_of
+from launch.job import Job
+from lm.value import suggest
+
+EPILOG = """\
+The image holds this code and `pip install ".[tpu]"` or ".[cuda]" of it. The workdir is a bucket, or a disk that the
+pods share.
+
+examples:
+  lm launch gke --tpu v5p:4x4x4 --image IMAGE experiments.llama:llama3_8b --workdir gs://bucket/run --dry-run
+  lm launch gke --tpu v6e:16x16 --slices 4 --queue multislice-queue --image IMAGE experiments.llama --workdir gs://b/run
+  lm launch gke --gpu h100 --machines 4 --image IMAGE experiments.llama --workdir gs://bucket/run
+"""
+JOB, PORT = "slice-job", 55527  # xpk's name of the replicated job; where the first GPU pod listens
+GRACE_SECONDS = 120  # from SIGTERM to the end of a pod: a checkpoint is written in it
+
+
+def add(engines: Any) -> Any:
+    """Declare the engine."""
+    engine = engines.add_parser("gke", help="a JobSet on Kubernetes", description=__doc__, epilog=EPILOG)
+    engine.add_argument("--tpu", default="", metavar="TYPE:TOPOLOGY", help="as in v5p:4x4x4, v6e:16x16")
+    engine.add_argument("--slices", type=int, default=1, metavar="N", help="TPU slices (1)")
+    engine.add_argument("--gpu", default="", metavar="TYPE", help=f"one of {', '.join(GPUS)}")
+    engine.add_argument("--machines", type=int, default=1, metavar="N", help="GPU machines (1)")
+    engine.add_argument("--gpus-per-machine", type=int, default=0, metavar="N", help="GPUs of each (the usual ones)")
+    engine.add_argument("--image", default="", help="the container's image, with this code installed")
+    engine.add_argument("--queue", default="", metavar="QUEUE", help="Kueue's LocalQueue")
+    engine.add_argument("--priority", default="", metavar="CLASS", help="a PriorityClass")
+    engine.add_argument("--namespace", default="default", help="the namespace (default)")
+    engine.add_argument("--service-account", default="", metavar="NAME", help="that may write the bucket")
+    engine.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="for the container")
+    engine.add_argument("--spot", action="store_true", help="on spot machines")
+    engine.add_argument("--restarts", type=int, default=10, metavar="N", help="of the set, when a pod is lost (10)")
+    return engine
+
+
+def run(args: argparse.Namespace, job: Job) -> None:
+    """Apply the manifest, or print it."""
+    import yaml
+
+    made = manifest(args, job)
+    text = yaml.safe_dump(made, sort_keys=False)
+    if args.dry_run:
+        print(text, end="")
+        return
+    job.need("kubectl", "gke", "install it, and point it at a cluster: gcloud container clusters get-credentials")
+    kubectl = ["kubectl", "--namespace", args.namespace]
+    there = subprocess.run([*kubectl, "get", "jobset", job.name], capture_output=True, text=True, check=False)
+    if there.returncode == 0:
+        raise ValueError(
+            f"a JobSet {job.name!r} is there already: kubectl delete jobset {job.name}, or give another --name"
+        )
+    if "NotFound" not in there.stderr:
+        raise ValueError(f"kubectl cannot ask the cluster for JobSets: {there.stderr.strip()}")
+    done = subprocess.run([*kubectl, "apply", "-f", "-"], input=text, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"kubectl refused the manifest: {done.stderr.strip()}")
+    print(done.stdout.strip())
+    follow = f"kubectl --namespace {args.namespace}"
+    print(f"{follow} get jobset {job.name}; {follow} logs -f job/{job.name}-{JOB}-0")
+
+
+def manifest(args: argparse.Namespace, job: Job) -> dict[str, Any]:
+    """The JobSet. Raises ValueError for anything that a cluster would refuse."""
+    check(args, job)
+    pods, replicas, nodes, resource, env = _tpu(args) if args.tpu else _gpu(args, job)
+    env += [{"name": name, "value": text} for name, _, text in (e.partition("=") for e in args.env)]
+    container = {
+        "name": "jax-tpu" if args.tpu else "jax-gpu",
+        "image": args.image,
+        "command": ["python", "-m", "launch", *job.command],
+        "env": env,
+        "ports": [{"containerPort": port} for port in ((8471, 8080, 8482) if args.tpu else (PORT,))],
+        "resources": {"requests": dict(resource), "limits": dict(resource)},
+        "securityContext": {"privileged": True} if args.tpu else {},
+    }
+    pod: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "nodeSelector": nodes | ({"cloud.google.com/gke-spot": "true"} if args.spot else {}),
+        "tolerations": [{"key": "google.com/tpu" if args.tpu else "nvidia.com/gpu", "operator": "Exists"}],
+        "containers": [{k: v for k, v in container.items() if v}],
+    }
+    if args.spot:
+        pod["tolerations"] += [{"key": "cloud.google.com/gke-spot", "operator": "Exists"}]
+    if args.service_account:
+        pod["serviceAccountName"] = args.service_account
+    if args.priority:
+        pod["priorityClassName"] = args.priority
+    ours = {"xpk.google.com/workload": job.name}
+    queue = {"kueue.x-k8s.io/queue-name": args.queue} if args.queue else {}  # of the set: Kueue would queue pods, too
+    spec = {"parallelism": pods, "completions": pods, "completionMode": "Indexed", "backoffLimit": 0}
+    template = {"spec": {**spec, "template": {"metadata": {"labels": dict(ours)}, "spec": pod}}}
+    pool = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {
+            "name": job.name,
+            "namespace": args.namespace,
+            "labels": ours | queue,
+            **({"annotations": pool} if args.tpu else {}),
+        },
+        "spec": {
+            "failurePolicy": {"maxRestarts": args.restarts},
+            "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
+            "replicatedJobs": [{"name": JOB, "replicas": replicas, "template": template}],
+        },
+    }
+
+
+def check(args: argparse.Namespace, job: Job) -> None:
+    """Raises ValueError for what cannot be asked for."""
+    if bool(args.tpu) == bool(args.gpu):
+        raise ValueError("lm launch gke: name a --tpu, as in v5p:4x4x4, or a --gpu, as in h100")
+    if not args.image:
+        raise ValueError("lm launch gke: --image is missing: the container that holds this code")
+    if min(args.slices, args.machines) < 1 or args.restarts < 0:
+        raise ValueError("lm launch gke: --slices and --machines are at least 1, --restarts at least 0")
+    if wrong := next((e for e in args.env if not re.fullmatch(r"[A-Za-z_]\w*=.*", e, re.DOTALL)), None):
+        raise ValueError(f"--env {wrong}: expected NAME=VALUE")
+    # a pod is called NAME-slice-job-0-0-xxxxx, and that is at most 63 characters
+    if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", job.name):
+        raise ValueError(f"--name {job.name}: expected at most 40 of a-z, 0-9 and -, from a letter on")
+    if job.verb != "train" and (args.slices > 1 or args.machines > 1 or (args.tpu and hosts(args.tpu) > 1)):
+        raise ValueError(f"lm {job.verb} is one process: choose one machine, as in --tpu v6e:2x4")
+    if job.workdir.startswith("runs/"):
+        raise ValueError("a pod's disk goes with it: name a bucket or a shared disk, --workdir gs://BUCKET/RUN")
+
+
+def hosts(asked: str) -> int:
+    """Machines of the slice `asked`."""
+    tpu, topology = slice_of(asked)
+    return tpu.hosts(topology)
+
+
+def _tpu(args: argparse.Namespace) -> tuple[int, int, dict[str, str], dict[str, int], list[dict[str, Any]]]:
+    """Pods a slice, slices, where they run, what each takes, and what it is told: JAX finds its peers by what GKE
+    tells each pod of a slice."""
+    tpu, topology = slice_of(args.tpu)
+    pods = tpu.hosts(topology)
+    nodes = {"cloud.google.com/gke-tpu-accelerator": tpu.label, "cloud.google.com/gke-tpu-topology": topology}
+    env = [{"name": "LM_PROCESSES", "value": "auto" if pods * args.slices > 1 else "1"}]
+    return pods, args.slices, nodes, {"google.com/tpu": chips(topology) // pods}, env
+
+
+def _gpu(args: argparse.Namespace, job: Job) -> tuple[int, int, dict[str, str], dict[str, int], list[dict[str, Any]]]:
+    """As `_tpu`: a pod takes a machine's GPUs, and the first one is found by its name."""
+    if args.gpu not in GPUS:
+        raise ValueError(f"unknown GPU {args.gpu!r}: {suggest(args.gpu, GPUS)}")
+    label, usual = GPUS[args.gpu]
+    place = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    env: list[dict[str, Any]] = [
+        {"name": "LM_COORDINATOR", "value": f"{job.name}-{JOB}-0-0.{job.name}:{PORT}"},
+        {"name": "LM_PROCESSES", "value": str(args.machines)},
+        {"name": "LM_PROCESS", "valueFrom": {"fieldRef": {"fieldPath": place}}},
+    ]
+    nodes = {"cloud.google.com/gke-accelerator": label}
+    return args.machines, 1, nodes, {"nvidia.com/gpu": args.gpus_per_machine or usual}, env

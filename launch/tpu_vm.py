@@ -1,0 +1,147 @@
+"""`lm launch tpu-vm`: a slice of TPU VMs of one's own, for as long as the command takes.
+
+gcloud asks for a queued resource and waits for it; this checkout goes to every machine, is installed there, and the
+command runs on all of them. Then the slice is deleted, also after an error or Ctrl-C, unless --keep.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from launch.accelerators import TPUS, machines
+from launch.job import Job
+
+EPILOG = """\
+What is committed here (HEAD) is what runs. The machines' disks go with them, so the workdir is a bucket. Preempted
+spot machines are deleted like others: the same command goes on from the last checkpoint.
+
+examples:
+  lm launch tpu-vm --type v6e-16 --zone us-east5-b --spot experiments.quickstart --workdir gs://bucket/run --dry-run
+  lm launch tpu-vm --type v5p-128 --zone us-east5-a --reserved --project mine experiments.llama --workdir gs://bucket/run
+"""
+CODE = "lm.tar.gz"
+# the machines' own Python is too old; uv brings one
+INSTALL = (
+    f"mkdir -p lm && tar -xzf {CODE} -C lm && cd lm && curl -LsSf https://astral.sh/uv/install.sh | sh && "
+    "~/.local/bin/uv venv --clear --python 3.12 .venv && "
+    '~/.local/bin/uv pip install --python .venv -e ".[tpu,gcs]" -c constraints.txt'
+)
+LOOK_SECONDS = 20.0
+OVER = ("FAILED", "SUSPENDED", "SUSPENDING", "DELETING")  # states from which a request never becomes ACTIVE
+
+
+def add(engines: Any) -> Any:
+    """Declare the engine."""
+    engine = engines.add_parser("tpu-vm", help="a slice of TPU VMs, by gcloud", description=__doc__, epilog=EPILOG)
+    engine.add_argument("--type", default="", metavar="TYPE", help="accelerator type, as in v6e-16, v5p-128")
+    engine.add_argument("--zone", default="", help="as in us-east5-b")
+    engine.add_argument("--project", default="", help="default: gcloud's own")
+    engine.add_argument("--runtime", default="", metavar="VERSION", help="the machines' system (the type's usual one)")
+    engine.add_argument("--service-account", default="", metavar="EMAIL", help="that may write the bucket")
+    engine.add_argument("--spot", action="store_true", help="machines that may be preempted")
+    engine.add_argument("--reserved", action="store_true", help="machines of a reservation")
+    engine.add_argument("--keep", action="store_true", help="do not delete the slice at the end")
+    return engine
+
+
+def run(args: argparse.Namespace, job: Job) -> int:
+    """Make the slice, run the command on all of its machines, and delete it; the command's exit code."""
+    steps = plan(args, job)
+    if args.dry_run:
+        for name, command in steps.items():
+            if not (args.keep and name == "delete"):
+                print(f"# {name}\n{shlex.join(command)}")
+        return 0
+    job.need("gcloud", "tpu-vm", "install the Google Cloud CLI, then gcloud auth login")
+    if subprocess.run(steps["describe"], capture_output=True, check=False).returncode == 0:
+        raise ValueError(f"a queued resource {job.name!r} is there already: delete it, or give another --name")
+    try:
+        _do(steps["create"])
+        _until_active(steps["describe"])
+        for name in ("pack", "copy", "install"):
+            _do(steps[name])
+        return subprocess.run(steps["run"], check=False).returncode
+    finally:
+        Path(CODE).unlink(missing_ok=True)
+        if args.keep:
+            print(f"kept; to delete it: {shlex.join(steps['delete'])}")
+        else:
+            _surely(lambda: subprocess.run(steps["delete"], check=False))
+
+
+def plan(args: argparse.Namespace, job: Job) -> dict[str, list[str]]:
+    """What is done, in its order, as commands. Raises ValueError for what cannot be asked for."""
+    runtime = check(args, job)
+    tpu = ["gcloud", "compute", "tpus"]
+    where = [f"--zone={args.zone}", *([f"--project={args.project}"] if args.project else [])]
+    queued = [*tpu, "queued-resources"]
+    asked = [f"--node-id={job.name}", f"--accelerator-type={args.type}"]
+    asked += [f"--runtime-version={runtime}"]
+    asked += [f"--service-account={args.service_account}"] if args.service_account else []
+    asked += [f"--{name}" for name in ("spot", "reserved") if getattr(args, name)]
+    ssh = [*tpu, "tpu-vm", "ssh", job.name, *where, "--worker=all"]
+    command = shlex.join([".venv/bin/python", "-m", "launch", *job.command])
+    return {
+        "create": [*queued, "create", job.name, *where, *asked],
+        "describe": [*queued, "describe", job.name, *where, "--format=value(state.state)"],
+        "pack": ["git", "archive", "--format=tar.gz", f"--output={CODE}", "HEAD"],
+        "copy": [*tpu, "tpu-vm", "scp", CODE, f"{job.name}:~/{CODE}", *where, "--worker=all"],
+        "install": [*ssh, f"--command={INSTALL}"],
+        "run": [*ssh, f"--command=cd lm && LM_PROCESSES=auto {command}"],
+        "delete": [*queued, "delete", job.name, *where, "--force", "--quiet"],
+    }
+
+
+def check(args: argparse.Namespace, job: Job) -> str:
+    """The system of the machines. Raises ValueError for what cannot be asked for."""
+    if machines(args.type) > 1 and job.verb != "train":
+        raise ValueError(f"lm {job.verb} is one process: choose a type of one machine, as v6e-8")
+    if not args.zone:
+        raise ValueError("lm launch tpu-vm: --zone is missing, as in --zone us-east5-b")
+    if args.spot and args.reserved:
+        raise ValueError("lm launch tpu-vm: --spot and --reserved exclude each other")
+    if "://" not in job.workdir and not args.keep:
+        raise ValueError(
+            "the machines' disks go with them: name a bucket, --workdir gs://BUCKET/RUN, or --keep the slice"
+        )
+    kind = args.type.rpartition("-")[0]
+    return args.runtime or next(tpu.runtime for tpu in TPUS.values() if tpu.type == kind)
+
+
+def _do(command: list[str]) -> None:
+    print(f"+ {shlex.join(command)}", flush=True)
+    if code := subprocess.run(command, check=False).returncode:
+        raise ValueError(f"{' '.join(command[:5])} failed with code {code}")
+
+
+def _until_active(describe: list[str]) -> None:
+    """Wait until the slice is there. Raises ValueError where it never will be."""
+    before = ""
+    while True:
+        asked = subprocess.run(describe, capture_output=True, text=True, check=False)
+        state = asked.stdout.strip()
+        if asked.returncode:
+            raise ValueError(f"gcloud does not know the request: {asked.stderr.strip()}")
+        if state != before:
+            print(f"the request is {state}", flush=True)
+        if state == "ACTIVE":
+            return
+        if state in OVER:
+            raise ValueError(f"the request is {state}: try another zone or type, --spot or --reserved")
+        before = state
+        time.sleep(LOOK_SECONDS)
+
+
+def _surely(f: Callable[[], Any]) -> None:
+    """`f()`, though Ctrl-C be pressed: what is not deleted goes on costing."""
+    while True:
+        try:
+            f()
+            return
+        except KeyboardInterrupt:
+            print("deleting the slice: wait", file=sys.stderr)

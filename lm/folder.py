@@ -1,0 +1,113 @@
+"""A run's folder: claimed for one experiment, and what is in it before the first step.
+
+The folder is seen by all processes of a run; the first one writes.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lm import processes, remote, value
+from lm.experiment import Experiment, changed
+from lm.text.tokenizer import Tokenizer
+
+
+def claim(folder: Path, experiment: Experiment, reference: str) -> Path:
+    """`folder`, made if missing, with experiment.json. Raises ValueError when it holds another experiment's run, or
+    when not all processes see it.
+
+    The mesh is free: a run goes on with other devices than it began with."""
+    by_first("claim", folder, lambda: _claim(folder, experiment, reference))
+    processes.agreed("folder", lambda: _seen(folder, experiment))
+    return folder
+
+
+def by_first(what: str, folder: Path, f: Callable[[], Any]) -> None:
+    """`f()` in the first process; what it writes to `folder`, all then see."""
+
+    def write() -> None:
+        f()
+        remote.push(folder)
+
+    processes.by_first(what, write)
+    if processes.count() > 1:
+        processes.agreed(f"{what}, seen", lambda: None if processes.first() else remote.pull(folder))
+
+
+def _claim(folder: Path, experiment: Experiment, reference: str) -> None:
+    file = folder / "experiment.json"
+    new = value.plain(experiment)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if file.exists():
+            different = [d for d in changed(json.loads(file.read_text())["value"], new) if not _placing(d[0])]
+            if different:
+                shown = "; ".join(f"{path} was {old!r}, is {now!r}" for path, old, now in different[:6])
+                more = f" and {len(different) - 6} more" if len(different) > 6 else ""
+                raise ValueError(
+                    f"{remote.shown(folder)} holds a run of a different experiment ({shown}{more}): "
+                    "choose another --workdir, or remove it"
+                )
+        write_json(file, {"experiment": reference, "fingerprint": experiment.fingerprint, "value": new})
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        raise ValueError(
+            f"cannot use {remote.shown(folder)} as a run's folder: {error}; choose another --workdir"
+        ) from None
+
+
+def _placing(path: str) -> bool:
+    """Whether the field at `path` says where a run is computed and nothing else."""
+    return path.split(".")[0] == "mesh" or path == "compute.devices"
+
+
+def _seen(folder: Path, experiment: Experiment) -> None:
+    try:
+        there = json.loads((folder / "experiment.json").read_text())["fingerprint"] == experiment.fingerprint
+    except (OSError, ValueError, KeyError):
+        there = False
+    if not there:
+        raise ValueError(
+            f"{remote.shown(folder)} here is not the folder of the first process: with several machines --workdir is "
+            "on a shared disk or in a bucket"
+        )
+
+
+def write_json(file: Path, data: Any) -> None:
+    """`data` as readable JSON, whole or not at all."""
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    part.replace(file)
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """`tokenizer` in `folder`, whole or not at all."""
+    part = folder.with_suffix(".part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        tokenizer.save(part)
+        part.rename(folder)
+    except OSError as error:
+        raise ValueError(f"cannot write {folder}: {error.strerror or error}; choose another --workdir") from None
+
+
+def check_sources(folder: Path, sources: Mapping[str, Any]) -> None:
+    """The text must be what it was when the run began: data.json tells its content, an experiment only its name.
+
+    Raises ValueError where it is not, or where another process reads another text."""
+    file = folder / "data.json"
+    found = {name: source.fingerprint() for name, source in sources.items()}
+
+    def check() -> None:
+        known = json.loads(file.read_text()) if file.exists() else found
+        for name in found:
+            if known.get(name) != found[name]:
+                raise ValueError(f"source {name!r} has changed since this run began: choose another --workdir")
+
+    def note() -> None:
+        check()
+        write_json(file, found)
+
+    by_first("sources", folder, note)
+    processes.agreed("same sources", check)

@@ -1,0 +1,450 @@
+"""`lm launch`: what would be submitted, and what a mistake says before anything is. Tools are stood in for by scripts
+that note how they were called."""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from launch import local
+from launch.__main__ import main
+from launch.accelerators import slice_of
+from launch.launch import apart
+
+SCHEMA = Path(__file__).parents[2] / ".." / "shared" / "data" / "schemas" / "jobset-crd.yaml"
+PAGE = "experiments.quickstart"
+GKE = ("launch", "gke", "--image", "IMAGE", "--dry-run", PAGE, "--workdir", "gs://bucket/run")
+TPU = ("launch", "tpu-vm", "--type", "v6e-16", "--zone", "z", PAGE, "--workdir", "gs://bucket/run")
+
+Tool = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tool:
+    """Puts a tool on the PATH: a shell script, which first notes its arguments in the file that is returned."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+    def make(name: str, script: str) -> Path:
+        file = folder / name
+        file.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/{name}.calls\n{script}\n')
+        file.chmod(0o755)
+        return tmp_path / f"{name}.calls"
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every bucket can be written."""
+    monkeypatch.setattr("lm.remote.check", lambda url: None)
+
+
+def said(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:
+    assert main(argv) == code
+    out, err = capsys.readouterr()
+    return err if code else out
+
+
+# ---------------------------------------------------------------- what is to be run
+
+
+def test_an_engine_s_options_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    one = said(capsys, "launch", "local", "-n", "3", "--dry-run", PAGE, "--set", "steps=50", "seed=1")
+    other = said(capsys, "launch", "local", "train", PAGE, "--set", "steps=50", "seed=1", "--dry-run", "-n", "3")
+    assert one == other
+    assert one.splitlines()[2] == (
+        "LM_COORDINATOR=127.0.0.1:PORT LM_PROCESSES=3 LM_PROCESS=2 "
+        f"{sys.executable} -m launch train {PAGE} --set steps=50 seed=1"
+    )
+
+
+def test_what_belongs_to_the_engine() -> None:
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("-n", "--processes")
+    parser.add_argument("--dry-run", action="store_true")
+    words = ["train", "page", "--dry-run", "--set", "a=1", "--processes=3", "-n", "2", "--", "-n", "5"]
+    rest = ["train", "page", "--set", "a=1", "-n", "5"]
+    assert apart(parser, words) == (["--dry-run", "--processes=3", "-n2"], rest)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ((), 1, "nothing to launch: name an experiment"),
+        (("experiments.nowhere",), 1, "unknown experiment 'experiments.nowhere'"),
+        ((PAGE, "--set", "model.layer=2"), 1, "layers"),
+        ((PAGE, "--seeds", "2"), 2, "unrecognized arguments: --seeds 2"),
+        (("sample", "runs/a"), 1, "lm sample cannot be launched: train, study, evaluate can"),
+        (("study", "experiments.ablations.heads"), 1, "lm study is one process: -n 1"),
+        ((PAGE, "-n", "0"), 1, "-n 0: expected at least 1"),
+    ],
+)
+def test_a_mistake_costs_no_machine(
+    words: tuple[str, ...], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in said(capsys, "launch", "local", *words, code=code)
+
+
+def test_a_bucket_that_cannot_be_written(
+    tool: Tool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = tool("gcloud", "")
+    monkeypatch.undo()
+    assert "nowhere://bucket/run" in said(capsys, *TPU[:-1], "nowhere://bucket/run", code=1)
+    assert not calls.exists()
+
+
+# ---------------------------------------------------------------- local
+
+
+def test_one_that_fails_ends_the_others(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setattr(local, "PATIENCE_SECONDS", 0.2)
+    code = "import os, time; print('here', flush=True); os.environ['LM_PROCESS'] == '1' and os._exit(3); time.sleep(60)"
+    began = time.monotonic()
+    each = [local.environment(i, 2, []) for i in range(2)]
+    assert local.together([sys.executable, "-c", code], each, tmp_path / "logs") == 3
+    assert time.monotonic() - began < 10
+    assert "process 1 of 2 failed with code 3: the others were ended; its output:" in capfd.readouterr().err
+    assert (tmp_path / "logs" / "process-1.txt").read_text() == "here\n"
+
+
+def test_one_that_is_killed_ends_the_others(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(local, "PATIENCE_SECONDS", 0.2)
+    code = "import os, time; os.environ['LM_PROCESS'] == '0' and os.kill(os.getpid(), 9); time.sleep(60)"
+    each = [local.environment(i, 2, []) for i in range(2)]
+    assert local.together([sys.executable, "-c", code], each, tmp_path) == 128 + signal.SIGKILL
+    assert "process 0 of 2 was killed by signal 9: the others were ended" in capfd.readouterr().err
+
+
+def test_gpus_are_shared_out(tool: Tool, capsys: pytest.CaptureFixture[str]) -> None:
+    tool("nvidia-smi", "for i in 0 1 2 3; do echo GPU $i: H100; done")
+    lines = said(capsys, "launch", "local", "-n", "2", "--dry-run", PAGE).splitlines()
+    assert "CUDA_VISIBLE_DEVICES=0,1 " in lines[0] and "CUDA_VISIBLE_DEVICES=2,3 " in lines[1]
+    assert "4 GPUs do not divide among 3 processes" in said(capsys, "launch", "local", "-n", "3", PAGE, code=1)
+
+
+# ---------------------------------------------------------------- slurm
+
+SLURM = ("launch", "slurm", PAGE, "--nodes", "2", "--tasks-per-node", "4")
+
+
+def test_the_script_of_slurm(capsys: pytest.CaptureFixture[str]) -> None:
+    script = said(capsys, *SLURM, "--sbatch", "-p long --gres=gpu:4 --time 4:00:00", "--set", "steps=50", "--dry-run")
+    lines = script.splitlines()
+    assert lines[0] == "#!/bin/bash"
+    for option in (
+        "--job-name=quickstart",
+        "--nodes=2",
+        "--ntasks-per-node=4",
+        "--requeue",
+        "--signal=B:TERM@120",
+        "-plong",
+        "--gres=gpu:4",
+        "--time=4:00:00",
+    ):
+        assert f"#SBATCH {option}" in lines
+    assert "export LM_PROCESSES=auto" in lines
+    assert f"srun --kill-on-bad-exit=1 {sys.executable} -m launch train {PAGE} --set steps=50 &" in lines
+
+
+def test_an_option_of_sbatch_may_stand_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (
+        ("--sbatch", "--overcommit", PAGE),
+        (PAGE, "--sbatch", "--overcommit"),
+        ("--sbatch=--overcommit", PAGE),
+    ):
+        assert "#SBATCH --overcommit\n" in said(capsys, "launch", "slurm", *argv, "--dry-run")
+
+
+def test_slurm_submits_once(tool: Tool, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    tool("squeue", "")
+    tool("sbatch", f"cat > {tmp_path}/script; echo '12;cluster'")
+    out = said(capsys, *SLURM, "--workdir", str(tmp_path / "run"))
+    assert out.startswith("job 12: squeue --job 12; tail -f ") and f"{tmp_path}/run/slurm-12.log" in out
+    assert (tmp_path / "script").read_text() == said(capsys, *SLURM, "--workdir", str(tmp_path / "run"), "--dry-run")
+
+
+def test_what_slurm_refuses(tool: Tool, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    workdir = ("--workdir", str(tmp_path / "run"))
+    assert "sbatch is not on the PATH" in said(capsys, *SLURM, *workdir, code=1)
+    calls = tool("sbatch", "echo 'invalid partition' >&2; exit 1")
+    tool("squeue", "")
+    assert "sbatch refused the job: invalid partition" in said(capsys, *SLURM, *workdir, code=1)
+    calls.unlink()
+    tool("squeue", "echo '7 RUNNING'")
+    assert "a job 'quickstart' is there already (7 RUNNING)" in said(capsys, *SLURM, *workdir, code=1)
+    assert not calls.exists()
+
+
+# ---------------------------------------------------------------- gke
+
+
+def manifest(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:
+    return dict(yaml.safe_load(said(capsys, *GKE, *options)))
+
+
+@pytest.mark.parametrize(
+    ("tpu", "label", "pods", "chips"),
+    [
+        ("v4:2x2x4", "tpu-v4-podslice", 4, 4),
+        ("v5e:2x4", "tpu-v5-lite-podslice", 1, 8),
+        ("v5e:16x16", "tpu-v5-lite-podslice", 64, 4),
+        ("v5p:2x2x1", "tpu-v5p-slice", 1, 4),
+        ("v5p:4x4x4", "tpu-v5p-slice", 16, 4),
+        ("v6e:1x1", "tpu-v6e-slice", 1, 1),
+        ("v6e:4x8", "tpu-v6e-slice", 8, 4),
+    ],
+)
+def test_slices_and_their_machines(
+    tpu: str, label: str, pods: int, chips: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = manifest(capsys, "--tpu", tpu, "--slices", "2")
+    (job,) = made["spec"]["replicatedJobs"]
+    assert (
+        job["replicas"] == 2
+        and job["template"]["spec"]["completions"] == pods == job["template"]["spec"]["parallelism"]
+    )
+    pod = job["template"]["spec"]["template"]["spec"]
+    topology = tpu.partition(":")[2]
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": label,
+        "cloud.google.com/gke-tpu-topology": topology,
+    }
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"] == {"google.com/tpu": chips} == container["resources"]["requests"]
+    assert container["env"] == [{"name": "LM_PROCESSES", "value": "auto"}]
+    assert container["command"] == ["python", "-m", "launch", "train", PAGE, "--workdir", "gs://bucket/run"]
+    whole(made)
+
+
+def test_gpus_queue_and_account(capsys: pytest.CaptureFixture[str]) -> None:
+    options = (
+        "--queue",
+        "multislice-queue",
+        "--service-account",
+        "writer",
+        "--env",
+        "A=b=c",
+        "--spot",
+        "--priority",
+        "high",
+    )
+    made = manifest(capsys, "--gpu", "h100", "--machines", "4", *options)
+    assert made["metadata"]["labels"] == {
+        "xpk.google.com/workload": "quickstart",
+        "kueue.x-k8s.io/queue-name": "multislice-queue",
+    }
+    (job,) = made["spec"]["replicatedJobs"]
+    pod = job["template"]["spec"]["template"]["spec"]
+    env = {e["name"]: e.get("value") for e in pod["containers"][0]["env"]}
+    assert env == {
+        "LM_COORDINATOR": "quickstart-slice-job-0-0.quickstart:55527",
+        "LM_PROCESSES": "4",
+        "LM_PROCESS": None,
+        "A": "b=c",
+    }
+    assert pod["nodeSelector"]["cloud.google.com/gke-accelerator"] == "nvidia-h100-80gb"
+    assert (pod["serviceAccountName"], pod["priorityClassName"]) == ("writer", "high")
+    whole(made)
+
+
+def whole(made: dict[str, Any]) -> None:
+    """What a cluster checks: the definition of JobSet where it is at hand, and what it says no more than in words."""
+    assert (made["apiVersion"], made["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    (job,) = made["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    assert spec["completionMode"] == "Indexed" and spec["template"]["spec"]["restartPolicy"] == "Never"
+    for container in spec["template"]["spec"]["containers"]:
+        assert all(isinstance(e.get("value", ""), str) for e in container["env"])
+        assert all(isinstance(word, str) for word in container["command"])
+    pod = f"{made['metadata']['name']}-{job['name']}-{job['replicas']}-{spec['completions']}-abcde"
+    assert len(pod) <= 63
+
+
+def closed(schema: Any) -> Any:
+    """An openAPIV3Schema of Kubernetes that refuses fields that it does not know, as its server does."""
+    if isinstance(schema, list):
+        return [closed(s) for s in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("x-kubernetes-int-or-string"):
+        return {"type": ["integer", "string"]}
+    made = {k: closed(v) for k, v in schema.items() if not k.startswith("x-kubernetes")}
+    if "properties" in made and "additionalProperties" not in made and isinstance(made.get("type"), str):
+        made["additionalProperties"] = False
+    return made
+
+
+def test_the_manifest_is_what_kubernetes_defines(capsys: pytest.CaptureFixture[str]) -> None:
+    if not SCHEMA.exists():
+        pytest.skip(f"the definition of JobSet is not at {SCHEMA}")
+    import jsonschema
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    (definition,) = (d for d in yaml.load_all(SCHEMA.read_text(), loader) if d)
+    (version,) = (v for v in definition["spec"]["versions"] if v["name"] == "v1alpha2")
+    validator = jsonschema.Draft202012Validator(closed(version["schema"]["openAPIV3Schema"]))
+    full = ("--queue", "q", "--service-account", "w", "--env", "A=b", "--spot", "--priority", "high")
+    for options in (
+        ("--tpu", "v5p:4x4x4", "--slices", "2"),
+        ("--gpu", "h100", "--machines", "4"),
+        ("--tpu", "v6e:2x4", *full),
+    ):
+        made = manifest(capsys, *options)
+        assert [error.message for error in validator.iter_errors(made)] == []
+    made["spec"]["replicatedJobs"][0]["replica"] = 2
+    assert "'replica' was unexpected" in next(validator.iter_errors(made)).message
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "name a --tpu, as in v5p:4x4x4, or a --gpu"),
+        (("--tpu", "v9:2x2"), "unknown TPU 'v9'"),
+        (("--tpu", "v5p:4x4"), "expected 3 sides, as in v5p:4x4x4"),
+        (("--tpu", "v5p:4x4x3"), "no such slice"),
+        (("--tpu", "v5p:8x4x4"), "sides are in ascending order"),
+        (("--tpu", "v6e:3x4"), "there are 1x1, 2x2, 2x4, 4x4, 4x8"),
+        (("--gpu", "h900"), "unknown GPU 'h900'"),
+        (("--gpu", "h100", "--env", "1A"), "--env 1A: expected NAME=VALUE"),
+        (("--gpu", "h100", "--name", "x" * 41), "expected at most 40 of a-z"),
+        (("--gpu", "h100", "--workdir", "runs/a"), "a pod's disk goes with it"),
+        (("--gpu", "h100", "--image="), "--image is missing"),
+    ],
+)
+def test_what_no_cluster_has(options: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in said(capsys, *GKE, *options, code=1)
+
+
+def test_kubectl_applies_it(tool: Tool, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    argv = [word for word in GKE if word != "--dry-run"] + ["--tpu", "v5p:4x4x4"]
+    assert "kubectl is not on the PATH" in said(capsys, *argv, code=1)
+    tool("kubectl", f'case "$*" in *apply*) cat > {tmp_path}/applied;; *) echo NotFound >&2; exit 1;; esac')
+    assert "logs -f job/quickstart-slice-job-0" in said(capsys, *argv)
+    assert (tmp_path / "applied").read_text() == said(capsys, *argv, "--dry-run")
+    tool("kubectl", "exit 0")
+    assert "a JobSet 'quickstart' is there already" in said(capsys, *argv, code=1)
+    tool("kubectl", "echo 'no cluster' >&2; exit 1")
+    assert "kubectl cannot ask the cluster for JobSets: no cluster" in said(capsys, *argv, code=1)
+
+
+def test_known_slices() -> None:
+    assert slice_of("v5p:2x2x4")[0].hosts("2x2x4") == 4
+    assert slice_of("v5p:12x12x16")[0].hosts("12x12x16") == 576
+
+
+# ---------------------------------------------------------------- tpu-vm
+
+
+def gcloud(states: str, run: str = "exit 0") -> str:
+    """A gcloud whose request goes through `states`, once it is made; `run` is what ssh does to the command."""
+    return f"""
+folder=$(dirname "$0")
+case "$*" in
+  *" create "*) echo {states} > $folder/states;;
+  *" describe "*)
+    [ -f $folder/states ] || exit 1
+    read -r first rest < $folder/states; echo $first; [ -z "$rest" ] || echo $rest > $folder/states;;
+  *" ssh "*LM_PROCESSES*) {run};;
+esac
+"""
+
+
+def verbs(calls: Path) -> list[str]:
+    """What was asked of gcloud: its verbs, one after the other."""
+    known = ("create", "describe", "scp", "ssh", "delete")
+    found = [next(v for v in known if f" {v} " in f" {line} ") for line in calls.read_text().splitlines()]
+    return [v for i, v in enumerate(found) if i == 0 or found[i - 1] != v]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import subprocess
+
+    monkeypatch.setattr("launch.tpu_vm.LOOK_SECONDS", 0.0)
+    monkeypatch.chdir(tmp_path)  # a checkout to pack
+    subprocess.run(
+        "git init -q && git -c user.name=a -c user.email=a commit -q --allow-empty -m a", shell=True, check=True
+    )
+
+
+@pytest.mark.parametrize(("run", "code"), [("exit 0", 0), ("exit 7", 7)])
+def test_a_slice_is_made_used_and_deleted(
+    run: str, code: int, tool: Tool, quick: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    calls = tool("gcloud", gcloud("WAITING_FOR_RESOURCES PROVISIONING ACTIVE", run))
+    assert main(TPU) == code
+    assert verbs(calls) == ["describe", "create", "describe", "scp", "ssh", "delete"]
+    text = calls.read_text()
+    assert "--accelerator-type=v6e-16 --runtime-version=v2-alpha-tpuv6e" in text
+    assert f"LM_PROCESSES=auto .venv/bin/python -m launch train {PAGE} --workdir gs://bucket/run" in text
+    assert text.splitlines()[-1] == "compute tpus queued-resources delete quickstart --zone=z --force --quiet"
+    assert not (tmp_path / "lm.tar.gz").exists()
+
+
+def test_a_slice_that_does_not_come_is_deleted(tool: Tool, quick: None, capsys: pytest.CaptureFixture[str]) -> None:
+    calls = tool("gcloud", gcloud("WAITING_FOR_RESOURCES FAILED"))
+    assert "the request is FAILED: try another zone" in said(capsys, *TPU, code=1)
+    assert verbs(calls)[-1] == "delete"
+
+
+def test_an_interrupted_slice_is_deleted_or_kept(
+    tool: Tool, quick: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(describe: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("launch.tpu_vm._until_active", interrupted)
+    calls = tool("gcloud", gcloud("ACTIVE"))
+    assert main(TPU) == 130
+    assert verbs(calls) == ["describe", "create", "delete"]
+    calls.unlink()
+    (calls.parent / "bin" / "states").unlink()
+    assert main([*TPU, "--keep"]) == 130
+    assert verbs(calls) == ["describe", "create"]
+    assert "kept; to delete it: gcloud compute tpus queued-resources delete" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--type", "v9-8"), "unknown accelerator type 'v9-8'"),
+        (("--type", "v6e"), "expected an accelerator type, as in v6e-16"),
+        (("--zone", ""), "--zone is missing"),
+        (("--spot", "--reserved"), "--spot and --reserved exclude each other"),
+        (("--workdir", "runs/a"), "the machines' disks go with them"),
+        ((), "gcloud is not on the PATH"),
+    ],
+)
+def test_what_no_zone_has(
+    options: tuple[str, ...], message: str, tool: Tool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in said(capsys, *TPU, *options, code=1)
+
+
+def test_a_name_that_is_taken(tool: Tool, capsys: pytest.CaptureFixture[str]) -> None:
+    calls = tool("gcloud", "echo ACTIVE")
+    assert "a queued resource 'quickstart' is there already" in said(capsys, *TPU, code=1)
+    assert verbs(calls) == ["describe"]
+
+
+def test_a_dry_run_asks_nobody(tool: Tool, capsys: pytest.CaptureFixture[str]) -> None:
+    calls = [tool(name, "exit 1") for name in ("gcloud", "kubectl", "sbatch", "squeue")]
+    for argv in ((*TPU, "--dry-run"), (*GKE, "--tpu", "v5p:4x4x4"), (*SLURM, "--dry-run")):
+        assert said(capsys, *argv)
+    assert not any(file.exists() for file in calls)
+    assert json.dumps("gcloud compute tpus queued-resources create quickstart --zone=z")[1:-1] in said(
+        capsys, *TPU, "--dry-run"
+    )

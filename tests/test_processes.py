@@ -1,0 +1,61 @@
+"""Several processes: what a launcher tells, and one run of two. All that happens to more is in tests/several.py."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lm import run
+from lm.processes import declared
+from lm.train.checkpoint import Checkpoints
+from tests import several
+from tests.tiny import experiment, write_texts
+
+FOUND = dict(coordinator_address="a:1", num_processes=2, process_id=1, cluster_detection_method="deactivate")
+
+
+@pytest.mark.parametrize(
+    ("environ", "found"),
+    [
+        ({}, None),
+        ({"LM_PROCESSES": "1"}, None),
+        ({"LM_PROCESSES": "auto"}, {}),
+        ({"LM_PROCESSES": "2", "LM_PROCESS": "1", "LM_COORDINATOR": "a:1"}, FOUND),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}, {}),
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, None),
+        ({"SLURM_JOB_ID": "3", "SLURM_NTASKS": "2"}, None),  # sbatch's own shell is no task
+    ],
+)
+def test_what_a_launcher_tells(environ: dict[str, str], found: dict[str, Any] | None) -> None:
+    assert declared(environ) == found
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"LM_PROCESSES": "two"}, "LM_PROCESSES=two, LM_PROCESS=: expected a number of processes"),
+        ({"LM_PROCESSES": "2", "LM_PROCESS": "2", "LM_COORDINATOR": "a:1"}, "and a place below it"),
+        ({"LM_PROCESSES": "2", "LM_PROCESS": "0", "LM_COORDINATOR": "a"}, "LM_COORDINATOR=a: expected HOST:PORT"),
+    ],
+)
+def test_what_makes_no_sense(environ: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        declared(environ)
+
+
+def test_two_are_left_together_and_one_goes_on(tmp_path: Path) -> None:
+    """The second of two gets SIGTERM, and both stop after the same step; this process, with other devices, goes on,
+    to the metrics of a run that had these devices all along."""
+    texts = write_texts(tmp_path / "texts")
+    whole = experiment(texts).replace(prompts=(), compute=dict(matmul="float32"))
+    run.train(whole, tmp_path / "whole")
+    two = several.start(2, texts, tmp_path / "left", 0.1)
+    several.until_step(two, tmp_path / "left", 3)
+    two[1].send_signal(signal.SIGTERM)
+    said = several.finish(two, 75, 75)
+    assert "asked to end: all 2 processes stop after step" in said[0]
+    stopped = Checkpoints(tmp_path / "left" / "checkpoints").latest
+    assert stopped and all(f"stopped after step {stopped}, with a checkpoint" in text for text in said)
+    run.train(whole, tmp_path / "left")
+    several.same(tmp_path / "left", tmp_path / "whole")

@@ -1,0 +1,85 @@
+"""A run's folder in a bucket, for which fsspec's file system in memory stands in."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lm import remote, run
+from lm.monitor import read_metrics
+from tests.tiny import experiment, lines, write_texts
+
+URL = "memory://bucket/run"
+
+
+@pytest.fixture(autouse=True)
+def bucket() -> Iterator[None]:
+    import fsspec
+
+    fsspec.filesystem("memory").store.clear()
+    yield
+    fsspec.filesystem("memory").store.clear()
+
+
+def test_a_folder_here_is_itself(tmp_path: Path) -> None:
+    assert remote.near(tmp_path) == tmp_path and remote.far(tmp_path) == ""
+    assert remote.checkpoints(tmp_path) == str(tmp_path / "checkpoints")
+    remote.push(tmp_path)
+    remote.pull(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_changed_is_sent_and_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = remote.near(URL)
+    assert (remote.far(folder), remote.checkpoints(folder)) == (URL, f"{URL}/checkpoints")
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "a").write_text("1")
+    (folder / "metrics.jsonl").write_text("{}\n")
+    (folder / "half.part").write_text("")
+    remote.push(folder)
+    sent: list[str] = []
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    put = MemoryFileSystem.put_file
+    monkeypatch.setattr(
+        MemoryFileSystem, "put_file", lambda fs, here, there: (sent.append(there), put(fs, here, there))
+    )
+    (folder / "metrics.jsonl").write_text("{}\n{}\n")
+    remote.push(folder)
+    assert sent == ["/bucket/run/metrics.jsonl"]
+    again = remote.near(URL)
+    there = sorted(p.relative_to(again).as_posix() for p in again.rglob("*") if p.is_file())
+    assert there == ["metrics.jsonl", "remote.txt", "tokenizer/a"]
+    assert (again / "metrics.jsonl").read_text() == "{}\n{}\n"
+
+
+def test_what_cannot_be_written_or_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    remote.check(URL)
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    def refused(*_: object) -> None:
+        raise PermissionError("403, forbidden\nmore")
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", refused)
+    with pytest.raises(ValueError, match=r"cannot write memory://bucket/run \(403, forbidden\): is the bucket there"):
+        remote.check(URL)
+    with pytest.raises(ValueError, match="cannot read nowhere://bucket"):
+        remote.near("nowhere://bucket")
+
+
+def test_a_run_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its small files; Orbax writes checkpoints to stores of its own, so these stay here."""
+    monkeypatch.setattr(remote, "checkpoints", lambda folder: str(tmp_path / "checkpoints"))
+    declared = experiment(write_texts(tmp_path / "texts")).replace(steps=8, prompts=())
+    run.train(declared, URL)
+    found = remote.near(URL)
+    assert {"experiment.json", "metrics.jsonl", "about.json", "data.json", "report.html"} <= {
+        p.name for p in found.iterdir()
+    }
+    assert json.loads((found / "about.json").read_text())["finished"] and (found / "tokenizer").is_dir()
+    before = lines(found)
+    assert [line["step"] for line in read_metrics(found) if "loss" in line] == list(range(1, 9))
+    run.train(declared, URL)  # finished: left as it is
+    assert lines(remote.near(URL)) == before
+    assert run.evaluate(URL)["sums"]["loss"] == pytest.approx(before[-1]["eval/sums/loss"], rel=1e-5)
