@@ -18,6 +18,7 @@ from lm.data.objective import CausalLM, Objective
 from lm.decode.sampling import Sampling
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig
+from lm.sharding import Layout
 from lm.train.optim import AdamW, Optimizer
 
 EVERY = ("log_every_steps", "eval_every_steps", "checkpoint_every_steps")
@@ -33,11 +34,12 @@ class Experiment:
     """What is trained, on what, and how long.
 
     The model and how it is computed, the data and the question asked about it, the optimizer, the mesh (axis ->
-    devices, -1 for those that the others leave; empty: all devices data parallel), then numbers: `batch_tokens` a step
-    in rows of `seq_len` tokens (0: the model's context), or in their place `rows_per_device`, which makes the batch grow
-    with the devices (a share of a row where several devices hold one); `accumulate` micro-batches; `z_loss` as in lm/train/loss.py; `ema` the decay of a moving
-    average of the parameters (0: none); `eval_tokens` the most held-out tokens a source that an evaluation on the way
-    reads (0: all; the last one reads all); `embedding` a .npy file of vectors that the embedding table starts with."""
+    devices, -1 for those that the others leave; empty: all devices data parallel) and the `layout` on it
+    (lm/sharding.py), then numbers: `batch_tokens` a step in rows of `seq_len` tokens (0: the model's context), or in
+    their place `rows_per_device`, which makes the batch grow with the devices (a share of a row where several devices
+    hold one); `accumulate` micro-batches; `z_loss` as in lm/train/loss.py; `ema` the decay of a moving average of the
+    parameters (0: none); `eval_tokens` the most held-out tokens a source that an evaluation on the way reads (0: all;
+    the last one reads all); `embedding` a .npy file of vectors that the embedding table starts with."""
 
     name: str
     model: ModelConfig
@@ -47,6 +49,7 @@ class Experiment:
     objective: Objective = CausalLM()
     optimizer: Optimizer = field(default_factory=AdamW)
     mesh: dict[str, int] = field(default_factory=dict)
+    layout: Layout = Layout()
     compute: Compute = Compute()
     seed: int = 0
     seq_len: int = 0

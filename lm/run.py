@@ -30,6 +30,7 @@ from lm.data.cache import cache_dir
 from lm.data.loader import Batches, prepare
 from lm.data.store import TokenStore
 from lm.experiment import Experiment, changed
+from lm.legal import check_mesh
 from lm.model import count
 from lm.model.transformer import Transformer
 from lm.monitor import Bar, Metrics, preparing
@@ -64,6 +65,7 @@ def train(experiment: Experiment, workdir: str | Path, reference: str = "", comm
     Interrupted after SIGTERM or SIGINT."""
     hardware.split_cpu(experiment.compute.devices)
     hardware.keep_compiled(cache_dir())
+    experiment = experiment.on(jax.device_count())
     folder = claim(Path(workdir), experiment, reference)
     return Run(experiment, folder, command).train()
 
@@ -126,25 +128,14 @@ class Run:
         self.experiment, self.folder, self.command = experiment, folder, command
         self.compute = experiment.compute.resolve()
         self.mesh = make_mesh(experiment.mesh)
-        self._check_rows()
+        check_mesh(experiment, self.mesh.shape)
         self.data = self._prepare()
         self.model = Transformer(experiment.model, self.compute)
         self.task = Pretraining(self.model, self.data, experiment.z_loss)
         self.optimizer = experiment.optimizer.build(experiment.steps, self.task.axes())
         self.learning_rate = experiment.optimizer.schedule_fn(experiment.steps)
-        self.evaluate_step = build_eval(self.task, self.mesh)
+        self.evaluate_step = build_eval(self.task, self.mesh, experiment.layout)
         self.step: Step | None = None  # None: one of its own
-
-    def _check_rows(self) -> None:
-        e, parts = self.experiment, self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        rows = e.rows // e.accumulate
-        if rows % parts:
-            fitting = -(-rows // parts) * parts * e.length * e.accumulate
-            raise ValueError(
-                f"{rows} rows a micro-batch do not divide over data x fsdp = {parts} devices: "
-                f"batch_tokens={e.batch_tokens} is {e.rows} rows of {e.length} tokens in {e.accumulate} micro-batches; "
-                f"try batch_tokens={fitting}"
-            )
 
     def _prepare(self) -> Batches:
         e, saved = self.experiment, self.folder / "tokenizer"
@@ -209,8 +200,8 @@ class Run:
     def _state(self, checkpoints: Checkpoints) -> TrainState:
         e = self.experiment
         if not checkpoints.steps():
-            return self._started(init_state(self.task, self.optimizer, self.mesh, e.seed, e.ema))
-        abstract, _ = state_shardings(self.task, self.optimizer, self.mesh, e.ema)
+            return self._started(init_state(self.task, self.optimizer, self.mesh, e.seed, e.ema, e.layout))
+        abstract, _ = state_shardings(self.task, self.optimizer, self.mesh, e.ema, e.layout)
         state, _, step = checkpoints.restore(abstract)
         print(f"resumed from checkpoint {step}")
         return state
@@ -239,7 +230,7 @@ class Run:
         about: dict[str, Any],
     ) -> Iterator[TrainState]:
         e = self.experiment
-        step = self.step or build_step(self.task, self.optimizer, self.mesh, e.seed, e.accumulate, e.ema)
+        step = self.step or build_step(self.task, self.optimizer, self.mesh, e.seed, e.accumulate, e.ema, e.layout)
         clock = Clock(e.batch_tokens, int(state.step))
         flops = count.flops_per_token(e.model, e.length)
         peak = about["peak_flops"]
@@ -355,7 +346,7 @@ class Run:
         """What the folder tells besides the experiment: where it ran, what was counted, what gzip and xz need."""
         e = self.experiment
         peak, source = hardware.peak_flops(self.compute.matmul)
-        abstract, _ = state_shardings(self.task, self.optimizer, self.mesh, e.ema)
+        abstract, _ = state_shardings(self.task, self.optimizer, self.mesh, e.ema, e.layout)
         points = sorted({round(i * (e.steps - 1) / (MIXTURE_POINTS - 1)) for i in range(MIXTURE_POINTS)})
         summary = {s: {k: vars(a) for k, a in splits.items()} for s, splits in self.data.summary().items()}
         about = {
@@ -401,7 +392,9 @@ def evaluate(run: str | Path) -> dict[str, dict[str, float]]:
     under_way = Run(experiment, Path(run))
     part = "ema" if experiment.ema else "params"
     checkpoints = Checkpoints(Path(run) / "checkpoints", experiment.keep_last, experiment.keep_best)
-    abstract, _ = state_shardings(under_way.task, under_way.optimizer, under_way.mesh, experiment.ema)
+    abstract, _ = state_shardings(
+        under_way.task, under_way.optimizer, under_way.mesh, experiment.ema, experiment.layout
+    )
     state, _, _ = checkpoints.restore({part: getattr(abstract, part)})
     checkpoints.close()
     found, baselines = under_way.heldout(state[part]), under_way._baselines()

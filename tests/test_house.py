@@ -18,8 +18,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("lm.model", "lm.data"),
     ("lm.train", "lm.decode"),
     ("lm.experiment",),
-    ("lm.tune", "lm.evaluate", "lm.pretrained", "lm.report"),
-    ("lm.samples",),
+    ("lm.tune", "lm.evaluate", "lm.pretrained", "lm.report", "lm.legal"),
+    ("lm.samples", "lm.plan"),
     ("lm.run",),
     ("lm.study",),
     ("experiments", "benchmarks"),
@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 # Downward, and still never.
 NEVER = (("lm.model", "lm.text"), ("lm.data", "lm.model"), ("benchmarks", "experiments"))
 OUTSIDE = ("tensorflow", "torch", "transformers")
-FLAX_LIVES_IN = ("lm.model", "lm.sharding")
+FLAX_LIVES_IN = ("lm.model",)
 WAY_IN = "lm.pretrained"  # `from lm.pretrained import load` is the one function that a package itself holds
 LINES = 500
 

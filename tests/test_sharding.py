@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from lm.sharding import (
     MESH_AXES,
     RULES,
+    Layout,
     batch_sharding,
     check_axes,
     constrain,
@@ -24,6 +25,7 @@ from lm.sharding import (
 )
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
+ZERO = ("fsdp", "context", "expert")
 
 
 def test_the_rules_name_axes_of_the_mesh() -> None:
@@ -34,10 +36,11 @@ def test_the_rules_name_axes_of_the_mesh() -> None:
 @pytest.mark.parametrize(
     ("axes", "expected"),
     [
-        (("batch", "seq", "act_embed"), P(("data", "fsdp", "expert"), None, None)),
-        (("layers", "embed", "heads", "head_dim"), P(None, "fsdp", "tensor", None)),
-        (("vocab", "embed"), P("tensor", "fsdp")),
-        (("batch", "embed"), P(("data", "fsdp", "expert"), None)),  # a mesh axis serves one dimension
+        (("batch", "seq", "act_embed"), P(("replica", "data", "fsdp", "expert"), "context", None)),
+        (("layers", "embed", "heads", "head_dim"), P(None, ZERO, "tensor", None)),
+        (("layers", "experts", "embed", "mlp"), P(None, "expert", ("fsdp", "context"), "tensor")),
+        (("vocab", "embed"), P("tensor", ZERO)),
+        (("batch", "embed"), P(("replica", "data", "fsdp", "expert"), "context")),  # a mesh axis serves one dimension
         (("mlp", "vocab"), P("tensor", None)),
         ((None, "norm"), P(None, None)),
     ],
@@ -52,11 +55,12 @@ def test_logical_axes_become_mesh_axes(axes: tuple[str | None, ...], expected: P
 @pytest.mark.parametrize(
     ("shape", "sizes"),
     [
-        (None, (8, 1, 1, 1)),
-        ({}, (8, 1, 1, 1)),
-        ({"fsdp": 8}, (1, 8, 1, 1)),
-        ({"tensor": 2, "data": 4}, (4, 1, 2, 1)),
-        (MESH, (2, 2, 2, 1)),
+        (None, (1, 8, 1, 1, 1, 1)),
+        ({}, (1, 8, 1, 1, 1, 1)),
+        ({"fsdp": 8}, (1, 1, 8, 1, 1, 1)),
+        ({"tensor": 2, "data": 4}, (1, 4, 1, 1, 1, 2)),
+        (MESH, (1, 2, 2, 1, 1, 2)),
+        ({"context": 2, "expert": 2, "replica": 2}, (2, 1, 1, 2, 2, 1)),
     ],
 )
 def test_a_mesh_has_every_axis_and_every_device_once(shape: dict[str, int] | None, sizes: tuple[int, ...]) -> None:
@@ -72,9 +76,15 @@ def test_a_mesh_of_some_devices() -> None:
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ({"dat": 8}, r"mesh has no axis 'dat': did you mean data\? known: data, fsdp, tensor, expert"),
+        (
+            {"dat": 8},
+            r"mesh has no axis 'dat': did you mean data\? known: replica, data, fsdp, expert, context, tensor",
+        ),
         ({"data": 3}, "mesh data 3 needs 3 devices, 8 are here: .* multiply to 8, for instance data=8"),
-        ({"data": 4, "tensor": 4}, "mesh data 4 x tensor 4 needs 16 devices, 8 are here"),
+        (
+            {"data": 4, "tensor": 4},
+            "mesh data 4 x tensor 4 needs 16 devices, 8 are here: .*for instance data=2 tensor=4",
+        ),
         ({"data": 0}, "mesh axis data=0: expected a whole number of devices, at least 1"),
         ({"data": -8}, "mesh axis data=-8"),
         ({"data": 2.0}, "mesh axis data=2.0"),
@@ -99,7 +109,7 @@ def test_constrain_is_in_the_program() -> None:
         text = lowered("batch", "seq", "vocab")
     constraint = re.search(r"sharding_constraint.*", text)
     assert constraint is not None
-    assert '[{"data", "fsdp", "expert"}, {}, {"tensor"}]' in constraint.group(0)
+    assert '[{"replica", "data", "fsdp", "expert"}, {"context"}, {"tensor"}]' in constraint.group(0)
 
 
 def test_constrain_moves_the_array() -> None:
@@ -130,7 +140,7 @@ PARAMS = {
         "query": jax.ShapeDtypeStruct((3, 8, 4, 2), jnp.float32),
         "scale": jax.ShapeDtypeStruct((3, 8), jnp.float32),
     },
-    "tokens": jax.ShapeDtypeStruct((5, 8), jnp.float32),
+    "tokens": jax.ShapeDtypeStruct((6, 8), jnp.float32),
 }
 AXES = {
     "layers": {"query": ("layers", "embed", "heads", "head_dim"), "scale": ("layers", "norm")},
@@ -138,11 +148,18 @@ AXES = {
 }
 
 
-def test_a_dimension_that_does_not_divide_stays_whole() -> None:
-    placed = shardings(PARAMS, AXES, make_mesh(MESH))
-    assert placed["layers"]["query"].spec == P(None, "fsdp", "tensor", None)
-    assert placed["layers"]["scale"].spec == P(None, None)
-    assert placed["tokens"].spec == P(None, "fsdp")  # 5 rows over 2 devices
+def test_a_dimension_that_does_not_divide_is_refused() -> None:
+    odd = {"tokens": jax.ShapeDtypeStruct((5, 8), jnp.float32)}
+    with pytest.raises(ValueError, match=r"'tokens'.* \(5, 8\): vocab 5 .* over mesh tensor=2: .*whole=\('vocab',\)"):
+        shardings(odd, {"tokens": ("vocab", "embed")}, make_mesh(MESH))
+    kept = shardings(odd, {"tokens": ("vocab", "embed")}, make_mesh(MESH), Layout(whole=("vocab",)).rules)
+    assert kept["tokens"].spec == P(None, ZERO)
+
+
+def test_fewer_kv_heads_than_devices_are_whole_on_each() -> None:
+    key = {"key": jax.ShapeDtypeStruct((8, 2, 4), jnp.float32)}
+    mesh = make_mesh({"tensor": 8})
+    assert shardings(key, {"key": ("embed", "kv_heads", "head_dim")}, mesh)["key"].spec == P(ZERO, None, None)
 
 
 def test_like_places_moments_as_their_parameters() -> None:

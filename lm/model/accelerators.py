@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from lm.model.compute import Compute
 from lm.model.flash import flash
 from lm.model.scoring import Mask, Scoring, plain
-from lm.sharding import per_device
+from lm.sharding import per_device, platform
 
 TILE = 128  # splash attention's blocks are multiples of this
 
@@ -65,7 +65,7 @@ def _splash(
         attn_logits_soft_cap=cap or None,
         head_shards=1,
         q_seq_shards=1,
-        interpret=jax.default_backend() == "cpu",
+        interpret=platform() == "cpu",
     )
     extra = dict(sinks=sinks) if sunk else {}
     each = jax.vmap(lambda q, k, v, a, b: attend(q, k, v, segment_ids=kernels.SegmentIds(a, b), **extra))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import jax
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from lm.model.compute import Compute
 from lm.model.kernels import KERNELS
@@ -126,7 +127,10 @@ class Attention:
                 add_bias(module, f"{name}_bias", y, (axis, "head_dim"))
                 for (name, _, axis), y in zip(kinds, ys, strict=True)
             ]
-        return [constrain(y, "batch", "seq", axis, "head_dim") for (_, _, axis), y in zip(kinds, ys, strict=True)]
+        return [
+            checkpoint_name(constrain(y, "batch", "seq", axis, "head_dim"), name.removeprefix("cross_"))
+            for (name, _, axis), y in zip(kinds, ys, strict=True)
+        ]
 
     def _attend(
         self,
@@ -146,4 +150,5 @@ class Attention:
         y = constrain(y, "batch", "seq", "heads", "head_dim")
         out = param(module, name, (N, H, D), ("heads", "head_dim", "embed"), fan_in(N * H, (2 * depth) ** -0.5))
         y = linear(y, out, compute, contract=2)
-        return add_bias(module, f"{name}_bias", y, ("norm",)) if self.bias and self.out_bias else y
+        y = add_bias(module, f"{name}_bias", y, ("norm",)) if self.bias and self.out_bias else y
+        return checkpoint_name(y, "out")

@@ -8,7 +8,11 @@ import jax
 
 from lm.value import suggest
 
-REMAT = ("nothing", "dots", "full")
+REMAT = ("nothing", "dots", "minimal", "offload", "full", "names")
+# what a policy may name, in the order of a layer: the products with the weights, and `attention`, what the attention's
+# kernel needs to go backward without going forward again
+NAMES = ("query", "key", "value", "attention", "out", "mlp_in", "mlp_out")
+OUTER = ("query", "key", "value", "out", "mlp_out")  # all products but the feed-forward's inner ones
 ATTENTION = ("plain", "blocked", "flash", "splash", "cudnn")  # the kernels of lm/model/attention.py
 
 
@@ -25,7 +29,10 @@ class Compute:
     - `flat`: products on [B*T, D] with gradients written for the CPU's matrix kernels, or plain einsums that keep B and
       T apart (what a mesh wants).
     - `unroll`: layers a scan step, 0 for all. Unrolled layers compile longer; on CPUs they run faster.
-    - `remat`: what the backward pass computes again: nothing, all but matrix products (dots), or whole layers (full).
+    - `remat`: what the backward pass computes again: nothing, all but matrix products (dots), all but the products at
+      the ends of each sublayer (minimal: OUTER), the same with what is kept in the host's memory (offload), whole
+      layers (full), or all but the activations that `keep` and `offload` name (names, of NAMES).
+    - `keep`, `offload`: with remat="names", the activations that stay on the device, and those that wait on the host.
     - `loss_chunk`: tokens of one sequence whose logits exist at a time, 0 for all.
     - `devices`: host devices to split a CPU into, each with its share of the cores; 0 leaves JAX's one.
 
@@ -38,6 +45,8 @@ class Compute:
     flat: str = "auto"
     unroll: int = -1
     remat: str = "nothing"
+    keep: tuple[str, ...] = ()
+    offload: tuple[str, ...] = ()
     loss_chunk: int = 512
     devices: int = 0
 
@@ -54,6 +63,19 @@ class Compute:
             raise ValueError(f"compute.attention={self.attention!r}: {suggest(self.attention, ['auto', *ATTENTION])}")
         if self.remat not in REMAT:
             raise ValueError(f"compute.remat={self.remat!r}: {suggest(self.remat, REMAT)}")
+        if (self.keep or self.offload) and self.remat != "names":
+            raise ValueError(f"compute.keep and compute.offload are for remat='names', and remat={self.remat!r}")
+        for name in (*self.keep, *self.offload):
+            if name not in NAMES:
+                raise ValueError(f"compute.keep and compute.offload: unknown activation {suggest(name, NAMES)}")
+        if both := set(self.keep) & set(self.offload):
+            raise ValueError(f"compute.keep and compute.offload both name {', '.join(sorted(both))}: choose one")
+
+    @property
+    def saved(self) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+        """The activations that the backward pass finds on the device, and those that it finds on the host; None where
+        `remat` does not go by names."""
+        return {"minimal": (OUTER, ()), "offload": ((), OUTER), "names": (self.keep, self.offload)}.get(self.remat)
 
     def resolve(self, backend: str | None = None) -> "Compute":
         """This value with every "auto" replaced for `backend` (cpu, gpu or tpu; default: JAX's)."""

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.core.scope import LazyRng
+from jax.ad_checkpoint import checkpoint_name
 
 from lm.model.compute import Compute
 from lm.sharding import check_axes, constrain
@@ -188,6 +189,7 @@ class FeedForward:
         parts = linears(x, weights, compute)
         if self.bias:
             parts = [add_bias(module, f"{n}_bias", y, ("mlp",)) for n, y in zip(self.inputs, parts, strict=True)]
+        parts = [checkpoint_name(constrain(y, "batch", "seq", "mlp"), "mlp_in") for y in parts]
         hidden = constrain(self.inner(*parts), "batch", "seq", "mlp")
         down = param(module, "down", (F, D), ("mlp", "embed"), fan_in(F, (2 * depth) ** -0.5))
         y = linear(hidden, down, compute)

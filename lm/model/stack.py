@@ -11,20 +11,37 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from lm.model.attention import Cache
 from lm.model.compute import Compute
 from lm.model.config import LayerKind, ModelConfig
 from lm.model.parts import dropout
 from lm.model.scoring import Mask
-from lm.sharding import constrain
+from lm.sharding import DEVICE, HOST, constrain, has_host_memory, platform
 
 Params = dict[str, Any]
 Losses = dict[str, jax.Array]
-POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
+
+
+def policy(compute: Compute) -> Any:
+    """What jax.checkpoint is to keep of a layer, where `compute.remat` is not "nothing".
+
+    Raises ValueError where it names what is to wait on the host and the backend cannot."""
+    if compute.saved is None:
+        policies = jax.checkpoint_policies
+        return dict(dots=policies.dots_with_no_batch_dims_saveable, full=policies.nothing_saveable)[compute.remat]
+    kept, offloaded = compute.saved
+    if not offloaded:
+        return jax.checkpoint_policies.save_only_these_names(*kept)
+    if not has_host_memory():
+        raise ValueError(
+            f"compute.remat={compute.remat!r}: {platform()} has no memory of the host's that a device can "
+            "read: choose minimal or full"
+        )
+    return jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=kept, names_which_can_be_offloaded=offloaded, offload_src=DEVICE, offload_dst=HOST
+    )
 
 
 class Memory(NamedTuple):
@@ -63,20 +80,26 @@ class Layer(nn.Module):
         def attend(h: jax.Array) -> jax.Array:
             nonlocal cache
             y, cache = cfg.attention(self, h, mask, positions, table, context.bias, cache, compute, cfg.layers)
-            return dropout(self, y, cfg.dropout)
+            return dropout(self, joined(y), cfg.dropout)
 
         def cross(h: jax.Array) -> jax.Array:
             nonlocal cache
             assert context.memory is not None
             y, cache = cfg.attention.cross(self, h, *context.memory, cache, compute, cfg.layers)
-            return dropout(self, y, cfg.dropout)
+            return dropout(self, joined(y), cfg.dropout)
 
         def feed(h: jax.Array) -> jax.Array:
-            return dropout(self, ffn(self, h, compute, cfg.layers), cfg.dropout)
+            y = checkpoint_name(ffn(self, h, compute, cfg.layers), "mlp_out")
+            return dropout(self, joined(y), cfg.dropout)
 
         both = {"cross": cross} if context.memory is not None else {}
         x = cfg.wiring(self, cfg.norm, x, {"attention": attend, **both, "ffn": feed})
-        return constrain(x, "batch", "seq", "act_embed"), cache
+        return joined(x), cache
+
+
+def joined(x: jax.Array) -> jax.Array:
+    """x [B, T, D], the residual stream or what is added to it, laid out as that is."""
+    return constrain(x, "batch", "stream", "act_embed")
 
 
 @dataclass(frozen=True)
@@ -156,7 +179,7 @@ class Stack:
             return x, (cache, dict(sown.get("losses", {})))
 
         if self.compute.remat != "nothing":
-            run = jax.checkpoint(run, policy=POLICIES[self.compute.remat], prevent_cse=self.compute.unroll != 1)
+            run = jax.checkpoint(run, policy=policy(self.compute), prevent_cse=self.compute.unroll != 1)
         return run(x, params, cache, key, context)
 
     def empty_cache(self, batch: int, length: int, memory: int, dtype: Any) -> dict[str, Cache]:

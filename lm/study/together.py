@@ -70,7 +70,7 @@ class Program:
         self.varied = [name for name in floats if len({getattr(o, name) for o in optimizers}) > 1]
         self.steps = max(e.steps for e in experiments)
         self.scheduled = len({(value.fingerprint(e.optimizer.schedule), e.steps) for e in experiments}) > 1
-        self.jitted = compiled(self._step, run.task, run.optimizer, run.mesh, self.first.ema)
+        self.jitted = compiled(self._step, run.task, run.optimizer, run.mesh, self.first.ema, self.first.layout)
 
     def _step(self, state: Any, batch: Any, data: Mapping[str, Any]) -> Any:
         e, axes = self.first, self.run.task.axes()
@@ -86,7 +86,7 @@ class Program:
             height = experiment.optimizer.schedule.build(1.0, experiment.steps)
             heights = np.asarray(jax.vmap(height)(jnp.arange(experiment.steps)), np.float32)
             data["heights"] = np.pad(heights, (0, self.steps - len(heights)))
-        return under(self.run.mesh, self.jitted, data)
+        return under(self.run.mesh, self.jitted, data, layout=self.first.layout)
 
 
 class Spoken(Bar):

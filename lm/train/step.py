@@ -4,6 +4,7 @@ It is jitted once, with the shardings of its state and batch, and the state that
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm import sharding
+from lm.sharding import Layout
 from lm.train.loss import Metrics
 from lm.train.state import TrainState, averaged, new_state
 from lm.train.task import Batch, Task
@@ -22,22 +24,37 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def state_shardings(
-    task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, ema: float = 0.0
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    ema: float = 0.0,
+    layout: Layout = Layout(),
 ) -> tuple[Any, Any]:
     """The training state as ShapeDtypeStructs that carry their shardings, and those shardings as a tree."""
     shapes = jax.eval_shape(lambda key: new_state(task.init(key), optimizer, bool(ema)), jax.random.key(0))
-    params = sharding.shardings(shapes.params, task.axes(), mesh)
+    axes = task.axes()
+    params = sharding.shardings(shapes.params, axes, mesh, layout.rules)
+    moments = sharding.shardings(shapes.params, axes, mesh, layout.state_rules)
     placed = sharding.like(shapes, shapes.params, params, mesh)
+    opt_state = sharding.like(shapes.opt_state, shapes.params, moments, mesh)
+    if layout.optimizer_on_host:
+        opt_state = sharding.on_host(shapes.opt_state, opt_state, mesh)
+    placed = replace(placed, opt_state=opt_state, ema=moments if ema else ())
     return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placed), placed
 
 
 def init_state(
-    task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int, ema: float = 0.0
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    seed: int,
+    ema: float = 0.0,
+    layout: Layout = Layout(),
 ) -> TrainState:
     """The state before the first step, each array made where it lives. The same numbers on any mesh."""
-    _, placed = state_shardings(task, optimizer, mesh, ema)
+    _, placed = state_shardings(task, optimizer, mesh, ema, layout)
     make = jax.jit(lambda key: new_state(task.init(key), optimizer, bool(ema)), out_shardings=placed)
-    with sharding.using(mesh):
+    with sharding.using(mesh, layout):
         return make(jax.random.key(seed))
 
 
@@ -48,19 +65,27 @@ def build_step(
     seed: int = 0,
     accumulate: int = 1,
     ema: float = 0.0,
+    layout: Layout = Layout(),
 ) -> Step:
     """(state, batch) -> (state one step on, metrics), compiled once; the state that goes in is donated.
 
     The metrics are scalars on device: loss and accuracy (weighted means), grad_norm (before clipping), tokens (the sum
     of the weights). next_sentence_loss and next_sentence (accuracy) are means over rows, where a batch asks for it."""
-    jitted = compiled(one_step(task, optimizer, accumulate, ema), task, optimizer, mesh, ema)
+    jitted = compiled(one_step(task, optimizer, accumulate, ema), task, optimizer, mesh, ema, layout)
     # the seed is data, not a constant of the program: runs that differ in it alone share what is compiled
-    return under(mesh, jitted, np.uint32(seed))
+    return under(mesh, jitted, np.uint32(seed), layout=layout)
 
 
-def compiled(step: Any, task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, ema: float = 0.0) -> Any:
+def compiled(
+    step: Any,
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    ema: float = 0.0,
+    layout: Layout = Layout(),
+) -> Any:
     """`step`, (state, batch, numbers) -> (state, metrics), jitted with the shardings of the state, which is donated."""
-    _, placed = state_shardings(task, optimizer, mesh, ema)
+    _, placed = state_shardings(task, optimizer, mesh, ema, layout)
     scalars = NamedSharding(mesh, PartitionSpec())
     return jax.jit(step, in_shardings=(placed, None, None), out_shardings=(placed, scalars), donate_argnums=0)
 
@@ -68,9 +93,11 @@ def compiled(step: Any, task: Task, optimizer: optax.GradientTransformation, mes
 def one_step(task: Task, optimizer: optax.GradientTransformation, accumulate: int = 1, ema: float = 0.0) -> Any:
     """(state, batch, seed) -> (state one step on, metrics): what is compiled."""
 
+    axes = task.axes()
+
     def gradients(params: Any, batch: Batch, key: jax.Array) -> tuple[Metrics, Any]:
         (total, metrics), grads = jax.value_and_grad(task.loss, has_aux=True)(params, batch, key)
-        return {**metrics, "total": total}, grads
+        return {**metrics, "total": total}, sharding.as_state(grads, axes)
 
     def step(state: TrainState, batch: Batch, seed: jax.Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -80,7 +107,8 @@ def one_step(task: Task, optimizer: optax.GradientTransformation, accumulate: in
             metrics, grads = gradients(state.params, batch, key)
         else:
             metrics, grads = _accumulated(gradients, state.params, batch, key, accumulate)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        opt_state = sharding.to_device(state.opt_state)
+        updates, opt_state = optimizer.update(grads, opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         new = TrainState(state.step + 1, params, opt_state, averaged(state.ema, params, ema), state.frozen)
         return new, {**metrics, "grad_norm": optax.global_norm(grads), "tokens": tokens}
@@ -103,7 +131,7 @@ def _accumulated(gradients: Any, params: Any, batch: Batch, key: jax.Array, part
     return jax.lax.scan(body, zero, (split, jax.random.split(key, parts)))[0]
 
 
-def build_eval(task: Task, mesh: Mesh) -> Callable[[Any, Batch], Metrics]:
+def build_eval(task: Task, mesh: Mesh, layout: Layout = Layout()) -> Callable[[Any, Batch], Metrics]:
     """(params, batch) -> the weighted sums of loss and accuracy over the batch; `tokens`, the sum of the weights, and
     `pairs`, that of the next sentences' where the batch has them."""
 
@@ -113,23 +141,22 @@ def build_eval(task: Task, mesh: Mesh) -> Callable[[Any, Batch], Metrics]:
             counts["pairs"] = batch["next_sentence_weights"].sum()
         return {**task.loss(params, batch, None)[1], **counts}
 
-    return under(mesh, jax.jit(evaluate))
+    return under(mesh, jax.jit(evaluate), layout=layout)
 
 
-def under(mesh: Mesh, jitted: Any, *last: Any) -> Any:
+def under(mesh: Mesh, jitted: Any, *last: Any, layout: Layout = Layout()) -> Any:
     """`jitted` with `last` as its last arguments, called under `mesh`."""
 
     def call(*args: Any) -> Any:
-        with sharding.using(mesh):
+        with sharding.using(mesh, layout):
             return jitted(*args, *last)
 
-    call.lower = lambda *args: _lower(mesh, jitted, (*args, *last))  # type: ignore[attr-defined]
+    def lower(*args: Any) -> Any:
+        with sharding.using(mesh, layout):
+            return jitted.lower(*args, *last)
+
+    call.lower = lower  # type: ignore[attr-defined]
     return call
-
-
-def _lower(mesh: Mesh, jitted: Any, args: Any) -> Any:
-    with sharding.using(mesh):
-        return jitted.lower(*args)
 
 
 def place(batch: Batch, mesh: Mesh) -> Batch:

@@ -1,0 +1,105 @@
+"""Whether an experiment can be laid over a mesh: the border where the one meets the other.
+
+Every dimension that the layout splits must divide by the devices along its mesh axes. What does not is refused here, in
+the experiment's own words and with the nearest sizes that would do, before anything is compiled or spent.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from lm.experiment import Experiment
+from lm.model.config import ModelConfig
+from lm.model.experts import Experts
+from lm.sharding import MAY_STAY_WHOLE
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A number of the experiment, `field`=`value`, of which each device along the mesh axes `names` needs a whole share
+    of a multiple of `unit`; `what` says it in words."""
+
+    field: str
+    value: int
+    names: tuple[str, ...]
+    unit: int = 1
+    axis: str = ""
+    what: str = ""
+
+
+def check_mesh(experiment: Experiment, mesh: Mapping[str, int]) -> None:
+    """Raise ValueError where `experiment` cannot be laid over a mesh of these sizes (axis -> devices), with the axis,
+    its size, the dimension, and the nearest legal values."""
+    experts = [kind.ffn for kind in experiment.model.kinds if isinstance(kind.ffn, Experts)]
+    if mesh.get("expert", 1) > 1 and not experts:
+        raise ValueError(f"mesh axis expert={mesh['expert']}: this model has no experts, use data or fsdp instead")
+    if mesh.get("tensor", 1) == 1 and experiment.layout.sequence:
+        raise ValueError("layout.sequence=True splits the sequence over mesh axis tensor, which is 1: set it to False")
+    for dimension in dimensions(experiment):
+        names = tuple(name for name in dimension.names if mesh.get(name, 1) > 1)
+        parts = math.prod(mesh[name] for name in names)
+        if dimension.value % (parts * dimension.unit) and not _repeated(dimension, parts):
+            raise ValueError(_refusal(dimension, names, mesh))
+
+
+def _repeated(dimension: Dimension, parts: int) -> bool:
+    """Whether each part may have the whole dimension: fewer kv heads than devices."""
+    return dimension.axis in MAY_STAY_WHOLE and parts % dimension.value == 0
+
+
+def dimensions(experiment: Experiment) -> Iterator[Dimension]:
+    """What a mesh may split of `experiment`: its rows, its sequence, and its model's sizes."""
+    e, layout = experiment, experiment.layout
+    rules = {axis: (rule,) if isinstance(rule, str) else rule or () for axis, rule in layout.rules.items()}
+    rows = f"{e.rows // e.accumulate} rows a micro-batch"
+    yield Dimension("batch_tokens", e.batch_tokens, rules["batch"], e.length * e.accumulate, "batch", rows)
+    pieces = 2 if e.model.causal else 1  # lm/model/context.py: two chunks a device, so that causal work is equal
+    yield Dimension("seq_len", e.length, rules["seq"], pieces, "seq", f"rows of {e.length} tokens")
+    yield Dimension("seq_len", e.length, rules["stream"], 1, "stream", f"rows of {e.length} tokens")
+    for field, (axis, size) in sizes(e.model).items():
+        split = rules[axis]
+        if axis == "embed":
+            state = layout.state_rules["embed"] or ()
+            split = (*split, *(name for name in state if name not in split))
+        yield Dimension(f"model.{field}", size, split, 1, axis)
+
+
+def sizes(model: ModelConfig) -> dict[str, tuple[str, int]]:
+    """The sizes of a model by the names of their fields, each with its logical axis."""
+    found = {
+        "width": ("embed", model.width),
+        "vocab": ("vocab", model.vocab),
+        "attention.heads": ("heads", model.attention.heads),
+        "attention.kv_heads": ("kv_heads", model.attention.kv),
+    }
+    for i, (kind, whole) in enumerate(zip(model.pattern, model.kinds, strict=True)):
+        name = f"pattern[{i}].ffn" if kind.ffn else "ffn"
+        assert whole.ffn is not None
+        found[f"{name}.mlp"] = ("mlp", whole.ffn.mlp)
+        if isinstance(whole.ffn, Experts):
+            found[f"{name}.experts"] = ("experts", whole.ffn.experts)
+    return found
+
+
+def _refusal(d: Dimension, names: tuple[str, ...], mesh: Mapping[str, int]) -> str:
+    """The one line that says what does not divide, and what would."""
+    parts = math.prod(mesh[name] for name in names)
+    step = parts * d.unit
+    below, above = d.value // step * step, (d.value // step + 1) * step
+    values = " or ".join(f"{d.field}={v}" for v in (below, above) if v)
+    over = " x ".join(f"{name}={mesh[name]}" for name in names) + (f" = {parts} devices" if len(names) > 1 else "")
+    told = f"{d.what} ({d.field}={d.value})" if d.what else f"{d.field}={d.value}"
+    shares = f" in shares of a multiple of {d.unit}" if d.unit > 1 and d.axis == "seq" else ""
+    whole = f", or keep it whole on every device: layout.whole=({d.axis!r},)" if d.axis == "vocab" else ""
+    return f"{told} cannot be divided over mesh {over}{shares}: try {_axis_sizes(d, names, mesh)} or {values}{whole}"
+
+
+def _axis_sizes(d: Dimension, names: tuple[str, ...], mesh: Mapping[str, int]) -> str:
+    """The nearest sizes of the last of these mesh axes that would do, of those that divide the devices in all."""
+    *others, last = names
+    rest, devices = math.prod(mesh[name] for name in others), math.prod(mesh.values())
+    legal = [n for n in range(1, devices + 1) if devices % (n * rest) == 0 and d.value % (n * rest * d.unit) == 0] or [
+        1
+    ]
+    near = sorted(legal, key=lambda n: abs(math.log(n / mesh[last])))[:2]
+    return " or ".join(f"{last}={n}" for n in sorted(near))
