@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
-from launch import convert, evaluate, report, sample, show, study, tokenizer, train
+from launch import convert, evaluate, plan, report, sample, show, study, tokenizer, train
 from lm.value import suggest
 
 VERBS = {
@@ -20,6 +20,7 @@ VERBS = {
     "sample": sample,
     "evaluate": evaluate,
     "show": show,
+    "plan": plan,
     "study": study,
     "report": report,
     "convert": convert,
@@ -32,6 +33,7 @@ examples:
   lm train experiments.quickstart --workdir runs/small --set steps=100 model.layers=2
   lm sample runs/quickstart --prompt "def " -n 3
   lm evaluate runs/quickstart
+  lm plan experiments.llama:llama3_8b --topology v5p:4x4x4      what it would cost there
   lm study experiments.ablations.heads           which is better, by how much, how sure
 
 lm VERB --help tells more of each.

@@ -20,6 +20,7 @@ from lm.model.compute import Compute
 from lm.model.config import ModelConfig
 from lm.sharding import Layout
 from lm.train.optim import AdamW, Optimizer
+from lm.train.schedule import Cosine
 
 EVERY = ("log_every_steps", "eval_every_steps", "checkpoint_every_steps")
 AT_LEAST_ONE = ("steps", "batch_tokens", "accumulate", *EVERY, "keep_last")
@@ -131,19 +132,21 @@ class Experiment:
 
 
 def published(base: Experiment, name: str, model: ModelConfig) -> Experiment:
-    """`base` with a model of published size: its layers computed again in the backward pass, its state split over all
-    devices, rows of its context but at most PUBLISHED_LENGTH tokens, one a device."""
-    compute = dataclasses.replace(base.compute, remat="full")
+    """`base` with a model of published size, for many chips: AdamW, layers computed again in the backward pass, the
+    state split over all devices, and a row a device of the model's context or PUBLISHED_LENGTH
+    tokens. A starting point, and no paper's recipe."""
     length = min(model.context, PUBLISHED_LENGTH)
     return dataclasses.replace(
         base,
         name=name,
         model=model,
-        compute=compute,
-        mesh={"fsdp": -1},
+        steps=100_000,
         batch_tokens=length,
         seq_len=length,
         rows_per_device=1.0,
+        optimizer=AdamW(learning_rate=3e-4, schedule=Cosine(warmup_steps=2000)),
+        mesh={"fsdp": -1},
+        compute=dataclasses.replace(base.compute, remat="full"),
     )
 
 

@@ -126,7 +126,9 @@ def parse(text: str) -> Topology:
     """The topology written `text`. Raises ValueError that lists those there are."""
     match = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+)*)(?:\*(\d+))?", text.strip().lower())
     if not match:
-        raise ValueError(f"topology {text!r}: expected kind:shape, as in v5p:4x4x4, v5p:4x4x4*2 (two slices) or h100:64")
+        raise ValueError(
+            f"topology {text!r}: expected kind:shape, as in v5p:4x4x4, v5p:4x4x4*2 (two slices) or h100:64"
+        )
     kind, shape, slices = match[1], tuple(map(int, match[2].split("x"))), int(match[3] or 1)
     if kind not in CHIPS:
         raise ValueError(f"topology {text!r} has no known chip: {suggest(kind, CHIPS)}")
