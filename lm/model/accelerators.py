@@ -5,21 +5,40 @@ float32) the portable kernels do in its place.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from lm.model.compute import Compute
 from lm.model.flash import flash
 from lm.model.scoring import Mask, Scoring, plain
-from lm.sharding import per_device, platform
+from lm.sharding import number, platform
 
 TILE = 128  # splash attention's blocks are multiples of this
+BLOCKS = (4096, 2048, 1024, 512, 384, 256, 128)
 
 
-def splash(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: Compute) -> jax.Array:
-    """`plain` by JAX's splash attention kernel for TPUs; on a CPU it is interpreted, for tests."""
-    (T, N), S = q.shape[1:3], k.shape[1]
+def splash_can(mask: Mask, T: int, S: int) -> bool:
+    """Whether the kernel can do a part [T] of the queries under this mask, on its own blocks."""
+    return mask.prefix is None and T % TILE == 0 and S % TILE == 0
+
+
+def splash(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    scoring: Scoring,
+    compute: Compute,
+    shards: int = 1,
+    dealt: bool = False,
+) -> jax.Array:
+    """`plain` by JAX's splash attention kernel for TPUs; on a CPU it is interpreted, for tests. With `shards`, q is
+    this device's part of the queries of so many, in natural order or `dealt` (lm/model/context.py)."""
+    T, S = q.shape[1], k.shape[1]
     mask = scoring.mask
     if scoring.bias is not None or mask.prefix is not None or not isinstance(mask.offset, int) or T == 1:
         return _portable(q, k, v, scoring, compute)
@@ -28,48 +47,42 @@ def splash(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: 
         jnp.pad(a.astype(compute.dtype), [(0, 0), (0, -a.shape[1] % TILE), (0, 0), (0, 0)]).transpose(0, 2, 1, 3)
         for a in (q, k, v)
     )
-    axes = ("batch", "heads", None, None), ("batch", "kv_heads", None, None), ("batch", None), ("heads",)
-    sinks = jnp.full((N,), -jnp.inf) if scoring.sinks is None else scoring.sinks.astype(jnp.float32)
-    run = partial(_splash, mask.causal, mask.window, mask.offset, scoring.cap, scoring.sinks is not None)
-    out = per_device(run, (axes[0], axes[1], axes[1], axes[2], axes[2], axes[3]), axes[0])(
-        q, k, v, queries, keys, sinks
-    )
-    return out.transpose(0, 2, 1, 3)[:, :T].astype(compute.dtype)
+    kernel = _splash_kernel(q.shape[1:3], k.shape[2], scoring, compute, shards, dealt)
+    extra = {} if scoring.sinks is None else dict(sinks=scoring.sinks.astype(jnp.float32))
+    each = jax.vmap(lambda q, k, v, a, b: kernel(q, k, v, segment_ids=kernels.SegmentIds(a, b), **extra))
+    return each(q, k, v, queries, keys).transpose(0, 2, 1, 3)[:, :T].astype(compute.dtype)
 
 
-def _splash(
-    causal: bool,
-    window: int,
-    offset: int,
-    cap: float,
-    sunk: bool,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    queries: jax.Array,
-    keys: jax.Array,
-    sinks: jax.Array,
-) -> jax.Array:
-    """[B, N, T, H] of q [B, N, T, H], k and v [B, K, S, H], segments [B, T] and [B, S], sinks [N]."""
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-
-    N, T, S = q.shape[1], q.shape[2], k.shape[2]
-    sides = (window - 1 if window else None, 0 if causal else (window - 1 if window else None))
-    one = masks.FullMask((T, S)) if sides == (None, None) else masks.LocalMask((T, S), sides, offset)
-    t, s = (max(b for b in (512, 384, 256, 128) if n % b == 0) for n in (T, S))
-    blocks = kernels.BlockSizes(t, s, s, t, s, s, t, s)
-    attend = kernels.make_splash_mha(
+def _splash_kernel(
+    queries: tuple[int, ...], S: int, scoring: Scoring, compute: Compute, shards: int, dealt: bool
+) -> Any:
+    """The kernel for (heads, queries) of one device and S keys."""
+    (N, T), mask = queries, scoring.mask
+    sides = (mask.window - 1 if mask.window else None, 0 if mask.causal else (mask.window - 1 if mask.window else None))
+    every = (T * shards, S)
+    one = masks.FullMask(every) if sides == (None, None) else masks.LocalMask(every, sides, int(mask.offset))
+    if dealt and isinstance(one, masks.LocalMask):
+        chunks = np.arange(T * shards, dtype=np.int32).reshape(2, shards, -1)
+        one.q_sequence = np.stack([chunks[0], chunks[1, ::-1]], axis=1).reshape(-1)
+    most = max(512, compute.block)
+    t, s = (max(b for b in BLOCKS if n % b == 0 and b <= most) for n in (T, S))
+    kernel = kernels.make_splash_mha(
         masks.MultiHeadMask([one] * N),
-        block_sizes=blocks,
-        attn_logits_soft_cap=cap or None,
+        block_sizes=kernels.BlockSizes(t, s, s, t, s, s, t, s),
+        attn_logits_soft_cap=scoring.cap or None,
         head_shards=1,
-        q_seq_shards=1,
+        q_seq_shards=shards,
+        residual_checkpoint_name="attention",
         interpret=platform() == "cpu",
     )
-    extra = dict(sinks=sinks) if sunk else {}
-    each = jax.vmap(lambda q, k, v, a, b: attend(q, k, v, segment_ids=kernels.SegmentIds(a, b), **extra))
-    return each(q, k, v, queries, keys)
+    return kernel if shards == 1 else jax.tree.map(partial(_own_part, shards), kernel)
+
+
+def _own_part(shards: int, x: jax.Array) -> jax.Array:
+    """This device's part of what the kernel knows of a mask: blocks [heads, queries, keys], or the queries' places."""
+    axis = min(1, x.ndim - 1)
+    part = x.shape[axis] // shards
+    return jax.lax.dynamic_slice_in_dim(x, number("context") * part, part, axis)
 
 
 def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: Compute) -> jax.Array:

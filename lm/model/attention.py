@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from lm.model.compute import Compute
-from lm.model.kernels import KERNELS
+from lm.model.context import attend
 from lm.model.parts import Norm, add_bias, fan_in, linear, linears, param, zeros
 from lm.model.positions import Positions
 from lm.model.scoring import Mask, Scoring
@@ -146,7 +146,7 @@ class Attention:
     ) -> jax.Array:
         """[B, T, D] from q [B, T, N, H], k and v [B, S, K, H], with the output weights `name`."""
         N, H = q.shape[2:]
-        y = KERNELS[compute.attention](q * (self.scale or H**-0.5), k, v, scoring, compute)
+        y = attend(q * (self.scale or H**-0.5), k, v, scoring, compute)
         y = constrain(y, "batch", "seq", "heads", "head_dim")
         out = param(module, name, (N, H, D), ("heads", "head_dim", "embed"), fan_in(N * H, (2 * depth) ** -0.5))
         y = linear(y, out, compute, contract=2)

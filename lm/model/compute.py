@@ -25,7 +25,7 @@ class Compute:
       both are bfloat16.
     - `attention`: the kernel, one of ATTENTION: all logits at once (plain), by rows of `block` queries (blocked; flash
       from 64 rows on), in memory that grows with the length alone (flash, blocks of `block`), or the vendor's: splash
-      on TPU, cudnn on GPU.
+      on TPU (blocks of 512, or of `block` where that is more), cudnn on GPU.
     - `flat`: products on [B*T, D] with gradients written for the CPU's matrix kernels, or plain einsums that keep B and
       T apart (what a mesh wants).
     - `unroll`: layers a scan step, 0 for all. Unrolled layers compile longer; on CPUs they run faster.

@@ -5,13 +5,16 @@ No token is dropped: the tokens are sorted by expert and each expert multiplies 
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from lm.model.compute import Compute
-from lm.model.parts import FeedForward, add_bias, fan_in, param
+from lm.model.parts import FeedForward, add_bias, fan_in, param, zeros
+from lm.sharding import gathered, number, per_device, scattered, split_by, summed
 
 
 @dataclass(frozen=True)
@@ -35,31 +38,69 @@ class Experts(FeedForward):
             raise ValueError(f"ffn.chosen={self.chosen} of ffn.experts={self.experts}: expected 1 to {self.experts}")
 
     def __call__(self, module: nn.Module, x: jax.Array, compute: Compute, depth: int) -> jax.Array:
-        (B, T, D), E, F, C = x.shape, self.experts, self.mlp, self.chosen
+        D, E, F = x.shape[-1], self.experts, self.mlp
+        weights, expert = self._route(module, x)  # [B, T, C] both
+        arrays: dict[str, jax.Array] = {}
+        axes: dict[str, tuple[str, ...]] = {}
+        for name in (*self.inputs, "down"):
+            inside, outside, ends = (F, D, ("mlp", "embed")) if name == "down" else (D, F, ("embed", "mlp"))
+            axes[name], scale = ("experts", *ends), (2 * depth) ** -0.5 if name == "down" else 1.0
+            w = param(module, name, (E, inside, outside), axes[name], fan_in(inside, scale))
+            arrays[name] = w.astype(compute.matmul)
+            if self.bias:
+                axes[f"{name}_bias"] = ("experts", ends[1])
+                arrays[f"{name}_bias"] = param(module, f"{name}_bias", (E, outside), axes[f"{name}_bias"], zeros)
+        tokens = ("batch", "seq", "act_embed"), ("batch", "seq", None), ("batch", "seq", None)
+        run = per_device(partial(self._mix, compute, axes), (*tokens, *axes.values()), tokens[0])
+        return run(x, weights, expert, *arrays.values())
 
-        weights, expert = self._route(module, x.reshape(-1, D))  # [B*T, C] both
-        order = jnp.argsort(expert.reshape(-1))  # stable: a token's place depends on the tokens before it alone
-        sizes = jnp.bincount(expert.reshape(-1), length=E).astype(jnp.int32)
-        rows, owner = x.reshape(-1, D)[order // C], expert.reshape(-1)[order]
+    def _mix(
+        self,
+        compute: Compute,
+        axes: dict[str, tuple[str, ...]],
+        x: jax.Array,
+        weights: jax.Array,
+        expert: jax.Array,
+        *arrays: jax.Array,
+    ) -> jax.Array:
+        """The weighted outputs [B, T, D] of the experts of tokens x [B, T, D]: of all of them, or on a mesh of one
+        device's. Experts stay where they are, and what their weights are split over besides is gathered; the tokens of
+        all devices along the expert axis come to each, which adds what its own experts make of them (all-gather and
+        reduce-scatter: a token travels once, however many experts it has)."""
+        D, F, C = x.shape[-1], arrays[-1 - self.bias].shape[1], self.chosen
+        whole = {n: _gathered(w, a, D) for (n, a), w in zip(axes.items(), arrays, strict=True)}
+        mine = whole["down"].shape[0]  # experts, of which the first has number `first`
+        split = mine < self.experts
+        first = number("expert") * mine if split else 0
+        if split:
+            x, weights, expert = (gathered(a, "expert", 0) for a in (x, weights, expert))
+        own = expert.reshape(-1) - first
+        own = jnp.where((own >= 0) & (own < mine), own, mine)
+        order = jnp.argsort(own)  # stable: a token's place depends on the tokens before it alone
+        sizes = jnp.bincount(own, length=mine + 1)[:mine].astype(jnp.int32)
+        rows, owner = x.reshape(-1, D)[order // C], own[order]
 
-        def product(name: str, rows: jax.Array, inside: int, outside: int, axes: tuple[str, str]) -> jax.Array:
-            scale = (2 * depth) ** -0.5 if name == "down" else 1.0
-            w = param(module, name, (E, inside, outside), ("experts", *axes), fan_in(inside, scale))
-            y = jax.lax.ragged_dot(
-                rows.astype(compute.matmul), w.astype(compute.matmul), sizes, preferred_element_type=jnp.float32
-            ).astype(compute.dtype)
-            if not self.bias:
-                return y
-            bias = param(module, f"{name}_bias", (E, outside), ("experts", axes[1]), nn.initializers.zeros)
-            return y + bias.astype(y.dtype)[owner]
+        def product(name: str, rows: jax.Array) -> jax.Array:
+            rows = rows.astype(compute.matmul)
+            y = jax.lax.ragged_dot(rows, whole[name], sizes, preferred_element_type=jnp.float32).astype(compute.dtype)
+            if self.bias:
+                bias = whole[f"{name}_bias"].astype(y.dtype)
+                if name == "down" and F < self.mlp:  # the sum over tensor is to have it once
+                    bias = jnp.where(number("tensor") == 0, bias, 0)
+                y = y + bias[jnp.minimum(owner, mine - 1)]
+            if split:  # the rows of other devices' experts
+                y = jnp.where((owner < mine)[:, None], y, 0)
+            return checkpoint_name(y, "mlp_out" if name == "down" else "mlp_in")
 
-        hidden = self.inner(*(product(name, rows, D, F, ("embed", "mlp")) for name in self.inputs))
-        out = product("down", hidden, F, D, ("mlp", "embed"))
-        back = out[jnp.argsort(order)].reshape(-1, C, D)  # each token's own, in the order of its choices
-        return jnp.einsum("mcd,mc->md", back, weights.astype(back.dtype)).reshape(B, T, D)
+        hidden = self.inner(*(product(name, rows) for name in self.inputs))
+        back = product("down", hidden)[jnp.argsort(order)].reshape(*expert.shape, D)  # in the order of its choices
+        y = jnp.einsum("btcd,btc->btd", back, weights.astype(back.dtype))
+        if split:
+            y = scattered(y, "expert", 0)
+        return summed(y, "tensor") if F < self.mlp else y
 
     def _route(self, module: nn.Module, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The weights and numbers [M, C] of the experts of tokens x [M, D], in float32."""
+        """The weights and numbers [B, T, C] of the experts of tokens x [B, T, D], in float32."""
         D, E = x.shape[-1], self.experts
         router = param(module, "router", (D, E), ("embed", None), fan_in(D))
         logits = x.astype(jnp.float32) @ router.astype(jnp.float32)
@@ -68,12 +109,19 @@ class Experts(FeedForward):
         top, expert = jax.lax.top_k(logits, self.chosen)
         log_z = jax.nn.logsumexp(top if self.normalise else logits, axis=-1, keepdims=True)
         if self.balance:
-            share = jax.nn.one_hot(expert, E).sum(1).mean(0)  # of the tokens that each expert gets: no gradient
-            wanted = jax.nn.softmax(logits).mean(0)
+            share = jax.nn.one_hot(expert, E).sum(2).mean((0, 1))  # of the tokens that each expert gets: no gradient
+            wanted = jax.nn.softmax(logits).mean((0, 1))
             sow(module, "balance", self.balance * E * (share * wanted).sum())
         if self.router_z:
             sow(module, "router_z", self.router_z * jnp.square(jax.nn.logsumexp(logits, axis=-1)).mean())
         return jnp.exp(top - log_z), expert
+
+
+def _gathered(w: jax.Array, axes: tuple[str, ...], width: int) -> jax.Array:
+    """A device's weights with the whole model width, over which they may be split."""
+    if "embed" not in axes or w.shape[axis := axes.index("embed")] == width:
+        return w
+    return gathered(w, split_by(axes, "embed"), axis)
 
 
 def sow(module: nn.Module, name: str, value: jax.Array) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from lm.model.compute import Compute
 from lm.model.scoring import MINUS_INFINITY, Mask, Scoring, Span, heads_first, heads_last
@@ -89,6 +90,7 @@ def _forward(
 
     out, log_z = jax.lax.map(one, jnp.arange(T // t))  # [T/t, B, K, G, t, ...]
     out, log_z = (jnp.moveaxis(a, 0, 3).reshape(B, K, G, T, -1) for a in (out, log_z))
+    out, log_z = checkpoint_name(out, "attention"), checkpoint_name(log_z, "attention")
     return out, (q, k, v, bias, sinks, mask, out, log_z)
 
 

@@ -5,12 +5,12 @@ are float32. A bias is given by distance, [N, T + S - 1], and laid out for a blo
 keys when that is computed, so that nothing of size T x S need exist.
 """
 
-import dataclasses
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from lm.model.compute import Compute
 
@@ -18,7 +18,6 @@ FAR = 1 << 29  # more keys than any sequence has
 MINUS_INFINITY = -1e30  # finite, so that a query that may look at nothing gives numbers and no NaN
 
 
-@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Mask:
     """Which keys a query may look at: those of its own segment and, when `causal`, those not later than itself, or in
@@ -26,14 +25,15 @@ class Mask:
 
     `query_segments` [B, T] and `key_segments` [B, S] are whole numbers, 0 for padding; None is one segment. `prefix`
     [B, S] marks keys that all of their segment see. `offset` is the index of the first query among the keys: what a
-    cache held before."""
+    cache held before. `dealt`: queries and keys stand in the order of lm/model/context.py's `deal`."""
 
     query_segments: jax.Array | None = None
     key_segments: jax.Array | None = None
     offset: jax.Array | int = 0
     prefix: jax.Array | None = None
-    causal: bool = dataclasses.field(default=True, metadata=dict(static=True))
-    window: int = dataclasses.field(default=0, metadata=dict(static=True))
+    causal: bool = True
+    window: int = 0
+    dealt: bool = False
 
     def allowed(self, rows: "Span", columns: "Span") -> jax.Array | None:
         """The [B or 1, T, S] booleans of these queries and keys, or None where all are allowed."""
@@ -65,6 +65,20 @@ class Mask:
         """How many keys a query can see after and before its own place."""
         window = self.window - 1 if self.window else FAR
         return (0 if self.causal and self.prefix is None else window), window
+
+
+def _flatten(mask: Mask) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    known = isinstance(mask.offset, int)  # it stays so inside jit and checkpoint: kernels leave out what it hides
+    arrays = mask.query_segments, mask.key_segments, None if known else mask.offset, mask.prefix
+    return arrays, (mask.offset if known else None, mask.causal, mask.window, mask.dealt)
+
+
+def _unflatten(static: tuple[Any, ...], arrays: tuple[Any, ...]) -> Mask:
+    queries, keys, offset, prefix = arrays
+    return Mask(queries, keys, offset if static[0] is None else static[0], prefix, *static[1:])
+
+
+jax.tree_util.register_pytree_node(Mask, _flatten, _unflatten)
 
 
 @dataclass(frozen=True)
@@ -158,6 +172,7 @@ def heads_first(q: jax.Array, k: jax.Array, v: jax.Array, compute: Compute) -> t
 
 def heads_last(out: jax.Array, compute: Compute) -> jax.Array:
     """[B, K, G, T, H] as [B, T, N, H] again."""
+    out = checkpoint_name(out, "attention")
     B, K, G, T, H = out.shape
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, K * G, H).astype(compute.dtype)
 

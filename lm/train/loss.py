@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm.sharding import constrain, size
+
 Metrics = dict[str, jax.Array]
 ChunkLoss = Callable[[Any, jax.Array, Any], tuple[jax.Array, Metrics]]
 
@@ -35,16 +37,22 @@ def cross_entropy(
 def by_chunks(chunk_loss: ChunkLoss, params: Any, x: jax.Array, rest: Any, chunk: int) -> tuple[jax.Array, Metrics]:
     """The sum of chunk_loss(params, x[:, c], rest[:, c]) over chunks c of `chunk` tokens of axis 1 (0: all at once).
 
-    x is [B, T, D]; `rest` a tree of [B, T] arrays that need no gradient."""
-    T = x.shape[1]
+    x is [B, T, D]; `rest` a tree of [B, T] arrays that need no gradient. Where a mesh splits the sequence, each device
+    goes over its own part of it, all at the same time."""
+    parts = size("context") if x.shape[1] % size("context") == 0 else 1
+    T = x.shape[1] // parts
     if chunk <= 0 or T <= chunk:
         return chunk_loss(params, x, rest)
     chunks = -(-T // chunk)
-    size = -(-T // chunks)
+    length = -(-T // chunks)
 
     def split(a: jax.Array) -> jax.Array:
-        padded = jnp.pad(a, [(0, 0), (0, chunks * size - T)] + [(0, 0)] * (a.ndim - 2))  # of weight 0
-        return jnp.moveaxis(padded.reshape(a.shape[0], chunks, size, *a.shape[2:]), 1, 0)
+        a = a.reshape(a.shape[0], parts, T, *a.shape[2:])
+        padded = jnp.pad(a, [(0, 0), (0, 0), (0, chunks * length - T)] + [(0, 0)] * (a.ndim - 3))  # of weight 0
+        a = jnp.moveaxis(padded.reshape(a.shape[0], parts, chunks, length, *a.shape[3:]), 2, 0)
+        return constrain(
+            a.reshape(chunks, a.shape[1], -1, *a.shape[4:]), *(None, "batch", "seq", "act_embed")[: a.ndim - 1]
+        )
 
     return _summed(chunk_loss, params, split(x), jax.tree.map(split, rest))
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import jax
 
+from lm.model.context import spread
 from lm.model.scoring import Mask
 from lm.model.transformer import Hidden, Params, Transformer
 from lm.train.loss import Metrics, by_chunks, cross_entropy
@@ -54,7 +55,8 @@ class Pretraining:
     def loss(self, params: Params, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
         """The weighted sum of the tokens' losses, and metrics that are such sums too."""
         key = key if self.model.cfg.dropout else None
-        x, _, losses = self._hidden(params, batch, key)
+        batch, dealt = spread(batch, self.model.cfg.causal)
+        x, _, losses = self._hidden(params, batch, key, dealt)
 
         def chunk_loss(head: Params, x: jax.Array, rest: Batch) -> tuple[jax.Array, Metrics]:
             return cross_entropy(self.model.logits(head, x), rest["targets"], rest["weights"], self.z_loss)
@@ -76,10 +78,11 @@ class Pretraining:
         nll, found = cross_entropy(logits, batch["next_sentence"], batch["next_sentence_weights"])
         return nll, {"next_sentence_loss": nll, "next_sentence": found["accuracy"]}
 
-    def _hidden(self, params: Params, batch: Batch, key: jax.Array | None) -> Hidden:
-        """The model's hidden states of a batch, through its encoder where the batch has tokens for one."""
+    def _hidden(self, params: Params, batch: Batch, key: jax.Array | None, dealt: bool) -> Hidden:
+        """The model's hidden states of a batch, through its encoder where the batch has tokens for one; `dealt` as in
+        Mask."""
         segments = batch.get("segment_ids")
-        mask = Mask(query_segments=segments, key_segments=segments, prefix=batch.get("prefix"))
+        mask = Mask(query_segments=segments, key_segments=segments, prefix=batch.get("prefix"), dealt=dealt)
         memory: dict[str, Any] = {}
         if "encoder_tokens" in batch:
             keys = (None, None) if key is None else tuple(jax.random.split(key))

@@ -1,0 +1,128 @@
+"""Attention over a mesh: each device has the queries of its part of the rows, the heads and the sequence.
+
+Where the sequence is split (mesh axis context), the keys and values of the other parts are gathered, and each device
+attends from its own queries. In natural order a causal mask would leave the last device with most of the work, so the
+tokens of a row are dealt out: with C devices the row is cut into 2 C chunks, and device c gets chunks c and 2 C - 1 - c
+(Llama 3, 2407.21783, section 3.3.2), whose work adds up to the same everywhere. A kernel sees one chunk of queries and
+the keys in natural order, with the chunk's place as the mask's offset: windows, segments, prefixes and biases by
+distance are what they always are.
+"""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lm.model.accelerators import splash, splash_can
+from lm.model.compute import Compute
+from lm.model.kernels import KERNELS
+from lm.model.scoring import Scoring
+from lm.sharding import constrain, gathered, number, per_device, size
+
+AXIS = "context"
+BY_TOKEN = ("tokens", "targets", "weights", "segment_ids", "positions", "prefix", "token_types")
+PARTITIONED = ("plain", "blocked", "flash", "cudnn")  # by the compiler itself, where the sequence is whole
+
+
+def deal(x: jax.Array, shards: int, axis: int = 1) -> jax.Array:
+    """The tokens on `axis` in the order in which `shards` devices have them: chunks 0, 2 C - 1, 1, 2 C - 2, ..."""
+    halves = _cut(x, axis, (2, shards))
+    first, second = (jax.lax.index_in_dim(halves, i, axis, keepdims=False) for i in (0, 1))
+    return jnp.stack([first, jnp.flip(second, axis)], axis + 1).reshape(x.shape)
+
+
+def natural(x: jax.Array, shards: int, axis: int = 1) -> jax.Array:
+    """What `deal` was given."""
+    pairs = _cut(x, axis, (shards, 2))
+    first, second = (jax.lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in (0, 1))
+    return jnp.stack([first, jnp.flip(second, axis)], axis).reshape(x.shape)
+
+
+def _cut(x: jax.Array, axis: int, parts: tuple[int, int]) -> jax.Array:
+    return x.reshape(*x.shape[:axis], *parts, x.shape[axis] // (parts[0] * parts[1]), *x.shape[axis + 1 :])
+
+
+def spread(batch: dict[str, Any], causal: bool) -> tuple[dict[str, Any], bool]:
+    """A batch with its tokens laid over the context axis, and whether they were dealt: those of a `causal` model are.
+    Rows whose length does not divide get padding at their end."""
+    shards = size(AXIS)
+    if shards == 1:
+        return batch, False
+    shape = batch["tokens"].shape
+    more = -shape[1] % (2 * shards)
+    batch = {"positions": jnp.broadcast_to(jnp.arange(shape[1]), shape), **batch}
+    if more:
+        batch = {"segment_ids": jnp.ones(shape, jnp.int32), **batch}
+
+    def lay(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, [(0, 0), (0, more)])
+        return constrain(deal(x, shards) if causal else x, "batch", "seq")
+
+    return {name: lay(a) if name in BY_TOKEN else a for name, a in batch.items()}, causal
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: Compute) -> jax.Array:
+    """The kernel `compute.attention` on q [B, T, N, H] (scaled already), k and v [B, S, K, H] -> [B, T, N, H], on the
+    mesh in use."""
+    mask, shards, (T, N), S = scoring.mask, size(AXIS), q.shape[1:3], k.shape[1]
+    whole = shards == 1 and compute.attention in PARTITIONED
+    decoding = not isinstance(mask.offset, int) or mask.offset != 0 or T == 1
+    if whole or decoding or T % shards or S % shards:
+        return KERNELS[compute.attention](q, k, v, scoring, compute)
+    arrays = (mask.query_segments, mask.key_segments, mask.prefix, scoring.bias, scoring.sinks)
+    axes = (("batch", "seq"), ("batch", None), ("batch", None), ("heads", None), ("heads",))
+    given = tuple(None if a is None else names for a, names in zip(arrays, axes, strict=True))
+    heads, kv = ("batch", "seq", "heads", "head_dim"), ("batch", "seq", "kv_heads", "head_dim")
+    run = partial(
+        _attend, replace(scoring, mask=replace(mask, **dict.fromkeys(ARRAYS)), bias=None, sinks=None), compute
+    )
+    return per_device(partial(run, (T, N)), (heads, kv, kv, *given), heads)(q, k, v, *arrays)
+
+
+ARRAYS = ("query_segments", "key_segments", "prefix")
+
+
+def _attend(
+    scoring: Scoring,
+    compute: Compute,
+    whole: tuple[int, int],
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    queries: jax.Array | None,
+    keys: jax.Array | None,
+    prefix: jax.Array | None,
+    bias: jax.Array | None,
+    sinks: jax.Array | None,
+) -> jax.Array:
+    """One device's part [B, T, N, H], of `whole` (T, N); the keys' segments and prefix are whole, k and v are not."""
+    dealt, shards = scoring.mask.dealt, size(AXIS)
+    k, v = (gathered(a, AXIS, 1) for a in _own_heads(whole[1], q.shape[2], k, v))
+    if dealt:
+        k, v, keys, prefix = (None if a is None else natural(a, shards) for a in (k, v, keys, prefix))
+    mask = replace(scoring.mask, key_segments=keys, prefix=prefix, dealt=False)
+    assert k is not None and v is not None
+    if shards > 1 and compute.attention == "splash" and bias is None and splash_can(mask, q.shape[1], k.shape[1]):
+        every = replace(scoring, mask=replace(mask, query_segments=queries), sinks=sinks)
+        return splash(q, k, v, every, compute, shards, dealt)
+    t, c = q.shape[1] // (2 if dealt else 1), number(AXIS)
+    outs = []
+    for i, chunk in enumerate((c, 2 * shards - 1 - c) if dealt else (c,)):
+        rows, start = slice(i * t, (i + 1) * t), chunk * t
+        here = replace(mask, query_segments=None if queries is None else queries[:, rows], offset=start)
+        near = None if bias is None else jax.lax.dynamic_slice_in_dim(bias, whole[0] - t - start, t + k.shape[1] - 1, 1)
+        one = replace(scoring, mask=here, bias=near, sinks=sinks)
+        outs.append(KERNELS[compute.attention](q[:, rows], k, v, one, compute))
+    return jnp.concatenate(outs, axis=1) if dealt else outs[0]
+
+
+def _own_heads(N: int, own: int, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The kv heads that this device's `own` of N query heads look at, where it has all of them."""
+    each = N // k.shape[2]  # query heads a kv head, were they all here
+    if own == N or each * k.shape[2] != N or own // k.shape[2] == each:
+        return k, v
+    assert each % own == 0, (N, own, k.shape)
+    head = number("tensor") * own // each
+    return tuple(jax.lax.dynamic_slice_in_dim(a, head, 1, axis=2) for a in (k, v))  # type: ignore[return-value]

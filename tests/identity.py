@@ -1,0 +1,144 @@
+"""The same losses on any mesh: five families over every mesh axis, against one device.
+
+    python -m tests.identity [FAMILY ...]      the whole matrix, a line each; fails where one does not agree
+
+The families are tiny, their rows packed, padded, and in float32. tests/test_identity.py runs a part of the matrix.
+"""
+
+import os
+import sys
+import time
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import jax
+import numpy as np
+
+STEPS, ROWS, LENGTH, VOCAB = 20, 8, 32, 32
+TOLERANCE = 2e-4  # relative, on each of the 20 losses: float32 sums in other orders, and 20 steps on them
+
+MESHES: tuple[dict[str, int], ...] = (
+    {"data": 8},
+    {"fsdp": 8},
+    {"tensor": 8},
+    {"fsdp": 4, "tensor": 2},
+    {"context": 8},
+    {"context": 2, "fsdp": 4},
+    {"replica": 2, "fsdp": 4},
+    {"context": 2, "tensor": 2, "data": 2},
+)
+EXPERT_MESHES: tuple[dict[str, int], ...] = (
+    {"expert": 4, "data": 2},
+    {"expert": 2, "tensor": 2, "context": 2},
+    {"expert": 2, "fsdp": 2, "tensor": 2},
+)
+LAYOUTS: tuple[tuple[dict[str, int], dict[str, Any]], ...] = (
+    ({"fsdp": 4, "tensor": 2}, dict(sequence=True)),
+    ({"context": 2, "tensor": 2, "data": 2}, dict(sequence=True)),
+    ({"fsdp": 4, "data": 2}, dict(zero=1)),
+    ({"data": 8}, dict(zero=1)),
+    ({"fsdp": 8}, dict(optimizer_on_host=True)),
+)
+
+
+def families() -> dict[str, tuple[Any, dict[str, Any]]]:
+    """Name -> a model, and how it is computed: between them every portable kernel and remat policy."""
+    from lm.model.families import bert, gpt, llama, mixtral, t5
+
+    sizes: dict[str, Any] = dict(vocab=VOCAB, width=16, heads=8, context=LENGTH)
+    mixture = mixtral(**sizes, layers=2, mlp=16, kv_heads=4, experts=4, chosen=2)
+    return {
+        "gpt": (gpt(**sizes, layers=2), dict(attention="blocked", block=8)),
+        "llama": (llama(**sizes, layers=2, mlp=16, kv_heads=2), dict(attention="flash", block=4, remat="minimal")),
+        "mixtral": (replace(mixture, ffn=replace(mixture.ffn, balance=0.1)), dict(attention="plain", remat="full")),
+        "t5": (t5(**sizes, layers=2, mlp=16, head_dim=2), dict(attention="flash", block=8)),
+        "bert": (bert(**sizes, layers=2, mlp=16), dict(attention="plain", remat="offload")),
+    }
+
+
+def batch(cfg: Any, seed: int) -> dict[str, np.ndarray]:
+    """Rows of two documents and, in some, padding; for an encoder-decoder a shorter one that its encoder reads for."""
+    rng = np.random.default_rng(seed)
+    length = 13 if cfg.encoder_layers else LENGTH
+    cut, end = rng.integers(length // 4, length // 2, (ROWS, 1)), rng.integers(length * 3 // 4, length + 1, (ROWS, 1))
+    at = np.arange(length)
+    segments = np.where(at < end, 1 + (at >= cut), 0).astype(np.int32)
+    draw = lambda n: rng.integers(0, VOCAB, (ROWS, n)).astype(np.int32)  # noqa: E731
+    found = {
+        "tokens": draw(length),
+        "targets": draw(length),
+        "weights": (segments > 0).astype(np.float32),
+        "segment_ids": segments,
+        "positions": np.where(at < cut, at, at - cut).astype(np.int32),
+    }
+    if cfg.encoder_layers:
+        seen = 1 + (np.arange(LENGTH) >= rng.integers(8, 24, (ROWS, 1)))
+        found |= {"encoder_tokens": draw(LENGTH), "encoder_segment_ids": seen.astype(np.int32)}
+    return found
+
+
+def run(family: str, mesh: dict[str, int] | None, steps: int = STEPS, **layout: Any) -> Any:
+    """(the losses of so many steps, the step, the last state) of a family on a mesh; None: one device."""
+    from lm.model.compute import Compute
+    from lm.model.transformer import Transformer
+    from lm.sharding import Layout, make_mesh
+    from lm.train.optim import AdamW
+    from lm.train.schedule import Constant
+    from lm.train.step import build_step, init_state, place
+    from lm.train.task import Pretraining
+
+    cfg, how = families()[family]
+    compute = replace(Compute(matmul="float32", flat="no", unroll=1, loss_chunk=8, **how).resolve("cpu"))
+    task = Pretraining(Transformer(cfg, compute), None, z_loss=1e-3)
+    chain = AdamW(learning_rate=1e-2, eps=1e-3, schedule=Constant()).build(STEPS, task.axes())
+    over = make_mesh(mesh) if mesh else make_mesh({"data": 1}, jax.devices()[:1])
+    state = init_state(task, chain, over, 0, 0.0, Layout(**layout))
+    step = build_step(task, chain, over, layout=Layout(**layout))
+    losses = []
+    for n in range(steps):
+        state, metrics = step(state, place(batch(cfg, n), over))
+        losses.append(float(metrics["total"]))
+    return np.array(losses), step, state
+
+
+@cache
+def alone(family: str, steps: int = STEPS) -> np.ndarray:
+    """The losses on one device."""
+    return run(family, None, steps)[0]
+
+
+def matrix(names: list[str]) -> list[tuple[str, dict[str, int], dict[str, Any]]]:
+    """Everything that the whole matrix holds."""
+    cells = [(name, mesh, {}) for name in names for mesh in MESHES]
+    cells += [("mixtral", mesh, {}) for mesh in EXPERT_MESHES if "mixtral" in names]
+    return cells + [(name, mesh, dict(o)) for name in ("llama", "mixtral") if name in names for mesh, o in LAYOUTS]
+
+
+def main(names: list[str]) -> int:
+    """Run the matrix for these families (none: all); 1 where a cell does not agree."""
+    failed = 0
+    for name, mesh, layout in matrix(names or list(families())):
+        start = time.perf_counter()
+        try:
+            losses = run(name, mesh, **layout)[0]
+            worst = float(np.max(np.abs(losses / alone(name) - 1)))
+        except Exception as error:  # the other cells are to run too
+            worst, losses = float("nan"), np.array([])
+            print(f"{type(error).__name__}: {str(error)[:1500]}", flush=True)
+        good = worst <= TOLERANCE
+        failed += not good
+        where = " ".join(f"{axis}={n}" for axis, n in mesh.items()) + "".join(f" {k}={v}" for k, v in layout.items())
+        print(
+            f"{'ok  ' if good else 'FAIL'} {name:8} {where:42} {worst:.1e} {time.perf_counter() - start:5.1f} s",
+            flush=True,
+        )
+    print(f"{failed} cells do not agree")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    jax.config.update("jax_num_cpu_devices", 8)
+    sys.exit(main(sys.argv[1:]))

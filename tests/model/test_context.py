@@ -1,0 +1,107 @@
+"""Attention over a mesh is attention: dealt or in order, whatever shapes the logits, and with equal work for all."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.model.context import attend, deal, natural
+from lm.model.kernels import KERNELS
+from lm.model.scoring import Mask, Scoring
+from lm.sharding import make_mesh, using
+from tests.model.reference import SIMPLE, close, trees_close
+
+RNG = np.random.default_rng(0)
+T, N = 16, 4
+SEGMENTS = np.repeat([[1] * 7 + [2] * 6 + [0] * 3, [1] * 16], 1, axis=0).astype(np.int32)
+PREFIX = np.array([[1] * 3 + [0] * 4 + [1] * 2 + [0] * 7, [0] * 16], bool)
+BIAS, SINKS = RNG.standard_normal((N, 2 * T - 1)).astype(np.float32), RNG.standard_normal(N).astype(np.float32)
+
+
+def arrays(length: int, H: int = 4, K: int = 2) -> Any:
+    rng = np.random.default_rng(1)
+    q, k, v = (rng.standard_normal((2, length, n, H)).astype(np.float32) for n in (N, K, K))
+    return q / 2, k, v
+
+
+def scoring(dealt: int = 0, length: int = T, **options: Any) -> Scoring:
+    """Of two documents and padding; with `dealt`, its arrays in the order of so many devices."""
+    order = lambda x: jnp.asarray(deal(jnp.asarray(x), dealt) if dealt else x)  # noqa: E731
+    shaped = {name: options.pop(name) for name in ("bias", "cap", "sinks") if name in options}
+    segments = order(np.repeat(SEGMENTS, length // T, axis=1))
+    if "prefix" in options:
+        options["prefix"] = order(options["prefix"])
+    return Scoring(Mask(segments, segments, dealt=dealt > 1, **options), **shaped)
+
+
+def test_dealt_tokens_are_first_and_last_chunks_in_pairs() -> None:
+    x = jnp.arange(24).reshape(2, 12)
+    dealt = deal(x, 3)
+    assert dealt[0].tolist() == [0, 1, 10, 11, 2, 3, 8, 9, 4, 5, 6, 7]
+    np.testing.assert_array_equal(natural(dealt, 3), x)
+    np.testing.assert_array_equal(natural(deal(x.T, 2, 0), 2, 0), x.T)
+
+
+def test_each_device_has_the_same_causal_work() -> None:
+    places = deal(jnp.arange(32)[None], 4)[0].reshape(4, 8)
+    assert len(set(np.asarray((places + 1).sum(1)).tolist())) == 1
+
+
+@pytest.mark.parametrize("mesh", [{"context": 4, "data": 2}, {"context": 2, "tensor": 4}], ids=str)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("plain", {"bias": BIAS, "window": 5}),
+        ("blocked", {"cap": 2.0, "sinks": SINKS}),
+        ("flash", {"bias": BIAS, "prefix": PREFIX, "sinks": SINKS}),
+        ("flash", {"causal": False, "bias": BIAS, "window": 6}),
+    ],
+    ids=["window", "sinks", "prefix", "both ways"],
+)
+def test_spread_is_whole(name: str, options: dict[str, Any], mesh: dict[str, int]) -> None:
+    """And so are the gradients; with four devices for two kv heads, each finds its own."""
+    compute, whole, C = replace(SIMPLE, attention=name, block=4), scoring(**options), mesh["context"]
+    causal = options.get("causal", True)
+    shared = scoring(C if causal else 0, **options)
+
+    def loss(q: jax.Array, k: jax.Array, v: jax.Array, bias: Any) -> Any:
+        q, k, v = (deal(a, C) if causal else a for a in (q, k, v))
+        y = attend(q, k, v, replace(shared, bias=bias), compute)
+        y = natural(y, C) if causal else y
+        return (y[:, :13] ** 2).sum(), y
+
+    def expected(q: jax.Array, k: jax.Array, v: jax.Array, bias: Any) -> Any:
+        y = KERNELS["plain"](q, k, v, replace(whole, bias=bias), SIMPLE)
+        return (y[:, :13] ** 2).sum(), y
+
+    given = (*arrays(T), options.get("bias"))
+    over = (0, 1, 2, 3) if given[3] is not None else (0, 1, 2)
+    with using(make_mesh(mesh)):
+        gradients, found = jax.jit(jax.grad(loss, over, has_aux=True))(*given)
+    more, right = jax.jit(jax.grad(expected, over, has_aux=True))(*given)
+    close(found[:, :13], right[:, :13])
+    trees_close(jax.device_get(gradients), jax.device_get(more), 1e-4)
+
+
+@pytest.mark.parametrize("options", [{"window": 200, "cap": 2.0}, {"causal": False}], ids=str)
+def test_splash_spread_is_whole(options: dict[str, Any]) -> None:
+    """Interpreted on the CPU: dealt chunks of 128 queries, or halves of the sequence in order."""
+    q, k, v = arrays(512, 16)
+    causal = options.get("causal", True)
+    shared, whole = scoring(2 if causal else 0, 512, **options), scoring(0, 512, **options)
+    compute = replace(SIMPLE, attention="splash")
+
+    def spread(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        if not causal:
+            return attend(q, k, v, shared, compute)
+        return natural(attend(*(deal(a, 2) for a in (q, k, v)), shared, compute), 2)
+
+    with using(make_mesh({"context": 2, "tensor": 2}, jax.devices()[:4])):
+        traced = jax.jit(spread).trace(q, k, v)
+        found = traced.lower().compile()(q, k, v)
+    assert "splash" in str(traced.jaxpr)
+    expected = jax.jit(lambda q, k, v: KERNELS["plain"](q, k, v, whole, SIMPLE))(q, k, v)
+    close(found[:, :400], expected[:, :400])
