@@ -113,9 +113,9 @@ def table() -> str:
     text = [
         "## Plans beside MaxText's, from the TPU's own compiler",
         "",
-        "Of one chip and step; GB = 10^9 bytes; float32 weights and Adam, bfloat16 activations. Wire: all collectives of a",
-        "step; seconds: compute alone - and the collectives that are waited for. MaxText's attention is in kernels that",
-        "its figures count for Mixtral only.",
+        "Of one chip and step; GB = 10^9 bytes; float32 weights and Adam, bfloat16 activations. Wire: all collectives",
+        "of a step; seconds: compute alone - and the collectives that are waited for. MaxText's kernels are counted",
+        "for Mixtral only.",
         "",
     ]
     for name, row in ROWS.items():

@@ -2,8 +2,8 @@
 
     python -m benchmarks.scaling_on_paper [--compile SIZE:CHIPS:KIND ...]
 
-Weak scaling has one row of 8,192 tokens a chip; strong scaling 1,024 rows in all. Each point is the best mesh, remat and
-micro-batches of `lm plan --search`, by arithmetic (hollow), or compiled where --compile asked for it (solid).
+Weak scaling has one row of 8,192 tokens a chip; strong scaling 1,024 rows in all. Each point is the best mesh, remat
+and micro-batches of `lm plan --search`, by arithmetic (hollow), or compiled where --compile asked for it (solid).
 """
 
 import argparse
