@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
-from launch import convert, evaluate, launch, report, sample, show, study, tokenizer, train
+from launch import convert, evaluate, launch, plan, report, sample, show, study, tokenizer, train
 from lm.value import suggest
 
 VERBS = {
@@ -21,6 +21,7 @@ VERBS = {
     "sample": sample,
     "evaluate": evaluate,
     "show": show,
+    "plan": plan,
     "study": study,
     "launch": launch,
     "report": report,
@@ -34,6 +35,7 @@ examples:
   lm train experiments.quickstart --workdir runs/small --set steps=100 model.layers=2
   lm sample runs/quickstart --prompt "def " -n 3
   lm evaluate runs/quickstart
+  lm plan experiments.llama:llama3_8b --topology v5p:4x4x4      what it would cost there
   lm study experiments.ablations.heads           which is better, by how much, how sure
   lm launch local -n 2 experiments.quickstart    on several processes, Slurm, Kubernetes, a TPU pod
 

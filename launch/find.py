@@ -19,13 +19,19 @@ DEFAULT = "experiment"
 
 
 def find(reference: str) -> tuple["Experiment", str]:
-    """The experiment that `reference` (module, or module:name) names, and the reference in full. Modules are looked
-    for as Python does, with the current directory.
+    """The experiment that `reference` (module, or module:name) names, and the reference in full. A model on a page, of
+    a published size, is the page's experiment with that model. Modules are looked for as Python does, with the current
+    directory.
 
     Raises ValueError when there is none, naming what is there, or when the page itself fails, naming the line."""
-    from lm.experiment import Experiment
+    from lm.experiment import Experiment, published
+    from lm.model.config import ModelConfig
 
-    return _named(reference, lambda value: isinstance(value, Experiment), "Experiment")
+    found, full = _named(reference, lambda value: isinstance(value, (Experiment, ModelConfig)), "Experiment")
+    if isinstance(found, Experiment):
+        return found, full
+    module, _, name = full.partition(":")
+    return published(_named(module, lambda value: isinstance(value, Experiment), "Experiment")[0], name, found), full
 
 
 def find_study(reference: str) -> tuple[Any, str]:

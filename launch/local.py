@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
@@ -82,7 +83,7 @@ def together(command: list[str], each: list[dict[str, str]], logs: Path) -> int:
         port = str(free.getsockname()[1])
     with ExitStack() as stack:
         running: list[subprocess.Popen[bytes]] = []
-        stack.callback(lambda: [process.kill() for process in running if process.poll() is None])
+        stack.callback(_kill, running)
         for i, env in enumerate(each):
             env = {**os.environ, **{k: v.replace("PORT", port) for k, v in env.items()}}
             out = None
@@ -93,6 +94,12 @@ def together(command: list[str], each: list[dict[str, str]], logs: Path) -> int:
             _keep_to_share(running[-1].pid, i, len(each))
         stack.enter_context(_passing_on(running))
         return _watched(running, logs)
+
+
+def _kill(running: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in running:
+        if process.poll() is None:
+            process.kill()
 
 
 def _keep_to_share(pid: int, i: int, processes: int) -> None:

@@ -2,6 +2,7 @@
 data is read."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ def run(args: argparse.Namespace) -> None:
         return show_published(args.experiment)
     experiment, reference = find(args.experiment)
     experiment = changed(experiment, args.set, args.text, args.host_devices)
+    experiment = experiment.on(math.prod(size for size in experiment.mesh.values() if size > 0))
     from lm.monitor import terminal
 
     console = terminal()

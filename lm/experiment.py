@@ -4,6 +4,8 @@ A page in experiments/ builds one; `lm train` runs it; `--set` and ablations cha
 written to a run's folder as plain data, and a folder of a different experiment is never written to.
 """
 
+import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,10 +20,12 @@ from lm.model.compute import Compute
 from lm.model.config import ModelConfig
 from lm.sharding import Layout
 from lm.train.optim import AdamW, Optimizer
+from lm.train.schedule import Cosine
 
 EVERY = ("log_every_steps", "eval_every_steps", "checkpoint_every_steps")
 AT_LEAST_ONE = ("steps", "batch_tokens", "accumulate", *EVERY, "keep_last")
-AT_LEAST_ZERO = ("seq_len", "seed", "z_loss", "ema", "eval_tokens", "keep_best", "sample_tokens")
+AT_LEAST_ZERO = ("rows_per_device", "seq_len", "seed", "z_loss", "ema", "eval_tokens", "keep_best", "sample_tokens")
+PUBLISHED_LENGTH = 8192  # tokens
 # what cannot change the numbers of a run
 INERT = {"name", "log_every_steps", "keep_last", "keep_best", "prompts", "sample_tokens", "sampling"}
 
@@ -31,11 +35,12 @@ class Experiment:
     """What is trained, on what, and how long.
 
     The model and how it is computed, the data and the question asked about it, the optimizer, the mesh (axis ->
-    devices; empty: all devices data parallel) and the `layout` on it (lm/sharding.py), then numbers: `batch_tokens` a
-    step in rows of `seq_len` tokens (0: the model's context), in `accumulate` micro-batches; `z_loss` as in
-    lm/train/loss.py; `ema` the decay of a moving average of the parameters (0: none); `eval_tokens` the most held-out
-    tokens a source that an evaluation on the way reads (0: all; the last one reads all); `embedding` a .npy file of
-    vectors that the embedding table starts with."""
+    devices, -1 for those that the others leave; empty: all devices data parallel) and the `layout` on it
+    (lm/sharding.py), then numbers: `batch_tokens` a step in rows of `seq_len` tokens (0: the model's context), or in
+    their place `rows_per_device`, which makes the batch grow with the devices (a share of a row where several devices
+    hold one); `accumulate` micro-batches; `z_loss` as in lm/train/loss.py; `ema` the decay of a moving average of the
+    parameters (0: none); `eval_tokens` the most held-out tokens a source that an evaluation on the way reads (0: all;
+    the last one reads all); `embedding` a .npy file of vectors that the embedding table starts with."""
 
     name: str
     model: ModelConfig
@@ -49,6 +54,7 @@ class Experiment:
     compute: Compute = Compute()
     seed: int = 0
     seq_len: int = 0
+    rows_per_device: float = 0.0
     accumulate: int = 1
     z_loss: float = 0.0
     ema: float = 0.0
@@ -78,7 +84,7 @@ class Experiment:
                 "lower the one or raise the other"
             )
         micro = self.length * self.accumulate
-        if self.batch_tokens % micro:
+        if not self.rows_per_device and self.batch_tokens % micro:
             near = sorted({max(1, self.batch_tokens // micro) * micro, (self.batch_tokens // micro + 1) * micro})
             raise ValueError(
                 f"batch_tokens={self.batch_tokens} is not a multiple of {micro} (rows of {self.length} tokens x "
@@ -97,6 +103,24 @@ class Experiment:
         """Rows a step, over all micro-batches and devices."""
         return self.batch_tokens // self.length
 
+    def on(self, devices: int) -> "Experiment":
+        """This experiment on so many devices: with `batch_tokens` in place of `rows_per_device`, and the mesh's -1 as a
+        number. Raises ValueError where they do not come out whole."""
+        mesh, rows = dict(self.mesh), self.rows_per_device * devices
+        if left := [axis for axis, size in mesh.items() if size == -1]:
+            taken = math.prod(size for size in mesh.values() if size != -1)
+            if len(left) > 1 or taken < 1 or devices % taken:
+                raise ValueError(f"mesh {mesh} leaves no whole number of {devices} devices to {' and '.join(left)}")
+            mesh[left[0]] = devices // taken
+        if not self.rows_per_device:
+            return dataclasses.replace(self, mesh=mesh) if left else self
+        if rows != int(rows) or int(rows) % self.accumulate:
+            raise ValueError(
+                f"rows_per_device={self.rows_per_device} is {rows:g} rows on {devices} devices, in accumulate="
+                f"{self.accumulate} micro-batches: expected whole rows, try rows_per_device={self.accumulate}"
+            )
+        return dataclasses.replace(self, batch_tokens=int(rows) * self.length, rows_per_device=0.0, mesh=mesh)
+
     def replace(self, changes: Mapping[str, Any] | None = None, **others: Any) -> "Experiment":
         """This experiment with `changes`; a dict is a nested change: replace(steps=10, model=dict(layers=2))."""
         return value.replace(self, {**(changes or {}), **others})
@@ -105,6 +129,25 @@ class Experiment:
     def fingerprint(self) -> str:
         """16 hex digits that change with anything that the result depends on."""
         return value.fingerprint(self)
+
+
+def published(base: Experiment, name: str, model: ModelConfig) -> Experiment:
+    """`base` with a model of published size, for many chips: AdamW, layers computed again in the backward pass, the
+    state split over all devices, and a row a device of the model's context or PUBLISHED_LENGTH
+    tokens. A starting point, and no paper's recipe."""
+    length = min(model.context, PUBLISHED_LENGTH)
+    return dataclasses.replace(
+        base,
+        name=name,
+        model=model,
+        steps=100_000,
+        batch_tokens=length,
+        seq_len=length,
+        rows_per_device=1.0,
+        optimizer=AdamW(learning_rate=3e-4, schedule=Cosine(warmup_steps=2000)),
+        mesh={"fsdp": -1},
+        compute=dataclasses.replace(base.compute, remat="full"),
+    )
 
 
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -62,6 +62,7 @@ def train(experiment: Experiment, workdir: str | Path, reference: str = "", comm
     processes.start()
     hardware.split_cpu(experiment.compute.devices)
     hardware.keep_compiled(cache_dir())
+    experiment = experiment.on(jax.device_count())
     with processes.losing():
         folder = claim(remote.near(workdir), experiment, reference)
         report = Run(experiment, folder, command).train()

@@ -160,6 +160,7 @@ def _arranged(sizes: tuple[int, ...], devices: list[jax.Device], slices: int) ->
 # ---------------------------------------------------------------- tracing under a mesh
 
 _NOW: ContextVar[tuple[Mesh, Layout] | None] = ContextVar("mesh and layout", default=None)
+_APART: ContextVar[tuple[str, ...]] = ContextVar("mesh axes whose devices work apart", default=())
 
 
 @contextlib.contextmanager
@@ -174,9 +175,9 @@ def using(mesh: Mesh, layout: Layout = Layout()) -> Iterator[Mesh]:
 
 
 def size(*mesh_axes: str) -> int:
-    """The devices along these axes of the mesh in use; 1 outside `using`."""
-    now = _NOW.get()
-    return math.prod(now[0].shape[axis] for axis in mesh_axes) if now else 1
+    """The devices along these axes of the mesh in use; 1 outside `using`, and of axes whose devices work apart."""
+    now, apart = _NOW.get(), _APART.get()
+    return math.prod(now[0].shape[axis] for axis in mesh_axes if axis not in apart) if now else 1
 
 
 def platform() -> str:
@@ -201,7 +202,11 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     now = _NOW.get()
     if now is None or now[0].size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, NamedSharding(now[0], _fitting(now[0], x.shape, axes, now[1].rules)))
+    partition, apart = _fitting(now[0], x.shape, axes, now[1].rules), _APART.get()
+    if not apart:
+        return jax.lax.with_sharding_constraint(x, NamedSharding(now[0], partition))
+    left = PartitionSpec(*(tuple(n for n in _names(e) if n not in apart and now[0].shape[n] > 1) for e in partition))
+    return jax.lax.with_sharding_constraint(x, left) if any(left) else x
 
 
 def per_device(f: Callable[..., Any], inputs: Sequence[Axes | None], output: Axes) -> Callable[..., Any]:
@@ -245,6 +250,73 @@ def summed(x: jax.Array, mesh_axes: Rule) -> jax.Array:
 def number(mesh_axis: str) -> jax.Array | int:
     """Inside `per_device`: this device's number along a mesh axis."""
     return jax.lax.axis_index(mesh_axis) if size(mesh_axis) > 1 else 0
+
+
+def rows_divide(rows: int, length: int) -> bool:
+    """Whether the mesh in use splits a batch of so many rows and tokens a row, and into whole parts."""
+    now = _NOW.get()
+    if now is None or _APART.get():
+        return False
+    parts, context = row_devices(now[0]), now[0].shape["context"]
+    return parts * context > 1 and rows % parts == 0 and length % context == 0
+
+
+def on_own_rows(
+    f: Callable[..., Any], params_axes: Sequence[Axes], dtype: Any
+) -> Callable[[Sequence[jax.Array], Any], Any]:
+    """`f(params, rows)` run by each device on its own rows and tokens of the arrays `rows` [B, T, ...], with whole
+    parameters, gathered once and in `dtype`; tensor parallelism inside is left to the compiler. `f` returns sums (a
+    tree of scalars), a list of gradients of the parameters (or nothing), and a tree of arrays by row: the first two are
+    summed over the devices, the gradients once, at the end, into the parts that each keeps."""
+    now = _NOW.get()
+    assert now is not None
+    mesh, rules = now[0], now[1].rules
+    apart = tuple(axis for axis in MESH_AXES if axis != "tensor") if mesh.shape["tensor"] > 1 else MESH_AXES
+    by_row = tuple(axis for axis in apart if axis != "tensor" and mesh.shape[axis] > 1)
+
+    def manual(partition: PartitionSpec) -> PartitionSpec:
+        return PartitionSpec(*(tuple(n for n in _names(e) if n in by_row) or None for e in partition))
+
+    def run(params: Sequence[jax.Array], rows: Any) -> Any:
+        splits = [manual(_fitting(mesh, p.shape, a, rules)) for p, a in zip(params, params_axes, strict=True)]
+        tokens = manual(spec(("batch", "seq"), rules))
+
+        def own(params: Sequence[jax.Array], rows: Any) -> Any:
+            whole = [_whole(p, split, dtype) for p, split in zip(params, splits, strict=True)]
+            token = _APART.set(apart)
+            try:
+                sums, gradients, made = f(whole, rows)
+            finally:
+                _APART.reset(token)
+            parts = [_own_sum(g, split, by_row) for g, split in zip(gradients, splits, strict=bool(gradients))]
+            return jax.lax.psum(sums, by_row), parts, made
+
+        return jax.shard_map(
+            own,
+            in_specs=(splits, tokens),
+            out_specs=(PartitionSpec(), splits, tokens),
+            axis_names=set(apart),
+            check_vma=False,
+        )(list(params), rows)
+
+    return run
+
+
+def _whole(x: jax.Array, split: PartitionSpec, dtype: Any) -> jax.Array:
+    """A device's part of a parameter, joined with the others' in `dtype`; what is not split stays as it is."""
+    for axis, names in enumerate(split):
+        if names:
+            x = jax.lax.all_gather(x.astype(dtype), names, axis=axis, tiled=True)
+    return x
+
+
+def _own_sum(x: jax.Array, split: PartitionSpec, axes: tuple[str, ...]) -> jax.Array:
+    """The sum of whole gradients over `axes`, of which each device keeps the part that it has of the parameter."""
+    for axis, names in enumerate(split):
+        if names:
+            x = jax.lax.psum_scatter(x, names, scatter_dimension=axis, tiled=True)
+    left = tuple(a for a in axes if a not in {n for names in split for n in _names(names)})
+    return jax.lax.psum(x, left) if left else x
 
 
 # ---------------------------------------------------------------- specs and shardings

@@ -19,7 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("lm.train", "lm.decode"),
     ("lm.experiment", "lm.remote"),
     ("lm.tune", "lm.evaluate", "lm.pretrained", "lm.report", "lm.legal"),
-    ("lm.folder", "lm.heldout", "lm.samples"),
+    ("lm.folder", "lm.heldout", "lm.samples", "lm.plan"),
     ("lm.telling",),
     ("lm.run",),
     ("lm.study",),

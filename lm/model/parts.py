@@ -17,7 +17,7 @@ from flax.core.scope import LazyRng
 from jax.ad_checkpoint import checkpoint_name
 
 from lm.model.compute import Compute
-from lm.sharding import check_axes, constrain
+from lm.sharding import check_axes, constrain, platform
 from lm.value import suggest
 
 Initializer = Callable[..., jax.Array]
@@ -77,18 +77,49 @@ def _flat_backward(rows: int, saved: tuple[jax.Array, jax.Array], g: jax.Array) 
 _flat_product.defvjp(_flat_forward, _flat_backward)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _product(x: jax.Array, w: jax.Array, contract: int, dtype: str) -> jax.Array:
+    """x [B, T, *in] @ w [*in, *out] in x's dtype, summed in float32 and given in `dtype`, so that a mesh's devices
+    exchange no more than that; the gradient of w is float32 until it is summed over them."""
+    over = tuple(range(x.ndim - contract, x.ndim)), tuple(range(contract))
+    return _dot(x, w.astype(x.dtype), over, dtype)
+
+
+def _dot(x: jax.Array, y: jax.Array, over: Any, dtype: Any) -> jax.Array:
+    """The units of accelerators sum in float32 and round once; a CPU's would sum in `dtype`."""
+    if platform() == "cpu":
+        return jax.lax.dot_general(x, y, (over, ((), ())), preferred_element_type=jnp.float32).astype(dtype)
+    return jax.lax.dot_general(x, y, (over, ((), ())), preferred_element_type=jnp.dtype(dtype))
+
+
+def _product_forward(x: jax.Array, w: jax.Array, contract: int, dtype: str) -> tuple[jax.Array, Any]:
+    return _product(x, w, contract, dtype), (x, w)
+
+
+def _product_backward(contract: int, dtype: str, saved: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, w = saved
+    g = g.astype(x.dtype)
+    lead = x.ndim - contract
+    outs = tuple(range(lead, g.ndim)), tuple(range(contract, w.ndim))
+    rows = tuple(range(lead)), tuple(range(lead))
+    return _dot(g, w.astype(x.dtype), outs, x.dtype), _dot(x, g, rows, jnp.float32).astype(w.dtype)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
 def linear(x: jax.Array, w: jax.Array, compute: Compute, contract: int = 1) -> jax.Array:
     """x [B, T, *in] times w [*in, *out] -> [B, T, *out], over the last `contract` axes of x.
 
     Operands are `compute.matmul`, sums float32, the result `compute.dtype`."""
     inside, outside = w.shape[:contract], w.shape[contract:]
-    x, w = x.astype(compute.matmul), w.astype(compute.matmul)
+    x = x.astype(compute.matmul)
     if compute.flat == "yes":
+        w = w.astype(compute.matmul)
         lead = x.shape[: x.ndim - contract]
         flat = _flat_product(x.reshape(-1, _size(inside)), w.reshape(_size(inside), _size(outside)), lead[0])
         return flat.reshape(*lead, *outside).astype(compute.dtype)
-    over = tuple(range(x.ndim - contract, x.ndim)), tuple(range(contract))
-    return jax.lax.dot_general(x, w, (over, ((), ())), preferred_element_type=jnp.float32).astype(compute.dtype)
+    return _product(x, w, contract, compute.dtype)
 
 
 def linears(x: jax.Array, ws: Sequence[jax.Array], compute: Compute) -> list[jax.Array]:

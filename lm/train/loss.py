@@ -7,13 +7,13 @@ the same visit, while its logits are at hand: nothing of size [B, T, V] ever exi
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.sharding import constrain, size
+from lm.sharding import constrain, on_own_rows, rows_divide, size
 
 Metrics = dict[str, jax.Array]
 ChunkLoss = Callable[[Any, jax.Array, Any], tuple[jax.Array, Metrics]]
@@ -34,27 +34,35 @@ def cross_entropy(
     return total, {"loss": nll, "accuracy": right}
 
 
-def by_chunks(chunk_loss: ChunkLoss, params: Any, x: jax.Array, rest: Any, chunk: int) -> tuple[jax.Array, Metrics]:
+def by_chunks(
+    chunk_loss: ChunkLoss, params: Any, x: jax.Array, rest: Any, chunk: int, axes: Any = None, dtype: Any = jnp.float32
+) -> tuple[jax.Array, Metrics]:
     """The sum of chunk_loss(params, x[:, c], rest[:, c]) over chunks c of `chunk` tokens of axis 1 (0: all at once).
 
-    x is [B, T, D]; `rest` a tree of [B, T] arrays that need no gradient. Where a mesh splits the sequence, each device
-    goes over its own part of it, all at the same time."""
+    x is [B, T, D]; `rest` a tree of [B, T] arrays that need no gradient. Where a mesh splits the rows or the sequence,
+    each device goes over its own part of them, all at the same time; given the parameters' logical `axes` it first
+    gathers them, in `dtype`, and its gradients join the others' once, after the last chunk."""
+    if axes is not None and chunk > 0 and rows_divide(*x.shape[:2]):
+        leaves = tuple(jax.tree.leaves(axes, is_leaf=lambda a: isinstance(a, tuple)))
+        return _apart(chunk_loss, chunk, leaves, dtype, params, x, rest)
     parts = size("context") if x.shape[1] % size("context") == 0 else 1
-    T = x.shape[1] // parts
-    if chunk <= 0 or T <= chunk:
+    if chunk <= 0 or x.shape[1] // parts <= chunk:
         return chunk_loss(params, x, rest)
+    split = partial(_split, chunk, parts)
+    return _summed(chunk_loss, params, split(x), jax.tree.map(split, rest))
+
+
+def _split(chunk: int, parts: int, a: jax.Array) -> jax.Array:
+    """a [B, T, ...] as chunks [C, B, t, ...] of at most `chunk` tokens of each of `parts` parts of T."""
+    T = a.shape[1] // parts
     chunks = -(-T // chunk)
     length = -(-T // chunks)
-
-    def split(a: jax.Array) -> jax.Array:
-        a = a.reshape(a.shape[0], parts, T, *a.shape[2:])
-        padded = jnp.pad(a, [(0, 0), (0, 0), (0, chunks * length - T)] + [(0, 0)] * (a.ndim - 3))  # of weight 0
-        a = jnp.moveaxis(padded.reshape(a.shape[0], parts, chunks, length, *a.shape[3:]), 2, 0)
-        return constrain(
-            a.reshape(chunks, a.shape[1], -1, *a.shape[4:]), *(None, "batch", "seq", "act_embed")[: a.ndim - 1]
-        )
-
-    return _summed(chunk_loss, params, split(x), jax.tree.map(split, rest))
+    a = a.reshape(a.shape[0], parts, T, *a.shape[2:])
+    padded = jnp.pad(a, [(0, 0), (0, 0), (0, chunks * length - T)] + [(0, 0)] * (a.ndim - 3))  # of weight 0
+    a = jnp.moveaxis(padded.reshape(a.shape[0], parts, chunks, length, *a.shape[3:]), 2, 0)
+    return constrain(
+        a.reshape(chunks, a.shape[1], -1, *a.shape[4:]), *(None, "batch", "seq", "act_embed")[: a.ndim - 1]
+    )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -64,6 +72,10 @@ def _summed(chunk_loss: ChunkLoss, params: Any, xs: jax.Array, rests: Any) -> tu
 
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(chunk_loss, params, xs[0], _first(rests)))
     return jax.lax.scan(body, zero, (xs, rests))[0]
+
+
+def _float32_zeros(a: jax.Array) -> jax.Array:
+    return jnp.zeros(a.shape, jnp.promote_types(a.dtype, jnp.float32))
 
 
 def _first(tree: Any) -> Any:
@@ -78,7 +90,8 @@ def _summed_forward(chunk_loss: ChunkLoss, params: Any, xs: jax.Array, rests: An
         return jax.tree.map(jnp.add, total, ((loss, metrics), dparams)), dx
 
     shape = jax.eval_shape(chunk_loss, params, xs[0], _first(rests))
-    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shape, params))
+    # gradients of parameters add up in float32, whatever these are in
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape), jax.tree.map(_float32_zeros, params)
     (out, dparams), dxs = jax.lax.scan(body, zero, (xs, rests))
     return out, (dparams, dxs, rests)
 
@@ -89,9 +102,40 @@ def _summed_backward(chunk_loss: ChunkLoss, saved: Any, cotangent: Any) -> tuple
     return jax.tree.map(scale, dparams), scale(dxs), jax.tree.map(_no_gradient, rests)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _apart(
+    chunk_loss: ChunkLoss, chunk: int, axes: Any, dtype: Any, params: Any, x: jax.Array, rest: Any
+) -> tuple[jax.Array, Metrics]:
+    tree: Any
+    leaves, tree = jax.tree.flatten(params)
+
+    def own(leaves: Any, rows: Any) -> Any:
+        return by_chunks(chunk_loss, tree.unflatten(leaves), rows[0], rows[1], chunk), [], ()
+
+    run = on_own_rows(own, axes, dtype)
+    return cast(tuple[jax.Array, Metrics], run(leaves, (x, rest))[0])
+
+
+def _apart_forward(chunk_loss: ChunkLoss, chunk: int, axes: Any, dtype: Any, params: Any, x: Any, rest: Any) -> Any:
+    tree: Any
+    leaves, tree = jax.tree.flatten(params)
+
+    def own(leaves: Any, rows: Any) -> Any:
+        split, (B, T, D) = partial(_split, chunk, 1), rows[0].shape
+        out, (gradients, dxs, _) = _summed_forward(
+            chunk_loss, tree.unflatten(leaves), split(rows[0]), jax.tree.map(split, rows[1])
+        )
+        dx = jnp.moveaxis(dxs, 0, 1).reshape(B, -1, D)[:, :T]
+        return out, jax.tree.leaves(gradients), dx
+
+    out, gradients, dx = on_own_rows(own, axes, dtype)(leaves, (x, rest))
+    return out, (tree.unflatten(gradients), dx, rest)
+
+
 def _no_gradient(a: jax.Array) -> Any:
     integer = not jnp.issubdtype(a.dtype, jnp.floating)
     return np.zeros(a.shape, jax.dtypes.float0) if integer else jnp.zeros_like(a)
 
 
 _summed.defvjp(_summed_forward, _summed_backward)
+_apart.defvjp(_apart_forward, lambda *given: _summed_backward(*given[:1], *given[4:]))

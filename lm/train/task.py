@@ -65,7 +65,9 @@ class Pretraining:
 
         head = {"head": params["head"], "stem": {"tokens": params["stem"]["tokens"]}}
         rest = {name: batch[name] for name in ("targets", "weights")}
-        total, metrics = by_chunks(chunk_loss, head, x, rest, self.model.compute.loss_chunk)
+        axes, compute = self.model.axes(), self.model.compute
+        head_axes = {"head": axes["head"], "stem": {"tokens": axes["stem"]["tokens"]}}
+        total, metrics = by_chunks(chunk_loss, head, x, rest, compute.loss_chunk, head_axes, compute.matmul)
         share = batch["weights"].sum()  # of the whole batch: what is a mean over tokens counts by it
         metrics |= {name: value * share for name, value in losses.items()}
         total += sum(losses.values()) * share

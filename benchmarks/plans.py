@@ -1,0 +1,152 @@
+"""Plans beside MaxText's: the same models, chips, rows and remat through the same TPU compiler; no chip is needed.
+
+    python -m benchmarks.plans [ROW ...] [--set ROW FIELD=VALUE ...] --keep
+
+Rows that are named are compiled now; the others are shown as plans/*.json has them. MaxText's figures are those of its
+release of 2026-08 under libtpu 0.0.42, read from its own compiled steps in the same way.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import keep
+
+FOLDER = Path(__file__).parent / "plans"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model on one topology: what MaxText needs there, and how we are asked for the same."""
+
+    title: str
+    experiment: str
+    topology: str
+    settings: tuple[str, ...]
+    peak: float
+    temporaries: float
+    matrix: float
+    wire: float
+    seconds: str
+    kernels: float = 0.0
+    found: tuple[str, ...] = ()
+
+
+ROWS = {
+    "llama3_8b-v5e": Row(
+        "Llama 3 8B, full remat, 256 v5e, 8192 x 1",
+        "experiments.llama:llama3_8b",
+        "v5e:16x16",
+        ("rows_per_device=1", "compute.remat=full"),
+        *(6.87, 8.73, 469.6, 63.0, "3.73 - 3.91"),
+    ),
+    "llama3_8b-v5p": Row(
+        "Llama 3 8B, all products kept, 64 v5p, 8192 x 2",
+        "experiments.llama:llama3_8b",
+        "v5p:4x4x4",
+        ("rows_per_device=2", "compute.remat=dots"),
+        *(56.4, 64.4, 772.2, 61.2, "2.87 - 2.97"),
+    ),
+    "llama3_70b-v5p": Row(
+        "Llama 3 70B, full remat, 64 v5p, 8192 x 1",
+        "experiments.llama:llama3_70b",
+        "v5p:4x4x4",
+        ("rows_per_device=1", "compute.remat=full"),
+        *(37.1, 34.7, 4264.2, 551.5, "12.78 - 13.70"),
+    ),
+    "llama2_70b-v5p": Row(
+        "Llama 2 70B, all products kept but the mlp's inner two, 64 v5p, 4096 x 2",
+        "experiments.llama:llama2_70b",
+        "v5p:4x4x4",
+        ("rows_per_device=2", "compute.remat=minimal"),
+        *(58.4, 53.6, 4001.7, 542.2, "11.81 - 12.33"),
+    ),
+    "mixtral_8x7b-v5p": Row(
+        "Mixtral 8x7B, dropless, full remat, 128 v5p, 4096 x 4",
+        "experiments.mixtral:mixtral_8x7b",
+        "v5p:4x4x8",
+        ("seq_len=4096", "rows_per_device=4", "compute.remat=full"),
+        *(18.7, 20.5, 197.5, 253.5, "4.46 - 4.89"),
+        kernels=1574.5,
+    ),
+}
+HEAD = (
+    "side",
+    "peak GB",
+    "temporaries GB",
+    "matrix TFLOP",
+    "in kernels",
+    "wire GB",
+    "seconds a step",
+    "compiled in, s",
+)
+
+
+def compile_row(name: str, more: list[str]) -> None:
+    """Plan a row with the settings that it and the command have, and keep the plan as JSON."""
+    row, file = ROWS[name], FOLDER / f"{name}{'-found' if more else ''}.json"
+    settings = [*row.settings, *row.found, *more]
+    command = ["plan", row.experiment, "--topology", row.topology, "--set", *settings, "--json", str(file)]
+    FOLDER.mkdir(exist_ok=True)
+    subprocess.run([sys.executable, "-m", "launch", *command], check=True)
+    plan = json.loads(file.read_text())
+    file.write_text(json.dumps({"command": "lm " + " ".join(command[:-2]), **plan}, indent=1) + "\n")
+
+
+def line(name: str, plan: dict[str, Any]) -> list[str]:
+    """One side of the table."""
+    low, high = plan["seconds"]
+    memory = plan["memory"]
+    return [
+        *(name, f"{memory['peak'] / 1e9:.2f}", f"{memory['temporaries'] / 1e9:.2f}"),
+        *(f"{plan['matrix_flops'] / 1e12:.1f}", f"{plan['kernel_flops'] / 1e12:.1f}", f"{plan['wire'] / 1e9:.1f}"),
+        *(f"{low:.2f} - {high:.2f}", f"{plan['compile_seconds']:.0f}"),
+    ]
+
+
+def table() -> str:
+    """Every row with what is known of it, as Markdown."""
+    text = [
+        "## Plans beside MaxText's, from the TPU's own compiler",
+        "",
+        "Of one chip and step; GB = 10^9 bytes; float32 weights and Adam, bfloat16 activations. Wire: all collectives",
+        "of a step; seconds: compute alone - and the collectives that are waited for. MaxText's kernels are counted",
+        "for Mixtral only.",
+        "",
+    ]
+    for name, row in ROWS.items():
+        theirs = [f"{v:.1f}" if v else "" for v in (row.matrix, row.kernels, row.wire)]
+        lines = [["MaxText", f"{row.peak}", f"{row.temporaries}", *theirs, row.seconds, ""]]
+        commands = []
+        for kind in ("", "-found"):
+            if (file := FOLDER / f"{name}{kind}.json").exists():
+                plan = json.loads(file.read_text())
+                lines.append(line("ours" if not kind else "ours, found by --search", plan))
+                commands.append(f"    {plan['command']}")
+        rule = [":--" if i == 0 else "--:" for i in range(len(HEAD))]
+        text += [f"### {row.title}", "", *(f"| {' | '.join(r)} |" for r in ([*HEAD], rule, *lines)), "", *commands, ""]
+    return "\n".join(text)
+
+
+def main() -> None:
+    """Compile what is named, print the table, and keep it where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=", ".join(ROWS))
+    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="what a search found for the rows")
+    parser.add_argument("--keep", action="store_true", help="write the table into RESULTS.md")
+    args = parser.parse_args()
+    for name in args.rows:
+        if name not in ROWS:
+            parser.error(f"no row {name!r}: {', '.join(ROWS)}")
+        compile_row(name, args.set)
+    print(table())
+    if args.keep:
+        keep("plans", table())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""`lm plan`: what a training step would cost on chips that are not here, from their own compiler; no chip is needed."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch.find import changed, find
+from launch.train import declared
+
+if TYPE_CHECKING:
+    from lm.experiment import Experiment
+    from lm.plan.plan import Plan
+    from lm.plan.search import Candidate
+    from lm.plan.topology import Topology
+
+EPILOG = """\
+TPUs are planned by their compiler, which is an extra and needs no TPU: pip install -e ".[tpu]". Without it, and for
+GPUs, the plan is arithmetic alone, and says so.
+
+examples:
+  lm plan experiments.llama:llama3_8b --topology v5p:4x4x4
+  lm plan experiments.llama:llama3_8b --topology v5e:16x16 --set rows_per_device=1 compute.remat=full
+  lm plan experiments.llama:llama3_70b --topology v5p:4x4x4 --search
+  lm plan experiments.mixtral:mixtral_8x7b --topology v5p:4x4x8 --set mesh.expert=8 seq_len=4096 --json plan.json
+  lm plan experiments.gpt:gpt2 --topology h100:8
+"""
+
+
+def add(verbs: Any) -> None:
+    """Declare `lm plan`."""
+    verb = verbs.add_parser(
+        "plan", help="what a step would cost on chips that are not here", description=__doc__, epilog=EPILOG
+    )
+    declared(verb)
+    verb.add_argument(
+        "--topology", required=True, metavar="KIND:SHAPE", help="v4, v5e, v5p, v6e, tpu7x, a100 or h100: v5p:4x4x4"
+    )
+    verb.add_argument("--search", action="store_true", help="try meshes x remat x micro-batches x attention blocks")
+    verb.add_argument(
+        "--compile", type=int, default=3, metavar="N", help="with --search: compile the best N (default 3)"
+    )
+    verb.add_argument("--analytic", action="store_true", help="arithmetic alone, at once")
+    verb.add_argument("--json", metavar="FILE", help="write the plan (with --search: the ranked plans)")
+    verb.add_argument("--hlo", metavar="FILE", help="write the optimised program")
+    verb.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Plan, print, and write what is asked."""
+    from lm import hardware
+
+    hardware.prepare("cpu")
+    from lm.plan.topology import parse
+
+    topology = parse(args.topology)
+    experiment = settled(changed(find(args.experiment)[0], args.set, args.text), topology)
+    for file in filter(None, (args.json, args.hlo)):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+    analytic = args.analytic or not topology.chip.tpu or not has_compiler()
+    if args.search:
+        found = searched(experiment, topology, analytic, args.compile)
+        write(args.json, [candidate_data(c) for c in found[:20]])
+        return
+    plan, program = one(experiment, topology, analytic)
+    show(plan, experiment)
+    write(args.json, plan.as_data())
+    if args.hlo:
+        if not program:
+            raise ValueError("--hlo writes what the compiler makes, and this plan is analytic")
+        Path(args.hlo).write_text(program)
+
+
+def settled(experiment: "Experiment", topology: "Topology") -> "Experiment":
+    """The experiment on the topology's devices. Raises ValueError where its mesh or batch do not divide over them."""
+    from lm.legal import check_mesh
+    from lm.sharding import check_shape
+
+    e = experiment.on(topology.devices)
+    mesh = e.mesh or {"data": topology.devices}
+    check_shape(mesh, topology.devices)
+    check_mesh(e, mesh)
+    if topology.slices > 1 and mesh.get("replica", 1) % topology.slices:
+        raise ValueError(
+            f"mesh axis replica={mesh.get('replica', 1)}: {topology.name} has {topology.slices} slices, which only "
+            f"replica crosses: set mesh.replica={topology.slices}"
+        )
+    return e
+
+
+def has_compiler() -> bool:
+    """Whether libtpu is here; says how to install it where not."""
+    from lm.plan.compile import NoCompiler, compiler
+
+    try:
+        return bool(compiler())
+    except NoCompiler as missing:
+        print(f"{missing}; what follows is arithmetic alone\n")
+        return False
+
+
+def one(experiment: "Experiment", topology: "Topology", analytic: bool) -> "tuple[Plan, str]":
+    """The plan of one experiment, and the compiler's program where it made one. What does not fit is planned by
+    arithmetic, beside what the compiler says of it."""
+    from lm.plan import analytic as arithmetic
+    from lm.plan.compile import TooLarge, compiled
+    from lm.plan.cost import Walk
+    from lm.plan.hlo import read
+    from lm.plan.plan import from_compiler
+
+    if analytic:
+        return arithmetic.plan(experiment, topology), ""
+    try:
+        memory, program = compiled(experiment, topology)
+    except TooLarge as refused:
+        raise ValueError(too_large(experiment, topology, str(refused))) from None
+    return from_compiler(experiment, topology, memory, Walk(read(program), topology).total()), program
+
+
+def too_large(experiment: "Experiment", topology: "Topology", said: str) -> str:
+    """By how much a step does not fit, and what would make it fit."""
+    from lm.plan.advice import advice, excess
+
+    return f"{experiment.name} does not fit {topology.name}: {excess(said)}; {advice(experiment, topology)}"
+
+
+def searched(experiment: "Experiment", topology: "Topology", analytic: bool, most: int) -> "list[Candidate]":
+    """The ranked candidates, printed."""
+    from lm.monitor import terminal
+    from lm.plan.search import search
+
+    console = terminal()
+
+    def compile_one(e: "Experiment") -> "Plan":
+        return one(e, topology, False)[0]
+
+    found = search(experiment, topology, None if analytic else compile_one, most, console.print)
+    console.print(ranking(found[:12]))
+    best = found[0]
+    show(best.best, best.experiment)
+    console.print(f"[bold]paste[/]  {best.paste}", soft_wrap=True, highlight=False)
+    console.print(f"[bold]or[/]     --set {best.settings}", soft_wrap=True, highlight=False)
+    return found
+
+
+def ranking(found: "list[Candidate]") -> Any:
+    """The candidates as a table, the best first."""
+    from rich.table import Table
+
+    from lm.plan.plan import line
+
+    table = Table("mesh", "remat", "micro-batches", "block", "by", "s a step", "MFU", "peak GB", "")
+    for c in found:
+        plan, e = c.best, c.experiment
+        low, high = plan.seconds
+        table.add_row(
+            *(line(e.mesh), e.compute.remat, str(e.accumulate), str(e.compute.block), plan.source),
+            *(f"{low:.2f} - {high:.2f}", f"{plan.mfu:.1%}", f"{plan.memory['peak'] / 1e9:.1f}"),
+            "does not fit" if c.failure or not plan.fits else "",
+        )
+    return table
+
+
+def candidate_data(candidate: "Candidate") -> dict[str, Any]:
+    """One candidate as JSON data."""
+    return {"settings": candidate.settings, "failure": candidate.failure, **candidate.best.as_data()}
+
+
+def write(file: str | None, data: Any) -> None:
+    """`data` as JSON, where a file is named."""
+    if file:
+        Path(file).write_text(json.dumps(data, indent=1) + "\n")
+
+
+def show(plan: "Plan", experiment: "Experiment") -> None:
+    """Print a plan."""
+    from rich.table import Table
+
+    from lm.monitor import terminal
+
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    for what, how_much in rows(plan, experiment):
+        table.add_row(f"[dim]{what}[/]", how_much)
+    terminal().print(table)
+
+
+def rows(plan: "Plan", experiment: "Experiment") -> list[tuple[str, str]]:
+    """What a plan says, line by line; bytes in GB of 10^9."""
+    from lm.plan.advice import advice
+    from lm.plan.plan import BLIND, line
+    from lm.plan.topology import parse
+
+    gb = {k: v / 1e9 for k, v in plan.memory.items()}
+    low, high = plan.seconds
+    source = f"{plan.compiler}, {plan.compile_seconds:.0f} s" if plan.compiler else "arithmetic alone, coarse"
+    told = [
+        ("plan", f"{plan.name} on {plan.devices} devices of {plan.topology}: {line(plan.mesh)}, remat {plan.remat}"),
+        ("by", source),
+        ("batch", f"{plan.tokens:,} tokens: {experiment.rows} rows of {experiment.length}"),
+        ("bytes a device", ", ".join(f"{k} {v:.2f}" for k, v in gb.items() if k != "peak" and v) + " GB"),
+        ("peak", f"{gb['peak']:.2f} of {plan.hbm / 1e9:.2f} GB" + ("" if plan.fits else ": DOES NOT FIT")),
+        ("FLOPs a device", flops_line(plan)),
+        *((f"{c.kind}, {c.network}", traffic_line(c)) for c in plan.collectives),
+        ("wire", f"{plan.wire / 1e9:.1f} GB"),
+        ("seconds a step", f"{low:.2f} (compute) - {high:.2f} (and the collectives it waits for)"),
+        ("tokens a second", f"{plan.tokens_per_second:,.0f}, {plan.tokens_per_second / plan.devices:,.0f} a device"),
+        ("MFU", f"{plan.mfu:.1%}"),
+        ("bound by", f"{plan.binding}: " + ", ".join(f"{k} {v:.2f} s" for k, v in plan.parts.items() if v)),
+        *((("not counted", ", ".join(f"{n:g} x {k}" for k, n in plan.unknown.items())),) if plan.unknown else ()),
+        ("cannot see", BLIND),
+    ]
+    if not plan.fits:
+        over = (plan.memory["peak"] - plan.hbm) / 1e9
+        told.insert(5, ("over by", f"{over:.2f} GB; {advice(experiment, parse(plan.topology))}"))
+    return told
+
+
+def flops_line(plan: "Plan") -> str:
+    """FLOPs of the model and of the hardware."""
+    hardware = plan.matrix_flops + plan.kernel_flops
+    kernels = f" + {plan.kernel_flops / 1e12:,.1f} in kernels" if plan.kernel_flops else ""
+    model, matrix = plan.model_flops / 1e12, plan.matrix_flops / 1e12
+    ratio = hardware / plan.model_flops
+    return f"{model:,.1f} TFLOP of the model, {matrix:,.1f} of matrix products{kernels} ({ratio:.2f} x)"
+
+
+def traffic_line(c: Any) -> str:
+    """The collectives of one kind."""
+    behind = "behind compute" if c.behind else "waited for"
+    return f"{c.count:,.0f} of {c.bytes / 1e9:.2f} GB in all, {c.seconds:.2f} s, {behind}"

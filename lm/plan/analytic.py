@@ -1,0 +1,194 @@
+"""A plan by arithmetic alone: no compiler, a millisecond, any chip; coarse, and the same for every mesh it compares.
+
+Matrix products run at EFFICIENCY of the peak. Of each layer the network carries what the mesh asks for: under fsdp the
+weights are gathered forward and backward and their gradients scattered (1910.02054), under tensor parallelism the
+activations are summed twice a layer each way (1909.08053), under context parallelism keys and values are gathered, over
+data and replica the gradients are summed.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+
+from lm.experiment import Experiment
+from lm.model import count
+from lm.model.compute import OUTER
+from lm.model.experts import Experts
+from lm.model.transformer import Transformer
+from lm.plan.plan import Collective, Plan, common
+from lm.plan.topology import Topology
+
+EFFICIENCY = 0.75  # of the peak that large products reach; the compiler's own estimates lie around it
+SPLIT_STATE = ("fsdp", "context", "expert")  # the mesh axes of a parameter's width, see lm/sharding.py
+BF16, F32 = 2, 4
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of an experiment on a topology, settled (`Experiment.on`)."""
+
+    experiment: Experiment
+    topology: Topology
+
+    def axis(self, *names: str) -> int:
+        """The devices along these mesh axes."""
+        mesh = self.experiment.mesh or {"data": self.topology.devices}
+        return math.prod(mesh.get(name, 1) for name in names)
+
+    @cached_property
+    def parameters(self) -> int:
+        return count.parameters(self.experiment.model)
+
+    @property
+    def shards(self) -> int:
+        """Over how many devices the state is split."""
+        split = self.axis(*SPLIT_STATE, "tensor")
+        return split * self.axis("data") if self.experiment.layout.zero == 1 else split
+
+    @property
+    def tokens(self) -> float:
+        """Tokens of a micro-batch whose residual stream one device holds."""
+        return self.experiment.batch_tokens / self.experiment.accumulate * self.axis("tensor") / self.topology.devices
+
+    @property
+    def width_of(self) -> dict[str, float]:
+        """Numbers a token and layer of what a layer's backward pass may keep, on one device."""
+        model, tensor = self.experiment.model, self.axis("tensor")
+        a, ffn = model.attention, model.kinds[0].ffn
+        assert ffn is not None
+        chosen = ffn.chosen if isinstance(ffn, Experts) else 1
+        kv = max(a.kv // tensor, 1) * a.head_dim
+        return dict(
+            query=a.heads * a.head_dim / tensor,
+            key=kv,
+            value=kv,
+            attention=a.heads * a.head_dim / tensor,
+            out=model.width,
+            mlp_in=len(ffn.inputs) * chosen * ffn.mlp / tensor,
+            mlp_out=model.width,
+        )
+
+    def kept(self) -> tuple[str, ...]:
+        """The names that stay on the device for the backward pass."""
+        compute = self.experiment.compute
+        if compute.saved is not None:
+            return compute.saved[0]
+        return {"full": (), "dots": (*OUTER, "mlp_in")}.get(compute.remat, tuple(self.width_of))
+
+    def memory(self) -> dict[str, float]:
+        """Bytes by what they are for."""
+        e, model = self.experiment, self.experiment.model
+        state = self.parameters * F32 / self.shards
+        moments = _optimizer_bytes(e) / self.shards
+        stream = model.width / (self.axis("tensor") if e.layout.sequence else 1)
+        kept = (stream + sum(self.width_of[name] for name in self.kept())) * BF16 * self.tokens * model.layers
+        layer = self.parameters / model.layers / self.axis("tensor")
+        head = model.vocab * model.width / self.axis("tensor")
+        whole = (2 * layer + head) * BF16 + layer * F32  # gathered: this layer, the next, the head; a gradient whole
+        working = self.tokens * (2 * sum(self.width_of.values()) + 4 * model.width) * BF16
+        chunk = min(e.compute.loss_chunk or e.length, e.length) / e.length
+        logits = 2 * self.tokens * chunk * model.vocab / self.axis("tensor") * F32
+        arguments = state + (0 if e.layout.optimizer_on_host else moments)
+        gradients = state * (2 if e.accumulate > 1 else 1)
+        temporaries = gradients + kept + max(working, logits) + whole
+        return dict(
+            arguments=arguments, outputs=arguments, temporaries=temporaries, code=0.0, peak=arguments + temporaries
+        )
+
+    def flops(self) -> float:
+        """Hardware FLOPs of a device: the model's, and the share of the layers' forward that is done again."""
+        e, model = self.experiment, self.experiment.model
+        total, share = common(e, self.topology)["model_flops"], e.batch_tokens / self.topology.devices
+        again: tuple[str, ...] = ("query", "key", "value", "mlp_in") if e.compute.remat != "nothing" else ()
+        again = tuple(name for name in again if name not in self.kept())
+        if e.compute.remat != "nothing" and ("attention" not in self.kept()):
+            again = (*again, "attention")
+        if "attention" in again and "out" not in self.kept():
+            again = (*again, "out")  # the feed-forward reads it; its own last product is read by nobody again
+        forward = self.forward
+        done_again = sum(forward[name] for name in again) / sum(forward.values())
+        return total + (total - 6 * model.vocab * model.width * share) / 3 * done_again
+
+    @property
+    def forward(self) -> dict[str, float]:
+        """FLOPs a token and layer of the forward products and of attention, all devices together."""
+        model = self.experiment.model
+        a, ffn = model.attention, model.kinds[0].ffn
+        assert ffn is not None
+        chosen = ffn.chosen if isinstance(ffn, Experts) else 1
+        heads, kv = (2.0 * model.width * n * a.head_dim for n in (a.heads, a.kv))
+        products = dict(query=heads, key=kv, value=kv, out=heads)
+        inner = 2.0 * model.width * ffn.mlp * chosen
+        return products | dict(
+            mlp_in=inner * len(ffn.inputs),
+            mlp_out=inner,
+            attention=4.0 * a.heads * a.head_dim * self.experiment.length,
+        )
+
+    def collectives(self) -> Iterator[Collective]:
+        """What goes over the network."""
+        e, micro = self.experiment, self.experiment.accumulate
+        layers, width = e.model.layers, e.model.width
+        mine = self.parameters / self.axis("tensor") / self.axis("expert")
+        fsdp, tensor, context = self.axis("fsdp", "context"), self.axis("tensor"), self.axis("context")
+        if fsdp > 1 and e.layout.zero == 3:
+            yield self._over("all-gather", 2 * micro, mine * BF16, fsdp, layers)
+            yield self._over("reduce-scatter", micro, mine * F32, fsdp, layers)
+        if tensor > 1:
+            yield self._over("all-reduce", 4 * micro * layers, 2 * self.tokens * width * BF16, tensor)
+        if context > 1:
+            keys = 2 * self.tokens * context * self.width_of["key"] * BF16
+            yield self._over("all-gather", 3 * micro * layers, keys, context)
+        if isinstance(e.model.kinds[0].ffn, Experts) and (expert := self.axis("expert")) > 1:
+            sent = self.tokens * e.model.kinds[0].ffn.chosen * width * BF16
+            yield self._over("all-to-all", 4 * micro * layers, sent, expert)
+        for axis, network in (("data", "ici"), ("replica", "dcn" if self.topology.slices > 1 else "ici")):
+            if self.axis(axis) > 1:
+                yield self._over("all-reduce", 1, 2 * self.parameters * F32 / self.shards, self.axis(axis), 1, network)
+
+    def _over(
+        self, kind: str, count: float, size: float, devices: int, pieces: int = 1, network: str = "ici"
+    ) -> Collective:
+        speed = self.topology.dcn if network == "dcn" else self.topology.network
+        seconds = count * size * (devices - 1) / devices / speed
+        return Collective(kind, network, True, count * pieces, count * size, seconds)
+
+
+def plan(experiment: Experiment, topology: Topology) -> Plan:
+    """The plan of a step of `experiment`, settled on the topology's devices."""
+    step = Step(experiment, topology)
+    collectives, flops = tuple(step.collectives()), step.flops()
+    return Plan(
+        **common(experiment, topology),
+        source="analytic",
+        memory=step.memory(),
+        matrix_flops=flops,
+        kernel_flops=0.0,
+        collectives=collectives,
+        parts=dict(
+            matrix=flops / topology.flops / EFFICIENCY,
+            kernels=0.0,
+            rest=0.0,
+            behind=sum(c.seconds for c in collectives),
+            waiting=0.0,
+        ),
+        unknown={},
+    )
+
+
+_optimizers: dict[Any, float] = {}
+
+
+def _optimizer_bytes(experiment: Experiment) -> float:
+    """Bytes of the optimizer's state, all of it."""
+    e = experiment
+    key = (repr(e.optimizer), e.model)
+    if key not in _optimizers:
+        model = Transformer(e.model, e.compute.resolve("cpu"))
+        state = jax.eval_shape(e.optimizer.build(e.steps, model.axes()).init, model.shapes())
+        _optimizers[key] = float(count.tree_bytes(state))
+    return _optimizers[key]

@@ -1,0 +1,183 @@
+"""A whole training step, compiled by the TPU's own compiler on a machine without one.
+
+Nothing is allocated: the state and the batch are shapes with shardings. libtpu ends the process where it meets what it
+cannot do, so it runs in a process of its own, `python -m lm.plan.compile FOLDER`, which writes the optimised program
+and its memory into the folder.
+"""
+
+import importlib.metadata
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lm.experiment import Experiment
+from lm.plan.topology import Topology, parse
+
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",  # the topology's devices are no devices of this machine
+    "TPU_SKIP_MDS_QUERY": "1",  # no metadata server here to ask
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+}
+EXHAUSTED = "RESOURCE_EXHAUSTED"
+
+
+class NoCompiler(ValueError):
+    """There is no libtpu here."""
+
+
+class TooLarge(ValueError):
+    """The compiler refused the step, which needs more memory than a chip has."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of a step on one device: bytes of its arguments, outputs, what both share (`alias`),
+    temporaries and the program; the most in use at once (`peak`); seconds that it took to lower and to compile."""
+
+    arguments: int
+    outputs: int
+    alias: int
+    temporaries: int
+    code: int
+    peak: int
+    lower_seconds: float
+    compile_seconds: float
+    compiler: str
+
+
+def compiler() -> str:
+    """The version of libtpu. Raises NoCompiler that says how to install it."""
+    try:
+        return f"libtpu {importlib.metadata.version('libtpu')}"
+    except importlib.metadata.PackageNotFoundError:
+        raise NoCompiler('the TPU compiler is not installed: pip install -e ".[tpu]" (it needs no TPU)') from None
+
+
+def compiled(experiment: Experiment, topology: Topology, timeout_seconds: float = 3600.0) -> tuple[Compiled, str]:
+    """The training step of `experiment` on `topology`: its memory, and the text of the optimised program.
+
+    Raises NoCompiler, TooLarge, and ValueError where the compiler fails otherwise."""
+    compiler()
+    if not topology.chip.tpu:
+        raise ValueError(f"{topology.name}: GPUs have no compiler that runs without one; their plan is analytic")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "lm.plan.compile", folder]
+        asked = pickle.dumps((experiment, topology.name))
+        paths = os.pathsep.join(p or os.getcwd() for p in sys.path)
+        env = {**os.environ, **ENVIRONMENT, "PYTHONPATH": paths}
+        try:
+            ran = subprocess.run(command, input=asked, capture_output=True, env=env, timeout=timeout_seconds)
+        except subprocess.TimeoutExpired:
+            raise ValueError(f"{topology.name}: not compiled within {timeout_seconds:.0f} seconds") from None
+        result = Path(folder) / "result.json"
+        if ran.returncode or not result.exists():
+            raise _failure(topology, ran.returncode, ran.stderr.decode(errors="replace"))
+        return Compiled(**json.loads(result.read_text())), (Path(folder) / "program.hlo").read_text()
+
+
+def _failure(topology: Topology, code: int, said: str) -> ValueError:
+    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith(("-", "For simpl"))]
+    refused = next((line for line in lines if EXHAUSTED in line), "")
+    if refused:
+        return TooLarge(refused[refused.index(EXHAUSTED) :])
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+    return ValueError(f"{topology.name}: the compiler {how}: {lines[-1] if lines else 'it said nothing'}")
+
+
+# ---------------------------------------------------------------- in the child
+
+
+def mesh_of(experiment: Experiment, topology: Topology) -> Any:
+    """The experiment's mesh over the devices of a topology that is not here."""
+    from jax.experimental import topologies
+
+    from lm.sharding import make_mesh
+
+    shape = "x".join(map(str, topology.shape))
+    description = topologies.get_topology_desc(
+        platform="tpu", topology_name=f"{topology.chip.kind}:{shape}", **topology.options()
+    )
+    return make_mesh(experiment.mesh, description.devices)
+
+
+def lowered(experiment: Experiment, mesh: Any) -> Any:
+    """The training step over `mesh`, traced; nothing is allocated."""
+    import jax
+    import jax.numpy as jnp
+
+    from lm import sharding
+    from lm.model.transformer import Transformer
+    from lm.train.step import build_step, state_shardings
+    from lm.train.task import Pretraining
+
+    e = experiment
+    task = Pretraining(Transformer(e.model, e.compute.resolve(mesh.devices.flat[0].platform)), None, e.z_loss)
+    optimizer = e.optimizer.build(e.steps, task.axes())
+    state, _ = state_shardings(task, optimizer, mesh, e.ema, e.layout)
+    rows = sharding.batch_sharding(mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=rows)
+        for name, (shape, dtype) in batch_shapes(e).items()
+    }
+    step: Any = build_step(task, optimizer, mesh, e.seed, e.accumulate, e.ema, e.layout)
+    return step.lower(state, batch)
+
+
+def batch_shapes(experiment: Experiment) -> dict[str, tuple[tuple[int, ...], str]]:
+    """The shapes and dtypes of a batch, from the objective itself, asked about one row."""
+    import numpy as np
+
+    from lm.data.objective import Rows, Setting
+
+    e, vocab = experiment, experiment.model.vocab
+    found = Setting(
+        e.length,
+        vocab,
+        *(1, 2, 3),
+        encoder=bool(e.model.encoder_layers),
+        special=np.zeros(vocab, bool),
+        word_starts=np.ones(vocab, bool),
+        cls=1,
+        sep=2,
+    )
+    ones = np.ones((1 + e.objective.in_pairs, e.objective.row_tokens(found) + 1), np.int32)
+    batch = e.objective.batch(Rows(ones, ones, ones), found)
+    return {name: ((e.rows, *array.shape[1:]), str(array.dtype)) for name, array in batch.items()}
+
+
+def main(folder: Path) -> None:
+    """Compile what is asked on stdin."""
+    experiment, name = pickle.load(sys.stdin.buffer)
+    began = time.time()
+    traced = lowered(experiment, mesh_of(experiment, parse(name)))
+    between = time.time()
+    executable = traced.compile()
+    took = time.time() - between
+    memory = executable.memory_analysis()
+    found = Compiled(
+        arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes,
+        alias=memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        peak=memory.peak_memory_in_bytes,
+        lower_seconds=between - began,
+        compile_seconds=took,
+        compiler=compiler(),
+    )
+    (folder / "program.hlo").write_text(executable.as_text())
+    (folder / "result.json").write_text(json.dumps(asdict(found)))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

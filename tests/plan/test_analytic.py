@@ -1,0 +1,95 @@
+"""Plans by arithmetic against counts, an experiment on many devices, and the search."""
+
+from dataclasses import replace
+
+import pytest
+
+from experiments.llama import experiment as small
+from experiments.llama import llama3_8b, llama3_70b
+from experiments.mixtral import mixtral_8x7b
+from lm.experiment import Experiment, published
+from lm.model import count
+from lm.model.config import ModelConfig
+from lm.plan import analytic
+from lm.plan.advice import advice, excess
+from lm.plan.plan import Plan
+from lm.plan.search import candidates, search
+from lm.plan.topology import parse
+
+V5P = parse("v5p:4x4x4")
+
+
+def on(model: ModelConfig, topology: str = "v5p:4x4x4", **changes: object) -> Experiment:
+    return published(small, "published", model).replace(changes).on(parse(topology).devices)
+
+
+def test_a_published_size_takes_what_devices_there_are() -> None:
+    e = published(small, "llama3_8b", llama3_8b)
+    assert (e.on(64).rows, e.on(64).mesh, e.on(8).rows) == (64, {"fsdp": 64}, 8)
+    assert e.replace(rows_per_device=0.5, mesh=dict(fsdp=-1, tensor=2)).on(8).mesh == {"fsdp": 4, "tensor": 2}
+    assert small.on(8) == small
+    with pytest.raises(ValueError, match="rows_per_device=0.3 is 2.4 rows on 8 devices"):
+        e.replace(rows_per_device=0.3).on(8)
+    with pytest.raises(ValueError, match="leaves no whole number of 8 devices to fsdp"):
+        e.replace(mesh=dict(fsdp=-1, tensor=3)).on(8)
+
+
+def test_flops_are_those_of_the_count() -> None:
+    e = on(llama3_8b)
+    plan = analytic.plan(e, V5P)
+    assert plan.model_flops == count.flops_per_token(llama3_8b, 8192) * 8192
+    nothing = analytic.plan(e.replace(compute=dict(remat="nothing")), V5P)
+    assert nothing.matrix_flops == nothing.model_flops
+    assert 1.25 < plan.matrix_flops / plan.model_flops < 4 / 3  # full remat: most of another forward pass
+
+
+def test_the_state_is_split_and_the_weights_travel() -> None:
+    plan, parameters = analytic.plan(on(llama3_8b), V5P), count.parameters(llama3_8b)
+    assert plan.memory["arguments"] == pytest.approx(12 * parameters / 64, rel=1e-3)
+    assert plan.wire == 2 * 2 * parameters + 4 * parameters  # gathered twice in bfloat16, gradients in float32
+    wide = analytic.plan(on(llama3_8b, mesh=dict(fsdp=16, tensor=4)), V5P)
+    assert {c.kind for c in wide.collectives} == {"all-gather", "reduce-scatter", "all-reduce"}
+    assert wide.memory["arguments"] == plan.memory["arguments"]
+
+
+def test_less_is_kept_and_more_is_done_again() -> None:
+    plans = [analytic.plan(on(llama3_8b, compute=dict(remat=r)), V5P) for r in ("nothing", "dots", "minimal", "full")]
+    peaks, flops = [p.memory["peak"] for p in plans], [p.matrix_flops for p in plans]
+    assert peaks == sorted(peaks, reverse=True) and flops == sorted(flops)
+
+
+def test_gpus_are_planned_by_arithmetic() -> None:
+    plan = analytic.plan(on(llama3_8b, "h100:64"), parse("h100:64"))
+    assert 0.1 < plan.mfu < 0.75 and plan.as_data()["source"] == "analytic"
+
+
+def test_the_search_ranks_what_may_fit() -> None:
+    found = candidates(on(mixtral_8x7b, "v5p:4x4x8"), parse("v5p:4x4x8"))
+    seconds = [sum(c.guess.seconds) for c in found]
+    assert seconds == sorted(seconds) and any(c.experiment.mesh.get("expert") == 8 for c in found)
+    assert found[0].settings.startswith("mesh.") and found[0].paste.startswith("mesh=dict(")
+    with pytest.raises(ValueError, match="fits v5e:2x2 in no mesh"):
+        search(on(llama3_70b, "v5e:2x2"), parse("v5e:2x2"), None)
+
+
+def test_the_compiler_has_the_last_word() -> None:
+    asked: list[Experiment] = []
+
+    def compile_one(e: Experiment) -> Plan:
+        asked.append(e)
+        if len(asked) == 1:
+            raise ValueError("does not fit")
+        guess = analytic.plan(e, V5P)
+        return replace(guess, source="compiled", parts=guess.parts | {"matrix": 10.0 - len(asked)})
+
+    found = search(on(llama3_8b), V5P, compile_one, most=2, told=lambda _: None)
+    assert found[0].best.source == "compiled" and found[0].experiment in asked
+    assert any(c.failure == "does not fit" and not c.plan for c in found)
+
+
+def test_advice_to_what_does_not_fit() -> None:
+    e = on(llama3_70b, compute=dict(remat="nothing"))
+    assert "compute.remat=full" in advice(e, V5P)
+    assert "times the chips" in advice(on(llama3_70b, "v5e:2x2"), parse("v5e:2x2"))
+    said = "RESOURCE_EXHAUSTED: XLA:TPU compile error. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G."
+    assert excess(said) == "it needs 20.50GiB of 15.75GiB, 4.75GiB too much"
