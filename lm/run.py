@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import datetime
 import json
-import math
 import os
 import shutil
 import signal
@@ -28,7 +27,7 @@ import numpy as np
 from lm import hardware, value
 from lm.data.cache import cache_dir
 from lm.data.loader import Batches, prepare
-from lm.data.store import TokenStore
+from lm.evaluate import further
 from lm.experiment import Experiment, changed
 from lm.model import count
 from lm.model.transformer import Transformer
@@ -128,6 +127,7 @@ class Run:
         self.mesh = make_mesh(experiment.mesh)
         self._check_rows()
         self.data = self._prepare()
+        self.further = further.batches(experiment, self.data, self.mesh.shape["data"] * self.mesh.shape["fsdp"])
         self.model = Transformer(experiment.model, self.compute)
         self.task = Pretraining(self.model, self.data, experiment.z_loss)
         self.optimizer = experiment.optimizer.build(experiment.steps, self.task.axes())
@@ -271,7 +271,8 @@ class Run:
             look, save = due(n)
             held_out: dict[str, float] = {}
             if look:
-                held_out = self.heldout(state.ema if e.ema else state.params, 0 if n == e.steps else e.eval_tokens)
+                params, most = state.ema if e.ema else state.params, 0 if n == e.steps else e.eval_tokens
+                held_out = self.heldout(params, self.data, most) | self._further(params, most)
                 metrics.write(n, held_out)
                 bar.say(self._evaluation_line(n, held_out, about["baselines"]))
             if save:
@@ -296,31 +297,38 @@ class Run:
 
     # ---------------------------------------------------------------- looking
 
-    def heldout(self, params: Any, most_tokens: int = 0) -> dict[str, float]:
-        """eval/SOURCE/MEASURE for each of the objective's measures, and eval/loss, the mean of the sources' losses.
+    def heldout(self, params: Any, data: Batches, most_tokens: int = 0) -> dict[str, float]:
+        """eval/SOURCE/MEASURE for each of the measures of `data`'s objective, and eval/loss, the mean of the sources'
+        losses.
 
         At most `most_tokens` a source are read (0: all)."""
         out: dict[str, float] = {}
         losses = []
-        for source in self.data.sources:
-            sums = self._heldout_sums(source, params, most_tokens)
-            found = measured(sums, self.data.stores[source, "heldout"])
-            out |= {f"eval/{source}/{name}": found[name] for name in self.experiment.objective.measures}
+        for source in data.sources:
+            sums = self._heldout_sums(source, params, data, most_tokens)
+            found = further.measured(sums, data.stores[source, "heldout"])
+            out |= {f"eval/{source}/{name}": found[name] for name in data.objective.measures}
             losses.append(found["loss"])
         return out | {"eval/loss": sum(losses) / len(losses)}
 
-    def _heldout_sums(self, source: str, params: Any, most_tokens: int) -> dict[str, float]:
+    def _heldout_sums(self, source: str, params: Any, data: Batches, most_tokens: int) -> dict[str, float]:
         """The sums of loss and accuracy over what is asked, and how much that is (tokens); of next sentences too."""
-        e = self.experiment
-        rows = e.rows // e.accumulate
+        rows = data.batch_rows // self.experiment.accumulate
         names = ("loss", "accuracy", "tokens", "next_sentence", "pairs")
         sums = dict.fromkeys(names, 0.0)
-        for i, batch in enumerate(self.data.heldout(source, rows)):
-            if most_tokens and i and i * rows * e.length >= most_tokens:
+        for i, batch in enumerate(data.heldout(source, rows)):
+            if most_tokens and i and i * rows * data.seq_len >= most_tokens:
                 break
             found = jax.device_get(self.evaluate_step(params, place(_share(batch), self.mesh)))
             sums = {name: sums[name] + float(found.get(name, 0.0)) for name in names}
         return sums
+
+    def _further(self, params: Any, most_tokens: int) -> dict[str, float]:
+        """What the experiment's further evaluations find, as in `heldout`, under evaluations/NAME/ instead of eval/."""
+        found = {name: self.heldout(params, data, most_tokens) for name, data in self.further.items()}
+        return {
+            f"evaluations/{n}/{k.removeprefix('eval/')}": v for n, values in found.items() for k, v in values.items()
+        }
 
     def _evaluation_line(self, n: int, values: dict[str, float], baselines: dict[str, dict[str, float]]) -> str:
         objective, parts = self.experiment.objective, []
@@ -379,6 +387,7 @@ class Run:
             "shares": [[n, self.data.shares(n)] for n in points],
             "objective": {"asked": e.objective.asked, "measures": list(e.objective.measures)},
             "baselines": self._baselines(),
+            "not_evaluated": further.impossible(e),
         }
         write_json(self.folder / "about.json", about)
         return about
@@ -394,7 +403,7 @@ class Run:
 
 def evaluate(run: str | Path) -> dict[str, dict[str, float]]:
     """source -> the objective's measures on held-out text, of a run's newest checkpoint; and gzip and xz (bits per
-    byte), where bits per byte is one."""
+    byte), where bits per byte is one. NAME/SOURCE -> those of the experiment's further evaluations."""
     experiment = read_experiment(run)
     hardware.split_cpu(experiment.compute.devices)
     hardware.keep_compiled(cache_dir())
@@ -404,25 +413,14 @@ def evaluate(run: str | Path) -> dict[str, dict[str, float]]:
     abstract, _ = state_shardings(under_way.task, under_way.optimizer, under_way.mesh, experiment.ema)
     state, _, _ = checkpoints.restore({part: getattr(abstract, part)})
     checkpoints.close()
-    found, baselines = under_way.heldout(state[part]), under_way._baselines()
-    return {
+    found, baselines = under_way.heldout(state[part], under_way.data), under_way._baselines()
+    own = {
         s: {k: found[f"eval/{s}/{k}"] for k in experiment.objective.measures} | baselines.get(s, {})
         for s in under_way.data.sources
     }
-
-
-def measured(sums: dict[str, float], store: TokenStore) -> dict[str, float]:
-    """From the sums over what was asked: loss (nats each), perplexity, accuracy, and the bits per byte of `store`'s
-    text, were every token of it but each document's first predicted at that loss; the share of right next sentences."""
-    loss = sums["loss"] / max(sums["tokens"], 1.0)
-    targets = store.total_tokens - len(store)
-    return {
-        "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),
-        "accuracy": sums["accuracy"] / max(sums["tokens"], 1.0),
-        "next_sentence": sums["next_sentence"] / max(sums["pairs"], 1.0),
-        "bits_per_byte": loss * targets / store.total_bytes / math.log(2),
-    }
+    more = under_way._further(state[part], 0)
+    looks = [(f"{n}/{s}", d.objective.measures) for n, d in under_way.further.items() for s in d.sources]
+    return own | {at: {k: more[f"evaluations/{at}/{k}"] for k in measures} for at, measures in looks}
 
 
 class Clock:

@@ -27,7 +27,16 @@ from lm.train.loop import NotFinite
 from lm.train.step import Step, compiled, one_step, under
 
 MOST = 16  # runs in a process: each has its state in memory
-HOST = {*INERT, *EVERY, "steps", "seed", "data", "embedding", "eval_tokens"}  # fields that the step does not see
+HOST = {
+    *INERT,
+    *EVERY,
+    "steps",
+    "seed",
+    "data",
+    "embedding",
+    "eval_tokens",
+    "evaluations",
+}  # fields that the step does not see
 
 
 def key(experiment: Experiment) -> str:
