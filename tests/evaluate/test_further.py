@@ -14,6 +14,7 @@ from lm.data.objective import PrefixLM
 from lm.evaluate import further
 from lm.experiment import Evaluation, Experiment
 from lm.model.positions import Alibi, Learned
+from lm.report import write_report
 from lm.study.trial import measures
 from tests.tiny import experiment, lines, write_texts
 
@@ -98,5 +99,11 @@ def test_an_objective_without_room_is_refused_before_training(tiny: Experiment) 
         further.batches(few, data)
 
 
-def test_what_cannot_be_evaluated_is_noted(tiny: Experiment, finished: Path) -> None:
-    assert json.loads((finished / "about.json").read_text())["not_evaluated"] == {}
+def test_the_report_tells_them(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    loss = lines(finished)[-1]["evaluations/2x/words/loss"]
+    assert "Further evaluations" in page and f"{loss:.3f}" in page and "was not made" not in page
+    about = json.loads((finished / "about.json").read_text())
+    assert about["not_evaluated"] == {}
+    (finished / "about.json").write_text(json.dumps(about | {"not_evaluated": {"4x": "rows too long"}}))
+    assert "4x was not made: rows too long." in write_report(finished).read_text()
