@@ -24,7 +24,7 @@ def rates(optimizer: Optimizer, low: float, high: float) -> Sweep:
     return Sweep(small.replace(optimizer=optimizer), space, method="grid", seeds=(0,), measure="bits_per_byte")
 
 
-WARM = Cosine(warmup_steps=16)
+WARM = Cosine(warmup_steps=10)
 muon_rates = rates(small.optimizer, 2.5e-3, 2e-2)
 adamw_rates = rates(AdamW(schedule=WARM), 1e-3, 8e-3)
 adafactor_rates = rates(Adafactor(schedule=WARM), 5e-3, 4e-2)

@@ -14,11 +14,14 @@ from lm.train.schedule import Cosine
 
 experiment = quickstart.replace(
     name="small",
-    model=llama(vocab=1024, layers=3, width=96, heads=4, mlp=256, context=128, tied=True),
+    model=llama(
+        **dict(vocab=1024, layers=3, width=96, heads=4, mlp=256, context=128, tied=True),
+        **dict(init_scale=96**-0.5, embed_scale=96**0.5),  # of unit size, as in 1706.03762, section 3.4
+    ),
     data=dict(tokenizer=dict(vocab_size=1024)),
-    optimizer=Muon(learning_rate=0.01, adam_learning_rate=4e-3, schedule=Cosine(warmup_steps=16)),
+    optimizer=Muon(learning_rate=0.01, adam_learning_rate=4e-3, schedule=Cosine(warmup_steps=10)),
     batch_tokens=8 * 128,
-    steps=160,
-    eval_every_steps=80,
-    checkpoint_every_steps=80,
+    steps=100,
+    eval_every_steps=50,
+    checkpoint_every_steps=50,
 )
