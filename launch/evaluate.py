@@ -16,7 +16,8 @@ COLUMNS = {
 EPILOG = """\
 Loss is in nats a token: of those that the run's objective asks for (masked ones, for MaskedLM), and accuracy is the
 share of them that are right. Bits per byte, and gzip and xz beside it (of the same held-out files, one by one), are
-told where every token is predicted.
+told where every token is predicted. Rows NAME/SOURCE are the experiment's further `evaluations`: longer rows, or
+another objective.
 
 examples:
   lm evaluate runs/quickstart

@@ -31,6 +31,18 @@ INERT = {"name", "log_every_steps", "keep_last", "keep_best", "prompts", "sample
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """Held-out text in rows `times` as long as those of training, asked by `objective` (None: the experiment's)."""
+
+    times: int = 1
+    objective: Objective | None = None
+
+    def __post_init__(self) -> None:
+        if self.times < 1:
+            raise ValueError(f"times={self.times}: expected at least 1")
+
+
+@dataclass(frozen=True)
 class Experiment:
     """What is trained, on what, and how long.
 
@@ -40,7 +52,8 @@ class Experiment:
     their place `rows_per_device`, which makes the batch grow with the devices (a share of a row where several devices
     hold one); `accumulate` micro-batches; `z_loss` as in lm/train/loss.py; `ema` the decay of a moving average of the
     parameters (0: none); `eval_tokens` the most held-out tokens a source that an evaluation on the way reads (0: all;
-    the last one reads all); `embedding` a .npy file of vectors that the embedding table starts with."""
+    the last one reads all); `evaluations`, by name, are made beside it (lm/evaluate/further.py); `embedding` a .npy
+    file of vectors that the embedding table starts with."""
 
     name: str
     model: ModelConfig
@@ -62,6 +75,7 @@ class Experiment:
     log_every_steps: int = 10
     eval_every_steps: int = 250
     eval_tokens: int = 0
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
     checkpoint_every_steps: int = 250
     keep_last: int = 2
     keep_best: int = 1
@@ -91,7 +105,14 @@ class Experiment:
                 f"{self.accumulate} micro-batches): try {' or '.join(map(str, near))}"
             )
         self.objective.check(self.model)
+        self._check_evaluations()
         self.optimizer.schedule_fn(self.steps)  # raises where the schedule does not fit in the run
+
+    def _check_evaluations(self) -> None:
+        for name, one in self.evaluations.items():
+            if not name or "/" in name or name in self.data.mixture.sources:
+                raise ValueError(f"evaluations have the name {name!r}: expected one without a /, and of no source")
+            (one.objective or self.objective).check(self.model)
 
     @property
     def length(self) -> int:

@@ -17,29 +17,30 @@ Evaluate = Callable[[Any, Any], dict[str, Any]]  # (params, batch) -> sums over 
 
 
 def heldout(
-    experiment: Experiment, data: Batches, evaluate: Evaluate, mesh: Mesh, params: Any, most_tokens: int = 0
+    accumulate: int, evaluate: Evaluate, mesh: Mesh, params: Any, most_tokens: int, data: Batches
 ) -> dict[str, float]:
-    """eval/SOURCE/MEASURE for each of the objective's measures, and eval/loss, the mean of the sources' losses.
+    """SOURCE/MEASURE for each of the measures of `data`'s objective, and loss, the mean of the sources' losses.
 
-    At most `most_tokens` a source are read (0: all). All processes call it, and get the same."""
+    At most `most_tokens` a source are read (0: all), in `accumulate` parts of a batch. All processes call it, and get
+    the same."""
     out: dict[str, float] = {}
     losses = []
     for source in data.sources:
-        sums = _sums(experiment, data, evaluate, mesh, source, params, most_tokens)
+        sums = _sums(accumulate, evaluate, mesh, params, most_tokens, data, source)
         found = measured(sums, data.stores[source, "heldout"])
-        out |= {f"eval/{source}/{name}": found[name] for name in experiment.objective.measures}
+        out |= {f"{source}/{name}": found[name] for name in data.objective.measures}
         losses.append(found["loss"])
-    return out | {"eval/loss": sum(losses) / len(losses)}
+    return out | {"loss": sum(losses) / len(losses)}
 
 
 def _sums(
-    e: Experiment, data: Batches, evaluate: Evaluate, mesh: Mesh, source: str, params: Any, most_tokens: int
+    accumulate: int, evaluate: Evaluate, mesh: Mesh, params: Any, most_tokens: int, data: Batches, source: str
 ) -> dict[str, float]:
     """The sums of loss and accuracy over what is asked, and how much that is (tokens); of next sentences too."""
-    rows = e.rows // e.accumulate
+    rows = data.batch_rows // accumulate
     sums = dict.fromkeys(SUMS, 0.0)
     for i, batch in enumerate(data.heldout(source, rows)):
-        if most_tokens and i and i * rows * e.length >= most_tokens:
+        if most_tokens and i and i * rows * data.seq_len >= most_tokens:
             break
         found = jax.device_get(evaluate(params, place(batch, mesh)))
         sums = {name: sums[name] + float(found.get(name, 0.0)) for name in SUMS}

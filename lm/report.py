@@ -71,6 +71,7 @@ class Story:
         header = tag("header", top, tag("p", self._lead(), class_="lead"), tiles(self._tiles()))
         parts = [
             self._result(),
+            self._further(),
             self._curves(),
             self._samples(),
             self._model(),
@@ -227,9 +228,26 @@ class Story:
             "Held-out text", tag("div", *charts, class_="charts") if charts else "", table(head, rows), note=note
         )
 
+    def _further(self) -> Markup:
+        """What the experiment's further evaluations found in the end, and why some were not made."""
+        found: dict[tuple[str, str], dict[str, float]] = {}
+        for key, value in (self.evaluations[-1] if self.evaluations else {}).items():
+            kind, _, rest = key.partition("/")
+            at, _, measure = rest.rpartition("/")
+            name, _, source = at.partition("/")
+            if kind == "evaluations" and source and value is not None:
+                found.setdefault((name, source), {})[measure] = value
+        kinds = {**ANSWERED, "bits_per_byte": "bits per byte"}
+        measures = [k for k in kinds if any(k in values for values in found.values())]
+        rows = [[*at, *(_shown(values.get(k)) for k in measures)] for at, values in found.items()]
+        head = ["evaluation", "source", *(kinds[k] for k in measures)]
+        left_out = [
+            tag("p", f"{name} was not made: {why}.") for name, why in self.about.get("not_evaluated", {}).items()
+        ]
+        return section("Further evaluations", table(head, rows, 2) if rows else "", *left_out)
+
     def _cell(self, source: str, key: str) -> str:
-        value = self.evaluations[-1].get(f"eval/{source}/{key}")
-        return "" if value is None else f"{value:.3f}" if value < 1000 else human(value)
+        return _shown(self.evaluations[-1].get(f"eval/{source}/{key}"))
 
     def _against(self, source: str) -> list[Any]:
         bits, others = self._bits(source), self._baselines(source)
@@ -374,6 +392,10 @@ def _samples(folder: Path) -> Iterator[tuple[str, str]]:
             ("", text.strip("\n"))
             for text in file.read_text(encoding="utf-8", errors="replace").split("\n" + "=" * 80 + "\n")
         )
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}" if value < 1000 else human(value)
 
 
 def _column(lines: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:

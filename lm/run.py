@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lm import hardware, heldout, processes, remote, telling
 from lm.data.cache import cache_dir
 from lm.data.loader import Batches, make_tokenizer, prepare
 from lm.data.objective import Setting, setting_of
+from lm.evaluate import further
 from lm.experiment import Experiment
 from lm.folder import by_first, check_sources, claim, save_tokenizer, write_json
 from lm.legal import check_mesh
@@ -32,7 +34,7 @@ from lm.pretrained import Pretrained, read_experiment
 from lm.processes import listening
 from lm.report import write_report
 from lm.samples import samples
-from lm.sharding import make_mesh
+from lm.sharding import make_mesh, row_devices
 from lm.telling import Silent, Telling
 from lm.text.tokenizer import load_tokenizer
 from lm.train.checkpoint import Checkpoints
@@ -91,6 +93,7 @@ class Run:
         self.mesh = make_mesh(experiment.mesh)
         check_mesh(experiment, self.mesh.shape)
         self.data = self._prepare()
+        self.further = further.batches(experiment, self.data, row_devices(self.mesh))
         self.model = Transformer(experiment.model, self.compute)
         self.own = own_rows(self.mesh, experiment.rows)
         self.task = Pretraining(self.model, self.data, experiment.z_loss, self.own)
@@ -256,8 +259,11 @@ class Run:
     # ---------------------------------------------------------------- looking
 
     def heldout(self, params: Any, most_tokens: int = 0) -> dict[str, float]:
-        """What `params` make of held-out text, as lm/heldout.py says."""
-        return heldout.heldout(self.experiment, self.data, self.evaluate_step, self.mesh, params, most_tokens)
+        """What `params` make of held-out text, as lm/heldout.py says; that of the experiment's further evaluations is
+        under evaluations/NAME/ instead of eval/."""
+        asked = {"eval": self.data} | {f"evaluations/{name}": data for name, data in self.further.items()}
+        look = partial(heldout.heldout, self.experiment.accumulate, self.evaluate_step, self.mesh, params, most_tokens)
+        return {f"{at}/{name}": x for at, data in asked.items() for name, x in look(data).items()}
 
     def _sample(self, state: TrainState, say: Callable[[str], None]) -> None:
         e = self.experiment
@@ -290,7 +296,7 @@ def here(params: Any) -> Any:
 
 def evaluate(run: str | Path) -> dict[str, dict[str, float]]:
     """source -> the objective's measures on held-out text, of a run's newest checkpoint; and gzip and xz (bits per
-    byte), where bits per byte is one."""
+    byte), where bits per byte is one. NAME/SOURCE -> those of the experiment's further evaluations."""
     run = remote.near(run)
     experiment = read_experiment(run)
     hardware.split_cpu(experiment.compute.devices)
@@ -304,7 +310,9 @@ def evaluate(run: str | Path) -> dict[str, dict[str, float]]:
     state, _, _ = checkpoints.restore({part: getattr(abstract, part)})
     checkpoints.close()
     found, baselines = under_way.heldout(state[part]), telling.baselines(experiment, under_way.data)
-    return {
+    own = {
         s: {k: found[f"eval/{s}/{k}"] for k in experiment.objective.measures} | baselines.get(s, {})
         for s in under_way.data.sources
     }
+    looks = [(f"{n}/{s}", d.objective.measures) for n, d in under_way.further.items() for s in d.sources]
+    return own | {at: {k: found[f"evaluations/{at}/{k}"] for k in measures} for at, measures in looks}

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from lm import hardware, heldout, remote, value
 from lm.data.loader import Batches
+from lm.evaluate import further
 from lm.experiment import Experiment
 from lm.folder import write_json
 from lm.model import count
@@ -150,6 +151,7 @@ def about(
         "shares": [[n, data.shares(n)] for n in points],
         "objective": {"asked": e.objective.asked, "measures": list(e.objective.measures)},
         "baselines": baselines(e, data),
+        "not_evaluated": further.impossible(e),
     }
 
 

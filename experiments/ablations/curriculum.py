@@ -1,9 +1,9 @@
-"""Should the mixture change on the way? Prose first or code first, going to the same weights, against constant ones.
+"""Should the mixture change on the way? A warm-up from equal weights, prose first or code first, against constant ones.
 
     lm study experiments.ablations.curriculum
 
-The arms read as much of each source as the constant one (the weights change linearly and average to its). Annealing
-towards one's target data at the end is common practice (Llama 3, 2407.21783, section 3.1.3).
+The weights change linearly, and every arm reads as much of each source as the constant one. Annealing towards one's
+target data at the end is common practice (Llama 3, 2407.21783, section 3.1.3, which finds it to help an 8B model).
 
 Measured: (to be run).
 """
@@ -13,15 +13,21 @@ from lm.data.mixture import Knot
 from lm.study.ablation import Ablation
 
 
-def from_to(first: float, last: float) -> dict[str, object]:
-    """The share of code goes linearly from `first` to `last` over the run."""
-    end = Knot(small.steps, {"code": last, "prose": 1 - last})
-    return dict(data=dict(mixture=dict(weights={"code": first, "prose": 1 - first}, knots=(end,))))
+def shares(first: float, *later: tuple[int, float]) -> dict[str, object]:
+    """The share of code is `first`, then goes linearly to each (step, share)."""
+    knots = tuple(Knot(step, {"code": code, "prose": 1 - code}) for step, code in later)
+    return dict(data=dict(mixture=dict(weights={"code": first, "prose": 1 - first}, knots=knots)))
 
 
+STEPS = small.steps
 curriculum = Ablation(
     small,
-    arms={"constant": {}, "prose-first": from_to(0.5, 1.0), "code-first": from_to(1.0, 0.5)},
+    arms={
+        "constant": {},
+        "warm-up": shares(0.5, (STEPS // 4, 11 / 14)),  # 0.75 on average
+        "prose-first": shares(0.5, (STEPS, 1.0)),
+        "code-first": shares(1.0, (STEPS, 0.5)),
+    },
     seeds=range(3),
     measure="bits_per_byte",
 )

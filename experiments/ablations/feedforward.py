@@ -15,9 +15,9 @@ feedforward = Ablation(
     small,
     arms={
         "swiglu": {},
-        "geglu": dict(model=dict(ffn=FeedForward(mlp=344, activation="gelu", gated=True))),
-        "gelu": dict(model=dict(ffn=FeedForward(mlp=516, activation="gelu"))),
-        "relu": dict(model=dict(ffn=FeedForward(mlp=516, activation="relu"))),
+        "geglu": dict(model=dict(ffn=FeedForward(mlp=256, activation="gelu", gated=True))),
+        "gelu": dict(model=dict(ffn=FeedForward(mlp=384, activation="gelu"))),
+        "relu": dict(model=dict(ffn=FeedForward(mlp=384, activation="relu"))),
     },
     seeds=range(3),
     measure="bits_per_byte",

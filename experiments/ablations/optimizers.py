@@ -1,6 +1,6 @@
 """Which optimizer? AdamW, Adafactor, Lion and Muon, each at the best rate of a small sweep of its own.
 
-    lm study experiments.ablations.optimizers:adamw_rates          and the other _rates: 5 rates, 1 seed
+    lm study experiments.ablations.optimizers:muon_rates          and the other _rates: 4 rates, 1 seed
     lm study experiments.ablations.optimizers:optimizers           at those rates, 3 seeds
 
 Jordan et al. (https://kellerjordan.github.io/posts/muon/) and Liu et al. (2502.16982) find Muon ahead of AdamW by a
@@ -14,29 +14,29 @@ from experiments.ablations.small import experiment as small
 from lm.study.ablation import Ablation
 from lm.study.space import Log
 from lm.study.sweep import Sweep
-from lm.train.optim import Adafactor, Lion, Muon, Optimizer
+from lm.train.optim import Adafactor, AdamW, Lion, Optimizer
 from lm.train.schedule import Cosine
 
 
 def rates(optimizer: Optimizer, low: float, high: float) -> Sweep:
-    """Five learning rates, evenly spaced in their logarithm."""
-    space = {"optimizer.learning_rate": Log(low, high, points=5)}
+    """Four learning rates, evenly spaced in their logarithm."""
+    space = {"optimizer.learning_rate": Log(low, high, points=4)}
     return Sweep(small.replace(optimizer=optimizer), space, method="grid", seeds=(0,), measure="bits_per_byte")
 
 
-WARM = Cosine(warmup_steps=25)
-adamw_rates = rates(small.optimizer, 1e-3, 1.6e-2)
-adafactor_rates = rates(Adafactor(schedule=WARM), 5e-3, 8e-2)
-lion_rates = rates(Lion(schedule=WARM), 1e-4, 1.6e-3)
-muon_rates = rates(Muon(adam_learning_rate=4e-3, schedule=WARM), 2.5e-3, 4e-2)
+WARM = Cosine(warmup_steps=10)
+muon_rates = rates(small.optimizer, 2.5e-3, 2e-2)
+adamw_rates = rates(AdamW(schedule=WARM), 1e-3, 8e-3)
+adafactor_rates = rates(Adafactor(schedule=WARM), 5e-3, 4e-2)
+lion_rates = rates(Lion(schedule=WARM), 2e-4, 1.6e-3)
 
 optimizers = Ablation(
     small,
     arms={
-        "adamw": {},
+        "muon": {},
+        "adamw": dict(optimizer=AdamW(learning_rate=4e-3, schedule=WARM)),
         "adafactor": dict(optimizer=Adafactor(learning_rate=2e-2, schedule=WARM)),
         "lion": dict(optimizer=Lion(learning_rate=4e-4, schedule=WARM)),
-        "muon": dict(optimizer=Muon(learning_rate=1e-2, adam_learning_rate=4e-3, schedule=WARM)),
     },
     seeds=range(3),
     measure="bits_per_byte",

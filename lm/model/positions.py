@@ -7,6 +7,7 @@ overrides the seats it uses; the base class uses none (no positions: 2305.19466)
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,10 @@ from lm.model.scaling import Scaling
 
 @dataclass(frozen=True)
 class Positions:
-    """No positional encoding; the base class and contract of all."""
+    """No positional encoding; the base class and contract of all. `endless`: it says something of any position, below
+    the model's context or not."""
+
+    endless: ClassVar[bool] = True
 
     def embed(self, module: nn.Module, x: jax.Array, positions: jax.Array, context: int) -> jax.Array:
         """x [B, T, D] with whatever the encoding adds for positions [B, T] below `context`."""
@@ -48,6 +52,8 @@ class Learned(Positions):
     """A trained vector for each position (GPT, BERT)."""
 
     init_scale: float = 0.02
+
+    endless: ClassVar[bool] = False
 
     def embed(self, module: nn.Module, x: jax.Array, positions: jax.Array, context: int) -> jax.Array:
         table = param(module, "positions", (context, x.shape[-1]), (None, "embed"), normal(self.init_scale))

@@ -228,27 +228,40 @@ def _took(one: Result, results: Sequence[Result]) -> tuple[str, ...]:
 
 
 def sources_tables(results: Sequence[Result], base: str, measure: str) -> list[Table]:
-    """What each arm reached on each source, a table for each kind of measure, that of `measure` first."""
-    names = [name for name in measures(results) if "/" in name and not name.endswith("/perplexity")]
+    """What each arm reached in each evaluation, where there are further ones, and on each source: a table for each kind
+    of measure, that of `measure` first."""
+    evaluations = list(dict.fromkeys(name for r in results for name in r.trial.experiment.evaluations))
+    known = [name for name in measures(results) if not name.endswith("perplexity")]
+    own = [name for name in known if "/" in name and name.partition("/")[0] not in evaluations]
     wanted = measure.rpartition("/")[2]
-    kinds = sorted(dict.fromkeys(name.rpartition("/")[2] for name in names), key=lambda kind: kind != wanted)
-    return [_sources_table(results, base, kind, [n for n in names if n.rpartition("/")[2] == kind]) for kind in kinds]
+    kinds = sorted(dict.fromkeys(name.rpartition("/")[2] for name in known), key=lambda kind: kind != wanted)
+    note = "Means over the sources; own is the arm's own evaluation."
+    found = []
+    for kind in kinds:
+        further = {f"{name}/{kind}": name for name in evaluations if f"{name}/{kind}" in known}
+        columns = ({kind: "own"} if kind in known else {}) | further
+        found += [_columns(results, base, f"{named(kind)} by evaluation", columns, note)] if further else []
+    for kind in kinds:
+        columns = {name: name.rpartition("/")[0] for name in own if name.rpartition("/")[2] == kind}
+        found += [_columns(results, base, f"{named(kind)} by source", columns)] if columns else []
+    return found
 
 
-def _sources_table(results: Sequence[Result], base: str, kind: str, names: Sequence[str]) -> Table:
-    columns = {name: measured(results, name) for name in names}
-    against = {name: {d.arm: d for d in uncorrected(results, base, name)} if base else {} for name in names}
+def _columns(results: Sequence[Result], base: str, title: str, heads: Mapping[str, str], note: str = "") -> Table:
+    """A table with a column for each of the measures, under its head, and the differences to the base."""
+    columns = {name: measured(results, name) for name in heads}
+    against = {name: {d.arm: d for d in uncorrected(results, base, name)} if base else {} for name in heads}
     widths = [d.half_width for found in against.values() for d in found.values()]
     digits = decimals(widths or [a.deviation for arms in columns.values() for a in arms.values()])
     order = sorted(next(iter(columns.values())), key=lambda arm: arm != base)
     rows = []
     for arm in order:
-        cells = [_source(columns[name][arm], against[name], digits, base) for name in names]
+        cells = [_source(columns[name][arm], against[name], digits, base) for name in heads]
         rows.append((arm, *(cell for one in cells for cell in one)))
     each = ("difference",) if base else ()
-    head = ("arm", *(cell for name in names for cell in (name.rpartition("/")[0], *each)))
-    note = f"Differences to {base}, paired by seed, with half of their 95% interval, uncorrected." if base else ""
-    return Table(f"{named(kind).capitalize()} by source", head, tuple(rows), note)
+    head = ("arm", *(cell for name in heads.values() for cell in (name, *each)))
+    compared = f"Differences to {base}, paired by seed, with half of their 95% interval, uncorrected." if base else ""
+    return Table(title.capitalize(), head, tuple(rows), f"{note} {compared}".strip())
 
 
 def _source(arm: Measured, against: Mapping[str, Difference], digits: int, base: str) -> tuple[str, ...]:

@@ -21,7 +21,16 @@ from lm.study.trial import DIVERGED, FAILED, PRUNED, STOP, Trial, leave_word
 from lm.train.loop import NotFinite
 
 MOST = 16  # runs in a process: each has its state in memory
-HOST = {*INERT, *EVERY, "steps", "seed", "data", "embedding", "eval_tokens"}  # fields that the step does not see
+HOST = {
+    *INERT,
+    *EVERY,
+    "steps",
+    "seed",
+    "data",
+    "embedding",
+    "eval_tokens",
+    "evaluations",
+}  # fields that the step does not see
 
 
 def key(experiment: Experiment) -> str:

@@ -17,6 +17,7 @@ from lm.monitor import read_metrics
 
 FINISHED, MISSING, STOPPED = "finished", "missing", "stopped"  # stopped: under way, or it can go on
 FAILED, DIVERGED, PRUNED = "failed", "diverged", "pruned"  # what a run's OUTCOME says
+EVALUATED = EVAL, FURTHER = "eval", "evaluations"  # what the names of measures begin with in metrics.jsonl
 OUTCOME = "outcome.json"  # in a run's folder: why it ended before its end
 STOP = "stop"  # in a run's folder, while it runs: the study asks it to end
 
@@ -121,10 +122,19 @@ def leave_word(folder: Path, status: str, reason: str) -> None:
 
 
 def measures(line: Mapping[str, Any]) -> dict[str, float]:
-    """The measures of one line of metrics.jsonl, without their `eval/`, and the sources' mean bits per byte."""
-    found = {name.removeprefix("eval/"): v for name, v in line.items() if name.startswith("eval/") and v is not None}
-    bits = [v for name, v in found.items() if name.endswith("/bits_per_byte")]
-    return {**found, "bits_per_byte": sum(bits) / len(bits)} if bits else found
+    """The measures of one line of metrics.jsonl, and the sources' mean bits per byte. SOURCE/MEASURE are the run's own;
+    NAME/SOURCE/MEASURE, and NAME/MEASURE for the means, those of its further evaluations."""
+    found: dict[str, float] = {}
+    bits: dict[str, list[float]] = {}
+    for key, value_ in line.items():
+        kind, _, name = key.partition("/")
+        if value_ is None or kind not in EVALUATED:
+            continue
+        found[name] = value_
+        if name.endswith("/bits_per_byte"):
+            over = f"{name.partition('/')[0]}/bits_per_byte" if kind == FURTHER else "bits_per_byte"
+            bits.setdefault(over, []).append(value_)
+    return found | {name: sum(values) / len(values) for name, values in bits.items()}
 
 
 def _json(file: Path) -> dict[str, Any]:

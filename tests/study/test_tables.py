@@ -1,6 +1,7 @@
 """The CSV files are the same bytes for the same results, and every other form shows what they hold."""
 
 import csv
+import dataclasses
 import io
 import math
 import random
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lm.experiment import Evaluation
 from lm.study.statistics import differences
 from lm.study.tables import (
     COLUMNS,
@@ -114,6 +116,24 @@ def test_what_stands_in_a_source_s_column_is_that_arm_s_and_that_source_s() -> N
     assert rows["an_arm"][1].startswith("−0.10 ± 0.1") and rows["wild"][1] == "−0.30"
     alone = sources_tables(RESULTS, "", "loss")[0]
     assert alone.head == ("arm", "sums", "words") and alone.rows[1] == ("an_arm", "1.93", "2.13")
+
+
+def test_further_evaluations_have_a_table_of_their_means() -> None:
+    found = []
+    for r in runs({"base": {0: 2.0, 1: 2.25}, "arm": {0: 1.5, 1: 2.0}}):
+        e = r.trial.experiment.replace(evaluations={"2x": Evaluation(2)})
+        loss = r.measures["loss"] + 1
+        more = {"2x/loss": loss, "2x/sums/loss": loss} if r.trial.arm == "base" or r.trial.seed else {}
+        measures = {**r.measures, **more}
+        found.append(dataclasses.replace(r, trial=dataclasses.replace(r.trial, experiment=e), measures=measures))
+    tables = sources_tables(found, "base", "loss")
+    assert [t.title for t in tables] == ["Loss by evaluation", "Loss by source", "Accuracy by source"]
+    assert tables[0].head == ("arm", "own", "difference", "2x", "difference") and tables[1].head[1::2] == (
+        "sums",
+        "words",
+    )
+    assert tables[0].rows[0] == ("base", "2.12", "", "3.12", "")
+    assert tables[0].rows[1][3:] == ("3.00", "−0.25")  # of the one seed that has it
 
 
 def test_no_sources_no_tables() -> None:
