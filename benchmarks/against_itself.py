@@ -19,14 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-import lm
 from lm.data.loader import Batches, prepare
 from lm.data.mixture import Data, Mixture
 from lm.data.pack import Chunk
 from lm.data.source import TextFolder
 from lm.experiment import Experiment
+from lm.model import families
 from lm.model.compute import Compute
-from lm.model.families import llama
 from lm.model.transformer import Transformer
 from lm.study.statistics import paired, unpaired
 from lm.text.tokenizer import Bytes
@@ -71,10 +70,10 @@ class Found:
 
 def experiment(steps: int) -> Experiment:
     """What each run trains."""
-    code = TextFolder(str(Path(lm.__file__).parent / "model"), pattern="*.py", heldout=0.3)
+    code = TextFolder(str(Path(families.__file__).parent), pattern="*.py", heldout=0.3)
     return Experiment(
         name="itself",
-        model=llama(vocab=258, layers=1, width=8, heads=2, mlp=16, context=16, dropout=0.1),
+        model=families.llama(vocab=258, layers=1, width=8, heads=2, mlp=16, context=16, dropout=0.1),
         data=Data(Mixture({"code": code}, {"code": 1.0}), Bytes(), Chunk()),
         optimizer=AdamW(learning_rate=2e-2, schedule=Constant()),
         compute=Compute("float32", "float32", "plain", flat="no", unroll=1, loss_chunk=0),
