@@ -368,21 +368,16 @@ def inside(kind: Any) -> Iterator[tuple[type, tuple[Any, ...]]]:
 def seats() -> dict[type, tuple[type, tuple[Any, ...]]]:
     """Every class of ours that an experiment may hold, the class it is first found in, and its place there."""
     found: dict[type, tuple[type, tuple[Any, ...]]] = {Experiment: (Experiment, ())}
-    for cls in found_so_far(found):
+    order: list[type] = [Experiment]
+    for cls in order:  # which grows
         for field in dataclasses.fields(cls):
             for kind, path in inside(value._hints(cls)[field.name]):
                 for sub in value._subclasses(kind).values():
                     ours = sub.__module__.startswith("lm.") and not sub.__name__.startswith("_")
                     if ours and sub not in found:
                         found[sub] = (cls, (field.name, *path))
+                        order.append(sub)
     return found
-
-
-def found_so_far(found: dict[type, Any]) -> Iterator[type]:
-    done = 0
-    while done < len(found):
-        yield list(found)[done]
-        done += 1
 
 
 SEATS = seats()
