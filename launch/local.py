@@ -82,15 +82,14 @@ def together(command: list[str], each: list[dict[str, str]], logs: Path) -> int:
         port = str(free.getsockname()[1])
     with ExitStack() as stack:
         running: list[subprocess.Popen[bytes]] = []
-        stack.callback(lambda: [process.kill() for process in running if process.poll() is None])
+        stack.callback(_kill, running)
         for i, env in enumerate(each):
             env = {**os.environ, **{k: v.replace("PORT", port) for k, v in env.items()}}
             out = None
             if i:
                 logs.mkdir(parents=True, exist_ok=True)
                 out = stack.enter_context((logs / f"process-{i}.txt").open("ab"))
-            start = dict(env=env, stdout=out, stderr=out, start_new_session=True)
-            running.append(subprocess.Popen(command, **start))  # type: ignore[call-overload]
+            running.append(subprocess.Popen(command, env=env, stdout=out, stderr=out, start_new_session=True))
             _keep_to_share(running[-1].pid, i, len(each))
         stack.enter_context(_passing_on(running))
         return _watched(running, logs)
@@ -134,11 +133,15 @@ def _watched(running: list[subprocess.Popen[bytes]], logs: Path) -> int:
         ended += [i for i, process in enumerate(running) if i not in ended and process.poll() is not None]
         if until == float("inf") and any(running[i].returncode for i in ended):
             until = time.monotonic() + PATIENCE_SECONDS
+    _kill(running)
+    failed = sorted((running[i].returncode in LOST, n, i) for n, i in enumerate(ended) if running[i].returncode)
+    return _blamed(failed[0][2], running, logs) if failed else 0
+
+
+def _kill(running: list[subprocess.Popen[bytes]]) -> None:
     for process in running:
         process.kill()
         process.wait()
-    failed = sorted((running[i].returncode in LOST, n, i) for n, i in enumerate(ended) if running[i].returncode)
-    return _blamed(failed[0][2], running, logs) if failed else 0
 
 
 def _blamed(i: int, running: list[subprocess.Popen[bytes]], logs: Path) -> int:

@@ -134,7 +134,7 @@ def _lower(mesh: Mesh, jitted: Any, args: Any) -> Any:
 
 def own_rows(mesh: Mesh, rows: int) -> np.ndarray | None:
     """The numbers, ascending, of those rows of a batch of `rows` that this process's devices hold; None: all."""
-    held = NamedSharding(mesh, sharding.spec(("batch",))).addressable_devices_indices_map((rows,))
+    held: Any = NamedSharding(mesh, sharding.spec(("batch",))).addressable_devices_indices_map((rows,))
     own = np.unique(np.concatenate([np.arange(rows)[index] for index in held.values()]))
     return None if len(own) == rows else own
 
@@ -149,9 +149,11 @@ def place(batch: Batch, mesh: Mesh, own: np.ndarray | None = None, rows: int = 0
         there = np.arange(len(array)) if own is None else own
         shape = (len(array) if own is None else rows, *array.shape[1:])
         wanted = np.arange(shape[0])
-        return jax.make_array_from_callback(
-            shape, placing, lambda index: array[np.searchsorted(there, wanted[index[0]])][(slice(None), *index[1:])]
-        )
+
+        def shard(index: Any) -> np.ndarray:
+            return array[np.searchsorted(there, wanted[index[0]])][(slice(None), *index[1:])]
+
+        return jax.make_array_from_callback(shape, placing, shard)
 
     return {name: part(array) for name, array in batch.items()}
 
