@@ -60,6 +60,7 @@ def train(experiment: Experiment, workdir: str | Path, reference: str = "", comm
     hardware.split_cpu(experiment.compute.devices)
     hardware.keep_compiled(cache_dir())
     with processes.losing():
+        processes.meet()
         folder = claim(remote.near(workdir), experiment, reference)
         report = Run(experiment, folder, command).train()
         processes.wait("end")
@@ -152,6 +153,7 @@ class Run:
             start = int(state.step)
             if start < e.steps:
                 teller = self._teller(start, show, stack)
+                processes.wait("begin")  # not in the first collective: the one that tells was busy
                 for state in self._loop(state, checkpoints, teller, asked):  # noqa: B007, B020
                     start += 1
                     yield start
