@@ -140,11 +140,15 @@ def _watched(running: list[subprocess.Popen[bytes]], logs: Path) -> int:
         ended += [i for i, process in enumerate(running) if i not in ended and process.poll() is not None]
         if until == float("inf") and any(running[i].returncode for i in ended):
             until = time.monotonic() + PATIENCE_SECONDS
+    _kill(running)
+    failed = sorted((running[i].returncode in LOST, n, i) for n, i in enumerate(ended) if running[i].returncode)
+    return _blamed(failed[0][2], running, logs) if failed else 0
+
+
+def _kill(running: list[subprocess.Popen[bytes]]) -> None:
     for process in running:
         process.kill()
         process.wait()
-    failed = sorted((running[i].returncode in LOST, n, i) for n, i in enumerate(ended) if running[i].returncode)
-    return _blamed(failed[0][2], running, logs) if failed else 0
 
 
 def _blamed(i: int, running: list[subprocess.Popen[bytes]], logs: Path) -> int:

@@ -59,7 +59,7 @@ def _claim(folder: Path, experiment: Experiment, reference: str) -> None:
 
 def _placing(path: str) -> bool:
     """Whether the field at `path` says where a run is computed and nothing else."""
-    return path.split(".")[0] == "mesh" or path == "compute.devices"
+    return path.split(".")[0] in ("mesh", "layout") or path == "compute.devices"
 
 
 def _seen(folder: Path, experiment: Experiment) -> None:

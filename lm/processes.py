@@ -136,6 +136,16 @@ def wait(what: str) -> None:
         _verdict(what, "")
 
 
+def meet() -> None:
+    """Until all processes are here, and have made their connections: gloo gives them 30 s from the first that would use
+    one, which is little where a machine is slow to start."""
+    if count() > 1:
+        from jax.experimental import multihost_utils
+
+        wait("meet")
+        multihost_utils.sync_global_devices("lm")
+
+
 def _verdict(what: str, said: str) -> str:
     """The first process collects what all have `said` ("": nothing) and tells all of the first that said something."""
     key = f"lm/{next(_numbers)}/{what}"

@@ -66,6 +66,7 @@ def train(experiment: Experiment, workdir: str | Path, reference: str = "", comm
     hardware.keep_compiled(cache_dir())
     experiment = experiment.on(jax.device_count())
     with processes.losing():
+        processes.meet()
         folder = claim(remote.near(workdir), experiment, reference)
         report = Run(experiment, folder, command).train()
         processes.wait("end")
@@ -153,6 +154,7 @@ class Run:
             start = int(state.step)
             if start < e.steps:
                 teller = self._teller(start, show, stack)
+                processes.wait("begin")  # not in the first collective: the one that tells was busy
                 for state in self._loop(state, checkpoints, teller, asked):  # noqa: B007, B020
                     start += 1
                     yield start

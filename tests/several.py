@@ -26,14 +26,14 @@ LOST_SECONDS = 60.0
 DAMPED = 1e-4  # relative: sums over processes are taken in another order
 
 
-def start(n: int, texts: Path, workdir: Path, seconds: float = 0.0) -> list[subprocess.Popen[str]]:
-    """`n` processes that train the tiny experiment, each step `seconds` longer."""
+def start(n: int, texts: Path, workdir: Path, seconds: float = 0.0, *more: str) -> list[subprocess.Popen[str]]:
+    """`n` processes that train the tiny experiment (with `more` settings), each step `seconds` longer."""
     from socket import socket
 
     with socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "tests.tiny", str(texts), str(workdir), str(seconds), *SETTINGS]
+    command = [sys.executable, "-m", "tests.tiny", str(texts), str(workdir), str(seconds), *SETTINGS, *more]
     pipes = dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     each = [{k: v.replace("PORT", port) for k, v in environment(i, n, []).items()} for i in range(n)]
     return [subprocess.Popen(command, env={**os.environ, **env}, **pipes) for env in each]  # type: ignore[call-overload]

@@ -48,9 +48,9 @@ def test_two_are_left_together_and_one_goes_on(tmp_path: Path) -> None:
     """The second of two gets SIGTERM, and both stop after the same step; this process, with other devices, goes on,
     to the metrics of a run that had these devices all along."""
     texts = write_texts(tmp_path / "texts")
-    whole = experiment(texts).replace(prompts=(), compute=dict(matmul="float32"))
+    whole = experiment(texts).replace(prompts=(), compute=dict(matmul="float32"), model=dict(layers=1))
     run.train(whole, tmp_path / "whole")
-    two = several.start(2, texts, tmp_path / "left", 0.1)
+    two = several.start(2, texts, tmp_path / "left", 0.1, "model.layers=1")
     several.until_step(two, tmp_path / "left", 3)
     two[1].send_signal(signal.SIGTERM)
     said = several.finish(two, 75, 75)

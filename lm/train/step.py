@@ -161,7 +161,7 @@ def under(mesh: Mesh, jitted: Any, *last: Any, layout: Layout = Layout()) -> Any
 
 def own_rows(mesh: Mesh, rows: int) -> np.ndarray | None:
     """The numbers, ascending, of those rows of a batch of `rows` that this process's devices hold; None: all."""
-    held = NamedSharding(mesh, sharding.spec(("batch",))).addressable_devices_indices_map((rows,))
+    held: Any = NamedSharding(mesh, sharding.spec(("batch",))).addressable_devices_indices_map((rows,))
     own = np.unique(np.concatenate([np.arange(rows)[index] for index in held.values()]))
     return None if len(own) == rows else own
 

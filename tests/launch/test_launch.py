@@ -2,6 +2,7 @@
 that note how they were called."""
 
 import json
+import shutil
 import signal
 import sys
 import time
@@ -16,12 +17,14 @@ from launch import local
 from launch.__main__ import main
 from launch.accelerators import slice_of
 from launch.launch import apart
+from lm import remote
 
 SCHEMA = Path(__file__).parents[2] / ".." / "shared" / "data" / "schemas" / "jobset-crd.yaml"
 PAGE = "experiments.quickstart"
 GKE = ("launch", "gke", "--image", "IMAGE", "--dry-run", PAGE, "--workdir", "gs://bucket/run")
 TPU = ("launch", "tpu-vm", "--type", "v6e-16", "--zone", "z", PAGE, "--workdir", "gs://bucket/run")
 
+CHECK = remote.check
 Tool = Callable[[str, str], Path]
 
 
@@ -30,7 +33,9 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tool:
     """Puts a tool on the PATH: a shell script, which first notes its arguments in the file that is returned."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    for needed in ("cat", "dirname", "git", "gzip"):
+        (folder / needed).symlink_to(shutil.which(needed) or "")
+    monkeypatch.setenv("PATH", str(folder))  # this machine's own kubectl is out of sight
 
     def make(name: str, script: str) -> Path:
         file = folder / name
@@ -99,7 +104,7 @@ def test_a_bucket_that_cannot_be_written(
     tool: Tool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = tool("gcloud", "")
-    monkeypatch.undo()
+    monkeypatch.setattr("lm.remote.check", CHECK)
     assert "nowhere://bucket/run" in said(capsys, *TPU[:-1], "nowhere://bucket/run", code=1)
     assert not calls.exists()
 

@@ -29,7 +29,7 @@ finish "$job" straight
 echo "straight: job $job ended, $(wc -l < "$folder/straight/metrics.jsonl") lines of metrics"
 
 job=$(submit requeued)
-until [ "$(wc -l < "$folder/requeued/metrics.jsonl" 2>/dev/null || echo 0)" -ge 120 ]; do sleep 0.2; done
+until [ "$(cat "$folder/requeued/metrics.jsonl" 2>/dev/null | wc -l)" -ge 120 ]; do sleep 0.2; done
 scontrol requeue "$job"
 echo "requeued: job $job after $(wc -l < "$folder/requeued/metrics.jsonl") lines"
 until [ "$(state "$job")" = PENDING ]; do sleep 0.5; done
