@@ -36,7 +36,7 @@ EXPERT_MESHES: tuple[dict[str, int], ...] = (
 LAYOUTS: tuple[tuple[dict[str, int], dict[str, Any]], ...] = (
     ({"fsdp": 4, "tensor": 2}, dict(sequence=True)),
     ({"context": 2, "tensor": 2, "data": 2}, dict(sequence=True)),
-    ({"fsdp": 4, "data": 2}, dict(zero=1)),
+    ({"fsdp": 4, "data": 2}, dict(zero=1, optimizer_on_host=True)),
     ({"data": 8}, dict(zero=1)),
     ({"fsdp": 8}, dict(optimizer_on_host=True)),
 )
@@ -142,6 +142,8 @@ def main(names: list[str]) -> int:
 
 if __name__ == "__main__":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    # a busy machine may keep one of eight devices waiting for long; XLA would take it for stuck, and abort
+    patient = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+    os.environ.setdefault("XLA_FLAGS", f"--xla_backend_optimization_level=0 {patient}")
     jax.config.update("jax_num_cpu_devices", 8)
     sys.exit(main(sys.argv[1:]))

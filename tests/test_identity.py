@@ -13,10 +13,8 @@ from tests.identity import TOLERANCE, alone, batch, families, matrix, run
 
 PART: tuple[tuple[str, dict[str, int], dict[str, Any]], ...] = (
     ("gpt", {"replica": 2, "fsdp": 4}, {}),
-    ("gpt", {"tensor": 8}, {}),
     ("llama", {"context": 2, "tensor": 2, "data": 2}, dict(sequence=True)),
-    ("llama", {"fsdp": 4, "data": 2}, dict(zero=1)),
-    ("llama", {"fsdp": 8}, dict(optimizer_on_host=True)),
+    ("llama", {"fsdp": 4, "data": 2}, dict(zero=1, optimizer_on_host=True)),
     ("mixtral", {"expert": 2, "tensor": 2, "context": 2}, {}),
     ("t5", {"context": 2, "fsdp": 4}, {}),
     ("bert", {"context": 8}, {}),
