@@ -15,10 +15,10 @@ Measured (20 minutes on one busy CPU core; bits per byte, mean over the sources,
       762,528     2.804    2.748    2.642    2.495         2.591 [2.475, 2.732]
     1,118,080     2.829    2.779    2.707    2.606         2.620 [2.502, 2.767]
 
-The prediction fails: the median error is 5.3%, and 2 of 5 runs lie in their intervals. Runs as short as these (14,000 to
-439,000 tokens) have just left the plateau of the frequencies of tokens, from which the loss falls faster and faster: no
-sum of powers of N and D does, E comes out as 0, and the smallest size is the best at every budget, so that approach 2
-finds no valley. What the report says, then, is that these budgets are too small for a law.
+The prediction fails: the median error is 5.3%, and 2 of 5 runs lie in their intervals. In runs as short as these
+(14,000 to 439,000 tokens) the loss falls by more at each doubling of the tokens: no sum of powers of N and D does, E
+comes out as 0, and the smallest size is the best at every budget, so that approach 2 finds no valley. What the report
+says, then, is that these budgets are too small for a law.
 """
 
 from experiments.ablations.small import experiment as small
