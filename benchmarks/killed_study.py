@@ -8,6 +8,7 @@ until it is done. The exit code is 1 where results.csv or differences.csv differ
 
 import argparse
 import contextlib
+import difflib
 import os
 import random
 import signal
@@ -72,6 +73,14 @@ def killed(folder: Path, name: str, kills: int, most: tuple[float, float], chanc
     return lives
 
 
+def same_record(folder: Path, name: str, record: str) -> bool:
+    """Whether a record of the study `name` is that of the one left alone; where it is not, in which lines."""
+    found, wanted = ((folder / n / record).read_text().splitlines() for n in (name, "alone"))
+    for line in difflib.unified_diff(wanted, found, f"alone/{record}", f"{name}/{record}", n=0, lineterm=""):
+        print(line)
+    return found == wanted
+
+
 def main() -> int:
     """Run both, and compare."""
     parser = argparse.ArgumentParser(
@@ -87,8 +96,7 @@ def main() -> int:
         seconds = left_alone(folder, "alone")
         lives = killed(folder, "again", options.kills, seconds, random.Random(options.seed))
         left_alone(folder, "again")
-        same = [(folder / "again" / r).read_bytes() == (folder / "alone" / r).read_bytes() for r in RECORDS]
-        same += [(folder / "first" / r).read_bytes() == (folder / "alone" / r).read_bytes() for r in RECORDS]
+        same = [same_record(folder, name, record) for name in ("first", "again") for record in RECORDS]
         resumed = (folder / "again").rglob("log.txt")
         went_on = sum(log.read_text(errors="replace").count("resumed from checkpoint") for log in resumed)
     print(

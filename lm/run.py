@@ -209,9 +209,16 @@ class Run:
                 self._finish(about, time.time())
             else:
                 print(f"{self.folder} is finished: {e.steps} steps are done")
-                if not (self.folder / "samples.json").exists():  # killed before it wrote them
-                    self._sample(state, print)
+                self._end_again(state)
         print(f"report: {write_report(self.folder)}")
+
+    def _end_again(self, state: TrainState) -> None:
+        """What a run leaves undone that is killed after its last checkpoint."""
+        if not (self.folder / "samples.json").exists():
+            self._sample(state, print)
+        about = json.loads((self.folder / "about.json").read_text())
+        if not about["finished"]:
+            self._finish(about, time.time())
 
     def _state(self, checkpoints: Checkpoints) -> TrainState:
         e = self.experiment
