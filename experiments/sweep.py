@@ -1,4 +1,4 @@
-"""A sweep by TPE: the learning rate, the weight decay and the warm-up of a small Llama, 16 arms, four at a time.
+"""A sweep by TPE: the learning rate, the weight decay and the warm-up of a tiny Llama: 16 arms, four at a time.
 
     lm study experiments.sweep
 
@@ -14,7 +14,14 @@ from lm.study.space import Log, Uniform, Whole
 from lm.study.sweep import Sweep
 
 sweep = Sweep(
-    small.replace(name="sweep", steps=100, batch_tokens=4 * 128, eval_every_steps=25, eval_tokens=8_192),
+    small.replace(
+        name="sweep",
+        model=dict(width=32, ffn=dict(mlp=88)),
+        steps=100,
+        batch_tokens=4 * 128,
+        eval_every_steps=25,
+        eval_tokens=4_096,
+    ),
     space={
         "optimizer.learning_rate": Log(5e-4, 5e-2),
         "optimizer.weight_decay": Uniform(0.01, 0.5),
