@@ -171,12 +171,14 @@ class Run:
             print(f"report: {remote.shown(self.folder)}/{report.name}")
 
     def _finished(self, state: TrainState, steps: int) -> None:
-        """Nothing is left to train; one killed before it wrote its samples writes them."""
+        """Nothing is left to train; what one leaves undone that was killed after its last checkpoint is done."""
         if processes.first():
             Metrics(self.folder, steps).close()
             print(f"{remote.shown(self.folder)} is finished: {steps} steps are done")
         if not (self.folder / "samples.json").exists():
             self._sample(state, print)
+        if processes.first():
+            telling.finish(self.folder, self.started)
 
     def _teller(self, start: int, show: Callable[[int, int], Bar], stack: contextlib.ExitStack) -> Silent:
         """What tells of the run from step `start` on; nothing, in any process but the first."""

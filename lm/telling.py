@@ -4,6 +4,7 @@ One process tells, whatever their number; the others have a `Silent` in its plac
 """
 
 import datetime
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -101,9 +102,7 @@ class Telling(Silent):
         self.clock.reset(n)
 
     def finish(self) -> None:
-        now = time.time()
-        done = {"finished": iso(now), "seconds": round(now - self.began, 1)}
-        write_json(self.folder / "about.json", self.about | done)
+        write_json(self.folder / "about.json", self.about | ended(self.began))
 
 
 class Clock:
@@ -153,6 +152,19 @@ def about(
         "baselines": baselines(e, data),
         "not_evaluated": further.impossible(e),
     }
+
+
+def ended(began: float) -> dict[str, Any]:
+    """What about.json says more of a run that is over, whose last process began then."""
+    now = time.time()
+    return {"finished": iso(now), "seconds": round(now - began, 1)}
+
+
+def finish(folder: Path, began: float) -> None:
+    """Note that the run in `folder` is over, where it was killed before it could."""
+    about = json.loads((folder / "about.json").read_text())
+    if not about["finished"]:
+        write_json(folder / "about.json", about | ended(began))
 
 
 def baselines(e: Experiment, data: Batches) -> dict[str, dict[str, float]]:

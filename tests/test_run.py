@@ -171,11 +171,14 @@ def test_a_finished_run_is_left_as_it_is(finished: Path, texts: Path, capsys: py
     assert "is finished: 12 steps are done" in capsys.readouterr().out
 
 
-def test_a_run_killed_before_its_samples_writes_them(finished: Path, texts: Path, tmp_path: Path) -> None:
+def test_a_run_killed_after_its_last_step_is_brought_to_its_end(finished: Path, texts: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished, tmp_path / "copy")
     for name in ("samples.txt", "samples.json", "report.html"):
         (folder / name).unlink()
+    about = json.loads((folder / "about.json").read_text())
+    run.write_json(folder / "about.json", {**about, "finished": None})
     run.train(experiment(texts), folder)
+    assert json.loads((folder / "about.json").read_text())["finished"]
     assert (folder / "samples.txt").read_text() == (finished / "samples.txt").read_text()
     assert (folder / "report.html").exists()
 

@@ -139,7 +139,8 @@ def run(
                 prepare(trial, folder, note["study"])
             tried |= {(trial.arm, trial.seed) for trial in missing}
             groups = grouped(missing) if share else [[trial] for trial in missing]
-            print(f"{len(missing)} runs, {len(groups)} programs{'' if share else ': each run in its own'}", flush=True)
+            how = ", whose runs take turns" if len(groups) < len(missing) else ", one a run"
+            print(f"runs to do: {len(missing)}; processes with a program each: {len(groups)}{how}", flush=True)
             execute(groups, folder, look)
             for trial in missing:
                 _left(trial, folder)

@@ -88,18 +88,25 @@ def train(experiments: Sequence[Experiment], folders: Sequence[Path]) -> None:
                     if not (folder / STOP).exists():
                         continue
                     course.close()
-                    leave_word(folder, PRUNED, "stopped by the study")
+                    _lost(folder, PRUNED, "stopped by the study")
                 except StopIteration:
                     pass
                 except Interrupted as error:
                     stopped = error
                 except NotFinite as error:
-                    leave_word(folder, DIVERGED, str(error))
+                    _lost(folder, DIVERGED, str(error))
                 except (ValueError, OSError) as error:
-                    leave_word(folder, FAILED, str(error).splitlines()[0])
+                    _lost(folder, FAILED, str(error))
                 del courses[folder]
     if stopped:
         raise stopped
+
+
+def _lost(folder: Path, status: str, reason: str) -> None:
+    """Leave word of a run that ends here, in its folder and in the log."""
+    first = next(iter(reason.splitlines()), "without a word")
+    leave_word(folder, status, first)
+    print(f"{folder.parent.name}/{folder.name}: {status}, {first}", flush=True)
 
 
 def _courses(
@@ -111,7 +118,7 @@ def _courses(
         try:
             run = Run(experiment, folder)
         except (ValueError, OSError) as error:
-            leave_word(folder, FAILED, str(error).splitlines()[0])
+            _lost(folder, FAILED, str(error))
             continue
         first = first or run
         run.program, run.evaluate_step = first.program, first.evaluate_step

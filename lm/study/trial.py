@@ -107,11 +107,10 @@ def read(trial: Trial, study: Path) -> Result:
 
 def stopped(result: Result, step: int) -> Result:
     """`result` as it stands where the study stops it, after `step`."""
-    until: dict[str, Any] = {
-        name: tuple(x for x in getattr(result, name) if x[0] <= step) for name in ("curve", "evaluations")
-    }
+    curve = tuple(point for point in result.curve if point[0] <= step)
+    way = tuple(one for one in result.evaluations if one[0] <= step)
     reason = f"stopped after step {step}: worse than half of the earlier runs were there"
-    return replace(result, status=PRUNED, reason=reason, measures={}, seconds=0.0, **until)
+    return replace(result, status=PRUNED, reason=reason, measures={}, curve=curve, evaluations=way, seconds=0.0)
 
 
 def leave_word(folder: Path, status: str, reason: str) -> None:

@@ -105,7 +105,8 @@ def test_a_page_s_experiment_takes_a_step(name: str) -> None:
 def test_every_page_says_what_it_is_and_how_to_run_it() -> None:
     for path in sorted(Path(experiments.__file__).parent.glob("[!_]*.py")):
         text = page(path.stem).__doc__
-        ways = f"lm train experiments.{path.stem}", f"python -m experiments.{path.stem}", "make"
+        runs = (f"{how} experiments.{path.stem}" for how in ("lm train", "lm study", "python -m"))
+        ways = *runs, "make"
         assert any(way in text for way in ways), path
 
 

@@ -9,6 +9,7 @@ import pytest
 from lm import run
 from lm.experiment import Experiment
 from lm.study.ablation import Ablation
+from lm.study.local import spread
 from lm.study.together import MOST, groups, key, train
 from lm.study.trial import OUTCOME, STOP
 from lm.train.optim import Adafactor, AdamW, Lion, Muon
@@ -103,3 +104,11 @@ def test_a_run_that_the_study_stops_leaves_the_others(base: Experiment, tmp_path
     train([one.replace(seed=seed) for seed in (0, 1)], folders)
     assert '"pruned"' in (folders[0] / OUTCOME).read_text() and len(of(lines(folders[0]), "loss")) <= 1
     assert max(of(lines(folders[1]), "loss")) == 12 and not (folders[1] / OUTCOME).exists()
+
+
+def test_a_group_is_spread_over_the_workers(base: Experiment) -> None:
+    trials = Ablation(base, {"base": {}}, seeds=range(5)).trials()
+    assert [len(group) for group in spread([trials], 1)] == [5]
+    assert [len(group) for group in spread([trials], 3)] == [2, 1, 2]
+    assert sorted(t.seed for group in spread([trials], 9) for t in group) == list(range(5))
+    assert spread([], 2) == []
