@@ -106,7 +106,7 @@ def one(experiment: "Experiment", topology: "Topology", analytic: bool) -> "tupl
     from lm.plan.compile import TooLarge, compiled
     from lm.plan.cost import Walk
     from lm.plan.hlo import read
-    from lm.plan.plan import from_compiler
+    from lm.plan.plan import attended, from_compiler
 
     if analytic:
         return arithmetic.plan(experiment, topology), ""
@@ -114,7 +114,9 @@ def one(experiment: "Experiment", topology: "Topology", analytic: bool) -> "tupl
         memory, program = compiled(experiment, topology)
     except TooLarge as refused:
         raise ValueError(too_large(experiment, topology, str(refused))) from None
-    return from_compiler(experiment, topology, memory, Walk(read(program), topology).total()), program
+    return from_compiler(
+        experiment, topology, memory, Walk(read(program), topology, attended(experiment)).total()
+    ), program
 
 
 def too_large(experiment: "Experiment", topology: "Topology", said: str) -> str:

@@ -75,7 +75,9 @@ class Compute:
     def saved(self) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
         """The activations that the backward pass finds on the device, and those that it finds on the host; None where
         `remat` does not go by names."""
-        return {"minimal": (OUTER, ()), "offload": ((), OUTER), "names": (self.keep, self.offload)}.get(self.remat)
+        products = (*OUTER, "mlp_in")  # by name: a product with gradients of its own is no dot to a policy
+        named = {"dots": (products, ()), "minimal": (OUTER, ()), "offload": ((), OUTER)}
+        return {**named, "names": (self.keep, self.offload)}.get(self.remat)
 
     def resolve(self, backend: str | None = None) -> "Compute":
         """This value with every "auto" replaced for `backend` (cpu, gpu or tpu; default: JAX's)."""
