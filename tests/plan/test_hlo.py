@@ -95,7 +95,7 @@ replica_groups=mesh['axis_0'=1,'axis_1'=4] {{'axis_1'}}, dimensions={{0}}
 
 
 def test_attention_s_kernels_count_the_keys_that_are_seen() -> None:
-    shapes = "f32[8,512,64] s8[1,2,2] bf16[8,512,64] bf16[2,1024,64] bf16[2,1024,64]".split()
+    shapes = ["f32[8,512,64]", "s8[1,2,2]", "bf16[8,512,64]", "bf16[2,1024,64]", "bf16[2,1024,64]"]
     made = hlo.Instruction("splash_mha_dkv_segmented.1", shapes[0], "custom-call", (), "")
     operands = [hlo.arrays(s)[0] for s in shapes[1:]]
     assert kernel_flops(made, operands, 0.5) == 4 * 2 * 8 * 512 * 1024 * 64 / 2
