@@ -5,7 +5,7 @@ has 4 GB of them. So the loss goes over the sequence by chunks, and since it is 
 the same visit, while its logits are at hand: nothing of size [B, T, V] ever exists and nothing is computed twice.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
