@@ -31,8 +31,13 @@ RULES: dict[str, Rule] = {
     "seq": "context",
     "stream": "context",  # the sequence of the residual stream, between sublayers
     "act_embed": None,
-    # parameters: ZeRO-3 over fsdp on the model width, Megatron's tensor parallelism on the other side
-    "embed": ("fsdp", "context", "expert"),
+    # what was looked up in a table lies as the table's width does; half-way to the axes above, so that XLA goes from
+    # each to the next by an all-to-all
+    "found_batch": ("replica", "data"),
+    "found_seq": None,
+    "found_embed": ("fsdp", "expert"),
+    # parameters: ZeRO-3 on the model width, Megatron's tensor parallelism on the other side
+    "embed": ("fsdp", "expert", "context"),
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
@@ -75,9 +80,13 @@ class Layout:
     @property
     def rules(self) -> dict[str, Rule]:
         """Logical axis -> mesh axes, for activations and parameters."""
-        embed = None if self.zero == 1 else RULES["embed"]
-        stream = ("context", "tensor") if self.sequence else RULES["stream"]
-        return {**RULES, "embed": embed, "stream": stream, **dict.fromkeys(self.whole)}
+        changed: dict[str, Rule] = {}
+        if self.zero == 1 or "embed" in self.whole:
+            changed |= {"embed": None, "found_embed": None}
+            changed |= {"found_batch": RULES["batch"], "found_seq": RULES["seq"]}
+        if self.sequence:
+            changed |= {"stream": ("context", "tensor")}
+        return {**RULES, **changed, **dict.fromkeys(self.whole)}
 
     @property
     def state_rules(self) -> dict[str, Rule]:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 STEPS, ROWS, LENGTH, VOCAB = 20, 8, 32, 32
-TOLERANCE = 2e-4  # relative, on each of the 20 losses: float32 sums in other orders, and 20 steps on them
+TOLERANCE = 5e-5  # relative, on each of the 20 losses: float32 sums in other orders, and 20 steps on them
 
 MESHES: tuple[dict[str, int], ...] = (
     {"data": 8},
@@ -36,7 +36,7 @@ EXPERT_MESHES: tuple[dict[str, int], ...] = (
 LAYOUTS: tuple[tuple[dict[str, int], dict[str, Any]], ...] = (
     ({"fsdp": 4, "tensor": 2}, dict(sequence=True)),
     ({"context": 2, "tensor": 2, "data": 2}, dict(sequence=True)),
-    ({"fsdp": 4, "data": 2}, dict(zero=1)),
+    ({"fsdp": 4, "data": 2}, dict(zero=1, optimizer_on_host=True)),
     ({"data": 8}, dict(zero=1)),
     ({"fsdp": 8}, dict(optimizer_on_host=True)),
 )
@@ -91,7 +91,10 @@ def run(family: str, mesh: dict[str, int] | None, steps: int = STEPS, **layout: 
     cfg, how = families()[family]
     compute = replace(Compute(matmul="float32", flat="no", unroll=1, loss_chunk=8, **how).resolve("cpu"))
     task = Pretraining(Transformer(cfg, compute), None, z_loss=1e-3)
-    chain = AdamW(learning_rate=1e-2, eps=1e-3, schedule=Constant()).build(STEPS, task.axes())
+    # a router's choice flips where two logits are within rounding: small steps keep such choices rare
+    chain = AdamW(learning_rate=2e-3 if family == "mixtral" else 1e-2, eps=1e-3, schedule=Constant()).build(
+        STEPS, task.axes()
+    )
     over = make_mesh(mesh) if mesh else make_mesh({"data": 1}, jax.devices()[:1])
     state = init_state(task, chain, over, 0, 0.0, Layout(**layout))
     step = build_step(task, chain, over, layout=Layout(**layout))
@@ -139,6 +142,8 @@ def main(names: list[str]) -> int:
 
 if __name__ == "__main__":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    # a busy machine may keep one of eight devices waiting for long; XLA would take it for stuck, and abort
+    patient = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+    os.environ.setdefault("XLA_FLAGS", f"--xla_backend_optimization_level=0 {patient}")
     jax.config.update("jax_num_cpu_devices", 8)
     sys.exit(main(sys.argv[1:]))

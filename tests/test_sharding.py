@@ -25,7 +25,7 @@ from lm.sharding import (
 )
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
-ZERO = ("fsdp", "context", "expert")
+ZERO = ("fsdp", "expert", "context")
 
 
 def test_the_rules_name_axes_of_the_mesh() -> None:

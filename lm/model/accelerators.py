@@ -59,6 +59,8 @@ def _splash_kernel(
     """The kernel for (heads, queries) of one device and S keys."""
     (N, T), mask = queries, scoring.mask
     sides = (mask.window - 1 if mask.window else None, 0 if mask.causal else (mask.window - 1 if mask.window else None))
+    if sides == (None, None):
+        shards = 1  # every device has the same mask
     every = (T * shards, S)
     one = masks.FullMask(every) if sides == (None, None) else masks.LocalMask(every, sides, int(mask.offset))
     if dealt and isinstance(one, masks.LocalMask):

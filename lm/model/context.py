@@ -70,6 +70,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: 
     whole = shards == 1 and compute.attention in PARTITIONED
     decoding = not isinstance(mask.offset, int) or mask.offset != 0 or T == 1
     if whole or decoding or T % shards or S % shards:
+        assert not mask.dealt, (mask.offset, T, S, shards)
         return KERNELS[compute.attention](q, k, v, scoring, compute)
     arrays = (mask.query_segments, mask.key_segments, mask.prefix, scoring.bias, scoring.sinks)
     axes = (("batch", "seq"), ("batch", None), ("batch", None), ("heads", None), ("heads",))
@@ -78,7 +79,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: 
     run = partial(
         _attend, replace(scoring, mask=replace(mask, **dict.fromkeys(ARRAYS)), bias=None, sinks=None), compute
     )
-    return per_device(partial(run, (T, N)), (heads, kv, kv, *given), heads)(q, k, v, *arrays)
+    return per_device(partial(run, (T, N, k.shape[2])), (heads, kv, kv, *given), heads)(q, k, v, *arrays)
 
 
 ARRAYS = ("query_segments", "key_segments", "prefix")
@@ -87,7 +88,7 @@ ARRAYS = ("query_segments", "key_segments", "prefix")
 def _attend(
     scoring: Scoring,
     compute: Compute,
-    whole: tuple[int, int],
+    whole: tuple[int, int, int],
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
@@ -97,9 +98,9 @@ def _attend(
     bias: jax.Array | None,
     sinks: jax.Array | None,
 ) -> jax.Array:
-    """One device's part [B, T, N, H], of `whole` (T, N); the keys' segments and prefix are whole, k and v are not."""
+    """One device's part [B, T, N, H], of `whole` (T, N, K); the keys' segments and prefix are whole."""
     dealt, shards = scoring.mask.dealt, size(AXIS)
-    k, v = (gathered(a, AXIS, 1) for a in _own_heads(whole[1], q.shape[2], k, v))
+    k, v = (gathered(a, AXIS, 1) for a in _own_heads(whole[1:], q.shape[2], k, v))
     if dealt:
         k, v, keys, prefix = (None if a is None else natural(a, shards) for a in (k, v, keys, prefix))
     mask = replace(scoring.mask, key_segments=keys, prefix=prefix, dealt=False)
@@ -118,11 +119,11 @@ def _attend(
     return jnp.concatenate(outs, axis=1) if dealt else outs[0]
 
 
-def _own_heads(N: int, own: int, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The kv heads that this device's `own` of N query heads look at, where it has all of them."""
-    each = N // k.shape[2]  # query heads a kv head, were they all here
-    if own == N or each * k.shape[2] != N or own // k.shape[2] == each:
+def _own_heads(whole: tuple[int, ...], own: int, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The kv heads that this device's `own` query heads look at, of `whole` (N, K), where K were too few to split."""
+    (N, K), each = whole, whole[0] // whole[1]
+    if own == N or k.shape[2] < K:
         return k, v
-    assert each % own == 0, (N, own, k.shape)
+    assert each % own == 0, (whole, own)  # lm/legal.py
     head = number("tensor") * own // each
     return tuple(jax.lax.dynamic_slice_in_dim(a, head, 1, axis=2) for a in (k, v))  # type: ignore[return-value]

@@ -137,6 +137,13 @@ def linears(x: jax.Array, ws: Sequence[jax.Array], compute: Compute) -> list[jax
     return [part.reshape(*x.shape[:-1], *w.shape[1:]) for part, w in zip(parts, ws, strict=True)]
 
 
+def look_up(table: jax.Array, ids: jax.Array, dtype: Any) -> jax.Array:
+    """The rows [B, T, D] of a table [M, D] that ids [B, T] name."""
+    x = constrain(table[ids].astype(dtype), "found_batch", "found_seq", "embed")
+    x = constrain(x, "found_batch", "seq", "found_embed")
+    return constrain(x, "batch", "seq", "act_embed")
+
+
 def _size(shape: Sequence[int]) -> int:
     size = 1
     for n in shape:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from lm.model.parts import normal, param
+from lm.model.parts import look_up, normal, param
 from lm.model.scaling import Scaling
 
 
@@ -51,7 +51,7 @@ class Learned(Positions):
 
     def embed(self, module: nn.Module, x: jax.Array, positions: jax.Array, context: int) -> jax.Array:
         table = param(module, "positions", (context, x.shape[-1]), (None, "embed"), normal(self.init_scale))
-        return x + table[positions].astype(x.dtype)
+        return x + look_up(table, positions, x.dtype)
 
 
 @dataclass(frozen=True)

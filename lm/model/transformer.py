@@ -18,7 +18,7 @@ from flax import linen as nn
 from lm.model.attention import Cache
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig
-from lm.model.parts import dropout, normal, param
+from lm.model.parts import dropout, look_up, normal, param
 from lm.model.scoring import Mask
 from lm.model.stack import Context, Losses, Memory, Params, Stack
 from lm.sharding import constrain
@@ -45,12 +45,12 @@ class Stem(nn.Module):
     def __call__(self, tokens: jax.Array, positions: jax.Array, token_types: jax.Array | None) -> jax.Array:
         cfg = self.cfg
         table = param(self, "tokens", (cfg.vocab, cfg.width), ("vocab", "embed"), normal(cfg.init_scale))
-        x = table[tokens].astype(self.compute.dtype)
+        x = look_up(table, tokens, self.compute.dtype)
         if cfg.embed_scale != 1:
             x = x * jnp.asarray(cfg.embed_scale, x.dtype)
         if cfg.token_types:
             kinds = param(self, "token_types", (cfg.token_types, cfg.width), (None, "embed"), normal(cfg.init_scale))
-            x = x + kinds[jnp.zeros_like(tokens) if token_types is None else token_types].astype(x.dtype)
+            x = x + look_up(kinds, jnp.zeros_like(tokens) if token_types is None else token_types, x.dtype)
         x = cfg.positions.embed(self, x, positions, cfg.context)
         x = dropout(self, cfg.embed_norm(self, "norm", x), cfg.dropout)
         return constrain(x, "batch", "stream", "act_embed")
