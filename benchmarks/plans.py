@@ -127,7 +127,8 @@ def table() -> str:
             if (file := FOLDER / f"{name}{kind}.json").exists():
                 plan = json.loads(file.read_text())
                 lines.append(line("ours" if not kind else "ours, found by --search", plan))
-                commands.append(f"    {plan['command']}")
+                at = f"    # at commit {plan['commit']}" if "commit" in plan else ""
+                commands.append(f"    {plan['command']}{at}")
         rule = [":--" if i == 0 else "--:" for i in range(len(HEAD))]
         text += [f"### {row.title}", "", *(f"| {' | '.join(r)} |" for r in ([*HEAD], rule, *lines)), "", *commands, ""]
     return "\n".join(text)
