@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
@@ -94,12 +93,6 @@ def together(command: list[str], each: list[dict[str, str]], logs: Path) -> int:
             _keep_to_share(running[-1].pid, i, len(each))
         stack.enter_context(_passing_on(running))
         return _watched(running, logs)
-
-
-def _kill(running: Sequence[subprocess.Popen[bytes]]) -> None:
-    for process in running:
-        if process.poll() is None:
-            process.kill()
 
 
 def _keep_to_share(pid: int, i: int, processes: int) -> None:

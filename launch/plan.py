@@ -54,7 +54,9 @@ def run(args: argparse.Namespace) -> None:
     from lm.plan.topology import parse
 
     topology = parse(args.topology)
-    experiment = settled(changed(find(args.experiment)[0], args.set, args.text), topology)
+    experiment = changed(find(args.experiment)[0], args.set, args.text).on(topology.devices)
+    if not args.search:  # which chooses a mesh itself
+        check(experiment, topology)
     for file in filter(None, (args.json, args.hlo)):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
     analytic = args.analytic or not topology.chip.tpu or not has_compiler()
@@ -71,21 +73,19 @@ def run(args: argparse.Namespace) -> None:
         Path(args.hlo).write_text(program)
 
 
-def settled(experiment: "Experiment", topology: "Topology") -> "Experiment":
-    """The experiment on the topology's devices. Raises ValueError where its mesh or batch do not divide over them."""
+def check(experiment: "Experiment", topology: "Topology") -> None:
+    """Raise ValueError where the experiment's mesh or batch do not divide over the topology's devices."""
     from lm.legal import check_mesh
     from lm.sharding import check_shape
 
-    e = experiment.on(topology.devices)
-    mesh = e.mesh or {"data": topology.devices}
+    mesh = experiment.mesh or {"data": topology.devices}
     check_shape(mesh, topology.devices)
-    check_mesh(e, mesh)
+    check_mesh(experiment, mesh)
     if topology.slices > 1 and mesh.get("replica", 1) % topology.slices:
         raise ValueError(
             f"mesh axis replica={mesh.get('replica', 1)}: {topology.name} has {topology.slices} slices, which only "
             f"replica crosses: set mesh.replica={topology.slices}"
         )
-    return e
 
 
 def has_compiler() -> bool:
@@ -106,7 +106,7 @@ def one(experiment: "Experiment", topology: "Topology", analytic: bool) -> "tupl
     from lm.plan.compile import TooLarge, compiled
     from lm.plan.cost import Walk
     from lm.plan.hlo import read
-    from lm.plan.plan import from_compiler
+    from lm.plan.plan import attended, from_compiler
 
     if analytic:
         return arithmetic.plan(experiment, topology), ""
@@ -114,7 +114,9 @@ def one(experiment: "Experiment", topology: "Topology", analytic: bool) -> "tupl
         memory, program = compiled(experiment, topology)
     except TooLarge as refused:
         raise ValueError(too_large(experiment, topology, str(refused))) from None
-    return from_compiler(experiment, topology, memory, Walk(read(program), topology).total()), program
+    return from_compiler(
+        experiment, topology, memory, Walk(read(program), topology, attended(experiment)).total()
+    ), program
 
 
 def too_large(experiment: "Experiment", topology: "Topology", said: str) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -262,12 +263,12 @@ def rows_divide(rows: int, length: int) -> bool:
 
 
 def on_own_rows(
-    f: Callable[..., Any], params_axes: Sequence[Axes], dtype: Any
+    f: Callable[..., Any], params_axes: Sequence[Axes], dtype: Any, sums: Any
 ) -> Callable[[Sequence[jax.Array], Any], Any]:
     """`f(params, rows)` run by each device on its own rows and tokens of the arrays `rows` [B, T, ...], with whole
     parameters, gathered once and in `dtype`; tensor parallelism inside is left to the compiler. `f` returns sums (a
     tree of scalars), a list of gradients of the parameters (or nothing), and a tree of arrays by row: the first two are
-    summed over the devices, the gradients once, at the end, into the parts that each keeps."""
+    summed over the devices, the gradients once, at the end and in `sums`, into the parts that each keeps."""
     now = _NOW.get()
     assert now is not None
     mesh, rules = now[0], now[1].rules
@@ -285,11 +286,11 @@ def on_own_rows(
             whole = [_whole(p, split, dtype) for p, split in zip(params, splits, strict=True)]
             token = _APART.set(apart)
             try:
-                sums, gradients, made = f(whole, rows)
+                totals, gradients, made = f(whole, rows)
             finally:
                 _APART.reset(token)
-            parts = [_own_sum(g, split, by_row) for g, split in zip(gradients, splits, strict=bool(gradients))]
-            return jax.lax.psum(sums, by_row), parts, made
+            parts = [_own_sum(g, split, by_row, sums) for g, split in zip(gradients, splits, strict=bool(gradients))]
+            return jax.lax.psum(totals, by_row), parts, made
 
         return jax.shard_map(
             own,
@@ -310,13 +311,13 @@ def _whole(x: jax.Array, split: PartitionSpec, dtype: Any) -> jax.Array:
     return x
 
 
-def _own_sum(x: jax.Array, split: PartitionSpec, axes: tuple[str, ...]) -> jax.Array:
+def _own_sum(x: jax.Array, split: PartitionSpec, axes: tuple[str, ...], dtype: Any) -> jax.Array:
     """The sum of whole gradients over `axes`, of which each device keeps the part that it has of the parameter."""
     for axis, names in enumerate(split):
         if names:
-            x = jax.lax.psum_scatter(x, names, scatter_dimension=axis, tiled=True)
+            x = jax.lax.psum_scatter(x.astype(dtype), names, scatter_dimension=axis, tiled=True)
     left = tuple(a for a in axes if a not in {n for names in split for n in _names(names)})
-    return jax.lax.psum(x, left) if left else x
+    return (jax.lax.psum(x, left) if left else x).astype(jnp.float32)
 
 
 # ---------------------------------------------------------------- specs and shardings

@@ -23,6 +23,8 @@ class Compute:
     - `dtype` of activations, `matmul` of the operands of matrix products (sums are always float32): float32 or
       bfloat16. On CPUs with bfloat16 units the fast pair is float32 activations with bfloat16 products; on TPU and GPU
       both are bfloat16.
+    - `gradients`: in what a mesh's devices exchange the gradients of weights, whose own parts are summed in float32;
+      auto: the dtype of activations.
     - `attention`: the kernel, one of ATTENTION: all logits at once (plain), by rows of `block` queries (blocked; flash
       from 64 rows on), in memory that grows with the length alone (flash, blocks of `block`), or the vendor's: splash
       on TPU (blocks of 512, or of `block` where that is more), cudnn on GPU.
@@ -40,6 +42,7 @@ class Compute:
 
     dtype: str = "auto"
     matmul: str = "auto"
+    gradients: str = "auto"
     attention: str = "auto"
     block: int = 128
     flat: str = "auto"
@@ -51,7 +54,7 @@ class Compute:
     devices: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("dtype", "matmul"):
+        for name in ("dtype", "matmul", "gradients"):
             if getattr(self, name) not in ("auto", "float32", "bfloat16"):
                 raise ValueError(f"compute.{name}={getattr(self, name)!r}: expected auto, float32 or bfloat16")
         if self.flat not in ("auto", "yes", "no"):
@@ -75,7 +78,9 @@ class Compute:
     def saved(self) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
         """The activations that the backward pass finds on the device, and those that it finds on the host; None where
         `remat` does not go by names."""
-        return {"minimal": (OUTER, ()), "offload": ((), OUTER), "names": (self.keep, self.offload)}.get(self.remat)
+        products = (*OUTER, "mlp_in")  # by name: a product with gradients of its own is no dot to a policy
+        named = {"dots": (products, ()), "minimal": (OUTER, ()), "offload": ((), OUTER)}
+        return {**named, "names": (self.keep, self.offload)}.get(self.remat)
 
     def resolve(self, backend: str | None = None) -> "Compute":
         """This value with every "auto" replaced for `backend` (cpu, gpu or tpu; default: JAX's)."""
@@ -85,6 +90,7 @@ class Compute:
         best = dict(
             dtype="float32" if cpu else "bfloat16",
             matmul=fast,
+            gradients=self.dtype if self.dtype != "auto" else "float32" if cpu else "bfloat16",
             attention={"cpu": "blocked", "tpu": "splash"}.get(backend, "plain"),
             flat="yes" if cpu else "no",
         )

@@ -1,7 +1,7 @@
 """Experts: a feed-forward of which each token uses a few of many copies, chosen by a router (1701.06538).
 
-No token is dropped: the tokens are sorted by expert and each expert multiplies its own run of them
-(`jax.lax.ragged_dot`), whatever its length (2211.15841).
+No token is dropped: the tokens are sorted by expert and each expert multiplies its own run of them, whatever its length
+(lm/model/ragged.py, 2211.15841).
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lm.model.compute import Compute
 from lm.model.parts import FeedForward, add_bias, fan_in, param, zeros
+from lm.model.ragged import ragged
 from lm.sharding import gathered, number, per_device, scattered, split_by, summed
 
 
@@ -82,13 +83,15 @@ class Experts(FeedForward):
 
         def product(name: str, rows: jax.Array) -> jax.Array:
             rows = rows.astype(compute.matmul)
-            y = jax.lax.ragged_dot(rows, whole[name], sizes, preferred_element_type=jnp.float32).astype(compute.dtype)
+            if split:  # the rows of other devices' experts
+                rows = jnp.where((owner < mine)[:, None], rows, 0)
+            y = ragged(rows, whole[name], sizes, compute)
             if self.bias:
                 bias = whole[f"{name}_bias"].astype(y.dtype)
                 if name == "down" and F < self.mlp:  # the sum over tensor is to have it once
                     bias = jnp.where(number("tensor") == 0, bias, 0)
                 y = y + bias[jnp.minimum(owner, mine - 1)]
-            if split:  # the rows of other devices' experts
+            if split:
                 y = jnp.where((owner < mine)[:, None], y, 0)
             return checkpoint_name(y, "mlp_out" if name == "down" else "mlp_in")
 

@@ -77,10 +77,10 @@ def _flat_backward(rows: int, saved: tuple[jax.Array, jax.Array], g: jax.Array) 
 _flat_product.defvjp(_flat_forward, _flat_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _product(x: jax.Array, w: jax.Array, contract: int, dtype: str) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _product(x: jax.Array, w: jax.Array, contract: int, dtype: str, gradients: str) -> jax.Array:
     """x [B, T, *in] @ w [*in, *out] in x's dtype, summed in float32 and given in `dtype`, so that a mesh's devices
-    exchange no more than that; the gradient of w is float32 until it is summed over them."""
+    exchange no more than that; they exchange the gradient of w in `gradients`."""
     over = tuple(range(x.ndim - contract, x.ndim)), tuple(range(contract))
     return _dot(x, w.astype(x.dtype), over, dtype)
 
@@ -92,17 +92,19 @@ def _dot(x: jax.Array, y: jax.Array, over: Any, dtype: Any) -> jax.Array:
     return jax.lax.dot_general(x, y, (over, ((), ())), preferred_element_type=jnp.dtype(dtype))
 
 
-def _product_forward(x: jax.Array, w: jax.Array, contract: int, dtype: str) -> tuple[jax.Array, Any]:
-    return _product(x, w, contract, dtype), (x, w)
+def _product_forward(x: jax.Array, w: jax.Array, contract: int, dtype: str, gradients: str) -> tuple[jax.Array, Any]:
+    return _product(x, w, contract, dtype, gradients), (x, w)
 
 
-def _product_backward(contract: int, dtype: str, saved: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _product_backward(
+    contract: int, dtype: str, gradients: str, saved: Any, g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, w = saved
     g = g.astype(x.dtype)
     lead = x.ndim - contract
     outs = tuple(range(lead, g.ndim)), tuple(range(contract, w.ndim))
     rows = tuple(range(lead)), tuple(range(lead))
-    return _dot(g, w.astype(x.dtype), outs, x.dtype), _dot(x, g, rows, jnp.float32).astype(w.dtype)
+    return _dot(g, w.astype(x.dtype), outs, x.dtype), _dot(x, g, rows, gradients).astype(w.dtype)
 
 
 _product.defvjp(_product_forward, _product_backward)
@@ -119,7 +121,7 @@ def linear(x: jax.Array, w: jax.Array, compute: Compute, contract: int = 1) -> j
         lead = x.shape[: x.ndim - contract]
         flat = _flat_product(x.reshape(-1, _size(inside)), w.reshape(_size(inside), _size(outside)), lead[0])
         return flat.reshape(*lead, *outside).astype(compute.dtype)
-    return _product(x, w, contract, compute.dtype)
+    return _product(x, w, contract, compute.dtype, compute.gradients)
 
 
 def linears(x: jax.Array, ws: Sequence[jax.Array], compute: Compute) -> list[jax.Array]:

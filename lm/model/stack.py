@@ -29,8 +29,7 @@ def policy(compute: Compute) -> Any:
 
     Raises ValueError where it names what is to wait on the host and the backend cannot."""
     if compute.saved is None:
-        policies = jax.checkpoint_policies
-        return dict(dots=policies.dots_with_no_batch_dims_saveable, full=policies.nothing_saveable)[compute.remat]
+        return jax.checkpoint_policies.nothing_saveable
     kept, offloaded = compute.saved
     if not offloaded:
         return jax.checkpoint_policies.save_only_these_names(*kept)

@@ -11,9 +11,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from lm.plan.hlo import Array, Instruction, Program, flops
 from lm.plan.topology import Topology
 
+# products of matrices in each of splash attention's kernels
+SPLASH = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 # these move or compute nothing, or what they wait for is counted where it began
 FREE = {
@@ -76,11 +80,13 @@ class Cost:
 
 
 class Walk:
-    """The costs of a program's computations on a topology, each worked out once."""
+    """The costs of a program's computations on a topology, each worked out once. `seen` is the share of the keys that
+    attention's kernels look at (causal: half)."""
 
-    def __init__(self, program: Program, topology: Topology):
-        self.program, self.topology = program, topology
+    def __init__(self, program: Program, topology: Topology, seen: float = 0.5):
+        self.program, self.topology, self.seen = program, topology, seen
         self._known: dict[str, Cost] = {}
+        self._counted: set[tuple[str, str]] = set()  # asynchronous collectives, of which each fusion does a piece
 
     def total(self) -> Cost:
         """The whole program's."""
@@ -100,9 +106,10 @@ class Walk:
         if kind in COLLECTIVES:
             self._collective(cost, there, i, kind, i.opcode != kind)
         elif i.opcode == "while":
-            if i.trips is None:
+            trips = i.trips or self._bound(i)
+            if trips is None:
                 cost.unknown["loop without a trip count"] += 1
-            cost.add(self.of(i.called("body")[0]), i.trips or 1)
+            cost.add(self.of(i.called("body")[0]), trips or 1)
         elif i.opcode == "conditional":
             branches = [self.of(b) for b in i.called("branch_computations", "true_computation", "false_computation")]
             cost.add(max(branches, key=lambda c: c.seconds))
@@ -132,10 +139,8 @@ class Walk:
         """A fusion, a product, or anything else that the device does by itself."""
         matrix = flops(i, list(self.program.operands(there, i))) if i.opcode in ("dot", "convolution") else 0.0
         for name in i.called("calls") if i.opcode == "fusion" else ():
-            inner = self.inside(name)
-            matrix += inner.matrix
-            for (kind, network, _), t in inner.collectives.items():  # a fusion that starts one and computes meanwhile
-                cost.add(Cost(collectives={(kind, network, True): t}))
+            matrix += self.inside(name)
+            self._pieces(cost, there, name)
         cost.matrix += matrix
         seconds = self._seconds(there, i)
         if matrix:
@@ -143,21 +148,36 @@ class Walk:
         else:
             cost.other_seconds += seconds
 
-    def inside(self, name: str) -> Cost:
-        """FLOPs and collectives of a fused computation; its time is the fusion's."""
-        key = f"inside {name}"
-        if key not in self._known:
-            cost = Cost()
-            for i in self.program.computations[name].values():
-                kind = i.opcode.removesuffix("-start")
-                if kind in COLLECTIVES:
+    def _bound(self, loop: Instruction) -> int | None:
+        """The trips of a loop that counts from 0 up to a constant of its condition."""
+        condition = self.program.computations[loop.called("condition")[0]].values()
+        if not any("direction=LT" in i.rest for i in condition):
+            return None
+        bounds = [int(i.literal) for i in condition if i.opcode == "constant" and i.literal.isdigit()]
+        return bounds[0] if len(bounds) == 1 else None
+
+    def inside(self, name: str) -> float:
+        """FLOPs of the products in a fused computation; its time is the fusion's."""
+        total = 0.0
+        for i in self.program.computations[name].values():
+            if i.opcode in ("dot", "convolution"):
+                total += flops(i, list(self.program.operands(name, i)))
+            for called in i.called("calls", "to_apply") if i.opcode in ("fusion", "call", "async-start") else ():
+                total += self.inside(called)
+        return total
+
+    def _pieces(self, cost: Cost, there: str, name: str) -> None:
+        """The collectives in a fused computation, on which the device computes meanwhile; several fusions of `there` do
+        a piece each of one, which is known by its channel."""
+        for i in self.program.computations[name].values():
+            kind = i.opcode.removesuffix("-start")
+            if kind in COLLECTIVES:
+                channel = (re.search(r"channel_id=(\d+)", i.rest) or ["", i.name])[1]
+                if (there, channel) not in self._counted:
+                    self._counted.add((there, channel))
                     self._collective(cost, name, i, kind, True)
-                elif i.opcode in ("dot", "convolution"):
-                    cost.matrix += flops(i, list(self.program.operands(name, i)))
-                for called in i.called("calls", "to_apply") if i.opcode in ("fusion", "call", "async-start") else ():
-                    cost.add(self.inside(called))
-            self._known[key] = cost
-        return self._known[key]
+            for called in i.called("calls") if i.opcode == "fusion" else ():
+                self._pieces(cost, there, called)
 
     def _seconds(self, there: str, i: Instruction) -> float:
         if i.cycles is not None and self.topology.chip.clock:
@@ -166,14 +186,15 @@ class Walk:
         return sum(a.bytes for a in touched if a.main) / (self.topology.chip.hbm_bandwidth / self.topology.chip.devices)
 
     def _kernel(self, cost: Cost, there: str, i: Instruction) -> None:
-        made = i.number("flops")
-        name = (re.search(r'op_name="([^"]*)"', i.rest) or ["", i.name])[1].rpartition("/")[2]
-        moved = sum(a.bytes for a in (*i.results, *self.program.operands(there, i)) if a.main)
+        operands = list(self.program.operands(there, i))
+        name = re.sub(r"\.\d+$", "", i.name)
+        made = kernel_flops(i, operands, self.seen)
         if made is None:
             cost.unknown[f"kernel {name} without FLOPs"] += 1
         cost.kernel += made or 0.0
         cost.kernels[name] += 1
         bandwidth = self.topology.chip.hbm_bandwidth / self.topology.chip.devices
+        moved = sum(a.bytes for a in (*i.results, *operands) if a.main)
         cost.kernel_seconds += max((made or 0.0) / self.topology.flops, moved / bandwidth)
 
     def _collective(self, cost: Cost, there: str, i: Instruction, kind: str, asynchronous: bool) -> None:
@@ -194,11 +215,35 @@ class Walk:
         return size, across
 
 
-def _groups(rest: str) -> Iterator[list[int]]:
-    """The device groups of a collective, of either way that XLA writes them."""
-    if match := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
-        import numpy as np
+def kernel_flops(i: Instruction, operands: list[Array], seen: float) -> float | None:
+    """FLOPs of a custom kernel: its own figure; or of the kernels that are known by name, from their shapes: splash
+    attention's products of q [..., T, H] and S keys, of which each query sees a share; ragged products. Else None."""
+    if (own := i.number("flops")) is not None:
+        return own
+    for name, products in SPLASH.items():
+        if name in i.name:
+            q, k = [a for a in operands if len(a.sizes) >= 3 and a.kind not in ("s8", "s32")][:2]
+            return 2.0 * products * math.prod(q.sizes) * k.sizes[-2] * seen
+    if "ragged-dot-metadata" in i.name:
+        return 0.0
+    if "ragged-dot" in i.name or "gmm" in i.name:
+        # of [M, K], [E, K, N] and [M, N], whichever of them is the result: (M K) (K N) (M N) = (M K N)^2
+        large = [a.sizes for a in (*operands, *i.results) if a.kind in ("bf16", "f32") and len(a.sizes) >= 2][:3]
+        return 2.0 * math.sqrt(math.prod(math.prod(s[-2:]) for s in large)) if len(large) == 3 else None
+    return None
 
+
+def _groups(rest: str) -> Iterator[list[int]]:
+    """The device groups of a collective, of any way that XLA writes them."""
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\](?:[^{]*)\{([^}]*)\}", rest):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
+        over = re.findall(r"'(\w+)'", match[2])
+        order = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+        names = list(sizes)
+        last = [names.index(n) for n in over]
+        order = order.transpose([*(d for d in range(len(names)) if d not in last), *last])
+        yield from order.reshape(-1, math.prod(sizes[n] for n in over)).tolist()
+    elif match := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
         shape, dims = (tuple(int(n) for n in match[k].split(",")) for k in (1, 2))
         order = np.arange(math.prod(dims)).reshape(dims)
         if match[3]:
@@ -207,8 +252,3 @@ def _groups(rest: str) -> Iterator[list[int]]:
     elif match := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}", rest):
         for group in re.findall(r"\{([\d,]+)\}", match[1]):
             yield [int(n) for n in group.split(",")]
-
-
-def bytes_of(arrays: list[Array]) -> float:
-    """Their bytes."""
-    return sum(a.bytes for a in arrays)

@@ -50,13 +50,14 @@ def arrays(shape: str) -> list[Array]:
 
 @dataclass(frozen=True)
 class Instruction:
-    """`name` = `shape` `opcode`(`operands`), `rest`: the attributes as they are written."""
+    """`name` = `shape` `opcode`(`operands`), `rest`: the attributes as they are written; a constant has a `literal`."""
 
     name: str
     shape: str
     opcode: str
     operands: tuple[str, ...]
     rest: str
+    literal: str = ""
 
     @cached_property
     def results(self) -> list[Array]:
@@ -111,7 +112,7 @@ def read(text: str) -> Program:
             current = program.computations.setdefault(head[2], {})
             if head[1]:
                 program.entry = head[2]
-        elif line.startswith("}"):
+        elif line.rstrip() == "}":
             current = None
         elif current is not None and (instruction := _instruction(line)):
             current[instruction.name] = instruction
@@ -128,8 +129,10 @@ def _instruction(line: str) -> Instruction | None:
     shape, rest = right[:end], right[end:].lstrip()
     opcode, _, after = rest.partition("(")
     close = _closing(rest, len(opcode))
-    operands = tuple(_NAME.findall(rest[len(opcode) + 1 : close]))
-    return Instruction(left.removeprefix("%"), shape, opcode, operands, rest[close + 1 :])
+    inside = rest[len(opcode) + 1 : close]
+    return Instruction(
+        left.removeprefix("%"), shape, opcode, tuple(_NAME.findall(inside)), rest[close + 1 :], inside.strip()
+    )
 
 
 def _closing(text: str, start: int) -> int:

@@ -153,6 +153,16 @@ def from_compiler(experiment: Experiment, topology: Topology, compiled: Compiled
     )
 
 
+def attended(experiment: Experiment) -> float:
+    """The share of a row's keys that a query looks at, the mean over queries and layers; documents are not counted."""
+    T, causal = experiment.length, experiment.model.causal
+    shares = []
+    for kind in experiment.model.kinds:
+        w = min(kind.window or T, T)
+        shares.append((w - w * w / (2 * T)) / T if causal else min(1.0, (2 * w - 1) / T) if kind.window else 1.0)
+    return sum(shares) / len(shares)
+
+
 def line(mesh: Mapping[str, int]) -> str:
     """A mesh in a few words."""
     return " x ".join(f"{axis} {size}" for axis, size in mesh.items() if size > 1) or "1 device"

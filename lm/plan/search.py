@@ -76,7 +76,7 @@ def candidates(experiment: Experiment, topology: Topology) -> list[Candidate]:
     """Every legal variant that may fit, the fastest by arithmetic first."""
     e = experiment
     found = []
-    accumulates = sorted({1, 2, 4, e.accumulate})
+    accumulates = sorted({*(2**k for k in range(8)), e.accumulate})
     for mesh, remat, accumulate in itertools.product(meshes(e, topology), REMATS, accumulates):
         try:
             layout = dataclasses.replace(e.layout, sequence=mesh.get("tensor", 1) > 1)

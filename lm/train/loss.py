@@ -35,16 +35,22 @@ def cross_entropy(
 
 
 def by_chunks(
-    chunk_loss: ChunkLoss, params: Any, x: jax.Array, rest: Any, chunk: int, axes: Any = None, dtype: Any = jnp.float32
+    chunk_loss: ChunkLoss,
+    params: Any,
+    x: jax.Array,
+    rest: Any,
+    chunk: int,
+    axes: Any = None,
+    dtypes: Any = (jnp.float32, jnp.float32),
 ) -> tuple[jax.Array, Metrics]:
     """The sum of chunk_loss(params, x[:, c], rest[:, c]) over chunks c of `chunk` tokens of axis 1 (0: all at once).
 
     x is [B, T, D]; `rest` a tree of [B, T] arrays that need no gradient. Where a mesh splits the rows or the sequence,
     each device goes over its own part of them, all at the same time; given the parameters' logical `axes` it first
-    gathers them, in `dtype`, and its gradients join the others' once, after the last chunk."""
+    gathers them, and its gradients join the others' once, after the last chunk, in the two `dtypes`."""
     if axes is not None and chunk > 0 and rows_divide(*x.shape[:2]):
         leaves = tuple(jax.tree.leaves(axes, is_leaf=lambda a: isinstance(a, tuple)))
-        return _apart(chunk_loss, chunk, leaves, dtype, params, x, rest)
+        return _apart(chunk_loss, chunk, leaves, tuple(dtypes), params, x, rest)
     parts = size("context") if x.shape[1] % size("context") == 0 else 1
     if chunk <= 0 or x.shape[1] // parts <= chunk:
         return chunk_loss(params, x, rest)
@@ -104,7 +110,7 @@ def _summed_backward(chunk_loss: ChunkLoss, saved: Any, cotangent: Any) -> tuple
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def _apart(
-    chunk_loss: ChunkLoss, chunk: int, axes: Any, dtype: Any, params: Any, x: jax.Array, rest: Any
+    chunk_loss: ChunkLoss, chunk: int, axes: Any, dtypes: Any, params: Any, x: jax.Array, rest: Any
 ) -> tuple[jax.Array, Metrics]:
     tree: Any
     leaves, tree = jax.tree.flatten(params)
@@ -112,11 +118,11 @@ def _apart(
     def own(leaves: Any, rows: Any) -> Any:
         return by_chunks(chunk_loss, tree.unflatten(leaves), rows[0], rows[1], chunk), [], ()
 
-    run = on_own_rows(own, axes, dtype)
+    run = on_own_rows(own, axes, *dtypes)
     return cast(tuple[jax.Array, Metrics], run(leaves, (x, rest))[0])
 
 
-def _apart_forward(chunk_loss: ChunkLoss, chunk: int, axes: Any, dtype: Any, params: Any, x: Any, rest: Any) -> Any:
+def _apart_forward(chunk_loss: ChunkLoss, chunk: int, axes: Any, dtypes: Any, params: Any, x: Any, rest: Any) -> Any:
     tree: Any
     leaves, tree = jax.tree.flatten(params)
 
@@ -128,7 +134,7 @@ def _apart_forward(chunk_loss: ChunkLoss, chunk: int, axes: Any, dtype: Any, par
         dx = jnp.moveaxis(dxs, 0, 1).reshape(B, -1, D)[:, :T]
         return out, jax.tree.leaves(gradients), dx
 
-    out, gradients, dx = on_own_rows(own, axes, dtype)(leaves, (x, rest))
+    out, gradients, dx = on_own_rows(own, axes, *dtypes)(leaves, (x, rest))
     return out, (tree.unflatten(gradients), dx, rest)
 
 
