@@ -1,6 +1,6 @@
 """An arm against itself: how often a study finds a difference where there is none.
 
-    python -m benchmarks.against_itself [--studies 200] [--seeds 4] [--steps 12]
+    python -m benchmarks.against_itself [--studies 200] [--seeds 3] [--steps 4]
 
 Each study trains two arms at the same seeds: one seed means the same first values and the same order of the data, in
 both. The arms are the same but for the numbers that dropout draws, so that their losses differ and neither is better.
@@ -19,14 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-import lm
 from lm.data.loader import Batches, prepare
 from lm.data.mixture import Data, Mixture
 from lm.data.pack import Chunk
 from lm.data.source import TextFolder
 from lm.experiment import Experiment
+from lm.model import families
 from lm.model.compute import Compute
-from lm.model.families import llama
 from lm.model.transformer import Transformer
 from lm.study.statistics import paired, unpaired
 from lm.text.tokenizer import Bytes
@@ -71,10 +70,10 @@ class Found:
 
 def experiment(steps: int) -> Experiment:
     """What each run trains."""
-    code = TextFolder(str(Path(lm.__file__).parent / "model"), pattern="*.py", heldout=0.3)
+    code = TextFolder(str(Path(families.__file__).parent), pattern="*.py", heldout=0.3)
     return Experiment(
         name="itself",
-        model=llama(vocab=258, layers=1, width=8, heads=2, mlp=16, context=16, dropout=0.1),
+        model=families.llama(vocab=258, layers=1, width=8, heads=2, mlp=16, context=16, dropout=0.1),
         data=Data(Mixture({"code": code}, {"code": 1.0}), Bytes(), Chunk()),
         optimizer=AdamW(learning_rate=2e-2, schedule=Constant()),
         compute=Compute("float32", "float32", "plain", flat="no", unroll=1, loss_chunk=0),
@@ -89,7 +88,7 @@ def losses(e: Experiment, studies: int, seeds: int) -> np.ndarray:
     task = Pretraining(Transformer(e.model, e.compute.resolve("cpu")), data)
     optimizer = e.optimizer.build(e.steps, task.axes())
     step = one_step(task, optimizer)
-    heldout = next(data.heldout("code", 32))
+    heldout = next(data.heldout("code", 256))
     heldout["weights"] /= heldout["weights"].sum()
 
     def run(seed: jax.Array, draws: jax.Array, batches: Any) -> jax.Array:
@@ -114,7 +113,7 @@ def _stacked(data: Batches, seeds: np.ndarray, steps: int) -> Any:
     return jax.tree.map(lambda x: x.reshape(len(seeds), steps, *x.shape[1:]), stacked)
 
 
-def against_itself(studies: int = 200, seeds: int = 4, steps: int = 12) -> Found:
+def against_itself(studies: int = 200, seeds: int = 3, steps: int = 4) -> Found:
     """Train all runs of all studies, and compare the arms of each as a study's report does."""
     p_values, gains = [], []
     for a, b in losses(experiment(steps), studies, seeds):
@@ -128,7 +127,7 @@ def against_itself(studies: int = 200, seeds: int = 4, steps: int = 12) -> Found
 def main() -> int:
     """Read the arguments, and tell; 1 where it is not 5%, or pairing narrows nothing."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.against_itself", description=__doc__)
-    for name, default in (("studies", 200), ("seeds", 4), ("steps", 12)):
+    for name, default in (("studies", 200), ("seeds", 3), ("steps", 4)):
         parser.add_argument(f"--{name}", type=int, default=default)
     found = against_itself(**vars(parser.parse_args()))
     print(found.text)

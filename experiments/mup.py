@@ -1,10 +1,16 @@
 """muP (2203.03466): found at a small width, a learning rate is used at a large one.
 
+    lm train experiments.mup                  the base
     lm study experiments.mup:coordinates      what a few steps change in the activations, from width 64 to 512
     lm study experiments.mup:standard         the same in the standard parametrisation: it fails, as it should
     lm study experiments.mup:rates            the best learning rate at widths 64, 128 and 256, in both
 
 A small Llama with an untied output, on the prose of the quickstart's text.
+
+Measured after 5 steps, the exponents of the width in the change of activations: under muP from -0.15 to +0.01 at all
+ten places, and it stands (exit 0); in the standard parametrisation +2.07 and +1.68 in the residual stream after each
+layer, +2.16 and +1.31 in the feed-forwards, +0.93 and +0.89 in attention: it drifts, and `lm study` fails (exit 1). The
+two take 3 and 1.5 minutes on one core.
 
 Measured over 3 seeds, 120 steps of 512 tokens each (13 minutes on one core): the best learning rate, by the vertex of a
 parabola, its 95% interval, the loss there, and the loss at the best rate of width 64.

@@ -104,13 +104,20 @@ class Transfer:
         from lm.study.statistics import measured
 
         found = measured(results, self.measure)
-        losses = {arm: found[arm.name] for arm in self.arms if arm.name in found and found[arm.name].values}
-        rules = dict.fromkeys(arm.rule for arm in losses)
+        known = {(arm.rule, arm.width) for arm in self.arms if arm.name in found and found[arm.name].values}
+        ended = {
+            arm: found[arm.name]
+            for arm in self.arms  # a rate at which all seeds diverged tells too: it is too large
+            if (arm.rule, arm.width) in known and arm.name in found and (found[arm.name].values or found[arm.name].lost)
+        }
         return [
             standing(
-                rule, {(a.width, a.rate): m for a, m in losses.items() if a.rule == rule}, self.tolerance, self.measure
+                rule,
+                {(arm.width, arm.rate): one for arm, one in ended.items() if arm.rule == rule},
+                self.tolerance,
+                self.measure,
             )
-            for rule in rules
+            for rule in dict.fromkeys(arm.rule for arm in ended)
         ]
 
     def headline(self, results: Sequence[Result]) -> str:

@@ -159,8 +159,8 @@ def base(texts: Path, rule: Parametrisation) -> Experiment:
 
 @cache
 def checked(texts: Path, rule: Parametrisation) -> tuple[Path, Analysis]:
-    folder = texts.parent / type(rule).__name__
-    return folder, run(Coordinates(base(texts, rule), (64, 256), steps=3, seeds=[0], twin=False), folder)
+    folder, widest = texts.parent / type(rule).__name__, 256 if rule == MuP(64) else 512
+    return folder, run(Coordinates(base(texts, rule), (64, widest), steps=3, seeds=[0], twin=False), folder)
 
 
 def test_activations_stay_under_mup_and_grow_without(texts: Path) -> None:
