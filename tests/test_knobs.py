@@ -68,6 +68,9 @@ INERT = {
 # Class.field -> the test that turns it, where that takes more than a look
 ELSEWHERE = {
     "Experiment.embedding": "tests/test_samples.py::test_an_embedding_starts_from_a_file",
+    "Experiment.evaluations": "tests/evaluate/test_further.py::test_the_same_question_has_the_same_answer",
+    "Evaluation.times": "tests/evaluate/test_further.py::test_learned_positions_end",
+    "Evaluation.objective": "tests/evaluate/test_further.py::test_another_objective_is_told_in_its_own_measures",
     "Stdlib.part": "tests/data/test_stdlib.py::test_it_is_written_once_and_read_back",
     "Stdlib.folder": "tests/data/test_stdlib.py::test_it_is_written_once_and_read_back",
     **{f"Tfds.{field.name}": TFDS for field in dataclasses.fields(Tfds)},

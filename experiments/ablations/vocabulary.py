@@ -19,7 +19,7 @@ def pieces(vocab: int) -> dict[str, object]:
 
 vocabulary = Ablation(
     small,
-    arms={"1024": {}, **{str(size): pieces(size) for size in (512, 2048, 4096)}},
+    arms={"1024": {}, **{str(size): pieces(size) for size in (512, 4096)}},
     seeds=range(3),
     measure="bits_per_byte",
 )
