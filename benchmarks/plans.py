@@ -74,6 +74,7 @@ ROWS = {
         kernels=1574.5,
     ),
 }
+OTHERS = ("palm_540b", "llama3_1_8b-131072")  # no peer's figures beside them
 HEAD = (
     "side",
     "peak GB",
@@ -131,7 +132,10 @@ def table() -> str:
                 commands.append(f"    {plan['command']}{at}")
         rule = [":--" if i == 0 else "--:" for i in range(len(HEAD))]
         text += [f"### {row.title}", "", *(f"| {' | '.join(r)} |" for r in ([*HEAD], rule, *lines)), "", *commands, ""]
-    return "\n".join(text)
+    others = [json.loads(f.read_text()) for f in sorted(FOLDER.glob("*.json")) if f.stem in OTHERS]
+    lines = [line(f"{p['name']}, {p['devices']} x {p['topology']}", p) for p in others]
+    text += ["### Compiled too", "", *(f"| {' | '.join(r)} |" for r in ([*HEAD], rule, *lines)), ""]
+    return "\n".join(text + [f"    {p['command']}" for p in others if "command" in p])
 
 
 def main() -> None:

@@ -149,12 +149,26 @@ class Walk:
             cost.other_seconds += seconds
 
     def _bound(self, loop: Instruction) -> int | None:
-        """The trips of a loop that counts from 0 up to a constant of its condition."""
-        condition = self.program.computations[loop.called("condition")[0]].values()
-        if not any("direction=LT" in i.rest for i in condition):
+        """The trips of a loop that counts from 0, by a constant of its body, up to a constant of its condition."""
+        condition = self.program.computations[loop.called("condition")[0]]
+        compare = next((i for i in condition.values() if "direction=LT" in i.rest), None)
+        bounds = [int(i.literal) for i in condition.values() if i.opcode == "constant" and i.literal.isdigit()]
+        if compare is None or len(bounds) != 1:
             return None
-        bounds = [int(i.literal) for i in condition if i.opcode == "constant" and i.literal.isdigit()]
-        return bounds[0] if len(bounds) == 1 else None
+        return -(-bounds[0] // self._stride(loop, condition[compare.operands[0]] if compare.operands else None))
+
+    def _stride(self, loop: Instruction, counter: Instruction | None) -> int:
+        """By how much a loop's counter grows: 2 where the compiler has made two trips of the body into one."""
+        place = re.search(r"index=(\d+)", counter.rest) if counter else None
+        body = self.program.computations[loop.called("body")[0]]
+        root = list(body.values())[-1]
+        if place is None or root.opcode != "tuple" or len(root.operands) <= int(place[1]):
+            return 1
+        grown = body[root.operands[int(place[1])]]
+        steps = [
+            int(body[o].literal) for o in grown.operands if body[o].opcode == "constant" and body[o].literal.isdigit()
+        ]
+        return steps[0] if grown.opcode == "add" and len(steps) == 1 and steps[0] > 0 else 1
 
     def inside(self, name: str) -> float:
         """FLOPs of the products in a fused computation; its time is the fusion's."""

@@ -80,6 +80,13 @@ def test_a_loop_counts_up_to_the_constant_of_its_condition() -> None:
     assert cost.matrix == 7 * 2 * 64 * 256 * 512 and not cost.unknown
 
 
+def test_a_loop_whose_body_is_two_trips_runs_half_as_often() -> None:
+    text = TPU.replace('"known_trip_count":{"n":"10"}', "").replace("constant(7)", "constant(8)")
+    text = text.replace("  ROOT %t = ", "  %two = s32[] constant(2)\n  %next = s32[] add(%i, %two)\n  ROOT %t = ")
+    text = text.replace("tuple(%i, %r, %w)", "tuple(%next, %r, %w)")
+    assert Walk(hlo.read(text), V5P).total().matrix == 4 * 2 * 64 * 256 * 512
+
+
 def test_a_gather_that_several_fusions_help_along_counts_once() -> None:
     piece = """
 %piece.{0} (p: bf16[64,256]) -> bf16[256,256] {{
