@@ -11,7 +11,18 @@ Raffel et al. (1910.10683, table 2) find prefixes ahead of plain causal models, 
 fine-tuned on tasks; Tay et al. (2205.05131, section 4) find the mixture ahead of spans and of prefixes over tasks. No
 task is fine-tuned here: what can be told is which model knows most when it is asked as another was.
 
-Measured: (to be run).
+Measured (10 minutes on 1 busy CPU core with bfloat16 units): bits per byte from left to right, the difference to causal
+paired by 3 seeds with its 95% interval, p after Holm; then the loss in nats a token asked, by each objective.
+
+              bits per byte                               asked causal   prefix   spans    ul2
+    causal    2.756                                              4.908    4.898   7.150    6.134
+    prefix    2.870    0.113 [0.090, 0.137]   p 0.003            5.110    5.092   7.230    6.272
+    spans     3.565    0.809 [0.682, 0.936]   p 0.003            6.350    6.343   5.027    6.077
+    ul2       3.163    0.407 [0.373, 0.440]   p 0.001            5.633    5.616   5.254    5.419
+
+Found again, as far as losses can tell: UL2's arm is no one's worst, and the best on average over the four (5.48 nats,
+against 5.77 to 5.95). Not found: that prefixes are ahead of the causal arm, even when asked after a prefix; it is asked
+half as much in as many steps. Whether denoising is ahead on tasks cannot be told.
 """
 
 from experiments.ablations.small import experiment as small

@@ -236,7 +236,7 @@ def sources_tables(results: Sequence[Result], base: str, measure: str) -> list[T
     wanted = measure.rpartition("/")[2]
     kinds = sorted(dict.fromkeys(name.rpartition("/")[2] for name in known), key=lambda kind: kind != wanted)
     note = "Means over the sources; own is the arm's own evaluation."
-    found = []
+    found: list[Table] = []
     for kind in kinds:
         further = {f"{name}/{kind}": name for name in evaluations if f"{name}/{kind}" in known}
         columns = ({kind: "own"} if kind in known else {}) | further
