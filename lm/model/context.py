@@ -76,13 +76,9 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: 
     axes = (("batch", "seq"), ("batch", None), ("batch", None), ("heads", None), ("heads",))
     given = tuple(None if a is None else names for a, names in zip(arrays, axes, strict=True))
     heads, kv = ("batch", "seq", "heads", "head_dim"), ("batch", "seq", "kv_heads", "head_dim")
-    run = partial(
-        _attend, replace(scoring, mask=replace(mask, **dict.fromkeys(ARRAYS)), bias=None, sinks=None), compute
-    )
+    shape = replace(mask, query_segments=None, key_segments=None, prefix=None)
+    run = partial(_attend, replace(scoring, mask=shape, bias=None, sinks=None), compute)
     return per_device(partial(run, (T, N, k.shape[2])), (heads, kv, kv, *given), heads)(q, k, v, *arrays)
-
-
-ARRAYS = ("query_segments", "key_segments", "prefix")
 
 
 def _attend(
@@ -102,9 +98,9 @@ def _attend(
     dealt, shards = scoring.mask.dealt, size(AXIS)
     k, v = (gathered(a, AXIS, 1) for a in _own_heads(whole[1:], q.shape[2], k, v))
     if dealt:
-        k, v, keys, prefix = (None if a is None else natural(a, shards) for a in (k, v, keys, prefix))
+        k, v = (natural(a, shards) for a in (k, v))
+        keys, prefix = (None if a is None else natural(a, shards) for a in (keys, prefix))
     mask = replace(scoring.mask, key_segments=keys, prefix=prefix, dealt=False)
-    assert k is not None and v is not None
     if shards > 1 and compute.attention == "splash" and bias is None and splash_can(mask, q.shape[1], k.shape[1]):
         every = replace(scoring, mask=replace(mask, query_segments=queries), sinks=sinks)
         return splash(q, k, v, every, compute, shards, dealt)
