@@ -263,12 +263,13 @@ def rows_divide(rows: int, length: int) -> bool:
 
 
 def on_own_rows(
-    f: Callable[..., Any], params_axes: Sequence[Axes], dtype: Any, sums: Any
+    f: Callable[..., Any], params_axes: Sequence[Axes], dtype: Any, sums: Any, learns: bool = True
 ) -> Callable[[Sequence[jax.Array], Any], Any]:
     """`f(params, rows)` run by each device on its own rows and tokens of the arrays `rows` [B, T, ...], with whole
     parameters, gathered once and in `dtype`; tensor parallelism inside is left to the compiler. `f` returns sums (a
-    tree of scalars), a list of gradients of the parameters (or nothing), and a tree of arrays by row: the first two are
-    summed over the devices, the gradients once, at the end and in `sums`, into the parts that each keeps."""
+    tree of scalars), a list of gradients of the parameters (empty unless it `learns`), and a tree of arrays by row: the
+    first two are summed over the devices, the gradients once, at the end and in `sums`, into the parts that each
+    keeps."""
     now = _NOW.get()
     assert now is not None
     mesh, rules = now[0], now[1].rules
@@ -289,13 +290,13 @@ def on_own_rows(
                 totals, gradients, made = f(whole, rows)
             finally:
                 _APART.reset(token)
-            parts = [_own_sum(g, split, by_row, sums) for g, split in zip(gradients, splits, strict=bool(gradients))]
+            parts = [_own_sum(g, split, by_row, sums) for g, split in zip(gradients, splits, strict=learns)]
             return jax.lax.psum(totals, by_row), parts, made
 
         return jax.shard_map(
             own,
             in_specs=(splits, tokens),
-            out_specs=(PartitionSpec(), splits, tokens),
+            out_specs=(PartitionSpec(), splits if learns else [], tokens),
             axis_names=set(apart),
             check_vma=False,
         )(list(params), rows)

@@ -75,6 +75,11 @@ class Compute:
             raise ValueError(f"compute.keep and compute.offload both name {', '.join(sorted(both))}: choose one")
 
     @property
+    def exchanged(self) -> str:
+        """The dtype in which devices exchange gradients."""
+        return self.dtype if self.gradients == "auto" else self.gradients
+
+    @property
     def saved(self) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
         """The activations that the backward pass finds on the device, and those that it finds on the host; None where
         `remat` does not go by names."""
@@ -90,7 +95,6 @@ class Compute:
         best = dict(
             dtype="float32" if cpu else "bfloat16",
             matmul=fast,
-            gradients=self.dtype if self.dtype != "auto" else "float32" if cpu else "bfloat16",
             attention={"cpu": "blocked", "tpu": "splash"}.get(backend, "plain"),
             flat="yes" if cpu else "no",
         )

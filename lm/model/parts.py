@@ -121,7 +121,7 @@ def linear(x: jax.Array, w: jax.Array, compute: Compute, contract: int = 1) -> j
         lead = x.shape[: x.ndim - contract]
         flat = _flat_product(x.reshape(-1, _size(inside)), w.reshape(_size(inside), _size(outside)), lead[0])
         return flat.reshape(*lead, *outside).astype(compute.dtype)
-    return _product(x, w, contract, compute.dtype, compute.gradients)
+    return _product(x, w, contract, compute.dtype, compute.exchanged)
 
 
 def linears(x: jax.Array, ws: Sequence[jax.Array], compute: Compute) -> list[jax.Array]:

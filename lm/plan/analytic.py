@@ -103,8 +103,8 @@ class Step:
         """Hardware FLOPs of a device: the model's, and the share of the layers' forward that is done again."""
         e, model = self.experiment, self.experiment.model
         total, share = common(e, self.topology)["model_flops"], e.batch_tokens / self.topology.devices
-        again: tuple[str, ...] = ("query", "key", "value", "mlp_in") if e.compute.remat != "nothing" else ()
-        again = tuple(name for name in again if name not in self.kept())
+        products = ("query", "key", "value", "mlp_in") if e.compute.remat != "nothing" else ()
+        again: tuple[str, ...] = tuple(name for name in products if name not in self.kept())
         if e.compute.remat != "nothing" and ("attention" not in self.kept()):
             again = (*again, "attention")
         if "attention" in again and "out" not in self.kept():

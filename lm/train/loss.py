@@ -112,19 +112,20 @@ def _summed_backward(chunk_loss: ChunkLoss, saved: Any, cotangent: Any) -> tuple
 def _apart(
     chunk_loss: ChunkLoss, chunk: int, axes: Any, dtypes: Any, params: Any, x: jax.Array, rest: Any
 ) -> tuple[jax.Array, Metrics]:
-    tree: Any
-    leaves, tree = jax.tree.flatten(params)
+    leaves, treedef = jax.tree.flatten(params)
+    tree: Any = treedef
 
     def own(leaves: Any, rows: Any) -> Any:
-        return by_chunks(chunk_loss, tree.unflatten(leaves), rows[0], rows[1], chunk), [], ()
+        x, rest = rows
+        return by_chunks(chunk_loss, tree.unflatten(leaves), x, rest, chunk), [], ()
 
-    run = on_own_rows(own, axes, *dtypes)
+    run = on_own_rows(own, axes, *dtypes, learns=False)
     return cast(tuple[jax.Array, Metrics], run(leaves, (x, rest))[0])
 
 
 def _apart_forward(chunk_loss: ChunkLoss, chunk: int, axes: Any, dtypes: Any, params: Any, x: Any, rest: Any) -> Any:
-    tree: Any
-    leaves, tree = jax.tree.flatten(params)
+    leaves, treedef = jax.tree.flatten(params)
+    tree: Any = treedef
 
     def own(leaves: Any, rows: Any) -> Any:
         split, (B, T, D) = partial(_split, chunk, 1), rows[0].shape

@@ -67,7 +67,7 @@ class Pretraining:
         rest = {name: batch[name] for name in ("targets", "weights")}
         axes, compute = self.model.axes(), self.model.compute
         head_axes = {"head": axes["head"], "stem": {"tokens": axes["stem"]["tokens"]}}
-        dtypes = compute.matmul, compute.gradients
+        dtypes = compute.matmul, compute.exchanged
         total, metrics = by_chunks(chunk_loss, head, x, rest, compute.loss_chunk, head_axes, dtypes)
         share = batch["weights"].sum()  # of the whole batch: what is a mean over tokens counts by it
         metrics |= {name: value * share for name, value in losses.items()}
