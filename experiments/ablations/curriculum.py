@@ -5,7 +5,17 @@
 The weights change linearly, and every arm reads as much of each source as the constant one. Annealing towards one's
 target data at the end is common practice (Llama 3, 2407.21783, section 3.1.3, which finds it to help an 8B model).
 
-Measured: (to be run).
+Measured (3.5 minutes on 1 busy CPU core with bfloat16 units; mean bits per byte over the sources, the difference to
+constant paired by 3 seeds with its 95% interval, p after Holm; then each source's):
+
+                                                          code     prose
+    constant      2.755                                   2.636    2.874
+    warm-up       2.756   0.001 [-0.004, 0.007] p 0.622   2.635    2.878
+    prose-first   2.758   0.004 [-0.008, 0.015] p 0.622   2.635    2.882
+    code-first    2.757   0.003 [-0.003, 0.008] p 0.507   2.645    2.870
+
+Cannot be told: none of the orders differs from constant weights by more than a hundredth or two. What is read last is
+a little better in each, as one would expect, and what is read first a little worse.
 """
 
 from experiments.ablations.small import experiment as small
