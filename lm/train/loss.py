@@ -119,7 +119,8 @@ def _apart(
         x, rest = rows
         return by_chunks(chunk_loss, tree.unflatten(leaves), x, rest, chunk), [], ()
 
-    run = on_own_rows(own, axes, *dtypes, learns=False)
+    dtype, sums = dtypes
+    run = on_own_rows(own, axes, dtype, sums, learns=False)
     return cast(tuple[jax.Array, Metrics], run(leaves, (x, rest))[0])
 
 
