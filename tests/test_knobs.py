@@ -71,6 +71,7 @@ ELSEWHERE = {
     "Experiment.evaluations": "tests/evaluate/test_further.py::test_the_same_question_has_the_same_answer",
     "Evaluation.times": "tests/evaluate/test_further.py::test_learned_positions_end",
     "Evaluation.objective": "tests/evaluate/test_further.py::test_another_objective_is_told_in_its_own_measures",
+    "Experiment.rows_per_device": "tests/plan/test_analytic.py::test_a_published_size_takes_what_devices_there_are",
     "Stdlib.part": "tests/data/test_stdlib.py::test_it_is_written_once_and_read_back",
     "Stdlib.folder": "tests/data/test_stdlib.py::test_it_is_written_once_and_read_back",
     **{f"Tfds.{field.name}": TFDS for field in dataclasses.fields(Tfds)},

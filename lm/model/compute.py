@@ -23,8 +23,6 @@ class Compute:
     - `dtype` of activations, `matmul` of the operands of matrix products (sums are always float32): float32 or
       bfloat16. On CPUs with bfloat16 units the fast pair is float32 activations with bfloat16 products; on TPU and GPU
       both are bfloat16.
-    - `gradients`: in what a mesh's devices exchange the gradients of weights, whose own parts are summed in float32;
-      auto: the dtype of activations.
     - `attention`: the kernel, one of ATTENTION: all logits at once (plain), by rows of `block` queries (blocked; flash
       from 64 rows on), in memory that grows with the length alone (flash, blocks of `block`), or the vendor's: splash
       on TPU (blocks of 512, or of `block` where that is more), cudnn on GPU.
@@ -37,12 +35,13 @@ class Compute:
     - `keep`, `offload`: with remat="names", the activations that stay on the device, and those that wait on the host.
     - `loss_chunk`: tokens of one sequence whose logits exist at a time, 0 for all.
     - `devices`: host devices to split a CPU into, each with its share of the cores; 0 leaves JAX's one.
+    - `gradients`: in what a mesh's devices exchange the gradients of weights, whose own parts are summed in float32;
+      auto: the dtype of activations.
 
     "auto" and -1 mean what measured fastest on the device in hand: see `resolve` and benchmarks/RESULTS.md."""
 
     dtype: str = "auto"
     matmul: str = "auto"
-    gradients: str = "auto"
     attention: str = "auto"
     block: int = 128
     flat: str = "auto"
@@ -52,6 +51,7 @@ class Compute:
     offload: tuple[str, ...] = ()
     loss_chunk: int = 512
     devices: int = 0
+    gradients: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("dtype", "matmul", "gradients"):

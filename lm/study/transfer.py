@@ -19,9 +19,8 @@ from lm.study.trial import Result, Trial
 from lm.train.optim import Optimizer
 
 if TYPE_CHECKING:
-    from lm.page import Markup
     from lm.study.optimum import Standing
-    from lm.study.tables import Table
+    from lm.study.tables import Findings
 
 
 class Arm(NamedTuple):
@@ -120,16 +119,15 @@ class Transfer:
             for rule in dict.fromkeys(arm.rule for arm in ended)
         ]
 
-    def headline(self, results: Sequence[Result]) -> str:
-        """Whether the best rate stood still, a sentence a parametrisation."""
-        return " ".join(one.headline for one in self.analyse(results)) or "No run has finished yet."
-
-    def extra(self, results: Sequence[Result]) -> "list[Markup | Table]":
-        """What it adds to the report of a study."""
+    def findings(self, results: Sequence[Result]) -> "Findings":
+        """What it adds to the report of a study: whether the best rate stood still, a sentence a parametrisation."""
         from lm.study.optimum import sections
+        from lm.study.tables import Findings
 
         found = self.analyse(results)
-        return sections(found, self.measure) if found else []
+        if not found:
+            return Findings("No run has finished yet.")
+        return Findings(" ".join(one.headline for one in found), sections(found, self.measure))
 
 
 def with_rate(optimizer: Optimizer, rate: float) -> Optimizer:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from lm.model.parametrisation import MuP, Parametrisation
 from lm.study.optimum import MOVES, STANDS, UNKNOWN, lowest
 from lm.study.report import write_study
+from lm.study.tables import Findings
 from lm.study.together import groups
 from lm.study.transfer import Transfer, with_rate
 from lm.study.trial import DIVERGED, FINISHED, MISSING, Result
@@ -89,7 +90,7 @@ def test_it_stands_still_under_mup_and_moves_without() -> None:
     assert mup.exponent == pytest.approx(0, abs=0.1) and standard.exponent == pytest.approx(-0.7, abs=0.1)
     assert [v.width for v in mup.valleys] == [16, 32, 64]
     assert mup.valleys[0].rate == pytest.approx(8e-3, rel=0.1)
-    said = STUDY.headline(found)
+    said = STUDY.findings(found).headline
     assert said.startswith("In MuP, the best learning rate stands still from width 16 to 64: as width^")
     assert "In the standard parametrisation, the best learning rate moves" in said and "3 seeds)" in said
 
@@ -104,7 +105,7 @@ def test_what_cannot_be_told() -> None:
     assert ended.verdict == UNKNOWN and ended.ended == [16, 32, 64]
     assert "At width 16, 32 and 64 it is at an end of the rates tried" in ended.headline
     waiting = [Result(trial, MISSING) for trial in STUDY.trials()]
-    assert STUDY.headline(waiting) == "No run has finished yet." and STUDY.extra(waiting) == []
+    assert STUDY.findings(waiting) == Findings("No run has finished yet.")
 
 
 def test_a_rate_at_which_all_diverge_is_above_the_best() -> None:
