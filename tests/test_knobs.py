@@ -1,8 +1,7 @@
 """Every knob turns something: each field of each value that an experiment is made of is changed, and what is computed
 from the experiment has to change with it, or the field is declared inert, with the reason.
 
-What is looked at is the text of lowered programs, which holds nothing whose result is not used, and the first batches.
-Nothing is compiled.
+Looked at are the first batches and the text of lowered programs, which holds nothing whose result is not used.
 """
 
 import dataclasses
@@ -50,16 +49,13 @@ from lm.train.task import Pretraining
 
 SEEN = "what people see of a run; lm/experiment.py lets a run be resumed with another"
 WHEN = "when a run is looked at; training does not see it"
+STDLIB = "tests/data/test_stdlib.py::test_it_is_written_once_and_read_back"
 TFDS = "tests/data/test_records.py::test_a_tfds_data_set_is_read_without_tensorflow"
 MESHES = "tests/test_identity.py::test_the_losses_are_those_of_one_device"
 # Class.field -> why nothing that is computed depends on it
 INERT = {
-    "Experiment.name": SEEN,
-    "Experiment.prompts": SEEN,
-    "Experiment.sample_tokens": SEEN,
-    "Experiment.log_every_steps": SEEN,
-    "Experiment.keep_last": "how many checkpoints stay on disk",
-    "Experiment.keep_best": "how many checkpoints stay on disk",
+    **{f"Experiment.{name}": SEEN for name in ("name", "prompts", "sample_tokens", "log_every_steps")},
+    **dict.fromkeys(("Experiment.keep_last", "Experiment.keep_best"), "how many checkpoints stay on disk"),
     "Experiment.checkpoint_every_steps": "when checkpoints are written: a run goes on from any with the same bits",
     "Experiment.eval_every_steps": WHEN,
     "Experiment.eval_tokens": WHEN,
@@ -77,8 +73,7 @@ ELSEWHERE = {
     "Compute.offload": "tests/model/test_remat.py::test_offloaded_products_wait_on_the_host",
     **{f"Layout.{field.name}": MESHES for field in dataclasses.fields(Layout) if field.name != "whole"},
     "Layout.whole": "tests/test_sharding.py::test_a_dimension_that_does_not_divide_is_refused",
-    "Stdlib.part": "tests/data/test_stdlib.py::test_it_is_written_once_and_read_back",
-    "Stdlib.folder": "tests/data/test_stdlib.py::test_it_is_written_once_and_read_back",
+    **dict.fromkeys(("Stdlib.part", "Stdlib.folder"), STDLIB),
     **{f"Tfds.{field.name}": TFDS for field in dataclasses.fields(Tfds)},
 }
 
@@ -189,21 +184,16 @@ def changes() -> dict[str, Any]:
         "Experiment.embedding": "vectors.npy",
         "Experiment.mesh": {"data": 2},
         "Experiment.objective": PrefixLM(),
-        "Experiment.seq_len": 8,
         "Experiment.batch_tokens": 128,
-        "ModelConfig.width": 16,
+        **dict.fromkeys(("ModelConfig.width", "Attention.head_dim"), 16),
         "ModelConfig.context": 32,
         "ModelConfig.pattern": (LayerKind(), LayerKind(window=3)),
         "Attention.heads": 4,
-        "Attention.head_dim": 16,
         "FeedForward.activation": "relu",
         "Output.transform": "gelu",
-        "Relative.furthest": 8,
-        "Compute.dtype": "bfloat16",
-        "Compute.matmul": "bfloat16",
+        **dict.fromkeys(("Compute.dtype", "Compute.matmul", "Compute.gradients"), "bfloat16"),
         "Compute.attention": "blocked",
-        "Compute.block": 8,
-        "Compute.gradients": "bfloat16",
+        **dict.fromkeys(("Compute.block", "Experiment.seq_len", "Relative.furthest"), 8),
         "Compute.flat": "yes",
         "Compute.remat": "full",
         "Compute.loss_chunk": 8,
