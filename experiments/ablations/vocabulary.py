@@ -5,7 +5,7 @@
 A loss a token says nothing across tokenizers; bits per byte of the same text do. Tao et al. (2407.13623) find the best
 vocabulary to grow with the compute, and small ones best for small budgets.
 
-Measured: (to be run).
+Not measured yet.
 """
 
 from experiments.ablations.small import experiment as small
