@@ -12,14 +12,14 @@ A finished run is recognised and not run again; a study that was killed goes on 
 reported and does not stop the others. Each run is an ordinary one, in FOLDER/runs/ARM/SEED.
 
 examples:
-  lm study experiments.positions
-  lm study experiments.positions --seeds 5                          more seeds: only the new ones are run
-  lm study experiments.positions --only alibi rotary
-  lm study experiments.positions --set steps=100 model.layers=2 --workdir runs/quick
-  lm study experiments.positions --workers 2
+  lm study experiments.ablations.positions
+  lm study experiments.ablations.positions --seeds 5                          more seeds: only the new ones are run
+  lm study experiments.ablations.positions --only alibi rotary
+  lm study experiments.ablations.positions --set steps=100 model.layers=2 --workdir runs/quick
+  lm study experiments.ablations.positions --workers 2
   lm study experiments.sweep                                        a sweep: the best settings, and how sure that is
   lm study experiments.scaling                                      a ladder: the law, and how well it predicted
-  lm study experiments.positions --executor slurm --sbatch "--gres=gpu:1 --time=1:00:00"
+  lm study experiments.ablations.positions --executor slurm --sbatch "--gres=gpu:1 --time=1:00:00"
 """
 
 
