@@ -1,6 +1,6 @@
 """Which optimizer? AdamW, Adafactor, Lion and Muon, each at the best rate of a small sweep of its own.
 
-    lm study experiments.ablations.optimizers:muon_rates          and the other _rates: 3 rates, 1 seed
+    lm study experiments.ablations.optimizers:muon_rates          and the other _rates: 5 rates, 1 seed
     lm study experiments.ablations.optimizers:optimizers           at those rates, 3 seeds
 
 Jordan et al. (https://kellerjordan.github.io/posts/muon/) and Liu et al. (2502.16982) find Muon ahead of AdamW by a
@@ -28,16 +28,16 @@ from lm.train.schedule import Cosine
 
 
 def rates(optimizer: Optimizer, low: float, high: float) -> Sweep:
-    """Three learning rates, evenly spaced in their logarithm."""
-    space = {"optimizer.learning_rate": Log(low, high, points=3)}
+    """Five learning rates, evenly spaced in their logarithm."""
+    space = {"optimizer.learning_rate": Log(low, high, points=5)}
     return Sweep(small.replace(optimizer=optimizer), space, method="grid", seeds=(0,), measure="bits_per_byte")
 
 
 WARM = Cosine(warmup_steps=10)
-muon_rates = rates(small.optimizer, 5e-3, 2e-2)
-adamw_rates = rates(AdamW(schedule=WARM), 2e-3, 8e-3)
-adafactor_rates = rates(Adafactor(schedule=WARM), 1e-2, 4e-2)
-lion_rates = rates(Lion(schedule=WARM), 2e-4, 8e-4)
+muon_rates = rates(small.optimizer, 5e-3, 8e-2)
+adamw_rates = rates(AdamW(schedule=WARM), 2e-3, 3.2e-2)
+adafactor_rates = rates(Adafactor(schedule=WARM), 1e-2, 1.6e-1)
+lion_rates = rates(Lion(schedule=WARM), 2e-4, 3.2e-3)
 
 optimizers = Ablation(
     small,

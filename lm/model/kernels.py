@@ -2,21 +2,43 @@
 value (`Compute.attention`)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 
 from lm.model.accelerators import cudnn, splash
 from lm.model.compute import Compute
 from lm.model.flash import flash
 from lm.model.scoring import Scoring, blocked, plain
+from lm.sharding import MESH_AXES, size
 
 MOST_BLOCKS = 64  # each is compiled by itself
+PIECES = 4
 
 
 def blocked_or_flash(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: Compute) -> jax.Array:
     """`blocked`, and from more than MOST_BLOCKS blocks of queries on `flash`."""
-    few = q.shape[1] <= MOST_BLOCKS * compute.block
-    return (blocked if few else flash)(q, k, v, scoring, compute)
+    if q.shape[1] > MOST_BLOCKS * compute.block:
+        return flash(q, k, v, scoring, compute)
+    if compute.flat == "yes" and size(*MESH_AXES) == 1 and q.shape[1] > compute.block:
+        return _by_rows(q, k, v, scoring, compute)
+    return blocked(q, k, v, scoring, compute)
+
+
+def _by_rows(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: Compute) -> jax.Array:
+    """`blocked` on up to PIECES equal parts of the batch, each by itself. XLA's CPU runtime gives products of many
+    small matrices one core each, and starts independent ones together only where more than eight wait: a quarter less
+    time forward and backward on two cores, the same bits."""
+    pieces = max(n for n in range(1, PIECES + 1) if q.shape[0] % n == 0)
+    mask = scoring.mask
+    whole = q, k, v, mask.query_segments, mask.key_segments, mask.prefix
+    parts = ([None] * pieces if x is None else jnp.split(x, pieces) for x in whole)
+    outs = []
+    for own_q, own_k, own_v, queries, keys, prefix in zip(*parts, strict=True):
+        here = replace(mask, query_segments=queries, key_segments=keys, prefix=prefix)
+        outs.append(blocked(own_q, own_k, own_v, replace(scoring, mask=here), compute))
+    return jnp.concatenate(outs)
 
 
 Kernel = Callable[[jax.Array, jax.Array, jax.Array, Scoring, Compute], jax.Array]

@@ -52,7 +52,7 @@ def by_hand(
 def call(
     name: str, arrays: Arrays, mask: Mask, bias: Any = None, cap: float = 0, sinks: Any = None, block: int = 4
 ) -> Any:
-    compute = replace(SIMPLE, attention=name, block=block)
+    compute = replace(SIMPLE, attention=name, block=block, flat="yes")  # blocked: the batch in two pieces
     kernel = lambda q, k, v, m, b, s: KERNELS[name](q, k, v, Scoring(m, b, cap, s), compute)  # noqa: E731
     return jax.jit(kernel)(*arrays, mask, bias, sinks)
 
