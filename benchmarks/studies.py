@@ -78,16 +78,16 @@ def together(arms: int, folder: Path, options: argparse.Namespace, environment: 
     return command("study", f"{page}:study", *workdir, *settings(options), environment=environment)
 
 
-def step_ms(folder: Path, beside: int) -> float:
-    """The median milliseconds between two lines of metrics, the first half of each run left out; of a run `beside` so
-    many others that takes turns with them, its share."""
+def step_ms(folder: Path) -> float:
+    """The median milliseconds between two lines of metrics, the first half of each run left out; a run beside others
+    counts its share."""
     speeds = []
     for file in folder.rglob("metrics.jsonl"):
         found = [json.loads(line).get("tokens_per_second") for line in file.read_text().splitlines()]
         known = [speed for speed in found if speed]
         speeds += known[len(known) // 2 :]
     experiment = json.loads(next(folder.rglob("experiment.json")).read_text())["value"]
-    return float(experiment["batch_tokens"] / statistics.median(speeds) * 1000 / beside)
+    return float(experiment["batch_tokens"] / statistics.median(speeds) * 1000)
 
 
 @contextlib.contextmanager
@@ -110,7 +110,7 @@ def main() -> None:
             for side in (apart, together):
                 with cache(options) as environment:
                     times.append(side(arms, folder, options, environment))
-            one, other = step_ms(folder / f"apart{arms}", 1), step_ms(folder / f"together{arms}", arms)
+            one, other = step_ms(folder / f"apart{arms}"), step_ms(folder / f"together{arms}")
             rows.append(
                 [str(arms), *(f"{t:.1f}" for t in times), f"{times[0] / times[1]:.2f}", f"{one:.1f}", f"{other:.1f}"]
             )

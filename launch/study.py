@@ -37,7 +37,13 @@ def add(verbs: Any) -> None:
     )
     verb.add_argument("--text", default="", metavar="PATH", help="train on this folder (or file) of UTF-8 text")
     verb.add_argument("--workers", type=int, default=1, metavar="N", help="processes at a time on this machine (1)")
-    verb.add_argument("--apart", action="store_true", help="a process for each run, though some could share a program")
+    verb.add_argument(
+        "--together",
+        default="auto",
+        choices=("auto", "turns", "vmap", "no"),
+        help="how runs that could share a program do: in turn, side by side under vmap, whichever is faster (auto), or "
+        "not at all, with a process for each",
+    )
     verb.add_argument("--executor", default="local", choices=("local", "slurm"), help="where processes run")
     verb.add_argument("--sbatch", default="", metavar="OPTIONS", help="options for sbatch, in one text")
     verb.add_argument(
@@ -61,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
 
     note = {"study": reference, "set": args.set, "text": args.text, "seeds": args.seeds, "command": args.command}
     with watch.table(study.measure) as shown:
-        runner.run(runner.Chosen(study, args.only), folder, note, executor(args), shown, share=not args.apart)
+        runner.run(runner.Chosen(study, args.only), folder, note, executor(args), shown, share=args.together != "no")
     write(folder)
 
 
@@ -75,13 +81,14 @@ def asked(study: Any, settings: list[str], text: str, seeds: int, folder: Path) 
 
 def executor(args: argparse.Namespace) -> Any:
     """What runs the study's processes."""
+    together = "auto" if args.together == "no" else args.together
     if args.executor == "slurm":
         from lm.study.slurm import Slurm
 
-        return Slurm(args.sbatch, args.devices)
+        return Slurm(args.sbatch, args.devices, together)
     from lm.study.local import Local
 
-    return Local(args.workers, args.devices)
+    return Local(args.workers, args.devices, together)
 
 
 def write(folder: Path) -> None:

@@ -8,12 +8,14 @@ second."""
 import io
 import math
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 COLOURS = 6
 INK, MUTED, LINE = "#010101", "#020202", "#030303"  # placeholders; see _themed
+FAR = 6  # times as far from zero as the middle interval: too far to be drawn beside it
 WIDE, HALF = (10.0, 3.1), (4.9, 2.35)  # inches: 72 units of the drawing each, 96 pixels on the page
 
 
@@ -82,22 +84,40 @@ def chart(
 
 
 def intervals(name: str, rows: Sequence[Interval], across: str, width: float = WIDE[0]) -> str:
-    """Intervals, one below the other, against zero; `across` says what the numbers are."""
+    """Intervals, one below the other, against zero; `across` says what the numbers are. One that lies far beyond the
+    others is an arrow at the edge, with its number: it would leave no room for them."""
     figure, axes = _axes(name, (width, 0.75 + 0.3 * len(rows)))
+    most = FAR * statistics.median_low([max(map(abs, _reach(row)), default=0.0) for row in rows])
+    inside = [x for row in rows if abs(row.middle) <= most for x in (0.0, *_reach(row))]
+    low, high = min(inside), max(inside)
+    edges = low - 0.04 * (high - low), high + 0.04 * (high - low)
     axes.set_xlabel(across)
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x")
     axes.axvline(0, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
     for y, row in enumerate(rows):
         colour = _series(row.colour)
+        if abs(row.middle) > most:
+            right = row.middle > 0
+            axes.plot([edges[right]], [y], ">" if right else "<", color=colour, markersize=6, clip_on=False)
+            where = {"xytext": (-8 if right else 8, 0), "textcoords": "offset points", "va": "center"}
+            text = f"{row.middle:+.3g}".replace("-", "−")
+            axes.annotate(text, (edges[right], y), ha="right" if right else "left", color=colour, **where)
+            continue
         axes.plot(row.wide, (y, y), color=colour, linewidth=1.0, alpha=0.5)
         axes.plot((row.low, row.high), (y, y), color=colour, linewidth=3.2, solid_capstyle="butt")
         axes.plot(row.dots, [y + 0.27] * len(row.dots), "o", color=colour, markersize=2.6, alpha=0.6)
         axes.plot([row.middle], [y], "o", color=colour, markersize=5.5)
     axes.set_yticks(range(len(rows)), [row.label for row in rows], color=INK)
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.margins(x=0.03)
+    if low < high:
+        axes.set_xlim(*edges)
     return _svg(figure, name)
+
+
+def _reach(row: Interval) -> list[float]:
+    """The numbers that an interval's drawing goes through."""
+    return [x for x in (row.middle, row.low, row.high, *row.wide, *row.dots) if math.isfinite(x)]
 
 
 def shares(

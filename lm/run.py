@@ -43,7 +43,7 @@ from lm.train.loop import train as train_loop
 from lm.train.program import Program
 from lm.train.state import TrainState
 from lm.train.step import build_eval, init_state, own_rows, place, state_shardings, whole
-from lm.train.task import Pretraining
+from lm.train.task import Batch, Pretraining
 from lm.train.word2vec import started
 
 
@@ -100,12 +100,18 @@ class Run:
         self.task = Pretraining(self.model, self.data, experiment.z_loss, self.own)
         self.optimizer = experiment.optimizer.build(experiment.steps, self.task.axes())
         self.evaluate_step = build_eval(self.task, self.mesh, experiment.layout)
+        self.teller = Silent()
 
     @functools.cached_property
     def program(self) -> Program:
         """What its steps run; one of another run may take its place (lm/study/together.py)."""
         e = self.experiment
         return Program(self.task, e.optimizer, self.mesh, e.accumulate, e.ema, e.layout)
+
+    @functools.cached_property
+    def stepping(self) -> "Stepping":
+        """How it goes from step to step; with others at its side, another way (lm/study/vmapped.py)."""
+        return Stepping(self)
 
     def _prepare(self) -> Batches:
         """The tokenizer is made once, by the first process; each machine keeps the tokens that it reads."""
@@ -153,12 +159,13 @@ class Run:
             state = self._state(checkpoints)
             start = int(state.step)
             if start < e.steps:
-                teller = self._teller(start, show, stack)
+                self.teller = teller = self._teller(start, show, stack)
                 processes.wait("begin")  # not in the first collective: the one that tells was busy
                 for state in self._loop(state, checkpoints, teller, asked):  # noqa: B007, B020
                     start += 1
                     yield start
                 checkpoints.wait()
+                state = self.stepping.now(state)
                 if int(state.step) < e.steps:
                     raise Interrupted(asked[0], int(state.step), self.folder)
                 self._sample(state, teller.say)
@@ -169,6 +176,11 @@ class Run:
             report = write_report(self.folder)
             remote.push(self.folder)
             print(f"report: {remote.shown(self.folder)}/{report.name}")
+
+    def away(self, seconds: float) -> None:
+        """So many of the seconds since it began were other runs'."""
+        self.started += seconds
+        self.teller.away(seconds)
 
     def _finished(self, state: TrainState, steps: int) -> None:
         """Nothing is left to train; what one leaves undone that was killed after its last checkpoint is done."""
@@ -220,7 +232,7 @@ class Run:
         self, state: TrainState, checkpoints: Checkpoints, teller: Silent, asked: list[int]
     ) -> Iterator[TrainState]:
         e = self.experiment
-        step = self.program.step(e.optimizer, e.steps, e.seed)
+        stepping = self.stepping
 
         def due(n: int) -> tuple[bool, bool]:
             end = n == e.steps
@@ -233,6 +245,7 @@ class Run:
         def visit(n: int, state: TrainState) -> bool:
             look, save = due(n)
             held_out: dict[str, float] = {}
+            state = stepping.now(state)
             if look:
                 held_out = self.heldout(state.ema if e.ema else state.params, 0 if n == e.steps else e.eval_tokens)
                 teller.evaluated(n, held_out)
@@ -244,8 +257,8 @@ class Run:
 
         batches = self.task.batches(state)
         try:
-            placed = as_batches(batches, lambda b: place(b, self.mesh, self.own, e.rows))
-            yield from train_loop(state, step, placed, e.steps, teller.observe, pause, visit)
+            placed = as_batches(batches, stepping.placed)
+            yield from train_loop(state, stepping.step, placed, e.steps, teller.observe, pause, visit)
         except NotFinite as error:
             checkpoints.wait()
             kept = checkpoints.latest
@@ -283,6 +296,26 @@ class Run:
             texts = ("\n" + "=" * 80 + "\n").join(sample.text for sample in found)
             (self.folder / "samples.txt").write_text(texts + "\n")
             write_json(self.folder / "samples.json", [{"prompt": s.prompt, "text": s.text} for s in found])
+
+
+class Stepping:
+    """How a run goes from step to step: by itself."""
+
+    def __init__(self, run: Run):
+        self.run, e = run, run.experiment
+        self.once = run.program.step(e.optimizer, e.steps, e.seed)
+
+    def step(self, state: Any, batch: Any) -> tuple[Any, Any]:
+        """(state one step on, metrics)."""
+        return self.once(state, batch)
+
+    def placed(self, batch: Batch) -> Any:
+        """A host batch as `step` takes it."""
+        return place(batch, self.run.mesh, self.run.own, self.run.experiment.rows)
+
+    def now(self, state: Any) -> TrainState:
+        """The run's state, given what its last step gave."""
+        return state
 
 
 def here(params: Any) -> Any:

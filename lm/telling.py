@@ -41,6 +41,9 @@ class Silent:
     def going_on(self, n: int) -> None:
         """Steps go on after n; what came between is not counted as theirs."""
 
+    def away(self, seconds: float) -> None:
+        """So many of the last seconds were other runs'."""
+
     def finish(self) -> None:
         """The run is over."""
 
@@ -100,6 +103,10 @@ class Telling(Silent):
 
     def going_on(self, n: int) -> None:
         self.clock.reset(n)
+
+    def away(self, seconds: float) -> None:
+        self.began += seconds
+        self.clock.since = min(self.clock.since + seconds, time.time())
 
     def finish(self) -> None:
         write_json(self.folder / "about.json", self.about | ended(self.began))

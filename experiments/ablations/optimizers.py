@@ -23,7 +23,7 @@ from experiments.ablations.small import experiment as small
 from lm.study.ablation import Ablation
 from lm.study.space import Log
 from lm.study.sweep import Sweep
-from lm.train.optim import Adafactor, AdamW, Lion, Optimizer
+from lm.train.optim import Adafactor, AdamW, Lion, Muon, Optimizer
 from lm.train.schedule import Cosine
 
 
@@ -34,10 +34,11 @@ def rates(optimizer: Optimizer, low: float, high: float) -> Sweep:
 
 
 WARM = Cosine(warmup_steps=10)
-muon_rates = rates(small.optimizer, 5e-3, 8e-2)
+muon = Muon(adam_learning_rate=8e-3, schedule=WARM)  # its tables and vectors at AdamW's own best rate
+muon_rates = rates(muon, 5e-3, 8e-2)
 adamw_rates = rates(AdamW(schedule=WARM), 2e-3, 3.2e-2)
-adafactor_rates = rates(Adafactor(schedule=WARM), 1e-2, 1.6e-1)
-lion_rates = rates(Lion(schedule=WARM), 2e-4, 3.2e-3)
+adafactor_rates = rates(Adafactor(schedule=WARM), 4e-2, 6.4e-1)
+lion_rates = rates(Lion(schedule=WARM), 1.6e-3, 2.56e-2)
 
 optimizers = Ablation(
     small,

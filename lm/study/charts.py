@@ -7,7 +7,7 @@ import numpy as np
 
 from lm import plots
 from lm.page import Markup, figure, tag
-from lm.plots import WIDE, Interval, Line
+from lm.plots import HALF, WIDE, Interval, Line
 from lm.study.statistics import Difference, direction, measured, pairs, word
 from lm.study.tables import named
 from lm.study.trial import DIVERGED, Result, step_flops
@@ -52,9 +52,10 @@ def curves(results: Sequence[Result], base: str, measure: str) -> Markup:
     scales, across = _across([r for r in results if r.trial.arm in shown])
     left = len({r.trial.arm for r in results}) - len(shown)
     note = f"; the {len(shown)} best arms, {left} are left out" if left > 0 else ""
+    training = _training(results, colours, scales, across, note)
     charts = [
-        *_training(results, colours, scales, across, note),
-        *_evaluated(results, colours, scales, across, measure),
+        *training,
+        *_evaluated(results, colours, scales, across, measure, beside=bool(training)),
         *_apart(results, colours, base, measure),
     ]
     return tag("div", *charts, class_="charts") if charts else Markup("")
@@ -110,7 +111,8 @@ def _training(
         return [(step * scale, loss) for (step, _), loss in zip(result.curve, smooth, strict=True)]
 
     lines = _lines(results, colours, points)
-    if not lines:
+    asked = {repr((r.trial.experiment.objective, r.trial.experiment.data.tokenizer)) for r in results}
+    if not lines or len(asked) > 1:  # losses of other questions, or of a token that is another, are no comparison
         return []
     top = max(value for line in lines for value in line.y[int(CUT * len(line.y)) :])
     diverged = [r for r in results if r.status == DIVERGED and r.trial.arm in colours and r.curve]
@@ -126,16 +128,28 @@ def _training(
 
 
 def _evaluated(
-    results: Sequence[Result], colours: Mapping[str, int], scales: Mapping[str, float], across: str, measure: str
+    results: Sequence[Result],
+    colours: Mapping[str, int],
+    scales: Mapping[str, float],
+    across: str,
+    measure: str,
+    beside: bool,
 ) -> list[Markup]:
+    """`beside`: a larger chart names the arms."""
+
     def points(result: Result) -> Points:
         evaluations = [(step, found[measure]) for step, found in result.evaluations if measure in found]
         settled = [e for e in evaluations if e[0] >= CUT * result.trial.experiment.steps]
         return [(step * scales[result.trial.arm], value) for step, value in settled]
 
-    lines = _lines(results, colours, points, small=True)
-    drawn = plots.chart("heldout", lines, across=across, percent=measure.endswith("accuracy"))
-    return [figure(f"Held-out {named(measure)}", drawn, "mean and range over seeds, colours as above")] if lines else []
+    lines = _lines(results, colours, points, small=beside)
+    if not lines:
+        return []
+    size = HALF if beside else WIDE
+    drawn = plots.chart("heldout", lines, size=size, across=across, percent=measure.endswith("accuracy"))
+    note = "mean and range over seeds" + (", colours as above" if beside else "")
+    whole = figure(f"Held-out {named(measure)}", drawn, note)
+    return [whole if beside else tag("div", whole, class_="wide")]
 
 
 def _apart(results: Sequence[Result], colours: Mapping[str, int], base: str, measure: str) -> list[Markup]:

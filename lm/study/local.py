@@ -38,12 +38,13 @@ def spread(groups: Sequence[Sequence[Trial]], workers: int) -> list[Sequence[Tri
 
 
 class Local:
-    """`workers` processes at a time, on `devices` (cpu, gpu, tpu or the best there is)."""
+    """`workers` processes at a time, on `devices` (cpu, gpu, tpu or the best there is); runs that share a process go
+    `together` as lm/study/together.py's HOW says."""
 
-    def __init__(self, workers: int = 1, devices: str = ""):
+    def __init__(self, workers: int = 1, devices: str = "", together: str = "auto"):
         if workers < 1:
             raise ValueError(f"--workers {workers}: expected at least 1")
-        self.workers, self.devices = workers, devices
+        self.workers, self.devices, self.together = workers, devices, together
 
     def __call__(self, groups: Sequence[Sequence[Trial]], study: Path, watch: Callable[[], None]) -> None:
         """Run all `groups`, looking at them now and then. What is running ends with this process."""
@@ -63,7 +64,7 @@ class Local:
                 watch()
 
     def _start(self, group: Sequence[Trial], study: Path, cores: str) -> subprocess.Popen[bytes]:
-        options = ["--watched", "--devices", self.devices, "--cores", cores]
+        options = ["--watched", "--devices", self.devices, "--cores", cores, "--together", self.together]
         log = group[0].folder(study) / "log.txt"
         with log.open("ab") as file:
             return subprocess.Popen(

@@ -17,6 +17,7 @@ from lm.study.trial import (
     FAILED,
     OUTCOME,
     PRUNED,
+    SAID,
     STOP,
     STOPPED,
     Result,
@@ -139,9 +140,11 @@ def run(
                 prepare(trial, folder, note["study"])
             tried |= {(trial.arm, trial.seed) for trial in missing}
             groups = grouped(missing) if share else [[trial] for trial in missing]
-            how = ", whose runs take turns" if len(groups) < len(missing) else ", one a run"
-            print(f"runs to do: {len(missing)}; processes with a program each: {len(groups)}{how}", flush=True)
+            how = "" if len(groups) < len(missing) else ", one a run"
+            print(f"runs to do: {len(missing)}; programs: {len(groups)}{how}", flush=True)
             execute(groups, folder, look)
+            for said in dict.fromkeys(how for group in groups for how in _how(group[0], folder)):
+                print(said, flush=True)
             for trial in missing:
                 _left(trial, folder)
 
@@ -159,6 +162,13 @@ def prepare(trial: Trial, study: Path, reference: str) -> None:
     claim(folder, trial.experiment, reference)
     for word in (OUTCOME, STOP):
         (folder / word).unlink(missing_ok=True)
+
+
+def _how(trial: Trial, study: Path) -> list[str]:
+    """How the runs went that shared a process with `trial`, as its log says."""
+    log = trial.folder(study) / "log.txt"
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return [line for line in lines if line.startswith(SAID)][-1:]
 
 
 def _left(trial: Trial, study: Path) -> None:

@@ -19,12 +19,13 @@ TASKS = "slurm-tasks.txt"  # in the study's folder: a command line a task
 
 
 class Slurm:
-    """An array job submitted with `options` of sbatch, its tasks on `devices`."""
+    """An array job submitted with `options` of sbatch, its tasks on `devices`; runs that share a task go `together` as
+    lm/study/together.py's HOW says."""
 
-    def __init__(self, options: str = "", devices: str = ""):
+    def __init__(self, options: str = "", devices: str = "", together: str = "auto"):
         if not shutil.which("sbatch"):
             raise ValueError("--executor slurm: sbatch is not on the PATH; run on a node that submits jobs")
-        self.options, self.devices = shlex.split(options), devices
+        self.options, self.devices, self.together = shlex.split(options), devices, together
 
     def __call__(self, groups: Sequence[Sequence[Trial]], study: Path, watch: Callable[[], None]) -> None:
         """Submit all `groups`, and wait until none is waiting or running."""
@@ -38,8 +39,9 @@ class Slurm:
             raise
 
     def _submit(self, groups: Sequence[Sequence[Trial]], study: Path) -> str:
+        options = "--devices", self.devices, "--together", self.together
         lines = [
-            f"{shlex.join(command(group, study, '--devices', self.devices))} "
+            f"{shlex.join(command(group, study, *options))} "
             f">> {shlex.quote(str(group[0].folder(study) / 'log.txt'))} 2>&1"
             for group in groups
         ]

@@ -22,6 +22,7 @@ COLUMNS = (
     *("unpaired_low", "unpaired_high"),
 )
 NONE = "–"
+WIDE = 3  # columns of measures: beyond, each holds its differences too
 Rows = tuple[tuple[str, ...], ...]
 
 
@@ -173,9 +174,9 @@ def number(value: float, decimals: int, sign: bool = False) -> str:
 
 
 def decimals(spreads: Iterable[float]) -> int:
-    """How many show the least of the `spreads` with two digits: from 2 to 6, and 4 where none is known."""
-    known = [s for s in spreads if math.isfinite(s) and s > 0]
-    return min(6, max(2, 1 - math.floor(math.log10(min(known))))) if known else 4
+    """How many show the middle one of the `spreads` with two digits: from 2 to 6, and 4 where none is known."""
+    known = sorted(s for s in spreads if math.isfinite(s) and s > 0)
+    return min(6, max(2, 1 - math.floor(math.log10(known[len(known) // 2])))) if known else 4
 
 
 def probability(p: float) -> str:
@@ -254,13 +255,15 @@ def _columns(results: Sequence[Result], base: str, title: str, heads: Mapping[st
     widths = [d.half_width for found in against.values() for d in found.values()]
     digits = decimals(widths or [a.deviation for arms in columns.values() for a in arms.values()])
     order = sorted(next(iter(columns.values())), key=lambda arm: arm != base)
-    rows = []
+    narrow, rows = len(heads) > WIDE, []
     for arm in order:
         cells = [_source(columns[name][arm], against[name], digits, base) for name in heads]
+        cells = [(f"{one[0]} ({one[1]})" if one[1:] and one[1] else one[0],) for one in cells] if narrow else cells
         rows.append((arm, *(cell for one in cells for cell in one)))
-    each = ("difference",) if base else ()
+    each = ("difference",) if base and not narrow else ()
     head = ("arm", *(cell for name in heads.values() for cell in (name, *each)))
-    compared = f"Differences to {base}, paired by seed, with half of their 95% interval, uncorrected." if base else ""
+    where = f"Differences to {base}{' (in brackets)' if narrow else ''}"
+    compared = f"{where}, paired by seed, with half of their 95% interval, uncorrected." if base else ""
     return Table(title.capitalize(), head, tuple(rows), f"{note} {compared}".strip())
 
 

@@ -1,13 +1,16 @@
 """Runs that differ only in numbers, in one process and one compiled program.
 
 What differs between them (learning rates, decay, betas, the schedule and its length, the seed) is data of the step
-(lm/train/program.py). The runs take their steps in turn, each an ordinary run in its own folder, that ends, fails or
-goes on by itself, with the bits that it would have alone; start-up and compilation are paid once. Mixtures and initial
-scales are no part of the step, and may differ too.
+(lm/train/program.py). Each is an ordinary run in its own folder, that ends, fails or goes on by itself; start-up and
+compilation are paid once. Mixtures and initial scales are no part of the step, and may differ too.
+
+The runs take their steps in turn (turns), with the bits that they would have alone; or side by side under vmap (vmap,
+lm/study/vmapped.py), with the same numbers but for rounding. On CPUs turns are faster; elsewhere both are measured.
 """
 
 import json
-from collections.abc import Generator, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +20,12 @@ from lm.data.cache import cache_dir
 from lm.experiment import EVERY, INERT, Experiment
 from lm.monitor import Bar
 from lm.run import Interrupted, Run, listening
-from lm.study.trial import DIVERGED, FAILED, PRUNED, STOP, Trial, leave_word
+from lm.study.trial import DIVERGED, FAILED, PRUNED, SAID, STOP, Trial, leave_word
+from lm.study.vmapped import Vmapped, faster, unable
 from lm.train.loop import NotFinite
 
 MOST = 16  # runs in a process: each has its state in memory
+HOW = ("auto", "turns", "vmap")
 HOST = {
     *INERT,
     *EVERY,
@@ -37,6 +42,7 @@ def key(experiment: Experiment) -> str:
     """Text that experiments share exactly when one program serves them: their plain value less what may differ."""
     data = {name: field for name, field in value.plain(experiment).items() if name not in HOST}
     data["model"] = {**data["model"], "init_scale": None}
+    data["batches"] = value.plain(experiment.data.packing)  # what arrays they have
     rule = {name: bool(x) if isinstance(x, float) else x for name, x in data["optimizer"].items()}  # 0 is no such part
     data["optimizer"] = {**rule, "schedule": None}
     return json.dumps(data, sort_keys=True)
@@ -70,18 +76,26 @@ class Spoken(Bar):
         print(f"{self.name}: {what}", flush=True)
 
 
-def train(experiments: Sequence[Experiment], folders: Sequence[Path]) -> None:
-    """Train all `experiments`, whose `key` is one, each in its folder; what cannot go on leaves word there.
+def train(experiments: Sequence[Experiment], folders: Sequence[Path], how: str = "auto") -> None:
+    """Train all `experiments`, whose `key` is one, each in its folder; what cannot go on leaves word there. `how`, one
+    of HOW: in turn, side by side, or as is faster; a line that begins with SAID tells.
 
     Raises Interrupted after SIGTERM or SIGINT, when all have written a checkpoint."""
     hardware.split_cpu(experiments[0].compute.devices)
     hardware.keep_compiled(cache_dir())
     with listening() as asked:
-        courses = dict(_courses(experiments, folders, asked))
-        if len(courses) > 1:
-            print(f"{len(courses)} runs in one program, in turn", flush=True)
+        began = time.time()
+        runs = list(_runs(experiments, folders))
+        _shared(runs, time.time() - began)
+        whole = beside(runs, how) if len(runs) > 1 else None
+        if whole:
+            for run in runs:
+                run.stepping = whole.seat(run)
+        names = [f"{run.folder.parent.name}/{run.folder.name}" for run in runs]
+        courses = {run.folder: run.course(asked, partial(Spoken, name)) for run, name in zip(runs, names, strict=True)}
         stopped: Interrupted | None = None
         while courses:
+            began, there = time.time(), [run for run in runs if run.folder in courses]
             for folder, course in list(courses.items()):
                 try:
                     next(course)
@@ -98,8 +112,17 @@ def train(experiments: Sequence[Experiment], folders: Sequence[Path]) -> None:
                 except (ValueError, OSError) as error:
                     _lost(folder, FAILED, str(error))
                 del courses[folder]
+            if whole:
+                whole.go()
+            _shared(there, time.time() - began)
     if stopped:
         raise stopped
+
+
+def _shared(runs: Sequence[Run], seconds: float) -> None:
+    """Of the last seconds each of the runs has its equal share: they wait for one another's steps."""
+    for run in runs:
+        run.away(seconds * (1 - 1 / len(runs)))
 
 
 def _lost(folder: Path, status: str, reason: str) -> None:
@@ -109,10 +132,8 @@ def _lost(folder: Path, status: str, reason: str) -> None:
     print(f"{folder.parent.name}/{folder.name}: {status}, {first}", flush=True)
 
 
-def _courses(
-    experiments: Sequence[Experiment], folders: Sequence[Path], asked: list[int]
-) -> Iterator[tuple[Path, Generator[int, None, None]]]:
-    """Each run that can begin, and its course."""
+def _runs(experiments: Sequence[Experiment], folders: Sequence[Path]) -> Iterator[Run]:
+    """Each run that can begin, all with the program of the first."""
     first: Run | None = None
     for experiment, folder in zip(experiments, folders, strict=True):
         try:
@@ -122,4 +143,21 @@ def _courses(
             continue
         first = first or run
         run.program, run.evaluate_step = first.program, first.evaluate_step
-        yield folder, run.course(asked, partial(Spoken, f"{folder.parent.name}/{folder.name}"))
+        yield run
+
+
+def beside(runs: Sequence[Run], how: str) -> Vmapped | None:
+    """What takes the runs on side by side; None, where they take turns. Raises ValueError where `how` is vmap and they
+    cannot."""
+    hindered = unable(runs)
+    if how == "vmap" and hindered:
+        raise ValueError(f"--together vmap: {hindered}; --together turns can")
+    side_by_side, why = how == "vmap", "as asked"
+    if how == "auto" and hindered:
+        why = hindered
+    elif how == "auto" and runs[0].mesh.devices.flat[0].platform == "cpu":
+        why = "faster on CPUs"
+    elif how == "auto":
+        side_by_side, why = faster(runs)
+    print(f"{SAID}{len(runs)} runs, {'side by side' if side_by_side else 'in turn'} ({why})", flush=True)
+    return Vmapped(runs) if side_by_side else None

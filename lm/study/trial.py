@@ -19,6 +19,7 @@ FINISHED, MISSING, STOPPED = "finished", "missing", "stopped"  # stopped: under 
 FAILED, DIVERGED, PRUNED = "failed", "diverged", "pruned"  # what a run's OUTCOME says
 EVALUATED = EVAL, FURTHER = "eval", "evaluations"  # what the names of measures begin with in metrics.jsonl
 OUTCOME = "outcome.json"  # in a run's folder: why it ended before its end
+SAID = "one program: "  # what begins the line of a process's log that says how its runs go
 STOP = "stop"  # in a run's folder, while it runs: the study asks it to end
 
 

@@ -37,14 +37,14 @@ def _alone(folders: list[Path]) -> list[IO[str]]:
     return locks
 
 
-def work(folders: list[Path]) -> int:
-    """Train the runs; the exit code."""
+def work(folders: list[Path], how: str) -> int:
+    """Train the runs, `how` they share a program; the exit code."""
     from lm.pretrained import read_experiment
     from lm.run import Interrupted
     from lm.study.together import train
 
     try:
-        train([read_experiment(folder) for folder in folders], folders)
+        train([read_experiment(folder) for folder in folders], folders, how)
     except Interrupted as stopped:
         print(stopped, flush=True)
         return 128 + stopped.signal
@@ -64,6 +64,7 @@ def main() -> int:
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run's folder")
     parser.add_argument("--devices", default="", help="cpu, gpu or tpu")
     parser.add_argument("--cores", default="", help="the CPU cores to keep to, as 0,1,2")
+    parser.add_argument("--together", default="auto", help="how runs share a program: auto, turns or vmap")
     parser.add_argument("--watched", action="store_true", help="end when standard input closes")
     options = parser.parse_args()
     if options.cores:
@@ -72,7 +73,7 @@ def main() -> int:
         _end_with_parent()
     locks = _alone(options.folders)
     hardware.prepare(options.devices)
-    code = work(options.folders)
+    code = work(options.folders, options.together)
     del locks
     return code
 

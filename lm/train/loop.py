@@ -32,9 +32,9 @@ def train(
     pause: Callable[[int], bool],
     visit: Callable[[int, TrainState], bool],
 ) -> Iterator[TrainState]:
-    """Train until `steps`, and give the state after each. `observe(n, metrics)` gets the metrics of every step, late;
-    where `pause(n)` says so, `visit(n, state)` is called after step n with nothing outstanding, and ends the run by
-    returning True.
+    """Train until `steps`, and give the state of each as soon as it is under way. `observe(n, metrics)` gets the
+    metrics of every step, late; where `pause(n)` says so, `visit(n, state)` is called after step n with nothing
+    outstanding, and ends the run by returning True.
 
     Raises NotFinite, naming the step."""
     waiting: deque[tuple[int, Metrics]] = deque()
@@ -50,11 +50,10 @@ def train(
     for n in range(int(state.step) + 1, steps + 1):
         state, metrics = step(state, next(batches))
         waiting.append((n, metrics))
+        yield state
         paused = pause(n)
         read(0 if paused else AHEAD)
-        ended = paused and visit(n, state)
-        yield state
-        if ended:
+        if paused and visit(n, state):
             break
     read(0)
 

@@ -62,9 +62,10 @@ class Program:
         self.task, self.optimizer, self.mesh = task, optimizer, mesh
         self.accumulate, self.ema, self.layout = accumulate, ema, layout
         any_length = dataclasses.replace(optimizer, schedule=Constant()).build(BLOCK, task.axes())
-        self.jitted = compiled(self._step, task, any_length, mesh, ema, layout)
+        self.jitted = compiled(self.one_step, task, any_length, mesh, ema, layout)
 
-    def _step(self, state: Any, batch: Any, data: Mapping[str, Any]) -> Any:
+    def one_step(self, state: Any, batch: Any, data: Mapping[str, Any]) -> Any:
+        """What is compiled: (state one step on, metrics), under the numbers, the heights and the seed of `data`."""
         schedule: Any = Heights(data["heights"])
         rule = dataclasses.replace(self.optimizer, **data["numbers"], schedule=schedule)
         chain = rule.build(BLOCK, self.task.axes())

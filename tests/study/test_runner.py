@@ -48,7 +48,7 @@ def rows(file: Path) -> dict[tuple[str, str], dict[str, str]]:
 @pytest.fixture(scope="module")
 def broken(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("broken") / "study"
-    said(start(texts, "broken", folder, "--apart"))
+    said(start(texts, "broken", folder, "--together", "no"))
     return folder
 
 
@@ -65,7 +65,7 @@ def test_what_is_over_is_not_run_again(broken: Path, texts: Path) -> None:
     """A run that is finished, or diverged; one that failed is tried again."""
     before = {arm: (broken / "runs" / arm / "0" / "log.txt").stat().st_size for arm in ("base", "small", "wild")}
     tables = [(broken / name).read_bytes() for name in CSVS]
-    said(start(texts, "broken", broken, "--apart"))
+    said(start(texts, "broken", broken, "--together", "no"))
     after = {arm: (broken / "runs" / arm / "0" / "log.txt").stat().st_size for arm in before}
     assert after["base"] == before["base"] and after["wild"] == before["wild"] and after["small"] > before["small"]
     assert [(broken / name).read_bytes() for name in CSVS] == tables

@@ -1,5 +1,8 @@
 """Runs in one program are the runs that they would be apart; what ends one ends no other."""
 
+import json
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +13,9 @@ from lm import run
 from lm.experiment import Experiment
 from lm.study.ablation import Ablation
 from lm.study.local import spread
-from lm.study.together import MOST, groups, key, train
-from lm.study.trial import OUTCOME, STOP
+from lm.study.together import MOST, Spoken, beside, groups, key, train
+from lm.study.trial import OUTCOME, SAID, STOP
+from lm.study.vmapped import faster
 from lm.train.optim import Adafactor, AdamW, Lion, Muon
 from lm.train.schedule import WSD, Constant, Cosine
 from tests.tiny import experiment, lines, of, write_texts
@@ -24,9 +28,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     return experiment(write_texts(tmp_path_factory.mktemp("texts"))).replace(LEAN, ema=0.0, steps=50)
 
 
-def together(experiments: list[Experiment], folder: Path) -> list[Path]:
+def together(experiments: list[Experiment], folder: Path, how: str = "turns") -> list[Path]:
     folders = [run.claim(folder / str(i), e, "") for i, e in enumerate(experiments)]
-    train(experiments, folders)
+    began = time.time()
+    train(experiments, folders, how)
+    told = [json.loads((folder / "about.json").read_text())["seconds"] for folder in folders]
+    assert sum(told) <= time.time() - began + 0.1 * len(told)  # each counts its share
     return folders
 
 
@@ -44,16 +51,55 @@ ARMS: dict[str, list[dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", ARMS)
 def test_one_program_is_separate_runs(base: Experiment, name: str, tmp_path: Path) -> None:
-    experiments = [base.replace(change) for change in ARMS[name]]
+    exact = base.replace(compute=dict(matmul="float32"))  # side by side, bfloat16 rounds elsewhere
+    experiments = [exact.replace(change) for change in ARMS[name]]
     assert len({key(e) for e in experiments}) == 1
-    for i, folder in enumerate(together(experiments, tmp_path / "together")):
-        run.train(experiments[i], tmp_path / str(i))
-        found, wanted = (of(lines(f), "loss") for f in (folder, tmp_path / str(i)))
-        assert list(found) == list(wanted) == list(range(1, experiments[i].steps + 1))
-        assert found == wanted  # to the bit
-        ours, theirs = (of(lines(f), "eval/loss") for f in (folder, tmp_path / str(i)))
-        assert ours == theirs
-        assert {p.name for p in folder.iterdir()} == {p.name for p in (tmp_path / str(i)).iterdir()}
+    in_turn, side_by_side = (together(experiments, tmp_path / how, how) for how in ("turns", "vmap"))
+    for i, e in enumerate(experiments):
+        run.train(e, tmp_path / str(i))
+        for measure in ("loss", "eval/loss"):
+            found, close, wanted = (of(lines(f), measure) for f in (in_turn[i], side_by_side[i], tmp_path / str(i)))
+            assert list(wanted)[-1] == e.steps and len(wanted) >= e.steps // (25 if measure != "loss" else 1)
+            assert found == wanted  # to the bit
+            assert close == pytest.approx(wanted, rel=1e-5)
+        for folder in (in_turn[i], side_by_side[i]):
+            assert {p.name for p in folder.iterdir()} == {p.name for p in (tmp_path / str(i)).iterdir()}
+
+
+def test_side_by_side_an_interruption_changes_no_bit(
+    base: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiments = [base.replace(steps=12, seed=seed, optimizer=dict(learning_rate=3e-3)) for seed in (0, 1)]
+    wanted = together(experiments, tmp_path / "whole", "vmap")
+    with monkeypatch.context() as patch:
+        once = iter([signal.SIGTERM])
+        patch.setattr(Spoken, "update", lambda _, n, *__: n == 5 and [signal.raise_signal(one) for one in once])
+        with pytest.raises(run.Interrupted):
+            together(experiments, tmp_path / "cut", "vmap")
+    assert all(max(of(lines(tmp_path / "cut" / str(i)), "loss")) < 12 for i in (0, 1))
+    found = together(experiments, tmp_path / "cut", "vmap")
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert of(lines(ours), "loss") == of(lines(theirs), "loss")
+        assert of(lines(ours), "eval/loss") == of(lines(theirs), "eval/loss")
+
+
+def test_which_way_is_said_and_can_be_refused(
+    base: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiments = [base.replace(seed=seed) for seed in (0, 1)]
+    runs = [run.Run(e, run.claim(tmp_path / str(i), e, "")) for i, e in enumerate(experiments)]
+    runs[1].program = runs[0].program
+    side_by_side, words = faster(runs)
+    assert isinstance(side_by_side, bool) and "in turn" in words and "side by side" in words
+    assert beside(runs, "auto") is None and beside(runs, "turns") is None and beside(runs, "vmap") is not None
+    said = capsys.readouterr().out.splitlines()
+    ways = "in turn (faster on CPUs)", "in turn (as asked)", "side by side (as asked)"
+    assert said == [f"{SAID}2 runs, {way}" for way in ways]
+    sharded = base.replace(mesh=dict(data=4, fsdp=2))
+    runs = [run.Run(sharded, run.claim(tmp_path / "sharded", sharded, ""))] * 2
+    assert beside(runs, "auto") is None
+    with pytest.raises(ValueError, match="mesh.fsdp splits each run over devices; --together turns can"):
+        beside(runs, "vmap")
 
 
 @pytest.mark.parametrize("optimizer", [Muon(), Lion(), Adafactor(min_side=8)], ids=lambda o: type(o).__name__)
@@ -70,10 +116,11 @@ def test_every_optimizer_takes_its_numbers_as_data(base: Experiment, optimizer: 
     assert found != list(of(lines(folders[0]), "loss").values())
 
 
-def test_an_arm_that_diverges_leaves_the_others(base: Experiment, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["turns", "vmap"])
+def test_an_arm_that_diverges_leaves_the_others(base: Experiment, how: str, tmp_path: Path) -> None:
     wild = base.replace(optimizer=dict(learning_rate=1e30, clip=0.0), steps=12)
     tame = base.replace(optimizer=dict(learning_rate=1e-3, clip=0.0), steps=12)
-    folders = together([wild, tame], tmp_path)
+    folders = together([wild, tame], tmp_path, how)
     assert '"diverged"' in (folders[0] / OUTCOME).read_text()
     assert (folders[1] / "report.html").exists() and not (folders[1] / OUTCOME).exists()
 
