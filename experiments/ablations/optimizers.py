@@ -34,19 +34,19 @@ def rates(optimizer: Optimizer, low: float, high: float) -> Sweep:
 
 
 WARM = Cosine(warmup_steps=10)
-muon = Muon(adam_learning_rate=8e-3, schedule=WARM)  # its tables and vectors at AdamW's own best rate
+muon = Muon(learning_rate=1e-2, adam_learning_rate=8e-3, schedule=WARM)  # tables and vectors at AdamW's best rate
 muon_rates = rates(muon, 5e-3, 8e-2)
 adamw_rates = rates(AdamW(schedule=WARM), 2e-3, 3.2e-2)
 adafactor_rates = rates(Adafactor(schedule=WARM), 4e-2, 6.4e-1)
 lion_rates = rates(Lion(schedule=WARM), 1.6e-3, 2.56e-2)
 
 optimizers = Ablation(
-    small,
+    small.replace(optimizer=muon),
     arms={
-        "muon": {},  # at 1e-2
+        "muon": {},
         "adamw": dict(optimizer=AdamW(learning_rate=8e-3, schedule=WARM)),
-        "adafactor": dict(optimizer=Adafactor(learning_rate=4e-2, schedule=WARM)),
-        "lion": dict(optimizer=Lion(learning_rate=8e-4, schedule=WARM)),
+        "adafactor": dict(optimizer=Adafactor(learning_rate=1.6e-1, schedule=WARM)),
+        "lion": dict(optimizer=Lion(learning_rate=6.4e-3, schedule=WARM)),
     },
     seeds=range(3),
     measure="bits_per_byte",
