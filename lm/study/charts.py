@@ -9,7 +9,7 @@ from lm import plots
 from lm.page import Markup, figure, tag
 from lm.plots import HALF, WIDE, Interval, Line
 from lm.study.statistics import Difference, direction, measured, pairs, word
-from lm.study.tables import named
+from lm.study.tables import alike, named
 from lm.study.trial import DIVERGED, Result, step_flops
 
 Points = Sequence[tuple[float, float]]
@@ -111,8 +111,7 @@ def _training(
         return [(step * scale, loss) for (step, _), loss in zip(result.curve, smooth, strict=True)]
 
     lines = _lines(results, colours, points)
-    asked = {repr((r.trial.experiment.objective, r.trial.experiment.data.tokenizer)) for r in results}
-    if not lines or len(asked) > 1:  # losses of other questions, or of a token that is another, are no comparison
+    if not lines or not alike(results):
         return []
     top = max(value for line in lines for value in line.y[int(CUT * len(line.y)) :])
     diverged = [r for r in results if r.status == DIVERGED and r.trial.arm in colours and r.curve]

@@ -236,16 +236,23 @@ def sources_tables(results: Sequence[Result], base: str, measure: str) -> list[T
     own = [name for name in known if "/" in name and name.partition("/")[0] not in evaluations]
     wanted = measure.rpartition("/")[2]
     kinds = sorted(dict.fromkeys(name.rpartition("/")[2] for name in known), key=lambda kind: kind != wanted)
+    fair = [kind for kind in kinds if kind in ("bits_per_byte", wanted) or alike(results)]
     note = "Means over the sources; own is the arm's own evaluation."
     found: list[Table] = []
     for kind in kinds:
         further = {f"{name}/{kind}": name for name in evaluations if f"{name}/{kind}" in known}
-        columns = ({kind: "own"} if kind in known else {}) | further
+        columns = ({kind: "own"} if kind in known and kind in fair else {}) | further
         found += [_columns(results, base, f"{named(kind)} by evaluation", columns, note)] if further else []
-    for kind in kinds:
+    for kind in fair:
         columns = {name: name.rpartition("/")[0] for name in own if name.rpartition("/")[2] == kind}
         found += [_columns(results, base, f"{named(kind)} by source", columns)] if columns else []
     return found
+
+
+def alike(results: Sequence[Result]) -> bool:
+    """Whether all arms have one objective and one tokenizer: else a loss a token is of another question, or another
+    token, and compares nothing."""
+    return len({repr((r.trial.experiment.objective, r.trial.experiment.data.tokenizer)) for r in results}) < 2
 
 
 def _columns(results: Sequence[Result], base: str, title: str, heads: Mapping[str, str], note: str = "") -> Table:
