@@ -5,6 +5,7 @@
 
 import ctypes
 import hashlib
+import importlib.metadata
 import os
 import platform
 import sys
@@ -28,6 +29,20 @@ PEAK_FLOPS = {
     "B200": 2250e12,
 }
 
+# one gather serves two uses of a weight however far apart they are: 2% of the wire of Llama 3 70B (NOTES.md)
+LIBTPU = "0.0.42", "--xla_tpu_spmd_threshold_for_allgather_cse=1000000"
+
+
+def tpu_arguments() -> str:
+    """What to start libtpu with: LIBTPU_INIT_ARGS, and before it our own for the version that knows them (another one
+    would end the process)."""
+    given, (known, own) = os.environ.get("LIBTPU_INIT_ARGS", ""), LIBTPU
+    try:
+        version = importlib.metadata.version("libtpu")
+    except importlib.metadata.PackageNotFoundError:
+        return given
+    return given if own in given or not version.startswith(known) else f"{own} {given}".strip()
+
 
 def prepare(devices: str = "") -> None:
     """Settings that must precede JAX: `devices` is cpu, gpu, tpu or "" (the best there is).
@@ -38,6 +53,8 @@ def prepare(devices: str = "") -> None:
     if devices:
         os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(devices, devices)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if arguments := tpu_arguments():
+        os.environ["LIBTPU_INIT_ARGS"] = arguments
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):
         M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
         libc.mallopt(M_TRIM_THRESHOLD, -1)  # never give the top of the heap back

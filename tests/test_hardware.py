@@ -1,5 +1,6 @@
 """The machine below, as far as it is the same everywhere."""
 
+import importlib.metadata
 import json
 
 import jax
@@ -35,3 +36,13 @@ def test_the_peak_of_a_known_chip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "device_count", lambda: 4)
     assert hardware.peak_flops("bfloat16") == (4 * 197e12, "TPU v5 lite, data sheet")
     assert hardware.peak_flops("float32") == (2 * 197e12, "TPU v5 lite, data sheet, bfloat16 halved")
+
+
+def test_libtpu_is_started_with_what_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    known, own = hardware.LIBTPU
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--theirs=1")
+    for version, expected in ((f"{known}.1", f"{own} --theirs=1"), ("9.9", "--theirs=1")):
+        monkeypatch.setattr(importlib.metadata, "version", lambda _, version=version: version)
+        assert hardware.tpu_arguments() == expected
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", f"{own} --theirs=1")
+    assert hardware.tpu_arguments() == f"{own} --theirs=1"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.experiment import Experiment
+from lm.hardware import tpu_arguments
 from lm.plan.topology import Topology, parse
 
 ENVIRONMENT = {
@@ -74,7 +75,7 @@ def compiled(experiment: Experiment, topology: Topology, timeout_seconds: float 
         command = [sys.executable, "-m", "lm.plan.compile", folder]
         asked = pickle.dumps((experiment, topology.name))
         paths = os.pathsep.join(p or os.getcwd() for p in sys.path)
-        env = {**os.environ, **ENVIRONMENT, "PYTHONPATH": paths}
+        env = {**os.environ, **ENVIRONMENT, "LIBTPU_INIT_ARGS": tpu_arguments(), "PYTHONPATH": paths}
         try:
             ran = subprocess.run(command, input=asked, capture_output=True, env=env, timeout=timeout_seconds)
         except subprocess.TimeoutExpired:
@@ -88,6 +89,8 @@ def compiled(experiment: Experiment, topology: Topology, timeout_seconds: float 
 def _failure(topology: Topology, code: int, said: str) -> ValueError:
     lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith(("-", "For simpl"))]
     refused = next((line for line in lines if EXHAUSTED in line), "")
+    if "vmem" in refused.lower():
+        return ValueError(f"{topology.name}: a kernel needs more than a core's own memory (VMEM): lower compute.block")
     if refused:
         return TooLarge(refused[refused.index(EXHAUSTED) :])
     how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"

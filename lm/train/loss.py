@@ -27,7 +27,8 @@ def cross_entropy(
     logits [B, T, V] float32, targets [B, T] int32, weights [B, T] float32. The z term (2204.02311, section 5) keeps the
     softmax's normaliser Z near 1."""
     log_z = jax.nn.logsumexp(logits, axis=-1)
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    at = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == targets[..., None]
+    chosen = jnp.where(at, logits, 0.0).sum(-1)  # a gather's gradient would scatter into all logits once more
     nll = jnp.sum(weights * (log_z - chosen))
     total = nll + z_loss * jnp.sum(weights * jnp.square(log_z)) if z_loss else nll
     right = jnp.sum(weights * (chosen >= logits.max(-1)))
@@ -137,6 +138,8 @@ def _apart_forward(chunk_loss: ChunkLoss, chunk: int, axes: Any, dtypes: Any, pa
         return out, jax.tree.leaves(gradients), dx
 
     out, gradients, dx = on_own_rows(own, axes, *dtypes)(leaves, (x, rest))
+    # the layers go backward when these are joined with the other devices': until then the head's are whole, in float32
+    gradients, dx = jax.lax.optimization_barrier((gradients, dx))
     return out, (tree.unflatten(gradients), dx, rest)
 
 

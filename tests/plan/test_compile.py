@@ -42,3 +42,5 @@ def test_how_a_compiler_s_end_is_told() -> None:
     assert str(killed) == "v5e:2x2: the compiler was killed by signal 6: Check failed: a != b"
     large = compiling._failure(V5E, 1, "Traceback\njax.errors.X: RESOURCE_EXHAUSTED: Used 2G of 1G hbm.\nmore\n")
     assert isinstance(large, compiling.TooLarge) and str(large).startswith("RESOURCE_EXHAUSTED: Used 2G")
+    kernel = compiling._failure(V5E, 1, "RESOURCE_EXHAUSTED: E1001: CompileTimeScopedVmemOom:\n")
+    assert not isinstance(kernel, compiling.TooLarge) and "lower compute.block" in str(kernel)
