@@ -139,8 +139,8 @@ def table() -> str:
         "## Plans beside MaxText's, from the TPU's own compiler",
         "",
         "Of one chip and step; GB = 10^9 bytes; float32 weights and Adam, bfloat16 activations. Wire: all collectives",
-        "of a step; seconds: compute alone, kernels included, - and the collectives that are waited for. MaxText's first",
-        "line is as given, the second what `python -m benchmarks.plans --read` finds in its own compiled step.",
+        "of a step; seconds: compute alone, kernels included, - and the collectives that are waited for. MaxText's",
+        "first line is as given, the second what `python -m benchmarks.plans --read` finds in its own compiled step.",
         "",
     ]
     for name, row in ROWS.items():

@@ -156,11 +156,17 @@ def ranking(found: "list[Candidate]") -> Any:
         plan, e = c.best, c.experiment
         low, high = plan.seconds
         table.add_row(
-            *(line(e.mesh), e.compute.remat, str(e.accumulate), str(e.compute.block), plan.source),
+            *(line(e.mesh), kept(e), str(e.accumulate), str(e.compute.block), plan.source),
             *(f"{low:.2f} - {high:.2f}", f"{plan.mfu:.1%}", f"{plan.memory['peak'] / 1e9:.1f}"),
             "does not fit" if c.failure or not plan.fits else "",
         )
     return table
+
+
+def kept(experiment: "Experiment") -> str:
+    """What of a layer is computed again, in a few words."""
+    compute = experiment.compute
+    return f"all but {', '.join(compute.keep)}" if compute.keep else compute.remat
 
 
 def candidate_data(candidate: "Candidate") -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Search for the plan that trains fastest: meshes x remat x micro-batches x attention blocks.
 
 Arithmetic (lm/plan/analytic.py) drops what cannot fit and ranks the rest in seconds; the compiler has the last word on
-the best few. Arithmetic is coarse, so a candidate may exceed the memory by SLACK before it is dropped.
+the best few, each of which keeps other activations for the backward pass: they decide most of the memory, of which
+arithmetic is least sure. It is coarse, so a candidate may exceed the memory by SLACK before it is dropped.
 """
 
 import dataclasses
@@ -12,13 +13,23 @@ from typing import Any
 
 from lm.experiment import Experiment
 from lm.legal import check_mesh
+from lm.model.compute import NAMES, OUTER
 from lm.model.experts import Experts
 from lm.plan import analytic
 from lm.plan.plan import Plan, line
 from lm.plan.topology import Topology
 
 SLACK = 1.15
-REMATS = ("nothing", "dots", "minimal", "full")
+# what is computed again, from nothing to all of a layer
+REMATS: tuple[dict[str, Any], ...] = (
+    dict(remat="nothing"),
+    dict(remat="names", keep=NAMES),
+    dict(remat="dots"),
+    dict(remat="names", keep=(*OUTER, "attention")),
+    dict(remat="minimal"),
+    dict(remat="names", keep=("attention", "out")),
+    dict(remat="full"),
+)
 BLOCKS = (512, 1024)
 LONG = 16384  # tokens a row from which context parallelism is tried
 MOST_TENSOR = 16
@@ -43,17 +54,19 @@ class Candidate:
         """What to set: the words after --set."""
         e = self.experiment
         mesh = [f"mesh.{axis}={size}" for axis, size in e.mesh.items()]
-        rest = [f"compute.remat={e.compute.remat}", f"accumulate={e.accumulate}", f"compute.block={e.compute.block}"]
-        return " ".join([*mesh, *rest])
+        rest = [f"accumulate={e.accumulate}", f"compute.block={e.compute.block}"]
+        keep = [f"compute.keep={','.join(e.compute.keep)}"] if e.compute.keep else []
+        return " ".join([*mesh, f"compute.remat={e.compute.remat}", *keep, *rest])
 
     @property
     def paste(self) -> str:
         """The line to paste into the experiment."""
         e = self.experiment
         mesh = ", ".join(f"{axis}={size}" for axis, size in e.mesh.items())
+        keep = f", keep={e.compute.keep!r}" if e.compute.keep else ""
         return (
             f"mesh=dict({mesh}), accumulate={e.accumulate}, "
-            f'compute=Compute(remat="{e.compute.remat}", block={e.compute.block})'
+            f'compute=Compute(remat="{e.compute.remat}"{keep}, block={e.compute.block})'
         )
 
 
@@ -80,7 +93,7 @@ def candidates(experiment: Experiment, topology: Topology) -> list[Candidate]:
     for mesh, remat, accumulate in itertools.product(meshes(e, topology), REMATS, accumulates):
         try:
             layout = dataclasses.replace(e.layout, sequence=mesh.get("tensor", 1) > 1)
-            compute = dataclasses.replace(e.compute, remat=remat, keep=(), offload=())
+            compute = dataclasses.replace(e.compute, **{"keep": (), "offload": (), **remat})
             changed = dataclasses.replace(e, mesh=mesh, accumulate=accumulate, compute=compute, layout=layout)
             check_mesh(changed, mesh)
         except ValueError:
@@ -110,20 +123,22 @@ def search(
     if compile_one is None:
         return found
     done: list[Candidate] = []
-    fitting = 0
-    for candidate in found[: 3 * most]:
+    waiting = list(found)
+    while waiting and len(done) < 3 * most and sum(c.plan is not None for c in done) < most:
+        candidate = waiting.pop(0)
         told(f"compiling {line(candidate.experiment.mesh)}, {candidate.settings}")
         try:
             done.append(dataclasses.replace(candidate, plan=compile_one(candidate.experiment)))
-            fitting += 1
+            waiting = [c for c in waiting if _kept(c) != _kept(candidate)]
         except ValueError as error:
             done.append(dataclasses.replace(candidate, failure=str(error)))
-        if fitting == most:
-            break
+            # nor will one that keeps as much, of as many tokens at a time
+            waiting = [c for c in waiting if c.guess.memory["peak"] < candidate.guess.memory["peak"]]
     best = next((c for c in sorted(done, key=_speed) if c.plan), None)
     if best:
         done += _with_blocks(best, compile_one, told)
-    return sorted(done, key=_speed) + found[len(done) :]
+    tried = [c.experiment for c in done]
+    return sorted(done, key=_speed) + [c for c in found if c.experiment not in tried]
 
 
 def _with_blocks(
@@ -142,6 +157,11 @@ def _with_blocks(
         except ValueError as error:
             tried.append(Candidate(changed, best.guess, None, str(error)))
     return tried
+
+
+def _kept(candidate: Candidate) -> tuple[str, tuple[str, ...]]:
+    compute = candidate.experiment.compute
+    return compute.remat, compute.keep
 
 
 def _speed(candidate: Candidate) -> tuple[bool, float]:
