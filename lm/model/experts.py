@@ -69,7 +69,9 @@ class Experts(FeedForward):
         all devices along the expert axis come to each, which adds what its own experts make of them (all-gather and
         reduce-scatter: a token travels once, however many experts it has)."""
         D, F, C = x.shape[-1], arrays[-1 - self.bias].shape[1], self.chosen
-        whole = {n: _gathered(w, a, D) for (n, a), w in zip(axes.items(), arrays, strict=True)}
+        turned = {"down": (axes["down"][0], *axes["down"][:0:-1])}  # [E, D, F]: gathered on D, the last would be copied
+        arrays = tuple(w.swapaxes(1, 2) if n in turned else w for n, w in zip(axes, arrays, strict=True))
+        whole = {n: _gathered(w, a, D) for (n, a), w in zip((axes | turned).items(), arrays, strict=True)}
         mine = whole["down"].shape[0]  # experts, of which the first has number `first`
         split = mine < self.experts
         first = number("expert") * mine if split else 0
@@ -85,7 +87,7 @@ class Experts(FeedForward):
             rows = rows.astype(compute.matmul)
             if split:  # the rows of other devices' experts
                 rows = jnp.where((owner < mine)[:, None], rows, 0)
-            y = ragged(rows, whole[name], sizes, compute)
+            y = ragged(rows, whole[name], sizes, compute, name in turned)
             if self.bias:
                 bias = whole[f"{name}_bias"].astype(y.dtype)
                 if name == "down" and F < self.mlp:  # the sum over tensor is to have it once

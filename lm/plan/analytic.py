@@ -163,8 +163,8 @@ class Step:
         self, kind: str, count: float, size: float, devices: int, pieces: int = 1, network: str = "ici"
     ) -> Collective:
         speed = self.topology.dcn if network == "dcn" else self.topology.network
-        seconds = count * size * (devices - 1) / devices / speed
-        return Collective(kind, network, True, count * pieces, count * size, seconds)
+        moved = count * size * (devices - 1) / devices
+        return Collective(kind, network, True, count * pieces, moved, moved / speed)
 
 
 def plan(experiment: Experiment, topology: Topology) -> Plan:

@@ -30,7 +30,7 @@ FREE = {
 
 @dataclass(frozen=True)
 class Traffic:
-    """Collectives of one kind on one network: how many, and the bytes that one device sends, by the wire's count."""
+    """Collectives of one kind on one network: how many, and the bytes that one device sends in a ring."""
 
     count: float = 0.0
     bytes: float = 0.0
@@ -217,8 +217,8 @@ class Walk:
         moved = {"all-gather": inputs * group, "all-reduce": 2 * inputs}.get(kind, inputs)
         network = "dcn" if across else "ici"
         speed = self.topology.dcn if across else self.topology.network
-        share = (group - 1) / group if group > 1 and kind != "collective-permute" else 1.0
-        cost.add(Cost(collectives={(kind, network, asynchronous): Traffic(1, moved, moved * share / speed)}))
+        moved *= (group - 1) / group if group > 1 and kind != "collective-permute" else 1.0  # its own part stays
+        cost.add(Cost(collectives={(kind, network, asynchronous): Traffic(1, moved, moved / speed)}))
 
     def _group(self, i: Instruction) -> tuple[int, bool]:
         """How many devices take part with one another, and whether they lie in several slices."""

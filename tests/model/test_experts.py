@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.model import ragged
 from lm.model.config import LayerKind
 from lm.model.experts import Experts
 from lm.model.families import mixtral
@@ -114,3 +115,29 @@ def test_sharded_over_experts_is_single() -> None:
 def test_as_many_as_there_are(chosen: int) -> None:
     with pytest.raises(ValueError, match=f"ffn.chosen={chosen} of ffn.experts=5: expected 1 to 5"):
         Experts(mlp=4, experts=5, chosen=chosen)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_kernels_are_the_ragged_product(turned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpreted on the CPU, forward and backward; the rows after the last run mean nothing."""
+    from jax.experimental.pallas import tpu
+
+    rng = np.random.default_rng(0)
+    rows, weights, g = (
+        rng.standard_normal(shape).astype(np.float32)
+        for shape in ((256, 128), (2, 256, 128) if turned else (2, 128, 256), (256, 256))
+    )
+    sizes, last = jnp.asarray([100, 130], jnp.int32), 230
+    g[last:] = 0
+
+    def both() -> tuple[Any, Any, Any]:
+        out, pull = jax.vjp(lambda r, w: ragged.ragged(r, w, sizes, SIMPLE, turned), rows, weights)
+        drows, dweights = pull(g)
+        return out[:last], drows[:last], dweights
+
+    wanted = both()
+    monkeypatch.setattr(ragged, "platform", lambda: "tpu")
+    with tpu.force_tpu_interpret_mode():
+        found = both()
+    for ours, theirs in zip(found, wanted, strict=True):
+        close(ours, theirs, 1e-4)
