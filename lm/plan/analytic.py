@@ -86,7 +86,8 @@ class Step:
         state = self.parameters * F32 / self.shards
         moments = _optimizer_bytes(e) / self.shards
         stream = model.width / (self.axis("tensor") if e.layout.sequence else 1)
-        kept = (stream + sum(self.width_of[name] for name in self.kept())) * BF16 * self.tokens * model.layers
+        between = 4 * stream + self.width_of["mlp_in"] if e.compute.remat == "nothing" else 0  # norms, activations
+        kept = (stream + between + sum(self.width_of[name] for name in self.kept())) * BF16 * self.tokens * model.layers
         layer = self.parameters / model.layers / self.axis("tensor")
         head = model.vocab * model.width / self.axis("tensor")
         whole = (2 * layer + head) * BF16 + layer * F32  # gathered: this layer, the next, the head; a gradient whole

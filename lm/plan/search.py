@@ -132,8 +132,8 @@ def search(
             waiting = [c for c in waiting if _kept(c) != _kept(candidate)]
         except ValueError as error:
             done.append(dataclasses.replace(candidate, failure=str(error)))
-            # nor will one that keeps as much, of as many tokens at a time
-            waiting = [c for c in waiting if c.guess.memory["peak"] < candidate.guess.memory["peak"]]
+            least = candidate.guess.memory["peak"]  # nor will what keeps the same and needs as much
+            waiting = [c for c in waiting if _kept(c) != _kept(candidate) or c.guess.memory["peak"] < least]
     best = next((c for c in sorted(done, key=_speed) if c.plan), None)
     if best:
         done += _with_blocks(best, compile_one, told)
