@@ -62,7 +62,7 @@ def replace(value: T, changes: Mapping[str, Any]) -> T:
 
 def parse(value: T, setting: str) -> T:
     """`value` after one `path.to.field=text`, the text read as the field's type: `steps=100`, `model.layers=4`,
-    `model.positions=Rotary(theta=5e5)`, `compute.dtype=bfloat16`."""
+    `model.positions=Rotary(theta=5e5)`, `compute.dtype=bfloat16`, `compute.keep=attention,out`."""
     path, equals, text = setting.partition("=")
     if not equals or not path:
         raise ValueError(f"cannot read {setting!r}: expected field=value, as in steps=100 or model.layers=4")
@@ -131,6 +131,8 @@ def _from_text(kind: Any, text: str) -> Any:
             return _from_call(typing.cast(type, one), text)
         elif typing.get_origin(one) is tuple and dataclasses.is_dataclass(typing.get_args(one)[0]):
             return tuple(_from_text(typing.get_args(one)[0], part) for part in _elements(text))
+        elif typing.get_origin(one) is tuple and typing.get_args(one)[0] is str and _are_names(text):
+            return tuple(text.split(","))
         elif one not in (bool, int, float):
             try:
                 return _fit(one, ast.literal_eval(text))
@@ -138,6 +140,11 @@ def _from_text(kind: Any, text: str) -> Any:
                 continue
     names = " or ".join("None" if k is type(None) else getattr(k, "__name__", str(k)) for k in kinds)
     raise ValueError(f"cannot read {text!r} as {names}")
+
+
+def _are_names(text: str) -> bool:
+    """Whether `text` is names with commas between."""
+    return all(part.isidentifier() for part in text.split(","))
 
 
 def _elements(text: str) -> list[str]:
