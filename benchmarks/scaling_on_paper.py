@@ -90,8 +90,7 @@ def main() -> None:
                 if wanted or key not in points:
                     points[key] = point(*key, compiled=int(wanted))
                     print(points[key], flush=True)
-    DATA.parent.mkdir(exist_ok=True)
-    DATA.write_text(json.dumps(list(points.values()), indent=1) + "\n")
+                    DATA.write_text(json.dumps(list(points.values()), indent=1) + "\n")
     draw(list(points.values()))
 
 

@@ -10,7 +10,7 @@ lm/study/vmapped.py), with the same numbers but for rounding. On CPUs turns are 
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from lm.train.loop import NotFinite
 
 MOST = 16  # runs in a process: each has its state in memory
 HOW = ("auto", "turns", "vmap")
+Course = Generator[int, None, None]
 HOST = {
     *INERT,
     *EVERY,
@@ -86,43 +87,55 @@ def train(experiments: Sequence[Experiment], folders: Sequence[Path], how: str =
     with listening() as asked:
         began = time.time()
         runs = list(_runs(experiments, folders))
-        _shared(runs, time.time() - began)
+        for run in runs:  # each has its equal share of what it took until here
+            run.away(time.time() - run.started - (time.time() - began) / len(runs))
         whole = beside(runs, how) if len(runs) > 1 else None
-        if whole:
-            for run in runs:
-                run.stepping = whole.seat(run)
-        names = [f"{run.folder.parent.name}/{run.folder.name}" for run in runs]
-        courses = {run.folder: run.course(asked, partial(Spoken, name)) for run, name in zip(runs, names, strict=True)}
-        stopped: Interrupted | None = None
-        while courses:
-            began, there = time.time(), [run for run in runs if run.folder in courses]
-            for folder, course in list(courses.items()):
-                try:
-                    next(course)
-                    if not (folder / STOP).exists():
-                        continue
-                    course.close()
-                    _lost(folder, PRUNED, "stopped by the study")
-                except StopIteration:
-                    pass
-                except Interrupted as error:
-                    stopped = error
-                except NotFinite as error:
-                    _lost(folder, DIVERGED, str(error))
-                except (ValueError, OSError) as error:
-                    _lost(folder, FAILED, str(error))
-                del courses[folder]
+        courses: dict[Run, Course] = {}
+        for run in runs:
             if whole:
+                run.stepping = whole.seat(run)
+            courses[run] = run.course(asked, partial(Spoken, f"{run.folder.parent.name}/{run.folder.name}"))
+        stopped: list[Interrupted] = []
+        while courses:
+            for run in list(courses):
+                began = time.time()
+                goes_on = _goes_on(run.folder, courses[run], stopped)
+                _charge(None if whole and goes_on else run, courses, time.time() - began)
+                if not goes_on:
+                    del courses[run]
+            if whole:
+                began = time.time()
                 whole.go()
-            _shared(there, time.time() - began)
+                _charge(None, courses, time.time() - began)
     if stopped:
-        raise stopped
+        raise stopped[-1]
 
 
-def _shared(runs: Sequence[Run], seconds: float) -> None:
-    """Of the last seconds each of the runs has its equal share: they wait for one another's steps."""
+def _goes_on(folder: Path, course: Course, stopped: list[Interrupted]) -> bool:
+    """Whether a run goes on after its next step; why not is left in its folder, or an interruption in `stopped`."""
+    try:
+        next(course)
+        if not (folder / STOP).exists():
+            return True
+        course.close()
+        _lost(folder, PRUNED, "stopped by the study")
+    except StopIteration:
+        pass
+    except Interrupted as error:
+        stopped.append(error)
+    except NotFinite as error:
+        _lost(folder, DIVERGED, str(error))
+    except (ValueError, OSError) as error:
+        _lost(folder, FAILED, str(error))
+    return False
+
+
+def _charge(whose: Run | None, runs: Iterable[Run], seconds: float) -> None:
+    """The last seconds are those of one run, or of all in equal shares: side by side they wait for one another."""
+    runs = list(runs)
     for run in runs:
-        run.away(seconds * (1 - 1 / len(runs)))
+        if run is not whose:
+            run.away(seconds * (1 - 1 / len(runs)) if whose is None else seconds)
 
 
 def _lost(folder: Path, status: str, reason: str) -> None:

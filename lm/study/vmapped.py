@@ -40,18 +40,8 @@ class Vmapped:
     """The stacked states of several runs, and the step of all of them."""
 
     def __init__(self, runs: Sequence[Run]):
+        self.devices, self.one = runs[0].mesh.devices.flatten(), runs[0].program.one_step
         self.seats: list[Seat] = []
-        devices = runs[0].mesh.devices.flatten()
-        self.mesh = Mesh(devices[: math.gcd(len(devices), len(runs))], (RUNS,))  # as many as the runs divide by
-        self.placing = NamedSharding(self.mesh, PartitionSpec(RUNS))
-        step = jax.shard_map(
-            jax.vmap(runs[0].program.one_step),
-            mesh=self.mesh,
-            in_specs=PartitionSpec(RUNS),
-            out_specs=PartitionSpec(RUNS),
-            check_vma=False,
-        )
-        self.jitted = jax.jit(step, donate_argnums=0)
         self.state: Any = None
         self.data: Any = None
 
@@ -61,7 +51,12 @@ class Vmapped:
         return self.seats[-1]
 
     def stack(self, states: Sequence[TrainState]) -> None:
-        """Begin with these states, one a seat."""
+        """Begin with these states, one a seat, on as many devices as they divide by."""
+        size = math.gcd(len(self.devices), len(states))
+        mesh, split = Mesh(self.devices[:size], (RUNS,)), PartitionSpec(RUNS)
+        self.placing = NamedSharding(mesh, split)
+        step = jax.shard_map(jax.vmap(self.one), mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
+        self.jitted = jax.jit(step, donate_argnums=0)
         most = max(len(seat.heights) for seat in self.seats)
         data = [{**seat.data, "heights": _extended(seat.heights, most)} for seat in self.seats]
         self.data, self.state = self._placed(data), self._placed(jax.device_get(states))
