@@ -14,7 +14,7 @@ from lm.model.scoring import Scoring, blocked, plain
 from lm.sharding import MESH_AXES, size
 
 MOST_BLOCKS = 64  # each is compiled by itself
-PIECES = 4
+PIECES = 4  # of a batch: more are compiled longer than they save
 
 
 def blocked_or_flash(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: Compute) -> jax.Array:
@@ -28,8 +28,8 @@ def blocked_or_flash(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring,
 
 def _by_rows(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: Compute) -> jax.Array:
     """`blocked` on up to PIECES equal parts of the batch, each by itself. XLA's CPU runtime gives products of many
-    small matrices one core each, and starts independent ones together only where more than eight wait: a quarter less
-    time forward and backward on two cores, the same bits."""
+    small matrices one core each, and starts independent ones together only where more than eight wait: an eighth to a
+    fifth less time forward and backward on two cores, the same bits (NOTES.md, speed on CPUs)."""
     pieces = max(n for n in range(1, PIECES + 1) if q.shape[0] % n == 0)
     mask = scoring.mask
     whole = q, k, v, mask.query_segments, mask.key_segments, mask.prefix

@@ -7,8 +7,10 @@ import pytest
 from experiments.llama import experiment as small
 from experiments.llama import llama3_8b, llama3_70b
 from experiments.mixtral import mixtral_8x7b
+from lm import value
 from lm.experiment import Experiment, published
 from lm.model import count
+from lm.model.compute import Compute
 from lm.model.config import ModelConfig
 from lm.plan import analytic
 from lm.plan.advice import advice, excess
@@ -71,6 +73,34 @@ def test_the_search_ranks_what_may_fit() -> None:
     assert found[0].settings.startswith("mesh.") and found[0].paste.startswith("mesh=dict(")
     with pytest.raises(ValueError, match="fits v5e:2x2 in no mesh"):
         search(on(llama3_70b, "v5e:2x2"), parse("v5e:2x2"), None)
+
+
+def test_what_a_search_prints_can_be_set_and_pasted() -> None:
+    by_kept = {str(c.experiment.compute): c for c in candidates(on(llama3_8b), V5P)}
+    assert len(by_kept) >= 7
+    for candidate in by_kept.values():
+        e, meant = on(llama3_8b), candidate.experiment
+        for setting in candidate.settings.split():
+            e = value.parse(e, setting)
+        assert (e.mesh, e.accumulate, e.compute) == (meant.mesh, meant.accumulate, meant.compute)
+        pasted = eval(f"dict({candidate.paste})", {"Compute": Compute})
+        assert pasted["mesh"] == e.mesh and pasted["compute"].keep == e.compute.keep
+
+
+def test_a_search_gives_up_what_keeps_the_same_and_tries_what_keeps_else() -> None:
+    asked: list[Experiment] = []
+
+    def compile_one(e: Experiment) -> Plan:
+        asked.append(e)
+        if e.compute.remat == "nothing":
+            raise ValueError("does not fit")
+        return replace(analytic.plan(e, V5P), source="compiled")
+
+    search(on(llama3_8b), V5P, compile_one, most=3, told=lambda _: None)
+    fitting = [(e.compute.remat, e.compute.keep) for e in asked if e.compute.remat != "nothing"]
+    assert len(set(fitting)) == 3  # and blocks of the best
+    needs = [analytic.plan(e, V5P).memory["peak"] for e in asked if e.compute.remat == "nothing"]
+    assert needs == sorted(needs, reverse=True) and len(set(needs)) == len(needs)
 
 
 def test_the_compiler_has_the_last_word() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lm import plots
 from lm.page import Markup, tag
 from lm.study import charts
 from lm.study.ablation import Ablation
@@ -15,6 +16,7 @@ from lm.study.report import declared_table, first_sentence, write, write_study, 
 from lm.study.statistics import differences
 from lm.study.tables import Findings, Table
 from lm.study.trial import DIVERGED, FAILED, FINISHED, MISSING, Result, Trial
+from lm.text.tokenizer import Bytes, Characters
 from tests.study.results import BASE, run, runs
 from tests.test_report import HOSTILE, parsed
 
@@ -148,6 +150,30 @@ def test_many_arms_are_drawn_as_far_as_colours_go(tmp_path: Path) -> None:
     results = runs(arms)
     assert charts.chosen(results, "a0", "loss") == ["a0", "a9", "a8", "a7", "a6", "a5", "a4"]
     assert "the 7 best arms, 3 are left out" in text(tmp_path, results, "a0")
+
+
+def test_losses_of_other_tokenizers_are_no_comparison(tmp_path: Path) -> None:
+    """Neither as curves nor in a table; the measure itself is shown, with the arms named."""
+    results = runs({"base": {0: 2.0, 1: 2.1}, "other": {0: 1.9, 1: 2.05}})
+    page = text(tmp_path, results, measure="sums/accuracy")
+    assert "Training loss" in page and "Loss by source" in page
+    tokenizer = Bytes() if not isinstance(BASE.data.tokenizer, Bytes) else Characters()
+
+    def with_other(r: Result) -> Result:
+        return replace(r, trial=replace(r.trial, experiment=r.trial.experiment.replace(data=dict(tokenizer=tokenizer))))
+
+    unlike = [with_other(r) if r.trial.arm == "other" else r for r in results]
+    page = text(tmp_path, unlike, measure="sums/accuracy")
+    assert "Training loss" not in page and "Loss by source" not in page
+    assert "Held-out accuracy on sums" in page and "Accuracy by source" in page
+
+
+def test_an_arm_far_from_the_others_is_an_arrow() -> None:
+    near = [plots.Interval(name, x, x - 0.1, x + 0.1) for name, x in (("a", 0.1), ("b", -0.2), ("c", 0.3))]
+    far = plots.Interval("far", 40, 39, 41)
+    alone, beside = plots.intervals("x", near, "m"), plots.intervals("x", [*near, far], "m")
+    assert "+40" in beside and "+40" not in alone
+    assert plots.intervals("x", [plots.Interval("zero", 0.0, 0.0, 0.0)], "m")
 
 
 def test_a_value_of_another_class_is_one_change() -> None:

@@ -51,19 +51,28 @@ ARMS: dict[str, list[dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", ARMS)
 def test_one_program_is_separate_runs(base: Experiment, name: str, tmp_path: Path) -> None:
-    exact = base.replace(compute=dict(matmul="float32"))  # side by side, bfloat16 rounds elsewhere
-    experiments = [exact.replace(change) for change in ARMS[name]]
+    experiments = [base.replace(change) for change in ARMS[name]]
     assert len({key(e) for e in experiments}) == 1
-    in_turn, side_by_side = (together(experiments, tmp_path / how, how) for how in ("turns", "vmap"))
-    for i, e in enumerate(experiments):
-        run.train(e, tmp_path / str(i))
+    for i, folder in enumerate(together(experiments, tmp_path / "together")):
+        run.train(experiments[i], tmp_path / str(i))
+        found, wanted = (of(lines(f), "loss") for f in (folder, tmp_path / str(i)))
+        assert list(found) == list(wanted) == list(range(1, experiments[i].steps + 1))
+        assert found == wanted  # to the bit
+        ours, theirs = (of(lines(f), "eval/loss") for f in (folder, tmp_path / str(i)))
+        assert ours == theirs
+        assert {p.name for p in folder.iterdir()} == {p.name for p in (tmp_path / str(i)).iterdir()}
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_side_by_side_is_in_turn_but_for_rounding(base: Experiment, name: str, tmp_path: Path) -> None:
+    exact = base.replace(compute=dict(matmul="float32"))  # bfloat16 would round elsewhere
+    experiments = [exact.replace(change) for change in ARMS[name]]
+    sides = (together(experiments, tmp_path / how, how) for how in ("vmap", "turns"))
+    for e, ours, theirs in zip(experiments, *sides, strict=True):
         for measure in ("loss", "eval/loss"):
-            found, close, wanted = (of(lines(f), measure) for f in (in_turn[i], side_by_side[i], tmp_path / str(i)))
-            assert list(wanted)[-1] == e.steps and len(wanted) >= e.steps // (25 if measure != "loss" else 1)
-            assert found == wanted  # to the bit
-            assert close == pytest.approx(wanted, rel=1e-5)
-        for folder in (in_turn[i], side_by_side[i]):
-            assert {p.name for p in folder.iterdir()} == {p.name for p in (tmp_path / str(i)).iterdir()}
+            found, wanted = (of(lines(folder), measure) for folder in (ours, theirs))
+            assert list(wanted)[-1] == e.steps and found == pytest.approx(wanted, rel=1e-5)
+        assert {p.name for p in ours.iterdir()} == {p.name for p in theirs.iterdir()}
 
 
 def test_side_by_side_an_interruption_changes_no_bit(
