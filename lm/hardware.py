@@ -4,6 +4,7 @@
 """
 
 import ctypes
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -115,7 +116,9 @@ def peak_flops(dtype: str = "float32") -> tuple[float, str]:
     return _measured(dtype), f"{dtype} product of 1024 x 1024 matrices, measured at the start"
 
 
+@functools.cache
 def _measured(dtype: str) -> float:
+    """Once a process, which may have several runs: it takes a second."""
     import jax
     import jax.numpy as jnp
 
