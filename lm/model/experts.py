@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from lm.model.compute import Compute
-from lm.model.parts import FeedForward, add_bias, fan_in, param, zeros
+from lm.model.parts import FeedForward, add_bias, fan_in, narrowed, param, zeros
 from lm.model.ragged import ragged
 from lm.sharding import gathered, number, per_device, scattered, split_by, summed
 
@@ -47,7 +47,7 @@ class Experts(FeedForward):
             inside, outside, ends = (F, D, ("mlp", "embed")) if name == "down" else (D, F, ("embed", "mlp"))
             axes[name], scale = ("experts", *ends), (2 * depth) ** -0.5 if name == "down" else 1.0
             w = param(module, name, (E, inside, outside), axes[name], fan_in(inside, scale))
-            arrays[name] = w.astype(compute.matmul)
+            arrays[name] = narrowed(w, compute.matmul)
             if self.bias:
                 axes[f"{name}_bias"] = ("experts", ends[1])
                 arrays[f"{name}_bias"] = param(module, f"{name}_bias", (E, outside), axes[f"{name}_bias"], zeros)
