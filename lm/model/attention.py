@@ -9,8 +9,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lm.model.compute import Compute
 from lm.model.context import attend
-from lm.model.parts import Norm, add_bias, fan_in, linear, linears, param, zeros
+from lm.model.parts import Norm, add_bias, fan_in, param, zeros
 from lm.model.positions import Positions
+from lm.model.products import linear, linears
 from lm.model.scoring import Mask, Scoring
 from lm.sharding import constrain
 

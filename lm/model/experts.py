@@ -13,7 +13,8 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from lm.model.compute import Compute
-from lm.model.parts import FeedForward, add_bias, fan_in, narrowed, param, zeros
+from lm.model.parts import FeedForward, add_bias, fan_in, param, zeros
+from lm.model.products import narrowed
 from lm.model.ragged import ragged
 from lm.sharding import gathered, number, per_device, scattered, split_by, summed
 

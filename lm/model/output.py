@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lm.model.compute import Compute
-from lm.model.parts import ACTIVATIONS, Norm, add_bias, fan_in, linear, param
+from lm.model.parts import ACTIVATIONS, Norm, add_bias, fan_in, param
+from lm.model.products import linear
 from lm.value import suggest
 
 

@@ -7,15 +7,17 @@ overrides the seats it uses; the base class uses none (no positions: 2305.19466)
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from lm.model.parts import look_up, normal, param
+from lm.model.parts import normal, param
+from lm.model.products import look_up
 from lm.model.scaling import Scaling
+from lm.sharding import platform
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,38 @@ class Rotary(Positions):
         return jnp.cos(angles) * size, jnp.sin(angles) * size
 
     def rotate(self, x: jax.Array, table: tuple[jax.Array, ...]) -> jax.Array:
-        cos, sin = table
-        a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-        return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+        return _turned(x, *table)
 
     def check(self, head_dim: int) -> None:
         if head_dim % 2:
             raise ValueError(f"rotary positions turn pairs: attention.head_dim={head_dim} is odd, try {head_dim + 1}")
+
+
+@jax.custom_vjp
+def _turned(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Pairs (i, i + H/2) of x [B, T, N, H] turned by angles of which cos and sin are [B, T, 1, H/2], in float32. The
+    gradient is turned back."""
+    half = x.shape[-1] // 2
+    if platform() == "tpu":  # its lanes exchange halves slowly; a product with a permutation does it, and exactly
+        swap = jnp.roll(jnp.eye(2 * half, dtype=x.dtype), half, axis=-1)
+        over = ((x.ndim - 1,), (0,)), ((), ())
+        other = jax.lax.dot_general(x, swap, over, jax.lax.Precision.HIGHEST, jnp.float32)
+        cos, sin = jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
+        return (x.astype(jnp.float32) * cos + other * sin).astype(x.dtype)
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def _turned_forward(x: jax.Array, cos: jax.Array, sin: jax.Array) -> Any:
+    return _turned(x, cos, sin), (cos, sin)
+
+
+def _turned_backward(table: tuple[jax.Array, jax.Array], g: jax.Array) -> Any:
+    cos, sin = table
+    return _turned(g, cos, -sin), None, None
+
+
+_turned.defvjp(_turned_forward, _turned_backward)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from flax import linen as nn
 from lm.model.attention import Cache
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig
-from lm.model.parts import dropout, look_up, normal, param
+from lm.model.parts import dropout, normal, param
+from lm.model.products import look_up
 from lm.model.scoring import Mask
 from lm.model.stack import Context, Losses, Memory, Params, Stack
 from lm.sharding import constrain

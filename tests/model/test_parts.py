@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from lm.model.parts import ACTIVATIONS, FeedForward, LayerNorm, Norm, RMSNorm, dropout, linear
+from lm.model import products
+from lm.model.parts import ACTIVATIONS, FeedForward, LayerNorm, Norm, RMSNorm, dropout
+from lm.model.products import linear
 from lm.model.wiring import Wiring
 from tests.model.reference import SIMPLE, close, gelu_tanh, layer_norm, rms_norm, silu
 
@@ -84,6 +86,28 @@ def test_bfloat16_products_are_summed_in_float32(flat: str) -> None:
     assert y.dtype == jnp.float32 and (y == 4096).all()
     dx, dw = vjp(y)
     assert dx.dtype == dw.dtype == jnp.float32 and (dx == 3 * 4096).all() and (dw == 2 * 4096).all()
+
+
+@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize("matmul", ["float32", "bfloat16"])
+def test_products_on_tpus_are_the_same_bits(matmul: str, wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said to a TPU's compiler changes no number: wide products stand apart, weights are narrowed in place."""
+    x, w = (RNG.standard_normal(shape).astype(np.float32) for shape in ((2, 5, 16), (16, 12)))
+    compute = replace(SIMPLE, matmul=matmul)
+
+    def both(x: jax.Array, w: jax.Array) -> tuple[jax.Array, ...]:
+        y, pull = jax.vjp(lambda x, w: linear(x, w, compute), x, w)
+        return y, *pull(jnp.cos(y))
+
+    wanted = jax.jit(both)(x, w)
+    monkeypatch.setattr(products, "platform", lambda: "tpu")
+    jax.clear_caches()
+    monkeypatch.setattr(products, "WIDE", 12 if wide else 13)
+    for found, expected in zip(jax.jit(both)(x, w), wanted, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    program = str(jax.make_jaxpr(both)(x, w))
+    assert ("optimization_barrier" in program) is wide
+    assert ("reduce_precision" in program) is (matmul == "bfloat16")
 
 
 # ---------------------------------------------------------------- feed-forward

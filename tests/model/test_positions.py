@@ -3,12 +3,14 @@
 import math
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lm.model import positions as module
 from lm.model.positions import Alibi, Learned, Positions, Relative, Rotary, Sinusoidal, slopes
 from lm.model.scaling import Dynamic, Linear, Llama3, Scaling, YaRN, plain_angles
 from lm.model.transformer import Distances
@@ -40,6 +42,32 @@ def test_rotary_products_see_distances_only(shift: int) -> None:
 def test_rotary_at_zero_is_the_identity_and_keeps_the_dtype() -> None:
     np.testing.assert_array_equal(rotated(X, np.zeros(7, np.int32)), X)
     assert rotated(X.astype(jnp.bfloat16), np.arange(7)).dtype == jnp.bfloat16
+
+
+def test_rotary_s_gradient_turns_back() -> None:
+    def turn(x: np.ndarray) -> jax.Array:
+        table = Rotary(theta=100.0).table(jnp.arange(7)[None], 8)
+        return Rotary(theta=100.0).rotate(jnp.asarray(x), table)
+
+    (back,) = jax.vjp(turn, X)[1](turn(X))
+    close(back, X, 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_rotary_by_a_product_is_the_same(dtype: jnp.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A TPU exchanges the halves by a permutation matrix."""
+
+    def both() -> tuple[jax.Array, jax.Array]:
+        table = Rotary().table(jnp.arange(7)[None], 8)
+        y, pull = jax.vjp(lambda x: Rotary().rotate(x, table), jnp.asarray(X, dtype))
+        return y, pull(y[..., ::-1])[0]
+
+    wanted = both()
+    monkeypatch.setattr(module, "platform", lambda: "tpu")
+    jax.clear_caches()
+    for found, expected in zip(both(), wanted, strict=True):
+        assert found.dtype == dtype
+        close(found.astype(jnp.float32), expected.astype(jnp.float32), 1e-6 if dtype == jnp.float32 else 1e-2)
 
 
 @pytest.mark.parametrize("width", [8, 9])

@@ -1,0 +1,134 @@
+"""Products with weights, where nearly all FLOPs are: what each kind of device wants of them, behind `linear`.
+
+A CPU's matrix kernels want them flat, an accelerator wants B and T kept apart; both have gradients of their own, so
+that operands and sums are of the dtypes that were asked for in all three products of a step.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lm.model.compute import Compute
+from lm.sharding import constrain, platform
+
+WIDE = 4096  # from this size of both its sides on a product keeps to itself on TPUs
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _flat_product(x: jax.Array, w: jax.Array, rows: int) -> jax.Array:
+    """x [M, I] @ w [I, O] -> float32 [M, O], summed in float32 always; `rows` divides M (see the gradient)."""
+    return jax.lax.dot(x, w, preferred_element_type=jnp.float32)
+
+
+def _flat_forward(x: jax.Array, w: jax.Array, rows: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _flat_product(x, w, rows), (x, w)
+
+
+def _flat_backward(rows: int, saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, w = saved
+    g = g.astype(w.dtype)
+    dx = jax.lax.dot_general(g, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    if x.dtype == jnp.bfloat16:
+        # Contracting two axes at once makes XLA's CPU compiler lay the operands out for its fast kernel; contracting
+        # the one long axis runs at half the speed in bfloat16, while in float32 it saves the copies (NOTES.md, products
+        # on CPUs).
+        x, g = x.reshape(rows, -1, x.shape[1]), g.reshape(rows, -1, g.shape[1])
+    over = tuple(range(x.ndim - 1))
+    dw = jax.lax.dot_general(x, g, ((over, over), ((), ())), preferred_element_type=jnp.float32)
+    return dx.astype(x.dtype), dw.astype(w.dtype)
+
+
+_flat_product.defvjp(_flat_forward, _flat_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _product(x: jax.Array, w: jax.Array, contract: int, dtype: str, gradients: str) -> jax.Array:
+    """x [B, T, *in] @ w [*in, *out] in x's dtype, summed in float32 and given in `dtype`, so that a mesh's devices
+    exchange no more than that; they exchange the gradient of w in `gradients`."""
+    over = tuple(range(x.ndim - contract, x.ndim)), tuple(range(contract))
+    wide = min(math.prod(w.shape[:contract]), math.prod(w.shape[contract:])) >= WIDE
+    return apart(_dot(apart(x, wide), narrowed(w, x.dtype), over, dtype), wide)
+
+
+def apart(x: jax.Array, wide: bool) -> jax.Array:
+    """x as it is, in memory and not worked into a `wide` product that reads or writes it: a TPU's compiler would do
+    what comes before or after inside the product's loops, once for every tile, and where both its sides are wide that
+    takes longer than the way through memory (NOTES.md, plans and TPUs)."""
+    return jax.lax.optimization_barrier(x) if wide and platform() == "tpu" else x
+
+
+def narrowed(w: jax.Array, dtype: Any) -> jax.Array:
+    """Weights w in `dtype`, the products'. Where a loop over layers reads them in bfloat16 alone, a TPU's compiler
+    would narrow all layers' ahead of it and hold the copies all through; one more rounding, which changes nothing,
+    keeps it from that."""
+    if platform() == "tpu" and jnp.dtype(dtype) == jnp.bfloat16 != w.dtype:
+        w = jax.lax.reduce_precision(w, exponent_bits=8, mantissa_bits=7)
+    return w.astype(dtype)
+
+
+def _dot(x: jax.Array, y: jax.Array, over: Any, dtype: Any) -> jax.Array:
+    """The units of accelerators sum in float32 and round once; a CPU's would sum in `dtype`."""
+    if platform() == "cpu":
+        return jax.lax.dot_general(x, y, (over, ((), ())), preferred_element_type=jnp.float32).astype(dtype)
+    return jax.lax.dot_general(x, y, (over, ((), ())), preferred_element_type=jnp.dtype(dtype))
+
+
+def _product_forward(x: jax.Array, w: jax.Array, contract: int, dtype: str, gradients: str) -> tuple[jax.Array, Any]:
+    return _product(x, w, contract, dtype, gradients), (x, w)
+
+
+def _product_backward(
+    contract: int, dtype: str, gradients: str, saved: Any, g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, w = saved
+    wide = min(math.prod(w.shape[:contract]), math.prod(w.shape[contract:])) >= WIDE
+    x, g = apart(x, wide), apart(g.astype(x.dtype), wide)
+    lead = x.ndim - contract
+    outs = tuple(range(lead, g.ndim)), tuple(range(contract, w.ndim))
+    rows = tuple(range(lead)), tuple(range(lead))
+    dx = apart(_dot(g, narrowed(w, x.dtype), outs, x.dtype), wide)
+    return dx, _dot(x, g, rows, gradients).astype(w.dtype)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+def linear(x: jax.Array, w: jax.Array, compute: Compute, contract: int = 1) -> jax.Array:
+    """x [B, T, *in] times w [*in, *out] -> [B, T, *out], over the last `contract` axes of x.
+
+    Operands are `compute.matmul`, sums float32, the result `compute.dtype`."""
+    inside, outside = w.shape[:contract], w.shape[contract:]
+    x = x.astype(compute.matmul)
+    if compute.flat == "yes":
+        w = w.astype(compute.matmul)
+        lead = x.shape[: x.ndim - contract]
+        flat = _flat_product(
+            x.reshape(-1, math.prod(inside)), w.reshape(math.prod(inside), math.prod(outside)), lead[0]
+        )
+        return flat.reshape(*lead, *outside).astype(compute.dtype)
+    return _product(x, w, contract, compute.dtype, compute.exchanged)
+
+
+def linears(x: jax.Array, ws: Sequence[jax.Array], compute: Compute) -> list[jax.Array]:
+    """`linear` of x [B, T, D] with each of several weights [D, *out].
+
+    Where products are flat they are one product with the weights side by side: x is read once, and its gradient is
+    summed inside the product instead of between several."""
+    if compute.flat != "yes" or len(ws) == 1:
+        return [linear(x, w, compute) for w in ws]
+    wide = linear(x, jnp.concatenate([w.reshape(w.shape[0], -1) for w in ws], axis=1), compute)
+    ends = list(accumulate(math.prod(w.shape[1:]) for w in ws))
+    parts = jnp.split(wide, ends[:-1], axis=-1)
+    return [part.reshape(*x.shape[:-1], *w.shape[1:]) for part, w in zip(parts, ws, strict=True)]
+
+
+def look_up(table: jax.Array, ids: jax.Array, dtype: Any) -> jax.Array:
+    """The rows [B, T, D] of a table [M, D] that ids [B, T] name."""
+    x = constrain(table[ids].astype(dtype), "found_batch", "found_seq", "embed")
+    x = constrain(x, "found_batch", "seq", "found_embed")
+    return constrain(x, "batch", "seq", "act_embed")
