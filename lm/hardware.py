@@ -30,8 +30,12 @@ PEAK_FLOPS = {
     "B200": 2250e12,
 }
 
-# one gather serves two uses of a weight however far apart they are: 2% of the wire of Llama 3 70B (NOTES.md)
-LIBTPU = "0.0.42", "--xla_tpu_spmd_threshold_for_allgather_cse=1000000"
+# One gather serves two uses of a weight however far apart they are, and no product is taken apart into a loop of small
+# ones that gathers as it goes (NOTES.md, plans and TPUs).
+LIBTPU = (
+    "0.0.42",
+    "--xla_tpu_spmd_threshold_for_allgather_cse=1000000 --xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000",
+)
 
 
 def tpu_arguments() -> str:

@@ -341,6 +341,11 @@ def split_by(axes: Axes, axis: str) -> Rule:
     return spec(axes, now[1].rules)[list(axes).index(axis)] if now else None
 
 
+def pieces(axis: str) -> int:
+    """Into how many parts a parameter's logical `axis` is split, under the mesh and the layout in use."""
+    return size(*_names(split_by((axis,), axis)))
+
+
 def _fitting(mesh: Mesh, shape: Sequence[int], axes: Axes, rules: Mapping[str, Rule]) -> PartitionSpec:
     """The spec of `axes` without the entries whose mesh axes do not divide the dimension."""
     entries = zip(shape, spec(axes, rules), strict=True)

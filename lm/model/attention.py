@@ -150,6 +150,6 @@ class Attention:
         y = attend(q * (self.scale or H**-0.5), k, v, scoring, compute)
         y = constrain(y, "batch", "seq", "heads", "head_dim")
         out = param(module, name, (N, H, D), ("heads", "head_dim", "embed"), fan_in(N * H, (2 * depth) ** -0.5))
-        y = linear(y, out, compute, contract=2)
+        y = linear(y, out, compute, contract=2, back=True)
         y = add_bias(module, f"{name}_bias", y, ("norm",)) if self.bias and self.out_bias else y
         return checkpoint_name(y, "out")

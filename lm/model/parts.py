@@ -131,7 +131,7 @@ class FeedForward:
         parts = [checkpoint_name(constrain(y, "batch", "seq", "mlp"), "mlp_in") for y in parts]
         hidden = constrain(self.inner(*parts), "batch", "seq", "mlp")
         down = param(module, "down", (F, D), ("mlp", "embed"), fan_in(F, (2 * depth) ** -0.5))
-        y = linear(hidden, down, compute)
+        y = linear(hidden, down, compute, back=True)
         return add_bias(module, "down_bias", y, ("norm",)) if self.bias else y
 
     @property

@@ -12,10 +12,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from lm.model.compute import Compute
-from lm.sharding import constrain, platform
+from lm.sharding import constrain, pieces, platform
 
+LANES = 128  # of a TPU: numbers that lie side by side
 WIDE = 4096  # from this size of both its sides on a product keeps to itself on TPUs
 
 
@@ -46,13 +48,13 @@ def _flat_backward(rows: int, saved: tuple[jax.Array, jax.Array], g: jax.Array) 
 _flat_product.defvjp(_flat_forward, _flat_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _product(x: jax.Array, w: jax.Array, contract: int, dtype: str, gradients: str) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _product(x: jax.Array, w: jax.Array, contract: int, back: bool, dtype: str, gradients: str) -> jax.Array:
     """x [B, T, *in] @ w [*in, *out] in x's dtype, summed in float32 and given in `dtype`, so that a mesh's devices
     exchange no more than that; they exchange the gradient of w in `gradients`."""
     over = tuple(range(x.ndim - contract, x.ndim)), tuple(range(contract))
     wide = min(math.prod(w.shape[:contract]), math.prod(w.shape[contract:])) >= WIDE
-    return apart(_dot(apart(x, wide), narrowed(w, x.dtype), over, dtype), wide)
+    return apart(_dot(apart(x, wide), _laid(narrowed(w, x.dtype), back), over, dtype), wide)
 
 
 def apart(x: jax.Array, wide: bool) -> jax.Array:
@@ -71,6 +73,15 @@ def narrowed(w: jax.Array, dtype: Any) -> jax.Array:
     return w.astype(dtype)
 
 
+def _laid(w: jax.Array, back: bool) -> jax.Array:
+    """Weights w [*in, D] that lead `back` to the model's width, laid out in a TPU's memory with D outermost where fsdp
+    splits it into less than whole rows of lanes: gathered as the innermost axis, they would be copied afterwards, 20
+    times slower than memory is."""
+    if not back or platform() != "tpu" or w.shape[-1] // pieces("embed") % LANES == 0:
+        return w
+    return with_layout_constraint(w, Layout((w.ndim - 1, *range(w.ndim - 1))))
+
+
 def _dot(x: jax.Array, y: jax.Array, over: Any, dtype: Any) -> jax.Array:
     """The units of accelerators sum in float32 and round once; a CPU's would sum in `dtype`."""
     if platform() == "cpu":
@@ -78,12 +89,14 @@ def _dot(x: jax.Array, y: jax.Array, over: Any, dtype: Any) -> jax.Array:
     return jax.lax.dot_general(x, y, (over, ((), ())), preferred_element_type=jnp.dtype(dtype))
 
 
-def _product_forward(x: jax.Array, w: jax.Array, contract: int, dtype: str, gradients: str) -> tuple[jax.Array, Any]:
-    return _product(x, w, contract, dtype, gradients), (x, w)
+def _product_forward(
+    x: jax.Array, w: jax.Array, contract: int, back: bool, dtype: str, gradients: str
+) -> tuple[jax.Array, Any]:
+    return _product(x, w, contract, back, dtype, gradients), (x, w)
 
 
 def _product_backward(
-    contract: int, dtype: str, gradients: str, saved: Any, g: jax.Array
+    contract: int, back: bool, dtype: str, gradients: str, saved: Any, g: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, w = saved
     wide = min(math.prod(w.shape[:contract]), math.prod(w.shape[contract:])) >= WIDE
@@ -91,15 +104,16 @@ def _product_backward(
     lead = x.ndim - contract
     outs = tuple(range(lead, g.ndim)), tuple(range(contract, w.ndim))
     rows = tuple(range(lead)), tuple(range(lead))
-    dx = apart(_dot(g, narrowed(w, x.dtype), outs, x.dtype), wide)
+    dx = apart(_dot(g, _laid(narrowed(w, x.dtype), back), outs, x.dtype), wide)
     return dx, _dot(x, g, rows, gradients).astype(w.dtype)
 
 
 _product.defvjp(_product_forward, _product_backward)
 
 
-def linear(x: jax.Array, w: jax.Array, compute: Compute, contract: int = 1) -> jax.Array:
-    """x [B, T, *in] times w [*in, *out] -> [B, T, *out], over the last `contract` axes of x.
+def linear(x: jax.Array, w: jax.Array, compute: Compute, contract: int = 1, back: bool = False) -> jax.Array:
+    """x [B, T, *in] times w [*in, *out] -> [B, T, *out], over the last `contract` axes of x; `back` where that leads
+    from within a layer back to the model's width.
 
     Operands are `compute.matmul`, sums float32, the result `compute.dtype`."""
     inside, outside = w.shape[:contract], w.shape[contract:]
@@ -111,7 +125,7 @@ def linear(x: jax.Array, w: jax.Array, compute: Compute, contract: int = 1) -> j
             x.reshape(-1, math.prod(inside)), w.reshape(math.prod(inside), math.prod(outside)), lead[0]
         )
         return flat.reshape(*lead, *outside).astype(compute.dtype)
-    return _product(x, w, contract, compute.dtype, compute.exchanged)
+    return _product(x, w, contract, back, compute.dtype, compute.exchanged)
 
 
 def linears(x: jax.Array, ws: Sequence[jax.Array], compute: Compute) -> list[jax.Array]:

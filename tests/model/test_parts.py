@@ -91,12 +91,13 @@ def test_bfloat16_products_are_summed_in_float32(flat: str) -> None:
 @pytest.mark.parametrize("wide", [True, False])
 @pytest.mark.parametrize("matmul", ["float32", "bfloat16"])
 def test_products_on_tpus_are_the_same_bits(matmul: str, wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is said to a TPU's compiler changes no number: wide products stand apart, weights are narrowed in place."""
+    """What is said to a TPU's compiler changes no number: wide products stand apart, weights are narrowed in place,
+    and those that lead back, of 12 numbers a row, are laid out otherwise."""
     x, w = (RNG.standard_normal(shape).astype(np.float32) for shape in ((2, 5, 16), (16, 12)))
     compute = replace(SIMPLE, matmul=matmul)
 
     def both(x: jax.Array, w: jax.Array) -> tuple[jax.Array, ...]:
-        y, pull = jax.vjp(lambda x, w: linear(x, w, compute), x, w)
+        y, pull = jax.vjp(lambda x, w: linear(x, w, compute, back=True), x, w)
         return y, *pull(jnp.cos(y))
 
     wanted = jax.jit(both)(x, w)
@@ -108,6 +109,7 @@ def test_products_on_tpus_are_the_same_bits(matmul: str, wide: bool, monkeypatch
     program = str(jax.make_jaxpr(both)(x, w))
     assert ("optimization_barrier" in program) is wide
     assert ("reduce_precision" in program) is (matmul == "bfloat16")
+    assert "layout_constraint" in program
 
 
 # ---------------------------------------------------------------- feed-forward
