@@ -56,7 +56,8 @@ class Candidate:
         mesh = [f"mesh.{axis}={size}" for axis, size in e.mesh.items()]
         rest = [f"accumulate={e.accumulate}", f"compute.block={e.compute.block}"]
         keep = [f"compute.keep={','.join(e.compute.keep)}"] if e.compute.keep else []
-        return " ".join([*mesh, f"compute.remat={e.compute.remat}", *keep, *rest])
+        sequence = ["layout.sequence=true"] if e.layout.sequence else []
+        return " ".join([*mesh, f"compute.remat={e.compute.remat}", *keep, *rest, *sequence])
 
     @property
     def paste(self) -> str:
@@ -64,8 +65,9 @@ class Candidate:
         e = self.experiment
         mesh = ", ".join(f"{axis}={size}" for axis, size in e.mesh.items())
         keep = f", keep={e.compute.keep!r}" if e.compute.keep else ""
+        sequence = "layout=Layout(sequence=True), " if e.layout.sequence else ""
         return (
-            f"mesh=dict({mesh}), accumulate={e.accumulate}, "
+            f"mesh=dict({mesh}), accumulate={e.accumulate}, {sequence}"
             f'compute=Compute(remat="{e.compute.remat}"{keep}, block={e.compute.block})'
         )
 

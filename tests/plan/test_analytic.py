@@ -17,6 +17,7 @@ from lm.plan.advice import advice, excess
 from lm.plan.plan import Plan
 from lm.plan.search import candidates, search
 from lm.plan.topology import parse
+from lm.sharding import Layout
 
 V5P = parse("v5p:4x4x4")
 
@@ -76,15 +77,18 @@ def test_the_search_ranks_what_may_fit() -> None:
 
 
 def test_what_a_search_prints_can_be_set_and_pasted() -> None:
-    by_kept = {str(c.experiment.compute): c for c in candidates(on(llama3_8b), V5P)}
-    assert len(by_kept) >= 7
-    for candidate in by_kept.values():
+    found = candidates(on(llama3_8b), V5P)
+    kinds = {(str(c.experiment.compute), tuple(c.experiment.mesh)): c for c in found}
+    assert len(kinds) >= 14 and any("tensor" in c.experiment.mesh for c in kinds.values())
+    for candidate in kinds.values():
         e, meant = on(llama3_8b), candidate.experiment
         for setting in candidate.settings.split():
             e = value.parse(e, setting)
-        assert (e.mesh, e.accumulate, e.compute) == (meant.mesh, meant.accumulate, meant.compute)
-        pasted = eval(f"dict({candidate.paste})", {"Compute": Compute})
+        for name in ("mesh", "accumulate", "compute", "layout"):
+            assert getattr(e, name) == getattr(meant, name)
+        pasted = eval(f"dict({candidate.paste})", {"Compute": Compute, "Layout": Layout})
         assert pasted["mesh"] == e.mesh and pasted["compute"].keep == e.compute.keep
+        assert pasted.get("layout", Layout()) == e.layout
 
 
 def test_a_search_gives_up_what_keeps_the_same_and_tries_what_keeps_else() -> None:
