@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from lm.model.compute import Compute
-from lm.sharding import constrain, pieces, platform
+from lm.sharding import constrain, pieces, platform, size
 
 LANES = 128  # of a TPU: numbers that lie side by side
 WIDE = 4096  # from this size of both its sides on a product keeps to itself on TPUs
@@ -76,8 +76,9 @@ def narrowed(w: jax.Array, dtype: Any) -> jax.Array:
 def _laid(w: jax.Array, back: bool) -> jax.Array:
     """Weights w [*in, D] that lead `back` to the model's width, laid out in a TPU's memory with D outermost where fsdp
     splits it into less than whole rows of lanes: gathered as the innermost axis, they would be copied afterwards, 20
-    times slower than memory is."""
-    if not back or platform() != "tpu" or w.shape[-1] // pieces("embed") % LANES == 0:
+    times slower than memory is. (Split over tensor too, they would be gathered over that as well.)"""
+    alone = size("tensor") == 1 and w.shape[-1] // pieces("embed") % LANES
+    if not (back and platform() == "tpu" and alone):
         return w
     return with_layout_constraint(w, Layout((w.ndim - 1, *range(w.ndim - 1))))
 
