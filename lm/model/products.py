@@ -53,11 +53,15 @@ def _product(x: jax.Array, w: jax.Array, contract: int, back: bool, dtype: str, 
     """x [B, T, *in] @ w [*in, *out] in x's dtype, summed in float32 and given in `dtype`, so that a mesh's devices
     exchange no more than that; they exchange the gradient of w in `gradients`."""
     over = tuple(range(x.ndim - contract, x.ndim)), tuple(range(contract))
-    wide = min(math.prod(w.shape[:contract]), math.prod(w.shape[contract:])) >= WIDE
-    return apart(_dot(apart(x, wide), _laid(narrowed(w, x.dtype), back), over, dtype), wide)
+    wide = _wide(w, contract)
+    return _apart(_dot(_apart(x, wide), _laid(narrowed(w, x.dtype), back), over, dtype), wide)
 
 
-def apart(x: jax.Array, wide: bool) -> jax.Array:
+def _wide(w: jax.Array, contract: int) -> bool:
+    return min(math.prod(w.shape[:contract]), math.prod(w.shape[contract:])) >= WIDE
+
+
+def _apart(x: jax.Array, wide: bool) -> jax.Array:
     """x as it is, in memory and not worked into a `wide` product that reads or writes it: a TPU's compiler would do
     what comes before or after inside the product's loops, once for every tile, and where both its sides are wide that
     takes longer than the way through memory (NOTES.md, plans and TPUs)."""
@@ -75,10 +79,9 @@ def narrowed(w: jax.Array, dtype: Any) -> jax.Array:
 
 def _laid(w: jax.Array, back: bool) -> jax.Array:
     """Weights w [*in, D] that lead `back` to the model's width, laid out in a TPU's memory with D outermost where fsdp
-    splits it into less than whole rows of lanes: gathered as the innermost axis, they would be copied afterwards, 20
-    times slower than memory is. (Split over tensor too, they would be gathered over that as well.)"""
-    alone = size("tensor") == 1 and w.shape[-1] // pieces("embed") % LANES
-    if not (back and platform() == "tpu" and alone):
+    splits it into less than whole rows of lanes: gathered as the innermost axis, in odd pieces they would be copied
+    afterwards. (Split over tensor too, they would be gathered over that as well.)"""
+    if not back or platform() != "tpu" or size("tensor") > 1 or w.shape[-1] // pieces("embed") % LANES == 0:
         return w
     return with_layout_constraint(w, Layout((w.ndim - 1, *range(w.ndim - 1))))
 
@@ -100,12 +103,12 @@ def _product_backward(
     contract: int, back: bool, dtype: str, gradients: str, saved: Any, g: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, w = saved
-    wide = min(math.prod(w.shape[:contract]), math.prod(w.shape[contract:])) >= WIDE
-    x, g = apart(x, wide), apart(g.astype(x.dtype), wide)
+    wide = _wide(w, contract)
+    x, g = _apart(x, wide), _apart(g.astype(x.dtype), wide)
     lead = x.ndim - contract
     outs = tuple(range(lead, g.ndim)), tuple(range(contract, w.ndim))
     rows = tuple(range(lead)), tuple(range(lead))
-    dx = apart(_dot(g, _laid(narrowed(w, x.dtype), back), outs, x.dtype), wide)
+    dx = _apart(_dot(g, _laid(narrowed(w, x.dtype), back), outs, x.dtype), wide)
     return dx, _dot(x, g, rows, gradients).astype(w.dtype)
 
 

@@ -22,8 +22,8 @@ from lm.model.transformer import Transformer
 from lm.plan.plan import Collective, Plan, common
 from lm.plan.topology import Topology
 
-EFFICIENCY = 0.88  # of the peak that large products reach: compiled estimates lie between 0.82 (width 2,048) and 0.99
-TENSOR = 0.055  # more for each doubling of tensor: of Llama 3 70B on 64 v5p 0.055, 0.15 and 0.19 at 2, 4 and 8
+EFFICIENCY = 0.88  # of the peak: Llama 2 and 3 and Mixtral compiled come to 0.81 to 0.94 (benchmarks/plans)
+TENSOR = 0.055  # more for each doubling of tensor: Llama 3 70B on 64 v5p compiled, about 0.05, 0.15, 0.2 at 2, 4, 8
 SPLIT_STATE = ("fsdp", "context", "expert")  # the mesh axes of a parameter's width, see lm/sharding.py
 BF16, F32 = 2, 4
 
