@@ -15,10 +15,28 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from lm.model.compute import Compute
-from lm.sharding import constrain, pieces, platform, size
+from lm.sharding import MESH_AXES, constrain, pieces, platform, size
 
 LANES = 128  # of a TPU: numbers that lie side by side
 WIDE = 4096  # from this size of both its sides on a product keeps to itself on TPUs
+
+
+def in_memory(x: jax.Array) -> jax.Array:
+    """x as it is, written to memory row by row, where one CPU computes: neither worked into all that reads it, nor
+    laid out as one reader would like it and the others would not. (XLA's CPU compiler drops barriers before it fuses.
+    Over several devices it would gather x for this.)"""
+    if platform() != "cpu" or size(*MESH_AXES) > 1:
+        return x
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+
+@jax.custom_vjp
+def summed_once(x: jax.Array) -> jax.Array:
+    """x, with its gradient `in_memory`: a gradient to which every layer adds would else be summed anew in each."""
+    return x
+
+
+summed_once.defvjp(lambda x: (x, None), lambda _, g: (in_memory(g),))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -35,14 +53,19 @@ def _flat_backward(rows: int, saved: tuple[jax.Array, jax.Array], g: jax.Array) 
     x, w = saved
     g = g.astype(w.dtype)
     dx = jax.lax.dot_general(g, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-    if x.dtype == jnp.bfloat16:
-        # Contracting two axes at once makes XLA's CPU compiler lay the operands out for its fast kernel; contracting
-        # the one long axis runs at half the speed in bfloat16, while in float32 it saves the copies (NOTES.md, products
-        # on CPUs).
-        x, g = x.reshape(rows, -1, x.shape[1]), g.reshape(rows, -1, g.shape[1])
-    over = tuple(range(x.ndim - 1))
-    dw = jax.lax.dot_general(x, g, ((over, over), ((), ())), preferred_element_type=jnp.float32)
-    return dx.astype(x.dtype), dw.astype(w.dtype)
+    return dx.astype(x.dtype), _weight_gradient(x, g, rows).astype(w.dtype)
+
+
+def _weight_gradient(x: jax.Array, g: jax.Array, rows: int) -> jax.Array:
+    """Float32 [I, O], the product of x [M, I] and g [M, O] over M; `rows` divides M.
+
+    A CPU's fast kernel wants M innermost in the first operand: contracting two axes makes the compiler copy it so,
+    contracting one makes it take a kernel of half the speed. The narrower operand goes first, the cheaper one to copy.
+    (NOTES.md, speed on CPUs.)"""
+    if x.shape[1] > g.shape[1]:
+        return in_memory(_weight_gradient(g, x, rows)).T
+    x, g = (in_memory(a).reshape(rows, -1, a.shape[1]) for a in (x, g))
+    return jax.lax.dot_general(x, g, (((0, 1), (0, 1)), ((), ())), preferred_element_type=jnp.float32)
 
 
 _flat_product.defvjp(_flat_forward, _flat_backward)

@@ -17,6 +17,7 @@ from lm.model.attention import Cache
 from lm.model.compute import Compute
 from lm.model.config import LayerKind, ModelConfig
 from lm.model.parts import dropout
+from lm.model.products import summed_once
 from lm.model.scoring import Mask
 from lm.sharding import DEVICE, HOST, constrain, has_host_memory, platform
 
@@ -98,7 +99,7 @@ class Layer(nn.Module):
 
 def joined(x: jax.Array) -> jax.Array:
     """x [B, T, D], the residual stream or what is added to it, laid out as that is."""
-    return constrain(x, "batch", "stream", "act_embed")
+    return constrain(summed_once(x), "batch", "stream", "act_embed")
 
 
 @dataclass(frozen=True)

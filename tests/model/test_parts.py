@@ -64,11 +64,12 @@ def test_norms_keep_the_dtype_and_compute_in_float32(norm: Norm) -> None:
 
 
 @pytest.mark.parametrize("contract", [1, 2])
+@pytest.mark.parametrize("out", [(6, 2), (1, 2)], ids=["wider", "narrower"])
 @pytest.mark.parametrize("flat", ["yes", "no"])
-def test_linear_is_a_product(flat: str, contract: int) -> None:
+def test_linear_is_a_product(flat: str, out: tuple[int, int], contract: int) -> None:
     x = RNG.standard_normal((2, 5, 4, 3)).astype(np.float32)
-    w = RNG.standard_normal((*x.shape[4 - contract :], 6, 2)).astype(np.float32)
-    pull = RNG.standard_normal((*x.shape[: 4 - contract], 6, 2)).astype(np.float32)
+    w = RNG.standard_normal((*x.shape[4 - contract :], *out)).astype(np.float32)
+    pull = RNG.standard_normal((*x.shape[: 4 - contract], *out)).astype(np.float32)
     compute = replace(SIMPLE, flat=flat)
     y, vjp = jax.vjp(lambda x, w: linear(x, w, compute, contract), x, w)
     close(y, np.tensordot(x.astype(np.float64), w, contract))
