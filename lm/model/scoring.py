@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from lm.model.compute import Compute
+from lm.model.products import in_memory
 
 FAR = 1 << 29  # more keys than any sequence has
 MINUS_INFINITY = -1e30  # finite, so that a query that may look at nothing gives numbers and no NaN
@@ -148,18 +149,52 @@ def blocked(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute:
     """`plain` by blocks of queries, each with only the keys that mask and window can leave it: about half the work."""
     T, S = q.shape[1], k.shape[1]
     q, k, v = heads_first(q, k, v, compute)
+    rows = tuple(Span(start, min(compute.block, T - start)) for start in range(0, T, compute.block))
+    columns = tuple(_near(scoring.mask, span, S) for span in rows)
     outs = []
-    for start in range(0, T, compute.block):
-        rows = Span(start, min(compute.block, T - start))
-        first, stop = 0, S
-        if isinstance(scoring.mask.offset, int):
-            first, last = scoring.mask.reach(start, start + rows.size - 1)
-            first, stop = max(0, min(first, S - 1)), max(1, min(last + 1, S))
-        columns = Span(first, stop - first)
-        logits = scoring(q[..., start : start + rows.size, :], k[..., first:stop, :], rows, columns, T)
-        outs.append(_softmax(logits, v[..., first:stop, :], scoring.sink(k.shape[1])))
+    parts = _cut(q, rows, T), _cut(k, columns, S), _cut(v, columns, S)
+    for own, near, own_q, near_k, near_v in zip(rows, columns, *parts, strict=True):
+        outs.append(_softmax(scoring(own_q, near_k, own, near, T), near_v, scoring.sink(k.shape[1])))
     out = jnp.concatenate(outs, axis=3) if len(outs) > 1 else outs[0]
     return heads_last(out, compute)
+
+
+def _near(mask: Mask, rows: Span, keys: int) -> Span:
+    """Those of so many `keys` that mask and window can leave to the queries `rows`."""
+    if not isinstance(mask.offset, int):
+        return Span(0, keys)
+    first, last = mask.reach(rows.start, rows.start + rows.size - 1)
+    first, stop = max(0, min(first, keys - 1)), max(1, min(last + 1, keys))
+    return Span(first, stop - first)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _cut(x: jax.Array, spans: tuple[Span, ...], size: int) -> list[jax.Array]:
+    """The `spans` of x [..., size, H], which may overlap; neither their starts nor their stops ever go back.
+
+    The gradient adds up what overlaps, in float32, and puts the rest side by side; that of slices would pad each to
+    `size` and add them all."""
+    return [x[..., span.start : span.start + span.size, :] for span in spans]
+
+
+def _cut_backward(spans: tuple[Span, ...], size: int, _: None, gs: list[jax.Array]) -> tuple[jax.Array]:
+    *lead, _rows, width = gs[0].shape
+    done: list[jax.Array] = []  # from the end, what no span that is still to come reaches
+    at, sums = size, jnp.zeros((*lead, 0, width), jnp.float32)  # of what is not done, from `at` on
+    for span, g in zip(reversed(spans), reversed(gs), strict=True):
+        assert isinstance(span.start, int)
+        stop, g = span.start + span.size, g.astype(jnp.float32)
+        if stop < at:  # nothing was cut from there
+            sums, at = jnp.concatenate([jnp.zeros((*lead, at - stop, width), jnp.float32), sums], -2), stop
+        done.append(sums[..., stop - at :, :])
+        both = g[..., at - span.start :, :] + sums[..., : stop - at, :]
+        sums = in_memory(jnp.concatenate([g[..., : at - span.start, :], both], -2))
+        at = span.start
+    done += [sums, jnp.zeros((*lead, at, width), jnp.float32)]
+    return (jnp.concatenate(done[::-1], -2).astype(gs[0].dtype),)
+
+
+_cut.defvjp(lambda x, spans, size: (_cut(x, spans, size), None), _cut_backward)
 
 
 def heads_first(q: jax.Array, k: jax.Array, v: jax.Array, compute: Compute) -> tuple[jax.Array, jax.Array, jax.Array]:

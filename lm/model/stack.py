@@ -17,7 +17,7 @@ from lm.model.attention import Cache
 from lm.model.compute import Compute
 from lm.model.config import LayerKind, ModelConfig
 from lm.model.parts import dropout
-from lm.model.products import summed_once
+from lm.model.products import in_memory, summed_once
 from lm.model.scoring import Mask
 from lm.sharding import DEVICE, HOST, constrain, has_host_memory, platform
 
@@ -130,9 +130,10 @@ class Stack:
         return {str(p): slot(p) for p in range(len(self.slots))}
 
     def tables(self, positions: jax.Array) -> tuple[tuple[jax.Array, ...], ...]:
-        """Each kind's table for positions [B, T]."""
+        """Each kind's table for positions [B, T], in memory: a compiler would work its sines into every layer."""
         size = self.cfg.attention.head_dim
-        return tuple(kind.positions.table(positions, size) for kind in self.cfg.kinds)  # type: ignore[union-attr]
+        tables = tuple(kind.positions.table(positions, size) for kind in self.cfg.kinds)  # type: ignore[union-attr]
+        return jax.tree.map(in_memory, tables)
 
     def __call__(
         self, params: Params, x: jax.Array, context: Context, cache: Any = None, key: jax.Array | None = None

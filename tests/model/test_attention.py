@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lm.model.attention import Attention
 from lm.model.compute import Compute
 from lm.model.kernels import KERNELS
 from lm.model.parts import FeedForward
-from lm.model.scoring import Mask, Scoring
+from lm.model.scoring import Mask, Scoring, Span, _cut
 from lm.model.transformer import Transformer
 from lm.sharding import make_mesh, using
 from lm.train.task import Pretraining
@@ -55,6 +57,21 @@ def call(
     compute = replace(SIMPLE, attention=name, block=block, flat="yes")  # blocked: the batch in two pieces
     kernel = lambda q, k, v, m, b, s: KERNELS[name](q, k, v, Scoring(m, b, cap, s), compute)  # noqa: E731
     return jax.jit(kernel)(*arrays, mask, bias, sinks)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=5), st.integers(0, 3))
+def test_the_gradient_of_parts_that_overlap(parts: list[tuple[int, int]], beyond: int) -> None:
+    starts, stops = sorted(start for start, _ in parts), sorted(start + size for start, size in parts)
+    spans = tuple(Span(start, stop - start) for start, stop in zip(starts, stops, strict=True))
+    rng, size = np.random.default_rng(0), stops[-1] + beyond
+    pulls = [rng.standard_normal((2, span.size, 3)).astype(np.float32) for span in spans]
+    expected = np.zeros((2, size, 3))
+    for start, stop, pull in zip(starts, stops, pulls, strict=True):
+        expected[:, start:stop] += pull
+    found, pull = jax.vjp(lambda x: _cut(x, spans, size), jnp.zeros((2, size, 3)))
+    assert [part.shape for part in found] == [part.shape for part in pulls]
+    close(pull([jnp.asarray(part) for part in pulls])[0], expected)
 
 
 PORTABLE = ("plain", "blocked", "flash")
