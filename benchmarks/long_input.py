@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lm import hardware
+from lm.machine import hardware
 
 hardware.prepare("cpu")
 

@@ -36,14 +36,14 @@ def model_config(size: Size) -> Any:
 
 def build(settings: dict[str, Any]) -> Train:
     """Starts as `lm train` does, then trains on numpy batches: their way to the device is in the time."""
-    from lm import hardware
+    from lm.machine import hardware
 
     hardware.prepare("cpu")
     import jax
 
     from lm.model.compute import Compute
     from lm.model.transformer import Transformer
-    from lm.sharding import make_mesh
+    from lm.sharding.mesh import make_mesh
     from lm.train.optim import AdamW
     from lm.train.program import Program
     from lm.train.schedule import Constant

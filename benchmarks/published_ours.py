@@ -9,7 +9,7 @@ from benchmarks.worker import Train, serve
 
 def build(settings: dict[str, Any]) -> Train:
     """Load the file and give the first token of a prompt, then passes over settings["tokens"] random tokens."""
-    from lm import hardware
+    from lm.machine import hardware
 
     hardware.prepare("cpu")
     import jax

@@ -18,8 +18,8 @@ import numpy as np
 
 from experiments.quickstart import experiment as quickstart
 from lm.data.loader import Batches, prepare
-from lm.monitor import preparing
-from lm.page import document, section, table, tag
+from lm.machine.monitor import preparing
+from lm.page.markup import document, section, table, tag
 from lm.text.tokenizer import Tokenizer
 from lm.train.word2vec import Stream, Word2Vec, neighbours, train
 

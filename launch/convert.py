@@ -26,7 +26,7 @@ def add(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Load the one and write the other."""
-    from lm import hardware
+    from lm.machine import hardware
 
     hardware.prepare("cpu")  # nothing is computed
     from lm.model import count

@@ -47,15 +47,15 @@ def run(args: argparse.Namespace) -> None:
     import contextlib
     import sys
 
-    from lm import hardware
+    from lm.machine import hardware
 
     hardware.prepare(args.devices)
-    from lm import remote
+    from lm.machine import buckets
     from lm.pretrained import is_run, load
     from lm.pretrained.score import score
-    from lm.run import evaluate
+    from lm.run.course import evaluate
 
-    folder = remote.near(args.run_folder)
+    folder = buckets.near(args.run_folder)
     if not args.text and not is_run(folder):
         raise ValueError(f"{args.run_folder} is no run, so it has no held-out text of its own: name files with --text")
     # what is told on the way must not end up in the JSON
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
 def _show(found: dict[str, dict[str, float]]) -> None:
     from rich.table import Table
 
-    from lm.monitor import terminal
+    from lm.machine.monitor import terminal
 
     there = [k for k in COLUMNS if any(k in values for values in found.values())]
     table = Table("source", *(COLUMNS[k] for k in there))

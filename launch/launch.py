@@ -56,14 +56,14 @@ def add(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check what is to be run, and hand it to the engine."""
-    from lm import hardware
+    from lm.machine import hardware
 
     hardware.prepare()
     job = described(args.top, args.words, args.name)
     if "://" in job.workdir and not args.dry_run:
-        from lm import remote
+        from lm.machine import buckets
 
-        remote.check(job.workdir)
+        buckets.check(job.workdir)
     return int(ENGINES[args.engine].run(args, job) or 0)
 
 

@@ -48,7 +48,7 @@ def add(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Plan, print, and write what is asked."""
-    from lm import hardware
+    from lm.machine import hardware
 
     hardware.prepare("cpu")
     from lm.plan.topology import parse
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
 def check(experiment: "Experiment", topology: "Topology") -> None:
     """Raise ValueError where the experiment's mesh or batch do not divide over the topology's devices."""
     from lm.legal import check_mesh
-    from lm.sharding import check_shape
+    from lm.sharding.mesh import check_shape
 
     mesh = experiment.mesh or {"data": topology.devices}
     check_shape(mesh, topology.devices)
@@ -128,7 +128,7 @@ def too_large(experiment: "Experiment", topology: "Topology", said: str) -> str:
 
 def searched(experiment: "Experiment", topology: "Topology", analytic: bool, most: int) -> "list[Candidate]":
     """The ranked candidates, printed."""
-    from lm.monitor import terminal
+    from lm.machine.monitor import terminal
     from lm.plan.search import search
 
     console = terminal()
@@ -184,7 +184,7 @@ def show(plan: "Plan", experiment: "Experiment") -> None:
     """Print a plan."""
     from rich.table import Table
 
-    from lm.monitor import terminal
+    from lm.machine.monitor import terminal
 
     table = Table(show_header=False, box=None, padding=(0, 2))
     for what, how_much in rows(plan, experiment):

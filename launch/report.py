@@ -27,14 +27,14 @@ def add(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write the report and print its path."""
     if (Path(args.run_folder) / "study.json").is_file():
-        from lm import hardware
+        from lm.machine import hardware
 
         hardware.prepare("cpu")
         return study.write(Path(args.run_folder))
-    from lm import remote
-    from lm.report import write_report
+    from lm.machine import buckets
+    from lm.page.run_report import write_report
 
-    folder = remote.near(args.run_folder)
+    folder = buckets.near(args.run_folder)
     report = write_report(folder)
-    remote.push(folder)
-    print(f"{remote.shown(folder)}/{report.name}")
+    buckets.push(folder)
+    print(f"{buckets.shown(folder)}/{report.name}")

@@ -47,11 +47,11 @@ def run(args: argparse.Namespace) -> None:
     """Load the run and write its texts as they come."""
     if args.n < 1 or args.max_new_tokens < 1:
         raise ValueError(f"-n {args.n} --max-new-tokens {args.max_new_tokens}: expected at least 1 of each")
-    from lm import hardware
+    from lm.machine import hardware
 
     hardware.prepare(args.devices)
-    from lm.data.cache import cache_dir
     from lm.decode.sampling import Sampling
+    from lm.machine.cache import cache_dir
     from lm.pretrained import is_run, load, read_experiment
 
     if is_run(args.run_folder):

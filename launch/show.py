@@ -32,7 +32,7 @@ def add(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the experiment, its parts and its costs."""
-    from lm import hardware
+    from lm.machine import hardware
 
     # counting needs no accelerator, and must not take one from a run
     hardware.prepare(args.devices or "cpu")
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     experiment, reference = find(args.experiment)
     experiment = changed(experiment, args.set, args.text, args.host_devices)
     experiment = experiment.on(math.prod(size for size in experiment.mesh.values() if size > 0))
-    from lm.monitor import terminal
+    from lm.machine.monitor import terminal
 
     console = terminal()
     console.print(tree(experiment, reference))
@@ -56,7 +56,7 @@ def published(path: str) -> bool:
 
 def show_published(path: str) -> None:
     """Print what a published model is and its parts; its tensors are not read."""
-    from lm.monitor import terminal
+    from lm.machine.monitor import terminal
     from lm.pretrained.checkpoint import open_checkpoint
 
     cfg = open_checkpoint(Path(path)).cfg
@@ -105,8 +105,8 @@ def costs(experiment: "Experiment") -> Any:
     """FLOPs, memory of the training state, and how much is trained."""
     from rich.table import Table
 
+    from lm.machine.monitor import human
     from lm.model import count
-    from lm.monitor import human
 
     e = experiment
     flops, tokens = count.flops_per_token(e.model, e.length), e.steps * e.batch_tokens

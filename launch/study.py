@@ -54,7 +54,7 @@ def add(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Find the study, change it as asked, run what is missing of it, and report."""
-    from lm import hardware
+    from lm.machine import hardware
 
     hardware.prepare("cpu")  # this process computes nothing: the devices are its workers'
     study, reference = find_study(args.study)

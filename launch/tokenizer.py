@@ -113,7 +113,7 @@ def _records(path: Path) -> Iterator[str]:
 def inspect(args: argparse.Namespace) -> None:
     """Print what a tokenizer's pieces are, and what it makes of a text."""
     from lm.data.source import existing, read_text
-    from lm.monitor import terminal
+    from lm.machine.monitor import terminal
     from lm.text.tokenizer import read
 
     folder = existing(args.folder)
@@ -156,7 +156,7 @@ def split(tokenizer: "Tokenizer", text: str) -> Any:
     """`text` with its tokens in alternating colours, or, where there are none, between bars."""
     from rich.text import Text
 
-    from lm.monitor import terminal
+    from lm.machine.monitor import terminal
 
     coloured, plain = Text(), not terminal().is_terminal
     for i, token in enumerate(tokenizer.encode(text)):

@@ -53,11 +53,11 @@ def add(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Find the experiment, change it as asked, and train it."""
-    from lm import hardware
+    from lm.machine import hardware
 
     hardware.prepare(args.devices)
     experiment, reference = find(args.experiment)
     experiment = changed(experiment, args.set, args.text, args.host_devices)
-    from lm.run import train
+    from lm.run.course import train
 
     train(experiment, args.workdir or f"runs/{experiment.name}", reference, args.command)

@@ -18,7 +18,7 @@ from lm.data.objective import CausalLM, Objective
 from lm.decode.sampling import Sampling
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig
-from lm.sharding import Layout
+from lm.sharding.rules import Layout
 from lm.train.optim import AdamW, Optimizer
 from lm.train.schedule import Cosine
 
@@ -48,12 +48,12 @@ class Experiment:
 
     The model and how it is computed, the data and the question asked about it, the optimizer, the mesh (axis ->
     devices, -1 for those that the others leave; empty: all devices data parallel) and the `layout` on it
-    (lm/sharding.py), then numbers: `batch_tokens` a step in rows of `seq_len` tokens (0: the model's context), or in
-    their place `rows_per_device`, which makes the batch grow with the devices (a share of a row where several devices
-    hold one); `accumulate` micro-batches; `z_loss` as in lm/train/loss.py; `ema` the decay of a moving average of the
-    parameters (0: none); `eval_tokens` the most held-out tokens a source that an evaluation on the way reads (0: all;
-    the last one reads all); `evaluations`, by name, are made beside it (lm/evaluate/further.py); `embedding` a .npy
-    file of vectors that the embedding table starts with."""
+    (lm/sharding/rules.py), then numbers: `batch_tokens` a step in rows of `seq_len` tokens (0: the model's context), or
+    in their place `rows_per_device`, which makes the batch grow with the devices (a share of a row where several
+    devices hold one); `accumulate` micro-batches; `z_loss` as in lm/train/loss.py; `ema` the decay of a moving average
+    of the parameters (0: none); `eval_tokens` the most held-out tokens a source that an evaluation on the way reads
+    (0: all; the last one reads all); `evaluations`, by name, are made beside it (lm/run/evaluations.py); `embedding` a
+    .npy file of vectors that the embedding table starts with."""
 
     name: str
     model: ModelConfig

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from lm.experiment import Experiment
 from lm.model.config import ModelConfig
 from lm.model.experts import Experts
-from lm.sharding import MAY_STAY_WHOLE
+from lm.sharding.rules import MAY_REPLICATE
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def check_mesh(experiment: Experiment, mesh: Mapping[str, int]) -> None:
 
 def _repeated(dimension: Dimension, parts: int) -> bool:
     """Whether each part may have the whole dimension: fewer kv heads than devices."""
-    return dimension.axis in MAY_STAY_WHOLE and parts % dimension.value == 0
+    return dimension.axis in MAY_REPLICATE and parts % dimension.value == 0
 
 
 def dimensions(experiment: Experiment) -> Iterator[Dimension]:

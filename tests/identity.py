@@ -82,7 +82,8 @@ def run(family: str, mesh: dict[str, int] | None, steps: int = STEPS, **layout: 
     """(the losses of so many steps, the step, the last state) of a family on a mesh; None: one device."""
     from lm.model.compute import Compute
     from lm.model.transformer import Transformer
-    from lm.sharding import Layout, make_mesh
+    from lm.sharding.mesh import make_mesh
+    from lm.sharding.rules import Layout
     from lm.train.optim import AdamW
     from lm.train.schedule import Constant
     from lm.train.step import build_step, init_state, place

@@ -13,15 +13,15 @@ OURS = ("lm", "experiments", "launch", "benchmarks")
 
 # From the ground up. A room is a folder or a file; its files may import one another, and everything below.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("lm.value", "lm.hardware", "lm.monitor", "lm.page", "lm.plots", "lm.processes"),
-    ("lm.sharding", "lm.text"),
+    ("lm.value", "lm.machine"),
+    ("lm.page", "lm.sharding", "lm.text"),
     ("lm.model", "lm.data"),
     ("lm.train", "lm.decode"),
-    ("lm.experiment", "lm.remote"),
-    ("lm.tune", "lm.evaluate", "lm.pretrained", "lm.report", "lm.legal"),
-    ("lm.folder", "lm.heldout", "lm.samples", "lm.plan"),
-    ("lm.telling",),
-    ("lm.run",),
+    ("lm.tune", "lm.inspect"),
+    ("lm.experiment",),
+    ("lm.legal", "lm.pretrained"),
+    ("lm.plan",),
+    ("lm.run", "lm.serve"),
     ("lm.study",),
     ("experiments", "benchmarks"),
     ("launch",),
@@ -100,14 +100,14 @@ def faults(source: str, module: str, package: bool = False) -> list[str]:
         ("lm.model.parts", "from ..train import step"),
         ("lm.model.parts", "from lm.data.pack import pack"),
         ("lm.data.pack", "from lm.model import config"),
-        ("lm.run", "import experiments.quickstart"),
-        ("lm.run", "from launch.train import main"),
+        ("lm.run.course", "import experiments.quickstart"),
+        ("lm.run.course", "from launch.train import main"),
         ("experiments.quickstart", "import launch"),
         ("lm.train.step", "from flax import linen"),
         ("lm.data.source", "import tensorflow as tf"),
-        ("lm.evaluate.harness", "import lm.tune.sft"),
+        ("lm.tune.sft", "import lm.run.course"),
         ("lm.value", "from lm import sharding"),
-        ("lm.run", "import lm.nowhere"),
+        ("lm.run.course", "import lm.nowhere"),
     ],
 )
 def test_the_rules_catch_what_they_forbid(module: str, source: str) -> None:
@@ -119,8 +119,8 @@ def test_the_rules_catch_what_they_forbid(module: str, source: str) -> None:
     [
         ("lm.model.transformer", "from lm.model.parts import Linear\nfrom . import positions\nfrom flax import linen"),
         ("lm.data.source", "import tensorflow_datasets as tfds\nfrom lm.text import tokenizer"),
-        ("lm.run", "from lm.train.step import step\nfrom lm import value"),
-        ("launch.train", "import lm.run\nfrom experiments import quickstart"),
+        ("lm.run.course", "from lm.train.step import step\nfrom lm import value"),
+        ("launch.train", "import lm.run.course\nfrom experiments import quickstart"),
         ("benchmarks.llama", "import torch"),
     ],
 )

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm.sharding import make_mesh
+from lm.sharding.mesh import make_mesh
 from lm.train.step import place
 from tests.identity import TOLERANCE, alone, batch, families, matrix, run
 

@@ -40,7 +40,8 @@ from lm.model.parts import FeedForward, RMSNorm
 from lm.model.positions import Relative
 from lm.model.scaling import Dynamic, Linear, Llama3, YaRN
 from lm.model.transformer import Transformer
-from lm.sharding import Layout, make_mesh
+from lm.sharding.mesh import make_mesh
+from lm.sharding.rules import Layout
 from lm.text.tokenizer import Bytes, ByteTokenizer, CharacterTokenizer, SentencePieceSpec, TokenizerFile
 from lm.train.optim import Adafactor, AdamW
 from lm.train.schedule import WSD, Cosine, InverseSquareRoot

@@ -9,7 +9,8 @@ from lm.data.source import TextFolder
 from lm.experiment import Experiment
 from lm.legal import check_mesh
 from lm.model.families import llama, mixtral
-from lm.sharding import Layout, make_mesh
+from lm.sharding.mesh import make_mesh
+from lm.sharding.rules import Layout
 from lm.text.tokenizer import Bytes
 
 DENSE = Experiment(

@@ -11,13 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lm import run, value
+from lm import value
 from lm.data.mixture import Data, Mixture
 from lm.data.pack import Pack
 from lm.data.source import TextFolder
 from lm.experiment import Experiment
+from lm.machine.processes import PeerLost
 from lm.model.families import llama
-from lm.processes import PeerLost
+from lm.run import course
 from lm.text.tokenizer import Bytes
 from lm.train.optim import AdamW
 from lm.train.schedule import Cosine
@@ -74,19 +75,19 @@ def of(found: list[dict[str, Any]], name: str) -> dict[int, float]:
 
 
 def main(texts: str, workdir: str, seconds: str = "0", *settings: str) -> None:
-    place = run.place
+    place = course.place
 
     def slowly(*args: object) -> object:
         time.sleep(float(seconds))
         return place(*args)
 
-    run.place = slowly
+    course.place = slowly
     declared = experiment(Path(texts))
     for setting in settings:
         declared = value.parse(declared, setting)
     try:
-        run.train(declared, workdir)
-    except run.Interrupted as interrupted:
+        course.train(declared, workdir)
+    except course.Interrupted as interrupted:
         print(interrupted)
         sys.exit(75)
     except ValueError as error:

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lm.data.cache import cache_dir
 from lm.data.source import Source
+from lm.machine.cache import cache_dir
 
 
 def compression(documents: Iterable[str]) -> dict[str, float]:

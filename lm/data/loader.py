@@ -11,7 +11,6 @@ from typing import Any
 import grain
 import numpy as np
 
-from lm.data.cache import cache_dir, write_folder
 from lm.data.compression import heldout_compression
 from lm.data.mixture import Apportionment, Data
 from lm.data.objective import Batch, CausalLM, Chance, Objective, Rows, padded, setting_of
@@ -19,6 +18,7 @@ from lm.data.pack import Plan
 from lm.data.random import generator
 from lm.data.source import SPLITS, Documents
 from lm.data.store import TokenStore, open_store
+from lm.machine.cache import cache_dir, write_folder
 from lm.text.tokenizer import Tokenizer, load_tokenizer
 from lm.value import fingerprint, suggest
 

@@ -20,8 +20,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lm.data.cache import cache_dir, discard, is_whole, write_folder
 from lm.data.source import SPLITS, Documents, Source, held_out, is_train, not_empty
+from lm.machine.cache import cache_dir, discard, is_whole, write_folder
 
 PARTS = ("code", "prose")
 HELDOUT = 0.06  # of the files

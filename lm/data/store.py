@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lm.data.cache import alone, cache_dir, discard, is_whole, write_folder
 from lm.data.source import Documents, Source
+from lm.machine.cache import alone, cache_dir, discard, is_whole, write_folder
 from lm.text.tokenizer import Tokenizer
 
 LAYOUT = 1  # of the files: raise it when they change

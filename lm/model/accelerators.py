@@ -16,7 +16,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from lm.model.compute import Compute
 from lm.model.flash import flash
 from lm.model.scoring import Mask, Scoring, plain
-from lm.sharding import number, platform
+from lm.sharding.collectives import axis_index
+from lm.sharding.tracing import platform
 
 TILE = 128  # splash attention's blocks are multiples of this
 BLOCKS = (4096, 2048, 1024, 512, 384, 256, 128)
@@ -84,7 +85,7 @@ def _own_part(shards: int, x: jax.Array) -> jax.Array:
     """This device's part of what the kernel knows of a mask: blocks [heads, queries, keys], or the queries' places."""
     axis = min(1, x.ndim - 1)
     part = x.shape[axis] // shards
-    return jax.lax.dynamic_slice_in_dim(x, number("context") * part, part, axis)
+    return jax.lax.dynamic_slice_in_dim(x, axis_index("context") * part, part, axis)
 
 
 def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: Compute) -> jax.Array:

@@ -13,7 +13,7 @@ from lm.model.parts import Norm, add_bias, fan_in, param, zeros
 from lm.model.positions import Positions
 from lm.model.products import linear, linears
 from lm.model.scoring import Mask, Scoring
-from lm.sharding import constrain
+from lm.sharding.tracing import constrain
 
 
 @jax.tree_util.register_dataclass

@@ -19,7 +19,8 @@ from lm.model.accelerators import splash, splash_can
 from lm.model.compute import Compute
 from lm.model.kernels import KERNELS
 from lm.model.scoring import Scoring
-from lm.sharding import constrain, gathered, number, per_device, size
+from lm.sharding.collectives import all_gather, axis_index, per_device
+from lm.sharding.tracing import axis_size, constrain
 
 AXIS = "context"
 BY_TOKEN = ("tokens", "targets", "weights", "segment_ids", "positions", "prefix", "token_types")
@@ -47,7 +48,7 @@ def _cut(x: jax.Array, axis: int, parts: tuple[int, int]) -> jax.Array:
 def spread(batch: dict[str, Any], causal: bool) -> tuple[dict[str, Any], bool]:
     """A batch with its tokens laid over the context axis, and whether they were dealt: those of a `causal` model are.
     Rows whose length does not divide get padding at their end."""
-    shards = size(AXIS)
+    shards = axis_size(AXIS)
     if shards == 1:
         return batch, False
     shape = batch["tokens"].shape
@@ -66,7 +67,7 @@ def spread(batch: dict[str, Any], causal: bool) -> tuple[dict[str, Any], bool]:
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: Compute) -> jax.Array:
     """The kernel `compute.attention` on q [B, T, N, H] (scaled already), k and v [B, S, K, H] -> [B, T, N, H], on the
     mesh in use."""
-    mask, shards, (T, N), S = scoring.mask, size(AXIS), q.shape[1:3], k.shape[1]
+    mask, shards, (T, N), S = scoring.mask, axis_size(AXIS), q.shape[1:3], k.shape[1]
     whole = shards == 1 and compute.attention in PARTITIONED
     decoding = not isinstance(mask.offset, int) or mask.offset != 0 or T == 1
     if whole or decoding or T % shards or S % shards:
@@ -95,8 +96,8 @@ def _attend(
     sinks: jax.Array | None,
 ) -> jax.Array:
     """One device's part [B, T, N, H], of `whole` (T, N, K); the keys' segments and prefix are whole."""
-    dealt, shards = scoring.mask.dealt, size(AXIS)
-    k, v = (gathered(a, AXIS, 1) for a in _own_heads(whole[1:], q.shape[2], k, v))
+    dealt, shards = scoring.mask.dealt, axis_size(AXIS)
+    k, v = (all_gather(a, AXIS, 1) for a in _own_heads(whole[1:], q.shape[2], k, v))
     if dealt:
         k, v = (natural(a, shards) for a in (k, v))
         keys, prefix = (None if a is None else natural(a, shards) for a in (keys, prefix))
@@ -104,7 +105,7 @@ def _attend(
     if shards > 1 and compute.attention == "splash" and bias is None and splash_can(mask, q.shape[1], k.shape[1]):
         every = replace(scoring, mask=replace(mask, query_segments=queries), sinks=sinks)
         return splash(q, k, v, every, compute, shards, dealt)
-    t, c = q.shape[1] // (2 if dealt else 1), number(AXIS)
+    t, c = q.shape[1] // (2 if dealt else 1), axis_index(AXIS)
     outs = []
     for i, chunk in enumerate((c, 2 * shards - 1 - c) if dealt else (c,)):
         rows, start = slice(i * t, (i + 1) * t), chunk * t
@@ -121,5 +122,5 @@ def _own_heads(whole: tuple[int, ...], own: int, k: jax.Array, v: jax.Array) -> 
     if own == N or k.shape[2] < K:
         return k, v
     assert each % own == 0, (whole, own)  # lm/legal.py
-    head = number("tensor") * own // each
+    head = axis_index("tensor") * own // each
     return tuple(jax.lax.dynamic_slice_in_dim(a, head, 1, axis=2) for a in (k, v))  # type: ignore[return-value]

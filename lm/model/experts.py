@@ -16,7 +16,8 @@ from lm.model.compute import Compute
 from lm.model.parts import FeedForward, add_bias, fan_in, param, zeros
 from lm.model.products import narrowed
 from lm.model.ragged import ragged
-from lm.sharding import gathered, number, per_device, scattered, split_by, summed
+from lm.sharding.collectives import all_gather, axis_index, per_device, psum, psum_scatter
+from lm.sharding.tracing import split_by
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,9 @@ class Experts(FeedForward):
         whole = {n: _gathered(w, a, D) for (n, a), w in zip((axes | turned).items(), arrays, strict=True)}
         mine = whole["down"].shape[0]  # experts, of which the first has number `first`
         split = mine < self.experts
-        first = number("expert") * mine if split else 0
+        first = axis_index("expert") * mine if split else 0
         if split:
-            x, weights, expert = (gathered(a, "expert", 0) for a in (x, weights, expert))
+            x, weights, expert = (all_gather(a, "expert", 0) for a in (x, weights, expert))
         own = expert.reshape(-1) - first
         own = jnp.where((own >= 0) & (own < mine), own, mine)
         order = jnp.argsort(own)  # stable: a token's place depends on the tokens before it alone
@@ -92,7 +93,7 @@ class Experts(FeedForward):
             if self.bias:
                 bias = whole[f"{name}_bias"].astype(y.dtype)
                 if name == "down" and F < self.mlp:  # the sum over tensor is to have it once
-                    bias = jnp.where(number("tensor") == 0, bias, 0)
+                    bias = jnp.where(axis_index("tensor") == 0, bias, 0)
                 y = y + bias[jnp.minimum(owner, mine - 1)]
             if split:
                 y = jnp.where((owner < mine)[:, None], y, 0)
@@ -102,8 +103,8 @@ class Experts(FeedForward):
         back = product("down", hidden)[jnp.argsort(order)].reshape(*expert.shape, D)  # in the order of its choices
         y = jnp.einsum("btcd,btc->btd", back, weights.astype(back.dtype))
         if split:
-            y = scattered(y, "expert", 0)
-        return summed(y, "tensor") if F < self.mlp else y
+            y = psum_scatter(y, "expert", 0)
+        return psum(y, "tensor") if F < self.mlp else y
 
     def _route(self, module: nn.Module, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The weights and numbers [B, T, C] of the experts of tokens x [B, T, D], in float32."""
@@ -127,7 +128,7 @@ def _gathered(w: jax.Array, axes: tuple[str, ...], width: int) -> jax.Array:
     """A device's weights with the whole model width, over which they may be split."""
     if "embed" not in axes or w.shape[axis := axes.index("embed")] == width:
         return w
-    return gathered(w, split_by(axes, "embed"), axis)
+    return all_gather(w, split_by(axes, "embed"), axis)
 
 
 def sow(module: nn.Module, name: str, value: jax.Array) -> None:

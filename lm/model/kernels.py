@@ -11,7 +11,8 @@ from lm.model.accelerators import cudnn, splash
 from lm.model.compute import Compute
 from lm.model.flash import flash
 from lm.model.scoring import Scoring, blocked, plain
-from lm.sharding import MESH_AXES, size
+from lm.sharding.rules import MESH_AXES
+from lm.sharding.tracing import axis_size
 
 MOST_BLOCKS = 64  # each is compiled by itself
 PIECES = 4  # of a batch: more are compiled longer than they save
@@ -21,7 +22,7 @@ def blocked_or_flash(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring,
     """`blocked`, and from more than MOST_BLOCKS blocks of queries on `flash`."""
     if q.shape[1] > MOST_BLOCKS * compute.block:
         return flash(q, k, v, scoring, compute)
-    if compute.flat == "yes" and size(*MESH_AXES) == 1 and q.shape[1] > compute.block:
+    if compute.flat == "yes" and axis_size(*MESH_AXES) == 1 and q.shape[1] > compute.block:
         return _by_rows(q, k, v, scoring, compute)
     return blocked(q, k, v, scoring, compute)
 

@@ -17,7 +17,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lm.model.compute import Compute
 from lm.model.products import linear, linears
-from lm.sharding import check_axes, constrain
+from lm.sharding.rules import check_axes
+from lm.sharding.tracing import constrain
 from lm.value import suggest
 
 Initializer = Callable[..., jax.Array]

@@ -17,7 +17,7 @@ from flax import linen as nn
 from lm.model.parts import normal, param
 from lm.model.products import look_up
 from lm.model.scaling import Scaling
-from lm.sharding import platform
+from lm.sharding.tracing import platform
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from lm.model.compute import Compute
-from lm.sharding import MESH_AXES, constrain, pieces, platform, size
+from lm.sharding.rules import MESH_AXES
+from lm.sharding.tracing import axis_size, constrain, platform, shard_count
 
 LANES = 128  # of a TPU: numbers that lie side by side
 WIDE = 4096  # from this size of both its sides on a product keeps to itself on TPUs
@@ -25,7 +26,7 @@ def in_memory(x: jax.Array) -> jax.Array:
     """x as it is, written to memory row by row, where one CPU computes: neither worked into all that reads it, nor
     laid out as one reader would like it and the others would not. (XLA's CPU compiler drops barriers before it fuses.
     Over several devices it would gather x for this.)"""
-    if platform() != "cpu" or size(*MESH_AXES) > 1:
+    if platform() != "cpu" or axis_size(*MESH_AXES) > 1:
         return x
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
@@ -104,7 +105,7 @@ def _laid(w: jax.Array, back: bool) -> jax.Array:
     """Weights w [*in, D] that lead `back` to the model's width, laid out in a TPU's memory with D outermost where fsdp
     splits it into less than whole rows of lanes: gathered as the innermost axis, in odd pieces they would be copied
     afterwards. (Split over tensor too, they would be gathered over that as well.)"""
-    if not back or platform() != "tpu" or size("tensor") > 1 or w.shape[-1] // pieces("embed") % LANES == 0:
+    if not back or platform() != "tpu" or axis_size("tensor") > 1 or w.shape[-1] // shard_count("embed") % LANES == 0:
         return w
     return with_layout_constraint(w, Layout((w.ndim - 1, *range(w.ndim - 1))))
 

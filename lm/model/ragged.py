@@ -14,7 +14,7 @@ from jax.experimental.pallas.ops.tpu.megablox import ops as megablox
 from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm, tgmm
 
 from lm.model.compute import Compute
-from lm.sharding import platform
+from lm.sharding.tracing import platform
 
 TILES = (512, 1024, 1024)  # rows, inputs and outputs of a block in a TPU's scratchpad
 LEAST = 128

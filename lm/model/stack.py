@@ -19,7 +19,8 @@ from lm.model.config import LayerKind, ModelConfig
 from lm.model.parts import dropout
 from lm.model.products import in_memory, summed_once
 from lm.model.scoring import Mask
-from lm.sharding import DEVICE, HOST, constrain, has_host_memory, platform
+from lm.sharding.shardings import DEVICE, HOST
+from lm.sharding.tracing import constrain, has_host_memory, platform
 
 Params = dict[str, Any]
 Losses = dict[str, jax.Array]

@@ -22,7 +22,7 @@ from lm.model.parts import dropout, normal, param
 from lm.model.products import look_up
 from lm.model.scoring import Mask
 from lm.model.stack import Context, Losses, Memory, Params, Stack
-from lm.sharding import constrain
+from lm.sharding.tracing import constrain
 
 __all__ = ["Hidden", "Params", "Transformer"]
 

@@ -24,7 +24,7 @@ from lm.plan.topology import Topology
 
 EFFICIENCY = 0.88  # of the peak: Llama 2 and 3 and Mixtral compiled come to 0.81 to 0.94 (benchmarks/plans)
 TENSOR = 0.055  # more for each doubling of tensor: Llama 3 70B on 64 v5p compiled, about 0.05, 0.15, 0.2 at 2, 4, 8
-SPLIT_STATE = ("fsdp", "context", "expert")  # the mesh axes of a parameter's width, see lm/sharding.py
+SPLIT_STATE = ("fsdp", "context", "expert")  # the mesh axes of a parameter's width, see lm/sharding/rules.py
 BF16, F32 = 2, 4
 
 

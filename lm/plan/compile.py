@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.experiment import Experiment
-from lm.hardware import tpu_arguments
+from lm.machine.hardware import tpu_arguments
 from lm.plan.topology import Topology, parse
 
 ENVIRONMENT = {
@@ -104,7 +104,7 @@ def mesh_of(experiment: Experiment, topology: Topology) -> Any:
     """The experiment's mesh over the devices of a topology that is not here."""
     from jax.experimental import topologies
 
-    from lm.sharding import make_mesh
+    from lm.sharding.mesh import make_mesh
 
     shape = "x".join(map(str, topology.shape))
     description = topologies.get_topology_desc(
@@ -118,8 +118,8 @@ def lowered(experiment: Experiment, mesh: Any) -> Any:
     import jax
     import jax.numpy as jnp
 
-    from lm import sharding
     from lm.model.transformer import Transformer
+    from lm.sharding.shardings import batch_sharding
     from lm.train.step import build_step, state_shardings
     from lm.train.task import Pretraining
 
@@ -127,7 +127,7 @@ def lowered(experiment: Experiment, mesh: Any) -> Any:
     task = Pretraining(Transformer(e.model, e.compute.resolve(mesh.devices.flat[0].platform)), None, e.z_loss)
     optimizer = e.optimizer.build(e.steps, task.axes())
     state, _ = state_shardings(task, optimizer, mesh, e.ema, e.layout)
-    rows = sharding.batch_sharding(mesh)
+    rows = batch_sharding(mesh)
     batch = {
         name: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=rows)
         for name, (shape, dtype) in batch_shapes(e).items()

@@ -18,8 +18,9 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from lm import remote, value
+from lm import value
 from lm.experiment import Experiment
+from lm.machine import buckets
 from lm.model.compute import Compute
 from lm.model.transformer import Transformer
 from lm.pretrained.checkpoint import Checkpoint, open_checkpoint
@@ -41,7 +42,7 @@ def load(path: str | Path, mesh: Mesh | None = None, dtype: str = "float32") -> 
     A published model is computed in `dtype` (float32 or bfloat16; its parameters are float32) and lies on `mesh`, or on
     one device. A run is computed as its experiment says. Raises ValueError, naming file and tensor or field, for
     anything that is missing, damaged or not supported; a pickle is never opened."""
-    path = remote.near(path)
+    path = buckets.near(path)
     if is_run(path):
         return _load_run(path)
     checkpoint = open_checkpoint(path)
@@ -114,7 +115,7 @@ def _load_run(run: Path) -> Pretrained:
     model = Transformer(experiment.model, experiment.compute.resolve())
     tokenizer = load_tokenizer(run / "tokenizer")
     part = "ema" if experiment.ema else "params"
-    checkpoints = Checkpoints(remote.checkpoints(run), experiment.keep_last, experiment.keep_best)
+    checkpoints = Checkpoints(buckets.checkpoints(run), experiment.keep_last, experiment.keep_best)
     state, _, step = checkpoints.restore({part: model.shapes()})
     checkpoints.close()
     return Pretrained(experiment.model, state[part], tokenizer, model, step)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from lm.model.transformer import Params, Transformer
 from lm.pretrained.checkpoint import Checkpoint
 from lm.pretrained.rows import Shape, Tensor, flatten
-from lm.sharding import shardings
+from lm.sharding.shardings import shardings
 
 PIECE_BYTES = 1 << 28  # that go to a device at a time
 Bounds = tuple[tuple[int, int], ...]  # a part of a leaf: first and one past the last, on each axis
@@ -24,7 +24,7 @@ Read = Callable[[Bounds], np.ndarray]
 
 
 def place(checkpoint: Checkpoint, model: Transformer, mesh: Mesh | None = None) -> Params:
-    """The parameters of `checkpoint`, float32, on `mesh` as the rules of lm/sharding.py say, or on one device."""
+    """The parameters of `checkpoint`, float32, on `mesh` as the rules of lm/sharding/rules.py say, or on one device."""
     tree = checkpoint.shapes
     if mesh is None:
         where: Any = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), tree)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from lm.page import Markup, figure, section, tag
-from lm.plots import HALF, INK, MUTED, WIDE, _axes, _series, _svg
+from lm.page.markup import Markup, figure, section, tag
+from lm.page.plots import HALF, INK, MUTED, WIDE, _axes, _series, _svg
 from lm.study.searching import importance
 from lm.study.space import Choice, Draw, Range, Settings, Space, label, ranges
 from lm.study.statistics import ALPHA, LEVEL, differences

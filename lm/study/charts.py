@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from lm import plots
-from lm.page import Markup, figure, tag
-from lm.plots import HALF, WIDE, Interval, Line
+from lm.page import plots
+from lm.page.markup import Markup, figure, tag
+from lm.page.plots import HALF, WIDE, Interval, Line
 from lm.study.statistics import Difference, direction, measured, pairs, word
 from lm.study.tables import alike, named
 from lm.study.trial import DIVERGED, Result, step_flops

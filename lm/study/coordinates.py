@@ -16,11 +16,11 @@ import jax.numpy as jnp
 
 from lm.data.loader import Batches, prepare
 from lm.experiment import Experiment
+from lm.machine.monitor import preparing
 from lm.model.config import ModelConfig
 from lm.model.parametrisation import Parametrisation
 from lm.model.transformer import Transformer
-from lm.monitor import preparing
-from lm.sharding import make_mesh
+from lm.sharding.mesh import make_mesh
 from lm.study import coordinates_page
 from lm.study.activations import activations
 from lm.study.drift import Analysis, Row, analyse

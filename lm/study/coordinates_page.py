@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from lm import plots
-from lm.page import Markup, document, figure, section, table, tag, tiles
-from lm.plots import Line
+from lm.page import plots
+from lm.page.markup import Markup, document, figure, section, table, tag, tiles
+from lm.page.plots import Line
 from lm.study.drift import Analysis, Row, Slope
 
 KINDS = {

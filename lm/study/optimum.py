@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from lm.page import Markup, figure, section, tag
-from lm.plots import HALF, _axes, _legend, _series, _svg
+from lm.page.markup import Markup, figure, section, tag
+from lm.page.plots import HALF, _axes, _legend, _series, _svg
 from lm.study.statistics import ALPHA, LEVEL, Measured, direction
 from lm.study.tables import NONE, Table, named
 

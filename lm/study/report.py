@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lm.monitor import duration, human
-from lm.page import Markup, document, section, table, tag, tiles
+from lm.machine.monitor import duration, human
+from lm.page.markup import Markup, document, section, table, tag, tiles
 from lm.study import charts, tables
 from lm.study.statistics import Difference, amount, differences, direction, measured, signed, verdict, word
 from lm.study.tables import NONE, Findings, Table, named, number

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from lm.monitor import human
-from lm.page import Markup, figure, section, tag
-from lm.plots import HALF, MUTED, _axes, _legend, _series, _svg
+from lm.machine.monitor import human
+from lm.page.markup import Markup, figure, section, tag
+from lm.page.plots import HALF, MUTED, _axes, _legend, _series, _svg
 from lm.study import fit
 from lm.study.fit import Estimate, Fit, Optimum, Valley
 from lm.study.tables import NONE, Table, csv_text, named

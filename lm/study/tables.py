@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lm.monitor import duration, human
-from lm.page import Markup
+from lm.machine.monitor import duration, human
+from lm.page.markup import Markup
 from lm.study.statistics import Difference, Measured, differences, measured, shared, uncorrected, word
 from lm.study.trial import Result
 

@@ -15,11 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lm import hardware, value
-from lm.data.cache import cache_dir
+from lm import value
 from lm.experiment import EVERY, INERT, Experiment
-from lm.monitor import Bar
-from lm.run import Interrupted, Run, listening
+from lm.machine import hardware
+from lm.machine.cache import cache_dir
+from lm.machine.monitor import Bar
+from lm.run.course import Interrupted, Run, listening
 from lm.study.trial import DIVERGED, FAILED, PRUNED, SAID, STOP, Trial, leave_word
 from lm.study.vmapped import Vmapped, faster, unable
 from lm.train.loop import NotFinite

@@ -12,8 +12,8 @@ from typing import Any
 
 from lm import value
 from lm.experiment import Experiment, changed
+from lm.machine.monitor import read_metrics
 from lm.model import count
-from lm.monitor import read_metrics
 
 FINISHED, MISSING, STOPPED = "finished", "missing", "stopped"  # stopped: under way, or it can go on
 FAILED, DIVERGED, PRUNED = "failed", "diverged", "pruned"  # what a run's OUTCOME says

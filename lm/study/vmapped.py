@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lm import processes
-from lm.run import Run, Stepping
+from lm.machine import processes
+from lm.run.course import Run, Stepping
 from lm.train.program import heights, numbers
 from lm.train.state import TrainState
 from lm.train.step import init_state, state_shardings

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from lm.monitor import duration, terminal
+from lm.machine.monitor import duration, terminal
 from lm.study.trial import FINISHED, MISSING, STOPPED, Result
 
 Shown = Callable[[Sequence[Result]], None]

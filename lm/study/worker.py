@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 from typing import IO
 
-from lm import hardware
+from lm.machine import hardware
 from lm.study.trial import FAILED, leave_word
 
 
@@ -40,7 +40,7 @@ def _alone(folders: list[Path]) -> list[IO[str]]:
 def work(folders: list[Path], how: str) -> int:
     """Train the runs, `how` they share a program; the exit code."""
     from lm.pretrained import read_experiment
-    from lm.run import Interrupted
+    from lm.run.course import Interrupted
     from lm.study.together import train
 
     try:

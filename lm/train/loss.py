@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.sharding import constrain, on_own_rows, rows_divide, size
+from lm.sharding.collectives import manual_data_parallel
+from lm.sharding.tracing import axis_size, constrain, rows_divide
 
 Metrics = dict[str, jax.Array]
 ChunkLoss = Callable[[Any, jax.Array, Any], tuple[jax.Array, Metrics]]
@@ -52,7 +53,7 @@ def by_chunks(
     if axes is not None and chunk > 0 and rows_divide(*x.shape[:2]):
         leaves = tuple(jax.tree.leaves(axes, is_leaf=lambda a: isinstance(a, tuple)))
         return _apart(chunk_loss, chunk, leaves, tuple(dtypes), params, x, rest)
-    parts = size("context") if x.shape[1] % size("context") == 0 else 1
+    parts = axis_size("context") if x.shape[1] % axis_size("context") == 0 else 1
     if chunk <= 0 or x.shape[1] // parts <= chunk:
         return chunk_loss(params, x, rest)
     split = partial(_split, chunk, parts)
@@ -121,7 +122,7 @@ def _apart(
         return by_chunks(chunk_loss, tree.unflatten(leaves), x, rest, chunk), [], ()
 
     dtype, sums = dtypes
-    run = on_own_rows(own, axes, dtype, sums, learns=False)
+    run = manual_data_parallel(own, axes, dtype, sums, learns=False)
     return cast(tuple[jax.Array, Metrics], run(leaves, (x, rest))[0])
 
 
@@ -137,7 +138,7 @@ def _apart_forward(chunk_loss: ChunkLoss, chunk: int, axes: Any, dtypes: Any, pa
         dx = jnp.moveaxis(dxs, 0, 1).reshape(B, -1, D)[:, :T]
         return out, jax.tree.leaves(gradients), dx
 
-    out, gradients, dx = on_own_rows(own, axes, *dtypes)(leaves, (x, rest))
+    out, gradients, dx = manual_data_parallel(own, axes, *dtypes)(leaves, (x, rest))
     # the layers go backward when these are joined with the other devices': until then the head's are whole, in float32
     gradients, dx = jax.lax.optimization_barrier((gradients, dx))
     return out, (tree.unflatten(gradients), dx, rest)

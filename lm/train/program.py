@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lm.sharding import Layout
+from lm.sharding.rules import Layout
 from lm.train.optim import Optimizer
 from lm.train.schedule import Constant
 from lm.train.step import Step, compiled, one_step, under

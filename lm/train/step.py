@@ -13,8 +13,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lm import sharding
-from lm.sharding import Layout
+from lm.sharding.rules import Layout, spec
+from lm.sharding.shardings import batch_sharding, on_host, shardings, shardings_like
+from lm.sharding.tracing import as_state, to_device, using
 from lm.train.loss import Metrics
 from lm.train.state import TrainState, averaged, new_state
 from lm.train.task import Batch, Task
@@ -33,12 +34,12 @@ def state_shardings(
     """The training state as ShapeDtypeStructs that carry their shardings, and those shardings as a tree."""
     shapes = jax.eval_shape(lambda key: new_state(task.init(key), optimizer, bool(ema)), jax.random.key(0))
     axes = task.axes()
-    params = sharding.shardings(shapes.params, axes, mesh, layout.rules)
-    moments = sharding.shardings(shapes.params, axes, mesh, layout.state_rules)
-    placed = sharding.like(shapes, shapes.params, params, mesh)
-    opt_state = sharding.like(shapes.opt_state, shapes.params, moments, mesh)
+    params = shardings(shapes.params, axes, mesh, layout.rules)
+    moments = shardings(shapes.params, axes, mesh, layout.state_rules)
+    placed = shardings_like(shapes, shapes.params, params, mesh)
+    opt_state = shardings_like(shapes.opt_state, shapes.params, moments, mesh)
     if layout.optimizer_on_host:
-        opt_state = sharding.on_host(shapes.opt_state, opt_state, mesh)
+        opt_state = on_host(shapes.opt_state, opt_state, mesh)
     placed = replace(placed, opt_state=opt_state, ema=moments if ema else ())
     return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placed), placed
 
@@ -54,7 +55,7 @@ def init_state(
     """The state before the first step, each array made where it lives. The same numbers on any mesh."""
     _, placed = state_shardings(task, optimizer, mesh, ema, layout)
     make = jax.jit(lambda key: new_state(task.init(key), optimizer, bool(ema)), out_shardings=placed)
-    with sharding.using(mesh, layout):
+    with using(mesh, layout):
         return make(jax.random.key(seed))
 
 
@@ -97,7 +98,7 @@ def one_step(task: Task, optimizer: optax.GradientTransformation, accumulate: in
 
     def gradients(params: Any, batch: Batch, key: jax.Array) -> tuple[Metrics, Any]:
         (total, metrics), grads = jax.value_and_grad(task.loss, has_aux=True)(params, batch, key)
-        return {**metrics, "total": total}, sharding.as_state(grads, axes)
+        return {**metrics, "total": total}, as_state(grads, axes)
 
     def step(state: TrainState, batch: Batch, seed: jax.Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -107,7 +108,7 @@ def one_step(task: Task, optimizer: optax.GradientTransformation, accumulate: in
             metrics, grads = gradients(state.params, batch, key)
         else:
             metrics, grads = _accumulated(gradients, state.params, batch, key, accumulate)
-        opt_state = sharding.to_device(state.opt_state)
+        opt_state = to_device(state.opt_state)
         updates, opt_state = optimizer.update(grads, opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         new = TrainState(state.step + 1, params, opt_state, averaged(state.ema, params, ema), state.frozen)
@@ -148,11 +149,11 @@ def under(mesh: Mesh, jitted: Any, *last: Any, layout: Layout = Layout()) -> Any
     """`jitted` with `last` as its last arguments, called under `mesh`."""
 
     def call(*args: Any) -> Any:
-        with sharding.using(mesh, layout):
+        with using(mesh, layout):
             return jitted(*args, *last)
 
     def lower(*args: Any) -> Any:
-        with sharding.using(mesh, layout):
+        with using(mesh, layout):
             return jitted.lower(*args, *last)
 
     call.lower = lower  # type: ignore[attr-defined]
@@ -161,14 +162,14 @@ def under(mesh: Mesh, jitted: Any, *last: Any, layout: Layout = Layout()) -> Any
 
 def own_rows(mesh: Mesh, rows: int) -> np.ndarray | None:
     """The numbers, ascending, of those rows of a batch of `rows` that this process's devices hold; None: all."""
-    held: Any = NamedSharding(mesh, sharding.spec(("batch",))).addressable_devices_indices_map((rows,))
+    held: Any = NamedSharding(mesh, spec(("batch",))).addressable_devices_indices_map((rows,))
     own = np.unique(np.concatenate([np.arange(rows)[index] for index in held.values()]))
     return None if len(own) == rows else own
 
 
 def place(batch: Batch, mesh: Mesh, own: np.ndarray | None = None, rows: int = 0) -> Batch:
     """The global arrays of a batch that is given whole, or of which the rows `own` of `rows` are given."""
-    placing = sharding.batch_sharding(mesh)
+    placing = batch_sharding(mesh)
     if jax.process_count() == 1:
         return {name: jax.make_array_from_process_local_data(placing, array) for name, array in batch.items()}
 

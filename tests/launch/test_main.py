@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-import lm.hardware
+import lm.machine.hardware
 from launch.__main__ import VERBS, main, parser
 
 
 @pytest.fixture(autouse=True)
 def machine_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests' own JAX has started: a command must not change what it runs on."""
-    monkeypatch.setattr(lm.hardware, "prepare", lambda devices="": None)
+    monkeypatch.setattr(lm.machine.hardware, "prepare", lambda devices="": None)
 
 
 def test_settings_add_up() -> None:
@@ -78,7 +78,7 @@ class Stopped(Exception):
 def test_exit_codes(
     error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("lm.report.write_report", raising(error))
+    monkeypatch.setattr("lm.page.run_report.write_report", raising(error))
     assert main(["report", "r"]) == code
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -92,7 +92,7 @@ def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lm.report.write_report", raising(RuntimeError("ours")))
+    monkeypatch.setattr("lm.page.run_report.write_report", raising(RuntimeError("ours")))
     with pytest.raises(RuntimeError, match="ours"):
         main(["report", "r"])
 
@@ -122,7 +122,7 @@ def test_evaluate_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch, capsys
         print("preparing")
         return found
 
-    monkeypatch.setattr("lm.run.evaluate", evaluate)
+    monkeypatch.setattr("lm.run.course.evaluate", evaluate)
     assert main(["evaluate", "r", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == found
     assert main(["evaluate", "r"]) == 0
@@ -131,7 +131,7 @@ def test_evaluate_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch, capsys
 
 def test_train_hands_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr("lm.run.train", lambda *args: seen.extend(args))
+    monkeypatch.setattr("lm.run.course.train", lambda *args: seen.extend(args))
     assert main(["train", "experiments.quickstart", "--set", "steps=50", "prompts=('a b',)"]) == 0
     experiment, workdir, reference, command = seen
     assert (experiment.steps, experiment.prompts, workdir, reference) == (

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-import lm.hardware
+import lm.machine.hardware
 from launch.__main__ import main
 
 
@@ -20,7 +20,7 @@ class Parrot:
 @pytest.fixture(autouse=True)
 def parrot(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("prepare", "keep_compiled", "split_cpu"):
-        monkeypatch.setattr(lm.hardware, name, lambda *args: None)
+        monkeypatch.setattr(lm.machine.hardware, name, lambda *args: None)
     monkeypatch.setattr("lm.pretrained.is_run", lambda run: True)
     monkeypatch.setattr("lm.pretrained.load", lambda run: Parrot())
     monkeypatch.setattr(

@@ -17,7 +17,8 @@ from lm.model.kernels import KERNELS
 from lm.model.parts import FeedForward
 from lm.model.scoring import Mask, Scoring, Span, _cut
 from lm.model.transformer import Transformer
-from lm.sharding import make_mesh, using
+from lm.sharding.mesh import make_mesh
+from lm.sharding.tracing import using
 from lm.train.task import Pretraining
 from tests.model.reference import LLAMA, SIMPLE, close, lively, run, tokens, trees_close
 

@@ -11,7 +11,8 @@ import pytest
 from lm.model.context import attend, deal, natural
 from lm.model.kernels import KERNELS
 from lm.model.scoring import Mask, Scoring
-from lm.sharding import make_mesh, using
+from lm.sharding.mesh import make_mesh
+from lm.sharding.tracing import using
 from tests.model.reference import SIMPLE, close, trees_close
 
 RNG = np.random.default_rng(0)

@@ -14,7 +14,9 @@ from lm.model.experts import Experts
 from lm.model.families import mixtral
 from lm.model.parts import FeedForward
 from lm.model.transformer import Transformer
-from lm.sharding import make_mesh, shardings, using
+from lm.sharding.mesh import make_mesh
+from lm.sharding.shardings import shardings
+from lm.sharding.tracing import using
 from tests.model.reference import LLAMA, SIMPLE, close, lively, run, silu, tokens, trees_close
 
 CFG = mixtral(vocab=29, layers=2, width=12, heads=2, mlp=10, context=24, experts=5, chosen=2)

@@ -17,7 +17,7 @@ from lm.plan.advice import advice, excess
 from lm.plan.plan import Plan
 from lm.plan.search import candidates, search
 from lm.plan.topology import parse
-from lm.sharding import Layout
+from lm.sharding.rules import Layout
 
 V5P = parse("v5p:4x4x4")
 

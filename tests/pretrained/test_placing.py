@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from certificates.cases import inputs
 from lm.pretrained import load
 from lm.pretrained.place import pieces
-from lm.sharding import make_mesh, shardings
+from lm.sharding.mesh import make_mesh
+from lm.sharding.shardings import shardings
 from tests.pretrained.small import BY_NAME, LLAMA, checkpoint
 
 placing = sys.modules["lm.pretrained.place"]  # the package has the function by that name

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from lm import plots
-from lm.page import Markup, tag
+from lm.page import plots
+from lm.page.markup import Markup, tag
 from lm.study import charts
 from lm.study.ablation import Ablation
 from lm.study.report import declared_table, first_sentence, write, write_study, written

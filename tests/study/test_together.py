@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from lm import run
 from lm.experiment import Experiment
+from lm.run import course
 from lm.study.ablation import Ablation
 from lm.study.local import spread
 from lm.study.together import MOST, Spoken, beside, groups, key, train
@@ -29,7 +29,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
 
 
 def together(experiments: list[Experiment], folder: Path, how: str = "turns") -> list[Path]:
-    folders = [run.claim(folder / str(i), e, "") for i, e in enumerate(experiments)]
+    folders = [course.claim(folder / str(i), e, "") for i, e in enumerate(experiments)]
     began = time.time()
     train(experiments, folders, how)
     told = [json.loads((folder / "about.json").read_text())["seconds"] for folder in folders]
@@ -54,7 +54,7 @@ def test_one_program_is_separate_runs(base: Experiment, name: str, tmp_path: Pat
     experiments = [base.replace(change) for change in ARMS[name]]
     assert len({key(e) for e in experiments}) == 1
     for i, folder in enumerate(together(experiments, tmp_path / "together")):
-        run.train(experiments[i], tmp_path / str(i))
+        course.train(experiments[i], tmp_path / str(i))
         found, wanted = (of(lines(f), "loss") for f in (folder, tmp_path / str(i)))
         assert list(found) == list(wanted) == list(range(1, experiments[i].steps + 1))
         assert found == wanted  # to the bit
@@ -83,7 +83,7 @@ def test_side_by_side_an_interruption_changes_no_bit(
     with monkeypatch.context() as patch:
         once = iter([signal.SIGTERM])
         patch.setattr(Spoken, "update", lambda _, n, *__: n == 5 and [signal.raise_signal(one) for one in once])
-        with pytest.raises(run.Interrupted):
+        with pytest.raises(course.Interrupted):
             together(experiments, tmp_path / "cut", "vmap")
     assert all(max(of(lines(tmp_path / "cut" / str(i)), "loss")) < 12 for i in (0, 1))
     found = together(experiments, tmp_path / "cut", "vmap")
@@ -96,7 +96,7 @@ def test_which_way_is_said_and_can_be_refused(
     base: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     experiments = [base.replace(seed=seed) for seed in (0, 1)]
-    runs = [run.Run(e, run.claim(tmp_path / str(i), e, "")) for i, e in enumerate(experiments)]
+    runs = [course.Run(e, course.claim(tmp_path / str(i), e, "")) for i, e in enumerate(experiments)]
     runs[1].program = runs[0].program
     side_by_side, words = faster(runs)
     assert isinstance(side_by_side, bool) and "in turn" in words and "side by side" in words
@@ -105,7 +105,7 @@ def test_which_way_is_said_and_can_be_refused(
     ways = "in turn (faster on CPUs)", "in turn (as asked)", "side by side (as asked)"
     assert said == [f"{SAID}2 runs, {way}" for way in ways]
     sharded = base.replace(mesh=dict(data=4, fsdp=2))
-    runs = [run.Run(sharded, run.claim(tmp_path / "sharded", sharded, ""))] * 2
+    runs = [course.Run(sharded, course.claim(tmp_path / "sharded", sharded, ""))] * 2
     assert beside(runs, "auto") is None
     with pytest.raises(ValueError, match="mesh.fsdp splits each run over devices; --together turns can"):
         beside(runs, "vmap")
@@ -119,7 +119,7 @@ def test_every_optimizer_takes_its_numbers_as_data(base: Experiment, optimizer: 
         assert key(experiments[0]) != key(experiments[1])
         experiments[1] = short.replace(optimizer=dict(learning_rate=2 * optimizer.learning_rate))
     folders = together(experiments, tmp_path)
-    run.train(experiments[1], tmp_path / "apart")
+    course.train(experiments[1], tmp_path / "apart")
     found, wanted = (list(of(lines(f), "loss").values()) for f in (folders[1], tmp_path / "apart"))
     assert found == wanted
     assert found != list(of(lines(folders[0]), "loss").values())
@@ -155,7 +155,7 @@ def test_what_shares_a_program(base: Experiment) -> None:
 
 def test_a_run_that_the_study_stops_leaves_the_others(base: Experiment, tmp_path: Path) -> None:
     one = base.replace(steps=12)
-    folders = [run.claim(tmp_path / str(seed), one.replace(seed=seed), "") for seed in (0, 1)]
+    folders = [course.claim(tmp_path / str(seed), one.replace(seed=seed), "") for seed in (0, 1)]
     (folders[0] / STOP).touch()
     train([one.replace(seed=seed) for seed in (0, 1)], folders)
     assert '"pruned"' in (folders[0] / OUTCOME).read_text() and len(of(lines(folders[0]), "loss")) <= 1

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.sharding import like, make_mesh, shardings
+from lm.sharding.mesh import make_mesh
+from lm.sharding.shardings import shardings, shardings_like
 from lm.train.checkpoint import Checkpoints, checksum
 from lm.train.state import TrainState, averaged, new_state
 
@@ -45,7 +46,7 @@ def abstract(ema: bool = True, mesh: Any = None) -> TrainState:
     state = jax.eval_shape(lambda: at(0, ema))
     if mesh is None:
         return state
-    where = like(state, state.params, shardings(state.params, AXES, mesh), mesh)
+    where = shardings_like(state, state.params, shardings(state.params, AXES, mesh), mesh)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, where)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from lm.sharding import like, make_mesh, shardings
+from lm.sharding.mesh import make_mesh
+from lm.sharding.shardings import shardings, shardings_like
 from lm.train.optim import Adafactor, AdamW, Lion, Muon, Optimizer, orthogonalised, sides
 from lm.train.schedule import Constant, Cosine, Linear
 from lm.value import build, parse, plain
@@ -243,7 +244,7 @@ def test_moments_are_placed_as_their_parameters(optimizer: Optimizer) -> None:
     mesh = make_mesh({"fsdp": 4, "tensor": 2})
     placed = shardings(params, AXES, mesh)
     state = jax.eval_shape(optimizer.build(STEPS, AXES).init, params)
-    where = like(state, params, placed, mesh)
+    where = shardings_like(state, params, placed, mesh)
     large = [(x, s) for x, s in zip(jax.tree.leaves(state), jax.tree.leaves(where), strict=True) if x.size >= D * V]
     assert large and not any(s.is_fully_replicated for _, s in large)
 

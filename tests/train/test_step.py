@@ -16,7 +16,7 @@ from lm.model.compute import Compute
 from lm.model.config import ModelConfig
 from lm.model.families import bert, gpt, llama
 from lm.model.transformer import Transformer
-from lm.sharding import make_mesh
+from lm.sharding.mesh import make_mesh
 from lm.train.loop import NotFinite, train
 from lm.train.optim import AdamW, Muon, Optimizer
 from lm.train.schedule import Constant

@@ -6,7 +6,7 @@ import json
 import jax
 import pytest
 
-from lm import hardware
+from lm.machine import hardware
 
 
 def test_devices_can_be_split_only_before_jax_starts() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from lm import plots
-from lm.report import write_report
+from lm.page import plots
+from lm.page.run_report import write_report
 
 HOSTILE = '<script>alert("x")</script> & <b>'
 VOID = {"meta", "br", "hr", "img", "link", "input"}

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lm import processes, remote, value
+from lm import value
 from lm.experiment import Experiment, changed
+from lm.machine import buckets, processes
 from lm.text.tokenizer import Tokenizer
 
 
@@ -29,11 +30,11 @@ def by_first(what: str, folder: Path, f: Callable[[], Any]) -> None:
 
     def write() -> None:
         f()
-        remote.push(folder)
+        buckets.push(folder)
 
     processes.by_first(what, write)
     if processes.count() > 1:
-        processes.agreed(f"{what}, seen", lambda: None if processes.first() else remote.pull(folder))
+        processes.agreed(f"{what}, seen", lambda: None if processes.first() else buckets.pull(folder))
 
 
 def _claim(folder: Path, experiment: Experiment, reference: str) -> None:
@@ -47,13 +48,13 @@ def _claim(folder: Path, experiment: Experiment, reference: str) -> None:
                 shown = "; ".join(f"{path} was {old!r}, is {now!r}" for path, old, now in different[:6])
                 more = f" and {len(different) - 6} more" if len(different) > 6 else ""
                 raise ValueError(
-                    f"{remote.shown(folder)} holds a run of a different experiment ({shown}{more}): "
+                    f"{buckets.shown(folder)} holds a run of a different experiment ({shown}{more}): "
                     "choose another --workdir, or remove it"
                 )
         write_json(file, {"experiment": reference, "fingerprint": experiment.fingerprint, "value": new})
     except (OSError, json.JSONDecodeError, KeyError) as error:
         raise ValueError(
-            f"cannot use {remote.shown(folder)} as a run's folder: {error}; choose another --workdir"
+            f"cannot use {buckets.shown(folder)} as a run's folder: {error}; choose another --workdir"
         ) from None
 
 
@@ -69,7 +70,7 @@ def _seen(folder: Path, experiment: Experiment) -> None:
         there = False
     if not there:
         raise ValueError(
-            f"{remote.shown(folder)} here is not the folder of the first process: with several machines --workdir is "
+            f"{buckets.shown(folder)} here is not the folder of the first process: with several machines --workdir is "
             "on a shared disk or in a bucket"
         )
 

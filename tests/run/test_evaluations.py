@@ -6,15 +6,14 @@ from typing import Any
 
 import pytest
 
-from lm import run
 from lm.data.denoise import SpanCorruption
 from lm.data.loader import prepare
 from lm.data.masked import MaskedLM
 from lm.data.objective import PrefixLM
-from lm.evaluate import further
 from lm.experiment import Evaluation, Experiment
 from lm.model.positions import Alibi, Learned
-from lm.report import write_report
+from lm.page.run_report import write_report
+from lm.run import course, evaluations
 from lm.study.trial import measures
 from tests.tiny import experiment, lines, write_texts
 
@@ -30,7 +29,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
 @pytest.fixture(scope="module")
 def finished(tiny: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    run.train(tiny.replace(model=dict(positions=Alibi())), folder)
+    course.train(tiny.replace(model=dict(positions=Alibi())), folder)
     return folder
 
 
@@ -51,7 +50,7 @@ def test_another_objective_is_told_in_its_own_measures(finished: Path) -> None:
 
 
 def test_evaluate_makes_them_again(finished: Path) -> None:
-    found, logged = run.evaluate(finished), measures(lines(finished)[-1])
+    found, logged = course.evaluate(finished), measures(lines(finished)[-1])
     assert set(found) == {f"{at}{s}" for at in ("", "2x/", "same/", "prefix/") for s in ("sums", "words")}
     for source, values in found.items():
         assert all(
@@ -61,11 +60,11 @@ def test_evaluate_makes_them_again(finished: Path) -> None:
 
 def test_learned_positions_end(tiny: Experiment) -> None:
     learned = tiny.replace(model=dict(positions=Learned()))
-    assert further.impossible(learned) == {"2x": "its rows have 64 tokens, and Learned positions end at 32"}
-    assert not further.impossible(learned.replace(seq_len=16)) and not further.impossible(tiny)
+    assert evaluations.impossible(learned) == {"2x": "its rows have 64 tokens, and Learned positions end at 32"}
+    assert not evaluations.impossible(learned.replace(seq_len=16)) and not evaluations.impossible(tiny)
     data = prepare(learned.data, 32, 8)
-    assert set(further.batches(learned, data)) == {"same", "prefix"}
-    assert {name: (b.seq_len, b.batch_rows) for name, b in further.batches(tiny, data, 2).items()} == {
+    assert set(evaluations.batches(learned, data)) == {"same", "prefix"}
+    assert {name: (b.seq_len, b.batch_rows) for name, b in evaluations.batches(tiny, data, 2).items()} == {
         "2x": (64, 4),
         "same": (32, 8),
         "prefix": (32, 8),
@@ -93,10 +92,10 @@ def test_an_objective_without_room_is_refused_before_training(tiny: Experiment) 
     with pytest.raises(
         ValueError, match="evaluations.spans: SpanCorruption and the tokenizer need 267 ids and model.v"
     ):
-        further.batches(spans, data)
+        evaluations.batches(spans, data)
     few = tiny.replace(model=dict(vocab=300), evaluations={"spans": Evaluation(8, SpanCorruption(sentinels=9))})
     with pytest.raises(ValueError, match="evaluations.spans: a row of .* set objective.sentinels="):
-        further.batches(few, data)
+        evaluations.batches(few, data)
 
 
 def test_the_report_tells_them(finished: Path) -> None:

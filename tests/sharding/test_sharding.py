@@ -10,19 +10,10 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lm.sharding import (
-    MESH_AXES,
-    RULES,
-    Layout,
-    batch_sharding,
-    check_axes,
-    constrain,
-    like,
-    make_mesh,
-    shardings,
-    spec,
-    using,
-)
+from lm.sharding.mesh import make_mesh
+from lm.sharding.rules import MESH_AXES, RULES, Layout, check_axes, spec
+from lm.sharding.shardings import batch_sharding, shardings, shardings_like
+from lm.sharding.tracing import constrain, using
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 ZERO = ("fsdp", "expert", "context")
@@ -166,7 +157,7 @@ def test_like_places_moments_as_their_parameters() -> None:
     mesh = make_mesh(MESH)
     placed = shardings(PARAMS, AXES, mesh)
     state = jax.eval_shape(optax.chain(optax.clip(1.0), optax.adam(1e-3)).init, PARAMS)
-    found = like({"opt": state, "ema": PARAMS}, PARAMS, placed, mesh)
+    found = shardings_like({"opt": state, "ema": PARAMS}, PARAMS, placed, mesh)
     adam = found["opt"][1][0]
     assert adam.mu == placed and adam.nu == placed and found["ema"] == placed
     assert adam.count.spec == P()
@@ -175,7 +166,7 @@ def test_like_places_moments_as_their_parameters() -> None:
 def test_like_replicates_what_has_another_shape() -> None:
     mesh = make_mesh(MESH)
     factored = {"row": {"tokens": jax.ShapeDtypeStruct((8,), jnp.float32)}}
-    assert like(factored, PARAMS, shardings(PARAMS, AXES, mesh), mesh)["row"]["tokens"].spec == P()
+    assert shardings_like(factored, PARAMS, shardings(PARAMS, AXES, mesh), mesh)["row"]["tokens"].spec == P()
 
 
 def test_a_batch_lies_over_data_and_fsdp() -> None:

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lm import processes
-from lm.data.cache import cache_dir
+from lm.machine import processes
+from lm.machine.cache import cache_dir
 
 NAME = "remote.txt"  # in the copy: the URL of the folder
 CHECKPOINTS = "checkpoints"

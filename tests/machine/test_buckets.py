@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lm import remote, run
-from lm.monitor import read_metrics
+from lm.machine import buckets
+from lm.machine.monitor import read_metrics
+from lm.run import course
 from tests.tiny import experiment, lines, write_texts
 
 URL = "memory://bucket/run"
@@ -23,21 +24,21 @@ def bucket() -> Iterator[None]:
 
 
 def test_a_folder_here_is_itself(tmp_path: Path) -> None:
-    assert remote.near(tmp_path) == tmp_path and remote.far(tmp_path) == ""
-    assert remote.checkpoints(tmp_path) == str(tmp_path / "checkpoints")
-    remote.push(tmp_path)
-    remote.pull(tmp_path)
+    assert buckets.near(tmp_path) == tmp_path and buckets.far(tmp_path) == ""
+    assert buckets.checkpoints(tmp_path) == str(tmp_path / "checkpoints")
+    buckets.push(tmp_path)
+    buckets.pull(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_changed_is_sent_and_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = remote.near(URL)
-    assert (remote.far(folder), remote.checkpoints(folder)) == (URL, f"{URL}/checkpoints")
+    folder = buckets.near(URL)
+    assert (buckets.far(folder), buckets.checkpoints(folder)) == (URL, f"{URL}/checkpoints")
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer" / "a").write_text("1")
     (folder / "metrics.jsonl").write_text("{}\n")
     (folder / "half.part").write_text("")
-    remote.push(folder)
+    buckets.push(folder)
     sent: list[str] = []
     from fsspec.implementations.memory import MemoryFileSystem
 
@@ -46,16 +47,16 @@ def test_what_changed_is_sent_and_fetched(monkeypatch: pytest.MonkeyPatch) -> No
         MemoryFileSystem, "put_file", lambda fs, here, there: (sent.append(there), put(fs, here, there))
     )
     (folder / "metrics.jsonl").write_text("{}\n{}\n")
-    remote.push(folder)
+    buckets.push(folder)
     assert sent == ["/bucket/run/metrics.jsonl"]
-    again = remote.near(URL)
+    again = buckets.near(URL)
     there = sorted(p.relative_to(again).as_posix() for p in again.rglob("*") if p.is_file())
     assert there == ["metrics.jsonl", "remote.txt", "tokenizer/a"]
     assert (again / "metrics.jsonl").read_text() == "{}\n{}\n"
 
 
 def test_what_cannot_be_written_or_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    remote.check(URL)
+    buckets.check(URL)
     from fsspec.implementations.memory import MemoryFileSystem
 
     def refused(*_: object) -> None:
@@ -63,23 +64,23 @@ def test_what_cannot_be_written_or_reached(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", refused)
     with pytest.raises(ValueError, match=r"cannot write memory://bucket/run \(403, forbidden\): is the bucket there"):
-        remote.check(URL)
+        buckets.check(URL)
     with pytest.raises(ValueError, match="cannot read nowhere://bucket"):
-        remote.near("nowhere://bucket")
+        buckets.near("nowhere://bucket")
 
 
 def test_a_run_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its small files; Orbax writes checkpoints to stores of its own, so these stay here."""
-    monkeypatch.setattr(remote, "checkpoints", lambda folder: str(tmp_path / "checkpoints"))
+    monkeypatch.setattr(buckets, "checkpoints", lambda folder: str(tmp_path / "checkpoints"))
     declared = experiment(write_texts(tmp_path / "texts")).replace(steps=8, prompts=())
-    run.train(declared, URL)
-    found = remote.near(URL)
+    course.train(declared, URL)
+    found = buckets.near(URL)
     assert {"experiment.json", "metrics.jsonl", "about.json", "data.json", "report.html"} <= {
         p.name for p in found.iterdir()
     }
     assert json.loads((found / "about.json").read_text())["finished"] and (found / "tokenizer").is_dir()
     before = lines(found)
     assert [line["step"] for line in read_metrics(found) if "loss" in line] == list(range(1, 9))
-    run.train(declared, URL)  # finished: left as it is
-    assert lines(remote.near(URL)) == before
-    assert run.evaluate(URL)["sums"]["loss"] == pytest.approx(before[-1]["eval/sums/loss"], rel=1e-5)
+    course.train(declared, URL)  # finished: left as it is
+    assert lines(buckets.near(URL)) == before
+    assert course.evaluate(URL)["sums"]["loss"] == pytest.approx(before[-1]["eval/sums/loss"], rel=1e-5)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from lm import run
-from lm.processes import declared
+from lm.machine.processes import declared
+from lm.run import course
 from lm.train.checkpoint import Checkpoints
 from tests import several
 from tests.tiny import experiment, write_texts
@@ -49,7 +49,7 @@ def test_two_are_left_together_and_one_goes_on(tmp_path: Path) -> None:
     to the metrics of a run that had these devices all along."""
     texts = write_texts(tmp_path / "texts")
     whole = experiment(texts).replace(prompts=(), compute=dict(matmul="float32"), model=dict(layers=1))
-    run.train(whole, tmp_path / "whole")
+    course.train(whole, tmp_path / "whole")
     two = several.start(2, texts, tmp_path / "left", 0.1, "model.layers=1")
     several.until_step(two, tmp_path / "left", 3)
     two[1].send_signal(signal.SIGTERM)
@@ -57,5 +57,5 @@ def test_two_are_left_together_and_one_goes_on(tmp_path: Path) -> None:
     assert "asked to end: all 2 processes stop after step" in said[0]
     stopped = Checkpoints(tmp_path / "left" / "checkpoints").latest
     assert stopped and all(f"stopped after step {stopped}, with a checkpoint" in text for text in said)
-    run.train(whole, tmp_path / "left")
+    course.train(whole, tmp_path / "left")
     several.same(tmp_path / "left", tmp_path / "whole")

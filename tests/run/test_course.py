@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from lm import run
 from lm.pretrained import Pretrained, load, read_experiment
-from lm.sharding import MESH_AXES
+from lm.run import course
+from lm.sharding.rules import MESH_AXES
 from lm.train.checkpoint import Checkpoints
 from lm.train.loop import NotFinite
 from tests.tiny import STEPS, experiment, lines, of, write_texts
@@ -29,7 +29,8 @@ def finished(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a whole run, on eight devices."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
     assert (
-        run.train(experiment(texts), folder, "tests.tiny:experiment", "lm train tests.tiny") == folder / "report.html"
+        course.train(experiment(texts), folder, "tests.tiny:experiment", "lm train tests.tiny")
+        == folder / "report.html"
     )
     return folder
 
@@ -102,7 +103,7 @@ def test_the_report_and_its_facts(finished: Path) -> None:
 
 
 def test_evaluate_is_the_last_evaluation(finished: Path) -> None:
-    found, logged = run.evaluate(finished), lines(finished)[-1]
+    found, logged = course.evaluate(finished), lines(finished)[-1]
     for source in ("sums", "words"):
         assert found[source]["loss"] == pytest.approx(logged[f"eval/{source}/loss"], rel=1e-5)
         assert found[source]["bits_per_byte"] == pytest.approx(logged[f"eval/{source}/bits_per_byte"], rel=1e-5)
@@ -166,7 +167,7 @@ def test_what_is_not_a_run(tmp_path: Path) -> None:
 
 def test_a_finished_run_is_left_as_it_is(finished: Path, texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = lines(finished)
-    run.train(experiment(texts), finished)
+    course.train(experiment(texts), finished)
     assert lines(finished) == before
     assert "is finished: 12 steps are done" in capsys.readouterr().out
 
@@ -176,8 +177,8 @@ def test_a_run_killed_after_its_last_step_is_brought_to_its_end(finished: Path, 
     for name in ("samples.txt", "samples.json", "report.html"):
         (folder / name).unlink()
     about = json.loads((folder / "about.json").read_text())
-    run.write_json(folder / "about.json", {**about, "finished": None})
-    run.train(experiment(texts), folder)
+    course.write_json(folder / "about.json", {**about, "finished": None})
+    course.train(experiment(texts), folder)
     assert json.loads((folder / "about.json").read_text())["finished"]
     assert (folder / "samples.txt").read_text() == (finished / "samples.txt").read_text()
     assert (folder / "report.html").exists()
@@ -190,7 +191,7 @@ def test_another_experiment_s_folder_is_refused(finished: Path, texts: Path) -> 
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
     other = experiment(texts).replace(seed=3, model=dict(layers=1))
     with pytest.raises(ValueError, match="different experiment") as error:
-        run.train(other, finished)
+        course.train(other, finished)
     message = str(error.value)
     assert "model.layers was 2, is 1" in message and "seed was 0, is 3" in message and "--workdir" in message
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
@@ -198,41 +199,41 @@ def test_another_experiment_s_folder_is_refused(finished: Path, texts: Path) -> 
 
 def test_what_changes_no_number_is_not_another_experiment(finished: Path, texts: Path) -> None:
     same = experiment(texts).replace(log_every_steps=5, keep_last=4, prompts=("a",), name="other")
-    run.claim(finished, same, "")
-    run.claim(finished, experiment(texts), "tests.tiny:experiment")
+    course.claim(finished, same, "")
+    course.claim(finished, experiment(texts), "tests.tiny:experiment")
 
 
 def test_a_workdir_that_cannot_be_written(texts: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot use .* as a run's folder: .*choose another --workdir"):
-        run.train(experiment(texts), tmp_path / "file" / "run")
+        course.train(experiment(texts), tmp_path / "file" / "run")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
 def test_a_workdir_that_is_read_only(texts: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(ValueError, match="Permission denied.*choose another --workdir"):
-        run.train(experiment(texts), tmp_path / "run")
+        course.train(experiment(texts), tmp_path / "run")
 
 
 def test_rows_that_do_not_divide_over_the_mesh(texts: Path, tmp_path: Path) -> None:
     odd = experiment(texts).replace(batch_tokens=9 * 32)
     with pytest.raises(ValueError, match="9 rows a micro-batch .* over mesh data=8: try data=1 or batch_tokens=256 or"):
-        run.train(odd, tmp_path / "run")
+        course.train(odd, tmp_path / "run")
     with pytest.raises(ValueError, match="mesh data 3 needs 3 devices, 8 are here"):
-        run.train(experiment(texts).replace(mesh={"data": 3}), tmp_path / "other")
+        course.train(experiment(texts).replace(mesh={"data": 3}), tmp_path / "other")
 
 
 def test_a_vocabulary_smaller_than_the_tokenizer(texts: Path, tmp_path: Path) -> None:
     small = experiment(texts).replace(model=dict(vocab=100))
     with pytest.raises(ValueError, match="the tokenizer has 258 pieces and model.vocab is 100: raise model.vocab"):
-        run.train(small, tmp_path / "run")
+        course.train(small, tmp_path / "run")
 
 
 def test_a_source_that_is_not_there(texts: Path, tmp_path: Path) -> None:
     missing = experiment(texts / "nowhere")
     with pytest.raises(ValueError, match="no such file or folder"):
-        run.train(missing, tmp_path / "run")
+        course.train(missing, tmp_path / "run")
 
 
 def test_a_loss_that_is_not_a_number_keeps_the_last_checkpoint(texts: Path, tmp_path: Path) -> None:
@@ -240,7 +241,7 @@ def test_a_loss_that_is_not_a_number_keeps_the_last_checkpoint(texts: Path, tmp_
     with pytest.raises(
         NotFinite, match="step [2-9]: the loss is .*stopped; checkpoint [1-8] in .* is from before"
     ) as error:
-        run.train(wild, tmp_path / "run")
+        course.train(wild, tmp_path / "run")
     at = int(str(error.value).split(":")[0].removeprefix("step "))
     assert Checkpoints(tmp_path / "run" / "checkpoints").latest == at - 1
     assert list(of(lines(tmp_path / "run"), "loss")) == list(range(1, at))
@@ -262,6 +263,6 @@ def test_killed_while_it_saves_its_tokenizer(texts: Path, tmp_path: Path, monkey
     with monkeypatch.context() as patched:
         patched.setattr(ByteTokenizer, "save", half)
         with pytest.raises(Killed):
-            run.Run(declared, run.claim(tmp_path / "run", declared, ""))
-    assert run.Run(declared, run.claim(tmp_path / "run", declared, "")).data.tokenizer.vocab_size == 258
+            course.Run(declared, course.claim(tmp_path / "run", declared, ""))
+    assert course.Run(declared, course.claim(tmp_path / "run", declared, "")).data.tokenizer.vocab_size == 258
     assert (tmp_path / "run" / "tokenizer" / "bytes.json").read_text() == "{}"

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from lm.data.cache import cache_dir, discard, is_whole, write_folder
+from lm.machine.cache import cache_dir, discard, is_whole, write_folder
 
 
 def test_the_environment_chooses_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

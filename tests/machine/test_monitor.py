@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from lm.monitor import Bar, Metrics, duration, human, preparing, read_metrics
+from lm.machine.monitor import Bar, Metrics, duration, human, preparing, read_metrics
 
 
 def lines(folder: Path) -> list[dict[str, float]]:

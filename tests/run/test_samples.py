@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lm import run
 from lm.data.denoise import UL2, SpanCorruption
 from lm.data.masked import MaskedLM
 from lm.data.objective import Objective, PrefixLM
@@ -17,7 +16,8 @@ from lm.experiment import Experiment
 from lm.model.config import ModelConfig
 from lm.model.families import bert, llama, t5
 from lm.model.output import Output
-from lm.samples import spelled
+from lm.run import course
+from lm.run.samples import spelled
 from lm.text.tokenizer import ByteTokenizer
 from lm.train.checkpoint import Checkpoints
 from tests.tiny import experiment, lines, write_texts
@@ -54,7 +54,7 @@ def asking(objective: Objective, model: ModelConfig, texts: Path) -> Experiment:
 def done(request: pytest.FixtureRequest, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     declared = asking(*CASES[request.param], texts)
     folder = tmp_path_factory.mktemp("runs") / "run"
-    run.train(declared, folder)
+    course.train(declared, folder)
     return declared, folder
 
 
@@ -69,7 +69,7 @@ def test_a_run_is_told_in_its_own_measures(done: Any) -> None:
         assert {k.rpartition("/")[2] for k in last if k.startswith(f"eval/{source}/")} == measures
         assert 0 < last[f"eval/{source}/loss"] < 1.2 * math.log(declared.model.vocab)
         assert 0 <= last[f"eval/{source}/accuracy"] <= 1
-    evaluated = run.evaluate(folder)
+    evaluated = course.evaluate(folder)
     assert evaluated["sums"] == {k: pytest.approx(last[f"eval/sums/{k}"], rel=1e-4) for k in measures}
     page = (folder / "report.html").read_text()
     assert f"of each held-out {declared.objective.asked}" in page and "bits per byte, " not in page
@@ -92,7 +92,7 @@ def test_its_samples_are_held_out_text_and_an_answer(done: Any) -> None:
 def test_a_vocabulary_without_room_for_the_objective(texts: Path, tmp_path: Path) -> None:
     declared = asking(MaskedLM(), bert(vocab=258, **SIZES), texts)
     with pytest.raises(ValueError, match="has 258 pieces, MaskedLM adds 1 and model.vocab is 258: .* at least 259"):
-        run.train(declared, tmp_path / "run")
+        course.train(declared, tmp_path / "run")
 
 
 def test_an_experiment_refuses_a_question_that_its_model_cannot_be_asked(texts: Path) -> None:
@@ -104,14 +104,14 @@ def test_an_embedding_starts_from_a_file(texts: Path, tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).normal(size=(258, 16)).astype(np.float32)
     np.save(tmp_path / "vectors.npy", vectors)
     declared = experiment(texts).replace(embedding=str(tmp_path / "vectors.npy"))
-    under_way = run.Run(declared, run.claim(tmp_path / "run", declared, ""))
+    under_way = course.Run(declared, course.claim(tmp_path / "run", declared, ""))
     fresh = under_way._state(Checkpoints(tmp_path / "none"))
     table = np.asarray(fresh.params["stem"]["tokens"])
     assert np.corrcoef(table.ravel(), (vectors - vectors.mean(0)).ravel())[0, 1] > 0.999
     np.testing.assert_array_equal(table, fresh.ema["stem"]["tokens"])
     missing = declared.replace(embedding="nowhere.npy")
     with pytest.raises(ValueError, match="embedding=nowhere.npy: .*No such file"):
-        run.Run(missing, run.claim(tmp_path / "other", missing, ""))._state(Checkpoints(tmp_path / "none"))
+        course.Run(missing, course.claim(tmp_path / "other", missing, ""))._state(Checkpoints(tmp_path / "none"))
 
 
 def test_ids_are_spelled_with_brackets_and_names() -> None:

@@ -11,14 +11,15 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from lm import hardware, heldout, remote, value
+from lm import value
 from lm.data.loader import Batches
-from lm.evaluate import further
 from lm.experiment import Experiment
-from lm.folder import write_json
+from lm.machine import buckets, hardware
+from lm.machine.monitor import Bar, Metrics
 from lm.model import count
 from lm.model.compute import Compute
-from lm.monitor import Bar, Metrics
+from lm.run import evaluations, heldout
+from lm.run.folder import write_json
 
 MIXTURE_POINTS = 21  # steps at which a run's folder tells the mixture's shares
 
@@ -99,7 +100,7 @@ class Telling(Silent):
 
     def flush(self) -> None:
         self.metrics.flush()
-        remote.push(self.folder)
+        buckets.push(self.folder)
 
     def going_on(self, n: int) -> None:
         self.clock.reset(n)
@@ -157,7 +158,7 @@ def about(
         "shares": [[n, data.shares(n)] for n in points],
         "objective": {"asked": e.objective.asked, "measures": list(e.objective.measures)},
         "baselines": baselines(e, data),
-        "not_evaluated": further.impossible(e),
+        "not_evaluated": evaluations.impossible(e),
     }
 
 

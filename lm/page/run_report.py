@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lm import plots
-from lm.monitor import duration, human, read_metrics
-from lm.page import Markup, document, figure, joined, section, table, tag, tiles
-from lm.plots import WIDE, Line
+from lm.machine.monitor import duration, human, read_metrics
+from lm.page import plots
+from lm.page.markup import Markup, document, figure, joined, section, table, tag, tiles
+from lm.page.plots import WIDE, Line
 
 BINARY = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 ANSWERED = {"loss": "loss", "perplexity": "perplexity", "accuracy": "accuracy", "next_sentence": "next sentence"}

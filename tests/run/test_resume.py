@@ -15,7 +15,7 @@ from lm.pretrained import load
 from lm.train.checkpoint import Checkpoints
 from tests.tiny import STEPS, lines, of, write_texts
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

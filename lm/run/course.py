@@ -19,23 +19,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import hardware, heldout, processes, remote, telling
-from lm.data.cache import cache_dir
 from lm.data.loader import Batches, make_tokenizer, prepare
 from lm.data.objective import Setting, setting_of
-from lm.evaluate import further
 from lm.experiment import Experiment
-from lm.folder import by_first, check_sources, claim, save_tokenizer, write_json
 from lm.legal import check_mesh
+from lm.machine import buckets, hardware, processes
+from lm.machine.cache import cache_dir
+from lm.machine.monitor import Bar, Metrics, preparing
+from lm.machine.processes import listening
 from lm.model import count
 from lm.model.transformer import Transformer
-from lm.monitor import Bar, Metrics, preparing
+from lm.page.run_report import write_report
 from lm.pretrained import Pretrained, read_experiment
-from lm.processes import listening
-from lm.report import write_report
-from lm.samples import samples
-from lm.sharding import make_mesh, row_devices
-from lm.telling import Silent, Telling
+from lm.run import evaluations, heldout, log
+from lm.run.folder import by_first, check_sources, claim, save_tokenizer, write_json
+from lm.run.log import Silent, Telling
+from lm.run.samples import samples
+from lm.sharding.mesh import make_mesh, row_devices
 from lm.text.tokenizer import load_tokenizer
 from lm.train.checkpoint import Checkpoints
 from lm.train.loop import NotFinite, as_batches
@@ -67,7 +67,7 @@ def train(experiment: Experiment, workdir: str | Path, reference: str = "", comm
     experiment = experiment.on(jax.device_count())
     with processes.losing():
         processes.meet()
-        folder = claim(remote.near(workdir), experiment, reference)
+        folder = claim(buckets.near(workdir), experiment, reference)
         report = Run(experiment, folder, command).train()
         processes.wait("end")
     return report
@@ -94,7 +94,7 @@ class Run:
         self.mesh = make_mesh(experiment.mesh)
         check_mesh(experiment, self.mesh.shape)
         self.data = self._prepare()
-        self.further = further.batches(experiment, self.data, row_devices(self.mesh))
+        self.further = evaluations.batches(experiment, self.data, row_devices(self.mesh))
         self.model = Transformer(experiment.model, self.compute)
         self.own = own_rows(self.mesh, experiment.rows)
         self.task = Pretraining(self.model, self.data, experiment.z_loss, self.own)
@@ -154,7 +154,7 @@ class Run:
         It ends early, with a checkpoint, where a signal is `asked`; `show` makes the bar of (steps, first)."""
         e = self.experiment
         with contextlib.ExitStack() as stack:
-            checkpoints = Checkpoints(remote.checkpoints(self.folder), e.keep_last, e.keep_best)
+            checkpoints = Checkpoints(buckets.checkpoints(self.folder), e.keep_last, e.keep_best)
             stack.callback(checkpoints.close)
             state = self._state(checkpoints)
             start = int(state.step)
@@ -174,8 +174,8 @@ class Run:
                 self._finished(state, start)
         if processes.first():
             report = write_report(self.folder)
-            remote.push(self.folder)
-            print(f"report: {remote.shown(self.folder)}/{report.name}")
+            buckets.push(self.folder)
+            print(f"report: {buckets.shown(self.folder)}/{report.name}")
 
     def away(self, seconds: float) -> None:
         """So many of the seconds since it began were other runs'."""
@@ -186,11 +186,11 @@ class Run:
         """Nothing is left to train; what one leaves undone that was killed after its last checkpoint is done."""
         if processes.first():
             Metrics(self.folder, steps).close()
-            print(f"{remote.shown(self.folder)} is finished: {steps} steps are done")
+            print(f"{buckets.shown(self.folder)} is finished: {steps} steps are done")
         if not (self.folder / "samples.json").exists():
             self._sample(state, print)
         if processes.first():
-            telling.finish(self.folder, self.started)
+            log.finish(self.folder, self.started)
 
     def _teller(self, start: int, show: Callable[[int, int], Bar], stack: contextlib.ExitStack) -> Silent:
         """What tells of the run from step `start` on; nothing, in any process but the first."""
@@ -200,7 +200,7 @@ class Run:
         metrics = Metrics(self.folder, start)
         stack.callback(metrics.close)
         abstract, _ = state_shardings(self.task, self.optimizer, self.mesh, e.ema, e.layout)
-        about = telling.about(e, self.compute, self.mesh, self.data, abstract, self.command, self.started)
+        about = log.about(e, self.compute, self.mesh, self.data, abstract, self.command, self.started)
         bar = stack.enter_context(show(e.steps, start))
         return Telling(e, self.folder, about, metrics, bar, self.data.sources, start, self.started)
 
@@ -263,7 +263,7 @@ class Run:
             checkpoints.wait()
             kept = checkpoints.latest
             where = (
-                f"checkpoint {kept} in {remote.shown(self.folder)} is from before"
+                f"checkpoint {kept} in {buckets.shown(self.folder)} is from before"
                 if kept
                 else "no checkpoint was written yet"
             )
@@ -276,8 +276,8 @@ class Run:
     # ---------------------------------------------------------------- looking
 
     def heldout(self, params: Any, most_tokens: int = 0) -> dict[str, float]:
-        """What `params` make of held-out text, as lm/heldout.py says; that of the experiment's further evaluations is
-        under evaluations/NAME/ instead of eval/."""
+        """What `params` make of held-out text, as lm/run/heldout.py says; that of further evaluations is under
+        evaluations/NAME/ instead of eval/."""
         asked = {"eval": self.data} | {f"evaluations/{name}": data for name, data in self.further.items()}
         look = partial(heldout.heldout, self.experiment.accumulate, self.evaluate_step, self.mesh, params, most_tokens)
         return {f"{at}/{name}": x for at, data in asked.items() for name, x in look(data).items()}
@@ -334,19 +334,19 @@ def here(params: Any) -> Any:
 def evaluate(run: str | Path) -> dict[str, dict[str, float]]:
     """source -> the objective's measures on held-out text, of a run's newest checkpoint; and gzip and xz (bits per
     byte), where bits per byte is one. NAME/SOURCE -> those of the experiment's further evaluations."""
-    run = remote.near(run)
+    run = buckets.near(run)
     experiment = read_experiment(run)
     hardware.split_cpu(experiment.compute.devices)
     hardware.keep_compiled(cache_dir())
     under_way = Run(experiment, run)
     part = "ema" if experiment.ema else "params"
-    checkpoints = Checkpoints(remote.checkpoints(run), experiment.keep_last, experiment.keep_best)
+    checkpoints = Checkpoints(buckets.checkpoints(run), experiment.keep_last, experiment.keep_best)
     abstract, _ = state_shardings(
         under_way.task, under_way.optimizer, under_way.mesh, experiment.ema, experiment.layout
     )
     state, _, _ = checkpoints.restore({part: getattr(abstract, part)})
     checkpoints.close()
-    found, baselines = under_way.heldout(state[part]), telling.baselines(experiment, under_way.data)
+    found, baselines = under_way.heldout(state[part]), log.baselines(experiment, under_way.data)
     own = {
         s: {k: found[f"eval/{s}/{k}"] for k in experiment.objective.measures} | baselines.get(s, {})
         for s in under_way.data.sources

@@ -1,0 +1,130 @@
+"""The one table that joins logical axes to mesh axes, and its few variants.
+
+A parameter is born with logical axes (the long names of the letters B T D N K H F V L), an activation is `constrain`ed
+with them in a few places, and RULES says which mesh axes each takes. Everything else (parameters, optimizer state,
+checkpoints) follows from the tree of logical axes. Policy is the table; `Layout` chooses variants of it, and no model
+code changes.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jax.sharding import Mesh, PartitionSpec
+
+from lm.value import suggest
+
+# From the slowest links to the fastest: replica goes across slices (data-centre network), tensor to neighbours.
+MESH_AXES = ("replica", "data", "fsdp", "expert", "context", "tensor")
+
+
+Rule = str | tuple[str, ...] | None
+
+
+RULES: dict[str, Rule] = {
+    # activations: rows over every axis that is not needed otherwise, the sequence over context
+    "batch": ("replica", "data", "fsdp", "expert"),
+    "seq": "context",
+    "stream": "context",  # the sequence of the residual stream, between sublayers
+    "act_embed": None,
+    # what was looked up in a table lies as the table's width does; half-way to the axes above, so that XLA goes from
+    # each to the next by an all-to-all
+    "found_batch": ("replica", "data"),
+    "found_seq": None,
+    "found_embed": ("fsdp", "expert"),
+    # parameters: ZeRO-3 on the model width, Megatron's tensor parallelism on the other side
+    "embed": ("fsdp", "expert", "context"),
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+    "head_dim": None,
+    "experts": "expert",
+    "layers": None,
+    "norm": None,  # vectors of width D: too small to be worth gathering
+}
+
+
+# Fewer kv heads than devices on the tensor axis are replicated, and each device takes the one that its queries look at.
+MAY_REPLICATE = ("kv_heads",)
+
+
+Axes = Sequence[str | None]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a mesh is used, where there is a choice.
+
+    - `zero`: 3 splits parameters, their gradients and the optimizer's state over the axes of "embed" in RULES; 1 keeps
+      parameters whole there, and splits the optimizer's state and the moving average over these and data (1910.02054).
+    - `sequence`: under tensor parallelism, split the residual stream's sequence over tensor too, so that norms and
+      residual sums are not repeated on each device of the axis (2205.05198).
+    - `whole`: logical axes kept whole on every device, for sizes that do not divide (a published vocabulary).
+    - `optimizer_on_host`: keep the optimizer's state in the host's memory between steps."""
+
+    zero: int = 3
+    sequence: bool = False
+    whole: tuple[str, ...] = ()
+    optimizer_on_host: bool = False
+
+    def __post_init__(self) -> None:
+        if self.zero not in (1, 3):
+            raise ValueError(f"layout.zero={self.zero}: expected 3 (parameters split too) or 1 (optimizer state alone)")
+        for axis in self.whole:
+            if axis not in RULES:
+                raise ValueError(f"layout.whole: unknown logical axis {axis!r}: {suggest(axis, RULES)}")
+
+    @property
+    def rules(self) -> dict[str, Rule]:
+        """Logical axis -> mesh axes, for activations and parameters."""
+        changed: dict[str, Rule] = {}
+        if self.zero == 1 or "embed" in self.whole:
+            changed |= {"embed": None, "found_embed": None}
+            changed |= {"found_batch": RULES["batch"], "found_seq": RULES["seq"]}
+        if self.sequence:
+            changed |= {"stream": ("context", "tensor")}
+        return {**RULES, **changed, **dict.fromkeys(self.whole)}
+
+    @property
+    def state_rules(self) -> dict[str, Rule]:
+        """Logical axis -> mesh axes, for the optimizer's state."""
+        embed = (*mesh_axes_of(RULES["embed"]), "data") if self.zero == 1 else RULES["embed"]
+        return {**self.rules, "embed": None if "embed" in self.whole else embed}
+
+
+def mesh_axes_of(entry: Any) -> tuple[str, ...]:
+    """The mesh axes of a rule, or of an entry of a PartitionSpec."""
+    return (entry,) if isinstance(entry, str) else tuple(entry or ())
+
+
+def check_axes(axes: Sequence[str | None], shape: Sequence[int]) -> None:
+    """A mistyped logical axis would silently mean "not sharded": refuse it."""
+    if len(axes) != len(shape):
+        raise ValueError(f"{len(axes)} axes {tuple(axes)} for an array of shape {tuple(shape)}")
+    for axis in axes:
+        if axis is not None and axis not in RULES:
+            raise ValueError(f"unknown logical axis {axis!r}: {suggest(axis, RULES)}")
+
+
+def spec(axes: Axes, rules: Mapping[str, Rule] = RULES) -> PartitionSpec:
+    """The PartitionSpec of an array with logical `axes`, from `rules`, each mesh axis used once."""
+    used: set[str] = set()
+    parts: list[Any] = []
+    for axis in axes:
+        mesh_axes = tuple(m for m in mesh_axes_of(rules[axis] if axis is not None else None) if m not in used)
+        used.update(mesh_axes)
+        parts.append(mesh_axes if len(mesh_axes) > 1 else mesh_axes[0] if mesh_axes else None)
+    return PartitionSpec(*parts)
+
+
+def fitting_spec(mesh: Mesh, shape: Sequence[int], axes: Axes, rules: Mapping[str, Rule]) -> PartitionSpec:
+    """The spec of `axes` without the entries whose mesh axes do not divide the dimension."""
+    entries = zip(shape, spec(axes, rules), strict=True)
+    return PartitionSpec(*(e if d % devices_along(mesh, e) == 0 else None for d, e in entries))
+
+
+def devices_along(mesh: Mesh, entry: Any) -> int:
+    """Over how many devices a rule, or an entry of a PartitionSpec, splits a dimension."""
+    return math.prod(mesh.shape[a] for a in mesh_axes_of(entry))
