@@ -172,5 +172,7 @@ def published(base: Experiment, name: str, model: ModelConfig) -> Experiment:
 
 
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Where two experiments' plain data differ, less what cannot change the numbers of a run."""
+    """Where two experiments' plain data differ, less what cannot change the numbers of a run; `before` may have been
+    written by an earlier version."""
+    before = value.plain(value.build(Experiment, before))
     return [d for d in value.differences(before, after) if d[0].split(".")[0] not in INERT]

@@ -19,6 +19,8 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
+from lm.renamed import upgrade
+
 T = TypeVar("T")
 
 
@@ -236,8 +238,9 @@ def plain(value: Any) -> Any:
 
 
 def build(cls: type[T], data: Mapping[str, Any]) -> T:
-    """The inverse of `plain`: a value of `cls` or of a subclass that `data["type"]` names."""
-    name = data.get("type", cls.__name__)
+    """The inverse of `plain`: a value of `cls` or of a subclass that `data["type"]` names, also under earlier names."""
+    data = upgrade({"type": cls.__name__, **data})
+    name = data["type"]
     if ":" in name:
         module, _, name = name.partition(":")
         importlib.import_module(module)

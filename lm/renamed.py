@@ -1,0 +1,27 @@
+"""Names that classes and fields had before: what an earlier version wrote (experiment.json) is read under today's names.
+
+A class whose name changed stands in CLASSES, its fields in FIELDS; what moved from one value to another is a function
+in MOVED, of the plain data of one value. All of it is applied from the inside out, by `upgrade`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+CLASSES: dict[str, str] = {}  # old name -> new name
+FIELDS: dict[str, dict[str, str]] = {}  # new name of the class -> old field -> new field
+MOVED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # new name of the class -> what makes its data new
+
+
+def upgrade(data: Any) -> Any:
+    """Plain data (see `lm.value.plain`) in today's names; data that has them already is returned as it is."""
+    if isinstance(data, Mapping):
+        new = {key: upgrade(inner) for key, inner in data.items()}
+        return _renamed(new) if isinstance(new.get("type"), str) else new
+    return [upgrade(inner) for inner in data] if isinstance(data, (list, tuple)) else data
+
+
+def _renamed(data: dict[str, Any]) -> dict[str, Any]:
+    name = CLASSES.get(data["type"], data["type"])
+    fields = FIELDS.get(name, {})
+    new = {fields.get(key, key): inner for key, inner in data.items()} | {"type": name}
+    return MOVED[name](new) if name in MOVED else new
