@@ -1,42 +1,24 @@
 """Safetensors files: one, or several with an index; read in views of the mapped file, written tensor by tensor.
 
-The format (github.com/huggingface/safetensors): eight bytes with the length of a JSON header, the header (name ->
-dtype, shape, place), the bytes. Nothing in it is executed, which is why pickles (.bin, .pt) are not read at all.
+The format is described in lm/text/headers.py. Nothing in it is executed, which is why pickles (.bin, .pt) are not read
+at all.
 """
 
 import json
 import math
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
+
+from lm.text.headers import DTYPES, SafetensorsInfo, read_safetensors_header
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
-DTYPES: dict[str, Any] = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "U8": np.uint8,
-    "I64": np.int64,
-    "I32": np.int32,
-    "BOOL": np.bool_,
-}
 SHARD_BYTES = 5_000_000_000  # of one file, as published checkpoints have it
-
-
-class Stored(NamedTuple):
-    """Where a tensor lies."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
 
 
 class Safetensors:
@@ -46,32 +28,32 @@ class Safetensors:
 
     def __init__(self, path: Path):
         self.path = path
-        self.stored: dict[str, Stored] = {}
+        self.tensors: dict[str, SafetensorsInfo] = {}
         self._maps: dict[Path, np.ndarray] = {}
         for file in _files(path):
-            self.stored.update(read_header(file))
+            self.tensors.update(read_safetensors_header(file))
         if (path / INDEX).is_file():
             self._check_index()
 
     def _check_index(self) -> None:
         for name, file in _weight_map(self.path / INDEX).items():
-            if name not in self.stored or self.stored[name].file.name != file:
+            if name not in self.tensors or self.tensors[name].file.name != file:
                 raise ValueError(f"{self.path / file}: the index says that tensor {name} is in it, but it is not")
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.stored)
+        return iter(self.tensors)
 
     def where(self, name: str) -> str:
         """File and tensor, for a message."""
-        return f"{self.stored[name].file}: tensor {name}"
+        return f"{self.tensors[name].file}: tensor {name}"
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor."""
-        return self.stored[name].shape
+        return self.tensors[name].shape
 
     def read(self, name: str) -> np.ndarray:
         """The tensor as it is stored: a view, of which only what is used is read."""
-        at = self.stored[name]
+        at = self.tensors[name]
         if at.file not in self._maps:
             self._maps[at.file] = np.memmap(at.file, np.uint8, "r")
         dtype = np.dtype(DTYPES[at.dtype])
@@ -111,39 +93,6 @@ def _weight_map(index: Path) -> dict[str, str]:
         return {str(name): str(file) for name, file in found.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is damaged: expected JSON with a weight_map ({error})") from None
-
-
-def read_header(file: Path) -> dict[str, Stored]:
-    """Where each tensor of `file` lies. Raises ValueError for a file that is damaged, cut off, or of another kind."""
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        length = struct.unpack("<Q", opened.read(8).ljust(8, b"\xff"))[0]
-        if length > min(size - 8, 100_000_000):
-            raise ValueError(
-                f"{file} is not a safetensors file, or is cut off: its header would end beyond its {size} bytes"
-            )
-        try:
-            header = json.loads(opened.read(length))
-            found = {name: _stored(file, 8 + length, entry) for name, entry in header.items() if name != "__metadata__"}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{file} is damaged: its header does not say where tensors lie ({error})") from None
-    for name, (_, dtype, shape, start) in found.items():
-        if dtype not in DTYPES:
-            raise ValueError(f"{file}: tensor {name} is stored as {dtype}: expected one of {', '.join(DTYPES)}")
-        end = start + math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
-        if end > size:
-            raise ValueError(f"{file} is cut off: tensor {name} ends at byte {end} of {size}")
-    return found
-
-
-def _stored(file: Path, begin: int, entry: Mapping[str, Any]) -> Stored:
-    """Where the tensor of one `entry` lies, in a file whose tensors begin at `begin`. Raises ValueError."""
-    (start, end), shape, dtype = entry["data_offsets"], tuple(int(n) for n in entry["shape"]), str(entry["dtype"])
-    if start < 0 or min(shape, default=1) < 0:
-        raise ValueError("a negative size")
-    if dtype in DTYPES and end - start != math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize:
-        raise ValueError(f"{end - start} bytes for shape {list(shape)} of {dtype}")
-    return Stored(file, dtype, shape, begin + start)
 
 
 class Written(NamedTuple):

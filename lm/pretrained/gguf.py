@@ -1,12 +1,10 @@
 """GGUF, llama.cpp's file: metadata and tensors, often quantised, in one file.
 
-The header is read here (the `gguf` package takes seconds for the strings of a vocabulary), the blocks of quantised
-numbers are the package's to unpack. Metadata becomes the fields of the config.json that says the same, so that it is
-read, and refused, as that is.
+Blocks of quantised numbers are unpacked by the `gguf` package. Metadata becomes the fields of the config.json that says
+the same, so that it is read, and refused, as that is.
 """
 
 import math
-import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,99 +15,44 @@ from lm.pretrained import gemma, llama
 from lm.pretrained.architecture import Architecture, linear, same
 from lm.pretrained.fields import Fields
 from lm.pretrained.rows import Flat, LessOne, Row, Turned, row
-
-MAGIC = b"GGUF"
-SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-TEXT, ARRAY = 8, 9
-DEEPEST = 8  # arrays of arrays: more is damage
+from lm.text.headers import read_gguf_header
 
 
-class Place(NamedTuple):
-    """Where a tensor lies: its kind of numbers by GGML's code, its shape, its first byte and how many there are."""
+class Extent(NamedTuple):
+    """The bytes of a tensor: the first one, and how many there are."""
 
-    kind: int
-    shape: tuple[int, ...]
     start: int
     bytes: int
 
 
-class Reader:
-    """A cursor in the bytes of a header, which are little-endian. Raises ValueError past their end."""
-
-    def __init__(self, file: Path, data: memoryview):
-        self.file, self.data, self.at = file, data, 0
-
-    def take(self, size: int) -> memoryview:
-        """The next `size` bytes."""
-        if size > len(self.data) - self.at:
-            raise ValueError(f"{self.file} is cut off or damaged: its header would end past its {len(self.data)} bytes")
-        self.at += size
-        return self.data[self.at - size : self.at]
-
-    def number(self, code: str) -> Any:
-        """One number, by the code of `struct`."""
-        return struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
-
-    def text(self) -> str:
-        """A length and so many bytes of UTF-8."""
-        return str(self.take(self.number("Q")), "utf-8", "replace")
-
-    def value(self, kind: int, depth: int = 0) -> Any:
-        """A value of the metadata, of GGUF's `kind`."""
-        if kind == TEXT:
-            return self.text()
-        if kind == ARRAY and depth < DEEPEST:
-            inner, count = self.number("I"), self.number("Q")
-            if inner in SCALARS:
-                raw = self.take(count * struct.calcsize(f"<{SCALARS[inner]}"))
-                return list(struct.unpack(f"<{count}{SCALARS[inner]}", raw))
-            return [self.value(inner, depth + 1) for _ in range(count)]
-        if kind not in SCALARS:
-            raise ValueError(f"{self.file} is damaged: its metadata has a value of kind {kind}")
-        number = self.number(SCALARS[kind])
-        return float(str(np.float32(number))) if SCALARS[kind] == "f" else number  # 1e-05, not 9.999999747378752e-06
-
-
 class GGUF:
-    """A GGUF file: its metadata, and names to tensors, unpacked to float32 when they are read.
+    """A GGUF file: its metadata, and names to tensors, dequantized to float32 when they are read.
 
     Raises ValueError for a file that is none, cut off or damaged."""
 
     def __init__(self, path: Path):
         self.path = path
-        self._data: np.ndarray = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
+        self.metadata, self.tensors = read_gguf_header(path)
+        self._data = np.memmap(path, np.uint8, "r")
+        self._extents = {name: self._extent(name) for name in self.tensors}
         self._last: tuple[str, np.ndarray] | None = None
-        reader = Reader(path, self._data.data)
-        if self._data[:4].tobytes() != MAGIC:
-            raise ValueError(f"{path} is not a GGUF file: it does not begin with GGUF")
-        reader.take(4)
-        version = reader.number("I")
-        if version not in (2, 3):
-            raise ValueError(f"{path} is GGUF version {version}: expected 2 or 3, little-endian")
-        tensors, pairs = reader.number("Q"), reader.number("Q")
-        self.metadata = {reader.text(): reader.value(reader.number("I")) for _ in range(pairs)}
-        heads = [_head(reader) for _ in range(tensors)]
-        align = self.metadata.get("general.alignment", 32)
-        if not isinstance(align, int) or align < 1:
-            raise ValueError(f"{path} is damaged: general.alignment={align!r}")
-        begin = -(-reader.at // align) * align
-        self.places = {name: self._place(name, kind, shape, begin + offset) for name, kind, shape, offset in heads}
 
-    def _place(self, name: str, kind: int, shape: tuple[int, ...], start: int) -> Place:
+    def _extent(self, name: str) -> Extent:
         from gguf.constants import GGML_QUANT_SIZES
 
-        if kind not in list(GGML_QUANT_SIZES):
-            raise ValueError(f"{self.where(name)} is stored as kind {kind}, which gguf does not know")
-        block, size = GGML_QUANT_SIZES[_kind(kind)]
+        code, shape, start = self.tensors[name]
+        if code not in list(GGML_QUANT_SIZES):
+            raise ValueError(f"{self.where(name)} is stored as kind {code}, which gguf does not know")
+        block, size = GGML_QUANT_SIZES[_ggml_type(code)]
         if math.prod(shape[-1:]) % block:
             raise ValueError(f"{self.where(name)} is damaged: rows of {shape[-1:]} are no blocks of {block}")
         end = start + math.prod(shape) // block * size
         if end > len(self._data):
             raise ValueError(f"{self.where(name)} ends at byte {end} of {len(self._data)}: the file is cut off")
-        return Place(kind, shape, start, end - start)
+        return Extent(start, end - start)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.places)
+        return iter(self.tensors)
 
     def where(self, name: str) -> str:
         """File and tensor, for a message."""
@@ -117,43 +60,35 @@ class GGUF:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor."""
-        return self.places[name].shape
+        return self.tensors[name].shape
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor in float32, or float16 as it is stored. The last one unpacked is kept: it may be asked for in
+        """The tensor in float32, or float16 as it is stored. The last one dequantized is kept: it may be read again, in
         parts."""
-        place = self.places[name]
-        kind, raw = _kind(place.kind), self._data[place.start : place.start + place.bytes]
+        kind, shape = _ggml_type(self.tensors[name].ggml_type), self.shape(name)
+        start, size = self._extents[name]
+        raw = np.asarray(self._data[start : start + size])
         if kind.name in ("F32", "F16"):
-            return np.asarray(raw).view("<f4" if kind.name == "F32" else "<f2").reshape(place.shape)
+            return raw.view("<f4" if kind.name == "F32" else "<f2").reshape(shape)
         if self._last is None or self._last[0] != name:
             self._last = None  # before there are two
-            self._last = name, self._unpacked(name, kind, np.asarray(raw))
+            self._last = name, self._dequantized(name, kind, raw)
         return self._last[1]
 
-    def _unpacked(self, name: str, kind: Any, raw: np.ndarray) -> np.ndarray:
+    def _dequantized(self, name: str, kind: Any, raw: np.ndarray) -> np.ndarray:
         from gguf.quants import dequantize
 
-        shape = self.places[name].shape
+        shape = self.shape(name)
         try:
             return dequantize(raw.reshape(*shape[:-1], -1), kind).reshape(shape)
         except NotImplementedError:
             raise ValueError(f"{self.where(name)} is stored as {kind.name}, which gguf does not unpack") from None
 
 
-def _kind(code: int) -> Any:
+def _ggml_type(code: int) -> Any:
     from gguf.constants import GGMLQuantizationType
 
     return GGMLQuantizationType(code)
-
-
-def _head(reader: Reader) -> tuple[str, int, tuple[int, ...], int]:
-    """A tensor's name, kind of numbers, shape and offset."""
-    name, axes = reader.text(), reader.number("I")
-    if axes > 4:
-        raise ValueError(f"{reader.file} is damaged: tensor {name} has {axes} axes")
-    shape = tuple(reader.number("Q") for _ in range(axes))[::-1]
-    return name, reader.number("I"), shape, reader.number("Q")
 
 
 AT = "blk.{i}."
@@ -261,14 +196,14 @@ def _said(file: GGUF, kind: Kind, own: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in own.items():
         if key not in FIELDS and key not in ROPE and key not in SILENT and expected.get(key) != value:
             raise ValueError(f"{file.path}: {key}={value!r} is not supported: it could change the numbers")
-    said["vocab_size"] = file.shape("token_embd.weight")[0] if "token_embd.weight" in file.places else None
-    said["tie_word_embeddings"] = "output.weight" not in file.places
+    said["vocab_size"] = file.shape("token_embd.weight")[0] if "token_embd.weight" in file.tensors else None
+    said["tie_word_embeddings"] = "output.weight" not in file.tensors
     if kind.widest:
         wide = known.whole("num_hidden_layers") == kind.widest
         said["query_pre_attn_scalar"] = width // heads if wide else size
     if scaling.setdefault("rope_type", "linear" if "factor" in scaling else "none") != "none":
         said["rope_scaling"] = scaling
-    if "rope_freqs.weight" in file.places:
+    if "rope_freqs.weight" in file.tensors:
         said["rope_scaling"] = _llama3(file, known.number("rope_theta", 10000.0, above=1), size)
     return said
 

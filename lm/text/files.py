@@ -15,6 +15,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from lm.text import ranks, sentence
 from lm.text.export import byte_alphabet
 from lm.text.gguf import from_gguf
+from lm.text.headers import read_gguf_header
 from lm.text.protocol import ROLES, Tokenizer
 from lm.text.published import Settings, build, byte_pairs, read_json, word_pieces
 
@@ -167,14 +168,7 @@ def _gpt2(path: Path, data: bytes, beside: Settings) -> Tokenizer:
 
 
 def _gguf(path: Path, data: bytes, beside: Settings) -> Tokenizer:
-    import gguf  # heavy, and needed for this alone
-
-    try:
-        fields = gguf.GGUFReader(path).fields
-        metadata = {name: fields[name].contents() for name in fields if name.startswith("tokenizer.")}
-    except (ValueError, IndexError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no GGUF file, or damaged: {error}") from None
-    return from_gguf(metadata)
+    return from_gguf(read_gguf_header(path).metadata)
 
 
 def _beside(path: Path, names: tuple[str, ...]) -> Path:

@@ -14,8 +14,9 @@ from lm.model.families import gpt, llama, t5_v1_1
 from lm.model.parametrisation import MuP
 from lm.model.transformer import Transformer
 from lm.pretrained import Pretrained, files, load
-from lm.pretrained.files import INDEX, SINGLE, read_header
+from lm.pretrained.files import INDEX, SINGLE
 from lm.run.course import claim
+from lm.text.headers import read_safetensors_header
 from lm.text.tokenizer import ByteTokenizer
 from lm.train.checkpoint import Checkpoints
 from lm.train.state import new_state
@@ -73,7 +74,7 @@ def test_shards(most: int, tmp_path: Path) -> None:
         assert index["metadata"]["total_size"] == sum(4 * leaf.size for leaf in jax.tree.leaves(model().params))
         assert set(index["weight_map"].values()) == {p.name for p in shards}
         assert shards[0].name == f"model-00001-of-{len(shards):05}.safetensors"
-        tensors = [read_header(p) for p in shards]
+        tensors = [read_safetensors_header(p) for p in shards]
         assert all(len(t) == 1 or sum(4 * int(np.prod(s.shape)) for s in t.values()) <= most for t in tensors)
     jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "m").params, model().params)
 

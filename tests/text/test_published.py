@@ -287,7 +287,7 @@ def test_spans_say_where_each_token_lies(published: dict[str, Tokenizer], specia
         ("x.tiktoken", rank_file(RANKED), "x.tiktoken: 262 ranks are none of 50256, .*: give the pattern too"),
         ("x.tiktoken", rank_file(RANKED).replace(b" 261", b" 260"), "x.tiktoken: two pieces have the same rank"),
         ("x.model", b"\x0a\x03abc", "x.model is not a SentencePiece model"),
-        ("x.gguf", b"GGUF", "x.gguf is no GGUF file, or damaged"),
+        ("x.gguf", b"GGUF", "x.gguf is cut off or damaged"),
         ("vocab.json", b"[", "needs merges.txt or vocab.bpe beside it"),
     ],
 )
