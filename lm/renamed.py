@@ -1,4 +1,4 @@
-"""Names that classes and fields had before: what an earlier version wrote (experiment.json) is read under today's names.
+"""Names that classes and fields had before: what an earlier version wrote is read under today's names.
 
 A class whose name changed stands in CLASSES, its fields in FIELDS; what moved from one value to another is a function
 in MOVED, of the plain data of one value. All of it is applied from the inside out, by `upgrade`.
