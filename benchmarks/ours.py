@@ -50,8 +50,8 @@ def build(settings: dict[str, Any]) -> Train:
     from lm.train.step import init_state, place
     from lm.train.task import Pretraining
 
-    hardware.keep_compiled(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))
-    hardware.split_cpu(settings["devices"])
+    hardware.use_compilation_cache(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))
+    hardware.set_cpu_devices(settings["devices"])
     size, mesh = SIZES[settings["size"]], make_mesh()
     task = Pretraining(Transformer(model_config(size), Compute(matmul=settings["dtype"]).resolve()), source=None)
     rule = AdamW(LEARNING_RATE, Constant(), DECAY, CLIP, b1=BETAS[0], b2=BETAS[1])

@@ -17,7 +17,7 @@ def build(settings: dict[str, Any]) -> Train:
 
     from lm.pretrained import load
 
-    hardware.keep_compiled(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))
+    hardware.use_compilation_cache(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))
     model = load(settings["gguf"])
     print(model.generate(settings["prompt"], max_new_tokens=1), flush=True)
     ids = np.random.default_rng(0).integers(model.config.vocab, size=(1, settings["tokens"]))

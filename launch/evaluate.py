@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     from lm.pretrained.score import score
     from lm.run.course import evaluate
 
-    folder = buckets.near(args.run_folder)
+    folder = buckets.local_mirror(args.run_folder)
     if not args.text and not is_run(folder):
         raise ValueError(f"{args.run_folder} is no run, so it has no held-out text of its own: name files with --text")
     # what is told on the way must not end up in the JSON

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     if "://" in job.workdir and not args.dry_run:
         from lm.machine import buckets
 
-        buckets.check(job.workdir)
+        buckets.check_writable(job.workdir)
     return int(ENGINES[args.engine].run(args, job) or 0)
 
 

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     from lm.machine import buckets
     from lm.page.run_report import write_report
 
-    folder = buckets.near(args.run_folder)
+    folder = buckets.local_mirror(args.run_folder)
     report = write_report(folder)
-    buckets.push(folder)
-    print(f"{buckets.shown(folder)}/{report.name}")
+    buckets.upload(folder)
+    print(f"{buckets.display_path(folder)}/{report.name}")

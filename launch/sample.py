@@ -55,8 +55,8 @@ def run(args: argparse.Namespace) -> None:
     from lm.pretrained import is_run, load, read_experiment
 
     if is_run(args.run_folder):
-        hardware.split_cpu(read_experiment(args.run_folder).compute.devices)
-    hardware.keep_compiled(cache_dir())
+        hardware.set_cpu_devices(read_experiment(args.run_folder).compute.devices)
+    hardware.use_compilation_cache(cache_dir())
     model = load(args.run_folder)
     sampling = Sampling(args.temperature, args.top_k, args.top_p)
     others = [""] * (args.n - 1)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lm.data.source import SPLITS, Documents, Source, held_out, is_train, not_empty
-from lm.machine.cache import cache_dir, discard, is_whole, write_folder
+from lm.machine.cache import cache_dir, discard, is_complete, write_folder
 
 PARTS = ("code", "prose")
 HELDOUT = 0.06  # of the files
@@ -63,7 +63,7 @@ class Stdlib(Source):
         documents = functools.partial(documents_of, library(self.folder), self.part)
         version = f"python-{sys.version_info[0]}.{sys.version_info[1]}"
         folder = cache_dir() / "stdlib" / f"{version}-{self.part}-{self.fingerprint()}"
-        if not is_whole(folder):
+        if not is_complete(folder):
             if empty := [split for split in SPLITS if next(documents(split), None) is None]:
                 raise ValueError(f"the library in {library(self.folder)} has no {empty[0]} documents of {self.part}")
             discard(folder)

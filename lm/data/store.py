@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from lm.data.source import Documents, Source
-from lm.machine.cache import alone, cache_dir, discard, is_whole, write_folder
+from lm.machine.cache import cache_dir, discard, is_complete, locked, write_folder
 from lm.text.tokenizer import Tokenizer
 
 LAYOUT = 1  # of the files: raise it when they change
@@ -68,10 +68,10 @@ def open_store(source: Source, split: str, tokenizer: Tokenizer, progress: Progr
     Raises ValueError where the source has no tokens."""
     named = json.dumps([LAYOUT, source.fingerprint(), split, tokenizer.fingerprint])
     folder = cache_dir() / "tokens" / hashlib.sha256(named.encode()).hexdigest()[:16]
-    if is_whole(folder):
+    if is_complete(folder):
         return TokenStore(folder)
-    with alone(folder):
-        if is_whole(folder):  # another process has made it meanwhile
+    with locked(folder):
+        if is_complete(folder):  # another process has made it meanwhile
             return TokenStore(folder)
         discard(folder)
         return write_store(source.documents(split), tokenizer, folder, f"{split} split of {source}", progress)

@@ -1,8 +1,8 @@
-"""A run's folder in a bucket (gs://, s3://, whatever fsspec can reach).
+"""A run's folder in a bucket (gs://, s3://, whatever fsspec can reach), mirrored on this machine.
 
-Its checkpoints are written there directly, by Orbax. Its other files are small, and a bucket can neither append to a
-file nor rename a folder: they are kept on this machine, in a copy of the folder, and those that changed are sent
-whenever a checkpoint begins and at the end. What a checkpoint has behind it is there before it is.
+Orbax writes checkpoints to the bucket directly. The other files are small, and a bucket can neither append to a file
+nor rename a folder: so they live in a local mirror of the folder, and those that changed are uploaded before each
+checkpoint and at the end. A checkpoint in the bucket therefore never precedes the files that belong to it.
 """
 
 import contextlib
@@ -15,89 +15,89 @@ from typing import Any
 from lm.machine import processes
 from lm.machine.cache import cache_dir
 
-NAME = "remote.txt"  # in the copy: the URL of the folder
+URL_FILE = "remote.txt"  # in the mirror: the URL of the folder
 CHECKPOINTS = "checkpoints"
-Stamp = tuple[int, int]  # of a file: its time and size
-_sent: dict[Path, dict[str, Stamp]] = {}
+Stamp = tuple[int, int]  # of a file: mtime in ns, size in bytes
+_uploaded: dict[Path, dict[str, Stamp]] = {}  # mirror -> its files as the bucket has them
 
 
-def near(path: str | Path) -> Path:
-    """The folder at `path` as one on this machine; of a URL, a copy of its small files, fetched now.
+def local_mirror(path: str | Path) -> Path:
+    """`path` itself where it is local; of a URL, a local mirror of its small files, downloaded now.
 
     Raises ValueError where it cannot be read."""
     if "://" not in str(path):
         return Path(path).expanduser()
     url = str(path).rstrip("/")
-    copy = cache_dir() / "remote" / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{processes.index()}"
-    shutil.rmtree(copy, ignore_errors=True)
-    copy.mkdir(parents=True)
-    (copy / NAME).write_text(url)
-    pull(copy)
-    return copy
+    mirror = cache_dir() / "remote" / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{processes.index()}"
+    shutil.rmtree(mirror, ignore_errors=True)
+    mirror.mkdir(parents=True)
+    (mirror / URL_FILE).write_text(url)
+    download(mirror)
+    return mirror
 
 
-def far(folder: Path) -> str:
-    """The URL that `folder` is a copy of; empty where it is none."""
-    name = folder / NAME
-    return name.read_text() if name.exists() else ""
+def remote_url(folder: Path) -> str:
+    """The URL that `folder` mirrors; empty for an ordinary folder."""
+    file = folder / URL_FILE
+    return file.read_text() if file.exists() else ""
 
 
-def shown(folder: Path) -> str:
-    """`folder` as its user knows it."""
-    return far(folder) or str(folder)
+def display_path(folder: Path) -> str:
+    """`folder` as the user wrote it: the URL of a mirror."""
+    return remote_url(folder) or str(folder)
 
 
-def checkpoints(folder: Path) -> str:
-    """Where the checkpoints of the run in `folder` are."""
-    url = far(folder)
+def checkpoint_path(folder: Path) -> str:
+    """The path or URL of the checkpoints of the run in `folder`."""
+    url = remote_url(folder)
     return f"{url}/{CHECKPOINTS}" if url else str(folder / CHECKPOINTS)
 
 
-def pull(folder: Path) -> None:
-    """Fetch the small files of `folder`; nothing where it is on this machine."""
-    url = far(folder)
+def download(folder: Path) -> None:
+    """Download the small files that `folder` mirrors; a no-op for an ordinary folder."""
+    url = remote_url(folder)
     if not url:
         return
-    with _cured("read", url) as (fs, root):
+    with _as_value_error("read", url) as (fs, root):
         fs.invalidate_cache()
         for file in fs.find(root) if fs.exists(root) else []:
             name = file[len(root) :].strip("/")
             if name.split("/")[0] != CHECKPOINTS:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 fs.get_file(file, str(folder / name))
-    _sent[folder] = _stamps(folder)
+    _uploaded[folder] = _stamps(folder)
 
 
-def push(folder: Path) -> None:
-    """Send what changed in `folder` since the last time; nothing where it is on this machine."""
-    url = far(folder)
+def upload(folder: Path) -> None:
+    """Upload the files of `folder` that changed since the last time; a no-op for an ordinary folder."""
+    url = remote_url(folder)
     if not url:
         return
-    before, now = _sent.get(folder, {}), _stamps(folder)
-    with _cured("write", url) as (fs, root):
+    before, now = _uploaded.get(folder, {}), _stamps(folder)
+    with _as_value_error("write", url) as (fs, root):
         for name in (name for name, stamp in now.items() if before.get(name) != stamp):
             fs.makedirs(f"{root}/{name}".rpartition("/")[0], exist_ok=True)
             fs.put_file(str(folder / name), f"{root}/{name}")
-    _sent[folder] = now
+    _uploaded[folder] = now
 
 
-def check(url: str) -> None:
-    """Raises ValueError where `url` cannot be written."""
-    with _cured("write", url) as (fs, root):
+def check_writable(url: str) -> None:
+    """Raises ValueError where nothing can be written to `url`."""
+    with _as_value_error("write", url) as (fs, root):
         fs.makedirs(root, exist_ok=True)
         fs.pipe_file(f"{root}/.writable", b"")
         fs.rm_file(f"{root}/.writable")
 
 
 def _stamps(folder: Path) -> dict[str, Stamp]:
-    """The small files of `folder`, whole ones only."""
-    files = (f for f in sorted(folder.rglob("*")) if f.is_file() and f.suffix != ".part" and f.name != NAME)
+    """The small files of `folder`, without those still being written."""
+    files = (f for f in sorted(folder.rglob("*")) if f.is_file() and f.suffix != ".part" and f.name != URL_FILE)
     return {f.relative_to(folder).as_posix(): (f.stat().st_mtime_ns, f.stat().st_size) for f in files}
 
 
 @contextlib.contextmanager
-def _cured(verb: str, url: str) -> Iterator[tuple[Any, str]]:
-    """fsspec's file system for `url` and the path in it; whatever goes wrong becomes one line."""
+def _as_value_error(verb: str, url: str) -> Iterator[tuple[Any, str]]:
+    """fsspec's file system for `url` and the path in it; any error in its use becomes a ValueError of one line."""
     extra = {"gs": "gcs", "gcs": "gcs", "s3": "s3"}.get(url.partition("://")[0])
     try:
         from fsspec.core import url_to_fs

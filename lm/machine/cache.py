@@ -1,4 +1,4 @@
-"""Where derived data is kept between runs, and how a folder of it is written whole or not at all."""
+"""The cache of derived data between runs, and atomic writes of its folders."""
 
 import contextlib
 import fcntl
@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-SIZES = "sizes.json"  # the file in which a written folder lists its files
+SIZES = "sizes.json"  # in a folder of the cache: its files and their sizes
 
 
 def cache_dir() -> Path:
@@ -31,32 +31,32 @@ def cache_dir() -> Path:
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> Path:
-    """`folder`, filled by `fill` in a temporary neighbour and renamed into place, so that no reader sees half of it.
-    Where another process was faster, its folder (made from the same inputs) stays.
+    """Write `folder` atomically: `fill` writes a temporary folder beside it, which is then renamed. Where another
+    process was faster, its folder (made from the same inputs) stays.
 
     Raises ValueError where the disk is full or cannot be written; nothing is left behind then."""
-    made: Path | None = None
+    temporary: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        fill(made)
-        (made / SIZES).write_text(json.dumps(_sizes(made)))
-        made.chmod(0o755)
-        _move(made, folder)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        fill(temporary)
+        (temporary / SIZES).write_text(json.dumps(_sizes(temporary)))
+        temporary.chmod(0o755)
+        _rename(temporary, folder)
     except OSError as error:
         raise ValueError(
             f"cannot write {folder}: {error.strerror or error}; LM_CACHE may name another folder"
         ) from None
     finally:
-        if made is not None:
-            shutil.rmtree(made, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Inside it no other process makes `folder`: of this machine, or of all that share a disk which has locks. Where it
-    has none each makes its own, and one of them stays."""
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the lock of `folder`, so that one process at a time makes it: of this machine, or of all that share the
+    disk. On a file system without locks each process makes its own, and one of them stays."""
     locks = cache_dir() / "locks"
     locks.mkdir(exist_ok=True)
     with (locks / folder.name).open("w") as lock:
@@ -65,8 +65,8 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether `folder` is there, with all the files that `write_folder` left in it, none of them cut short."""
+def is_complete(folder: Path) -> bool:
+    """Whether `folder` exists with all the files that `write_folder` left in it, none of them truncated."""
     try:
         return json.loads((folder / SIZES).read_text()) == _sizes(folder)
     except (OSError, ValueError):
@@ -78,16 +78,16 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
 
 
-def _move(made: Path, folder: Path) -> None:
+def _rename(temporary: Path, folder: Path) -> None:
     try:
-        made.rename(folder)
-    except OSError:  # a folder that is not empty cannot be renamed onto: someone else's is there
+        temporary.rename(folder)
+    except OSError:  # a folder that is not empty cannot be replaced: another process's is there
         if not folder.is_dir():
             raise
 
 
 def discard(folder: Path) -> None:
-    """Take a damaged folder away, in one step for anyone who looks."""
+    """Remove a damaged folder, atomically for readers."""
     if folder.exists():
         away = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         with contextlib.suppress(FileNotFoundError):  # another process discards it too

@@ -1,6 +1,6 @@
-"""The machine below: the allocator, the compilation cache, and how fast the device could be.
+"""The hardware: malloc settings, libtpu's flags, the compilation cache, peak FLOP/s, and what a run records of them.
 
-`prepare` is called first by every command, before JAX is imported.
+Every command calls `prepare` first, before JAX is imported.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-# Dense bfloat16 FLOP/s of one chip, from the makers' data sheets, by a part of JAX's device_kind.
+# Dense bfloat16 FLOP/s of one chip, from the vendors' data sheets, by a substring of JAX's device_kind.
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -30,8 +30,8 @@ PEAK_FLOPS = {
     "B200": 2250e12,
 }
 
-# One gather serves two uses of a weight however far apart they are, and no product is taken apart into a loop of small
-# ones that gathers as it goes (NOTES.md, plans and TPUs).
+# One all-gather serves all uses of a weight however far apart they are, and no product is split into a windowed einsum
+# that gathers as it goes (NOTES.md, plans and TPUs).
 LIBTPU = (
     "0.0.42",
     "--xla_tpu_spmd_threshold_for_allgather_cse=1000000 --xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000",
@@ -39,8 +39,8 @@ LIBTPU = (
 
 
 def tpu_arguments() -> str:
-    """What to start libtpu with: LIBTPU_INIT_ARGS, and before it our own for the version that knows them (another one
-    would end the process)."""
+    """LIBTPU_INIT_ARGS with our own flags before it, for the version that knows them (another one would end the
+    process)."""
     given, (known, own) = os.environ.get("LIBTPU_INIT_ARGS", ""), LIBTPU
     try:
         version = importlib.metadata.version("libtpu")
@@ -50,11 +50,11 @@ def tpu_arguments() -> str:
 
 
 def prepare(devices: str = "") -> None:
-    """Settings that must precede JAX: `devices` is cpu, gpu, tpu or "" (the best there is).
+    """Settings that must precede the import of JAX: `devices` is cpu, gpu, tpu or "" (JAX's choice).
 
-    XLA takes a step's temporaries from malloc and gives them back after it. glibc would hand blocks that large to the
-    kernel each time, and the next step would fault every page in again, which costs a small model up to 40% of its step
-    on a CPU."""
+    XLA allocates a step's temporaries with malloc and frees them after it. glibc would return blocks of that size to
+    the kernel each time, and the next step would fault every page in again, which costs a small model up to 40% of its
+    step on a CPU."""
     if devices:
         os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(devices, devices)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -62,53 +62,54 @@ def prepare(devices: str = "") -> None:
         os.environ["LIBTPU_INIT_ARGS"] = arguments
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):
         M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
-        libc.mallopt(M_TRIM_THRESHOLD, -1)  # never give the top of the heap back
-        libc.mallopt(M_MMAP_MAX, 0)  # nor take large blocks from anywhere else,
-        libc.mallopt(M_ARENA_MAX, 1)  # which an arena of a thread's own would do whatever M_MMAP_MAX says
+        libc.mallopt(M_TRIM_THRESHOLD, -1)  # never trim the top of the heap
+        libc.mallopt(M_MMAP_MAX, 0)  # nor mmap large blocks,
+        libc.mallopt(M_ARENA_MAX, 1)  # which a thread's own arena would do whatever M_MMAP_MAX is
 
 
-def keep_compiled(cache: Path) -> None:
-    """Keep compiled programs under `cache`, so that a second run of the same program starts at once.
-    JAX_COMPILATION_CACHE_DIR names another folder."""
+def use_compilation_cache(cache: Path) -> None:
+    """JAX's persistent compilation cache under `cache`, for programs of any size and compile time.
+    JAX_COMPILATION_CACHE_DIR, where set, names another folder."""
     import jax
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         # programs for one CPU may not run on another, and home folders are shared between machines
-        here = hashlib.sha256(cpu().encode()).hexdigest()[:8]
-        jax.config.update("jax_compilation_cache_dir", str(cache / "compiled" / here))
+        machine = hashlib.sha256(cpu().encode()).hexdigest()[:8]
+        jax.config.update("jax_compilation_cache_dir", str(cache / "compiled" / machine))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def split_cpu(devices: int) -> None:
-    """Make the CPU appear as `devices` devices (0: leave it). Raises ValueError when JAX has started already."""
+def set_cpu_devices(devices: int) -> None:
+    """Make the CPU appear as `devices` devices (0: as it is). Raises ValueError where JAX has been initialised with
+    another number."""
     import jax
 
     if devices and devices != jax.config.jax_num_cpu_devices:  # type: ignore[attr-defined]
         try:
             jax.config.update("jax_num_cpu_devices", devices)
         except RuntimeError:
-            if (there := len(jax.devices("cpu"))) != devices:
+            if (current := len(jax.devices("cpu"))) != devices:
                 raise ValueError(
-                    f"compute.devices={devices}, but JAX has started with {there}: set it before anything else runs"
+                    f"compute.devices={devices}, but JAX has started with {current}: set it before anything else runs"
                 ) from None
 
 
 def cpu() -> str:
-    """The processor's name and vector instructions, where the system tells."""
+    """The processor's name and vector instructions, as far as /proc/cpuinfo has them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
     fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
-    has = fields.get("flags", fields.get("Features", "")).split()
-    flags = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in has]
+    supported = fields.get("flags", fields.get("Features", "")).split()
+    flags = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in supported]
     return " ".join([fields.get("model name", platform.machine()), *flags])
 
 
 def peak_flops(dtype: str = "float32") -> tuple[float, str]:
-    """FLOP/s that all devices could do together in products of `dtype`, and where the figure is from: the data sheet of
-    a known chip; else a product of 1024 x 1024 matrices, measured here."""
+    """Peak FLOP/s of all devices together for matrix products of `dtype`, and the source of the figure: the data sheet
+    of a known chip; else a product of 1024 x 1024 matrices, measured here."""
     import jax
 
     device = jax.devices()[0]
@@ -117,12 +118,12 @@ def peak_flops(dtype: str = "float32") -> tuple[float, str]:
             half = 0.5 if dtype == "float32" else 1.0
             source = f"{device.device_kind}, data sheet{', bfloat16 halved' if half < 1 else ''}"
             return flops * half * jax.device_count(), source
-    return _measured(dtype), f"{dtype} product of 1024 x 1024 matrices, measured at the start"
+    return _measured_flops(dtype), f"{dtype} product of 1024 x 1024 matrices, measured at the start"
 
 
 @functools.cache
-def _measured(dtype: str) -> float:
-    """Once a process, which may have several runs: it takes a second."""
+def _measured_flops(dtype: str) -> float:
+    """FLOP/s of the fastest of the products in a second; measured once per process, which may have several runs."""
     import jax
     import jax.numpy as jnp
 
@@ -131,7 +132,7 @@ def _measured(dtype: str) -> float:
     product = jax.jit(lambda a, b: jax.lax.dot(a, b, preferred_element_type=jnp.float32))
     product(x, x).block_until_ready()
     best, began = float("inf"), time.perf_counter()
-    while time.perf_counter() - began < 1.0:  # long enough to find a moment in which the machine is ours alone
+    while time.perf_counter() - began < 1.0:  # long enough for a moment without other load
         start = time.perf_counter()
         product(x, x).block_until_ready()
         best = min(best, time.perf_counter() - start)
@@ -139,7 +140,7 @@ def _measured(dtype: str) -> float:
 
 
 def environment() -> dict[str, Any]:
-    """What a run's folder says of where it ran."""
+    """Versions, devices and host of a run, for its about.json."""
     from importlib.metadata import version
 
     import jax
@@ -160,15 +161,15 @@ def environment() -> dict[str, Any]:
 
 
 def _git() -> str:
-    """The commit of the code, marked + when it differs from that; empty outside a checkout."""
+    """The commit of the code, with + where the work tree is modified; empty outside a checkout."""
     import subprocess
 
-    def ask(*args: str) -> str:
-        here = Path(__file__).parent
-        return subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, timeout=5).stdout.strip()
+    def git(*args: str) -> str:
+        folder = Path(__file__).parent
+        return subprocess.run(["git", *args], cwd=folder, capture_output=True, text=True, timeout=5).stdout.strip()
 
     try:
-        commit = ask("rev-parse", "--short=12", "HEAD")
-        return commit + ("+" if commit and ask("status", "--porcelain", "--untracked-files=no") else "")
+        commit = git("rev-parse", "--short=12", "HEAD")
+        return commit + ("+" if commit and git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return ""

@@ -1,8 +1,8 @@
-"""What a run tells while it runs: metrics to a file, TensorBoard events, and one progress bar.
+"""Monitoring of a run: metrics.jsonl, TensorBoard events, and a progress bar.
 
-metrics.jsonl is the record: one JSON object a line, and after a resume exactly the lines that an uninterrupted run
-would have written. TensorBoard gets the same numbers. On a terminal the bar moves; elsewhere (a log file, a batch
-job) it is a plain line now and then."""
+metrics.jsonl is the record: one JSON object per line, and after a resume exactly the lines that an uninterrupted run
+would have written. TensorBoard gets the same values. The bar is drawn on a terminal; elsewhere (a log file, a batch
+job) it is a plain line every few seconds."""
 
 import contextlib
 import json
@@ -11,12 +11,12 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-Preparing = Callable[[str, int, int], None]  # what is being done, how much of it is done, how much there is
+PreparationProgress = Callable[[str, int, int], None]  # (what, done, total)
 PLAIN_WIDTH = 120  # columns, where there is no terminal to ask
 
 
@@ -24,41 +24,41 @@ PLAIN_WIDTH = 120  # columns, where there is no terminal to ask
 
 
 class Metrics:
-    """The numbers of a run, in `workdir`/metrics.jsonl and `workdir`/tensorboard.
+    """Writes the metrics of a run to `workdir`/metrics.jsonl and `workdir`/tensorboard.
 
-    Opening keeps the lines of steps up to `resume_step` and drops the rest: what a killed run wrote after the
-    checkpoint that it resumes from, and a last line that it could not finish (-1 begins anew). Raises ValueError when
-    the disk is full or read-only, here and in every method."""
+    The constructor keeps the lines of steps up to `resume_step` (-1: none) and drops the rest: what a killed run wrote
+    after the checkpoint that it resumes from, and a truncated last line. Raises ValueError when the disk is full or
+    read-only, here and in every method."""
 
     def __init__(self, workdir: str | Path, resume_step: int = -1):
         self.path = Path(workdir) / "metrics.jsonl"
-        with _cured(self.path):
+        with _as_value_error(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             keep_until(self.path, resume_step)
             self._file = self.path.open("a", encoding="utf-8")
             self._events = _Events(self.path.parent / "tensorboard", resume_step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Add the line {"step": step, **values}; a number that is not finite becomes null (JSON has none)."""
+        """Append the line {"step": step, **values}; a non-finite value becomes null (JSON has none)."""
         line = {"step": step, **{k: v if math.isfinite(v) else None for k, v in values.items()}}
-        with _cured(self.path):
+        with _as_value_error(self.path):
             self._file.write(json.dumps(line) + "\n")
-            self._file.flush()  # a killed process loses nothing; flush() is for a machine that fails
+            self._file.flush()  # enough for a killed process; flush() below is for a machine that fails
             self._events.write(step, values)
 
     def flush(self) -> None:
-        """Until everything written is on the disk. Call it before a checkpoint is committed."""
-        with _cured(self.path):
+        """Sync everything written to disk. Call it before a checkpoint is committed."""
+        with _as_value_error(self.path):
             self._file.flush()
             os.fsync(self._file.fileno())
             self._events.flush()
 
     def close(self) -> None:
-        """`flush`, then let go of the files."""
+        """`flush`, then close the files."""
         try:
             self.flush()
         finally:
-            with _cured(self.path):
+            with _as_value_error(self.path):
                 self._file.close()
                 self._events.close()
 
@@ -70,8 +70,7 @@ class Metrics:
 
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
-    """The lines of `workdir`/metrics.jsonl in their order; none where there is no file. A line cut short is left
-    out."""
+    """The lines of `workdir`/metrics.jsonl, in order; none where there is no file. A truncated line is left out."""
     path = Path(workdir) / "metrics.jsonl"
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     return [line for line in map(_read_line, text.splitlines(keepends=True)) if line is not None]
@@ -82,12 +81,12 @@ def _read_line(text: str) -> dict[str, Any] | None:
         line = json.loads(text)
     except ValueError:
         return None
-    whole = text.endswith("\n") and isinstance(line, dict) and isinstance(line.get("step"), int)
-    return line if whole else None
+    complete = text.endswith("\n") and isinstance(line, dict) and isinstance(line.get("step"), int)
+    return line if complete else None
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Rewrite the file of metrics `path`, in one step, without torn lines and without those after `step`. Lines that
+    """Rewrite metrics.jsonl at `path` atomically, without truncated lines and without those after `step`. Lines that
     stay keep their bytes."""
     if not path.exists():
         return
@@ -107,8 +106,8 @@ def keep_until(path: Path, step: int) -> None:
 
 
 class _Events:
-    """TensorBoard's event file. tensorboardX's own SummaryWriter writes from a thread: a full disk ends that thread,
-    and the run then waits for it for ever. So its record format is used directly."""
+    """TensorBoard's event file, by tensorboardX's record writer: its SummaryWriter writes from a thread, which a full
+    disk ends, and the run would then wait for it for ever."""
 
     def __init__(self, folder: Path, resume_step: int):
         from tensorboardX.event_file_writer import EventsWriter
@@ -134,24 +133,20 @@ class _Events:
 
 
 @contextlib.contextmanager
-def _cured(path: Path) -> Iterator[None]:
+def _as_value_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        _refused(path, error)
+        raise ValueError(
+            f"cannot write {path}: {error.strerror or error}; free some space there, or choose another --workdir"
+        ) from None
 
 
-def _refused(path: Path, error: OSError) -> NoReturn:
-    raise ValueError(
-        f"cannot write {path}: {error.strerror or error}; free some space there, or choose another --workdir"
-    ) from None
-
-
-# ---------------------------------------------------------------- what is shown
+# ---------------------------------------------------------------- terminal
 
 
 def human(number: float) -> str:
-    """A number as a person says it: 950, 12.3k, 4.56M, 7.89G."""
+    """A number to three digits with an SI suffix: 950, 12.3k, 4.56M, 7.89G."""
     if not math.isfinite(number):
         return "?"
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
@@ -164,8 +159,8 @@ def duration(seconds: float) -> str:
     """Seconds as 42 s, 3:05 (minutes) or 2:03:05 (hours)."""
     if not math.isfinite(seconds):
         return "?"
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    rounded = round(seconds)
+    hours, minutes, rest = rounded // 3600, rounded // 60 % 60, rounded % 60
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}" if minutes else f"{rest} s"
 
 
@@ -178,9 +173,16 @@ def terminal() -> Console:
 
 
 class Bar:
-    """One progress bar over a run, as a context manager: step, loss, tokens per second, MFU, time left.
+    """A progress bar of training, as a context manager: step, loss, tokens per second, MFU, time left.
 
-    Where `console` is no terminal, a plain line at the first and last step and every `every_seconds` at most."""
+    Args:
+      total_steps: of the run.
+      start_step: steps done by earlier parts of the run.
+      console: where it is printed; by default standard output. Where that is no terminal, the bar is a plain line at
+        the first and last step, and otherwise at most every `every_seconds`.
+      every_seconds: see `console`.
+      clock: seconds, monotonic.
+    """
 
     def __init__(
         self,
@@ -192,8 +194,8 @@ class Bar:
     ):
         self._console = console or terminal()
         self._total, self._start, self._every, self._clock = total_steps, start_step, every_seconds, clock
-        self._said_at = -math.inf
-        self._began: tuple[float, int] | None = None
+        self._printed_at = -math.inf
+        self._first_update: tuple[float, int] | None = None
         self._progress: Progress | None = None
         self._task = TaskID(0)
         if self._console.is_terminal:
@@ -217,31 +219,30 @@ class Bar:
     def update(
         self, step: int, loss: float, tokens_per_second: float, mfu: float, accuracy: float | None = None
     ) -> None:
-        """Step `step` is done. `mfu` is a fraction of the device's peak, from 0 to 1; `accuracy`, of what was asked, is
-        shown where it is the objective's own measure."""
+        """Show that `step` steps are done. `mfu` is model FLOPs utilisation, from 0 to 1; `accuracy` is shown where the
+        objective has it."""
         right = "" if accuracy is None else f"  {accuracy:.0%} right"
         left = f"{duration(self._seconds_left(step))} left"
-        # the first step's time is the compiler's, and tells nothing
+        # the first step's time is that of compilation
         speed = f"{human(tokens_per_second)} tokens/s  MFU {mfu:.0%}  {left}" if tokens_per_second > 0 else ""
         if self._progress:
             now = f"[bold]loss {loss:.3f}[/]{right}  {speed}"
             self._progress.update(self._task, completed=step, now=now)
-        elif step >= self._total or self._clock() - self._said_at >= self._every:
-            self._said_at = self._clock()
+        elif step >= self._total or self._clock() - self._printed_at >= self._every:
+            self._printed_at = self._clock()
             number = f"{step:>{len(str(self._total))}}/{self._total}"
             self.say(f"step {number}  loss {loss:.3f}{right}  {speed}".rstrip())
 
     def _seconds_left(self, step: int) -> float:
-        """From the steps since the first update: what came before that was compilation."""
+        """Extrapolated from the steps since the first update, which leaves compilation out."""
         now = self._clock()
-        if self._began is None:
-            self._began = now, step
-        since, first = self._began
+        if self._first_update is None:
+            self._first_update = now, step
+        since, first = self._first_update
         return (now - since) / (step - first) * (self._total - step) if step > first else math.nan
 
     def say(self, what: Any) -> None:
-        """Print a text, or anything that rich can print, above the bar. Texts are printed as they are, brackets and
-        all."""
+        """Print a text, or any renderable of rich, above the bar. Texts are printed literally, without markup."""
         if isinstance(what, str):
             self._console.print(what, markup=False, highlight=False, soft_wrap=True)
         else:
@@ -249,9 +250,9 @@ class Bar:
 
 
 @contextlib.contextmanager
-def preparing(console: Console | None = None) -> Iterator[Preparing]:
-    """Gives the `progress(what, done, total)` that lm.data.loader.prepare calls: a bar for each thing that is being
-    made. What is found in the cache is not told, so nothing is shown then."""
+def preparing(console: Console | None = None) -> Iterator[PreparationProgress]:
+    """The `progress(what, done, total)` callback of lm.data.loader.prepare: a bar for each split that is tokenised.
+    What is in the cache is not reported, so it has no bar."""
     console = console or terminal()
     if not console.is_terminal:
         yield _plain_progress(console)
@@ -266,25 +267,25 @@ def preparing(console: Console | None = None) -> Iterator[Preparing]:
     with Progress(*columns, console=console, refresh_per_second=4) as progress:
         tasks: dict[str, TaskID] = {}
 
-        def tell(what: str, done: int, total: int) -> None:
+        def report(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 tasks[what] = progress.add_task(what, total=None)
-            # one thing of unknown length pulses until it is done
+            # of unknown length: the bar pulses until it is done
             progress.update(tasks[what], completed=done, total=total if total > 1 or done else None)
 
-        yield tell
+        yield report
 
 
-def _plain_progress(console: Console) -> Preparing:
-    begun: dict[str, float] = {}
+def _plain_progress(console: Console) -> PreparationProgress:
+    started: dict[str, float] = {}
 
-    def tell(what: str, done: int, total: int) -> None:
+    def report(what: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if what not in begun:
-            begun[what] = now
+        if what not in started:
+            started[what] = now
             console.print(f"preparing {what} …", markup=False)
         if done >= total:
             amount = f"{total:,} documents, " if total > 1 else ""
-            console.print(f"preparing {what}: {amount}{duration(now - begun[what])}", markup=False)
+            console.print(f"preparing {what}: {amount}{duration(now - started[what])}", markup=False)
 
-    return tell
+    return report

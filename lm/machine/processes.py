@@ -1,50 +1,51 @@
-"""Several processes that train together: how they find each other, agree, wait for each other, and end.
+"""Several processes of one run: initialisation, collective error handling, barriers, and stopping on a signal.
 
-Each runs the same program on its own devices, and JAX joins those. Where a launcher's environment says nothing there is
-one process, and everything here does nothing. Only the first process writes to a run's folder and speaks.
+Each runs the same program on its own devices (SPMD), and JAX joins the devices into one mesh. Where no launcher's
+environment is found there is one process, and everything here is a no-op. Only the first process writes to the run's
+folder and prints.
 """
 
 import contextlib
 import itertools
-import json
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# A launcher's environment: LM_PROCESSES is a number, with the first one's host:port and this one's place; or `auto`
-# where JAX finds the others by itself (Cloud TPU, GKE, Slurm, Open MPI).
+# A launcher's environment: LM_PROCESSES is a count, with the first process's host:port and this one's index; or `auto`
+# where JAX detects the cluster by itself (Cloud TPU, GKE, Slurm, Open MPI).
 PROCESSES, COORDINATOR, PROCESS = "LM_PROCESSES", "LM_COORDINATOR", "LM_PROCESS"
-HEARTBEAT_SECONDS = 30  # one that is silent for so long is lost
-DAY_SECONDS = 24 * 3600  # the first process may prepare much text while the others wait
-# how JAX's errors name what a lost process looks like from here
-LOST = ("gloo", "by peer", "nccl", "unavailable:", "heartbeat", "deadline_exceeded", "coordination service")
-_numbers = itertools.count()  # of agreements; all processes make the same ones
+HEARTBEAT_SECONDS = 30  # a process without a heartbeat for this long is lost
+BARRIER_TIMEOUT_SECONDS = 24 * 3600  # the first process may tokenise much text while the others wait
+# what JAX's errors say where a peer is lost
+PEER_ERRORS = ("gloo", "by peer", "nccl", "unavailable:", "heartbeat", "deadline_exceeded", "coordination service")
+_barriers = itertools.count()  # all processes pass the same barriers, in the same order
 
 
 class PeerLost(Exception):
-    """Another process died or cannot be reached: this one cannot go on, and must not wait for it."""
+    """Another process died or is unreachable: this one cannot continue, and must not wait for it."""
 
     exit_code = 75  # EX_TEMPFAIL: start again
 
-    def __init__(self, what: str):
+    def __init__(self, reason: str):
         super().__init__(
-            f"process {index()} of {count()} ends: another one has died or cannot be reached ({what}); "
+            f"process {index()} of {count()} ends: another one has died or cannot be reached ({reason}); "
             "the log of the one that died tells why, and the same command goes on from the last checkpoint"
         )
 
 
-def start() -> None:
-    """Join the processes that the environment tells of; the first call counts, and it comes before JAX computes.
+def initialize() -> None:
+    """Join the processes that the environment declares; only the first call has an effect, and it must precede any
+    computation by JAX.
 
-    Raises ValueError where the environment makes no sense or the others do not come."""
-    found = declared(os.environ)
-    if found is None:
+    Raises ValueError where the environment is inconsistent, or the other processes do not connect."""
+    arguments = from_environment(os.environ)
+    if arguments is None:
         return
     import jax
 
@@ -53,181 +54,179 @@ def start() -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
-            **found, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=HEARTBEAT_SECONDS
+            **arguments, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=HEARTBEAT_SECONDS
         )
     except (RuntimeError, ValueError) as error:
-        told = ", ".join(f"{k}={v}" for k, v in found.items()) or "found by JAX"
+        declared = ", ".join(f"{k}={v}" for k, v in arguments.items()) or "detected by JAX"
         line = str(error).strip().partition("\n")[0]
-        raise ValueError(f"the processes of this run do not find each other ({told}): {line}") from None
+        raise ValueError(f"the processes of this run do not find each other ({declared}): {line}") from None
 
 
-def declared(environ: Any) -> dict[str, Any] | None:
-    """What `environ` says of the other processes, as jax.distributed.initialize takes it; None where there are none.
+def from_environment(environ: Mapping[str, str]) -> dict[str, Any] | None:
+    """The arguments of jax.distributed.initialize that `environ` declares; None for a single process.
 
-    Raises ValueError where it makes no sense."""
-    number = environ.get(PROCESSES, "")
-    if not number:  # a task of a step of Slurm's, started with srun by hand
+    Raises ValueError where the variables are inconsistent."""
+    processes = environ.get(PROCESSES, "")
+    if not processes:  # a task of a Slurm step, started with srun by hand
         return {} if int(environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in environ else None
-    if number == "auto":
+    if processes == "auto":
         return {}
-    if number == "1":
+    if processes == "1":
         return None
-    place, address = environ.get(PROCESS, ""), environ.get(COORDINATOR, "")
-    if not number.isdigit() or not place.isdigit() or not int(place) < int(number):
+    process, address = environ.get(PROCESS, ""), environ.get(COORDINATOR, "")
+    if not processes.isdigit() or not process.isdigit() or not int(process) < int(processes):
         raise ValueError(
-            f"{PROCESSES}={number}, {PROCESS}={place}: expected a number of processes and a place below it, or "
+            f"{PROCESSES}={processes}, {PROCESS}={process}: expected a number of processes and an index below it, or "
             f"{PROCESSES}=auto"
         )
     if not address.rpartition(":")[2].isdigit():
         raise ValueError(f"{COORDINATOR}={address}: expected HOST:PORT of the first process")
     return dict(
         coordinator_address=address,
-        num_processes=int(number),
-        process_id=int(place),
+        num_processes=int(processes),
+        process_id=int(process),
         cluster_detection_method="deactivate",
     )
 
 
 def count() -> int:
-    """How many there are. Asking starts no device."""
-    return int(_joined().num_processes)
+    """The number of processes. Does not start JAX's devices, as jax.process_count would."""
+    return int(_distributed_state().num_processes)
 
 
 def index() -> int:
-    """The place of this one."""
-    return int(_joined().process_id)
+    """The index of this process."""
+    return int(_distributed_state().process_id)
 
 
-def first() -> bool:
-    """Whether this is the one that writes and speaks."""
+def is_first() -> bool:
+    """Whether this is the process that writes and prints."""
     return index() == 0
 
 
-# ---------------------------------------------------------------- agreeing
-
-
-def agreed(what: str, f: Callable[[], T]) -> T:
-    """`f()`, once all processes have done theirs. Where one raises ValueError or OSError, all raise: the others a
-    ValueError with its line."""
-    if count() == 1:
-        return f()
-    failure: Exception | None = None
-    made: T | None = None
-    try:
-        made = f()
-    except (ValueError, OSError) as error:
-        failure = error
-    said = _verdict(what, "" if failure is None else f"{failure}")
-    if failure is not None:
-        raise failure
-    if said:
-        raise ValueError(said)
-    return made  # type: ignore[return-value]
-
-
-def by_first(what: str, f: Callable[[], Any]) -> None:
-    """`f()` in the first process, while the others wait; what it raises, all raise."""
-    agreed(what, f if first() else lambda: None)
-
-
-def wait(what: str) -> None:
-    """Until all processes are here."""
-    if count() > 1:
-        _verdict(what, "")
-
-
-def meet() -> None:
-    """Until all processes are here, and have made their connections: gloo gives them 30 s from the first that would use
-    one, which is little where a machine is slow to start."""
-    if count() > 1:
-        from jax.experimental import multihost_utils
-
-        wait("meet")
-        multihost_utils.sync_global_devices("lm")
-
-
-def _verdict(what: str, said: str) -> str:
-    """The first process collects what all have `said` ("": nothing) and tells all of the first that said something."""
-    key = f"lm/{next(_numbers)}/{what}"
-    mine = {"process": index(), "said": said}
-    if not first():
-        _set(f"{key}/{index()}", json.dumps(mine))
-        return str(json.loads(_get(f"{key}/all"))["said"])
-    others = [json.loads(_get(f"{key}/{i}")) for i in range(1, count())]
-    found = next((one for one in [mine, *others] if one["said"]), mine)
-    if found["process"]:
-        found["said"] = f"process {found['process']}: {found['said']}"
-    _set(f"{key}/all", json.dumps(found))
-    return str(found["said"])
-
-
-def _set(key: str, text: str) -> None:
-    with losing():
-        _joined().client.key_value_set(key, text)
-
-
-def _get(key: str) -> str:
-    with losing():
-        return str(_joined().client.blocking_key_value_get(key, DAY_SECONDS * 1000))
-
-
-def _joined() -> Any:
-    from jax._src import distributed  # JAX has no public name for its own store of keys
+def _distributed_state() -> Any:
+    from jax._src import distributed  # JAX has no public name for its key-value store
 
     return distributed.global_state
 
 
+# ---------------------------------------------------------------- barriers
+
+
+def barrier(name: str) -> None:
+    """Wait until all processes are here."""
+    if count() > 1:
+        _share_error(name, "")
+
+
+def connect() -> None:
+    """Wait until all processes are here and have opened their connections: gloo gives them 30 s from the first process
+    that uses one, which is little where a machine is slow to start."""
+    if count() > 1:
+        from jax.experimental import multihost_utils
+
+        barrier("connect")
+        multihost_utils.sync_global_devices("lm")
+
+
+def all_or_raise(name: str, f: Callable[[], T]) -> T:
+    """`f()` in every process, then a barrier. A ValueError or OSError in one process raises in all: there as it is, in
+    the others as a ValueError with the same message."""
+    if count() == 1:
+        return f()
+    failure: Exception | None = None
+    result: T | None = None
+    try:
+        result = f()
+    except (ValueError, OSError) as error:
+        failure = error
+    message = _share_error(name, "" if failure is None else str(failure))
+    if failure is not None:
+        raise failure
+    if message:
+        raise ValueError(message)
+    return result  # type: ignore[return-value]
+
+
+def on_first_process(name: str, f: Callable[[], Any]) -> None:
+    """`f()` in the first process, while the others wait; an exception in it is raised in all."""
+    all_or_raise(name, f if is_first() else lambda: None)
+
+
+def _share_error(name: str, error: str) -> str:
+    """The first error of any process (each gives its own, "" for none), returned to all: a barrier by key-value
+    store."""
+    key = f"lm/{next(_barriers)}/{name}"
+    if not is_first():
+        _set(f"{key}/{index()}", error)
+        return _get(f"{key}/all")
+    others = {i: _get(f"{key}/{i}") for i in range(1, count())}
+    shared = error or next((f"process {i}: {text}" for i, text in others.items() if text), "")
+    _set(f"{key}/all", shared)
+    return shared
+
+
+def _set(key: str, text: str) -> None:
+    with translate_peer_errors():
+        _distributed_state().client.key_value_set(key, text)
+
+
+def _get(key: str) -> str:
+    with translate_peer_errors():
+        return str(_distributed_state().client.blocking_key_value_get(key, BARRIER_TIMEOUT_SECONDS * 1000))
+
+
 @contextlib.contextmanager
-def losing() -> Iterator[None]:
+def translate_peer_errors() -> Iterator[None]:
     """Inside it, what JAX raises when another process has died becomes PeerLost."""
     try:
         yield
     except (RuntimeError, ValueError) as error:
         line = " ".join(str(error).split())
-        if count() == 1 or not any(word in line.lower() for word in LOST):
+        if count() == 1 or not any(word in line.lower() for word in PEER_ERRORS):
             raise
         raise PeerLost(line if len(line) <= 160 else line[:157] + "...") from error
 
 
-# ---------------------------------------------------------------- ending
+# ---------------------------------------------------------------- stopping
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[list[int]]:
-    """The SIGTERM or SIGINT that has come, in a list; a second one acts at once.
+def catch_signals() -> Iterator[list[int]]:
+    """A list that receives SIGTERM or SIGINT when one arrives; a second one ends the process at once.
 
-    Where there are several processes JAX listens for SIGTERM instead, and `ending` tells of it."""
-    asked: list[int] = []
+    With several processes JAX handles SIGTERM instead, and `should_stop` reports it."""
+    signals: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield signals
         return
 
-    def note(number: int, frame: FrameType | None) -> None:
-        if asked:
+    def record(number: int, frame: FrameType | None) -> None:
+        if signals:
             os._exit(128 + number)
-        asked.append(number)
+        signals.append(number)
         print("stopping after this step, with a checkpoint (once more to stop at once)", file=sys.stderr)
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    handlers = {signal.SIGTERM: note, signal.SIGINT: note} if count() == 1 else {signal.SIGINT: pass_on}
+    handlers = {signal.SIGTERM: record, signal.SIGINT: record} if count() == 1 else {signal.SIGINT: forward}
     before = {s: signal.signal(s, handler) for s, handler in handlers.items()}
     try:
-        yield asked
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def ending(step: int, asked: list[int]) -> bool:
-    """Whether the run is to end after `step`: a signal is `asked`, or one has come to any process. All processes call
-    it after each step, and hear yes at the same one."""
-    if count() > 1 and not asked:
+def should_stop(step: int, signals: list[int]) -> bool:
+    """Whether the run stops after `step`: this process has received one of `signals`, or any process has. All
+    processes call it after each step, and it returns True in all at the same step."""
+    if count() > 1 and not signals:
         from jax.experimental import multihost_utils
 
         if multihost_utils.reached_preemption_sync_point(step):
-            asked.append(int(signal.SIGTERM))
-            if first():
-                print(f"asked to end: all {count()} processes stop after step {step}, with a checkpoint", flush=True)
-    return bool(asked)
+            signals.append(int(signal.SIGTERM))
+            if is_first():
+                print(f"SIGTERM: all {count()} processes stop after step {step}, with a checkpoint", flush=True)
+    return bool(signals)

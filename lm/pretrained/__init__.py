@@ -42,7 +42,7 @@ def load(path: str | Path, mesh: Mesh | None = None, dtype: str = "float32") -> 
     A published model is computed in `dtype` (float32 or bfloat16; its parameters are float32) and lies on `mesh`, or on
     one device. A run is computed as its experiment says. Raises ValueError, naming file and tensor or field, for
     anything that is missing, damaged or not supported; a pickle is never opened."""
-    path = buckets.near(path)
+    path = buckets.local_mirror(path)
     if is_run(path):
         return _load_run(path)
     checkpoint = open_checkpoint(path)
@@ -115,7 +115,7 @@ def _load_run(run: Path) -> Pretrained:
     model = Transformer(experiment.model, experiment.compute.resolve())
     tokenizer = load_tokenizer(run / "tokenizer")
     part = "ema" if experiment.ema else "params"
-    checkpoints = Checkpoints(buckets.checkpoints(run), experiment.keep_last, experiment.keep_best)
+    checkpoints = Checkpoints(buckets.checkpoint_path(run), experiment.keep_last, experiment.keep_best)
     state, _, step = checkpoints.restore({part: model.shapes()})
     checkpoints.close()
     return Pretrained(experiment.model, state[part], tokenizer, model, step)

@@ -26,13 +26,13 @@ from lm.legal import check_mesh
 from lm.machine import buckets, hardware, processes
 from lm.machine.cache import cache_dir
 from lm.machine.monitor import Bar, Metrics, preparing
-from lm.machine.processes import listening
+from lm.machine.processes import catch_signals
 from lm.model import count
 from lm.model.transformer import Transformer
 from lm.page.run_report import write_report
 from lm.pretrained import Pretrained, read_experiment
 from lm.run import evaluations, heldout, log
-from lm.run.folder import by_first, check_sources, claim, save_tokenizer, write_json
+from lm.run.folder import check_sources, claim, on_first_process, save_tokenizer, write_json
 from lm.run.log import Silent, Telling
 from lm.run.samples import samples
 from lm.sharding.mesh import make_mesh, row_devices
@@ -61,15 +61,15 @@ def train(experiment: Experiment, workdir: str | Path, reference: str = "", comm
 
     `reference` (module:name) and `command` are noted in the folder. Raises ValueError for anything the user can mend,
     Interrupted after SIGTERM or SIGINT, PeerLost where another process of the run died."""
-    processes.start()
-    hardware.split_cpu(experiment.compute.devices)
-    hardware.keep_compiled(cache_dir())
+    processes.initialize()
+    hardware.set_cpu_devices(experiment.compute.devices)
+    hardware.use_compilation_cache(cache_dir())
     experiment = experiment.on(jax.device_count())
-    with processes.losing():
-        processes.meet()
-        folder = claim(buckets.near(workdir), experiment, reference)
+    with processes.translate_peer_errors():
+        processes.connect()
+        folder = claim(buckets.local_mirror(workdir), experiment, reference)
         report = Run(experiment, folder, command).train()
-        processes.wait("end")
+        processes.barrier("end")
     return report
 
 
@@ -116,9 +116,9 @@ class Run:
     def _prepare(self) -> Batches:
         """The tokenizer is made once, by the first process; each machine keeps the tokens that it reads."""
         e, saved = self.experiment, self.folder / "tokenizer"
-        with preparing() if processes.first() else contextlib.nullcontext() as progress:
-            by_first("tokenizer", self.folder, lambda: self._tokenizer(saved, progress))
-            data = processes.agreed(
+        with preparing() if processes.is_first() else contextlib.nullcontext() as progress:
+            on_first_process("tokenizer", self.folder, lambda: self._tokenizer(saved, progress))
+            data = processes.all_or_raise(
                 "data",
                 lambda: prepare(
                     e.data, e.length, e.rows, e.seed, e.objective, load_tokenizer(saved), progress, self._encodes
@@ -143,7 +143,7 @@ class Run:
 
     def train(self) -> Path:
         """Train to the end, then sample and report."""
-        with listening() as asked:
+        with catch_signals() as asked:
             for _ in self.course(asked, Bar):
                 pass
         return self.folder / "report.html"
@@ -154,13 +154,13 @@ class Run:
         It ends early, with a checkpoint, where a signal is `asked`; `show` makes the bar of (steps, first)."""
         e = self.experiment
         with contextlib.ExitStack() as stack:
-            checkpoints = Checkpoints(buckets.checkpoints(self.folder), e.keep_last, e.keep_best)
+            checkpoints = Checkpoints(buckets.checkpoint_path(self.folder), e.keep_last, e.keep_best)
             stack.callback(checkpoints.close)
             state = self._state(checkpoints)
             start = int(state.step)
             if start < e.steps:
                 self.teller = teller = self._teller(start, show, stack)
-                processes.wait("begin")  # not in the first collective: the one that tells was busy
+                processes.barrier("begin")  # not in the first collective: the one that tells was busy
                 for state in self._loop(state, checkpoints, teller, asked):  # noqa: B007, B020
                     start += 1
                     yield start
@@ -172,10 +172,10 @@ class Run:
                 teller.finish()
             else:
                 self._finished(state, start)
-        if processes.first():
+        if processes.is_first():
             report = write_report(self.folder)
-            buckets.push(self.folder)
-            print(f"report: {buckets.shown(self.folder)}/{report.name}")
+            buckets.upload(self.folder)
+            print(f"report: {buckets.display_path(self.folder)}/{report.name}")
 
     def away(self, seconds: float) -> None:
         """So many of the seconds since it began were other runs'."""
@@ -184,17 +184,17 @@ class Run:
 
     def _finished(self, state: TrainState, steps: int) -> None:
         """Nothing is left to train; what one leaves undone that was killed after its last checkpoint is done."""
-        if processes.first():
+        if processes.is_first():
             Metrics(self.folder, steps).close()
-            print(f"{buckets.shown(self.folder)} is finished: {steps} steps are done")
+            print(f"{buckets.display_path(self.folder)} is finished: {steps} steps are done")
         if not (self.folder / "samples.json").exists():
             self._sample(state, print)
-        if processes.first():
+        if processes.is_first():
             log.finish(self.folder, self.started)
 
     def _teller(self, start: int, show: Callable[[int, int], Bar], stack: contextlib.ExitStack) -> Silent:
         """What tells of the run from step `start` on; nothing, in any process but the first."""
-        if not processes.first():
+        if not processes.is_first():
             return Silent()
         e = self.experiment
         metrics = Metrics(self.folder, start)
@@ -210,7 +210,7 @@ class Run:
             return self._started(init_state(self.task, self.optimizer, self.mesh, e.seed, e.ema, e.layout))
         abstract, _ = state_shardings(self.task, self.optimizer, self.mesh, e.ema, e.layout)
         state, _, step = checkpoints.restore(abstract)
-        if processes.first():
+        if processes.is_first():
             print(f"resumed from checkpoint {step}")
         return state
 
@@ -239,7 +239,7 @@ class Run:
             return end or n % e.eval_every_steps == 0, end or n % e.checkpoint_every_steps == 0 or bool(asked)
 
         def pause(n: int) -> bool:
-            processes.ending(n, asked)
+            processes.should_stop(n, asked)
             return any(due(n))
 
         def visit(n: int, state: TrainState) -> bool:
@@ -263,7 +263,7 @@ class Run:
             checkpoints.wait()
             kept = checkpoints.latest
             where = (
-                f"checkpoint {kept} in {buckets.shown(self.folder)} is from before"
+                f"checkpoint {kept} in {buckets.display_path(self.folder)} is from before"
                 if kept
                 else "no checkpoint was written yet"
             )
@@ -285,7 +285,7 @@ class Run:
     def _sample(self, state: TrainState, say: Callable[[str], None]) -> None:
         e = self.experiment
         params = here(state.ema if e.ema else state.params)
-        if params is None or not processes.first():
+        if params is None or not processes.is_first():
             return
         model = Pretrained(e.model, params, self.data.tokenizer, self.model, int(state.step))
         found = []
@@ -325,7 +325,7 @@ def here(params: Any) -> Any:
         return params
     room = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
     if room and count.tree_bytes(params) > room // 4:  # the training state is there as well
-        if processes.first():
+        if processes.is_first():
             print("no samples: the parameters do not fit one device; `lm sample` reads them from the checkpoint")
         return None
     return whole(params)
@@ -334,13 +334,13 @@ def here(params: Any) -> Any:
 def evaluate(run: str | Path) -> dict[str, dict[str, float]]:
     """source -> the objective's measures on held-out text, of a run's newest checkpoint; and gzip and xz (bits per
     byte), where bits per byte is one. NAME/SOURCE -> those of the experiment's further evaluations."""
-    run = buckets.near(run)
+    run = buckets.local_mirror(run)
     experiment = read_experiment(run)
-    hardware.split_cpu(experiment.compute.devices)
-    hardware.keep_compiled(cache_dir())
+    hardware.set_cpu_devices(experiment.compute.devices)
+    hardware.use_compilation_cache(cache_dir())
     under_way = Run(experiment, run)
     part = "ema" if experiment.ema else "params"
-    checkpoints = Checkpoints(buckets.checkpoints(run), experiment.keep_last, experiment.keep_best)
+    checkpoints = Checkpoints(buckets.checkpoint_path(run), experiment.keep_last, experiment.keep_best)
     abstract, _ = state_shardings(
         under_way.task, under_way.optimizer, under_way.mesh, experiment.ema, experiment.layout
     )

@@ -20,21 +20,21 @@ def claim(folder: Path, experiment: Experiment, reference: str) -> Path:
     when not all processes see it.
 
     The mesh is free: a run goes on with other devices than it began with."""
-    by_first("claim", folder, lambda: _claim(folder, experiment, reference))
-    processes.agreed("folder", lambda: _seen(folder, experiment))
+    on_first_process("claim", folder, lambda: _claim(folder, experiment, reference))
+    processes.all_or_raise("folder", lambda: _seen(folder, experiment))
     return folder
 
 
-def by_first(what: str, folder: Path, f: Callable[[], Any]) -> None:
+def on_first_process(what: str, folder: Path, f: Callable[[], Any]) -> None:
     """`f()` in the first process; what it writes to `folder`, all then see."""
 
     def write() -> None:
         f()
-        buckets.push(folder)
+        buckets.upload(folder)
 
-    processes.by_first(what, write)
+    processes.on_first_process(what, write)
     if processes.count() > 1:
-        processes.agreed(f"{what}, seen", lambda: None if processes.first() else buckets.pull(folder))
+        processes.all_or_raise(f"{what}, seen", lambda: None if processes.is_first() else buckets.download(folder))
 
 
 def _claim(folder: Path, experiment: Experiment, reference: str) -> None:
@@ -48,13 +48,13 @@ def _claim(folder: Path, experiment: Experiment, reference: str) -> None:
                 shown = "; ".join(f"{path} was {old!r}, is {now!r}" for path, old, now in different[:6])
                 more = f" and {len(different) - 6} more" if len(different) > 6 else ""
                 raise ValueError(
-                    f"{buckets.shown(folder)} holds a run of a different experiment ({shown}{more}): "
+                    f"{buckets.display_path(folder)} holds a run of a different experiment ({shown}{more}): "
                     "choose another --workdir, or remove it"
                 )
         write_json(file, {"experiment": reference, "fingerprint": experiment.fingerprint, "value": new})
     except (OSError, json.JSONDecodeError, KeyError) as error:
         raise ValueError(
-            f"cannot use {buckets.shown(folder)} as a run's folder: {error}; choose another --workdir"
+            f"cannot use {buckets.display_path(folder)} as a run's folder: {error}; choose another --workdir"
         ) from None
 
 
@@ -70,8 +70,8 @@ def _seen(folder: Path, experiment: Experiment) -> None:
         there = False
     if not there:
         raise ValueError(
-            f"{buckets.shown(folder)} here is not the folder of the first process: with several machines --workdir is "
-            "on a shared disk or in a bucket"
+            f"{buckets.display_path(folder)} here is not the folder of the first process: with several machines "
+            "--workdir is on a shared disk or in a bucket"
         )
 
 
@@ -110,5 +110,5 @@ def check_sources(folder: Path, sources: Mapping[str, Any]) -> None:
         check()
         write_json(file, found)
 
-    by_first("sources", folder, note)
-    processes.agreed("same sources", check)
+    on_first_process("sources", folder, note)
+    processes.all_or_raise("same sources", check)

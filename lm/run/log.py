@@ -100,7 +100,7 @@ class Telling(Silent):
 
     def flush(self) -> None:
         self.metrics.flush()
-        buckets.push(self.folder)
+        buckets.upload(self.folder)
 
     def going_on(self, n: int) -> None:
         self.clock.reset(n)

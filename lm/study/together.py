@@ -20,7 +20,7 @@ from lm.experiment import EVERY, INERT, Experiment
 from lm.machine import hardware
 from lm.machine.cache import cache_dir
 from lm.machine.monitor import Bar
-from lm.run.course import Interrupted, Run, listening
+from lm.run.course import Interrupted, Run, catch_signals
 from lm.study.trial import DIVERGED, FAILED, PRUNED, SAID, STOP, Trial, leave_word
 from lm.study.vmapped import Vmapped, faster, unable
 from lm.train.loop import NotFinite
@@ -83,9 +83,9 @@ def train(experiments: Sequence[Experiment], folders: Sequence[Path], how: str =
     of HOW: in turn, side by side, or as is faster; a line that begins with SAID tells.
 
     Raises Interrupted after SIGTERM or SIGINT, when all have written a checkpoint."""
-    hardware.split_cpu(experiments[0].compute.devices)
-    hardware.keep_compiled(cache_dir())
-    with listening() as asked:
+    hardware.set_cpu_devices(experiments[0].compute.devices)
+    hardware.use_compilation_cache(cache_dir())
+    with catch_signals() as asked:
         began = time.time()
         runs = list(_runs(experiments, folders))
         for run in runs:  # each has its equal share of what it took until here

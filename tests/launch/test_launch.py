@@ -24,7 +24,7 @@ PAGE = "experiments.quickstart"
 GKE = ("launch", "gke", "--image", "IMAGE", "--dry-run", PAGE, "--workdir", "gs://bucket/run")
 TPU = ("launch", "tpu-vm", "--type", "v6e-16", "--zone", "z", PAGE, "--workdir", "gs://bucket/run")
 
-CHECK = buckets.check
+CHECK = buckets.check_writable
 Tool = Callable[[str, str], Path]
 
 
@@ -49,7 +49,7 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tool:
 @pytest.fixture(autouse=True)
 def bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every bucket can be written."""
-    monkeypatch.setattr("lm.machine.buckets.check", lambda url: None)
+    monkeypatch.setattr("lm.machine.buckets.check_writable", lambda url: None)
 
 
 def said(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:
@@ -104,7 +104,7 @@ def test_a_bucket_that_cannot_be_written(
     tool: Tool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = tool("gcloud", "")
-    monkeypatch.setattr("lm.machine.buckets.check", CHECK)
+    monkeypatch.setattr("lm.machine.buckets.check_writable", CHECK)
     assert "nowhere://bucket/run" in said(capsys, *TPU[:-1], "nowhere://bucket/run", code=1)
     assert not calls.exists()
 

@@ -19,7 +19,7 @@ class Parrot:
 
 @pytest.fixture(autouse=True)
 def parrot(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("prepare", "keep_compiled", "split_cpu"):
+    for name in ("prepare", "use_compilation_cache", "set_cpu_devices"):
         monkeypatch.setattr(lm.machine.hardware, name, lambda *args: None)
     monkeypatch.setattr("lm.pretrained.is_run", lambda run: True)
     monkeypatch.setattr("lm.pretrained.load", lambda run: Parrot())

@@ -24,21 +24,21 @@ def bucket() -> Iterator[None]:
 
 
 def test_a_folder_here_is_itself(tmp_path: Path) -> None:
-    assert buckets.near(tmp_path) == tmp_path and buckets.far(tmp_path) == ""
-    assert buckets.checkpoints(tmp_path) == str(tmp_path / "checkpoints")
-    buckets.push(tmp_path)
-    buckets.pull(tmp_path)
+    assert buckets.local_mirror(tmp_path) == tmp_path and buckets.remote_url(tmp_path) == ""
+    assert buckets.checkpoint_path(tmp_path) == str(tmp_path / "checkpoints")
+    buckets.upload(tmp_path)
+    buckets.download(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_changed_is_sent_and_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = buckets.near(URL)
-    assert (buckets.far(folder), buckets.checkpoints(folder)) == (URL, f"{URL}/checkpoints")
+    folder = buckets.local_mirror(URL)
+    assert (buckets.remote_url(folder), buckets.checkpoint_path(folder)) == (URL, f"{URL}/checkpoints")
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer" / "a").write_text("1")
     (folder / "metrics.jsonl").write_text("{}\n")
     (folder / "half.part").write_text("")
-    buckets.push(folder)
+    buckets.upload(folder)
     sent: list[str] = []
     from fsspec.implementations.memory import MemoryFileSystem
 
@@ -47,16 +47,16 @@ def test_what_changed_is_sent_and_fetched(monkeypatch: pytest.MonkeyPatch) -> No
         MemoryFileSystem, "put_file", lambda fs, here, there: (sent.append(there), put(fs, here, there))
     )
     (folder / "metrics.jsonl").write_text("{}\n{}\n")
-    buckets.push(folder)
+    buckets.upload(folder)
     assert sent == ["/bucket/run/metrics.jsonl"]
-    again = buckets.near(URL)
+    again = buckets.local_mirror(URL)
     there = sorted(p.relative_to(again).as_posix() for p in again.rglob("*") if p.is_file())
     assert there == ["metrics.jsonl", "remote.txt", "tokenizer/a"]
     assert (again / "metrics.jsonl").read_text() == "{}\n{}\n"
 
 
 def test_what_cannot_be_written_or_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    buckets.check(URL)
+    buckets.check_writable(URL)
     from fsspec.implementations.memory import MemoryFileSystem
 
     def refused(*_: object) -> None:
@@ -64,17 +64,17 @@ def test_what_cannot_be_written_or_reached(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", refused)
     with pytest.raises(ValueError, match=r"cannot write memory://bucket/run \(403, forbidden\): is the bucket there"):
-        buckets.check(URL)
+        buckets.check_writable(URL)
     with pytest.raises(ValueError, match="cannot read nowhere://bucket"):
-        buckets.near("nowhere://bucket")
+        buckets.local_mirror("nowhere://bucket")
 
 
 def test_a_run_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its small files; Orbax writes checkpoints to stores of its own, so these stay here."""
-    monkeypatch.setattr(buckets, "checkpoints", lambda folder: str(tmp_path / "checkpoints"))
+    monkeypatch.setattr(buckets, "checkpoint_path", lambda folder: str(tmp_path / "checkpoints"))
     declared = experiment(write_texts(tmp_path / "texts")).replace(steps=8, prompts=())
     course.train(declared, URL)
-    found = buckets.near(URL)
+    found = buckets.local_mirror(URL)
     assert {"experiment.json", "metrics.jsonl", "about.json", "data.json", "report.html"} <= {
         p.name for p in found.iterdir()
     }
@@ -82,5 +82,5 @@ def test_a_run_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     before = lines(found)
     assert [line["step"] for line in read_metrics(found) if "loss" in line] == list(range(1, 9))
     course.train(declared, URL)  # finished: left as it is
-    assert lines(buckets.near(URL)) == before
+    assert lines(buckets.local_mirror(URL)) == before
     assert course.evaluate(URL)["sums"]["loss"] == pytest.approx(before[-1]["eval/sums/loss"], rel=1e-5)

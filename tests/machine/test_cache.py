@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from lm.machine.cache import cache_dir, discard, is_whole, write_folder
+from lm.machine.cache import cache_dir, discard, is_complete, write_folder
 
 
 def test_the_environment_chooses_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -40,10 +40,10 @@ def test_the_first_writer_wins_and_a_damaged_folder_shows(tmp_path: Path) -> Non
         (made / "a").write_text("late")
 
     write_folder(folder, first_then_late)
-    assert (folder / "a").read_text() == "first" and is_whole(folder)
+    assert (folder / "a").read_text() == "first" and is_complete(folder)
     assert os.listdir(tmp_path) == ["x"]
     (folder / "a").write_text("fir")
-    assert not is_whole(folder) and not is_whole(tmp_path / "missing")
+    assert not is_complete(folder) and not is_complete(tmp_path / "missing")
     discard(folder)
     discard(folder)
     assert os.listdir(tmp_path) == []

@@ -11,10 +11,10 @@ from lm.machine import hardware
 
 def test_devices_can_be_split_only_before_jax_starts() -> None:
     assert len(jax.devices()) == 8
-    hardware.split_cpu(0)
-    hardware.split_cpu(8)
+    hardware.set_cpu_devices(0)
+    hardware.set_cpu_devices(8)
     with pytest.raises(ValueError, match="compute.devices=3, but JAX has started with 8: set it before"):
-        hardware.split_cpu(3)
+        hardware.set_cpu_devices(3)
 
 
 def test_the_environment_is_plain_data() -> None:

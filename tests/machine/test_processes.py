@@ -1,4 +1,4 @@
-"""Several processes: what a launcher tells, and one run of two. All that happens to more is in tests/several.py."""
+"""Several processes: a launcher's environment, and one run of two. What happens to more is in tests/several.py."""
 
 import signal
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lm.machine.processes import declared
+from lm.machine.processes import from_environment
 from lm.run import course
 from lm.train.checkpoint import Checkpoints
 from tests import several
@@ -27,21 +27,21 @@ FOUND = dict(coordinator_address="a:1", num_processes=2, process_id=1, cluster_d
         ({"SLURM_JOB_ID": "3", "SLURM_NTASKS": "2"}, None),  # sbatch's own shell is no task
     ],
 )
-def test_what_a_launcher_tells(environ: dict[str, str], found: dict[str, Any] | None) -> None:
-    assert declared(environ) == found
+def test_a_launchers_environment(environ: dict[str, str], found: dict[str, Any] | None) -> None:
+    assert from_environment(environ) == found
 
 
 @pytest.mark.parametrize(
     ("environ", "message"),
     [
         ({"LM_PROCESSES": "two"}, "LM_PROCESSES=two, LM_PROCESS=: expected a number of processes"),
-        ({"LM_PROCESSES": "2", "LM_PROCESS": "2", "LM_COORDINATOR": "a:1"}, "and a place below it"),
+        ({"LM_PROCESSES": "2", "LM_PROCESS": "2", "LM_COORDINATOR": "a:1"}, "and an index below it"),
         ({"LM_PROCESSES": "2", "LM_PROCESS": "0", "LM_COORDINATOR": "a"}, "LM_COORDINATOR=a: expected HOST:PORT"),
     ],
 )
-def test_what_makes_no_sense(environ: dict[str, str], message: str) -> None:
+def test_an_inconsistent_environment_is_refused(environ: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        declared(environ)
+        from_environment(environ)
 
 
 def test_two_are_left_together_and_one_goes_on(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_two_are_left_together_and_one_goes_on(tmp_path: Path) -> None:
     several.until_step(two, tmp_path / "left", 3)
     two[1].send_signal(signal.SIGTERM)
     said = several.finish(two, 75, 75)
-    assert "asked to end: all 2 processes stop after step" in said[0]
+    assert "SIGTERM: all 2 processes stop after step" in said[0]
     stopped = Checkpoints(tmp_path / "left" / "checkpoints").latest
     assert stopped and all(f"stopped after step {stopped}, with a checkpoint" in text for text in said)
     course.train(whole, tmp_path / "left")

@@ -35,7 +35,7 @@ echo "requeued: job $job after $(wc -l < "$folder/requeued/metrics.jsonl") lines
 until [ "$(state "$job")" = PENDING ]; do sleep 0.5; done
 scontrol update "job=$job" StartTime=now # Slurm waits two minutes before it starts one again
 finish "$job" requeued
-grep -h "asked to end\|resumed from\|report:" "$folder/requeued"/slurm-*.log
+grep -h "processes stop after step\|resumed from\|report:" "$folder/requeued"/slurm-*.log
 "$python" - "$folder" <<'PYTHON'
 import sys
 from pathlib import Path
