@@ -2,7 +2,7 @@
 
 The runtime requirements are those of requirements.txt, the versions that were tested; what they bring along is pinned
 in constraints.txt. The extras put JAX on other hardware: `pip install -e ".[tpu]"` or `".[cuda]"`; ".[gcs]" and
-".[s3]" are for runs in a bucket.
+".[s3]" are for runs in a bucket, ".[sweep]" for the sweeps by TPE.
 """
 
 from pathlib import Path
@@ -19,6 +19,7 @@ def requirements(name: str) -> list[str]:
 
 
 RUNTIME = requirements("requirements.txt")
+DEV = requirements("requirements-dev.txt")
 JAX = next(line for line in RUNTIME if line.startswith("jax=="))
 
 setup(
@@ -34,7 +35,8 @@ setup(
         "cuda": [JAX.replace("jax", "jax[cuda12]", 1)],
         "gcs": ["gcsfs"],
         "s3": ["s3fs"],
-        "dev": requirements("requirements-dev.txt"),
+        "sweep": [line for line in DEV if line.startswith("optuna==")],
+        "dev": DEV,
     },
     entry_points={"console_scripts": ["lm = launch.__main__:main"]},
 )

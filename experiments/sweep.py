@@ -1,5 +1,6 @@
 """A sweep by TPE: the learning rate, the weight decay and the warm-up of a tiny Llama: 16 arms, four at a time.
 
+    pip install -e ".[sweep]"        Optuna, once
     lm study experiments.sweep
 
 The first eight arms are a Latin hypercube; the others are asked of tree-structured Parzen estimators (Bergstra et al.

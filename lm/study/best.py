@@ -10,7 +10,6 @@ from scipy import stats
 
 from lm.page.markup import Markup, figure, section, tag
 from lm.page.plots import HALF, INK, MUTED, WIDE, _axes, _series, _svg
-from lm.study.searching import importance
 from lm.study.space import Choice, Draw, Range, Settings, Space, label, ranges
 from lm.study.statistics import ALPHA, LEVEL, differences
 from lm.study.tables import NONE, Table, csv_text, named
@@ -60,15 +59,15 @@ class Tried:
 @dataclass(frozen=True)
 class Best:
     """The arms as `tried`, best first and those without a result last. `level` are the arms that the data do not tell
-    from the best one; None, where one seed tells nothing. `importance` by the names of the settings (searching.py),
-    `edges` the settings of the best arm that stand at the end of their range."""
+    from the best one; None, where one seed tells nothing. `importance` by the names of the settings (tpe.py), or why it
+    could not be had; `edges` the settings of the best arm that stand at the end of their range."""
 
     measure: str
     sign: int
     tried: tuple[Tried, ...]
     ranges: Mapping[str, Range]
     level: tuple[str, ...] | None
-    importance: Mapping[str, float]
+    importance: Mapping[str, float] | str
     edges: tuple[str, ...]
 
     @property
@@ -109,9 +108,17 @@ def best(
             f"no run has the measure {measure!r}: known: {', '.join(known)}" if known else "no run has finished"
         )
     done, first, every = [one for one in tried if one.whole], tried[0], ranges(space)
-    weighed = importance([one.drawn for one in done], [one.mean for one in done], every, sign)
+    weighed = _weighed(done, every, sign)
     edges = tuple(name for name, drawn in first.drawn.items() if _at_edge(every[name], drawn))
     return Best(measure, sign, tuple(tried), every, _level(results, done, first, measure), weighed, edges)
+
+
+def _weighed(done: Sequence[Tried], ranges: Mapping[str, Range], sign: int) -> Mapping[str, float] | str:
+    try:
+        from lm.study.tpe import importance
+    except ValueError as error:
+        return str(error)
+    return importance([one.drawn for one in done], [one.mean for one in done], ranges, sign)
 
 
 def _tried(arm: str, drawn: Draw, settings: Settings, runs: Sequence[Result], measure: str) -> Tried:
@@ -193,7 +200,9 @@ def _reached(one: Tried) -> list[float]:
     return [len(one.values), one.mean, one.low, one.high]
 
 
-def _importance(analysis: Best) -> list[Table]:
+def _importance(analysis: Best) -> list[Markup | Table]:
+    if isinstance(analysis.importance, str):
+        return [section("Which settings matter", tag("p", f"Not weighed: {analysis.importance}."))]
     rows = tuple((name, f"{share:.0%}") for name, share in analysis.importance.items())
     note = (
         "How much each setting decides whether an arm is among the best, by PED-ANOVA (arXiv:2304.10255). With few "

@@ -98,16 +98,6 @@ class Range:
         """What is free only when this was drawn."""
         return {}
 
-    def distribution(self) -> Any:
-        """The same for Optuna."""
-        from optuna.distributions import FloatDistribution
-
-        return FloatDistribution(self.low, self.high, log=self.log)
-
-    def suggest(self, trial: Any, name: str) -> Any:
-        """A number or label from an Optuna trial."""
-        return trial.suggest_float(name, self.low, self.high, log=self.log)
-
 
 Space = Mapping[str, Range]
 
@@ -163,14 +153,6 @@ class Whole(Range):
     def ticks(self) -> list[tuple[float, str]]:
         middle = round(self._between(0.5))
         return [(self.place(n), str(n)) for n in sorted({int(self.low), middle, int(self.high)})]
-
-    def distribution(self) -> Any:
-        from optuna.distributions import IntDistribution
-
-        return IntDistribution(int(self.low), int(self.high), log=self.log)
-
-    def suggest(self, trial: Any, name: str) -> Any:
-        return trial.suggest_int(name, int(self.low), int(self.high), log=self.log)
 
 
 @dataclass(frozen=True)
@@ -235,14 +217,6 @@ class Choice(Range):
         option = self.options[self.labels.index(drawn)]
         return option.space if isinstance(option, With) else {}
 
-    def distribution(self) -> Any:
-        from optuna.distributions import CategoricalDistribution
-
-        return CategoricalDistribution(self.labels)
-
-    def suggest(self, trial: Any, name: str) -> Any:
-        return trial.suggest_categorical(name, self.labels)
-
 
 def label(one: Any) -> str:
     """A value in short: of a dataclass the fields that differ from their defaults."""
@@ -285,6 +259,28 @@ def grid(space: Space, above: tuple[str, ...] = ()) -> list[Draw]:
         ]
         found = [{**before, **new} for before in found for new in each]
     return found
+
+
+def random(space: Space, count: int, seed: int) -> list[Draw]:
+    """`count` draws, each by a generator of its own."""
+
+    def drawn(rng: np.random.Generator) -> Draw:
+        return draw(space, lambda _, one: one.at(rng.random()))
+
+    return [drawn(np.random.default_rng([seed, i])) for i in range(count)]
+
+
+def latin(space: Space, count: int, seed: int) -> list[Draw]:
+    """A Latin hypercube (McKay et al. 1979): along each range, one draw in each of `count` equal parts."""
+    from scipy.stats import qmc
+
+    names = list(ranges(space))
+    shares = qmc.LatinHypercube(len(names), rng=np.random.default_rng(seed)).random(count)
+
+    def placed(row: Mapping[str, float]) -> Draw:
+        return draw(space, lambda name, one: one.at(row[name]))
+
+    return [placed(dict(zip(names, row, strict=True))) for row in shares]
 
 
 def ranges(space: Space, above: tuple[str, ...] = ()) -> dict[str, Range]:

@@ -2,8 +2,8 @@
 
 Runs of one seed share the order of the data and the first values of the parameters, so a good part of what moves a
 result from seed to seed moves all arms alike. Differences are therefore formed seed by seed, and tested as pairs
-(Student's t). Several arms are several chances to be fooled: their p-values are corrected (Holm). The statistics are
-scipy's and statsmodels'; what is ours is which runs they get, and what is said where there is nothing to say.
+(Student's t). Several arms are several chances to be fooled: their p-values are corrected (Holm). The distributions
+are scipy's; what is ours is which runs they get, and what is said where there is nothing to say.
 """
 
 import bisect
@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
 
 from lm.study.trial import DIVERGED, FAILED, PRUNED, Result
 from lm.value import suggest
@@ -191,11 +189,11 @@ def unpaired(base: np.ndarray, arm: np.ndarray) -> tuple[float, float]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values after Holm's correction (Holm 1979); those that are nan are no tests, and stay nan."""
+    """The p-values after Holm's correction (Holm 1979): the k-th smallest of m times m - k + 1, at least the corrected
+    one before it and at most 1. Those that are nan are no tests, and stay nan."""
     out = np.array(p_values, float)
-    given = np.isfinite(out)
-    if given.sum() > 1:  # statsmodels collects garbage first, which takes a good part of a second
-        out[given] = multipletests(out[given], alpha=ALPHA, method="holm")[1]
+    tests = np.argsort(out)[: np.isfinite(out).sum()]  # nan is sorted last
+    out[tests] = np.minimum(np.maximum.accumulate(out[tests] * np.arange(len(tests), 0, -1)), 1.0)
     return [float(p) for p in out]
 
 
@@ -208,15 +206,19 @@ def seeds_needed(base: np.ndarray, arm: np.ndarray) -> float:
         return math.inf if np.array_equal(base, arm) else math.nan
     with _quiet():
         effect = abs(float(np.mean(arm - base) / np.std(arm - base, ddof=1)))
-    enough = bisect.bisect_left(range(2, MOST_SEEDS + 1), POWER, key=lambda seeds: _power(effect, seeds)) + 2
+    enough = bisect.bisect_left(range(2, MOST_SEEDS + 1), POWER, key=lambda seeds: power(effect, seeds)) + 2
     return float(enough) if enough <= MOST_SEEDS else math.inf
 
 
-def _power(effect: float, seeds: int) -> float:
-    """Of the two-sided test, by the tail on the effect's side: the other one is next to nothing where it matters, and
-    nan in scipy for many effects. This tail is nan only where it is 1."""
-    power = float(TTestPower().power(effect, seeds, ALPHA / 2, alternative="larger"))
-    return 1.0 if math.isnan(power) else power
+def power(effect: float, seeds: int) -> float:
+    """Of the two-sided paired t-test of so many pairs, for a true mean of `effect` standard deviations: the chance that
+    the noncentral t lies beyond the critical value (Cohen 1988).
+
+    Only the tail on the effect's side counts: the other is next to nothing where it matters, and nan in scipy for many
+    effects. This one is nan only for effects so large that it is 1."""
+    critical = stats.t.isf(ALPHA / 2, seeds - 1)
+    tail = float(stats.nct.sf(critical, seeds - 1, effect * math.sqrt(seeds)))
+    return 1.0 if math.isnan(tail) else tail
 
 
 @contextlib.contextmanager

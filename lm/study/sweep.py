@@ -3,34 +3,31 @@
     Sweep(base, {"optimizer.learning_rate": Log(1e-4, 1e-2), "model.layers": Whole(2, 6)}, method="tpe", count=32)
 
 Arms are numbered. Those of a grid, of random search and of a Latin hypercube are known before the first run. TPE asks
-for `at_once` of them when all before are over. What it asks follows from what came of those and from its seed: each
-arm has a generator of its own, and Optuna's study is made anew from the results. So nothing is lost when a study is
-killed. In a folder (`at`) the draws are kept too, in a file that Optuna reads, and there they are what counts: more
-seeds, a run that failed and now does not, or another version of Optuna leave the arms as they are.
+for `at_once` of them when all before are over (tpe.py). What it asks follows from what came of those and from its seed,
+so that nothing is lost when a study is killed. In a folder (`at`) the draws are kept too, in a file that Optuna reads,
+and there they are what counts: more seeds, a run that failed and now does not, or another version of Optuna leave the
+arms as they are.
 """
 
 import functools
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from lm.experiment import Experiment
 from lm.study.ablation import LEAN
-from lm.study.space import Draw, Settings, Space, changed, check, draw, grid, label, ranges, settings
-from lm.study.trial import FAILED, FINISHED, MISSING, STOPPED, Result, Trial
+from lm.study.pruning import Outcome, outcome, pruned
+from lm.study.space import Draw, Settings, Space, changed, check, grid, label, latin, random, settings
+from lm.study.trial import Result, Trial
 from lm.value import suggest
 
 if TYPE_CHECKING:
     from lm.study.best import Best
-    from lm.study.searching import Outcome
     from lm.study.tables import Findings
+    from lm.study.tpe import Search
 
 METHODS = ("grid", "random", "latin", "tpe")
-FIRST = 8  # arms of TPE that are a Latin hypercube
 JOURNAL = "optuna.journal"  # in the study's folder
 
 
@@ -80,7 +77,7 @@ class Sweep:
 
     def draws(self, results: Sequence[Result] = ()) -> list[Draw]:
         """What the arms known now are, in their order: see space.py."""
-        return self._tpe(results) if self.method == "tpe" else self._declared
+        return self._search.draws(lambda n: self._outcomes(n, results)) if self.method == "tpe" else self._declared
 
     def settings(self, arm: str, results: Sequence[Result] = ()) -> Settings:
         """path -> value of one arm. Raises ValueError where there is no such arm, given these results."""
@@ -113,23 +110,15 @@ class Sweep:
         """The arms that do not wait for others."""
         if self.method == "grid":
             return grid(self.space)
-        if self.method == "random":
-            return [self._drawn(np.random.default_rng([self.search_seed, i])) for i in range(self.count)]
-        return self._latin(self.count)
+        drawn_by = random if self.method == "random" else latin
+        return drawn_by(self.space, self.count, self.search_seed)
 
-    def _latin(self, count: int) -> list[Draw]:
-        """McKay et al. 1979: along each range, one arm in each of `count` equal parts."""
-        from scipy.stats import qmc
+    @functools.cached_property
+    def _search(self) -> "Search":
+        from lm.study.tpe import Search  # raises ValueError without Optuna
 
-        names = list(ranges(self.space))
-        shares = qmc.LatinHypercube(len(names), rng=np.random.default_rng(self.search_seed)).random(count)
-        return [self._placed(dict(zip(names, row, strict=True))) for row in shares]
-
-    def _placed(self, shares: dict[str, float]) -> Draw:
-        return draw(self.space, lambda name, one: one.at(shares[name]))
-
-    def _drawn(self, rng: np.random.Generator) -> Draw:
-        return draw(self.space, lambda _, one: one.at(rng.random()))
+        file = self.folder / JOURNAL if self.folder else None
+        return Search(self.space, self.count, self.at_once, self.search_seed, self.sign, file)
 
     @functools.cached_property
     def _built(self) -> dict[tuple[Any, ...], Experiment]:
@@ -161,114 +150,20 @@ class Sweep:
     def to_stop(self, results: Sequence[Result]) -> dict[tuple[str, int], int]:
         """(arm, seed) -> the step at which that run is to be stopped, of those that are; none without `prune`. A run
         that was over before anybody looked is among them too."""
-        if not self.prune:
-            return {}
-        from lm.study.searching import Median
+        return pruned(results, self.measure, self.sign, self.at_once) if self.prune else {}
 
-        found: dict[tuple[str, int], int] = {}
-        medians = {seed: Median(self.sign) for seed in self.seeds}
-        ordered = sorted(results, key=lambda r: int(r.trial.arm))
-        for batch in sorted({int(r.trial.arm) // self.at_once for r in ordered}):
-            ended = []
-            for result in (r for r in ordered if int(r.trial.arm) // self.at_once == batch):
-                median, way = medians[result.trial.seed], self._on_the_way(result)
-                step = median.stops(way, result.trial.experiment.steps)
-                if step is not None:
-                    found[result.trial.arm, result.trial.seed] = step
-                elif result.finished and way:
-                    ended.append((median, way))
-            for median, way in ended:
-                median.add(way[-1][1], way)
-        return found
-
-    def _on_the_way(self, result: Result) -> list[tuple[int, float]]:
-        found = [(step, measures[self.measure]) for step, measures in result.evaluations if self.measure in measures]
-        return [(step, value) for step, value in found if math.isfinite(value)]
-
-    def _outcomes(self, count: int, results: Sequence[Result]) -> "list[Outcome | None]":
+    def _outcomes(self, count: int, results: Sequence[Result]) -> list[Outcome | None]:
         """What came of the first `count` arms; None for one that is not over."""
-        stopped = self.to_stop(results)
-        runs: dict[str, dict[int, Result]] = {}
-        for result in results:
-            runs.setdefault(result.trial.arm, {})[result.trial.seed] = result
-        return [self._outcome(runs.get(self._arm(i), {}), stopped) for i in range(count)]
+        stops = self.to_stop(results)
+        runs = {(result.trial.arm, result.trial.seed): result for result in results}
+        return [self._outcome(self._arm(i), runs, stops) for i in range(count)]
 
-    def _outcome(self, runs: dict[int, Result], stopped: dict[tuple[str, int], int]) -> "Outcome | None":
-        from lm.study.searching import Outcome
-
-        seeds: Any = self.seeds
-        if any(seed not in runs or runs[seed].status in (MISSING, STOPPED) for seed in seeds):
+    def _outcome(
+        self, arm: str, runs: dict[tuple[str, int], Result], stops: dict[tuple[str, int], int]
+    ) -> Outcome | None:
+        if any((arm, seed) not in runs for seed in self.seeds):
             return None
-        for seed in seeds:
-            last = stopped.get((runs[seed].trial.arm, seed))
-            if last is not None:
-                way = [(step, value) for step, value in self._on_the_way(runs[seed]) if step <= last]
-                return Outcome(on_the_way=tuple(way))
-        ended = [run for run in runs.values() if run.trial.seed in seeds and run.status != FAILED]
-        if not ended:
-            return Outcome(failed=True)
-        values = [r.measures.get(self.measure, math.nan) if r.status == FINISHED else math.nan for r in ended]
-        mean = sum(values) / len(values)
-        return Outcome(mean if math.isfinite(mean) else math.nan)
-
-    # ------------------------------------------------------------ TPE
-
-    @functools.cached_property
-    def _journal(self) -> list[Draw]:
-        """What the folder says was asked for. Raises ValueError where that is no part of this space."""
-        from lm.study.searching import read
-
-        file = (self.folder or Path()) / JOURNAL
-        draws = read(file) if self.folder else []
-        for drawn in draws:
-            try:
-                settings(self.space, drawn)
-            except ValueError as error:
-                raise ValueError(f"{file} is of another space: {error}; choose another --workdir") from None
-        return draws
-
-    @functools.cached_property
-    def _asked(self) -> "dict[tuple[Outcome | None, ...], list[Draw]]":
-        return {}
-
-    def _tpe(self, results: Sequence[Result]) -> list[Draw]:
-        draws = self._journal[: self.count]
-        while True:
-            outcomes = self._outcomes(len(draws), results)
-            if None in outcomes or len(draws) >= self.count:
-                self._keep(draws, outcomes)
-                return draws
-            draws = draws + self._ask(draws, outcomes)
-
-    def _ask(self, draws: list[Draw], outcomes: "list[Outcome | None]") -> list[Draw]:
-        """The next batch, given what came of all before it."""
-        from lm.study import searching
-
-        key = tuple(outcomes)
-        if key not in self._asked:
-            number = min(self.at_once, self.count - len(draws))
-            asked = self._latin(FIRST)[len(draws) : len(draws) + number]
-            if len(asked) < number:
-                study = searching.told(draws + asked, [*outcomes, *[None] * len(asked)], ranges(self.space), self.sign)
-                while len(asked) < number:
-                    asked.append(searching.ask(study, self.space, self.search_seed, draws + asked))
-            self._asked[key] = asked
-        return self._asked[key]
-
-    @functools.cached_property
-    def _kept(self) -> "list[tuple[int, list[Outcome | None]]]":
-        return [(len(self._journal), [None] * len(self._journal))]
-
-    def _keep(self, draws: list[Draw], outcomes: "list[Outcome | None]") -> None:
-        """Write the journal, where it does not say all of this yet: with new arms, and when the last is over."""
-        if not self.folder or len(draws) < self._kept[-1][0]:
-            return
-        count, known = self._kept[-1]
-        if len(draws) > count or (None not in outcomes and known != outcomes):
-            from lm.study.searching import write
-
-            write(self.folder / JOURNAL, draws, outcomes, ranges(self.space), self.sign)
-            self._kept.append((len(draws), outcomes))
+        return outcome([runs[arm, seed] for seed in self.seeds], stops, self.measure)
 
     # ------------------------------------------------------------ what it tells
 

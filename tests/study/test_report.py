@@ -17,8 +17,8 @@ from lm.study.statistics import differences
 from lm.study.tables import Findings, Table
 from lm.study.trial import DIVERGED, FAILED, FINISHED, MISSING, Result, Trial
 from lm.text.tokenizer import Bytes, Characters
+from tests.page.test_run_report import HOSTILE, parsed
 from tests.study.results import BASE, run, runs
-from tests.test_report import HOSTILE, parsed
 
 ARMS = {
     "base": {0: 2.0, 1: 2.3, 2: 2.1, 3: 2.6},

@@ -17,8 +17,8 @@ from lm.study import fit, report, runner
 from lm.study.fit import Law
 from lm.study.scaling import Ladder, body
 from lm.study.trial import training_flops
+from tests.page.test_run_report import parsed
 from tests.study.results import Pretend
-from tests.test_report import parsed
 from tests.tiny import experiment
 
 BASE = experiment(Path("texts"))

@@ -1,9 +1,8 @@
 """Differences are those of textbooks, cover what they promise, and admit what cannot be told."""
 
-import gc
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, replace
 
 import numpy as np
@@ -19,6 +18,7 @@ from lm.study.statistics import (
     holm,
     measured,
     paired,
+    power,
     seeds_needed,
     unpaired,
     verdict,
@@ -40,14 +40,6 @@ STUDENT = {
     6: 2.446911851,
     7: 2.364624252,
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def little_garbage() -> Iterator[None]:
-    """statsmodels collects garbage at each correction: this leaves it little to look at."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def test_student_s_interval_by_hand() -> None:
@@ -112,6 +104,19 @@ def test_holm_by_hand(p_values: list[float], at: int) -> None:
     found = holm(with_nan)
     assert found.pop(min(at, len(p_values))) != 0
     assert found == pytest.approx(by_hand(p_values))
+
+
+@pytest.mark.parametrize(
+    ("p_values", "corrected"),  # by statsmodels 0.15.0: multipletests(p_values, method="holm")[1]
+    [
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
+        ([0.2, 0.001, 0.6, 0.02, 0.02], [0.4, 0.005, 0.6, 0.08, 0.08]),
+        ([0.9, 0.6], [1.0, 1.0]),
+        ([0.049], [0.049]),
+    ],
+)
+def test_holm_as_statsmodels(p_values: list[float], corrected: list[float]) -> None:
+    assert holm(p_values) == corrected
 
 
 def test_holm_over_the_arms() -> None:
@@ -200,6 +205,43 @@ def test_how_many_seeds_as_tables_of_power_say(effect: float, seeds: int) -> Non
     """Cohen 1988; the same as G*Power's paired t-test."""
     around = np.array([-1.0, 0.0, 1.0])  # of deviation 1
     assert seeds_needed(np.zeros(3), around + effect) == seeds
+
+
+@pytest.mark.parametrize(
+    (
+        "effect",
+        "seeds",
+        "wanted",
+    ),  # by statsmodels 0.15.0: TTestPower().power(effect, seeds, 0.025, alternative="larger")
+    [
+        (0.2, 10, 0.08196546087147638),
+        (0.5, 34, 0.8077766855149761),
+        (0.8, 15, 0.8213099770121604),
+        (1.2, 2, 0.10708060334437253),
+        (3.0, 3, 0.7452680066623012),
+        (0.01, 5000, 0.10510412020594928),
+        (6.118593437333572, 2, 0.5028028198214823),
+    ],
+)
+def test_power_as_statsmodels(effect: float, seeds: int, wanted: float) -> None:
+    assert power(effect, seeds) == pytest.approx(wanted, rel=1e-12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(effect=st.floats(0, 3), seeds=st.integers(2, 60))
+def test_power_is_an_integral_over_the_deviation(effect: float, seeds: int) -> None:
+    """(Z + effect sqrt(n)) / S > t for a normal Z and an independent S^2, chi-squared over its degrees of freedom."""
+    critical, freedom = stats.t.ppf(0.975, seeds - 1), seeds - 1
+    beyond = lambda c: (  # noqa: E731
+        stats.norm.sf(critical * c / math.sqrt(freedom) - effect * math.sqrt(seeds)) * stats.chi.pdf(c, freedom)
+    )
+    wanted, _ = integrate.quad(beyond, 0, math.sqrt(freedom) + 10, limit=200)
+    assert power(effect, seeds) == pytest.approx(wanted, abs=1e-7)
+
+
+@pytest.mark.parametrize("seeds", [2, 5, 100])
+def test_power_of_no_effect_is_the_tail_s(seeds: int) -> None:
+    assert power(0.0, seeds) == pytest.approx(0.025) and power(1e12, seeds) == 1.0
 
 
 def test_more_seeds_for_less_of_a_difference() -> None:

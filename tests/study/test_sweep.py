@@ -2,21 +2,27 @@
 
 import csv
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lm.experiment import Experiment
 from lm.study import report, runner
+from lm.study.pruning import MedianPruner
 from lm.study.space import Choice, Log, Uniform, With
 from lm.study.sweep import JOURNAL, METHODS, Sweep
 from lm.study.trial import FAILED, FINISHED, PRUNED, Result
 from lm.train.optim import AdamW, Lion
+from tests.page.test_run_report import parsed
 from tests.study.results import Pretend
-from tests.test_report import parsed
 from tests.tiny import experiment
 
 BASE = experiment(Path("texts")).replace(steps=20)
@@ -106,6 +112,63 @@ def test_a_run_that_falls_behind_is_told_to_stop(tmp_path: Path) -> None:
     assert max(ended) < 4  # they did not go on
     assert min(int(r.trial.arm) for r in stopped) >= 4  # there is nothing to compare the first batch with
     assert "stopped after step" in (tmp_path / "report.md").read_text()
+
+
+curves = st.lists(st.lists(st.floats(-5, 5), min_size=1, max_size=6), min_size=5, max_size=9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(curves=curves, sign=st.sampled_from([-1, 1]))
+def test_the_median_rule_is_optuna_s(curves: list[list[float]], sign: int) -> None:
+    """The last curve against the others, evaluated every second step of 12."""
+    import optuna
+
+    *others, ours = [[(2 * i + 2, value) for i, value in enumerate(curve)] for curve in curves]
+    mine, study = MedianPruner(sign), optuna.create_study(direction="maximize" if sign > 0 else "minimize")
+    for curve in others:
+        mine.add(curve)
+        study.add_trial(optuna.trial.create_trial(value=curve[-1][1], intermediate_values=dict(curve)))
+    theirs = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=3)
+    wanted = None
+    for i, (step, _) in enumerate(ours):
+        way = optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING, intermediate_values=dict(ours[: i + 1]))
+        if step < 12 and theirs.prune(study, way):
+            wanted = step
+            break
+    assert mine.stops_at(ours, 12) == wanted
+    few = MedianPruner(sign)
+    for curve in others[:3]:
+        few.add(curve)
+    assert few.stops_at(ours, 12) is None  # there is too little to compare with
+
+
+WITHOUT_OPTUNA = """
+import sys
+from pathlib import Path
+
+sys.modules["optuna"] = None  # what is not installed
+from tests.study.test_sweep import METHODS, Pretend, done, loss, sweep
+
+for method in METHODS[:3]:
+    done(sweep(method, prune=method == "random"), Path(method), Pretend(loss, patience=True))
+try:
+    sweep("tpe").trials()
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_without_optuna_all_but_tpe_is_there(tmp_path: Path) -> None:
+    command, here = [sys.executable, "-c", WITHOUT_OPTUNA], str(Path(__file__).parents[2])
+    run = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": here}, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1] == 'TPE and PED-ANOVA need optuna: pip install -e ".[sweep]"'
+    for method in METHODS[:3]:
+        page = parsed(tmp_path / method / "report.html").text
+        assert "Which settings matterNot weighed: TPE and PED-ANOVA need optuna" in page and "All settings" in page
+    assert PRUNED in (tmp_path / "random" / "results.csv").read_text()
 
 
 def test_an_arm_that_fails_does_not_end_the_search(tmp_path: Path) -> None:
