@@ -73,6 +73,17 @@ def test_the_order_inside_a_batch_is_random() -> None:
     assert len(set(orders)) == 4 and all(list(o) != sorted(o) for o in orders)
 
 
+def test_the_seed_draws_the_counts_and_the_order() -> None:
+    """Two seeds give a source other steps' rows, and the rows of one source another order."""
+    counts = [
+        Apportionment(Mixture(SOURCES, WEIGHTS), 7, seed).before(s).tolist() for seed in (0, 1) for s in range(40)
+    ]
+    assert counts[:40] != counts[40:]
+    alone = Mixture({"a": SOURCES["a"]}, {"a": 1.0})  # of which every batch has the same rows, whatever the seed
+    orders = [Apportionment(alone, 64, seed).rows(5)[1].tolist() for seed in (0, 1)]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(5 * 64, 6 * 64)) and orders[0] != orders[1]
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [

@@ -92,6 +92,45 @@ def test_the_seed_and_the_epoch_change_the_order(packing, make_store) -> None:
     assert len(set(epochs)) == 4
 
 
+def documents_in_turn(tokens: np.ndarray) -> object:
+    """The order of documents in the ring, from document 0 on."""
+    order = list(dict.fromkeys(tokens[tokens % 9 == 5].tolist()))  # each document's fifth token
+    return tuple(order[order.index(5) :] + order[: order.index(5)])
+
+
+def windows_in_turn(tokens: np.ndarray) -> object:
+    """Which windows of the ring the rows are, counted from the first row's."""
+    rank = np.argsort(np.argsort(tokens[:, 0]))
+    return tuple((rank - rank[0]) % len(rank))
+
+
+def rows_in_turn(tokens: np.ndarray) -> object:
+    return tuple(tokens[:, 0])
+
+
+def companions(tokens: np.ndarray) -> object:
+    """Which documents share a row, in whatever order the rows are."""
+    return frozenset(frozenset(row[row % 8 == 1].tolist()) for row in tokens)
+
+
+@pytest.mark.parametrize(
+    ("packing", "lengths", "seq_len", "order"),
+    [
+        (Chunk(), [9] * 12, 108, documents_in_turn),
+        (Chunk(across_documents=True), [1000], 50, windows_in_turn),
+        (Pack(), list(range(20, 32)), 31, rows_in_turn),
+        (Pack(), [8] * 24, 15, companions),
+    ],
+    ids=["documents", "windows", "rows", "companions"],
+)
+def test_each_order_is_drawn_anew_for_each_seed_and_epoch(packing, lengths, seq_len, order, make_store) -> None:
+    """Where it is the only thing that is random."""
+    plan = packing.plan(make_store(lengths), seq_len)
+    k = plan.rows_per_epoch
+    orders = [order(plan.rows(e * k + np.arange(k), seed).tokens) for seed in (0, 1) for e in (0, 1, 2)]
+    assert len(set(orders)) == 6
+
+
 def test_names_make_orders_of_their_own(make_store) -> None:
     store = make_store([9] * 50)
     a, b = (Chunk().plan(store, 16, name).rows(np.arange(8), 0).tokens for name in ("a", "b"))

@@ -59,6 +59,20 @@ def test_greedy_takes_the_largest_and_needs_no_luck() -> None:
     assert Sampling(0.0)(logits, jax.random.key(0)).dtype == jnp.int32
 
 
+@pytest.mark.parametrize("s", [Sampling(2e-38), Sampling(2e-38, top_k=9), Sampling(2e-38, top_p=0.9)])
+def test_no_temperature_is_too_small(s: Sampling) -> None:
+    """Though several logits divided by it are infinite."""
+    logits = jnp.asarray([[5.0, 9.0, 8.0, -3.0, 9.5, 1.0] * 2 + [9.75]], jnp.float32)
+    assert [int(s(logits, jax.random.key(seed))[0]) for seed in range(4)] == [12] * 4
+
+
+@pytest.mark.parametrize("s", [Sampling(0.7), Sampling(top_k=30), Sampling(top_p=0.95)])
+def test_logits_are_drawn_from_in_float32(s: Sampling) -> None:
+    logits = jnp.asarray(np.random.default_rng(3).standard_normal((256, 40)), jnp.bfloat16)
+    draw = jax.jit(s)
+    np.testing.assert_array_equal(*(draw(x, jax.random.key(0)) for x in (logits, logits.astype(jnp.float32))))
+
+
 NUCLEI = {s: jax.jit(s) for s in (Sampling(1.0, 0, 0.1), Sampling(1.0, 0, 0.6), Sampling(1.0, 5, 0.7))}
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.model.families import bert, llama
+from lm.model.families import bert, llama, mixtral
 from lm.model.transformer import Transformer
 from lm.train.loss import by_chunks, cross_entropy
 from lm.train.task import Pretraining
@@ -78,6 +78,14 @@ def test_by_chunks_is_the_whole(chunk: int) -> None:
     np.testing.assert_array_equal(got[1][0]["unused"], 0)
 
 
+def test_gradients_of_chunks_add_up_in_float32() -> None:
+    """In bfloat16 the parameters' gradient would stay at 256, since 256 + 1 is 256 there."""
+    x = jnp.asarray([256.0] + [1.0] * 64)[None, :, None]
+    add = lambda p, x, rest: ((p * x).sum().astype(jnp.float32), {})  # noqa: E731
+    gradient = jax.grad(lambda p: by_chunks(add, p, x, {}, 1)[0])(jnp.ones((), jnp.bfloat16))
+    assert float(gradient) == 320
+
+
 def batch(cfg: Any) -> dict[str, np.ndarray]:
     weights = (RNG.random((B, T)) > 0.4).astype(np.float32)
     return {"tokens": tokens(cfg, B, T), "targets": tokens(cfg, B, T, seed=1), "weights": weights / weights.sum()}
@@ -103,6 +111,29 @@ def test_what_has_no_weight_does_not_count() -> None:
     jax.tree.map(np.testing.assert_array_equal, gradients(LLAMA, 4, other), gradients(LLAMA, 4, data))
 
 
+@pytest.mark.parametrize("cfg", [GPT, LLAMA], ids=["gpt", "llama"])
+def test_a_document_s_loss_is_its_own(cfg: Any) -> None:
+    """Packed behind another, whatever that says, as alone; a prefix is seen from its start."""
+    loss = jax.jit(lambda data: Pretraining(Transformer(cfg, SIMPLE), None).loss(lively(cfg), data, None)[0])
+    second = np.arange(T) >= 5
+    packed = {
+        **batch(cfg),
+        "segment_ids": np.broadcast_to(1 + second, (B, T)).astype(np.int32),
+        "positions": np.broadcast_to(np.where(second, np.arange(T) - 5, np.arange(T)), (B, T)).astype(np.int32),
+    }
+    packed["weights"] = packed["weights"] * second
+    other = {**packed, "tokens": np.where(second, packed["tokens"], tokens(cfg, B, T, seed=9))}
+    alone = {name: a[:, 5:] for name, a in packed.items() if name not in ("segment_ids", "positions")}
+    assert float(loss(packed)) == float(loss(other)) == pytest.approx(float(loss(alone)), rel=1e-5)
+    seen = {**alone, "prefix": np.broadcast_to(np.arange(T - 5) < 4, (B, T - 5))}
+    later = {
+        **seen,
+        "weights": seen["weights"] * (np.arange(T - 5) == 0),
+    }  # the first token alone, which sees three more
+    changed = {**later, "tokens": np.where(np.arange(T - 5) == 3, (later["tokens"] + 1) % cfg.vocab, later["tokens"])}
+    assert float(loss(later)) != float(loss(changed))
+
+
 def test_the_loss_is_the_mean_over_the_weights() -> None:
     data = batch(LLAMA)
     task = Pretraining(Transformer(LLAMA, SIMPLE), None)
@@ -110,6 +141,23 @@ def test_the_loss_is_the_mean_over_the_weights() -> None:
     logits = np.asarray(task.model(lively(LLAMA), data["tokens"]))
     _, nll, right = by_hand(logits, data["targets"], data["weights"], 0.0)
     np.testing.assert_allclose((metrics["loss"], metrics["accuracy"]), (nll, right), rtol=1e-5)
+
+
+# ---------------------------------------------------------------- routers
+
+ROUTED = mixtral(vocab=29, layers=2, width=16, heads=4, kv_heads=2, mlp=10, experts=3, context=24)
+
+
+def test_routers_losses_count_by_the_batch_s_share_of_the_weights() -> None:
+    """So that those of micro-batches, whose weights sum to 1 together, add up to their mean."""
+    task, params, data = Pretraining(Transformer(ROUTED, SIMPLE), None), lively(ROUTED), batch(ROUTED)
+    data = {**data, "weights": data["weights"] / data["weights"].sum()}
+    losses = task.model.hidden(params, data["tokens"]).losses
+    assert len(losses) == 2 and min(losses.values()) > 1e-3
+    for share in (1.0, 0.25):
+        total, metrics = task.loss(params, {**data, "weights": data["weights"] * np.float32(share)}, None)
+        np.testing.assert_allclose([metrics[name] for name in losses], [share * x for x in losses.values()], rtol=1e-5)
+        np.testing.assert_allclose(total, metrics["loss"] + share * sum(losses.values()), rtol=1e-5)
 
 
 # ---------------------------------------------------------------- next sentences

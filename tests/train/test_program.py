@@ -9,9 +9,10 @@ import pytest
 
 from lm.train.optim import Adafactor, AdamW, Lion, Muon, Optimizer
 from lm.train.program import BLOCK, Program, heights
-from lm.train.schedule import WSD, Constant, Cosine, InverseSquareRoot
-from lm.train.step import place, state_shardings
-from tests.train.test_step import LLAMA, batch, make_mesh, task_of
+from lm.train.schedule import WSD, Constant, Cosine, InverseSquareRoot, Linear
+from lm.train.step import build_step, place, state_shardings
+from tests.model.reference import trees_close
+from tests.train.test_step import DROPOUT, LLAMA, batch, begun, make_mesh, task_of
 
 
 def lowered(first: Optimizer, other: Optimizer, steps: int, seed: int) -> str:
@@ -28,6 +29,25 @@ def test_numbers_schedules_lengths_and_seeds_are_data(one: Optimizer) -> None:
     text = lowered(one, one, 100, 0)
     assert lowered(one, other, BLOCK, 7) == lowered(other, other, BLOCK, 7) == text
     assert lowered(replace(one, weight_decay=0.0), replace(one, weight_decay=0.0), 100, 0) != text  # without a part
+
+
+def test_a_program_is_the_step_of_its_run() -> None:
+    """Its seed, its numbers and its schedule, none of which are those that it was made with."""
+    task, mesh = task_of(DROPOUT), make_mesh({"data": 1}, jax.devices()[:1])
+    optimizer = AdamW(learning_rate=0.02, b1=0.8, eps=1e-3, schedule=Linear(2, final=0.5))
+    chain = optimizer.build(5, task.axes())
+    results = []
+    for step in (
+        Program(task, AdamW(), mesh).step(optimizer, 5, 7),
+        build_step(task, chain, mesh, 7),
+    ):
+        state, losses = begun(task, chain, mesh), []
+        for n in range(4):
+            state, metrics = step(state, place(batch(n), mesh))
+            losses.append(float(metrics["loss"]))
+        results.append((losses, jax.device_get(state.params)))
+    np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-5)
+    trees_close(results[0][1], results[1][1], 1e-4)
 
 
 @pytest.mark.parametrize("schedule", [Constant(), Cosine(3), WSD(5, decay_fraction=0.3), InverseSquareRoot(4)])

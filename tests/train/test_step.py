@@ -186,18 +186,35 @@ def test_a_seed_gives_the_same_start_on_any_mesh() -> None:
     assert not np.array_equal(one.params["stem"]["tokens"], third.params["stem"]["tokens"])
 
 
+DROPOUT = replace(LLAMA, dropout=0.5)
+STILL = AdamW(learning_rate=0.0, schedule=Constant())
+
+
 def test_dropout_s_keys_come_from_the_seed_and_the_step() -> None:
-    cfg = replace(LLAMA, dropout=0.5)
-    still = AdamW(learning_rate=0.0, schedule=Constant())
-    task, mesh = task_of(cfg), make_mesh({"data": 1}, jax.devices()[:1])
-    chain = still.build(4, task.axes())
-    step = build_step(task, chain, mesh, seed=3)
+    task, mesh = task_of(DROPOUT), make_mesh({"data": 1}, jax.devices()[:1])
+    chain = STILL.build(4, task.axes())
     losses = []
-    for state in (begun(task, chain, mesh), begun(task, chain, mesh)):
+    for seed in (3, 3, 4):
+        state, step = begun(task, chain, mesh), build_step(task, chain, mesh, seed)
         for _ in range(2):  # the same parameters and batch
             state, metrics = step(state, batch(0))
             losses.append(float(metrics["loss"]))
-    assert losses[:2] == losses[2:] and losses[0] != losses[1]
+    assert losses[:2] == losses[2:4] and len(set(losses)) == 4
+
+
+def test_each_micro_batch_has_a_key_of_its_own() -> None:
+    """Two micro-batches of the same rows, and what each has under the halves of the step's key."""
+    task, mesh, seed = task_of(DROPOUT), make_mesh({"data": 1}, jax.devices()[:1]), 3
+    chain = STILL.build(4, task.axes())
+    state = begun(task, chain, mesh)
+    half = {name: a[: ROWS // 2] for name, a in batch(0).items()}
+    half["weights"] = half["weights"] / (2 * half["weights"].sum())
+    loss = jax.jit(lambda key: task.loss(fresh(DROPOUT), half, key)[1]["loss"])
+    expected = [float(loss(key)) for key in jax.random.split(jax.random.fold_in(jax.random.key(seed), 0))]
+    assert expected[0] != pytest.approx(expected[1], rel=1e-3)
+    twice = {name: np.repeat(a, 2, axis=0) for name, a in half.items()}  # rows go to micro-batches in turn
+    found = build_step(task, chain, mesh, seed, accumulate=2)(state, twice)[1]
+    assert float(found["loss"]) == pytest.approx(sum(expected), rel=1e-5)
 
 
 def test_the_state_s_description_is_the_state() -> None:

@@ -1,0 +1,118 @@
+"""Whether the tests notice a mistake: each of tests/mutations.py is made in a copy of the tree, and a test must fail.
+
+    python -m tests.mutants [WORD ...]   all of them, or those in whose file or description a WORD occurs
+
+A mutant is killed when one of its tests fails and survives when all pass; first, all must pass without a mutation. The
+working tree is not touched. The exit code is 1 where less than SHARE of the mutants are killed, 2 where the list is
+stale: a text that a mutation replaces must occur exactly once.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.mutations import BY_FILE
+
+ROOT = Path(__file__).parent.parent
+COPIED = ("lm", "launch", "experiments", "tests", "pyproject.toml")
+SHARE = 0.95
+TIMEOUT = 300.0  # seconds; a mutant that loops forever is noticed too
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """`old` replaced by `new` in `file`; `tests` are pytest's arguments, by default the file that mirrors `file`."""
+
+    file: str
+    what: str
+    old: str
+    new: str
+    tests: str = ""
+
+    def selection(self) -> list[str]:
+        folder, _, name = self.file.removeprefix("lm/").rpartition("/")
+        return (self.tests or f"tests/{folder}/test_{name}").split()
+
+    def mutated(self) -> str:
+        """The text of the file after it. Raises ValueError where the list is stale."""
+        text = (ROOT / self.file).read_text(encoding="utf-8")
+        if (count := text.count(self.old)) != 1:
+            raise ValueError(f"{self.file}: {self.old!r} occurs {count} times, expected once")
+        after = text.replace(self.old, self.new)
+        try:
+            compile(after, self.file, "exec")
+        except SyntaxError as error:
+            raise ValueError(f"{self.file}: with {self.new!r} it is no program: {error}") from None
+        return after
+
+
+def mutations(words: list[str]) -> list[Mutation]:
+    found = [Mutation(file, *line) for file, lines in BY_FILE.items() for line in lines]
+    return [m for m in found if not words or any(word in f"{m.file} {m.what}" for word in words)]
+
+
+def run(tree: Path, tests: list[str], seconds: float | None = None) -> tuple[bool, str]:
+    """(whether all tests pass, what failed first). Raises RuntimeError where no test could be run."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "-p", "no:cacheprovider", "--hypothesis-seed=0"]
+    command += ["-o", "addopts=--import-mode=importlib", *tests]
+    # no bytecode: it is found by the second in which a file was written, and a mutation takes less
+    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return False, f"no end after {seconds:.0f} s"
+    ends = [line.partition(" ") for line in done.stdout.splitlines()]
+    failed = [test.split(" - ")[0] for verdict, _, test in ends if verdict in ("FAILED", "ERROR")]
+    if done.returncode > 1 or done.returncode == 1 and not failed:
+        raise RuntimeError(f"pytest {' '.join(tests)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done.returncode == 0, failed[0] if failed else f"signal {-done.returncode}"
+
+
+def main(*words: str) -> int:
+    listed, start = mutations(list(words)), time.monotonic()
+    stale = []
+    for mutation in listed:
+        try:
+            mutation.mutated()
+        except ValueError as error:
+            stale.append(str(error))
+    if stale or not listed:
+        print(
+            "the list of tests/mutations.py is stale:", *stale or ["nothing in it matches"], sep="\n", file=sys.stderr
+        )
+        return 2
+    with tempfile.TemporaryDirectory(prefix="lm-mutants-") as folder:
+        tree = Path(folder)
+        for name in COPIED:
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            copy(ROOT / name, tree / name)
+        passed, failed = run(tree, sorted({test for mutation in listed for test in mutation.selection()}))
+        if not passed:
+            print(f"without a mutation, {failed} fails", file=sys.stderr)
+            return 1
+        print(f"without a mutation, all pass: {time.monotonic() - start:.0f} s", flush=True)
+        survived = sum(survives(mutation, tree) for mutation in listed)
+    share = 1 - survived / len(listed)
+    print(f"{len(listed) - survived} of {len(listed)} killed ({share:.0%}) in {time.monotonic() - start:.0f} s")
+    return int(share < SHARE)
+
+
+def survives(mutation: Mutation, tree: Path) -> bool:
+    """Whether the tests pass on `tree` with the mutation, which is taken back; prints a line of the table."""
+    start, file = time.monotonic(), tree / mutation.file
+    before = file.read_text(encoding="utf-8")
+    file.write_text(mutation.mutated(), encoding="utf-8")
+    passed, failed = run(tree, mutation.selection(), TIMEOUT)
+    file.write_text(before, encoding="utf-8")
+    verdict = "SURVIVED" if passed else f"killed by {failed}"
+    print(f"{time.monotonic() - start:4.0f} s  {mutation.file}: {mutation.what}: {verdict}", flush=True)
+    return passed
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
