@@ -7,8 +7,14 @@ in MOVED, of the plain data of one value. All of it is applied from the inside o
 from collections.abc import Callable, Mapping
 from typing import Any
 
-CLASSES: dict[str, str] = {}  # old name -> new name
-FIELDS: dict[str, dict[str, str]] = {}  # new name of the class -> old field -> new field
+# old name -> new name
+CLASSES: dict[str, str] = {
+    "Knot": "Breakpoint",
+}
+# new name of the class -> old field -> new field
+FIELDS: dict[str, dict[str, str]] = {
+    "Mixture": {"knots": "breakpoints"},
+}
 MOVED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # new name of the class -> what makes its data new
 
 

@@ -23,7 +23,7 @@ import pytest
 from lm import experiment, value
 from lm.data.denoise import UL2, SpanCorruption
 from lm.data.loader import Batches, prepare
-from lm.data.mixture import Data, Knot, Mixture
+from lm.data.mixture import Breakpoint, Data, Mixture
 from lm.data.objective import CausalLM, PrefixLM
 from lm.data.pack import Chunk, Pack
 from lm.data.records import Jsonl, Parquet, Tfds
@@ -50,7 +50,7 @@ from lm.train.task import Pretraining
 
 SEEN = "what people see of a run; lm/experiment.py lets a run be resumed with another"
 WHEN = "when a run is looked at; training does not see it"
-STDLIB = "tests/data/test_stdlib.py::test_it_is_written_once_and_read_back"
+STDLIB = "tests/data/test_stdlib.py::test_its_documents_are_those_of_the_split"
 TFDS = "tests/data/test_records.py::test_a_tfds_data_set_is_read_without_tensorflow"
 MESHES = "tests/test_identity.py::test_the_losses_are_those_of_one_device"
 # Class.field -> why nothing that is computed depends on it
@@ -65,15 +65,15 @@ INERT = {
 }
 # Class.field -> the test that turns it, where that takes more than a look
 ELSEWHERE = {
-    "Experiment.embedding": "tests/test_samples.py::test_an_embedding_starts_from_a_file",
-    "Experiment.evaluations": "tests/evaluate/test_further.py::test_the_same_question_has_the_same_answer",
-    "Evaluation.times": "tests/evaluate/test_further.py::test_learned_positions_end",
-    "Evaluation.objective": "tests/evaluate/test_further.py::test_another_objective_is_told_in_its_own_measures",
+    "Experiment.embedding": "tests/run/test_samples.py::test_an_embedding_starts_from_a_file",
+    "Experiment.evaluations": "tests/run/test_evaluations.py::test_the_same_question_has_the_same_answer",
+    "Evaluation.times": "tests/run/test_evaluations.py::test_learned_positions_end",
+    "Evaluation.objective": "tests/run/test_evaluations.py::test_another_objective_is_told_in_its_own_measures",
     "Experiment.rows_per_device": "tests/plan/test_analytic.py::test_a_published_size_takes_what_devices_there_are",
     "Compute.keep": "tests/model/test_remat.py::test_names_keep_what_they_name",
     "Compute.offload": "tests/model/test_remat.py::test_offloaded_products_wait_on_the_host",
     **{f"Layout.{field.name}": MESHES for field in dataclasses.fields(Layout) if field.name != "whole"},
-    "Layout.whole": "tests/test_sharding.py::test_a_dimension_that_does_not_divide_is_refused",
+    "Layout.whole": "tests/sharding/test_sharding.py::test_a_dimension_that_does_not_divide_is_refused",
     **dict.fromkeys(("Stdlib.part", "Stdlib.folder"), STDLIB),
     **{f"Tfds.{field.name}": TFDS for field in dataclasses.fields(Tfds)},
 }
@@ -129,7 +129,7 @@ def base() -> Experiment:
             Mixture(
                 {"some": TextFolder(str(root / "some"), heldout=0.3), "other": TextFile(str(root / "more.txt"))},
                 {"some": 0.5, "other": 0.5},
-                (Knot(4, {"some": 0.01, "other": 1.0}),),
+                (Breakpoint(4, {"some": 0.01, "other": 1.0}),),
             ),
             Bytes(),
             Pack(),
@@ -206,9 +206,9 @@ def changes() -> dict[str, Any]:
         "SpanCorruption.mean_length": 1.0,
         "Mixture.sources": {"some": other, "other": some},
         "Mixture.weights": {"some": 0.9, "other": 0.1},
-        "Mixture.knots": (),
-        "Knot.step": 8,
-        "Knot.weights": {"some": 1.0, "other": 0.01},
+        "Mixture.breakpoints": (),
+        "Breakpoint.step": 8,
+        "Breakpoint.weights": {"some": 1.0, "other": 0.01},
         "LayerKind.ffn": FeedForward(20),
         "Data.tokenizer": samples()["SentencePieceSpec"],
         "Data.packing": Chunk(),
@@ -479,7 +479,7 @@ def test_what_is_declared_is_there() -> None:
 
 def test_what_is_walked_is_all_that_an_experiment_holds() -> None:
     walked = {cls.__name__ for cls in SEATS}
-    assert {"Experiment", "Experts", "YaRN", "NoOutput", "Muon", "WSD", "Knot", "UL2", "Sampling", "MuP"} <= walked
+    assert {"Experiment", "Experts", "YaRN", "NoOutput", "Muon", "WSD", "Breakpoint", "UL2", "MuP"} <= walked
     assert len(WALKED) > 40
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.data.mixture import Data, Knot, Mixture
+from lm.data.mixture import Breakpoint, Data, Mixture
 from lm.data.pack import Chunk, Pack
 from lm.data.records import Jsonl, Tfds
 from lm.data.source import TextFile, TextFolder
@@ -34,7 +34,7 @@ EXPERIMENT = Experiment(
         mixture=Mixture(
             sources={"code": Stdlib("code"), "prose": TextFile("a.txt")},
             weights={"code": 3.0, "prose": 1.0},
-            knots=(Knot(5, {"code": 1.0, "prose": 1.0}),),
+            breakpoints=(Breakpoint(5, {"code": 1.0, "prose": 1.0}),),
         ),
         tokenizer=SentencePieceSpec(vocab_size=300),
     ),

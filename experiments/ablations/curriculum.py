@@ -19,14 +19,14 @@ a little better in each, as one would expect, and what is read first a little wo
 """
 
 from experiments.ablations.small import experiment as small
-from lm.data.mixture import Knot
+from lm.data.mixture import Breakpoint
 from lm.study.ablation import Ablation
 
 
 def shares(first: float, *later: tuple[int, float]) -> dict[str, object]:
     """The share of code is `first`, then goes linearly to each (step, share)."""
-    knots = tuple(Knot(step, {"code": code, "prose": 1 - code}) for step, code in later)
-    return dict(data=dict(mixture=dict(weights={"code": first, "prose": 1 - first}, knots=knots)))
+    breakpoints = tuple(Breakpoint(step, {"code": code, "prose": 1 - code}) for step, code in later)
+    return dict(data=dict(mixture=dict(weights={"code": first, "prose": 1 - first}, breakpoints=breakpoints)))
 
 
 STEPS = small.steps

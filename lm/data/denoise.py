@@ -1,8 +1,9 @@
-"""Denoising: spans of a row are taken out, and the model writes them (T5, 1910.10683; UL2, 2205.05131).
+"""Denoising: spans of a row are removed, and the model predicts them (T5, 1910.10683; UL2, 2205.05131).
 
-A corrupted row has one sentinel in place of each span; the targets are each sentinel with the span that it stands for,
-then the end. An encoder-decoder reads the one and writes the other; a decoder alone reads the one as a prefix and goes
-on with the other. As in T5 a row is one text: the documents in it follow each other, and a span may cross their border.
+The inputs are the row with one sentinel in place of each span; the targets are each sentinel followed by its span, then
+eos. The encoder of an encoder-decoder reads the inputs, and its decoder the targets; a decoder alone reads the inputs
+as a prefix, then the targets. As in T5 a row is one text: its documents are concatenated, and a span may cross from one
+to the next.
 """
 
 import functools
@@ -11,37 +12,37 @@ from typing import ClassVar
 
 import numpy as np
 
-from lm.data.objective import ANY, Batch, Chance, Objective, Reads, Rows, Setting, unseeded
+from lm.data.objective import NO_CONTEXT, Batch, ModelTraits, Objective, ObjectiveContext, RowRng, Rows, default_row_rng
 
-START = 0  # what T5's decoder reads first
+DECODER_START = 0  # T5's
 
 
 @dataclass(frozen=True)
 class Denoiser:
-    """How a row is corrupted: a share `rate` of it, in spans of `mean_length` tokens on average (0: one span at the
-    end); `mode`, the number of the mode token put before the inputs (-1: none)."""
+    """How a row is corrupted: a fraction `rate` of its tokens is removed, in spans of `mean_length` tokens on average
+    (0: one span at the end); `mode` is the index of the mode token before the inputs (-1: none)."""
 
     rate: float = 0.15
     mean_length: float = 3.0
     mode: int = -1
 
     def counts(self, length: int) -> tuple[int, int]:
-        """The tokens that are taken out of `length`, at least 1 and not all, and in how many spans."""
+        """How many of `length` tokens are removed, at least 1 and not all, and in how many spans."""
         noise = min(max(round(length * self.rate), 1), length - 1)
         spans = round(noise / self.mean_length) if self.mean_length else 1
         return noise, min(max(spans, 1), length - noise, noise)
 
     def lengths(self, length: int) -> tuple[int, int]:
-        """The tokens of the inputs and of the targets that `length` tokens become, sentinels, end and mode counted."""
+        """The lengths of the inputs and of the targets of a row of `length` tokens, with sentinels, eos and mode."""
         noise, spans = self.counts(length)
         return length - noise + spans + 1 + (self.mode >= 0), noise + spans + 1
 
     def mask(self, length: int, random: np.random.Generator) -> np.ndarray:
-        """[length] bool, what is taken out: kept and taken spans alternate from a kept one on, and both kinds are cut
-        at random places (all partitions alike likely)."""
+        """[length] bool, True for the tokens removed: kept and removed spans alternate from a kept one on, and the
+        lengths of both kinds are random partitions, all equally likely."""
         noise, spans = self.counts(length)
-        kept, taken = _partition(length - noise, spans, random), _partition(noise, spans, random)
-        return np.repeat(np.tile([False, True], spans), np.stack([kept, taken], axis=1).ravel())
+        kept, removed = _partition(length - noise, spans, random), _partition(noise, spans, random)
+        return np.repeat(np.tile([False, True], spans), np.stack([kept, removed], axis=1).ravel())
 
 
 def _partition(total: int, parts: int, random: np.random.Generator) -> np.ndarray:
@@ -51,20 +52,21 @@ def _partition(total: int, parts: int, random: np.random.Generator) -> np.ndarra
 
 
 def corrupt(tokens: np.ndarray, noise: np.ndarray, sentinel: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-    """The inputs, with `sentinel`, `sentinel` - 1, … where `noise` is, and the targets, with them where it is not."""
-    inputs, targets = (np.append(_marked(tokens, hidden, sentinel), end) for hidden in (noise, ~noise))
+    """The inputs, with `sentinel`, `sentinel` - 1, … in place of the spans of `noise`, and the targets, with them in
+    place of the spans between; `end` after both."""
+    inputs, targets = (np.append(_replace_spans(tokens, mask, sentinel), end) for mask in (noise, ~noise))
     return inputs, targets
 
 
-def _marked(tokens: np.ndarray, hidden: np.ndarray, sentinel: int) -> np.ndarray:
-    starts = hidden & ~np.concatenate([[False], hidden[:-1]])
-    return np.where(starts, sentinel + 1 - np.cumsum(starts), tokens)[starts | ~hidden]
+def _replace_spans(tokens: np.ndarray, mask: np.ndarray, sentinel: int) -> np.ndarray:
+    starts = mask & ~np.concatenate([[False], mask[:-1]])
+    return np.where(starts, sentinel + 1 - np.cumsum(starts), tokens)[starts | ~mask]
 
 
 @functools.lru_cache(maxsize=64)
-def longest(denoisers: tuple[Denoiser, ...], seq_len: int, encoder: bool) -> int:
-    """The most tokens that fit, once corrupted: their inputs in `seq_len`, or in a decoder alone both (less one, as the
-    targets are one later)."""
+def max_row_tokens(denoisers: tuple[Denoiser, ...], seq_len: int, encoder: bool) -> int:
+    """The most tokens of text whose corrupted form fits: the inputs in `seq_len`, or for a decoder alone inputs and
+    targets together (less one, as the targets are shifted by one). Raises ValueError where none fit."""
 
     def fits(length: int) -> bool:
         pairs = [d.lengths(length) for d in denoisers]
@@ -80,21 +82,21 @@ def longest(denoisers: tuple[Denoiser, ...], seq_len: int, encoder: bool) -> int
 
 @dataclass(frozen=True)
 class _Denoising(Objective):
-    """What SpanCorruption and UL2 share: each row is corrupted by one of `denoisers`."""
+    """The part common to SpanCorruption and UL2: each row is corrupted by one of `denoisers`."""
 
     sentinels: int = 100
 
-    asked: ClassVar[str] = "target token"
+    target_name: ClassVar[str] = "target token"
 
     @property
     def denoisers(self) -> tuple[Denoiser, ...]:
-        """The ways to corrupt a row, each as likely."""
+        """The denoisers of a row, all equally likely."""
         raise NotImplementedError
 
-    def row_tokens(self, setting: Setting) -> int:
-        length = longest(self.denoisers, setting.seq_len, setting.encoder)
+    def row_tokens(self, context: ObjectiveContext) -> int:
+        length = max_row_tokens(self.denoisers, context.seq_len, context.encoder)
         spans = max(d.counts(length)[1] for d in self.denoisers)
-        needed = spans + (setting.eos is None)  # without eos the last sentinel is the end
+        needed = spans + (context.eos is None)  # without eos the last sentinel is the end
         if needed > self.sentinels:
             raise ValueError(
                 f"a row of {length} tokens has up to {spans} spans and objective.sentinels={self.sentinels}: "
@@ -102,43 +104,43 @@ class _Denoising(Objective):
             )
         return length
 
-    def extra_tokens(self, setting: Setting) -> int:
+    def extra_tokens(self, context: ObjectiveContext) -> int:
         modes = len({d.mode for d in self.denoisers if d.mode >= 0})
-        return modes + (self.sentinels if setting.sentinel is None else 0)
+        return modes + (self.sentinels if context.sentinel is None else 0)
 
-    def check(self, model: Reads) -> None:
+    def check(self, model: ModelTraits) -> None:
         if not model.encoder_layers and not model.causal:
             raise ValueError(
-                f"{type(self).__name__} needs a model that writes, and model.causal=False without an encoder does not: "
+                f"{type(self).__name__} needs a decoder, and a model with causal=False and no encoder has none: "
                 "set encoder_layers, or causal=True, or take MaskedLM()"
             )
 
-    def batch(self, rows: Rows, setting: Setting = ANY, chance: Chance = unseeded) -> Batch:
-        pairs = [self._pair(t[:-1], d[:-1], setting, chance(i)) for i, (t, d, _) in enumerate(zip(*rows, strict=True))]
-        if not setting.encoder:
-            return _as_prefix(pairs, setting.seq_len)
-        length = self.row_tokens(setting)
-        return _as_pairs(pairs, setting.seq_len, max(d.lengths(length)[1] for d in self.denoisers))
+    def batch(self, rows: Rows, context: ObjectiveContext = NO_CONTEXT, row_rng: RowRng = default_row_rng) -> Batch:
+        pairs = [self._pair(t[:-1], d[:-1], context, row_rng(i)) for i, (t, d, _) in enumerate(zip(*rows, strict=True))]
+        if not context.encoder:
+            return _prefix_batch(pairs, context.seq_len)
+        length = self.row_tokens(context)
+        return _encoder_decoder_batch(pairs, context.seq_len, max(d.lengths(length)[1] for d in self.denoisers))
 
     def _pair(
-        self, tokens: np.ndarray, documents: np.ndarray, setting: Setting, random: np.random.Generator
+        self, tokens: np.ndarray, documents: np.ndarray, context: ObjectiveContext, random: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The inputs and the targets of one row, none where it has not two tokens."""
+        """The inputs and the targets of one row; both empty where it has fewer than two tokens."""
         tokens = tokens[documents > 0]
         if len(tokens) < 2:
             return tokens[:0], tokens[:0]
         denoiser = self.denoisers[random.integers(len(self.denoisers))]
         noise = denoiser.mask(len(tokens), random)
-        inputs, targets = corrupt(tokens, noise, sentinel(self.sentinels, setting), end_id(self.sentinels, setting))
-        mode = [mode_id(denoiser.mode, self.sentinels, setting)] if denoiser.mode >= 0 else []
+        inputs, targets = corrupt(tokens, noise, sentinel_id(self.sentinels, context), end_id(self.sentinels, context))
+        mode = [mode_id(denoiser.mode, self.sentinels, context)] if denoiser.mode >= 0 else []
         return np.concatenate([mode, inputs]).astype(np.int32), targets.astype(np.int32)
 
 
 @dataclass(frozen=True)
 class SpanCorruption(_Denoising):
-    """Write the spans that were taken out of the text: a share `rate` of its tokens, in spans of `mean_length` tokens
-    (1910.10683, section 3.1.4). Sentinels are the ids after the tokenizer's, the first sentinel the last of them, as
-    T5's <extra_id_0>."""
+    """Predict the spans removed from the text: a fraction `rate` of its tokens, in spans of `mean_length` tokens
+    (1910.10683, section 3.1.4). The sentinels are the `sentinels` ids after the tokenizer's, the first sentinel the
+    highest of them, as T5's <extra_id_0>."""
 
     rate: float = 0.15
     mean_length: float = 3.0
@@ -147,7 +149,7 @@ class SpanCorruption(_Denoising):
         if not 0 < self.rate < 1 or self.mean_length < 1 or self.sentinels < 1:
             raise ValueError(
                 f"objective rate={self.rate}, mean_length={self.mean_length}, sentinels={self.sentinels}: "
-                "expected a share between 0 and 1, and at least 1 and 1"
+                "expected a fraction between 0 and 1, and at least 1 and 1"
             )
 
     @property
@@ -157,9 +159,9 @@ class SpanCorruption(_Denoising):
 
 @dataclass(frozen=True)
 class UL2(_Denoising):
-    """A mixture of denoisers, one drawn for each row: regular, sequential (one span, at the end) and extreme ones, as
-    in Table 1 of 2205.05131, each of its seven as likely. A mode token ([R], [S], [X]: the ids after the sentinels)
-    before the inputs says which kind it is."""
+    """A mixture of denoisers, one drawn for each row: regular, sequential (one span, at the end) and extreme ones, the
+    seven of Table 1 of 2205.05131, equally likely. A mode token ([R], [S], [X]: the ids after the sentinels) before the
+    inputs names the kind."""
 
     def __post_init__(self) -> None:
         if self.sentinels < 1:
@@ -182,58 +184,58 @@ TABLE_1 = (
 )
 
 
-def sentinel(sentinels: int, setting: Setting) -> int:
+def sentinel_id(sentinels: int, context: ObjectiveContext) -> int:
     """The id of the first sentinel; the next is one below it."""
-    return setting.vocab + sentinels - 1 if setting.sentinel is None else setting.sentinel
+    return context.vocab + sentinels - 1 if context.sentinel is None else context.sentinel
 
 
-def mode_id(mode: int, sentinels: int, setting: Setting) -> int:
+def mode_id(mode: int, sentinels: int, context: ObjectiveContext) -> int:
     """The id of the mode token R, S or X: after the tokenizer's ids and the sentinels."""
-    return setting.vocab + mode + (sentinels if setting.sentinel is None else 0)
+    return context.vocab + mode + (sentinels if context.sentinel is None else 0)
 
 
-def end_id(sentinels: int, setting: Setting) -> int:
-    """What ends inputs and targets: eos, or the last sentinel for a tokenizer that has none."""
-    return sentinel(sentinels, setting) - sentinels + 1 if setting.eos is None else setting.eos
+def end_id(sentinels: int, context: ObjectiveContext) -> int:
+    """The id that ends inputs and targets: eos, or the last sentinel where the tokenizer has no eos."""
+    return sentinel_id(sentinels, context) - sentinels + 1 if context.eos is None else context.eos
 
 
-def _filled(sequences: list[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The sequences as one array [R, width], zeros after each, and where they are (bool)."""
+def _right_pad(sequences: list[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The sequences as one array [R, width], padded with zeros, and the mask of what is no padding."""
     lengths = np.array([len(s) for s in sequences])
-    there = np.arange(width) < lengths[:, None]
-    out = np.zeros(there.shape, np.int32)
-    out[there] = np.concatenate(sequences)
-    return out, there
+    mask = np.arange(width) < lengths[:, None]
+    out = np.zeros(mask.shape, np.int32)
+    out[mask] = np.concatenate(sequences)
+    return out, mask
 
 
-def _as_pairs(pairs: list[tuple[np.ndarray, np.ndarray]], encoder_width: int, width: int) -> Batch:
-    """An encoder-decoder's batch: the decoder reads the targets one late, after START."""
-    encoder, encoder_there = _filled([inputs for inputs, _ in pairs], encoder_width)
-    targets, there = _filled([targets for _, targets in pairs], width)
-    tokens = np.where(there, np.pad(targets, ((0, 0), (1, 0)), constant_values=START)[:, :-1], 0)
-    place = np.broadcast_to(np.arange(width, dtype=np.int32), there.shape)
+def _encoder_decoder_batch(pairs: list[tuple[np.ndarray, np.ndarray]], encoder_width: int, width: int) -> Batch:
+    """The encoder reads the inputs, the decoder the targets shifted right by one, after DECODER_START."""
+    encoder, encoder_mask = _right_pad([inputs for inputs, _ in pairs], encoder_width)
+    targets, mask = _right_pad([targets for _, targets in pairs], width)
+    tokens = np.where(mask, np.pad(targets, ((0, 0), (1, 0)), constant_values=DECODER_START)[:, :-1], 0)
+    position = np.broadcast_to(np.arange(width, dtype=np.int32), mask.shape)
     return {
         "encoder_tokens": encoder,
-        "encoder_segment_ids": encoder_there.astype(np.int32),
+        "encoder_segment_ids": encoder_mask.astype(np.int32),
         "tokens": tokens.astype(np.int32),
         "targets": targets,
-        "weights": there.astype(np.float32),
-        "segment_ids": there.astype(np.int32),
-        "positions": np.where(there, place, 0),
+        "weights": mask.astype(np.float32),
+        "segment_ids": mask.astype(np.int32),
+        "positions": np.where(mask, position, 0),
     }
 
 
-def _as_prefix(pairs: list[tuple[np.ndarray, np.ndarray]], width: int) -> Batch:
-    """A decoder's batch: the inputs, seen whole, and the targets after them."""
-    whole, there = _filled([np.concatenate(pair) for pair in pairs], width + 1)
+def _prefix_batch(pairs: list[tuple[np.ndarray, np.ndarray]], width: int) -> Batch:
+    """A decoder alone reads the inputs as a bidirectional prefix, then the targets."""
+    sequences, mask = _right_pad([np.concatenate(pair) for pair in pairs], width + 1)
     inputs = np.array([len(inputs) for inputs, _ in pairs])[:, None]
-    place = np.broadcast_to(np.arange(width, dtype=np.int32), (len(pairs), width))
-    asked = there[:, 1:]
+    position = np.broadcast_to(np.arange(width, dtype=np.int32), (len(pairs), width))
+    mask = mask[:, 1:]
     return {
-        "tokens": np.where(asked, whole[:, :-1], 0),
-        "targets": whole[:, 1:],
-        "weights": (asked & (place >= inputs - 1)).astype(np.float32),
-        "segment_ids": asked.astype(np.int32),
-        "positions": np.where(asked, place, 0),
-        "prefix": asked & (place < inputs),
+        "tokens": np.where(mask, sequences[:, :-1], 0),
+        "targets": sequences[:, 1:],
+        "weights": (mask & (position >= inputs - 1)).astype(np.float32),
+        "segment_ids": mask.astype(np.int32),
+        "positions": np.where(mask, position, 0),
+        "prefix": mask & (position < inputs),
     }

@@ -1,122 +1,132 @@
-"""Masked language modelling: which tokens are hidden, behind what, and asked for (BERT, 1810.04805, section 3.1); and
-its second task, whether one text follows another (lm/data/pairs.py)."""
+"""Masked language modelling (BERT, 1810.04805, section 3.1): which tokens are targets, and what the model reads in
+their place; and BERT's second task, next-sentence prediction (lm/data/pairs.py)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from lm.data.objective import ANY, Batch, Chance, Objective, Reads, Rows, Setting, positions, unseeded
+from lm.data.objective import (
+    NO_CONTEXT,
+    Batch,
+    ModelTraits,
+    Objective,
+    ObjectiveContext,
+    RowRng,
+    Rows,
+    default_row_rng,
+    positions,
+)
 from lm.data.pairs import paired, text_tokens
 
-HIDDEN, REPLACED = 0.8, 0.1  # of the chosen tokens; the rest stay as they are (1810.04805, appendix A.1)
+MASKED, RANDOM = 0.8, 0.1  # of the selected tokens; the rest stay unchanged (1810.04805, appendix A.1)
 
 
 @dataclass(frozen=True)
 class MaskedLM(Objective):
-    """Predict a share `rate` of a row's tokens from all the others: of those chosen 80% are hidden behind the mask, 10%
-    are another token of the vocabulary, 10% stay. With `whole_words` the pieces of a word are chosen together.
-    With `next_sentence` a row is two texts, and whether the second follows the first is asked too.
+    """Predict a fraction `rate` of a row's tokens from all the others: of those selected 80% become [MASK], 10% a
+    random token of the vocabulary, 10% stay. With `whole_words` the pieces of a word are selected together. With
+    `next_sentence` a row is two texts, and whether the second follows the first is predicted too.
 
-    The mask is the tokenizer's own, else the first id after its vocabulary. bos and eos are never chosen."""
+    The mask is the tokenizer's own, else the first id after its vocabulary. bos and eos are never selected."""
 
     rate: float = 0.15
     whole_words: bool = False
     next_sentence: bool = False
 
-    asked: ClassVar[str] = "masked token"
+    target_name: ClassVar[str] = "masked token"
 
     def __post_init__(self) -> None:
         if not 0 < self.rate < 1:
-            raise ValueError(f"objective.rate={self.rate}: expected a share between 0 and 1, for instance 0.15")
+            raise ValueError(f"objective.rate={self.rate}: expected a fraction between 0 and 1, for instance 0.15")
 
     @property
     def measures(self) -> tuple[str, ...]:
         return (*super().measures, *(["next_sentence"] if self.next_sentence else []))
 
     @property
-    def in_pairs(self) -> bool:
+    def reads_row_pairs(self) -> bool:
         return self.next_sentence
 
-    def row_tokens(self, setting: Setting) -> int:
-        return text_tokens(setting) if self.next_sentence else setting.seq_len
+    def row_tokens(self, context: ObjectiveContext) -> int:
+        return text_tokens(context) if self.next_sentence else context.seq_len
 
-    def batch(self, rows: Rows, setting: Setting = ANY, chance: Chance = unseeded) -> Batch:
-        random = [chance(i) for i in range(len(rows.tokens) // (1 + self.next_sentence))]
+    def batch(self, rows: Rows, context: ObjectiveContext = NO_CONTEXT, row_rng: RowRng = default_row_rng) -> Batch:
+        random = [row_rng(i) for i in range(len(rows.tokens) // (1 + self.next_sentence))]
         if not self.next_sentence:
-            return self._masked(Rows(*(array[:, :-1].astype(np.int32) for array in rows)), setting, random)
-        pairs = paired(rows, setting, random)
+            return self._masked(Rows(*(array[:, :-1].astype(np.int32) for array in rows)), context, random)
+        pairs = paired(rows, context, random)
         return {
-            **self._masked(Rows(*pairs[:3]), setting, random),
+            **self._masked(Rows(*pairs[:3]), context, random),
             "token_types": pairs.types,
             "next_sentence": pairs.classes,
             "next_sentence_weights": pairs.weights,
         }
 
-    def _masked(self, rows: Rows, setting: Setting, random: list[np.random.Generator]) -> Batch:
-        """The batch of rows that are as long as it is."""
+    def _masked(self, rows: Rows, context: ObjectiveContext, random: list[np.random.Generator]) -> Batch:
+        """The batch of rows [R, T]."""
         tokens, documents, segments = rows
-        open_ = (documents > 0) & ~setting.special[tokens]
-        chosen, hidden = np.zeros_like(open_), tokens.copy()
+        candidates = (documents > 0) & ~context.special[tokens]
+        selected, corrupted = np.zeros_like(candidates), tokens.copy()
         for i, row in enumerate(tokens):
-            starts = setting.word_starts[row] | _begins(documents[i])
-            chosen[i] = self._chosen(open_[i], starts, random[i])
-            hidden[i] = np.where(chosen[i], self._replaced(row, setting, random[i]), row)
+            starts = context.word_starts[row] | _run_starts(documents[i])
+            selected[i] = self._select(candidates[i], starts, random[i])
+            corrupted[i] = np.where(selected[i], self._replacements(row, context, random[i]), row)
         return {
-            "tokens": hidden,
+            "tokens": corrupted,
             "targets": tokens,
-            "weights": chosen.astype(np.float32),
+            "weights": selected.astype(np.float32),
             "segment_ids": segments,
             "positions": positions(segments),
         }
 
-    def _chosen(self, open_: np.ndarray, starts: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        """[T]: round(rate x the open tokens) of them, at least one; by whole words at most as many, where they fit."""
-        order, chosen = random.permutation(len(open_)), np.zeros_like(open_)
-        most = max(1, round(self.rate * int(open_.sum())))
+    def _select(self, candidates: np.ndarray, starts: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """[T]: round(rate * candidates) of the candidates, at least one; of whole words as many as fit in that
+        number."""
+        order, selected = random.permutation(len(candidates)), np.zeros_like(candidates)
+        budget = max(1, round(self.rate * int(candidates.sum())))
         if not self.whole_words:
-            chosen[order[open_[order]][:most]] = True
-            return chosen
-        word = np.cumsum(starts | _begins(open_))
-        left = most
-        for w in dict.fromkeys(word[order[open_[order]]].tolist()):  # each word as often as it has pieces: fair
-            pieces = (word == w) & open_
-            if (size := int(pieces.sum())) <= left:
-                chosen |= pieces
-                left -= size
-            if not left:
+            selected[order[candidates[order]][:budget]] = True
+            return selected
+        word = np.cumsum(starts | _run_starts(candidates))
+        for w in dict.fromkeys(word[order[candidates[order]]].tolist()):  # a word is as likely as it has pieces: fair
+            pieces = (word == w) & candidates
+            if (size := int(pieces.sum())) <= budget:
+                selected |= pieces
+                budget -= size
+            if not budget:
                 break
-        return chosen
+        return selected
 
-    def _replaced(self, row: np.ndarray, setting: Setting, random: np.random.Generator) -> np.ndarray:
-        """[T]: what stands in the place of each token, were it chosen."""
-        fate, other = random.random(len(row)), random.integers(setting.vocab, size=len(row))
-        behind = np.where(fate < HIDDEN + REPLACED, other, row)
-        return np.where(fate < HIDDEN, mask_id(setting), behind)
+    def _replacements(self, row: np.ndarray, context: ObjectiveContext, random: np.random.Generator) -> np.ndarray:
+        """[T]: what the model reads in the place of each token, were it selected."""
+        draw, other = random.random(len(row)), random.integers(context.vocab, size=len(row))
+        unmasked = np.where(draw < MASKED + RANDOM, other, row)
+        return np.where(draw < MASKED, mask_id(context), unmasked)
 
-    def extra_tokens(self, setting: Setting) -> int:
-        return int(setting.mask is None)
+    def extra_tokens(self, context: ObjectiveContext) -> int:
+        return int(context.mask is None)
 
-    def check(self, model: Reads) -> None:
+    def check(self, model: ModelTraits) -> None:
         if model.causal or model.encoder_layers:
             raise ValueError(
-                f"MaskedLM asks a model that sees both sides, and model.causal={model.causal}, "
+                f"MaskedLM needs a bidirectional model, and model.causal={model.causal}, "
                 f"model.encoder_layers={model.encoder_layers}: set causal=False and encoder_layers=0, "
                 "or take CausalLM() or SpanCorruption()"
             )
         if self.next_sentence and not (model.output.next_sentence and model.token_types >= 2):
             raise ValueError(
-                f"MaskedLM with next_sentence asks whether one of two texts follows the other, and "
+                f"MaskedLM with next_sentence needs an output for it and types of tokens, and "
                 f"model.output.next_sentence={model.output.next_sentence}, model.token_types={model.token_types}: "
                 "set model.output.next_sentence=True and model.token_types=2, or objective.next_sentence=False"
             )
 
 
-def mask_id(setting: Setting) -> int:
-    """The id that hides a token."""
-    return setting.vocab if setting.mask is None else setting.mask
+def mask_id(context: ObjectiveContext) -> int:
+    """The id of [MASK]."""
+    return context.vocab if context.mask is None else context.mask
 
 
-def _begins(keys: np.ndarray) -> np.ndarray:
-    """[T]: where a run of equal keys begins."""
+def _run_starts(keys: np.ndarray) -> np.ndarray:
+    """[T] bool: where a run of equal keys starts."""
     return np.concatenate([[True], keys[1:] != keys[:-1]])

@@ -1,9 +1,9 @@
-"""Objectives: what a model is asked about a row of tokens.
+"""Objectives: what a model predicts from a row of tokens.
 
-A packing gives rows of tokens; an objective turns them into the batch of inputs and targets that a model reads. An
-objective is a pure function of the rows, of what it meets (`Setting`: the length of a row, the tokenizer's ids), and of
-one random generator a row, so that a batch never depends on which other rows are in it, nor on the hosts. `CausalLM`
-and `PrefixLM` are here, `MaskedLM` in lm/data/masked.py, `SpanCorruption` and `UL2` in lm/data/denoise.py.
+A packing makes rows of tokens; an objective turns them into the batch of inputs and targets that a model reads. It is a
+pure function of the rows, of the `ObjectiveContext` (the length of a row, the tokenizer's ids), and of one random
+generator per row, so that a row of a batch depends neither on the other rows nor on the number of hosts. `CausalLM` and
+`PrefixLM` are here, `MaskedLM` in lm/data/masked.py, `SpanCorruption` and `UL2` in lm/data/denoise.py.
 """
 
 from collections.abc import Callable
@@ -15,20 +15,20 @@ import numpy as np
 from lm.text.tokenizer import Tokenizer
 
 Batch = dict[str, np.ndarray]
-Chance = Callable[[int], np.random.Generator]  # the generator that belongs to row i, always begun anew
+RowRng = Callable[[int], np.random.Generator]  # row i -> its random generator, in its first state at each call
 
 
 class Rows(NamedTuple):
-    """R rows of T + 1 tokens, all [R, T + 1] int32. `documents` numbers the documents of a row from 1 in their order, 0
-    is padding; `segments` numbers what may attend to each other (the documents, or 1 for all)."""
+    """R rows of T + 1 tokens, all [R, T + 1] int32. `documents` numbers the documents of a row from 1 in order;
+    `segments` is what each token attends within: its document, or 1 throughout the row. Both are 0 for padding."""
 
     tokens: np.ndarray
     documents: np.ndarray
     segments: np.ndarray
 
 
-class Reads(Protocol):
-    """What an objective asks of a model before it meets it; a ModelConfig answers."""
+class ModelTraits(Protocol):
+    """The properties of a model on which an objective depends; a ModelConfig has them."""
 
     @property
     def causal(self) -> bool: ...
@@ -40,21 +40,30 @@ class Reads(Protocol):
     def token_types(self) -> int: ...
 
     @property
-    def output(self) -> "Answers": ...
+    def output(self) -> "OutputTraits": ...
 
 
-class Answers(Protocol):
-    """What an objective asks of a model's output; an Output answers."""
+class OutputTraits(Protocol):
+    """The properties of a model's output on which an objective depends; an Output has them."""
 
     @property
     def next_sentence(self) -> bool: ...
 
 
 @dataclass(frozen=True, eq=False)
-class Setting:
-    """What an objective meets: rows of `seq_len` inputs, a tokenizer of `vocab` ids with `bos`, `eos`, `mask` and a
-    first `sentinel` (None: it has none), where `special` [V] ids write nothing and `word_starts` [V] ids begin a word;
-    whether the model has an `encoder`; and what begins a pair of texts and ends each, `cls` and `sep`."""
+class ObjectiveContext:
+    """What an objective depends on besides the rows: the shape of a batch, and the tokenizer's ids.
+
+    Args:
+      seq_len: T, the inputs of a row.
+      vocab: the tokenizer's ids.
+      bos, eos, mask: control ids, None where the tokenizer has none.
+      encoder: whether the model has an encoder, which then reads the inputs.
+      sentinel: the first sentinel, T5's <extra_id_0>; None where the tokenizer has none.
+      special: [V] bool, the ids that decode to no text.
+      word_starts: [V] bool, the ids that begin a word.
+      cls, sep: the ids that begin a pair of texts and end each of them.
+    """
 
     seq_len: int = 0
     vocab: int = 0
@@ -69,13 +78,13 @@ class Setting:
     sep: int | None = None
 
 
-def setting_of(tokenizer: Tokenizer, seq_len: int, encoder: bool = False) -> Setting:
-    """What `tokenizer` and the model's shape say to an objective. T5's <extra_id_0> is the first sentinel; those after
-    it are the ids below it; bos and eos stand in for a cls and sep that it has not."""
+def objective_context(tokenizer: Tokenizer, seq_len: int, encoder: bool = False) -> ObjectiveContext:
+    """The context of rows of `seq_len` inputs from `tokenizer`. The sentinels are T5's, <extra_id_0> and the ids below
+    it; bos and eos stand in for a missing cls and sep."""
     size, named = tokenizer.vocab_size, {name: id for id, name in tokenizer.controls.items()}
     special = np.array([id in tokenizer.controls for id in range(size)])
     starts = np.array([tokenizer.bytes_of(id)[:1].isspace() for id in range(size)])
-    return Setting(
+    return ObjectiveContext(
         seq_len,
         size,
         tokenizer.bos,
@@ -90,90 +99,95 @@ def setting_of(tokenizer: Tokenizer, seq_len: int, encoder: bool = False) -> Set
     )
 
 
-ANY = Setting()  # for an objective that needs to know nothing
+NO_CONTEXT = ObjectiveContext()  # for an objective that depends on the rows alone
 
 
-def unseeded(row: int) -> np.random.Generator:
-    """The chance of rows that have no number: looked at, not trained on."""
+def default_row_rng(row: int) -> np.random.Generator:
+    """Generators for rows outside training, seeded by the row's index."""
     return np.random.default_rng(row)
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Rows to batches. `asked` names what one loss is of; `measures` are the numbers it is told in: bits per byte only
-    where every token of the text is predicted from those before it. With `in_pairs`, `batch` reads two rows for each
-    that it makes: first the R rows, then another row of the same source for each of them."""
+    """Rows to batches. `target_name` names what one loss belongs to; `measures` are the held-out measures: bits per
+    byte only where every token of the text is predicted from those before it. With `reads_row_pairs`, `batch` reads 2R
+    rows to make R: R rows, then for each of them another row of the same source."""
 
-    asked: ClassVar[str] = "token"
+    target_name: ClassVar[str] = "token"
 
     @property
     def measures(self) -> tuple[str, ...]:
         return ("loss", "accuracy")
 
     @property
-    def in_pairs(self) -> bool:
+    def reads_row_pairs(self) -> bool:
         return False
 
-    def batch(self, rows: Rows, setting: Setting = ANY, chance: Chance = unseeded) -> Batch:
-        """tokens, targets, segment_ids (1.., 0 padding), positions (from 0 in each segment), all int32, and weights
-        float32 (0 where there is nothing to predict), each [R, T]. Some objectives add to it: prefix [R, T] bool, what
-        all of its segment may see; encoder_tokens and encoder_segment_ids [R, S] int32; token_types [R, T] int32, with
-        next_sentence [R] int32 (0: the second text follows the first) and its next_sentence_weights [R] float32."""
+    def batch(self, rows: Rows, context: ObjectiveContext = NO_CONTEXT, row_rng: RowRng = default_row_rng) -> Batch:
+        """The batch of `rows`; `row_rng` gives each its own random generator.
+
+        Returns:
+          tokens, targets, segment_ids (1.., 0 padding), positions (from 0 in each segment), all int32, and weights
+          float32 (0 where there is no target), each [R, T]. Some objectives add: prefix [R, T] bool, the tokens that
+          their whole segment may attend to; encoder_tokens and encoder_segment_ids [R, S] int32; token_types [R, T]
+          int32, with next_sentence [R] int32 (0: the second text follows the first) and next_sentence_weights [R]
+          float32.
+        """
         raise NotImplementedError
 
-    def row_tokens(self, setting: Setting) -> int:
-        """Tokens of text that make a row of the setting's seq_len; the packing gives one more."""
-        return setting.seq_len
+    def row_tokens(self, context: ObjectiveContext) -> int:
+        """Tokens of text in a row of context.seq_len inputs; the packing adds one."""
+        return context.seq_len
 
-    def extra_tokens(self, setting: Setting) -> int:
-        """The ids that it needs after those of the tokenizer."""
+    def extra_tokens(self, context: ObjectiveContext) -> int:
+        """The ids that it needs beyond the tokenizer's."""
         return 0
 
-    def check(self, model: Reads) -> None:
-        """Raises ValueError where it cannot be asked of `model`."""
+    def check(self, model: ModelTraits) -> None:
+        """Raises ValueError where `model` cannot be trained on it."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class CausalLM(Objective):
-    """Predict each token of a document from those before it. Nothing is asked at a document's last token (its eos)."""
+    """Predict each token of a document from those before it. A document's last token (its eos) has no target."""
 
     @property
     def measures(self) -> tuple[str, ...]:
         return ("loss", "perplexity", "bits_per_byte")
 
-    def batch(self, rows: Rows, setting: Setting = ANY, chance: Chance = unseeded) -> Batch:
-        here, next_ = rows.documents[:, :-1], rows.documents[:, 1:]
+    def batch(self, rows: Rows, context: ObjectiveContext = NO_CONTEXT, row_rng: RowRng = default_row_rng) -> Batch:
+        current, next_ = rows.documents[:, :-1], rows.documents[:, 1:]
         segments = rows.segments[:, :-1]
         return {
             "tokens": rows.tokens[:, :-1].astype(np.int32),
             "targets": rows.tokens[:, 1:].astype(np.int32),
-            "weights": ((here > 0) & (here == next_)).astype(np.float32),
+            "weights": ((current > 0) & (current == next_)).astype(np.float32),
             "segment_ids": segments.astype(np.int32),
             "positions": positions(segments),
         }
 
-    def check(self, model: Reads) -> None:
+    def check(self, model: ModelTraits) -> None:
         _check_decoder(self, model)
 
 
 @dataclass(frozen=True)
 class PrefixLM(Objective):
-    """See the first part of each segment whole, and predict the rest token by token (1910.10683, section 3.2.1). The
-    part's length is uniform from 1 to all but the last token; nothing is asked inside it."""
+    """Attend to a prefix of each segment in both directions, and predict the rest token by token (1910.10683, section
+    3.2.1). The prefix's length is uniform from 1 to all but the last token; no token inside it is a target."""
 
-    asked: ClassVar[str] = "token after the prefix"
+    target_name: ClassVar[str] = "token after the prefix"
 
     @property
     def measures(self) -> tuple[str, ...]:
         return ("loss", "perplexity", "accuracy")
 
-    def batch(self, rows: Rows, setting: Setting = ANY, chance: Chance = unseeded) -> Batch:
+    def batch(self, rows: Rows, context: ObjectiveContext = NO_CONTEXT, row_rng: RowRng = default_row_rng) -> Batch:
         batch = CausalLM().batch(rows)
-        lengths = np.stack([self._lengths(s, chance(i)) for i, s in enumerate(rows.segments)])[:, :-1]
-        place = batch["positions"]
-        batch["prefix"] = (place < lengths) & (batch["segment_ids"] > 0)
-        batch["weights"] = batch["weights"] * (place >= lengths - 1)  # the prefix's last token asks for what follows
+        lengths = np.stack([self._lengths(s, row_rng(i)) for i, s in enumerate(rows.segments)])[:, :-1]
+        position = batch["positions"]
+        batch["prefix"] = (position < lengths) & (batch["segment_ids"] > 0)
+        batch["weights"] = batch["weights"] * (position >= lengths - 1)  # the prefix's last token predicts the next
         return batch
 
     @staticmethod
@@ -182,25 +196,25 @@ class PrefixLM(Objective):
         _, which, counts = np.unique(segments, return_inverse=True, return_counts=True)
         return (1 + random.integers(np.maximum(counts - 1, 1)))[which]
 
-    def check(self, model: Reads) -> None:
+    def check(self, model: ModelTraits) -> None:
         _check_decoder(self, model)
 
 
-def _check_decoder(objective: Objective, model: Reads) -> None:
+def _check_decoder(objective: Objective, model: ModelTraits) -> None:
     name = type(objective).__name__
     if model.encoder_layers:
         raise ValueError(
-            f"{name} asks a decoder alone, and model.encoder_layers={model.encoder_layers}: "
+            f"{name} trains a decoder alone, and model.encoder_layers={model.encoder_layers}: "
             "take SpanCorruption() or UL2(), or encoder_layers=0"
         )
     if not model.causal:
         raise ValueError(
-            f"{name} asks for the next token, which a model with causal=False can see: take MaskedLM(), or causal=True"
+            f"{name} predicts the next token, which a model with causal=False can see: take MaskedLM(), or causal=True"
         )
 
 
 def positions(segments: np.ndarray) -> np.ndarray:
-    """[R, T] int32: how far each token is from the start of its segment."""
+    """[R, T] int32: the position of each token in its segment, from 0."""
     index = np.broadcast_to(np.arange(segments.shape[1], dtype=np.int32), segments.shape)
     starts = np.zeros_like(index)
     starts[:, 1:] = np.where(segments[:, 1:] != segments[:, :-1], index[:, 1:], 0)

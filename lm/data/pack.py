@@ -1,8 +1,8 @@
-"""Packing: from documents of any length to rows of T + 1 tokens (T inputs and, one later, T targets).
+"""Packing: from documents of any length to rows of T + 1 tokens (T inputs and, shifted by one, T targets).
 
-Rows are numbered without end: the store's epoch e has the rows e * K to (e + 1) * K - 1, and each row is a pure
-function of the seed and its number. In every epoch each document is read once, in a new order, and every token that has
-a predecessor in its document is a target exactly once.
+Rows are numbered without end: epoch e of the store has rows e * K to (e + 1) * K - 1, and each row is a pure function
+of the seed and its number. In every epoch each document is read once, in a new order, and every token that has a
+predecessor in its document is a target exactly once.
 """
 
 import functools
@@ -17,7 +17,7 @@ from lm.data.random import generator
 from lm.data.store import TokenStore
 
 
-class Plan:
+class PackingPlan:
     """The rows of one store under one packing: `rows_per_epoch` (K), and `rows`."""
 
     rows_per_epoch: int
@@ -27,15 +27,15 @@ class Plan:
         self._cached = functools.lru_cache(maxsize=3)(self._table)  # an epoch or two are in use at a time
 
     def rows(self, numbers: np.ndarray, seed: int | None) -> Rows:
-        """The rows with these numbers (any order, any epoch). Without a seed: the documents in their order."""
+        """The rows with these numbers (any order, any epoch); with seed=None the documents are not shuffled."""
         numbers = np.asarray(numbers, np.int64)
         epochs, indices = np.divmod(numbers, self.rows_per_epoch)
         parts = [(epochs == e, self._rows(self._cached(seed, int(e)), indices[epochs == e])) for e in np.unique(epochs)]
         shape = (len(numbers), self._width)
         out = Rows(*(np.zeros(shape, np.int32) for _ in Rows._fields))
-        for where, part in parts:
+        for selected, part in parts:
             for array, values in zip(out, part, strict=True):
-                array[where] = values
+                array[selected] = values
         return out
 
     _width: int  # T + 1
@@ -46,29 +46,29 @@ class Plan:
     def _rows(self, table: NamedTuple, indices: np.ndarray) -> Rows:
         raise NotImplementedError
 
-    def _permutation(self, seed: int | None, epoch: int, what: str, count: int) -> np.ndarray:
-        return np.arange(count) if seed is None else generator(seed, self._name, what, epoch).permutation(count)
+    def _permutation(self, seed: int | None, epoch: int, purpose: str, count: int) -> np.ndarray:
+        return np.arange(count) if seed is None else generator(seed, self._name, purpose, epoch).permutation(count)
 
 
 @dataclass(frozen=True)
 class Packing:
     """How documents become rows."""
 
-    def plan(self, store: TokenStore, seq_len: int, name: str = "") -> Plan:
-        """The rows of `store` with `seq_len` inputs each; `name` makes its random order its own. Raises ValueError
-        where there is nothing to predict."""
+    def plan(self, store: TokenStore, seq_len: int, name: str = "") -> PackingPlan:
+        """The rows of `store` with `seq_len` inputs each; its random order is a function of `name`. Raises ValueError
+        where no token is a target."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Chunk(Packing):
-    """The epoch's documents one after the other, cut into windows that overlap by one token: no padding but in the last
-    row. Windows start at a random offset of the epoch and come in random order. Attention stays within a document
-    unless `across_documents`."""
+    """The epoch's documents concatenated and cut into windows that overlap by one token: only the last row is padded.
+    Windows start at a random offset of the epoch and come in random order. Attention stays within a document unless
+    `across_documents`."""
 
     across_documents: bool = False
 
-    def plan(self, store: TokenStore, seq_len: int, name: str = "") -> Plan:
+    def plan(self, store: TokenStore, seq_len: int, name: str = "") -> PackingPlan:
         _check(store, seq_len)
         return _ChunkPlan(store, seq_len, name, self.across_documents)
 
@@ -83,7 +83,7 @@ class _Stream(NamedTuple):
     rows: np.ndarray
 
 
-class _ChunkPlan(Plan):
+class _ChunkPlan(PackingPlan):
     def __init__(self, store: TokenStore, seq_len: int, name: str, across: bool):
         super().__init__(name)
         self._store, self._across, self._width = store, across, seq_len + 1
@@ -98,14 +98,14 @@ class _ChunkPlan(Plan):
         return _Stream(order, starts, offset, self._permutation(seed, epoch, "rows", self.rows_per_epoch))
 
     def _rows(self, table: NamedTuple, indices: np.ndarray) -> Rows:
-        """The stream is a ring: windows go round it once from the offset; the seam lies between two documents."""
+        """The stream is a ring, which the windows cover once from the offset; the seam lies between two documents."""
         assert isinstance(table, _Stream)
         total, width = self._store.total_tokens, self._width
         at = table.rows[indices][:, None] * (width - 1) + np.arange(width)
         inside = at <= total  # the token at the offset is the first input and the last target
-        lap, place = np.divmod(at + table.offset, total)
-        ordinal = np.searchsorted(table.starts, place, side="right") - 1
-        source = self._store.offsets[table.order[ordinal]] + place - table.starts[ordinal]
+        lap, position = np.divmod(at + table.offset, total)
+        ordinal = np.searchsorted(table.starts, position, side="right") - 1
+        source = self._store.offsets[table.order[ordinal]] + position - table.starts[ordinal]
         tokens = np.where(inside, self._store.tokens[source], 0)
         documents = np.where(inside, _numbered(ordinal + lap * len(self._store)), 0)
         return Rows(tokens, documents, inside.astype(np.int32) if self._across else documents)
@@ -113,28 +113,28 @@ class _ChunkPlan(Plan):
 
 @dataclass(frozen=True)
 class Pack(Packing):
-    """Documents whole, as many to a row as fit (best fit decreasing, Johnson 1974), the rest of the row padding. Longer
-    ones are cut into pieces that overlap by one token. Which documents share a row changes from epoch to epoch among
-    those of the same length."""
+    """Documents are kept in one piece, as many to a row as fit (best-fit decreasing, Johnson 1974), and the rest of the
+    row is padding. Those longer than a row are cut into pieces that overlap by one token. Which documents share a row
+    changes from epoch to epoch among those of the same length."""
 
-    def plan(self, store: TokenStore, seq_len: int, name: str = "") -> Plan:
+    def plan(self, store: TokenStore, seq_len: int, name: str = "") -> PackingPlan:
         _check(store, seq_len)
         return _PackPlan(store, seq_len, name)
 
 
 class _Slots(NamedTuple):
-    """An epoch of Pack: which piece is in each slot [P], and the rows' order [K]."""
+    """An epoch of Pack: the piece in each slot [P], and the rows' order [K]."""
 
     pieces: np.ndarray
     rows: np.ndarray
 
 
-class _PackPlan(Plan):
+class _PackPlan(PackingPlan):
     def __init__(self, store: TokenStore, seq_len: int, name: str):
         super().__init__(name)
         self._store, self._width = store, seq_len + 1
         self._starts, self._lengths = _pieces(store, seq_len)
-        # slots in the order of the rows: what is in each is a piece of this length
+        # slots in the order of the rows: each holds a piece of a fixed length, which one changes by the epoch
         self._by_length = np.argsort(-self._lengths, kind="stable")
         row = best_fit(self._lengths[self._by_length], self._width)
         self.rows_per_epoch = int(row.max()) + 1
@@ -144,8 +144,8 @@ class _PackPlan(Plan):
     def _table(self, seed: int | None, epoch: int) -> _Slots:
         pieces = self._by_length
         if seed is not None:  # a random order among the pieces of one length
-            chance = generator(seed, self._name, "pieces", epoch).random(len(pieces))
-            pieces = np.lexsort((chance, -self._lengths))
+            ties = generator(seed, self._name, "pieces", epoch).random(len(pieces))
+            pieces = np.lexsort((ties, -self._lengths))
         return _Slots(pieces[self._slot_piece], self._permutation(seed, epoch, "rows", self.rows_per_epoch))
 
     def _rows(self, table: NamedTuple, indices: np.ndarray) -> Rows:
@@ -163,10 +163,10 @@ class _PackPlan(Plan):
 
 
 def best_fit(lengths: np.ndarray, width: int) -> np.ndarray:
-    """The row [P] of each piece: the fullest row in which it still fits, else a new one. `lengths` descending, at most
-    `width`."""
-    rows_with: dict[int, list[int]] = {}  # free places -> rows
-    free: list[int] = []  # the keys of rows_with that hold rows, ascending
+    """The row [P] of each piece: the fullest row in which it still fits, else a new one. `lengths` are in descending
+    order, at most `width`."""
+    rows_with: dict[int, list[int]] = {}  # free tokens -> rows
+    free: list[int] = []  # the keys of rows_with that have rows, ascending
     row_of = np.empty(len(lengths), np.int64)
     count = 0
     for i, length in enumerate(lengths.tolist()):
@@ -180,7 +180,7 @@ def best_fit(lengths: np.ndarray, width: int) -> np.ndarray:
                 del free[at]
         row_of[i] = row
         left = space - length
-        if left > 1:  # one token alone has nothing to predict
+        if left > 1:  # a single token has no target
             if not rows_with.setdefault(left, []):
                 insort(free, left)
             rows_with[left].append(row)
@@ -188,9 +188,9 @@ def best_fit(lengths: np.ndarray, width: int) -> np.ndarray:
 
 
 def _pieces(store: TokenStore, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where each piece starts in the store and its tokens: at most seq_len + 1, the first the last of the piece
-    before."""
-    counts = -(-(store.lengths - 1) // seq_len)  # a document of one token has nothing to predict
+    """The start in the store, and the length, of each piece: at most seq_len + 1 tokens, of which the first is the last
+    of the piece before."""
+    counts = -(-(store.lengths - 1) // seq_len)  # a document of one token has no target
     document = np.repeat(np.arange(len(store)), counts)
     nth = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
     return store.offsets[document] + nth * seq_len, np.minimum(seq_len + 1, store.lengths[document] - nth * seq_len)

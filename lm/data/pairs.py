@@ -1,19 +1,19 @@
-"""Pairs of texts, of which the second follows the first or comes from elsewhere: what next-sentence prediction asks
-(BERT, 1810.04805, section 3.1, task 2).
+"""Pairs of texts for next-sentence prediction: the second follows the first, or comes from elsewhere (BERT, 1810.04805,
+section 3.1, task 2).
 
-A row becomes [cls] A [sep] B [sep]. A is the row's text up to a place inside its longest document, B in half of the
-rows what follows there, in the others the end of another row of the same source. B is as long as both could be, so that
-no length tells which it is. A tokenizer without cls has its bos there, one without sep its eos, or nothing.
+A row becomes [cls] A [sep] B [sep]. A is the row's text up to a cut inside its longest document; B is, in half of the
+rows, what follows the cut, and in the others the end of another row of the same source. B is as long as either could
+be, so that its length does not reveal the class. bos and eos stand in for a missing cls and sep.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from lm.data.objective import Rows, Setting
+from lm.data.objective import ObjectiveContext, Rows
 
-FOLLOWS, ELSEWHERE = 0, 1  # the classes, in BERT's and Hugging Face's order
-SHORTEST = 2  # tokens of text in a row: one of A, one of B
+IS_NEXT, NOT_NEXT = 0, 1  # the classes, in the order of BERT and Hugging Face
+MIN_TOKENS = 2  # of text in a row: one of A, one of B
 
 
 class Pairs(NamedTuple):
@@ -38,36 +38,36 @@ class _Text(NamedTuple):
         return _Text(self.tokens[start:stop], self.documents[start:stop])
 
 
-def text_tokens(setting: Setting) -> int:
-    """The tokens of A and B that fit in a row. Raises ValueError where those are too few."""
-    controls = sum(map(len, _controls(setting)))
-    if setting.seq_len < controls + SHORTEST:
+def text_tokens(context: ObjectiveContext) -> int:
+    """The tokens of A and B that fit in a row. Raises ValueError where there are too few."""
+    controls = sum(map(len, _controls(context)))
+    if context.seq_len < controls + MIN_TOKENS:
         raise ValueError(
-            f"seq_len={setting.seq_len} has no room for two texts and {controls} control tokens: "
-            f"take at least {controls + SHORTEST}, or objective.next_sentence=False"
+            f"seq_len={context.seq_len} has no room for two texts and {controls} control tokens: "
+            f"take at least {controls + MIN_TOKENS}, or objective.next_sentence=False"
         )
-    return setting.seq_len - controls
+    return context.seq_len - controls
 
 
-def paired(rows: Rows, setting: Setting, random: list[np.random.Generator]) -> Pairs:
-    """The pairs of the first R of 2R rows (of `text_tokens` + 1 each), whose others are the last R; `random` has one
-    generator for each."""
-    R, T = len(random), rows.tokens.shape[1] - 1 + sum(map(len, _controls(setting)))
+def paired(rows: Rows, context: ObjectiveContext, random: list[np.random.Generator]) -> Pairs:
+    """The pairs made of 2R rows (of `text_tokens` + 1 each): row i is the text, row R + i the other one. `random` has a
+    generator for each pair."""
+    R, T = len(random), rows.tokens.shape[1] - 1 + sum(map(len, _controls(context)))
     tokens, documents, segments, types = (np.zeros((R, T), np.int32) for _ in range(4))
     out = Pairs(tokens, documents, segments, types, np.zeros(R, np.int32), np.zeros(R, np.float32))
-    texts = [_text(tokens, documents, setting) for tokens, documents in zip(rows.tokens, rows.documents, strict=True)]
+    texts = [_text(tokens, documents, context) for tokens, documents in zip(rows.tokens, rows.documents, strict=True)]
     for i in range(R):
-        class_ = ELSEWHERE if random[i].random() < 0.5 else FOLLOWS
+        class_ = NOT_NEXT if random[i].random() < 0.5 else IS_NEXT
         first, second = _parts(texts[i], texts[R + i], class_, random[i])
-        for array, values in zip(out, _framed(first, second, setting), strict=False):
+        for array, values in zip(out, _framed(first, second, context), strict=False):
             array[i, : len(values)] = values
         out.classes[i], out.weights[i] = class_, len(second.tokens) > 0
     return out
 
 
-def _text(tokens: np.ndarray, documents: np.ndarray, setting: Setting) -> _Text:
-    """A row without its last token, which the next one has too, its padding and what frames its documents."""
-    frames = [id for id in (setting.bos, setting.eos, setting.cls, setting.sep) if id is not None]
+def _text(tokens: np.ndarray, documents: np.ndarray, context: ObjectiveContext) -> _Text:
+    """A row without its last token (the first of the next row), its padding, and its documents' control tokens."""
+    frames = [id for id in (context.bos, context.eos, context.cls, context.sep) if id is not None]
     kept = (documents[:-1] > 0) & ~np.isin(tokens[:-1], frames)
     return _Text(tokens[:-1][kept], documents[:-1][kept])
 
@@ -76,22 +76,22 @@ def _parts(text: _Text, other: _Text, class_: int, random: np.random.Generator) 
     """A and B."""
     cut, end = _cut(text.documents, random), len(other.tokens)
     length = min(len(text.tokens) - cut, end)
-    second = other.part(end - length, end) if class_ == ELSEWHERE else text.part(cut, cut + length)
+    second = other.part(end - length, end) if class_ == NOT_NEXT else text.part(cut, cut + length)
     return text.part(0, cut), second
 
 
 def _cut(documents: np.ndarray, random: np.random.Generator) -> int:
-    """A place with a token of the longest document on either side; the end, where no document has two."""
+    """A position with a token of the longest document on either side; the end, where no document has two tokens."""
     _, starts, counts = np.unique(documents, return_index=True, return_counts=True)
-    if counts.max(initial=0) < SHORTEST:
+    if counts.max(initial=0) < MIN_TOKENS:
         return len(documents)
     longest = int(counts.argmax())
     return int(starts[longest] + random.integers(1, counts[longest]))
 
 
-def _framed(first: _Text, second: _Text, setting: Setting) -> tuple[np.ndarray, ...]:
-    """The tokens, documents, segments and types of a row, without padding. The control tokens are of no document."""
-    cls, sep = _controls(setting)[:2]
+def _framed(first: _Text, second: _Text, context: ObjectiveContext) -> tuple[np.ndarray, ...]:
+    """The tokens, documents, segments and types of a row, unpadded. Control tokens belong to no document (0)."""
+    cls, sep = _controls(context)[:2]
     later = second.documents + first.documents.max(initial=0)
     tokens = np.concatenate([cls, first.tokens, sep, second.tokens, sep])
     none = [np.zeros(len(ids), np.int32) for ids in (cls, sep)]
@@ -100,7 +100,7 @@ def _framed(first: _Text, second: _Text, setting: Setting) -> tuple[np.ndarray, 
     return tokens, documents, np.ones(len(tokens), np.int32), types
 
 
-def _controls(setting: Setting) -> tuple[list[int], list[int], list[int]]:
-    """What stands before A, after it, and after B."""
-    cls, sep = ([] if id is None else [id] for id in (setting.cls, setting.sep))
+def _controls(context: ObjectiveContext) -> tuple[list[int], list[int], list[int]]:
+    """The control tokens before A, after A, and after B."""
+    cls, sep = ([] if id is None else [id] for id in (context.cls, context.sep))
     return cls, sep, sep

@@ -1,4 +1,4 @@
-"""Sources whose documents are records of a table: lines of JSON, rows of Parquet, examples of a TFDS data set."""
+"""Sources whose documents are records: lines of JSON, rows of Parquet, examples of a TFDS data set."""
 
 import bisect
 import functools
@@ -28,8 +28,8 @@ from lm.data.source import (
 
 @dataclass(frozen=True)
 class Jsonl(Source):
-    """A document for every line of a file of JSON objects: the text in `field`. `path` may be a glob pattern. A share
-    `heldout` of the lines is held out, or the file that `heldout` names."""
+    """A document for every line of a JSONL file: the text in `field` of its object. `path` may be a glob pattern. A
+    fraction `heldout` of the lines is held out, or the file of that path."""
 
     path: str
     field: str = "text"
@@ -40,7 +40,7 @@ class Jsonl(Source):
 
     def documents(self, split: str) -> Documents:
         files = [(file, _line_starts(file)) for file in _matching(_path_of(self, split))]
-        return _by_part(self, split, files, self._line)
+        return _of_split(self, split, files, self._line)
 
     def _line(self, file: Path, start: int) -> str:
         with file.open("rb") as stream:
@@ -62,8 +62,8 @@ class Jsonl(Source):
 
 @dataclass(frozen=True)
 class Parquet(Source):
-    """A document for every row of a Parquet file: the text in column `field`. `path` may be a glob pattern. A share
-    `heldout` of the rows is held out, or the file that `heldout` names."""
+    """A document for every row of a Parquet file: the text in column `field`. `path` may be a glob pattern. A fraction
+    `heldout` of the rows is held out, or the file of that path."""
 
     path: str
     field: str = "text"
@@ -74,7 +74,7 @@ class Parquet(Source):
 
     def documents(self, split: str) -> Documents:
         files = [(file, np.arange(_parquet_starts(file, self.field)[-1])) for file in _matching(_path_of(self, split))]
-        return _by_part(self, split, files, self._row)
+        return _of_split(self, split, files, self._row)
 
     def _row(self, file: Path, row: int) -> str:
         starts = _parquet_starts(file, self.field)
@@ -88,9 +88,9 @@ class Parquet(Source):
 
 @dataclass(frozen=True)
 class Tfds(Source):
-    """A TFDS data set by name (or name/config:version), read from array_record files without TensorFlow; it is prepared
-    (and downloaded, where there is a network) under `data_dir` when it is not there yet. `train` and `heldout` are
-    splits as TFDS writes them ("train[:90%]")."""
+    """A TFDS data set by name (or name/config:version), read from array_record files without TensorFlow; where it is
+    not under `data_dir` it is prepared there, and downloaded first. `train` and `heldout` are TFDS splits
+    ("train[:90%]")."""
 
     name: str
     field: str = "text"
@@ -99,11 +99,11 @@ class Tfds(Source):
     heldout: str = "validation"
 
     def documents(self, split: str) -> Documents:
-        wanted = self.train if is_train(split) else self.heldout
+        name = self.train if is_train(split) else self.heldout
         try:
-            records = self._builder().as_data_source(split=wanted)
+            records = self._builder().as_data_source(split=name)
         except (KeyError, ValueError, AssertionError) as error:
-            raise ValueError(f"{self.name} has no split {wanted!r} that can be read: {first_line(error)}") from None
+            raise ValueError(f"{self.name} has no split {name!r} that can be read: {first_line(error)}") from None
         return not_empty(Documents(len(records), lambda i: text_of(records[i], self.field, self.name)), self, split)
 
     def _builder(self) -> Any:
@@ -113,7 +113,7 @@ class Tfds(Source):
             builder = tfds.builder(self.name, data_dir=self.data_dir, file_format="array_record")
             builder.download_and_prepare()
             return builder
-        except Exception as error:  # TFDS, its downloads and the data set's own code raise what they like
+        except Exception as error:  # TFDS, its downloads and the data set's own code raise any
             raise ValueError(
                 f"cannot get the TFDS data set {self.name!r} (it has to be in "
                 f"{self.data_dir or '~/tensorflow_datasets'}, or there has to be a network to download it): "
@@ -130,26 +130,26 @@ def _path_of(source: Jsonl | Parquet, split: str) -> str:
 
 
 def _matching(pattern: str) -> list[Path]:
-    found = sorted(Path(p) for p in glob.glob(str(Path(pattern).expanduser()), recursive=True) if Path(p).is_file())
-    if not found:
+    files = sorted(Path(p) for p in glob.glob(str(Path(pattern).expanduser()), recursive=True) if Path(p).is_file())
+    if not files:
         raise ValueError(f"no such file: {pattern}")
-    return found
+    return files
 
 
-def _by_part(
+def _of_split(
     source: Jsonl | Parquet, split: str, files: list[tuple[Path, np.ndarray]], read: Callable[[Path, int], str]
 ) -> Documents:
-    """The records of `files`, each a file and what `read` needs for each of its records, those of `split` only."""
+    """The records of `split` in `files`, each a file with the locations of its records, which `read` takes."""
     which = np.repeat(np.arange(len(files)), [len(records) for _, records in files])
     records = np.concatenate([records for _, records in files])
     if not isinstance(source.heldout, str):
-        chosen = np.array([held_out(str(i), source.heldout) != is_train(split) for i in range(len(records))], bool)
-        which, records = which[chosen], records[chosen]
+        selected = np.array([held_out(str(i), source.heldout) != is_train(split) for i in range(len(records))], bool)
+        which, records = which[selected], records[selected]
     return not_empty(Documents(len(records), lambda i: read(files[which[i]][0], int(records[i]))), source, split)
 
 
 def _line_starts(file: Path) -> np.ndarray:
-    """The byte offsets of the lines that hold anything."""
+    """The byte offsets of the lines that are not blank."""
     starts, at = [], 0
     with file.open("rb") as stream:
         for line in stream:

@@ -1,8 +1,8 @@
 """Sources: where documents come from.
 
-A `Source` is a frozen value that an experiment holds; `documents(split)` opens it as a random-access sequence of texts,
-for split "train" or "heldout". What is held out depends on names and indices alone (a hash of them), never on order or
-time, so a document does not move between the splits when others are added.
+A `Source` is a frozen value of an experiment; `documents(split)` opens it as a random-access sequence of texts, for
+split "train" or "heldout". The split of a document is a hash of its name or index, so that it does not change when
+others are added.
 """
 
 import hashlib
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 SPLITS = ("train", "heldout")
-HASHED_BYTES = 64 * 2**20  # sources up to this size are told apart by content, larger ones by sizes and times of change
+HASHED_BYTES = 64 * 2**20  # sources up to this size are fingerprinted by content, larger ones by sizes and mtimes
 
 
 class Documents(Sequence[str]):
-    """A split of a source: `count` texts, each read when it is asked for."""
+    """A split of a source: `count` texts, read on access."""
 
     def __init__(self, count: int, read: Callable[[int], str]):
         self._count, self._read = count, read
@@ -49,8 +49,8 @@ class Source:
 
 @dataclass(frozen=True)
 class TextFile(Source):
-    """One UTF-8 file as one document; the last part of it, `heldout` of its characters, is held out. `heldout` may also
-    be the path of another file. nanoGPT's split of tinyshakespeare is TextFile(path, heldout=0.1)."""
+    """One UTF-8 file as one document. The last fraction `heldout` of its characters is held out, or the file of that
+    path. nanoGPT's split of tinyshakespeare is TextFile(path, heldout=0.1)."""
 
     path: str
     heldout: float | str = 0.1
@@ -62,9 +62,9 @@ class TextFile(Source):
         if isinstance(self.heldout, str):
             text = read_text(existing(self.path if is_train(split) else self.heldout))
         else:
-            whole = read_text(existing(self.path))
-            cut = int((1 - self.heldout) * len(whole))
-            text = whole[:cut] if is_train(split) else whole[cut:]
+            text = read_text(existing(self.path))
+            cut = int((1 - self.heldout) * len(text))
+            text = text[:cut] if is_train(split) else text[cut:]
         return not_empty(Documents(1 if text else 0, lambda _: text), self, split)
 
     def fingerprint(self) -> str:
@@ -73,8 +73,8 @@ class TextFile(Source):
 
 @dataclass(frozen=True)
 class TextFolder(Source):
-    """A document for every UTF-8 file under `path` that matches `pattern`; a share `heldout` of the files is held out,
-    or those of the folder that `heldout` names."""
+    """A document for every UTF-8 file under `path` that matches `pattern`. A fraction `heldout` of the files is held
+    out, or those of the folder of that path."""
 
     path: str
     pattern: str = "**/*.txt"
@@ -99,25 +99,26 @@ class TextFolder(Source):
         return not_empty(Documents(len(names), lambda i: read_text(folder / names[i])), self, split)
 
     def fingerprint(self) -> str:
-        found = [(folder, names) for folder, names in map(self._files, paths(self.path, self.heldout))]
-        return digest(self, [n for _, names in found for n in names], content([f / n for f, ns in found for n in ns]))
+        folders = [self._files(path) for path in paths(self.path, self.heldout)]
+        files = [folder / name for folder, names in folders for name in names]
+        return digest(self, [name for _, names in folders for name in names], content(files))
 
 
 def held_out(name: str, fraction: float) -> bool:
-    """Whether the document `name` is in the held-out split: a hash of its name, so no other document matters."""
+    """Whether the document `name` is in the held-out split, by a hash of its name."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") < fraction * 2**64
 
 
 def existing(path: str | Path) -> Path:
-    """`path`, which must exist."""
-    found = Path(path).expanduser()
-    if not found.exists():
+    """`path` with ~ expanded. Raises ValueError where nothing is there."""
+    expanded = Path(path).expanduser()
+    if not expanded.exists():
         raise ValueError(f"no such file or folder: {path}")
-    return found
+    return expanded
 
 
 def read_text(file: Path) -> str:
-    """The whole of a UTF-8 file, line ends as they are. Raises ValueError naming the file and the first bad byte."""
+    """The text of a UTF-8 file, line endings unchanged. Raises ValueError naming the file and the first bad byte."""
     try:
         return file.read_bytes().decode()
     except UnicodeDecodeError as error:
@@ -130,7 +131,7 @@ def read_text(file: Path) -> str:
 
 
 def text_of(record: dict[str, Any], field: str, where: str) -> str:
-    """The text in `field` of one record."""
+    """The text in `field` of one record. Raises ValueError, which begins with `where`, if there is none."""
     if field not in record:
         raise ValueError(f"{where}: no field {field!r}; there are: {', '.join(map(str, record)) or 'none'}")
     text = record[field]
@@ -140,32 +141,32 @@ def text_of(record: dict[str, Any], field: str, where: str) -> str:
 
 
 def not_empty(documents: Documents, source: Source, split: str) -> Documents:
-    """`documents`, of which there must be some."""
+    """`documents`. Raises ValueError where there are none."""
     if not len(documents):
-        raise ValueError(f"{source} has no {split} documents: give it more documents, or another held-out share")
+        raise ValueError(f"{source} has no {split} documents: give it more documents, or another fraction heldout")
     return documents
 
 
 def is_train(split: str) -> bool:
-    """Whether `split` is "train"; it must be one of SPLITS."""
+    """Whether `split` is "train". Raises ValueError where it is not one of SPLITS."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: expected train or heldout")
     return split == "train"
 
 
 def check_fraction(heldout: float | str) -> None:
-    """`heldout` must be a share of the documents, or the path of others."""
+    """Raises ValueError where `heldout` is neither a path nor a fraction between 0 and 1."""
     if not isinstance(heldout, str) and not 0 < heldout < 1:
-        raise ValueError(f"heldout={heldout}: expected a share above 0 and below 1, or the path of the held-out text")
+        raise ValueError(f"heldout={heldout}: expected a fraction between 0 and 1, or the path of the held-out text")
 
 
 def paths(path: str, heldout: float | str) -> list[str]:
-    """All that a source reads: its path, and the held-out path where it has one."""
+    """The paths that a source reads: its own, and that of the held-out documents where it has one."""
     return [path, heldout] if isinstance(heldout, str) else [path]
 
 
 def content(files: Sequence[Path]) -> list[str]:
-    """What tells the content of `files`: a digest of each, or size and time of change where they are large."""
+    """The identity of the content of `files`: a hash of each, or its size and mtime where they are large."""
     try:
         states = [f.stat() for f in files]
         if sum(s.st_size for s in states) <= HASHED_BYTES:
@@ -176,14 +177,14 @@ def content(files: Sequence[Path]) -> list[str]:
 
 
 def digest(source: Source, *content: Any) -> str:
-    """A fingerprint of the source's fields, other than where it lies, and of its content."""
+    """A fingerprint of the source's fields, except its location, and of its content."""
     fields = {k: v for k, v in vars(source).items() if k not in ("path", "data_dir")}
     if "path" in vars(source) and isinstance(fields.get("heldout"), str):
-        del fields["heldout"]  # the path of a file whose content counts, not its name
+        del fields["heldout"]  # a path: its content counts, not its name
     text = json.dumps([type(source).__name__, fields, *content], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def first_line(error: Exception) -> str:
-    """What an error of someone else's code says, in one line."""
+    """The first line of the message of an error from another library."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

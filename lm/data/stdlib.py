@@ -1,11 +1,10 @@
-"""The text that every machine has: Python's own standard library, as two sources.
+"""A data set that every machine has: Python's own standard library, as two sources.
 
-`code` is its .py files, one document each; `prose` the docstrings of those files, one document a module, and the
-language reference in pydoc_data, one document for every group of topics that share paragraphs. Both are split by file:
-what is held out of one is held out of the other. A TFDS builder writes them once, as array_record files, into the
-cache; TensorFlow is never imported. Left out are tests (a third of the library is test code, much of it tables), code
-generated from tables (the encodings, HTML's entities), lib2to3 and what others installed: about 9 MB of code and 2 MB
-of prose remain.
+`code` is its .py files, one document each; `prose` the docstrings of those files, one document per module, and the
+language reference in pydoc_data, one document per group of topics that share paragraphs. Both are split by file: the
+files held out of one are held out of the other. Left out are tests (a third of the library, much of it tables), code
+generated from tables (the encodings, HTML's entities), lib2to3 and installed packages: about 9 MB of code and 2 MB of
+prose remain.
 """
 
 import ast
@@ -21,22 +20,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lm.data.source import SPLITS, Documents, Source, held_out, is_train, not_empty
-from lm.machine.cache import cache_dir, discard, is_complete, write_folder
 
 PARTS = ("code", "prose")
 HELDOUT = 0.06  # of the files
 LEFT_OUT = {
-    "site-packages", "dist-packages", "__pycache__", "lib-dynload", "_bundled", "__phello__",  # not the library's text
+    "site-packages", "dist-packages", "__pycache__", "lib-dynload", "_bundled", "__phello__",  # not its source
     "test", "tests", "idle_test", "lib2to3", "encodings", "pydoc_data", "entities.py",  # tests and tables
 }  # fmt: skip
 LEFT_OUT_STARTS = ("config-", "_sysconfigdata")
-SMALLEST = 64  # characters of a document
-LAYOUT = 1  # a number of what this file does: change it when the documents change
+MIN_CHARACTERS = 64  # of a document
+VERSION = 1  # raise it when this file makes other documents of the same library
 
 
 @dataclass(frozen=True)
 class Stdlib(Source):
-    """The `part` ("code" or "prose") of the standard library in `folder` (default: that of the running Python).
+    """The `part` ("code" or "prose") of the standard library in `folder` (None: that of the running Python).
 
     Raises ValueError where there is no library on disk."""
 
@@ -48,27 +46,11 @@ class Stdlib(Source):
             raise ValueError(f"Stdlib part={self.part!r}: expected code or prose")
 
     def documents(self, split: str) -> Documents:
-        from lm.data.stdlib_builder import open_split  # it imports TFDS, which takes a moment
-
-        records = open_split(self._prepared(), self.part, "train" if is_train(split) else "heldout")
-        return not_empty(Documents(len(records), lambda i: records[i]["text"].decode()), self, split)
+        texts = _texts(library(self.folder), self.part, SPLITS[not is_train(split)])
+        return not_empty(Documents(len(texts), lambda i: texts[i]), self, split)
 
     def fingerprint(self) -> str:
         return _identity(library(self.folder), self.part)
-
-    def _prepared(self) -> Path:
-        """The folder with the array_record files, written where it is missing or damaged."""
-        from lm.data.stdlib_builder import StdlibText
-
-        documents = functools.partial(documents_of, library(self.folder), self.part)
-        version = f"python-{sys.version_info[0]}.{sys.version_info[1]}"
-        folder = cache_dir() / "stdlib" / f"{version}-{self.part}-{self.fingerprint()}"
-        if not is_complete(folder):
-            if empty := [split for split in SPLITS if next(documents(split), None) is None]:
-                raise ValueError(f"the library in {library(self.folder)} has no {empty[0]} documents of {self.part}")
-            discard(folder)
-            write_folder(folder, lambda m: StdlibText(config=self.part, documents=documents, data_dir=str(m)).write())
-        return folder
 
 
 def library(folder: str | None = None) -> Path:
@@ -83,7 +65,7 @@ def library(folder: str | None = None) -> Path:
 
 
 def modules(root: Path) -> list[str]:
-    """The names of the library's files that are used, with slashes, sorted."""
+    """The paths of the library's files that are used, relative to `root`, sorted."""
     found = []
     for folder, folders, files in os.walk(root):
         folders[:] = filter(_is_used, folders)  # site-packages may be large: do not walk it
@@ -96,46 +78,53 @@ def _is_used(name: str) -> bool:
     return name not in LEFT_OUT and not name.startswith(LEFT_OUT_STARTS)
 
 
-def documents_of(root: Path, part: str, split: str) -> Iterator[tuple[str, str]]:
-    """(name, text) of the documents of one part and split, in the order of their names."""
+@functools.lru_cache(maxsize=4)
+def _texts(root: Path, part: str, split: str) -> tuple[str, ...]:
+    return tuple(text for _, text in documents_of(root, part, split))
 
-    def ours(name: str) -> bool:
+
+def documents_of(root: Path, part: str, split: str) -> Iterator[tuple[str, str]]:
+    """(name, text) of the documents of one part and split, sorted by name."""
+
+    def in_split(name: str) -> bool:
         return held_out(name, HELDOUT) == (split == "heldout")
 
-    files = _decoded(root, filter(ours, modules(root)))
+    files = _decoded(root, filter(in_split, modules(root)))
     if part == "prose":
-        files = itertools.chain(((n, docstrings(t)) for n, t in files), ((n, t) for n, t in topics(root) if ours(n)))
-    yield from ((name, text) for name, text in files if len(text) >= SMALLEST)
+        files = itertools.chain(
+            ((n, docstrings(t)) for n, t in files), ((n, t) for n, t in topics(root) if in_split(n))
+        )
+    yield from ((name, text) for name, text in files if len(text) >= MIN_CHARACTERS)
 
 
 def _decoded(root: Path, names: Iterable[str]) -> Iterator[tuple[str, str]]:
     for name in names:
         try:
             yield name, (root / name).read_bytes().decode()
-        except (UnicodeDecodeError, OSError):  # a file in another encoding, a link to nothing
+        except (UnicodeDecodeError, OSError):  # another encoding, a dangling link
             continue
 
 
 def docstrings(code: str) -> str:
     """The docstrings of a module, its classes and functions, in the order of the file; "" for what does not parse."""
     try:
-        with warnings.catch_warnings():  # of the library's own odd escapes
+        with warnings.catch_warnings():  # invalid escapes in the library's own files
             warnings.simplefilter("ignore", SyntaxWarning)
             tree = ast.parse(code)
     except (SyntaxError, ValueError):
         return ""
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     nodes = sorted((n for n in ast.walk(tree) if isinstance(n, kinds)), key=lambda n: getattr(n, "lineno", 0))
-    found = (ast.get_docstring(node) for node in nodes)
-    return "".join(text.strip() + "\n\n" for text in found if text and text.strip())
+    texts = (ast.get_docstring(node) for node in nodes)
+    return "".join(text.strip() + "\n\n" for text in texts if text and text.strip())
 
 
 def topics(root: Path) -> list[tuple[str, str]]:
-    """The language reference by topics. Topics that share a paragraph ("compound" holds "if") are one document, in
-    which each paragraph stands once: so no held-out paragraph is trained on."""
+    """The language reference by topic. Topics that share a paragraph ("compound" contains "if") are one document with
+    each paragraph once: so no held-out paragraph is trained on."""
     try:
         tree = ast.parse((root / "pydoc_data" / "topics.py").read_bytes())
-    except (OSError, SyntaxError, ValueError):  # Debian packages it apart
+    except (OSError, SyntaxError, ValueError):  # Debian has it in another package
         return []
     values = [
         n.value for n in tree.body if isinstance(n, (ast.Assign, ast.AnnAssign)) and isinstance(n.value, ast.Dict)
@@ -162,9 +151,9 @@ def _groups(paragraphs: dict[str, list[str]]) -> list[list[str]]:
 
 @functools.lru_cache(maxsize=8)
 def _identity(root: Path, part: str) -> str:
-    """16 hex digits of what the documents follow from: this file's choices, the Python, and the library's files."""
+    """16 hex digits of what determines the documents: this file's version, the Python, and the library's files."""
     names = [*modules(root), *(["pydoc_data/topics.py"] if (root / "pydoc_data" / "topics.py").is_file() else [])]
     sizes = [
         (name, hashlib.sha256((root / name).read_bytes()).hexdigest()) for name in names if (root / name).is_file()
     ]
-    return hashlib.sha256(repr((LAYOUT, HELDOUT, part, sys.version_info[:3], sizes)).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((VERSION, HELDOUT, part, sys.version_info[:3], sizes)).encode()).hexdigest()[:16]

@@ -1,8 +1,7 @@
-"""The token store: a split of a source, tokenised once, found again by the fingerprints of what it was made from.
+"""The token store: a split of a source, tokenised once and cached by the fingerprints of source and tokenizer.
 
-A folder with `tokens.bin` (all documents' ids one after the other, mapped into memory), `offsets.npy`, `bytes.npy` and
-`store.json`. Each document is [bos] + its tokens + [eos], where the tokenizer has them. Documents without text are left
-out.
+A folder with `tokens.bin` (the ids of all documents, concatenated and memory-mapped), `offsets.npy`, `bytes.npy` and
+`store.json`. Each document is [bos] + its tokens + [eos], where the tokenizer has them. Empty documents are left out.
 """
 
 import hashlib
@@ -17,17 +16,17 @@ from lm.data.source import Documents, Source
 from lm.machine.cache import cache_dir, discard, is_complete, locked, write_folder
 from lm.text.tokenizer import Tokenizer
 
-LAYOUT = 1  # of the files: raise it when they change
+FORMAT = 1  # of the files: raise it when it changes
 BATCH_CHARACTERS = 2_000_000  # tokenised together
 
-Progress = Callable[[int, int], None]  # documents done, documents in all
+Progress = Callable[[int, int], None]  # (documents done, documents in all)
 
 
 class TokenStore:
-    """Tokenised documents by index. `store[i]` is an array of ids; `lengths` [N] tokens and `bytes` [N] UTF-8 bytes of
-    the documents; `tokens` the ids of all of them, from `offsets[i]` to `offsets[i + 1]`.
+    """N tokenised documents. `store[i]` is an array of ids; `lengths` [N] in tokens and `bytes` [N] in UTF-8 bytes are
+    the sizes of the documents; `tokens` the ids of all, of which document i has `offsets[i]` to `offsets[i + 1]`.
 
-    Raises ValueError where the files do not fit together."""
+    Raises ValueError where the files are damaged."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -36,10 +35,11 @@ class TokenStore:
             self.offsets: np.ndarray = np.load(self.folder / "offsets.npy")
             self.bytes: np.ndarray = np.load(self.folder / "bytes.npy")
             self.tokens: np.ndarray = np.memmap(self.folder / "tokens.bin", dtype=about["dtype"], mode="r")
-            whole = about["tokens"] == len(self.tokens) == self.offsets[-1] and len(self.bytes) == len(self.offsets) - 1
+            consistent = about["tokens"] == len(self.tokens) == self.offsets[-1]
+            consistent &= about["documents"] == len(self.bytes) == len(self.offsets) - 1
         except (OSError, ValueError, KeyError, TypeError, EOFError, IndexError) as error:
             raise ValueError(f"the token store {folder} is damaged: {error}") from None
-        if not whole or about["documents"] != len(self.bytes):
+        if not consistent:
             raise ValueError(f"the token store {folder} is damaged: its files are not of the sizes in store.json")
         self.vocab_size: int = about["vocab_size"]
         self.lengths: np.ndarray = np.diff(self.offsets)
@@ -62,16 +62,15 @@ class TokenStore:
 
 
 def open_store(source: Source, split: str, tokenizer: Tokenizer, progress: Progress | None = None) -> TokenStore:
-    """The store of a split, from the cache, or written now. Processes that write the same one do not disturb each
-    other; a damaged one is written again.
+    """The store of a split, from the cache or written now. Only one process writes it; a damaged one is rewritten.
 
     Raises ValueError where the source has no tokens."""
-    named = json.dumps([LAYOUT, source.fingerprint(), split, tokenizer.fingerprint])
-    folder = cache_dir() / "tokens" / hashlib.sha256(named.encode()).hexdigest()[:16]
+    key = json.dumps([FORMAT, source.fingerprint(), split, tokenizer.fingerprint])
+    folder = cache_dir() / "tokens" / hashlib.sha256(key.encode()).hexdigest()[:16]
     if is_complete(folder):
         return TokenStore(folder)
     with locked(folder):
-        if is_complete(folder):  # another process has made it meanwhile
+        if is_complete(folder):  # another process has written it meanwhile
             return TokenStore(folder)
         discard(folder)
         return write_store(source.documents(split), tokenizer, folder, f"{split} split of {source}", progress)
@@ -84,17 +83,27 @@ def write_store(
     name: str = "documents",
     progress: Progress | None = None,
 ) -> TokenStore:
-    """Tokenise `documents` into `folder`. Raises ValueError, with `name`, where they hold no tokens at all, or where an
-    id is outside the vocabulary."""
+    """Tokenise `documents` into `folder`.
 
-    def fill(made: Path) -> None:
-        lengths, sizes = _write_tokens(made / "tokens.bin", documents, tokenizer, progress)
+    Args:
+      documents: texts.
+      tokenizer: the token ids are its.
+      folder: of the store.
+      name: of the documents, for messages.
+      progress: called with (documents done, documents in all).
+
+    Raises:
+      ValueError: where there are no tokens at all, an id is outside the vocabulary, or the disk is full.
+    """
+
+    def fill(temporary: Path) -> None:
+        lengths, sizes = _write_tokens(temporary / "tokens.bin", documents, tokenizer, progress)
         if not sum(lengths):
             raise ValueError(f"no tokens in the {name}: its {len(documents)} documents are empty")
-        np.save(made / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
-        np.save(made / "bytes.npy", np.array(sizes, np.int64))
+        np.save(temporary / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+        np.save(temporary / "bytes.npy", np.array(sizes, np.int64))
         about = {"dtype": np.dtype(_dtype(tokenizer)).name, "documents": len(lengths), "tokens": sum(lengths)}
-        (made / "store.json").write_text(json.dumps({**about, "vocab_size": tokenizer.vocab_size}))
+        (temporary / "store.json").write_text(json.dumps({**about, "vocab_size": tokenizer.vocab_size}))
 
     return TokenStore(write_folder(folder, fill))
 
@@ -106,7 +115,7 @@ def _dtype(tokenizer: Tokenizer) -> type:
 def _write_tokens(
     file: Path, documents: Documents | list[str], tokenizer: Tokenizer, progress: Progress | None
 ) -> tuple[list[int], list[int]]:
-    """Append every document's ids to `file`; the tokens and the bytes of each."""
+    """Write every document's ids to `file`; returns the sizes of each, in tokens and in bytes."""
     lengths: list[int] = []
     sizes: list[int] = []
     done = 0

@@ -140,10 +140,10 @@ def batch_shapes(experiment: Experiment) -> dict[str, tuple[tuple[int, ...], str
     """The shapes and dtypes of a batch, from the objective itself, asked about one row."""
     import numpy as np
 
-    from lm.data.objective import Rows, Setting
+    from lm.data.objective import ObjectiveContext, Rows
 
     e, vocab = experiment, experiment.model.vocab
-    found = Setting(
+    found = ObjectiveContext(
         e.length,
         vocab,
         *(1, 2, 3),
@@ -153,7 +153,7 @@ def batch_shapes(experiment: Experiment) -> dict[str, tuple[tuple[int, ...], str
         cls=1,
         sep=2,
     )
-    ones = np.ones((1 + e.objective.in_pairs, e.objective.row_tokens(found) + 1), np.int32)
+    ones = np.ones((1 + e.objective.reads_row_pairs, e.objective.row_tokens(found) + 1), np.int32)
     batch = e.objective.batch(Rows(ones, ones, ones), found)
     return {name: ((e.rows, *array.shape[1:]), str(array.dtype)) for name, array in batch.items()}
 

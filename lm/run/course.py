@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.data.loader import Batches, make_tokenizer, prepare
-from lm.data.objective import Setting, setting_of
+from lm.data.objective import ObjectiveContext, objective_context
 from lm.experiment import Experiment
 from lm.legal import check_mesh
 from lm.machine import buckets, hardware, processes
@@ -73,7 +73,7 @@ def train(experiment: Experiment, workdir: str | Path, reference: str = "", comm
     return report
 
 
-def check_vocabulary(experiment: Experiment, setting: Setting) -> None:
+def check_vocabulary(experiment: Experiment, setting: ObjectiveContext) -> None:
     """Raises ValueError where the model has fewer ids than the tokenizer and the objective need."""
     pieces, extra = setting.vocab, experiment.objective.extra_tokens(setting)
     if pieces + extra > experiment.model.vocab:
@@ -124,7 +124,7 @@ class Run:
                     e.data, e.length, e.rows, e.seed, e.objective, load_tokenizer(saved), progress, self._encodes
                 ),
             )
-        check_vocabulary(e, data.setting)
+        check_vocabulary(e, data.context)
         check_sources(self.folder, e.data.mixture.sources)
         return data
 
@@ -136,7 +136,7 @@ class Run:
         e = self.experiment
         if not saved.exists():
             tokenizer = make_tokenizer(e.data, progress)
-            check_vocabulary(e, setting_of(tokenizer, e.length, self._encodes))
+            check_vocabulary(e, objective_context(tokenizer, e.length, self._encodes))
             save_tokenizer(tokenizer, saved)
 
     # ---------------------------------------------------------------- training

@@ -31,7 +31,7 @@ def _batches(name: str, one: Evaluation, experiment: Experiment, data: Batches, 
         found = Batches(data.data, data.tokenizer, data.stores, one.times * e.length, rows, e.seed, objective, encoder)
     except ValueError as error:
         raise ValueError(f"evaluations.{name}: {error}") from None
-    needed = found.setting.vocab + objective.extra_tokens(found.setting)
+    needed = found.context.vocab + objective.extra_tokens(found.context)
     if needed > e.model.vocab:
         raise ValueError(
             f"evaluations.{name}: {type(objective).__name__} and the tokenizer need {needed} ids and model.vocab is "

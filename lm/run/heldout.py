@@ -75,5 +75,5 @@ def told(
             if "next_sentence" in e.objective.measures:
                 right += f", {values[f'eval/{source}/next_sentence']:.1%} of next sentences"
             parts.append(f"{source} {values[f'eval/{source}/loss']:.3f} ({right})")
-    what = "bits per byte" if "bits_per_byte" in e.objective.measures else f"loss a {e.objective.asked}"
+    what = "bits per byte" if "bits_per_byte" in e.objective.measures else f"loss a {e.objective.target_name}"
     return f"step {n}: held-out {what}: {'; '.join(parts)}"

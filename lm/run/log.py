@@ -156,7 +156,7 @@ def about(
         "mesh": dict(mesh.shape),
         "data": {s: {k: vars(a) for k, a in splits.items()} for s, splits in data.summary().items()},
         "shares": [[n, data.shares(n)] for n in points],
-        "objective": {"asked": e.objective.asked, "measures": list(e.objective.measures)},
+        "objective": {"asked": e.objective.target_name, "measures": list(e.objective.measures)},
         "baselines": baselines(e, data),
         "not_evaluated": evaluations.impossible(e),
     }

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.data.denoise import end_id, mode_id, sentinel
+from lm.data.denoise import end_id, mode_id, sentinel_id
 from lm.data.loader import Batches
 from lm.data.masked import MaskedLM, mask_id
 from lm.data.objective import Batch, CausalLM
@@ -58,9 +58,9 @@ def _filled(model: Pretrained, data: Batches, batch: Batch, most: int) -> tuple[
     there, asked = batch["segment_ids"][0] > 0, batch["weights"][0] > 0
     if not asked.any():
         return "", ""
-    guesses = np.asarray(_logits(model, batch)(jnp.asarray(batch["tokens"])))[0, :, : data.setting.vocab].argmax(-1)
+    guesses = np.asarray(_logits(model, batch)(jnp.asarray(batch["tokens"])))[0, :, : data.context.vocab].argmax(-1)
     shown, tokenizer = batch["tokens"][0], data.tokenizer
-    hidden = {mask_id(data.setting): "…"}
+    hidden = {mask_id(data.context): "…"}
     return (
         spelled(tokenizer, shown[there], asked[there], hidden),
         spelled(tokenizer, np.where(asked, guesses, shown)[there], asked[there], hidden),
@@ -74,7 +74,7 @@ def _continued(model: Pretrained, data: Batches, batch: Batch, most: int) -> tup
         return "", ""
     first, tokens = int(asked[0]), batch["tokens"].copy()
     logits, written = _logits(model, batch), list[int]()
-    end = end_id(getattr(data.objective, "sentinels", 1), data.setting)
+    end = end_id(getattr(data.objective, "sentinels", 1), data.context)
     for at in range(first, min(first + most, int(asked[-1]) + 1)):
         written.append(int(np.asarray(logits(jnp.asarray(tokens)))[0, at].argmax()))
         if written[-1] == end:
@@ -108,8 +108,8 @@ def special_names(data: Batches) -> dict[int, str]:
     count = getattr(data.objective, "sentinels", 0)
     if not count:
         return {}
-    names = {sentinel(count, data.setting) - k: f"<{k}>" for k in range(count)}
-    return names | {mode_id(m, count, data.setting): f"[{name}] " for m, name in enumerate("RSX")}
+    names = {sentinel_id(count, data.context) - k: f"<{k}>" for k in range(count)}
+    return names | {mode_id(m, count, data.context): f"[{name}] " for m, name in enumerate("RSX")}
 
 
 def spelled(tokenizer: Tokenizer, ids: np.ndarray, marked: np.ndarray | None, names: dict[int, str]) -> str:

@@ -5,16 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.data.denoise import TABLE_1, UL2, Denoiser, SpanCorruption, corrupt, longest
-from lm.data.objective import Batch, Rows, Setting
+from lm.data.denoise import TABLE_1, UL2, Denoiser, SpanCorruption, corrupt, max_row_tokens
+from lm.data.objective import Batch, ObjectiveContext, Rows
 
 VOCAB, EOS, SENTINELS = 1000, 1, 100
 FIRST = VOCAB + SENTINELS - 1
 DENOISERS = st.builds(Denoiser, st.floats(0.02, 0.9), st.just(0.0) | st.floats(1, 70), st.sampled_from([-1, 0]))
 
 
-def setting(seq_len: int, encoder: bool = True, eos: int | None = EOS) -> Setting:
-    return Setting(seq_len, VOCAB, eos=eos, encoder=encoder)
+def context(seq_len: int, encoder: bool = True, eos: int | None = EOS) -> ObjectiveContext:
+    return ObjectiveContext(seq_len, VOCAB, eos=eos, encoder=encoder)
 
 
 def mended(inputs: list[int], targets: list[int], sentinels: int = SENTINELS) -> list[int]:
@@ -51,7 +51,7 @@ def test_mended_is_the_text_and_the_lengths_are_those_told(denoiser: Denoiser, l
 
 def test_t5_s_lengths() -> None:
     """512 inputs are of 568 tokens and have 114 targets, as the configurations of T5 say."""
-    assert longest((Denoiser(0.15, 3.0),), 512, True) == 568
+    assert max_row_tokens((Denoiser(0.15, 3.0),), 512, True) == 568
     assert Denoiser(0.15, 3.0).lengths(568) == (512, 114)
 
 
@@ -93,7 +93,7 @@ def texts(batch: Batch, row: int) -> tuple[list[int], list[int]]:
 @pytest.mark.parametrize("objective", [SpanCorruption(), SpanCorruption(rate=0.5, mean_length=8.0), UL2()], ids=str)
 @pytest.mark.parametrize("filled", [None, 40, 2, 1, 0])
 def test_a_batch_can_be_mended(objective: SpanCorruption | UL2, encoder: bool, filled: int | None) -> None:
-    found = setting(128, encoder)
+    found = context(128, encoder)
     width = objective.row_tokens(found)
     rows = rows_of(12, width, filled)
     batch = objective.batch(rows, found, lambda row: np.random.default_rng(row))
@@ -111,7 +111,7 @@ def test_a_batch_can_be_mended(objective: SpanCorruption | UL2, encoder: bool, f
 
 
 def test_t5_s_batch_wastes_nothing_and_reads_its_targets_one_late() -> None:
-    found = setting(128)
+    found = context(128)
     batch = SpanCorruption().batch(rows_of(4, SpanCorruption().row_tokens(found)), found)
     assert batch["encoder_segment_ids"].all() and batch["segment_ids"].all() and batch["weights"].all()
     assert (batch["tokens"][:, 0] == 0).all()
@@ -120,7 +120,7 @@ def test_t5_s_batch_wastes_nothing_and_reads_its_targets_one_late() -> None:
 
 
 def test_a_decoder_reads_the_inputs_as_a_prefix_and_is_asked_for_all_after() -> None:
-    found = setting(128, encoder=False)
+    found = context(128, encoder=False)
     batch = SpanCorruption().batch(rows_of(4, SpanCorruption().row_tokens(found)), found)
     last = batch["prefix"].sum(1) - 1
     assert (batch["targets"][np.arange(4), last] == FIRST).all()
@@ -129,7 +129,7 @@ def test_a_decoder_reads_the_inputs_as_a_prefix_and_is_asked_for_all_after() -> 
 
 
 def test_ul2_draws_its_seven_denoisers_alike_and_says_which() -> None:
-    found = setting(256)
+    found = context(256)
     batch = UL2().batch(rows_of(700, UL2().row_tokens(found)), found, lambda row: np.random.default_rng(row))
     modes = batch["encoder_tokens"][:, 0] - VOCAB - SENTINELS
     assert np.bincount(modes) / 700 == pytest.approx(np.array([2, 1, 4]) / 7, abs=0.06)
@@ -144,7 +144,7 @@ def test_ul2_draws_its_seven_denoisers_alike_and_says_which() -> None:
 
 @pytest.mark.parametrize("encoder", [True, False])
 def test_a_row_is_corrupted_alike_whatever_is_beside_it(encoder: bool) -> None:
-    found = setting(64, encoder)
+    found = context(64, encoder)
     rows = rows_of(3, UL2().row_tokens(found))
     whole = UL2().batch(rows, found, lambda row: np.random.default_rng(row))
     last = UL2().batch(Rows(*(a[2:] for a in rows)), found, lambda _: np.random.default_rng(2))
@@ -152,7 +152,7 @@ def test_a_row_is_corrupted_alike_whatever_is_beside_it(encoder: bool) -> None:
 
 
 def test_without_eos_the_last_sentinel_ends() -> None:
-    found = setting(64, eos=None)
+    found = context(64, eos=None)
     batch = SpanCorruption().batch(rows_of(2, SpanCorruption().row_tokens(found)), found)
     assert (batch["targets"][:, -1] == VOCAB).all()
     with pytest.raises(ValueError, match="up to 3 spans and objective.sentinels=3: set objective.sentinels=4"):
@@ -161,16 +161,16 @@ def test_without_eos_the_last_sentinel_ends() -> None:
 
 def test_mistakes_are_told() -> None:
     with pytest.raises(ValueError, match="up to 28 spans and objective.sentinels=10: set objective.sentinels=28"):
-        SpanCorruption(sentinels=10).row_tokens(setting(512))
+        SpanCorruption(sentinels=10).row_tokens(context(512))
     with pytest.raises(ValueError, match="seq_len=2: no corrupted row fits"):
-        SpanCorruption().row_tokens(setting(2))
+        SpanCorruption().row_tokens(context(2))
     with pytest.raises(ValueError, match="rate=0"):
         SpanCorruption(rate=0)
 
 
 def test_t5_s_own_sentinels_are_taken() -> None:
-    own = Setting(64, 1100, eos=EOS, encoder=True, sentinel=1099)
+    own = ObjectiveContext(64, 1100, eos=EOS, encoder=True, sentinel=1099)
     rows = rows_of(2, SpanCorruption().row_tokens(own))
     assert SpanCorruption().extra_tokens(own) == 0 and UL2().extra_tokens(own) == 3
-    ours, theirs = SpanCorruption().batch(rows, setting(64)), SpanCorruption().batch(rows, own)
+    ours, theirs = SpanCorruption().batch(rows, context(64)), SpanCorruption().batch(rows, own)
     assert all((ours[name] == theirs[name]).all() for name in ours)

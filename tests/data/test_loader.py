@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from lm.data.denoise import UL2, SpanCorruption
-from lm.data.loader import Amount, Batches, prepare, training_texts
+from lm.data.loader import Batches, SplitSize, prepare, training_texts
 from lm.data.masked import MaskedLM
-from lm.data.mixture import Data, Knot, Mixture
+from lm.data.mixture import Breakpoint, Data, Mixture
 from lm.data.objective import PrefixLM
 from lm.data.pack import Chunk, Pack
 from lm.data.source import TextFile, TextFolder
@@ -23,7 +23,7 @@ def mixture(tmp_path: Path) -> Mixture:
             (tmp_path / name).mkdir(exist_ok=True)
             (tmp_path / name / f"{i}.txt").write_text(f"{name} says {i * i}.\n" * (1 + i % 7))
     sources = {name: TextFolder(str(tmp_path / name)) for name in "ab"}
-    return Mixture(sources, {"a": 2.0, "b": 1.0}, (Knot(20, {"a": 0.0, "b": 1.0}),))
+    return Mixture(sources, {"a": 2.0, "b": 1.0}, (Breakpoint(20, {"a": 0.0, "b": 1.0}),))
 
 
 @pytest.fixture(params=[Chunk(), Pack()], ids=str)
@@ -76,7 +76,7 @@ def test_a_closed_reader_leaves_no_thread(batches: Batches) -> None:
 
 def test_the_mixture_is_followed(batches: Batches) -> None:
     speakers = Counter()
-    for step in range(20, 26):  # past the knot: only b
+    for step in range(20, 26):  # past the breakpoint: only b
         text = bytes(t for t in batches.batch(step)["tokens"].ravel().tolist() if t < 256)
         speakers.update({"a": text.count(b"a says"), "b": text.count(b"b says")})
     assert speakers["a"] == 0 and speakers["b"] > 50
@@ -100,7 +100,7 @@ def test_the_summary_counts_the_text(batches: Batches, mixture: Mixture) -> None
         for split in ("train", "heldout"):
             size = sum(len(text.encode()) for text in source.documents(split))
             count = len(source.documents(split))
-            assert batches.summary()[name][split] == Amount(count, size + 2 * count, size)
+            assert batches.summary()[name][split] == SplitSize(count, size + 2 * count, size)
 
 
 def test_the_tokenizer_is_trained_on_the_train_split_and_found_again(mixture: Mixture, monkeypatch) -> None:
@@ -129,7 +129,7 @@ def test_one_text_by_characters_is_nanogpts_data(tmp_path: Path) -> None:
     )
     batches = prepare(data, seq_len=64, batch_rows=12)
     assert batches.tokenizer.vocab_size == len(set(text))
-    assert batches.summary()["text"]["train"] == Amount(1, int(0.9 * len(text)), int(0.9 * len(text)))
+    assert batches.summary()["text"]["train"] == SplitSize(1, int(0.9 * len(text)), int(0.9 * len(text)))
     batch = batches.batch(10**6)
     for row, weights in zip(batch["tokens"], batch["weights"], strict=True):
         if weights.all():  # the seam between two rounds of the text is in at most one row an epoch
@@ -177,7 +177,7 @@ def asked(request: pytest.FixtureRequest, mixture: Mixture) -> Batches:
 
 def test_what_is_random_in_an_objective_belongs_to_its_row(asked: Batches, mixture: Mixture) -> None:
     """The same numbers again, on any number of hosts, and others at the next step and in the next epoch."""
-    again = prepare(asked.data, 64, 8, seed=4, objective=asked.objective, encoder=asked.setting.encoder)
+    again = prepare(asked.data, 64, 8, seed=4, objective=asked.objective, encoder=asked.context.encoder)
     for step in (700, 3):
         whole = asked.batch(step)
         assert same(whole, again.batch(step))
@@ -187,7 +187,7 @@ def test_what_is_random_in_an_objective_belongs_to_its_row(asked: Batches, mixtu
 
 
 def test_held_out_text_is_always_asked_the_same(asked: Batches) -> None:
-    other = prepare(asked.data, 64, 8, seed=9, objective=asked.objective, encoder=asked.setting.encoder)
+    other = prepare(asked.data, 64, 8, seed=9, objective=asked.objective, encoder=asked.context.encoder)
     assert all(same(a, b) for a, b in zip(asked.heldout("a"), other.heldout("a"), strict=True))
     by_row = [{name: array[[i]] for name, array in batch.items()} for batch in asked.heldout("a") for i in range(8)]
     for one, alone in zip(by_row, asked.heldout("a", batch_rows=1), strict=False):
@@ -215,5 +215,7 @@ def test_the_second_of_two_texts_is_of_the_row_s_own_source(mixture: Mixture, pa
 
 
 def test_a_lone_row_has_no_other_to_be_set_beside(mixture: Mixture) -> None:
-    with pytest.raises(ValueError, match="source '[ab]' has one row of heldout text, and each row needs another"):
+    with pytest.raises(
+        ValueError, match="source '[ab]' has one row of heldout text, and next-sentence prediction needs two"
+    ):
         prepare(Data(mixture, Bytes()), 2048, 8, objective=MaskedLM(next_sentence=True))

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.data.masked import MaskedLM
-from lm.data.objective import Rows, Setting, setting_of
+from lm.data.objective import ObjectiveContext, Rows, objective_context
 from lm.model.families import bert, llama
 from lm.text.tokenizer import ByteTokenizer
 
 TOKENIZER = ByteTokenizer()
-BYTES = setting_of(TOKENIZER, 64)
+BYTES = objective_context(TOKENIZER, 64)
 MASK = 258  # the id after the vocabulary
 
 
@@ -88,7 +88,7 @@ def test_a_row_is_masked_alike_whatever_is_beside_it() -> None:
 
 
 def test_the_tokenizer_s_own_mask_is_taken() -> None:
-    own: Setting = replace(BYTES, mask=7)
+    own: ObjectiveContext = replace(BYTES, mask=7)
     assert MaskedLM().extra_tokens(own) == 0 and MaskedLM().extra_tokens(BYTES) == 1
     batch = MaskedLM(0.9).batch(rows_of("x" * 50), own, seeded(0))
     assert (batch["tokens"] == 7).sum() > 25 and batch["tokens"].max() < 258
@@ -130,10 +130,10 @@ def test_next_sentences_are_asked_of_a_model_that_can_tell() -> None:
     for unable in (model, replace(able, token_types=1)):
         with pytest.raises(ValueError, match="MaskedLM with next_sentence .*set model.output.next_sentence=True and"):
             PAIRS.check(unable)
-    with pytest.raises(ValueError, match="sees both sides"):
+    with pytest.raises(ValueError, match="needs a bidirectional model"):
         PAIRS.check(llama(vocab=9, layers=1, width=8, heads=1, mlp=8, context=8))
 
 
 def test_a_rate_must_leave_something() -> None:
-    with pytest.raises(ValueError, match="objective.rate=1.0: expected a share between 0 and 1"):
+    with pytest.raises(ValueError, match="objective.rate=1.0: expected a fraction between 0 and 1"):
         MaskedLM(rate=1.0)

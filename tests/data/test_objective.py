@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lm.data.denoise import UL2, SpanCorruption
 from lm.data.masked import MaskedLM
-from lm.data.objective import CausalLM, Objective, PrefixLM, Rows, padded, positions, setting_of
+from lm.data.objective import CausalLM, Objective, PrefixLM, Rows, objective_context, padded, positions
 from lm.text.tokenizer import ByteTokenizer
 
 
@@ -58,7 +58,7 @@ def rows_of_documents(draw: st.DrawFn) -> Rows:
 @settings(max_examples=100, deadline=None)
 @given(rows=rows_of_documents(), seed=st.integers(0, 9))
 def test_a_prefix_is_the_start_of_its_segment_and_all_after_it_is_asked(rows: Rows, seed: int) -> None:
-    batch = PrefixLM().batch(rows, chance=lambda row: np.random.default_rng(seed + row))
+    batch = PrefixLM().batch(rows, row_rng=lambda row: np.random.default_rng(seed + row))
     plain = CausalLM().batch(rows)
     assert all((batch[name] == plain[name]).all() for name in ("tokens", "targets", "segment_ids", "positions"))
     prefix, segments = batch["prefix"], batch["segment_ids"]
@@ -75,7 +75,7 @@ def test_prefix_lengths_are_uniform() -> None:
     ones = np.ones((1, 9), np.int32)
     generator = np.random.default_rng(0)
     lengths = [
-        PrefixLM().batch(Rows(ones, ones, ones), chance=lambda _: generator)["prefix"].sum() for _ in range(4000)
+        PrefixLM().batch(Rows(ones, ones, ones), row_rng=lambda _: generator)["prefix"].sum() for _ in range(4000)
     ]
     counts = np.bincount(lengths, minlength=9)
     assert counts[0] == 0 and (np.abs(counts[1:] / 4000 - 1 / 8) < 0.03).all()
@@ -108,7 +108,7 @@ def test_an_objective_meets_the_models_it_is_legal_for(objective: Objective, sha
 
 
 def test_a_setting_is_what_the_tokenizer_says() -> None:
-    found = setting_of(ByteTokenizer(), 16)
+    found = objective_context(ByteTokenizer(), 16)
     assert (found.vocab, found.bos, found.eos, found.mask) == (258, 256, 257, None)
     assert np.flatnonzero(found.special).tolist() == [256, 257]
     assert {*b" \n\t", 256, 257} <= set(np.flatnonzero(found.word_starts).tolist()) and not found.word_starts[ord("a")]

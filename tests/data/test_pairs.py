@@ -7,25 +7,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.data.objective import Rows, Setting, setting_of
-from lm.data.pairs import ELSEWHERE, FOLLOWS, Pairs, paired, text_tokens
+from lm.data.objective import ObjectiveContext, Rows, objective_context
+from lm.data.pairs import IS_NEXT, NOT_NEXT, Pairs, paired, text_tokens
 from lm.text.tokenizer import ByteTokenizer
 
 T = 24
-FRAMED = setting_of(ByteTokenizer(), T)  # cls is its bos 256, sep its eos 257
+FRAMED = objective_context(ByteTokenizer(), T)  # cls is its bos 256, sep its eos 257
 BARE = replace(FRAMED, bos=None, eos=None, cls=None, sep=None)
 OWN = replace(BARE, cls=7, sep=8)
 
 
-def rows_of(lengths: list[list[int]], setting: Setting) -> Rows:
-    """Rows of documents of these lengths, framed as the setting says, with different tokens from 1000 on."""
-    width = text_tokens(setting) + 1
+def rows_of(lengths: list[list[int]], context: ObjectiveContext) -> Rows:
+    """Rows of documents of these lengths, framed as the context says, with different tokens from 1000 on."""
+    width = text_tokens(context) + 1
     tokens, documents = np.zeros((len(lengths), width), np.int32), np.zeros((len(lengths), width), np.int32)
     token = 1000
     for i, row in enumerate(lengths):
         at = 0
         for number, length in enumerate(row, start=1):
-            frame = [[] if id is None else [id] for id in (setting.bos, setting.eos)]
+            frame = [[] if id is None else [id] for id in (context.bos, context.eos)]
             ids = [*frame[0], *range(token, token + length), *frame[1]][: width - at]
             tokens[i, at : at + len(ids)], documents[i, at : at + len(ids)] = ids, number
             token, at = token + length, at + len(ids)
@@ -36,14 +36,14 @@ def generators(seed: int, rows: int) -> list[np.random.Generator]:
     return [np.random.default_rng([seed, row]) for row in range(rows)]
 
 
-def parts(pairs: Pairs, i: int, setting: Setting) -> tuple[list[int], list[int]]:
+def parts(pairs: Pairs, i: int, context: ObjectiveContext) -> tuple[list[int], list[int]]:
     """A and B of row i, its control tokens checked on the way."""
     row, types = pairs.tokens[i][pairs.segments[i] > 0].tolist(), pairs.types[i][pairs.segments[i] > 0]
     first, second = row[: (types == 0).sum()], row[(types == 0).sum() :]
-    if setting.cls is not None:
-        assert first.pop(0) == setting.cls
-    if setting.sep is not None:
-        assert first.pop() == setting.sep and second.pop() == setting.sep
+    if context.cls is not None:
+        assert first.pop(0) == context.cls
+    if context.sep is not None:
+        assert first.pop() == context.sep and second.pop() == context.sep
     return first, second
 
 
@@ -51,14 +51,14 @@ LENGTHS = st.lists(st.lists(st.integers(0, 30), max_size=4), min_size=2, max_siz
 
 
 @settings(max_examples=150, deadline=None)
-@given(lengths=LENGTHS, setting=st.sampled_from([FRAMED, BARE, OWN]), seed=st.integers(0, 9))
-def test_b_follows_a_inside_a_document_or_comes_from_the_other_row(lengths, setting, seed) -> None:
-    rows, R = rows_of(lengths, setting), len(lengths) // 2
-    pairs = paired(rows, setting, generators(seed, R))
+@given(lengths=LENGTHS, context=st.sampled_from([FRAMED, BARE, OWN]), seed=st.integers(0, 9))
+def test_b_follows_a_inside_a_document_or_comes_from_the_other_row(lengths, context, seed) -> None:
+    rows, R = rows_of(lengths, context), len(lengths) // 2
+    pairs = paired(rows, context, generators(seed, R))
     assert pairs.tokens.shape == (R, T)
     np.testing.assert_array_equal(pairs.types * (pairs.segments == 0), 0)
     for i in range(R):
-        first, second = parts(pairs, i, setting)
+        first, second = parts(pairs, i, context)
         kept = rows.documents[:, :-1] * (rows.tokens[:, :-1] >= 1000)
         own, other = rows.tokens[i, :-1][kept[i] > 0].tolist(), rows.tokens[R + i, :-1][kept[R + i] > 0].tolist()
         assert first == own[: len(first)]
@@ -69,7 +69,7 @@ def test_b_follows_a_inside_a_document_or_comes_from_the_other_row(lengths, sett
         where = kept[i][kept[i] > 0]
         counts = np.bincount(where)
         assert where[len(first) - 1] == where[len(first)] and counts[where[len(first)]] == counts.max()
-        if pairs.classes[i] == FOLLOWS:
+        if pairs.classes[i] == IS_NEXT:
             assert second == own[len(first) :][: len(second)]
         else:
             assert second == other[-len(second) :]
@@ -92,7 +92,7 @@ def test_no_length_tells_the_class(lengths, seed) -> None:
     follows, elsewhere = (
         paired(rows, FRAMED, [Coin(side, random) for random in generators(seed, R)]) for side in (0.9, 0.1)
     )
-    assert (follows.classes == FOLLOWS).all() and (elsewhere.classes == ELSEWHERE).all()
+    assert (follows.classes == IS_NEXT).all() and (elsewhere.classes == NOT_NEXT).all()
     for name in ("types", "segments", "weights"):
         np.testing.assert_array_equal(getattr(follows, name), getattr(elsewhere, name))
 

@@ -86,7 +86,7 @@ def test_unreadable_input_is_named(tmp_path: Path) -> None:
 
 def test_impossible_splits_are_refused(folder: Path) -> None:
     for share in (0.0, 1.0, -0.5, float("nan")):
-        with pytest.raises(ValueError, match="expected a share above 0 and below 1"):
+        with pytest.raises(ValueError, match="expected a fraction between 0 and 1"):
             TextFolder(str(folder), heldout=share)
     with pytest.raises(ValueError, match="unknown split 'test': expected train or heldout"):
         TextFolder(str(folder)).documents("test")

@@ -72,7 +72,7 @@ def test_a_run_is_told_in_its_own_measures(done: Any) -> None:
     evaluated = course.evaluate(folder)
     assert evaluated["sums"] == {k: pytest.approx(last[f"eval/sums/{k}"], rel=1e-4) for k in measures}
     page = (folder / "report.html").read_text()
-    assert f"of each held-out {declared.objective.asked}" in page and "bits per byte, " not in page
+    assert f"of each held-out {declared.objective.target_name}" in page and "bits per byte, " not in page
     assert not json.loads((folder / "about.json").read_text())["baselines"]
 
 
@@ -96,7 +96,7 @@ def test_a_vocabulary_without_room_for_the_objective(texts: Path, tmp_path: Path
 
 
 def test_an_experiment_refuses_a_question_that_its_model_cannot_be_asked(texts: Path) -> None:
-    with pytest.raises(ValueError, match="MaskedLM asks a model that sees both sides"):
+    with pytest.raises(ValueError, match="MaskedLM needs a bidirectional model"):
         experiment(texts).replace(objective=MaskedLM())
 
 
