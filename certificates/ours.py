@@ -57,7 +57,7 @@ def next_tokens(model: Pretrained, case: Case) -> list[int]:
 def uncached(model: Pretrained, case: Case) -> list[int]:
     """The greedy continuation, each token from a pass over all before it."""
     ids, start = prompts(case).tolist(), [0]
-    encoded = model.config.encoder_layers > 0
+    encoded = model.config.has_encoder
     for _ in range(NEW):
         text = ids if not encoded else [start]
         width = len(prompts(case)[0]) + NEW  # one compiled program: what follows a token changes nothing

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from lm.experiment import Experiment
 from lm.model.config import ModelConfig
 from lm.model.experts import Experts
+from lm.model.mixer import Mixer
+from lm.model.parts import FeedForward
 from lm.sharding.rules import MAY_REPLICATE
 
 
@@ -30,7 +32,7 @@ class Dimension:
 def check_mesh(experiment: Experiment, mesh: Mapping[str, int]) -> None:
     """Raise ValueError where `experiment` cannot be laid over a mesh of these sizes (axis -> devices), with the axis,
     its size, the dimension, and the nearest legal values."""
-    experts = [kind.ffn for kind in experiment.model.kinds if isinstance(kind.ffn, Experts)]
+    experts = [slot.ffn for slot in experiment.model.slots.values() if isinstance(slot.ffn, Experts)]
     if mesh.get("expert", 1) > 1 and not experts:
         raise ValueError(f"mesh axis expert={mesh['expert']}: this model has no experts, use data or fsdp instead")
     if mesh.get("tensor", 1) == 1 and experiment.layout.sequence:
@@ -66,18 +68,14 @@ def dimensions(experiment: Experiment) -> Iterator[Dimension]:
 
 def sizes(model: ModelConfig) -> dict[str, tuple[str, int]]:
     """The sizes of a model by the names of their fields, each with its logical axis."""
-    found = {
-        "width": ("embed", model.width),
-        "vocab": ("vocab", model.vocab),
-        "attention.heads": ("heads", model.attention.heads),
-        "attention.kv_heads": ("kv_heads", model.attention.kv),
-    }
-    for i, (kind, whole) in enumerate(zip(model.pattern, model.kinds, strict=True)):
-        name = f"pattern[{i}].ffn" if kind.ffn else "ffn"
-        assert whole.ffn is not None
-        found[f"{name}.mlp"] = ("mlp", whole.ffn.mlp)
-        if isinstance(whole.ffn, Experts):
-            found[f"{name}.experts"] = ("experts", whole.ffn.experts)
+    found = {"width": ("embed", model.width), "vocab": ("vocab", model.vocab)}
+    parts: dict[str, Mixer | FeedForward] = {}
+    for field, kinds in (("first_layers", model.first_layers), ("pattern", model.pattern)):
+        for i, kind in enumerate(kinds):
+            parts["attention" if kind.mixer is None else f"{field}[{i}].mixer"] = kind.mixer or model.attention
+            parts["ffn" if kind.ffn is None else f"{field}[{i}].ffn"] = kind.ffn or model.ffn
+    for name, part in parts.items():
+        found |= {f"{name}.{field}": size for field, size in part.sizes().items()}
     return found
 
 

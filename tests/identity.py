@@ -60,7 +60,7 @@ def families() -> dict[str, tuple[Any, dict[str, Any]]]:
 def batch(cfg: Any, seed: int) -> dict[str, np.ndarray]:
     """Rows of two documents and, in some, padding; for an encoder-decoder a shorter one that its encoder reads for."""
     rng = np.random.default_rng(seed)
-    length = 13 if cfg.encoder_layers else LENGTH
+    length = 13 if cfg.has_encoder else LENGTH
     cut, end = rng.integers(length // 4, length // 2, (ROWS, 1)), rng.integers(length * 3 // 4, length + 1, (ROWS, 1))
     at = np.arange(length)
     segments = np.where(at < end, 1 + (at >= cut), 0).astype(np.int32)
@@ -72,7 +72,7 @@ def batch(cfg: Any, seed: int) -> dict[str, np.ndarray]:
         "segment_ids": segments,
         "positions": np.where(at < cut, at, at - cut).astype(np.int32),
     }
-    if cfg.encoder_layers:
+    if cfg.has_encoder:
         seen = 1 + (np.arange(LENGTH) >= rng.integers(8, 24, (ROWS, 1)))
         found |= {"encoder_tokens": draw(LENGTH), "encoder_segment_ids": seen.astype(np.int32)}
     return found

@@ -264,7 +264,7 @@ def data_text(e: Experiment) -> str:
 
 
 def data_reads(e: Experiment) -> Any:
-    return e.data, e.length, e.rows, e.seed, e.objective, bool(e.model.encoder_layers)
+    return e.data, e.length, e.rows, e.seed, e.objective, e.model.has_encoder
 
 
 DATA: dict[str, Batches] = {}
@@ -273,7 +273,7 @@ DATA: dict[str, Batches] = {}
 def data_of(e: Experiment) -> Batches:
     key = value.fingerprint(data_reads(e))
     if key not in DATA:
-        DATA[key] = prepare(e.data, e.length, e.rows, e.seed, e.objective, encoder=bool(e.model.encoder_layers))
+        DATA[key] = prepare(e.data, e.length, e.rows, e.seed, e.objective, encoder=e.model.has_encoder)
     return DATA[key]
 
 

@@ -109,7 +109,7 @@ class _Denoising(Objective):
         return modes + (self.sentinels if context.sentinel is None else 0)
 
     def check(self, model: ModelTraits) -> None:
-        if not model.encoder_layers and not model.causal:
+        if not model.has_encoder and not model.causal:
             raise ValueError(
                 f"{type(self).__name__} needs a decoder, and a model with causal=False and no encoder has none: "
                 "set encoder_layers, or causal=True, or take MaskedLM()"

@@ -108,11 +108,10 @@ class MaskedLM(Objective):
         return int(context.mask is None)
 
     def check(self, model: ModelTraits) -> None:
-        if model.causal or model.encoder_layers:
+        if model.causal or model.has_encoder:
             raise ValueError(
-                f"MaskedLM needs a bidirectional model, and model.causal={model.causal}, "
-                f"model.encoder_layers={model.encoder_layers}: set causal=False and encoder_layers=0, "
-                "or take CausalLM() or SpanCorruption()"
+                "MaskedLM needs an encoder alone, which is bidirectional: set model.causal=False and "
+                "model.encoder_layers=0, or take CausalLM() or SpanCorruption()"
             )
         if self.next_sentence and not (model.output.next_sentence and model.token_types >= 2):
             raise ValueError(

@@ -34,7 +34,7 @@ class ModelTraits(Protocol):
     def causal(self) -> bool: ...
 
     @property
-    def encoder_layers(self) -> int: ...
+    def has_encoder(self) -> bool: ...
 
     @property
     def token_types(self) -> int: ...
@@ -202,10 +202,10 @@ class PrefixLM(Objective):
 
 def _check_decoder(objective: Objective, model: ModelTraits) -> None:
     name = type(objective).__name__
-    if model.encoder_layers:
+    if model.has_encoder:
         raise ValueError(
-            f"{name} trains a decoder alone, and model.encoder_layers={model.encoder_layers}: "
-            "take SpanCorruption() or UL2(), or encoder_layers=0"
+            f"{name} trains a decoder alone, and this model has an encoder: take SpanCorruption() or UL2(), or set "
+            "model.encoder_layers=0"
         )
     if not model.causal:
         raise ValueError(

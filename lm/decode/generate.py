@@ -1,8 +1,8 @@
 """Decoding: a prompt is read in one pass (prefill), then tokens are drawn one at a time, with a cache.
 
-The cache is a value, and the tokens of a stretch are drawn in one compiled loop, so that the host is asked once a
-stretch. Prompts of different lengths share a batch: they are padded on the left, and padding is a segment of its own
-that nothing looks at.
+The cache is a value, and a chunk of tokens is drawn in one compiled loop, so that the host is asked once a chunk. Rows
+are at lengths of their own: prompts of different lengths share a batch, padded on the right, and what a row gets does
+not depend on its neighbours.
 """
 
 import dataclasses
@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.decode.sampling import Sampling, row_keys
-from lm.model.attention import Cache
-from lm.model.scoring import Mask
+from lm.model.cache import Cache
+from lm.model.inputs import Inputs
 from lm.model.transformer import Params, Transformer
 
-STRETCH = 16  # tokens drawn between two looks of the host
+CHUNK = 16  # tokens drawn between two looks of the host
 
 
 @jax.tree_util.register_dataclass
@@ -27,75 +27,59 @@ STRETCH = 16  # tokens drawn between two looks of the host
 class Decoding:
     """A batch of sequences under way.
 
-    `last` [B] the newest token of each, not yet in the cache; `index` its place in the cache; `pad` [B] the padding on
-    the left; `done` [B] whether a stop token was drawn; `keys` [B] for drawing; `segments` [B, S];
-    `memory_segments` those of the encoder's tokens, if any."""
+    `last` [B] the newest token of each, not yet in the cache; `done` [B] whether a stop token was drawn; `keys` [B]
+    for drawing."""
 
-    cache: dict[str, Cache]
+    cache: Cache
     last: jax.Array
-    index: jax.Array
-    pad: jax.Array
     done: jax.Array
     keys: jax.Array
-    segments: jax.Array
-    memory_segments: jax.Array | None = None
 
 
-@partial(jax.jit, static_argnums=(0, 5, 6))
+@partial(jax.jit, static_argnums=(0, 4, 5))
 def prefill(
-    model: Transformer,
-    params: Params,
-    tokens: jax.Array,
-    pad: jax.Array,
-    key: jax.Array,
-    room: int,
-    sampling: Sampling,
-    memory: jax.Array | None = None,
-    memory_segments: jax.Array | None = None,
+    model: Transformer, params: Params, inputs: Inputs, key: jax.Array, max_length: int, sampling: Sampling
 ) -> Decoding:
-    """Read prompts [B, T], each after `pad` [B] tokens of padding, into a cache for `room` tokens; draw the next of
-    each. A decoder with an encoder reads `memory` [B, S, D] as in `Transformer.hidden`."""
-    B, T = tokens.shape
-    place = jnp.arange(room)[None]
-    segments = (place >= pad[:, None]).astype(jnp.int32)
-    mask = Mask(query_segments=segments[:, :T], key_segments=segments)
-    positions = jnp.maximum(jnp.arange(T)[None] - pad[:, None], 0)
-    cache = model.empty_cache(B, room, 0 if memory is None else memory.shape[1])
-    x, read, _ = model.hidden(
-        params, tokens, positions, mask, cache=cache, memory=memory, memory_segments=memory_segments
-    )
-    assert read is not None
+    """Read prompts into a cache, and draw the next token of each.
+
+    Args:
+      model, params: of the model.
+      inputs: prompts [B, T], padding of segment 0 on the right; and what an encoder reads, where there is one.
+      key: for drawing; each row's own follows from it.
+      max_length: tokens a row that the cache has room for.
+      sampling: how to draw."""
+    B = inputs.tokens.shape[0]
+    encoder_length = 0 if inputs.encoder is None else inputs.encoder.tokens.shape[1]
+    x, cache, _ = model.hidden(params, inputs, model.empty_cache(B, max_length, encoder_length))
+    assert cache is not None and not isinstance(cache.length, int)
+    last = jnp.take_along_axis(x, cache.length[:, None, None] - 1, axis=1)
     keys = row_keys(key, B)
-    last = sampling(model.logits(params, x[:, -1:])[:, 0], _at(keys, T - pad))
-    index, done = jnp.asarray(T, jnp.int32), jnp.zeros(B, bool)
-    return Decoding(read, last, index, pad, done, keys, segments, memory_segments)
+    drawn = sampling(model.logits(params, last)[:, 0], _keys_at(keys, cache.length))
+    return Decoding(cache, drawn, jnp.zeros(B, bool), keys)
 
 
-def _at(keys: jax.Array, length: jax.Array) -> jax.Array:
-    """The keys that draw the token after `length` [B] tokens: what a row gets does not depend on the rows beside it."""
+def _keys_at(keys: jax.Array, length: jax.Array) -> jax.Array:
+    """The keys that draw the token after `length` [B] tokens: what a row gets does not depend on its neighbours."""
     return jax.vmap(jax.random.fold_in)(keys, length)
 
 
 @partial(jax.jit, static_argnums=(0, 3, 4, 5), donate_argnums=2)
 def extend(
-    model: Transformer, params: Params, now: Decoding, tokens: int, sampling: Sampling, stop: tuple[int, ...]
+    model: Transformer, params: Params, state: Decoding, tokens: int, sampling: Sampling, stop: tuple[int, ...]
 ) -> tuple[Decoding, jax.Array]:
-    """`tokens` more tokens of each row: [B, tokens], starting with `now.last`. After a stop token a row repeats it."""
+    """`tokens` more tokens of each row: [B, tokens], starting with `state.last`. After a stop token (an id of `stop`) a
+    row repeats it."""
 
-    def body(now: Decoding, _: None) -> tuple[Decoding, jax.Array]:
-        done = now.done | jnp.isin(now.last, jnp.asarray(stop, jnp.int32)) if stop else now.done
-        mask = Mask(query_segments=jnp.ones_like(now.last)[:, None], key_segments=now.segments, offset=now.index)
-        positions = (now.index - now.pad)[:, None]
-        x, cache, _losses = model.hidden(
-            params, now.last[:, None], positions, mask, cache=now.cache, memory_segments=now.memory_segments
-        )
-        assert cache is not None
-        drawn = sampling(model.logits(params, x)[:, 0], _at(now.keys, now.index + 1 - now.pad))
-        drawn = jnp.where(done, now.last, drawn)
-        return dataclasses.replace(now, cache=cache, last=drawn, index=now.index + 1, done=done), now.last
+    def body(state: Decoding, _: None) -> tuple[Decoding, jax.Array]:
+        done = state.done | jnp.isin(state.last, jnp.asarray(stop, jnp.int32)) if stop else state.done
+        x, cache, _losses = model.hidden(params, Inputs(state.last[:, None]), state.cache)
+        assert cache is not None and not isinstance(cache.length, int)
+        drawn = sampling(model.logits(params, x)[:, 0], _keys_at(state.keys, cache.length))
+        drawn = jnp.where(done, state.last, drawn)
+        return dataclasses.replace(state, cache=cache, last=drawn, done=done), state.last
 
-    now, drawn = jax.lax.scan(body, now, None, length=tokens)
-    return now, drawn.T
+    state, drawn = jax.lax.scan(body, state, None, length=tokens)
+    return state, drawn.T
 
 
 def stream(
@@ -106,29 +90,36 @@ def stream(
     sampling: Sampling = Sampling(),
     stop: Sequence[int] = (),
     seed: int = 0,
-    memory: jax.Array | None = None,
-    memory_segments: jax.Array | None = None,
+    encoder: Inputs | None = None,
 ) -> Iterator[list[list[int]]]:
-    """Decode prompts of token ids: at each yield the new ids of every row, without the stop token, until all stopped.
-    Where the model has an encoder, `memory` and `memory_segments` as in `Transformer.hidden`, a row a prompt.
+    """Decode prompts: at each yield the new ids of every row, without the stop token, until all stopped.
+
+    Args:
+      model, params: of the model.
+      prompts: token ids, a list a row.
+      max_new_tokens: the most new tokens of a row.
+      sampling: how to draw a token from the logits.
+      stop: ids that end a row.
+      seed: of the draws.
+      encoder: what the encoder reads, a row a prompt, where the model has one.
 
     Raises ValueError for an empty prompt, an id outside the vocabulary, or a prompt that leaves no room in the
     context."""
     check_prompts(prompts, model.cfg.vocab, model.cfg.context, max_new_tokens)
     if max_new_tokens == 0:
         return
-    longest = max(map(len, prompts))
     # rounded up, so that prompts of like lengths share a compiled program
-    width = min(-(-longest // STRETCH) * STRETCH, model.cfg.context - max_new_tokens)
-    room = min(width + -(-max_new_tokens // STRETCH) * STRETCH, model.cfg.context)
-    pad = np.array([width - len(p) for p in prompts], np.int32)
-    tokens = np.stack([np.pad(np.asarray(p, np.int32), (n, 0)) for p, n in zip(prompts, pad, strict=True)])
-    now: Any = prefill(model, params, tokens, pad, jax.random.key(seed), room, sampling, memory, memory_segments)
+    width = min(-(-max(map(len, prompts)) // CHUNK) * CHUNK, model.cfg.context)
+    max_length = min(width + -(-max_new_tokens // CHUNK) * CHUNK, model.cfg.context)
+    segments = np.array([[1] * len(p) + [0] * (width - len(p)) for p in prompts], np.int32)
+    tokens = np.array([[*p, *[0] * (width - len(p))] for p in prompts], np.int32)
+    inputs = Inputs(jnp.asarray(tokens), segments=jnp.asarray(segments), encoder=encoder)
+    state: Any = prefill(model, params, inputs, jax.random.key(seed), max_length, sampling)
     stopped = np.zeros(len(prompts), bool)
     left = max_new_tokens
     while left > 0 and not stopped.all():
-        size = min(STRETCH, left)
-        now, drawn = extend(model, params, now, size, sampling, tuple(stop))
+        size = min(CHUNK, left)
+        state, drawn = extend(model, params, state, size, sampling, tuple(stop))
         rows = []
         for i, ids in enumerate(np.asarray(drawn).tolist()):
             end = next((j for j, t in enumerate(ids) if t in stop), len(ids))

@@ -17,7 +17,6 @@ from lm.model.compute import Compute
 from lm.model.flash import flash
 from lm.model.scoring import Mask, Scoring, plain
 from lm.sharding.collectives import axis_index
-from lm.sharding.tracing import platform
 
 TILE = 128  # splash attention's blocks are multiples of this
 BLOCKS = (4096, 2048, 1024, 512, 384, 256, 128)
@@ -35,10 +34,10 @@ def splash(
     scoring: Scoring,
     compute: Compute,
     shards: int = 1,
-    dealt: bool = False,
+    zigzag: bool = False,
 ) -> jax.Array:
     """`plain` by JAX's splash attention kernel for TPUs; on a CPU it is interpreted, for tests. With `shards`, q is
-    this device's part of the queries of so many, in natural order or `dealt` (lm/model/context.py)."""
+    this device's part of the queries of so many, in natural order or `zigzag` (lm/model/context.py)."""
     T, S = q.shape[1], k.shape[1]
     mask = scoring.mask
     if scoring.bias is not None or mask.prefix is not None or not isinstance(mask.offset, int) or T == 1:
@@ -48,14 +47,14 @@ def splash(
         jnp.pad(a.astype(compute.dtype), [(0, 0), (0, -a.shape[1] % TILE), (0, 0), (0, 0)]).transpose(0, 2, 1, 3)
         for a in (q, k, v)
     )
-    kernel = _splash_kernel(q.shape[1:3], k.shape[2], scoring, compute, shards, dealt)
+    kernel = _splash_kernel(q.shape[1:3], k.shape[2], scoring, compute, shards, zigzag)
     extra = {} if scoring.sinks is None else dict(sinks=scoring.sinks.astype(jnp.float32))
     each = jax.vmap(lambda q, k, v, a, b: kernel(q, k, v, segment_ids=kernels.SegmentIds(a, b), **extra))
     return each(q, k, v, queries, keys).transpose(0, 2, 1, 3)[:, :T].astype(compute.dtype)
 
 
 def _splash_kernel(
-    queries: tuple[int, ...], S: int, scoring: Scoring, compute: Compute, shards: int, dealt: bool
+    queries: tuple[int, ...], S: int, scoring: Scoring, compute: Compute, shards: int, zigzag: bool
 ) -> Any:
     """The kernel for (heads, queries) of one device and S keys."""
     (N, T), mask = queries, scoring.mask
@@ -64,7 +63,7 @@ def _splash_kernel(
         shards = 1  # every device has the same mask
     every = (T * shards, S)
     one = masks.FullMask(every) if sides == (None, None) else masks.LocalMask(every, sides, int(mask.offset))
-    if dealt and isinstance(one, masks.LocalMask):
+    if zigzag and isinstance(one, masks.LocalMask):
         chunks = np.arange(T * shards, dtype=np.int32).reshape(2, shards, -1)
         one.q_sequence = np.stack([chunks[0], chunks[1, ::-1]], axis=1).reshape(-1)
     most = max(512, compute.block)
@@ -76,7 +75,7 @@ def _splash_kernel(
         head_shards=1,
         q_seq_shards=shards,
         residual_checkpoint_name="attention",
-        interpret=platform() == "cpu",
+        interpret=compute.backend == "cpu",
     )
     return kernel if shards == 1 else jax.tree.map(partial(_own_part, shards), kernel)
 

@@ -1,49 +1,112 @@
-"""Attention: its heads (`Attention`), and what it remembers while decoding (`Cache`)."""
+"""Attention: its heads (`Attention`), and the keys and values that it keeps while decoding (`KVCache`)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from lm.model.compute import Compute
 from lm.model.context import attend
+from lm.model.inputs import EncoderOutput
+from lm.model.mixer import LayerInputs, Mixer, Rule
 from lm.model.parts import Norm, add_bias, fan_in, param, zeros
 from lm.model.positions import Positions
 from lm.model.products import linear, linears
-from lm.model.scoring import Mask, Scoring
+from lm.model.scoring import Mask, Scoring, cached
 from lm.sharding.tracing import constrain
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Cache:
-    """The keys and values of one layer, [B, S, K, H] each, and in a decoder with an encoder those of its output; a
-    stack of layers has a leading axis, and is scanned with them."""
+class KVCache:
+    """The keys k [B, K, S, H] and values v [B, K, S, Hv] of one layer, heads first, and in a decoder with an encoder
+    those of its output. Token p of a row is at place p, or in a `ring` at p mod S: a windowed layer keeps its last S
+    tokens."""
 
     k: jax.Array
     v: jax.Array
-    memory_k: jax.Array | None = None
-    memory_v: jax.Array | None = None
+    cross_k: jax.Array | None = None
+    cross_v: jax.Array | None = None
+    ring: bool = field(default=False, metadata=dict(static=True))
 
-    def write(self, k: jax.Array, v: jax.Array, offset: jax.Array | int) -> "Cache":
-        """This cache with k and v [B, T, K, H] at `offset`."""
+    @property
+    def size(self) -> int:
+        """S, the places of a row."""
+        return self.k.shape[2]
 
-        def put(old: jax.Array, new: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), offset, axis=1)
+    def positions(self, length: jax.Array) -> jax.Array:
+        """The tokens [B, S] at each place, of rows of `length` [B] tokens; negative where there is none yet."""
+        last = length[:, None] - 1
+        return last - (last - jnp.arange(self.size)) % self.size
 
-        return replace(self, k=put(self.k, k), v=put(self.v, v))
+    def write(self, k: jax.Array, v: jax.Array, mask: Mask) -> "KVCache":
+        """This cache with k and v [B, T, K, H] behind the mask's offset; padding is on the right."""
+        T, offset = k.shape[1], mask.offset
+        new = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+        if isinstance(offset, int) and T <= self.size:
+            places: Any = (slice(None), slice(None), slice(offset, offset + T))
+        elif T == 1 or not self.ring:
+            rows, at = jnp.arange(k.shape[0])[:, None], _by_row(offset, k.shape[0])[:, None] + jnp.arange(T)
+            places = rows, slice(None), at % self.size if self.ring else at  # padding beyond the end is dropped
+            new = k, v  # indexed by two arrays apart, the places come first: [B, T, K, H]
+        else:
+            return self._roll(new, offset, mask)
+        k, v = (old.at[places].set(a.astype(old.dtype)) for old, a in zip((self.k, self.v), new, strict=True))
+        return replace(self, k=k, v=v)
+
+    def _roll(self, new: tuple[jax.Array, jax.Array], offset: jax.Array | int, mask: Mask) -> "KVCache":
+        """The last of what is kept and `new` [B, K, T, H], where several tokens may share a place."""
+        start = _by_row(offset, new[0].shape[0])
+        wanted = self.positions(start + _real(mask, new[0].shape[2], len(start))) - start[:, None]  # [B, S]
+        at = jnp.clip(wanted, 0)[:, None, :, None]
+        k, v = (
+            jnp.where((wanted >= 0)[:, None, :, None], jnp.take_along_axis(a.astype(old.dtype), at, axis=2), old)
+            for old, a in zip((self.k, self.v), new, strict=True)
+        )
+        return replace(self, k=k, v=v)
+
+    def attend(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: Compute
+    ) -> tuple[jax.Array, "KVCache"]:
+        """Queries q [B, T, N, H] (scaled already) read this cache and the new k and v [B, T, K, H], which come behind
+        it: [B, T, N, Hv], and the cache with them."""
+        mask, new = scoring.mask, self.write(k, v, scoring.mask)
+        if not self.ring:
+            return cached(q, new.k, new.v, scoring, compute), new
+        offset, T = _by_row(mask.offset, q.shape[0]), q.shape[1]
+        if T == 1:
+            return cached(q, new.k, new.v, scoring.at(new.positions(offset + 1)), compute), new
+        after = offset[:, None] + jnp.arange(T)
+        positions = jnp.concatenate([self.positions(offset), after], axis=1)
+        k, v = (
+            jnp.concatenate([old, a.transpose(0, 2, 1, 3).astype(old.dtype)], axis=2)
+            for old, a in ((self.k, k), (self.v, v))
+        )
+        return cached(q, k, v, scoring.at(positions), compute), new
+
+
+def _by_row(offset: jax.Array | int, rows: int) -> jax.Array:
+    return jnp.broadcast_to(jnp.asarray(offset, jnp.int32), (rows,))
+
+
+def _real(mask: Mask, T: int, rows: int) -> jax.Array:
+    """How many of T tokens are no padding, [B]."""
+    segments = mask.query_segments
+    return jnp.full((rows,), T) if segments is None else (segments > 0).sum(1)
 
 
 @dataclass(frozen=True)
-class Attention:
+class Attention(Mixer):
     """Attention of `heads` query heads over `kv_heads` key and value heads (0: as many) of size `head_dim`: MHA
     (1706.03762), GQA (2305.13245) and, with one kv head, MQA (1911.02150).
 
     `bias` adds one to the projections, `out_bias` also to the last; `qk_norm` normalises each head's queries and keys
-    before they are turned (2302.05442); logits are q k times `scale` (0: H^-0.5), bent to within `cap` (0: as they are;
-    Gemma 2, 2408.00118); `sinks` gives each head a learned logit for looking at nothing (gpt-oss)."""
+    before they are rotated (2302.05442); logits are q k times `scale` (0: H^-0.5), bent to within `cap` (0: as they
+    are; Gemma 2, 2408.00118); `sinks` gives each head a learned logit for looking at nothing (gpt-oss)."""
 
     heads: int
     head_dim: int
@@ -76,46 +139,40 @@ class Attention:
         self,
         module: nn.Module,
         x: jax.Array,
-        mask: Mask,
+        inputs: LayerInputs,
         positions: Positions,
-        table: tuple[jax.Array, ...],
-        bias: jax.Array | None,
-        cache: Cache | None,
+        cache: KVCache | None,
         compute: Compute,
         depth: int,
-    ) -> tuple[jax.Array, Cache | None]:
-        """x [B, T, D] -> [B, T, D] and the cache with this call's keys and values written into it."""
+    ) -> tuple[jax.Array, KVCache | None]:
         q, k, v = self._project(module, ("query", "key", "value"), x, compute)
-        q = positions.rotate(self.qk_norm(module, "query_norm", q), table)
-        k = positions.rotate(self.qk_norm(module, "key_norm", k), table)
-        if cache is not None:
-            cache = cache.write(k, v, mask.offset)
-            k, v = cache.k, cache.v
+        q = positions.rotate(self.qk_norm(module, "query_norm", q), inputs.table, compute)
+        k = positions.rotate(self.qk_norm(module, "key_norm", k), inputs.table, compute)
         sinks = param(module, "sinks", (self.heads,), ("heads",), zeros) if self.sinks else None
-        scoring = Scoring(mask, bias, self.cap, sinks)
-        return self._attend(module, "out", x.shape[-1], q, k, v, scoring, compute, depth), cache
+        scoring = Scoring(inputs.mask, inputs.bias, self.cap, sinks)
+        y, cache = self._mix(q, k, v, scoring, cache, compute)
+        return self._out(module, "out", y, x.shape[-1], compute, depth), cache
 
     def cross(
         self,
         module: nn.Module,
         x: jax.Array,
-        memory: jax.Array | None,
-        mask: Mask,
-        cache: Cache | None,
+        encoder: EncoderOutput,
+        cache: KVCache | None,
         compute: Compute,
         depth: int,
-    ) -> tuple[jax.Array, Cache | None]:
-        """x [B, T, D] looking at the encoder's output `memory` [B, S, D], or, where that is None, at the keys and
-        values of it that an earlier call left in the cache. Its parameters begin with cross_."""
+    ) -> tuple[jax.Array, KVCache | None]:
+        """x [B, T, D] reading the encoder's output, or the keys and values of it that an earlier call left in the
+        cache. The parameters begin with cross_."""
         (q,) = self._project(module, ("cross_query",), x, compute)
-        if memory is not None:
-            k, v = self._project(module, ("cross_key", "cross_value"), memory, compute)
-            cache = None if cache is None else replace(cache, memory_k=k, memory_v=v)
+        if encoder.x is not None:
+            k, v = self._project(module, ("cross_key", "cross_value"), encoder.x, compute)
+            cache = None if cache is None else replace(cache, cross_k=k, cross_v=v)
         else:
-            assert cache is not None and cache.memory_k is not None and cache.memory_v is not None
-            k, v = cache.memory_k, cache.memory_v
-        scoring = Scoring(mask, cap=self.cap)
-        return self._attend(module, "cross_out", x.shape[-1], q, k, v, scoring, compute, depth), cache
+            assert cache is not None and cache.cross_k is not None and cache.cross_v is not None
+            k, v = cache.cross_k, cache.cross_v
+        y, _ = self._mix(q, k, v, Scoring(encoder.mask, cap=self.cap), None, compute)
+        return self._out(module, "cross_out", y, x.shape[-1], compute, depth), cache
 
     def _project(self, module: nn.Module, names: Sequence[str], x: jax.Array, compute: Compute) -> list[jax.Array]:
         """x [B, T, D] times the weights `names`: [B, T, N or K, H] each."""
@@ -133,23 +190,53 @@ class Attention:
             for (name, _, axis), y in zip(kinds, ys, strict=True)
         ]
 
-    def _attend(
-        self,
-        module: nn.Module,
-        name: str,
-        D: int,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        scoring: Scoring,
-        compute: Compute,
-        depth: int,
-    ) -> jax.Array:
-        """[B, T, D] from q [B, T, N, H], k and v [B, S, K, H], with the output weights `name`."""
-        N, H = q.shape[2:]
-        y = attend(q * (self.scale or H**-0.5), k, v, scoring, compute)
+    def _mix(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, cache: KVCache | None, compute: Compute
+    ) -> tuple[jax.Array, KVCache | None]:
+        """The values that queries q [B, T, N, H] read, [B, T, N, H], of k and v [B, S, K, H] behind those in the cache;
+        the first tokens of all rows read no cache."""
+        q = q * (self.scale or self.head_dim**-0.5)
+        if cache is not None and not isinstance(scoring.mask.offset, int):
+            return cache.attend(q, k, v, scoring, compute)
+        y = attend(q, k, v, scoring, compute)
+        return y, None if cache is None else cache.write(k, v, scoring.mask)
+
+    def _out(self, module: nn.Module, name: str, y: jax.Array, D: int, compute: Compute, depth: int) -> jax.Array:
+        """[B, T, D] from what the heads read, y [B, T, N, H], with the output weights `name`."""
+        N, H = y.shape[2:]
         y = constrain(y, "batch", "seq", "heads", "head_dim")
         out = param(module, name, (N, H, D), ("heads", "head_dim", "embed"), fan_in(N * H, (2 * depth) ** -0.5))
         y = linear(y, out, compute, contract=2, back=True)
         y = add_bias(module, f"{name}_bias", y, ("norm",)) if self.bias and self.out_bias else y
         return checkpoint_name(y, "out")
+
+    # ---------------------------------------------------------------- what others ask
+
+    def empty_cache(self, rows: int, length: int, encoder_length: int, window: int, dtype: Any) -> KVCache:
+        room = jnp.zeros((rows, self.kv, min(length, window or length), self.head_dim), dtype)
+        cross = jnp.zeros((rows, encoder_length, self.kv, self.head_dim), dtype) if encoder_length else None
+        return KVCache(room, room, cross, cross, ring=0 < window < length)
+
+    def flops(self, keys: float) -> float:
+        return 4 * self.heads * self.head_dim * keys
+
+    def products(self, width: int) -> dict[str, float]:
+        query, key = (2.0 * width * n * self.head_dim for n in (self.heads, self.kv))
+        return dict(query=query, key=key, value=key, out=query)
+
+    def activations(self, tensor: int = 1) -> dict[str, float]:
+        query, key = self.heads * self.head_dim / tensor, float(max(self.kv // tensor, 1) * self.head_dim)
+        return dict(query=query, key=key, value=key, attention=query)
+
+    def sizes(self) -> dict[str, tuple[str, int]]:
+        return {"heads": ("heads", self.heads), "kv_heads": ("kv_heads", self.kv)}
+
+    @property
+    def rotary_dim(self) -> int:
+        return self.head_dim
+
+    def check(self, positions: Positions) -> None:
+        positions.check(self.head_dim)
+
+    def scaled(self, rule: Rule) -> "Attention":
+        return replace(self, scale=rule.attention_scale(self.scale, self.head_dim))

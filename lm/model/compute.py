@@ -13,7 +13,8 @@ REMAT = ("nothing", "dots", "minimal", "offload", "full", "names")
 # kernel needs to go backward without going forward again
 NAMES = ("query", "key", "value", "attention", "out", "mlp_in", "mlp_out")
 OUTER = ("query", "key", "value", "out", "mlp_out")  # all products but the feed-forward's inner ones
-ATTENTION = ("plain", "blocked", "flash", "splash", "cudnn")  # the kernels of lm/model/attention.py
+BACKENDS = ("auto", "cpu", "gpu", "tpu")
+ATTENTION = ("plain", "blocked", "flash", "splash", "cudnn")  # the kernels of lm/model/kernels.py
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Compute:
     - `devices`: host devices to split a CPU into, each with its share of the cores; 0 leaves JAX's one.
     - `gradients`: in what a mesh's devices exchange the gradients of weights, whose own parts are summed in float32;
       auto: the dtype of activations.
+    - `backend`: the devices that the program is compiled for: cpu, gpu or tpu.
 
     "auto" and -1 mean what measured fastest on the device in hand: see `resolve` and benchmarks/RESULTS.md."""
 
@@ -52,8 +54,11 @@ class Compute:
     loss_chunk: int = 512
     devices: int = 0
     gradients: str = "auto"
+    backend: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise ValueError(f"compute.backend={self.backend!r}: {suggest(self.backend, BACKENDS)}")
         for name in ("dtype", "matmul", "gradients"):
             if getattr(self, name) not in ("auto", "float32", "bfloat16"):
                 raise ValueError(f"compute.{name}={getattr(self, name)!r}: expected auto, float32 or bfloat16")
@@ -89,10 +94,11 @@ class Compute:
 
     def resolve(self, backend: str | None = None) -> "Compute":
         """This value with every "auto" replaced for `backend` (cpu, gpu or tpu; default: JAX's)."""
-        backend = backend or jax.default_backend()
+        backend = self.backend if self.backend != "auto" else backend or jax.default_backend()
         cpu = backend == "cpu"
         fast = "bfloat16" if not cpu or _cpu_has_bfloat16() else "float32"
         best = dict(
+            backend=backend,
             dtype="float32" if cpu else "bfloat16",
             matmul=fast,
             attention={"cpu": "blocked", "tpu": "splash"}.get(backend, "plain"),

@@ -6,9 +6,11 @@ lm/model/compute.py.
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from lm.model.attention import Attention
-from lm.model.experts import Experts  # noqa: F401 - reading one back finds the classes that are imported
+from lm.model.attention import Attention  # noqa: F401 - reading one back finds the classes that are imported
+from lm.model.experts import Experts  # noqa: F401
+from lm.model.mixer import Mixer
 from lm.model.output import Output
 from lm.model.parametrisation import Parametrisation
 from lm.model.parts import FeedForward, Norm, RMSNorm
@@ -18,10 +20,11 @@ from lm.model.wiring import PreNorm, Wiring
 
 @dataclass(frozen=True)
 class LayerKind:
-    """How the layers of one place in the repeating pattern differ from the rest of the model: a `window` of so many
-    keys, the query's own among them (0: all), and `positions` and `ffn` of their own (None: the model's)."""
+    """How some layers differ from the rest of the model: a `window` of so many keys, the query's own among them (0:
+    all), and a `mixer`, `positions` and `ffn` of their own (None: the model's)."""
 
     window: int = 0
+    mixer: Mixer | None = None
     positions: Positions | None = None
     ffn: FeedForward | None = None
 
@@ -30,11 +33,23 @@ class LayerKind:
             raise ValueError(f"window={self.window}: expected a number of keys, or 0 for all")
 
 
+class Slot(NamedTuple):
+    """Layers of one kind, whose parameters are stacked: the `kind` with every part filled in, and their `layers`."""
+
+    window: int
+    mixer: Mixer
+    positions: Positions
+    ffn: FeedForward
+    layers: range
+
+
 @dataclass(frozen=True)
 class ModelConfig:
-    """A transformer: decoder-only, encoder-only (`causal` False) or, with `encoder_layers`, encoder and decoder.
+    """A transformer: decoder-only, encoder-only (`causal` False) or, with an encoder, encoder and decoder.
 
-    `context` is the most tokens that one sequence may have. Layer i is of the kind pattern[i % len(pattern)]. The
+    `context` is the most tokens that one sequence may have. `attention` is the mixer of all layers whose kind has none
+    of its own. The first layers are of the kinds `first_layers`, those after them repeat `pattern`. The encoder has
+    `encoder_layers` layers like the decoder's and its embedding, or is a model of its own, `encoder`, of any width. The
     embedding is multiplied by `embed_scale`, given `token_types` kinds of vector to add (BERT's segments; 0: none) and
     normalised by `embed_norm`; `tied` uses it as the output too. `dropout` is the rate on the embedding and on each
     residual branch (1207.0580), `init_scale` the standard deviation of the embedding; `parametrisation` says what first
@@ -44,18 +59,20 @@ class ModelConfig:
     layers: int
     width: int
     context: int
-    attention: Attention
+    attention: Mixer
     ffn: FeedForward
     norm: Norm = RMSNorm()
     positions: Positions = Rotary()
     wiring: Wiring = PreNorm()
     pattern: tuple[LayerKind, ...] = (LayerKind(),)
+    first_layers: tuple[LayerKind, ...] = ()
     output: Output = Output()
     tied: bool = False
     embed_scale: float = 1.0
     embed_norm: Norm = Norm()
     token_types: int = 0
     encoder_layers: int = 0
+    encoder: "ModelConfig | None" = None
     causal: bool = True
     dropout: float = 0.0
     init_scale: float = 0.02
@@ -70,32 +87,71 @@ class ModelConfig:
                 raise ValueError(f"model.{name}={getattr(self, name)}: expected at least 0")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout={self.dropout}: expected a rate from 0 up to, not including, 1")
-        if not 1 <= len(self.pattern) <= self.layers:
+        if not (self.pattern and len(self.first_layers) + len(self.pattern) <= self.layers):
             raise ValueError(
-                f"model.pattern has {len(self.pattern)} kinds of layer for {self.layers} layers: expected 1 to "
-                f"{self.layers}"
+                f"model.first_layers has {len(self.first_layers)} and model.pattern {len(self.pattern)} kinds of layer "
+                f"for {self.layers} layers: expected at least one in the pattern, and at most {self.layers} in all"
             )
-        if self.encoder_layers and not self.causal:
-            raise ValueError("model.causal=False with encoder_layers: a decoder that reads an encoder is causal")
-        for kind in self.kinds:
-            kind.positions.check(self.attention.head_dim)  # type: ignore[union-attr]
+        self._check_encoder()
+        for slot in self.slots.values():
+            slot.mixer.check(slot.positions)
+        self.parametrisation.check(self)
+
+    def _check_encoder(self) -> None:
+        if self.encoder and self.encoder_layers:
+            raise ValueError("model.encoder and model.encoder_layers are both given: set one of them")
+        if self.encoder and (self.encoder.causal or self.encoder.has_encoder):
+            raise ValueError("model.encoder is to have causal=False and no encoder of its own")
+        if self.has_encoder and not self.causal:
+            raise ValueError("model.causal=False with an encoder: a decoder that reads an encoder is causal")
 
     @property
-    def kinds(self) -> tuple[LayerKind, ...]:
-        """The pattern with the model's own positions and feed-forward where a kind has none."""
-        return tuple(
-            replace(kind, positions=kind.positions or self.positions, ffn=kind.ffn or self.ffn) for kind in self.pattern
-        )
+    def has_encoder(self) -> bool:
+        """Whether this is a decoder that reads an encoder."""
+        return bool(self.encoder_layers or self.encoder)
+
+    @property
+    def slots(self) -> dict[str, Slot]:
+        """The layers by the names under which their parameters are stacked: "first0", ... for the first layers, then
+        "0", ... for the places in the pattern."""
+        first, period = len(self.first_layers), len(self.pattern)
+        kinds = {f"first{i}": (kind, range(i, i + 1)) for i, kind in enumerate(self.first_layers)}
+        kinds |= {str(p): (kind, range(first + p, self.layers, period)) for p, kind in enumerate(self.pattern)}
+        return {
+            name: Slot(
+                kind.window,
+                kind.mixer or self.attention,
+                kind.positions or self.positions,
+                kind.ffn or self.ffn,
+                layers,
+            )
+            for name, (kind, layers) in kinds.items()
+        }
+
+    @property
+    def by_layer(self) -> tuple[Slot, ...]:
+        """The slot of each layer."""
+        slots = {i: slot for slot in self.slots.values() for i in slot.layers}
+        return tuple(slots[i] for i in range(self.layers))
 
     @property
     def scaled(self) -> "ModelConfig":
         """The model in the standard parametrisation that computes the same from the same parameters."""
-        rule, attention, output = self.parametrisation, self.attention, self.output
-        attention = replace(attention, scale=rule.attention_scale(attention.scale, attention.head_dim))
-        output = replace(output, scale=rule.output_scale(output.scale, self.width, self.tied))
-        return replace(self, attention=attention, output=output, parametrisation=Parametrisation())
+        rule, output = self.parametrisation, self.output
+
+        def kind(one: LayerKind) -> LayerKind:
+            return replace(one, mixer=one.mixer.scaled(rule)) if one.mixer else one
+
+        return replace(
+            self,
+            attention=self.attention.scaled(rule),
+            pattern=tuple(map(kind, self.pattern)),
+            first_layers=tuple(map(kind, self.first_layers)),
+            output=replace(output, scale=rule.output_scale(output.scale, self.width, self.tied)),
+            parametrisation=Parametrisation(),
+        )
 
     @property
-    def encoder(self) -> "ModelConfig":
+    def encoder_config(self) -> "ModelConfig":
         """The encoder alone."""
-        return replace(self, layers=self.encoder_layers, encoder_layers=0, causal=False)
+        return self.encoder or replace(self, layers=self.encoder_layers, encoder_layers=0, causal=False)

@@ -2,10 +2,10 @@
 
 Where the sequence is split (mesh axis context), the keys and values of the other parts are gathered, and each device
 attends from its own queries. In natural order a causal mask would leave the last device with most of the work, so the
-tokens of a row are dealt out: with C devices the row is cut into 2 C chunks, and device c gets chunks c and 2 C - 1 - c
-(Llama 3, 2407.21783, section 3.3.2), whose work adds up to the same everywhere. A kernel sees one chunk of queries and
-the keys in natural order, with the chunk's place as the mask's offset: windows, segments, prefixes and biases by
-distance are what they always are.
+tokens of a row are sharded in a zigzag (load-balanced): with C devices the row is cut into 2 C chunks, and device c
+gets chunks c and 2 C - 1 - c (Llama 3, 2407.21783, section 3.3.2), whose work adds up to the same everywhere. A kernel
+sees one chunk of queries and the keys in natural order, with the chunk's place as the mask's offset: windows, segments,
+prefixes and biases by distance are what they always are.
 """
 
 from dataclasses import replace
@@ -27,15 +27,15 @@ BY_TOKEN = ("tokens", "targets", "weights", "segment_ids", "positions", "prefix"
 PARTITIONED = ("plain", "blocked", "flash", "cudnn")  # by the compiler itself, where the sequence is whole
 
 
-def deal(x: jax.Array, shards: int, axis: int = 1) -> jax.Array:
+def zigzag_shard(x: jax.Array, shards: int, axis: int = 1) -> jax.Array:
     """The tokens on `axis` in the order in which `shards` devices have them: chunks 0, 2 C - 1, 1, 2 C - 2, ..."""
     halves = _cut(x, axis, (2, shards))
     first, second = (jax.lax.index_in_dim(halves, i, axis, keepdims=False) for i in (0, 1))
     return jnp.stack([first, jnp.flip(second, axis)], axis + 1).reshape(x.shape)
 
 
-def natural(x: jax.Array, shards: int, axis: int = 1) -> jax.Array:
-    """What `deal` was given."""
+def zigzag_unshard(x: jax.Array, shards: int, axis: int = 1) -> jax.Array:
+    """What `zigzag_shard` was given."""
     pairs = _cut(x, axis, (shards, 2))
     first, second = (jax.lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in (0, 1))
     return jnp.stack([first, jnp.flip(second, axis)], axis).reshape(x.shape)
@@ -45,8 +45,8 @@ def _cut(x: jax.Array, axis: int, parts: tuple[int, int]) -> jax.Array:
     return x.reshape(*x.shape[:axis], *parts, x.shape[axis] // (parts[0] * parts[1]), *x.shape[axis + 1 :])
 
 
-def spread(batch: dict[str, Any], causal: bool) -> tuple[dict[str, Any], bool]:
-    """A batch with its tokens laid over the context axis, and whether they were dealt: those of a `causal` model are.
+def shard_sequence(batch: dict[str, Any], causal: bool) -> tuple[dict[str, Any], bool]:
+    """A batch with its tokens laid over the context axis, and whether they were zigzag: those of a `causal` model are.
     Rows whose length does not divide get padding at their end."""
     shards = axis_size(AXIS)
     if shards == 1:
@@ -59,7 +59,7 @@ def spread(batch: dict[str, Any], causal: bool) -> tuple[dict[str, Any], bool]:
 
     def lay(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, [(0, 0), (0, more)])
-        return constrain(deal(x, shards) if causal else x, "batch", "seq")
+        return constrain(zigzag_shard(x, shards) if causal else x, "batch", "seq")
 
     return {name: lay(a) if name in BY_TOKEN else a for name, a in batch.items()}, causal
 
@@ -71,7 +71,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: 
     whole = shards == 1 and compute.attention in PARTITIONED
     decoding = not isinstance(mask.offset, int) or mask.offset != 0 or T == 1
     if whole or decoding or T % shards or S % shards:
-        assert not mask.dealt, (mask.offset, T, S, shards)
+        assert not mask.zigzag, (mask.offset, T, S, shards)
         return KERNELS[compute.attention](q, k, v, scoring, compute)
     arrays = (mask.query_segments, mask.key_segments, mask.prefix, scoring.bias, scoring.sinks)
     axes = (("batch", "seq"), ("batch", None), ("batch", None), ("heads", None), ("heads",))
@@ -96,24 +96,24 @@ def _attend(
     sinks: jax.Array | None,
 ) -> jax.Array:
     """One device's part [B, T, N, H], of `whole` (T, N, K); the keys' segments and prefix are whole."""
-    dealt, shards = scoring.mask.dealt, axis_size(AXIS)
+    zigzag, shards = scoring.mask.zigzag, axis_size(AXIS)
     k, v = (all_gather(a, AXIS, 1) for a in _own_heads(whole[1:], q.shape[2], k, v))
-    if dealt:
-        k, v = (natural(a, shards) for a in (k, v))
-        keys, prefix = (None if a is None else natural(a, shards) for a in (keys, prefix))
-    mask = replace(scoring.mask, key_segments=keys, prefix=prefix, dealt=False)
+    if zigzag:
+        k, v = (zigzag_unshard(a, shards) for a in (k, v))
+        keys, prefix = (None if a is None else zigzag_unshard(a, shards) for a in (keys, prefix))
+    mask = replace(scoring.mask, key_segments=keys, prefix=prefix, zigzag=False)
     if shards > 1 and compute.attention == "splash" and bias is None and splash_can(mask, q.shape[1], k.shape[1]):
         every = replace(scoring, mask=replace(mask, query_segments=queries), sinks=sinks)
-        return splash(q, k, v, every, compute, shards, dealt)
-    t, c = q.shape[1] // (2 if dealt else 1), axis_index(AXIS)
+        return splash(q, k, v, every, compute, shards, zigzag)
+    t, c = q.shape[1] // (2 if zigzag else 1), axis_index(AXIS)
     outs = []
-    for i, chunk in enumerate((c, 2 * shards - 1 - c) if dealt else (c,)):
+    for i, chunk in enumerate((c, 2 * shards - 1 - c) if zigzag else (c,)):
         rows, start = slice(i * t, (i + 1) * t), chunk * t
         here = replace(mask, query_segments=None if queries is None else queries[:, rows], offset=start)
         near = None if bias is None else jax.lax.dynamic_slice_in_dim(bias, whole[0] - t - start, t + k.shape[1] - 1, 1)
         one = replace(scoring, mask=here, bias=near, sinks=sinks)
         outs.append(KERNELS[compute.attention](q[:, rows], k, v, one, compute))
-    return jnp.concatenate(outs, axis=1) if dealt else outs[0]
+    return jnp.concatenate(outs, axis=1) if zigzag else outs[0]
 
 
 def _own_heads(whole: tuple[int, ...], own: int, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -12,6 +12,8 @@ from lm.model.config import ModelConfig
 from lm.model.experts import Experts
 from lm.model.transformer import Transformer
 
+CONTRACTED = {"embed", "rank"}  # of the logical axes of a weight, one is contracted in its product
+
 
 def shapes(cfg: ModelConfig) -> dict[str, Any]:
     """The tree of parameters, by shape only."""
@@ -34,30 +36,30 @@ def by_part(cfg: ModelConfig) -> dict[str, int]:
 def flops_per_token(cfg: ModelConfig, length: int) -> int:
     """Model FLOPs of one token's forward and backward pass in a sequence of `length` tokens.
 
-    6 for each parameter that a matrix product uses for the token (of experts those chosen) and 12 N H for each key that
-    attention looks at, counted in full but for windows (2204.02311, appendix B). What a kernel skips or computes again
-    is not in it. With an encoder: one token of each, an input as long as the target."""
+    6 for each parameter that a matrix product uses for the token (of experts those chosen) and three times what mixers
+    say of their forward pass, attention 4 N H for each key that it looks at, counted in full but for windows
+    (2204.02311, appendix B). What a kernel skips or computes again is not in it. With an encoder: one token of
+    each, an input as long as the target."""
     return sum(_stack_flops(stack, length) for stack in _stacks(cfg)) + 6 * cfg.vocab * cfg.width
 
 
 def _stacks(cfg: ModelConfig) -> list[ModelConfig]:
-    return [cfg, cfg.encoder] if cfg.encoder_layers else [cfg]
+    return [cfg, cfg.encoder_config] if cfg.has_encoder else [cfg]
 
 
 def _stack_flops(cfg: ModelConfig, length: int) -> int:
     flops = 0
-    per_key = 12 * cfg.attention.heads * cfg.attention.head_dim
     model = Transformer(cfg, Compute().resolve("cpu"))
     shapes, axes = model.shapes()["layers"], model.axes()["layers"]
-    for p, kind in enumerate(cfg.kinds):
-        layers = len(range(p, cfg.layers, len(cfg.pattern)))
-        share = Fraction(kind.ffn.chosen, kind.ffn.experts) if isinstance(kind.ffn, Experts) else Fraction(1)
-        for name, shape in shapes[str(p)].items():
-            names = axes[str(p)][name]
-            if "embed" in names and len(names) > 2:
+    for at, slot in cfg.slots.items():
+        layers = len(slot.layers)
+        share = Fraction(slot.ffn.chosen, slot.ffn.experts) if isinstance(slot.ffn, Experts) else Fraction(1)
+        for name, shape in shapes[at].items():
+            names = axes[at][name]
+            if CONTRACTED & set(names) and len(names) > 2:
                 flops += int(6 * math.prod(shape.shape) * (share if "experts" in names[:-1] else 1))
-        flops += layers * per_key * min(length, kind.window or length)
-        flops += layers * per_key * length if cfg.encoder_layers else 0
+        flops += int(3 * layers * slot.mixer.flops(min(length, slot.window or length)))
+        flops += int(3 * layers * slot.mixer.flops(length)) if cfg.has_encoder else 0
     return flops
 
 

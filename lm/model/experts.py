@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lm.model.compute import Compute
 from lm.model.parts import FeedForward, add_bias, fan_in, param, zeros
-from lm.model.products import narrowed
+from lm.model.products import cast
 from lm.model.ragged import ragged
 from lm.sharding.collectives import all_gather, axis_index, per_device, psum, psum_scatter
 from lm.sharding.tracing import split_by
@@ -49,13 +49,16 @@ class Experts(FeedForward):
             inside, outside, ends = (F, D, ("mlp", "embed")) if name == "down" else (D, F, ("embed", "mlp"))
             axes[name], scale = ("experts", *ends), (2 * depth) ** -0.5 if name == "down" else 1.0
             w = param(module, name, (E, inside, outside), axes[name], fan_in(inside, scale))
-            arrays[name] = narrowed(w, compute.matmul)
+            arrays[name] = cast(w, compute.matmul, compute)
             if self.bias:
                 axes[f"{name}_bias"] = ("experts", ends[1])
                 arrays[f"{name}_bias"] = param(module, f"{name}_bias", (E, outside), axes[f"{name}_bias"], zeros)
         tokens = ("batch", "seq", "act_embed"), ("batch", "seq", None), ("batch", "seq", None)
         run = per_device(partial(self._mix, compute, axes), (*tokens, *axes.values()), tokens[0])
         return run(x, weights, expert, *arrays.values())
+
+    def sizes(self) -> dict[str, tuple[str, int]]:
+        return super().sizes() | {"experts": ("experts", self.experts)}
 
     def _mix(
         self,

@@ -11,6 +11,7 @@ from typing import Any
 from lm.model.attention import Attention
 from lm.model.config import LayerKind, ModelConfig
 from lm.model.experts import Experts
+from lm.model.mixer import Mixer
 from lm.model.output import Output
 from lm.model.parts import FeedForward, LayerNorm, Norm, RMSNorm
 from lm.model.positions import Learned, Positions, Relative, Rotary
@@ -145,7 +146,7 @@ def mixtral(
 def qwen3(*, eps: float = 1e-6, theta: float = 1e6, **others: Any) -> ModelConfig:
     """Qwen 3 (2505.09388): Llama's choices, with RMSNorm on each head's queries and keys and a head size of its own."""
     cfg = llama(eps=eps, theta=theta, **others)
-    return _replaced(cfg, others, attention=replace(cfg.attention, qk_norm=RMSNorm(eps=eps)))
+    return _replaced(cfg, others, attention=_with_attention(cfg, qk_norm=RMSNorm(eps=eps)))
 
 
 def gemma(
@@ -185,7 +186,7 @@ def gemma2(
     """Gemma 2 (2408.00118): Gemma with norms around each sublayer, windows in every second layer, logits of attention
     and of the output bent to within a cap; `query_scale` 0 is H^-0.5."""
     cfg = gemma(**others)
-    attention = replace(cfg.attention, cap=cap, scale=query_scale)
+    attention = _with_attention(cfg, cap=cap, scale=query_scale)
     kinds = (LayerKind(window=window), LayerKind())
     return _replaced(
         cfg, others, attention=attention, wiring=Sandwich(), output=Output(cap=output_cap), pattern=kinds[: cfg.layers]
@@ -205,7 +206,7 @@ def gemma3(
     """Gemma 3 (2503.19786): Gemma 2 without caps, with RMSNorm on queries and keys, and five windowed layers with a
     theta of their own to each full one (`every` 6)."""
     cfg = gemma(theta=theta, **others)
-    attention = replace(cfg.attention, qk_norm=cfg.norm, scale=query_scale)
+    attention = _with_attention(cfg, qk_norm=cfg.norm, scale=query_scale)
     kinds = (LayerKind(window=window, positions=Rotary(local_theta)),) * (every - 1) + (LayerKind(),)
     return _replaced(
         cfg,
@@ -318,6 +319,11 @@ def bert(
 def _replaced(cfg: ModelConfig, others: Mapping[str, Any], **choices: Any) -> ModelConfig:
     """`cfg` with a later member's choices, but for those that the caller made."""
     return replace(cfg, **{name: value for name, value in choices.items() if name not in others})
+
+
+def _with_attention(cfg: ModelConfig, **changes: Any) -> Mixer:
+    """The model's attention with `changes`; another mixer, which the caller chose, as it is."""
+    return replace(cfg.attention, **changes) if isinstance(cfg.attention, Attention) else cfg.attention
 
 
 def head_size(width: int, heads: int) -> int:

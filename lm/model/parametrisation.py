@@ -6,7 +6,7 @@ model and the growth of each axis to whoever needs it (the optimizers); it adds 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -61,10 +61,19 @@ class Sized(Protocol):
     @property
     def attention(self) -> Any: ...
 
+    @property
+    def slots(self) -> Mapping[str, Any]: ...
+
+    @property
+    def encoder(self) -> Any: ...
+
 
 @dataclass(frozen=True)
 class Parametrisation:
     """The standard one: variance 1/fan-in, H^-0.5, one learning rate. The base class and contract of all."""
+
+    def check(self, cfg: Sized) -> None:
+        """Raise ValueError where it says nothing of a model like `cfg`."""
 
     def axes(self, names: Axes, shape: Sequence[int], cfg: Sized) -> tuple[str | None, ...]:
         """The axes of a parameter of `cfg` with that shape, and what it has to say of their growth."""
@@ -113,6 +122,12 @@ class MuP(Parametrisation):
             least, value = int(field.name == "base_width"), getattr(self, field.name)
             if value < least:
                 raise ValueError(f"parametrisation.{field.name}={value}: expected at least {least}")
+
+    def check(self, cfg: Sized) -> None:
+        mixers = {type(slot.mixer).__name__ for slot in cfg.slots.values() if not hasattr(slot.mixer, "kv")}
+        if mixers or cfg.encoder:
+            what = " and ".join(sorted(mixers)) or "an encoder of another width"
+            raise ValueError(f"MuP says nothing of {what}: use Parametrisation(), the standard one")
 
     def axes(self, names: Axes, shape: Sequence[int], cfg: Sized) -> tuple[str | None, ...]:
         return Grown(names, [self._growth(name, size, cfg) for name, size in zip(names, shape, strict=True)])

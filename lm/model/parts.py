@@ -135,6 +135,10 @@ class FeedForward:
         y = linear(hidden, down, compute, back=True)
         return add_bias(module, "down_bias", y, ("norm",)) if self.bias else y
 
+    def sizes(self) -> dict[str, tuple[str, int]]:
+        """The sizes that a mesh may split: field -> (logical axis, size)."""
+        return {"mlp": ("mlp", self.mlp)}
+
     @property
     def inputs(self) -> tuple[str, ...]:
         """The products that read x."""

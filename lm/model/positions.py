@@ -7,6 +7,7 @@ overrides the seats it uses; the base class uses none (no positions: 2305.19466)
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
@@ -14,18 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from lm.model.compute import Compute
 from lm.model.parts import normal, param
 from lm.model.products import look_up
 from lm.model.scaling import Scaling
-from lm.sharding.tracing import platform
 
 
 @dataclass(frozen=True)
 class Positions:
     """No positional encoding; the base class and contract of all. `endless`: it says something of any position, below
-    the model's context or not."""
+    the model's context or not; `biased`: it has a `bias`."""
 
     endless: ClassVar[bool] = True
+    biased: ClassVar[bool] = False
 
     def embed(self, module: nn.Module, x: jax.Array, positions: jax.Array, context: int) -> jax.Array:
         """x [B, T, D] with whatever the encoding adds for positions [B, T] below `context`."""
@@ -35,8 +37,8 @@ class Positions:
         """What `rotate` needs for positions [B, T], computed once and shared by the layers."""
         return ()
 
-    def rotate(self, x: jax.Array, table: tuple[jax.Array, ...]) -> jax.Array:
-        """Queries or keys x [B, T, N, H], turned by `table`."""
+    def rotate(self, x: jax.Array, table: tuple[jax.Array, ...], compute: Compute) -> jax.Array:
+        """Queries or keys x [B, T, N, H], rotated by `table`."""
         return x
 
     def bias(self, module: nn.Module, distances: jax.Array, heads: int, causal: bool) -> jax.Array | None:
@@ -88,20 +90,20 @@ class Rotary(Positions):
         angles = positions[..., None, None].astype(jnp.float32) * frequencies  # [B, T, 1, H/2]
         return jnp.cos(angles) * size, jnp.sin(angles) * size
 
-    def rotate(self, x: jax.Array, table: tuple[jax.Array, ...]) -> jax.Array:
-        return _turned(x, *table)
+    def rotate(self, x: jax.Array, table: tuple[jax.Array, ...], compute: Compute) -> jax.Array:
+        return apply_rotary(x, *table, compute)
 
     def check(self, head_dim: int) -> None:
         if head_dim % 2:
             raise ValueError(f"rotary positions turn pairs: attention.head_dim={head_dim} is odd, try {head_dim + 1}")
 
 
-@jax.custom_vjp
-def _turned(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Pairs (i, i + H/2) of x [B, T, N, H] turned by angles of which cos and sin are [B, T, 1, H/2], in float32. The
-    gradient is turned back."""
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def apply_rotary(x: jax.Array, cos: jax.Array, sin: jax.Array, compute: Compute) -> jax.Array:
+    """Pairs (i, i + H/2) of x [B, T, N, H] rotated by angles of which cos and sin are [B, T, 1, H/2], in float32. The
+    gradient is rotated back."""
     half = x.shape[-1] // 2
-    if platform() == "tpu":  # its lanes exchange halves slowly; a product with a permutation does it, and exactly
+    if compute.backend == "tpu":  # its lanes exchange halves slowly; a product with a permutation does it, and exactly
         swap = jnp.roll(jnp.eye(2 * half, dtype=x.dtype), half, axis=-1)
         over = ((x.ndim - 1,), (0,)), ((), ())
         other = jax.lax.dot_general(x, swap, over, jax.lax.Precision.HIGHEST, jnp.float32)
@@ -111,21 +113,23 @@ def _turned(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def _turned_forward(x: jax.Array, cos: jax.Array, sin: jax.Array) -> Any:
-    return _turned(x, cos, sin), (cos, sin)
+def _rotary_forward(x: jax.Array, cos: jax.Array, sin: jax.Array, compute: Compute) -> Any:
+    return apply_rotary(x, cos, sin, compute), (cos, sin)
 
 
-def _turned_backward(table: tuple[jax.Array, jax.Array], g: jax.Array) -> Any:
+def _rotary_backward(compute: Compute, table: tuple[jax.Array, jax.Array], g: jax.Array) -> Any:
     cos, sin = table
-    return _turned(g, cos, -sin), None, None
+    return apply_rotary(g, cos, -sin, compute), None, None
 
 
-_turned.defvjp(_turned_forward, _turned_backward)
+apply_rotary.defvjp(_rotary_forward, _rotary_backward)
 
 
 @dataclass(frozen=True)
 class Alibi(Positions):
     """Logits fall with the distance, by a slope of each head's own (2108.12409)."""
+
+    biased: ClassVar[bool] = True
 
     def bias(self, module: nn.Module, distances: jax.Array, heads: int, causal: bool) -> jax.Array | None:
         return -jnp.asarray(slopes(heads))[:, None] * jnp.abs(distances).astype(jnp.float32)
@@ -147,6 +151,8 @@ class Relative(Positions):
 
     buckets: int = 32
     furthest: int = 128
+
+    biased: ClassVar[bool] = True
 
     def bias(self, module: nn.Module, distances: jax.Array, heads: int, causal: bool) -> jax.Array | None:
         table = param(module, "relative", (self.buckets, heads), (None, "heads"), normal(1.0))

@@ -14,7 +14,6 @@ from jax.experimental.pallas.ops.tpu.megablox import ops as megablox
 from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm, tgmm
 
 from lm.model.compute import Compute
-from lm.sharding.tracing import platform
 
 TILES = (512, 1024, 1024)  # rows, inputs and outputs of a block in a TPU's scratchpad
 LEAST = 128
@@ -27,7 +26,7 @@ def ragged(rows: jax.Array, weights: jax.Array, sizes: jax.Array, compute: Compu
     nothing."""
     ends = weights.shape[:0:-1] if turned else weights.shape[1:]
     tiles: Tiles = tuple(math.gcd(n, most) for n, most in zip((len(rows), *ends), TILES, strict=True))  # type: ignore
-    if platform() == "tpu" and min(tiles) >= LEAST:
+    if compute.backend == "tpu" and min(tiles) >= LEAST:
         run = _turned if turned else megablox.gmm
         return run(rows, weights, sizes, jnp.dtype(compute.dtype), tiles)
     weights = weights.swapaxes(1, 2) if turned else weights

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from lm.model.compute import Compute
-from lm.model.products import in_memory
+from lm.model.products import materialize
 
 FAR = 1 << 29  # more keys than any sequence has
 MINUS_INFINITY = -1e30  # finite, so that a query that may look at nothing gives numbers and no NaN
@@ -26,8 +26,10 @@ class Mask:
     the prefix; with a `window`, those fewer than so many tokens away.
 
     `query_segments` [B, T] and `key_segments` [B, S] are whole numbers, 0 for padding; None is one segment. `prefix`
-    [B, S] marks keys that all of their segment see. `offset` is the index of the first query among the keys: what a
-    cache held before. `dealt`: queries and keys stand in the order of lm/model/context.py's `deal`."""
+    [B, S] marks keys that all of their segment see. `offset` is the index of the first query among the keys, of all
+    rows or [B]: what a cache held before. `key_positions` [B, S] are the keys' own indices where these are not 0 to
+    S - 1 (a ring of the last ones), negative for none. `zigzag`: queries and keys are in the order of
+    lm/model/context.py's `zigzag_shard`."""
 
     query_segments: jax.Array | None = None
     key_segments: jax.Array | None = None
@@ -35,18 +37,22 @@ class Mask:
     prefix: jax.Array | None = None
     causal: bool = True
     window: int = 0
-    dealt: bool = False
+    zigzag: bool = False
+    key_positions: jax.Array | None = None
 
     def allowed(self, rows: "Span", columns: "Span") -> jax.Array | None:
         """The [B or 1, T, S] booleans of these queries and keys, or None where all are allowed."""
-        distance = columns.index[None, :] - rows.index[:, None] - self.offset
-        allowed = None
+        keys = columns.index[None] if self.key_positions is None else columns.of(self.key_positions)
+        offset = self.offset if jnp.ndim(self.offset) == 0 else self.offset[:, None, None]  # type: ignore[index]
+        distance = keys[:, None, :] - rows.index[None, :, None] - offset
+        allowed = None if self.key_positions is None else keys[:, None, :] >= 0
         if self.causal:
-            allowed = (distance <= 0)[None]
+            earlier = distance <= 0
+            allowed = earlier if allowed is None else allowed & earlier
             if self.prefix is not None:
                 allowed = allowed | columns.of(self.prefix)[:, None].astype(bool)
         if self.window:
-            near = (jnp.abs(distance) < self.window)[None]
+            near = jnp.abs(distance) < self.window
             allowed = near if allowed is None else allowed & near
         if self.query_segments is not None and self.key_segments is not None:
             same = rows.of(self.query_segments)[:, :, None] == columns.of(self.key_segments)[:, None, :]
@@ -71,13 +77,14 @@ class Mask:
 
 def _flatten(mask: Mask) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     known = isinstance(mask.offset, int)  # it stays so inside jit and checkpoint: kernels leave out what it hides
-    arrays = mask.query_segments, mask.key_segments, None if known else mask.offset, mask.prefix
-    return arrays, (mask.offset if known else None, mask.causal, mask.window, mask.dealt)
+    arrays = mask.query_segments, mask.key_segments, None if known else mask.offset, mask.prefix, mask.key_positions
+    return arrays, (mask.offset if known else None, mask.causal, mask.window, mask.zigzag)
 
 
 def _unflatten(static: tuple[Any, ...], arrays: tuple[Any, ...]) -> Mask:
-    queries, keys, offset, prefix = arrays
-    return Mask(queries, keys, offset if static[0] is None else static[0], prefix, *static[1:])
+    queries, keys, offset, prefix, key_positions = arrays
+    known, causal, window, zigzag = static
+    return Mask(queries, keys, offset if known is None else known, prefix, causal, window, zigzag, key_positions)
 
 
 jax.tree_util.register_pytree_node(Mask, _flatten, _unflatten)
@@ -101,9 +108,9 @@ class Span:
 
 @dataclass(frozen=True)
 class Scoring:
-    """What shapes the logits besides q and k: who may look at whom, a `bias` [N, T + S - 1] by distance (the first is
-    that of key 0 to query T - 1), a `cap` that bends them to cap * tanh(logits / cap) (Gemma 2, 2408.00118; 0: none),
-    and `sinks` [N], the logit of looking at nothing (gpt-oss; 2309.17453)."""
+    """What shapes the logits besides q and k: who may look at whom; a `bias` by distance, [N, T + S - 1], or one for
+    each row (the first is that of key 0 to query T - 1); a `cap` that bends them to cap * tanh(logits / cap) (Gemma 2,
+    2408.00118; 0: none); and `sinks` [N], the logit of looking at nothing (gpt-oss; 2309.17453)."""
 
     mask: Mask
     bias: jax.Array | None = None
@@ -117,11 +124,15 @@ class Scoring:
         if self.bias is not None:
             K, G = q.shape[1:3]
             part = by_distance(self.bias, rows, columns, queries)
-            logits = logits + part.reshape(K, G, *part.shape[1:])
+            logits = logits + part.reshape(*part.shape[:-3], K, G, *part.shape[-2:])
         if self.cap:
             logits = self.cap * jnp.tanh(logits / self.cap)
         allowed = self.mask.allowed(rows, columns)
         return logits if allowed is None else jnp.where(allowed[:, None, None], logits, MINUS_INFINITY)
+
+    def at(self, key_positions: jax.Array) -> "Scoring":
+        """The same for keys whose indices are `key_positions` [B, S]."""
+        return replace(self, mask=replace(self.mask, key_positions=key_positions))
 
     def sink(self, kv_heads: int) -> jax.Array | None:
         """The sinks as [K, G, 1, 1]."""
@@ -129,15 +140,15 @@ class Scoring:
 
 
 def by_distance(bias: jax.Array, rows: Span, columns: Span, queries: int) -> jax.Array:
-    """The [N, T, S] block of a bias [N, M] by distance: entry (t, s) is at columns + s - (rows + t) + queries - 1.
+    """The [..., T, S] block of a bias [..., M] by distance: entry (t, s) is at columns + s - (rows + t) + queries - 1.
 
     Rows that each start one place earlier: copies of the vector end to end, cut one shorter than it is, so that every
     row is shifted by one. A copy, where indexing would gather."""
     T, S = rows.size, columns.size
-    part = Span(columns.start - rows.start + queries - T, T + S - 1).of(bias, axis=1)
-    part = jnp.pad(part, ((0, 0), (0, 1)))  # [N, T + S]
-    rolled = jnp.tile(part, (1, T))[:, : T * (T + S - 1)].reshape(-1, T, T + S - 1)
-    return rolled[:, :, T - 1 :]
+    part = Span(columns.start - rows.start + queries - T, T + S - 1).of(bias, axis=bias.ndim - 1)
+    part = jnp.pad(part, [(0, 0)] * (bias.ndim - 1) + [(0, 1)])  # [..., T + S]
+    copies = jnp.tile(part, T)[..., : T * (T + S - 1)]
+    return copies.reshape(*bias.shape[:-1], T, T + S - 1)[..., T - 1 :]
 
 
 def plain(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: Compute) -> jax.Array:
@@ -152,11 +163,20 @@ def blocked(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute:
     rows = tuple(Span(start, min(compute.block, T - start)) for start in range(0, T, compute.block))
     columns = tuple(_near(scoring.mask, span, S) for span in rows)
     outs = []
-    parts = _cut(q, rows, T), _cut(k, columns, S), _cut(v, columns, S)
+    parts = (_cut(a, spans, size, compute) for a, spans, size in ((q, rows, T), (k, columns, S), (v, columns, S)))
     for own, near, own_q, near_k, near_v in zip(rows, columns, *parts, strict=True):
         outs.append(_softmax(scoring(own_q, near_k, own, near, T), near_v, scoring.sink(k.shape[1])))
     out = jnp.concatenate(outs, axis=3) if len(outs) > 1 else outs[0]
     return heads_last(out, compute)
+
+
+def cached(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: Compute) -> jax.Array:
+    """`plain` on keys and values [B, K, S, H] as a cache has them, heads first: they are read where they are."""
+    (B, T, N, H), K = q.shape, k.shape[1]
+    q = q.astype(compute.matmul).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    k, v = (a.astype(compute.matmul) for a in (k, v))
+    logits = scoring(q, k, Span(0, T), Span(0, k.shape[2]), T)
+    return heads_last(_softmax(logits, v, scoring.sink(K)), compute)
 
 
 def _near(mask: Mask, rows: Span, keys: int) -> Span:
@@ -168,8 +188,8 @@ def _near(mask: Mask, rows: Span, keys: int) -> Span:
     return Span(first, stop - first)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _cut(x: jax.Array, spans: tuple[Span, ...], size: int) -> list[jax.Array]:
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _cut(x: jax.Array, spans: tuple[Span, ...], size: int, compute: Compute) -> list[jax.Array]:
     """The `spans` of x [..., size, H], which may overlap; neither their starts nor their stops ever go back.
 
     The gradient adds up what overlaps, in float32, and puts the rest side by side; that of slices would pad each to
@@ -177,7 +197,9 @@ def _cut(x: jax.Array, spans: tuple[Span, ...], size: int) -> list[jax.Array]:
     return [x[..., span.start : span.start + span.size, :] for span in spans]
 
 
-def _cut_backward(spans: tuple[Span, ...], size: int, _: None, gs: list[jax.Array]) -> tuple[jax.Array]:
+def _cut_backward(
+    spans: tuple[Span, ...], size: int, compute: Compute, _: None, gs: list[jax.Array]
+) -> tuple[jax.Array]:
     *lead, _rows, width = gs[0].shape
     done: list[jax.Array] = []  # from the end, what no span that is still to come reaches
     at, sums = size, jnp.zeros((*lead, 0, width), jnp.float32)  # of what is not done, from `at` on
@@ -188,13 +210,13 @@ def _cut_backward(spans: tuple[Span, ...], size: int, _: None, gs: list[jax.Arra
             sums, at = jnp.concatenate([jnp.zeros((*lead, at - stop, width), jnp.float32), sums], -2), stop
         done.append(sums[..., stop - at :, :])
         both = g[..., at - span.start :, :] + sums[..., : stop - at, :]
-        sums = in_memory(jnp.concatenate([g[..., : at - span.start, :], both], -2))
+        sums = materialize(jnp.concatenate([g[..., : at - span.start, :], both], -2), compute)
         at = span.start
     done += [sums, jnp.zeros((*lead, at, width), jnp.float32)]
     return (jnp.concatenate(done[::-1], -2).astype(gs[0].dtype),)
 
 
-_cut.defvjp(lambda x, spans, size: (_cut(x, spans, size), None), _cut_backward)
+_cut.defvjp(lambda x, spans, size, compute: (_cut(x, spans, size, compute), None), _cut_backward)
 
 
 def heads_first(q: jax.Array, k: jax.Array, v: jax.Array, compute: Compute) -> tuple[jax.Array, jax.Array, jax.Array]:

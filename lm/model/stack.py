@@ -1,7 +1,8 @@
 """A stack of layers, run by a scan over repetitions of its pattern.
 
 Layers of one place in the pattern share their shapes and are stacked on a leading axis: slot p of a pattern of P kinds
-holds layers p, p + P, p + 2P, ... So one repetition is traced and compiled, whatever the depth.
+holds layers p, p + P, p + 2P, ..., counted from the first that the pattern says. So one repetition is traced and
+compiled, whatever the depth; the first layers, where they are of other kinds, come before it.
 """
 
 from dataclasses import dataclass, replace
@@ -13,14 +14,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from lm.model.attention import Cache
 from lm.model.compute import Compute
-from lm.model.config import LayerKind, ModelConfig
+from lm.model.config import ModelConfig, Slot
+from lm.model.inputs import EncoderOutput
+from lm.model.mixer import LayerInputs
 from lm.model.parts import dropout
-from lm.model.products import in_memory, summed_once
+from lm.model.products import materialize, sum_gradient_once
 from lm.model.scoring import Mask
 from lm.sharding.shardings import DEVICE, HOST
-from lm.sharding.tracing import constrain, has_host_memory, platform
+from lm.sharding.tracing import constrain, has_host_memory
 
 Params = dict[str, Any]
 Losses = dict[str, jax.Array]
@@ -37,7 +39,7 @@ def policy(compute: Compute) -> Any:
         return jax.checkpoint_policies.save_only_these_names(*kept)
     if not has_host_memory():
         raise ValueError(
-            f"compute.remat={compute.remat!r}: {platform()} has no memory of the host's that a device can "
+            f"compute.remat={compute.remat!r}: {compute.backend} has no memory of the host's that a device can "
             "read: choose minimal or full"
         )
     return jax.checkpoint_policies.save_and_offload_only_these_names(
@@ -45,62 +47,55 @@ def policy(compute: Compute) -> Any:
     )
 
 
-class Memory(NamedTuple):
-    """What a decoder reads of its encoder: the output [B, S, D] (None where the cache has its keys and values), and who
-    may look at it."""
-
-    x: jax.Array | None
-    mask: Mask
-
-
-class Context(NamedTuple):
-    """What all layers of a stack share: the mask, each kind's table of positions, the bias by distance, the memory."""
+class Shared(NamedTuple):
+    """What all layers of a stack share: the mask, each slot's table of positions, the bias by distance, the encoder's
+    output."""
 
     mask: Mask
-    tables: tuple[tuple[jax.Array, ...], ...]
+    tables: dict[str, tuple[jax.Array, ...]]
     bias: jax.Array | None = None
-    memory: Memory | None = None
+    encoder: EncoderOutput | None = None
+
+    def of(self, name: str, slot: Slot) -> LayerInputs:
+        """What a layer of the slot `name` reads of it."""
+        return LayerInputs(replace(self.mask, window=slot.window), self.tables[name], self.bias, self.encoder)
 
 
 class Layer(nn.Module):
-    """One layer: attention, in a decoder with an encoder also cross-attention, and feed-forward, joined as `cfg.wiring`
+    """One layer: its mixer, in a decoder with an encoder also cross-attention, and feed-forward, joined as `cfg.wiring`
     says."""
 
     cfg: ModelConfig
-    kind: LayerKind
+    slot: Slot
     compute: Compute
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, context: Context, table: tuple[jax.Array, ...], cache: Cache | None
-    ) -> tuple[jax.Array, Cache | None]:
-        cfg, kind, compute = self.cfg, self.kind, self.compute
-        assert kind.positions is not None and kind.ffn is not None
-        positions, ffn, mask = kind.positions, kind.ffn, replace(context.mask, window=kind.window)
+    def __call__(self, x: jax.Array, inputs: LayerInputs, cache: Any) -> tuple[jax.Array, Any]:
+        cfg, slot, compute = self.cfg, self.slot, self.compute
 
-        def attend(h: jax.Array) -> jax.Array:
+        def mix(h: jax.Array) -> jax.Array:
             nonlocal cache
-            y, cache = cfg.attention(self, h, mask, positions, table, context.bias, cache, compute, cfg.layers)
-            return dropout(self, joined(y), cfg.dropout)
+            y, cache = slot.mixer(self, h, inputs, slot.positions, cache, compute, cfg.layers)
+            return dropout(self, constrain_residual(y, compute), cfg.dropout)
 
         def cross(h: jax.Array) -> jax.Array:
             nonlocal cache
-            assert context.memory is not None
-            y, cache = cfg.attention.cross(self, h, *context.memory, cache, compute, cfg.layers)
-            return dropout(self, joined(y), cfg.dropout)
+            assert inputs.encoder is not None
+            y, cache = slot.mixer.cross(self, h, inputs.encoder, cache, compute, cfg.layers)
+            return dropout(self, constrain_residual(y, compute), cfg.dropout)
 
         def feed(h: jax.Array) -> jax.Array:
-            y = checkpoint_name(ffn(self, h, compute, cfg.layers), "mlp_out")
-            return dropout(self, joined(y), cfg.dropout)
+            y = checkpoint_name(slot.ffn(self, h, compute, cfg.layers), "mlp_out")
+            return dropout(self, constrain_residual(y, compute), cfg.dropout)
 
-        both = {"cross": cross} if context.memory is not None else {}
-        x = cfg.wiring(self, cfg.norm, x, {"attention": attend, **both, "ffn": feed})
-        return joined(x), cache
+        crossing = {"cross": cross} if inputs.encoder is not None else {}
+        x = cfg.wiring(self, cfg.norm, x, {"attention": mix, **crossing, "ffn": feed})
+        return constrain_residual(x, compute), cache
 
 
-def joined(x: jax.Array) -> jax.Array:
+def constrain_residual(x: jax.Array, compute: Compute) -> jax.Array:
     """x [B, T, D], the residual stream or what is added to it, laid out as that is."""
-    return constrain(summed_once(x), "batch", "stream", "act_embed")
+    return constrain(sum_gradient_once(x, compute), "batch", "stream", "act_embed")
 
 
 @dataclass(frozen=True)
@@ -110,99 +105,131 @@ class Stack:
     cfg: ModelConfig
     compute: Compute
 
-    @property
-    def slots(self) -> list[range]:
-        """The layers of each slot."""
-        return [range(p, self.cfg.layers, len(self.cfg.pattern)) for p in range(len(self.cfg.pattern))]
-
     def boxed(self, key: jax.Array, dtype: Any) -> Params:
         """Fresh parameters {slot: {name: [layers of the slot, ...]}}, with the logical axes of one layer."""
-        x = jnp.zeros((1, 1, self.cfg.width), dtype)
-        tables = self.tables(jnp.zeros((1, 1), jnp.int32))
-        memory = Memory(x, Mask(causal=False)) if self.cfg.encoder_layers else None
-        context = Context(Mask(), tables, None, memory)
+        cfg, x = self.cfg, jnp.zeros((1, 1, self.cfg.width), dtype)
+        seen = jnp.zeros((1, 1, cfg.encoder_config.width), dtype) if cfg.has_encoder else None
+        encoder = None if seen is None else EncoderOutput(seen, Mask(causal=False))
+        shared = Shared(Mask(), self.tables(jnp.zeros((1, 1), jnp.int32)), None, encoder)
 
-        def slot(p: int) -> Any:
-            layer = Layer(self.cfg, self.cfg.kinds[p], self.compute)
+        def born(name: str, slot: Slot) -> Any:
+            layer, inputs = Layer(cfg, slot, self.compute), shared.of(name, slot)
             # a key a layer, by its number: a deeper model starts with the same first layers
-            keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.array(self.slots[p]))
-            return jax.vmap(lambda k: layer.init(k, x, context, tables[p], None)["params"])(keys)
+            keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.array(slot.layers))
+            return jax.vmap(lambda k: layer.init(k, x, inputs, None)["params"])(keys)
 
-        return {str(p): slot(p) for p in range(len(self.slots))}
+        return {name: born(name, slot) for name, slot in cfg.slots.items()}
 
-    def tables(self, positions: jax.Array) -> tuple[tuple[jax.Array, ...], ...]:
-        """Each kind's table for positions [B, T], in memory: a compiler would work its sines into every layer."""
-        size = self.cfg.attention.head_dim
-        tables = tuple(kind.positions.table(positions, size) for kind in self.cfg.kinds)  # type: ignore[union-attr]
-        return jax.tree.map(in_memory, tables)
+    def tables(self, positions: jax.Array) -> dict[str, tuple[jax.Array, ...]]:
+        """Each slot's table for positions [B, T], in memory: a compiler would work its sines into every layer."""
+        tables = {
+            name: slot.positions.table(positions, slot.mixer.rotary_dim) if slot.mixer.rotary_dim else ()
+            for name, slot in self.cfg.slots.items()
+        }
+        return jax.tree.map(partial(materialize, compute=self.compute), tables)
 
     def __call__(
-        self, params: Params, x: jax.Array, context: Context, cache: Any = None, key: jax.Array | None = None
+        self, params: Params, x: jax.Array, shared: Shared, caches: Any = None, key: jax.Array | None = None
     ) -> tuple[jax.Array, Any, Losses]:
-        """x [B, T, D] through all layers; the cache {slot: Cache} with this call's keys and values; the layers' own
-        losses, means over the layers that have them."""
-        P, repeats = len(self.cfg.pattern), self.cfg.layers // len(self.cfg.pattern)
-        keys = None if key is None else jax.random.split(key, self.cfg.layers)
-        slots = [
-            (params[str(p)], None if cache is None else cache[str(p)], None if keys is None else keys[p::P])
-            for p in range(P)
-        ]
+        """x [B, T, D] through all layers.
 
-        def repetition(x: jax.Array, xs: Any) -> Any:
-            outs = []
-            for p, slot in enumerate(xs):
-                x, out = self._layer(p, x, context, *slot)
-                outs.append(out)
-            return x, outs
+        Args:
+          params: {slot: {name: [layers of the slot, ...]}}.
+          x: the residual stream, [B, T, D].
+          shared: what the layers share.
+          caches: as `empty_caches` makes them; None while training.
+          key: of dropout; None for none.
 
-        whole = jax.tree.map(lambda a: a[:repeats], slots)
-        x, outs = jax.lax.scan(repetition, x, whole, unroll=self._unroll(repeats))
-        if rest := self.cfg.layers % P:  # the layers after the last whole repetition
-            tail = jax.tree.map(lambda a: a[repeats], slots[:rest])
-            x, last = repetition(x, tail)
-            joined = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), outs[:rest], last)
-            outs = [*joined, *outs[rest:]]
-        new = None if cache is None else {str(p): out[0] for p, out in enumerate(outs)}
-        return x, new, _means([losses for _, losses in outs])
+        Returns: the residual stream; the caches with this call's tokens; the layers' own losses, means over the layers
+        that have them."""
+        cfg, (first, P) = self.cfg, (len(self.cfg.first_layers), len(self.cfg.pattern))
+        repeats, rest = divmod(cfg.layers - first, P)
+        keys = None if key is None else jax.random.split(key, cfg.layers)
+        losses: dict[str, list[Losses]] = {name: [] for name in cfg.slots}
+
+        def one(name: str, j: int, x: jax.Array, caches: Any) -> tuple[jax.Array, Any]:
+            """Layer j of a slot."""
+            own = jax.tree.map(lambda a: a[j], params[name])
+            own_key = None if keys is None else keys[cfg.slots[name].layers[j]]
+            x, caches, sown = self._layer(name, j, x, shared, own, caches, own_key)
+            losses[name].append(jax.tree.map(lambda a: a[None], sown))
+            return x, caches
+
+        def repetition(carry: Any, xs: Any) -> Any:
+            (x, caches), (slots, j), outs = carry, xs, []
+            for p, (own, own_key) in enumerate(slots):
+                x, caches, sown = self._layer(str(p), j, x, shared, own, caches, own_key)
+                outs.append(sown)
+            return (x, caches), outs
+
+        for i in range(first):
+            x, caches = one(f"first{i}", 0, x, caches)
+        if caches is not None and self.compute.unroll == 0:
+            for i in range(repeats * P):
+                x, caches = one(str(i % P), i // P, x, caches)
+        else:
+            by_slot = [(params[str(p)], None if keys is None else keys[first + p :: P]) for p in range(P)]
+            xs = jax.tree.map(lambda a: a[:repeats], by_slot), None if caches is None else jnp.arange(repeats)
+            (x, caches), outs = jax.lax.scan(repetition, (x, caches), xs, unroll=self._unroll(repeats))
+            for p, sown in enumerate(outs):
+                losses[str(p)].append(sown)
+        for p in range(rest):  # the layers after the last whole repetition
+            x, caches = one(str(p), repeats, x, caches)
+        return x, caches, _means(list(losses.values()))
 
     def _unroll(self, repeats: int) -> int:
         unroll = self.compute.unroll // len(self.cfg.pattern)
         return repeats if self.compute.unroll == 0 else max(1, min(unroll, repeats))
 
-    def _layer(self, p: int, x: jax.Array, context: Context, params: Params, cache: Any, key: Any) -> Any:
-        """One layer of slot p: x, and (its cache, its losses)."""
-        layer = Layer(self.cfg, self.cfg.kinds[p], self.compute)
+    def _layer(self, name: str, j: Any, x: jax.Array, shared: Shared, params: Params, caches: Any, key: Any) -> Any:
+        """Layer j of the slot `name`: x, the caches with its own, its losses."""
+        slot = self.cfg.slots[name]
+        layer = Layer(self.cfg, slot, self.compute)
 
-        def run(x: jax.Array, params: Params, cache: Any, key: Any, context: Context) -> Any:
+        def run(x: jax.Array, params: Params, cache: Any, key: Any, shared: Shared) -> Any:
             rngs = {} if key is None else {"dropout": key}
             (x, cache), sown = layer.apply(
-                {"params": params}, x, context, context.tables[p], cache, rngs=rngs, mutable=["losses"]
+                {"params": params}, x, shared.of(name, slot), cache, rngs=rngs, mutable=["losses"]
             )
-            return x, (cache, dict(sown.get("losses", {})))
+            return x, cache, dict(sown.get("losses", {}))
 
         if self.compute.remat != "nothing":
             run = jax.checkpoint(run, policy=policy(self.compute), prevent_cse=self.compute.unroll != 1)
-        return run(x, params, cache, key, context)
+        x, cache, losses = run(x, params, _read(caches, name, j), key, shared)
+        return x, _write(caches, name, j, cache), losses
 
-    def empty_cache(self, batch: int, length: int, memory: int, dtype: Any) -> dict[str, Cache]:
-        """Room for `length` tokens a sequence in every layer: [layers, B, S, K, H] twice a slot, and with an encoder
-        for the keys and values of `memory` of its tokens."""
-        a = self.cfg.attention
-
-        def room(layers: int, length: int) -> jax.Array:
-            return jnp.zeros((layers, batch, length, a.kv, a.head_dim), dtype)
-
-        return {
-            str(p): Cache(
-                room(len(numbers), length),
-                room(len(numbers), length),
-                *((room(len(numbers), memory),) * 2 if self.cfg.encoder_layers else ()),
-            )
-            for p, numbers in enumerate(self.slots)
-        }
+    def empty_caches(self, rows: int, length: int, encoder_length: int) -> dict[str, Any]:
+        """Room for `length` tokens a row in every layer, and with an encoder for `encoder_length` of its tokens, in the
+        dtype of activations: {slot: a list of one tree a layer where layers are unrolled, else trees stacked}. (XLA's
+        CPU back end copies a stacked cache at every step, NOTES.md.)"""
+        caches: dict[str, Any] = {}
+        for name, slot in self.cfg.slots.items():
+            window = 0 if slot.positions.biased else slot.window  # a bias by distance is laid over all of them
+            one = slot.mixer.empty_cache(rows, length, encoder_length, window, self.compute.dtype)
+            layers = len(slot.layers)
+            unrolled = self.compute.unroll == 0
+            caches[name] = [one] * layers if unrolled else jax.tree.map(lambda a, n=layers: jnp.stack([a] * n), one)
+        return caches
 
 
-def _means(losses: list[Losses]) -> Losses:
-    """Of stacks of losses {name: [layers]}, one a slot, the mean of each over all layers."""
-    names = {name: None for slot in losses for name in slot}
-    return {name: jnp.concatenate([slot[name] for slot in losses if name in slot]).mean() for name in names}
+def _read(caches: Any, name: str, j: Any) -> Any:
+    """The cache of layer j of a slot; j is traced where they are stacked."""
+    if caches is None or isinstance(caches[name], list):
+        return None if caches is None else caches[name][j]
+    return jax.tree.map(lambda a: a[j], caches[name])
+
+
+def _write(caches: Any, name: str, j: Any, cache: Any) -> Any:
+    """`caches` with that of layer j of a slot."""
+    if caches is None:
+        return None
+    if isinstance(caches[name], list):
+        return {**caches, name: [*caches[name][:j], cache, *caches[name][j + 1 :]]}
+    return {**caches, name: jax.tree.map(lambda a, new: a.at[j].set(new.astype(a.dtype)), caches[name], cache)}
+
+
+def _means(slots: list[list[Losses]]) -> Losses:
+    """Of the losses {name: [layers]} of each slot, the mean of each over all layers."""
+    pieces = [piece for slot in slots for piece in slot]
+    names = {name: None for piece in pieces for name in piece}
+    return {name: jnp.concatenate([piece[name] for piece in pieces if name in piece]).mean() for name in names}

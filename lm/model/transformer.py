@@ -4,35 +4,36 @@
 
     {"stem": {"tokens": [V, D], ...}, "layers": {slot: {name: [L, ...]}}, "head": {"norm_scale": [D], "kernel": [D, V]}}
 
-and "encoder", a stem without tables, layers and a norm, where there is one. A model whose layers are all of one kind
+and "encoder", its layers and norm, and a stem where it is a model of its own. A model whose layers are all of one kind
 has the slot "0" alone.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lm.model.attention import Cache
+from lm.model.cache import Cache
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig
+from lm.model.inputs import EncoderOutput, Inputs
 from lm.model.parts import dropout, normal, param
 from lm.model.products import look_up
 from lm.model.scoring import Mask
-from lm.model.stack import Context, Losses, Memory, Params, Stack
+from lm.model.stack import Losses, Params, Shared, Stack
 from lm.sharding.tracing import constrain
 
 __all__ = ["Hidden", "Params", "Transformer"]
 
 
 class Hidden(NamedTuple):
-    """The residual stream x [B, T, D] after the last layer; the cache {slot: Cache} with this call's keys and values;
-    the layers' own losses, weighted already (those of experts' routers)."""
+    """The residual stream x [B, T, D] after the last layer; the cache with this call's tokens; the layers' own losses,
+    weighted already (those of experts' routers)."""
 
     x: jax.Array
-    cache: dict[str, Cache] | None
+    cache: Cache | None
     losses: Losses
 
 
@@ -64,7 +65,8 @@ class Distances(nn.Module):
 
     @nn.compact
     def __call__(self, distances: jax.Array) -> jax.Array | None:
-        return self.cfg.positions.bias(self, distances, self.cfg.attention.heads, self.cfg.causal)
+        heads = self.cfg.attention.sizes().get("heads", ("", 0))[1]
+        return self.cfg.positions.bias(self, distances, heads, self.cfg.causal)
 
 
 class Head(nn.Module):
@@ -123,15 +125,18 @@ class Transformer:
         }
         if cfg.output.next_sentence:
             params["head"] |= NextSentence(cfg, compute).init(head_key, x)["params"]
-        if not cfg.encoder_layers:
-            return params
-        k1, k2, k3 = jax.random.split(encoder_key, 3)
-        encoder = {
-            "layers": Stack(cfg.encoder, compute).boxed(k1, compute.dtype),
-            **Distances(cfg.encoder).init(k2, one[0]).get("params", {}),
-            **Final(cfg.encoder).init(k3, x).get("params", {}),
-        }
-        return params | {"encoder": encoder}
+        return params | ({"encoder": self._boxed_encoder(encoder_key)} if cfg.has_encoder else {})
+
+    def _boxed_encoder(self, key: jax.Array) -> Params:
+        cfg, compute, one = self.cfg.encoder_config, self.compute, jnp.zeros((1, 1), jnp.int32)
+        k1, k2, k3 = jax.random.split(key, 3)
+        x = jnp.zeros((1, 1, cfg.width), compute.dtype)
+        distances = Distances(cfg).init(k2, one[0]).get("params", {})
+        encoder = {"layers": Stack(cfg, compute).boxed(k1, compute.dtype), **Final(cfg).init(k3, x).get("params", {})}
+        if not self.cfg.encoder:  # it shares the decoder's embedding
+            return encoder | distances
+        stem = Stem(cfg, compute).init(jax.random.fold_in(key, 3), one, one, None)["params"]
+        return encoder | {"stem": stem | distances}
 
     def init(self, key: jax.Array) -> Params:
         """Fresh float32 parameters, each drawn from a key of its own path: models that share a part start it alike."""
@@ -156,64 +161,61 @@ class Transformer:
         return jax.tree_util.tree_map_with_path(names, boxed, is_leaf=is_box)
 
     def hidden(
-        self,
-        params: Params,
-        tokens: jax.Array,
-        positions: jax.Array | None = None,
-        mask: Mask | None = None,
-        cache: dict[str, Cache] | None = None,
-        key: jax.Array | None = None,
-        token_types: jax.Array | None = None,
-        memory: jax.Array | None = None,
-        memory_segments: jax.Array | None = None,
+        self, params: Params, inputs: Inputs | jax.Array, cache: Cache | None = None, key: jax.Array | None = None
     ) -> Hidden:
-        """The residual stream after the last layer, of tokens [B, T].
+        """The residual stream after the last layer.
 
-        `positions` [B, T] default to the index among the keys, `mask` to all (causality is the model's own); `cache` is
-        what `empty_cache` makes; a `key` switches dropout on. A decoder with an encoder reads `memory` [B, S, D], what
-        `encode` gave, or what an earlier call left of it in the cache; its `memory_segments` [B, S] meet the mask's."""
+        Args:
+          params: as `init` makes them.
+          inputs: the tokens [B, T] and what belongs to them; tokens alone do. Causality is the model's own.
+          cache: as `empty_cache` makes it, or an earlier call gave it. Its first call reads the encoder's inputs too.
+          key: switches dropout on.
+
+        Raises ValueError for a decoder that reads an encoder, without its inputs."""
+        inputs = Inputs.of(inputs)
+        seen: EncoderOutput | None = None
+        if inputs.encoder is not None:
+            encoder_key, key = (None, None) if key is None else jax.random.split(key)
+            seen = EncoderOutput(self.encode(params, inputs.encoder, encoder_key), self._cross_mask(inputs))
         own, layers = (None, None) if key is None else jax.random.split(key)
-        x, context = self.begin(params, tokens, positions, mask, cache, own, token_types, memory, memory_segments)
-        return Hidden(*Stack(self.cfg.scaled, self.compute)(params["layers"], x, context, cache, layers))
+        x, shared = self.begin(params, inputs, cache, own, seen)
+        caches = None if cache is None else cache.layers
+        x, caches, losses = Stack(self.cfg.scaled, self.compute)(params["layers"], x, shared, caches, layers)
+        return Hidden(x, None if cache is None else _continued(cache, caches, inputs), losses)
 
     def begin(
         self,
         params: Params,
-        tokens: jax.Array,
-        positions: jax.Array | None = None,
-        mask: Mask | None = None,
-        cache: dict[str, Cache] | None = None,
+        inputs: Inputs | jax.Array,
+        cache: Cache | None = None,
         key: jax.Array | None = None,
-        token_types: jax.Array | None = None,
-        memory: jax.Array | None = None,
-        memory_segments: jax.Array | None = None,
-    ) -> tuple[jax.Array, Context]:
-        """The residual stream [B, T, D] before the first layer, and what the layers share; arguments as in `hidden`."""
-        mask = replace(mask or Mask(), causal=self.cfg.causal)
-        seen = tokens.shape[1] if cache is None else cache["0"].k.shape[2]
-        stem = params["stem"]
-        x, context = self._begin(self.cfg, stem, stem, tokens, positions, mask, seen, token_types, key)
-        if not self.cfg.encoder_layers:
-            return x, context
-        if memory is None and cache is None:
+        encoder: EncoderOutput | None = None,
+    ) -> tuple[jax.Array, Shared]:
+        """The residual stream [B, T, D] before the first layer, and what the layers share; arguments as in `hidden`,
+        and the encoder's output."""
+        inputs = Inputs.of(inputs)
+        x, shared = self._begin(self.cfg, params["stem"], params["stem"], inputs, cache, key)
+        if not self.cfg.has_encoder:
+            return x, shared
+        if encoder is None and cache is None:
             raise ValueError("this decoder reads an encoder: give the encoder's tokens too")
-        segments = jnp.ones_like(tokens) if mask.query_segments is None else mask.query_segments
-        return x, context._replace(memory=Memory(memory, Mask(segments, memory_segments, causal=False)))
+        if encoder is None:
+            assert cache is not None
+            encoder = EncoderOutput(None, self._cross_mask(inputs, cache.encoder_segments))
+        return x, shared._replace(encoder=encoder)
 
-    def encode(
-        self,
-        params: Params,
-        tokens: jax.Array,
-        positions: jax.Array | None = None,
-        segments: jax.Array | None = None,
-        key: jax.Array | None = None,
-    ) -> jax.Array:
-        """The encoder's output [B, S, D] of its tokens [B, S], which see each other within their `segments` [B, S]."""
-        cfg, encoder = self.cfg.encoder, params["encoder"]
+    def _cross_mask(self, inputs: Inputs, segments: jax.Array | None = None) -> Mask:
+        """Who may look at the encoder's output: tokens of the same segment."""
+        queries = jnp.ones_like(inputs.tokens) if inputs.segments is None else inputs.segments
+        return Mask(queries, inputs.encoder.segments if inputs.encoder else segments, causal=False)
+
+    def encode(self, params: Params, inputs: Inputs | jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """The encoder's output [B, S, D] of its inputs [B, S], which see each other within their segments."""
+        cfg, encoder, inputs = self.cfg.encoder_config, params["encoder"], Inputs.of(inputs)
         own, layers = (None, None) if key is None else jax.random.split(key)
-        mask = Mask(segments, segments, causal=False)
-        x, context = self._begin(cfg, params["stem"], encoder, tokens, positions, mask, tokens.shape[1], None, own)
-        x, _, _ = Stack(cfg.scaled, self.compute)(encoder["layers"], x, context, None, layers)
+        stem = encoder.get("stem", params["stem"])
+        x, shared = self._begin(cfg, stem, encoder.get("stem", encoder), inputs, None, own)
+        x, _, _ = Stack(cfg.scaled, self.compute)(encoder["layers"], x, shared, None, layers)
         final = {name: value for name, value in encoder.items() if name.startswith("norm")}
         return cast(jax.Array, Final(cfg).apply({"params": final}, x))
 
@@ -222,23 +224,36 @@ class Transformer:
         cfg: ModelConfig,
         stem: Params,
         distances: Params,
-        tokens: jax.Array,
-        positions: jax.Array | None,
-        mask: Mask,
-        seen: int,
-        token_types: jax.Array | None,
+        inputs: Inputs,
+        cache: Cache | None,
         key: jax.Array | None,
-    ) -> tuple[jax.Array, Context]:
-        """The embedding of tokens [B, T], and what the layers share, of `seen` keys."""
-        T = tokens.shape[1]
+    ) -> tuple[jax.Array, Shared]:
+        """The embedding of the inputs, and what the layers share.
+
+        Args:
+          cfg: of the decoder, or of the encoder.
+          stem: parameters of the embedding.
+          distances: a tree with those of the bias by distance.
+          inputs, cache, key: as in `hidden`."""
+        (B, T), offset = inputs.tokens.shape, 0 if cache is None else cache.length
+        fresh = isinstance(offset, int)
+        positions = inputs.positions
         if positions is None:
-            positions = jnp.broadcast_to(jnp.arange(T) + mask.offset, tokens.shape)
+            start = offset if fresh else jnp.broadcast_to(offset, (B,))[:, None]
+            positions = jnp.broadcast_to(jnp.arange(T) + start, inputs.tokens.shape)
         rngs = {} if key is None else {"dropout": key}
-        x = Stem(cfg, self.compute).apply({"params": stem}, tokens, positions, token_types, rngs=rngs)
-        away = jnp.arange(1 - T, seen) - mask.offset
+        x = Stem(cfg, self.compute).apply({"params": stem}, inputs.tokens, positions, inputs.token_types, rngs=rngs)
         table = {name: distances[name] for name in distances if name != "layers"}
-        bias = Distances(cfg).apply({"params": table}, away)
-        return cast(jax.Array, x), Context(mask, Stack(cfg, self.compute).tables(positions), cast(Any, bias))
+
+        def bias(offset: jax.Array | int) -> Any:
+            away = jnp.arange(1 - T, T if cache is None or fresh else cache.size) - offset
+            return Distances(cfg).apply({"params": table}, away)
+
+        by_distance = None
+        if cfg.positions.biased:
+            by_distance = bias(offset) if fresh else jax.vmap(bias)(jnp.broadcast_to(offset, (B,)))
+        shared = Shared(inputs.mask(cfg.causal, offset), Stack(cfg, self.compute).tables(positions), by_distance)
+        return cast(jax.Array, x), shared
 
     def logits(self, params: Params, x: jax.Array) -> jax.Array:
         """Float32 logits [B, T, V] of the residual stream x [B, T, D]; reads `head` and the embedding alone."""
@@ -252,11 +267,22 @@ class Transformer:
             raise ValueError("this model has no output for the next sentence: set model.output.next_sentence=True")
         return cast(jax.Array, NextSentence(self.cfg, self.compute).apply({"params": params["head"]}, x[:, :1]))
 
-    def __call__(self, params: Params, tokens: jax.Array, **kwargs: Any) -> jax.Array:
-        """Float32 logits [B, T, V] of tokens [B, T]; keywords as in `hidden`."""
-        return self.logits(params, self.hidden(params, tokens, **kwargs).x)
+    def __call__(self, params: Params, inputs: Inputs | jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Float32 logits [B, T, V] of inputs [B, T]; arguments as in `hidden`."""
+        return self.logits(params, self.hidden(params, inputs, key=key).x)
 
-    def empty_cache(self, batch: int, length: int, memory: int = 0) -> dict[str, Cache]:
-        """Room for `length` tokens a sequence in every layer, and with an encoder for `memory` of its tokens, in the
+    def empty_cache(self, rows: int, length: int, encoder_length: int = 0) -> Cache:
+        """Room for `length` tokens a row in every layer, and with an encoder for `encoder_length` of its tokens, in the
         activations' dtype."""
-        return Stack(self.cfg, self.compute).empty_cache(batch, length, memory, self.compute.dtype)
+        return Cache(Stack(self.cfg, self.compute).empty_caches(rows, length, encoder_length), size=length)
+
+
+def _continued(cache: Cache, layers: Any, inputs: Inputs) -> Cache:
+    """The cache after these inputs: padding adds nothing to a row's length."""
+    B, T = inputs.tokens.shape
+    more = jnp.full((B,), T) if inputs.segments is None else (inputs.segments > 0).sum(1)
+    segments = cache.encoder_segments
+    if inputs.encoder is not None:
+        segments = inputs.encoder.segments
+        segments = jnp.ones_like(inputs.encoder.tokens) if segments is None else segments
+    return Cache(layers, (cache.length + more).astype(jnp.int32), segments, cache.size)

@@ -7,7 +7,7 @@ data and replica the gradients are summed.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,9 @@ import jax
 from lm.experiment import Experiment
 from lm.model import count
 from lm.model.compute import OUTER
+from lm.model.config import ModelConfig, Slot
 from lm.model.experts import Experts
+from lm.model.parts import FeedForward
 from lm.model.transformer import Transformer
 from lm.plan.plan import Collective, Plan, common
 from lm.plan.topology import Topology
@@ -57,21 +59,14 @@ class Step:
 
     @property
     def width_of(self) -> dict[str, float]:
-        """Numbers a token and layer of what a layer's backward pass may keep, on one device."""
+        """Numbers a token and layer of what a layer's backward pass may keep, on one device; the mean over layers."""
         model, tensor = self.experiment.model, self.axis("tensor")
-        a, ffn = model.attention, model.kinds[0].ffn
-        assert ffn is not None
-        chosen = ffn.chosen if isinstance(ffn, Experts) else 1
-        kv = max(a.kv // tensor, 1) * a.head_dim
-        return dict(
-            query=a.heads * a.head_dim / tensor,
-            key=kv,
-            value=kv,
-            attention=a.heads * a.head_dim / tensor,
-            out=model.width,
-            mlp_in=len(ffn.inputs) * chosen * ffn.mlp / tensor,
-            mlp_out=model.width,
-        )
+
+        def of(slot: Slot) -> dict[str, float]:
+            inner = len(slot.ffn.inputs) * _top_k(slot.ffn) * slot.ffn.mlp / tensor
+            return slot.mixer.activations(tensor) | dict(out=model.width, mlp_in=inner, mlp_out=model.width)
+
+        return _mean(model, of)
 
     def kept(self) -> tuple[str, ...]:
         """The names that stay on the device for the backward pass."""
@@ -87,7 +82,12 @@ class Step:
         moments = _optimizer_bytes(e) / self.shards
         stream = model.width / (self.axis("tensor") if e.layout.sequence else 1)
         between = 4 * stream + self.width_of["mlp_in"] if e.compute.remat == "nothing" else 0  # norms, activations
-        kept = (stream + between + sum(self.width_of[name] for name in self.kept())) * BF16 * self.tokens * model.layers
+        kept = (
+            (stream + between + sum(self.width_of.get(name, 0.0) for name in self.kept()))
+            * BF16
+            * self.tokens
+            * model.layers
+        )
         layer = self.parameters / model.layers / self.axis("tensor")
         head = model.vocab * model.width / self.axis("tensor")
         whole = (2 * layer + head) * BF16 + layer * F32  # gathered: this layer, the next, the head; a gradient whole
@@ -112,7 +112,7 @@ class Step:
         if "attention" in again and "out" not in self.kept():
             again = (*again, "out")  # the feed-forward reads it; its own last product is read by nobody again
         forward = self.forward
-        done_again = sum(forward[name] for name in again) / sum(forward.values())
+        done_again = sum(forward.get(name, 0.0) for name in again) / sum(forward.values())
         return total + (total - 6 * model.vocab * model.width * share) / 3 * done_again
 
     def rest(self) -> float:
@@ -125,19 +125,15 @@ class Step:
 
     @property
     def forward(self) -> dict[str, float]:
-        """FLOPs a token and layer of the forward products and of attention, all devices together."""
-        model = self.experiment.model
-        a, ffn = model.attention, model.kinds[0].ffn
-        assert ffn is not None
-        chosen = ffn.chosen if isinstance(ffn, Experts) else 1
-        heads, kv = (2.0 * model.width * n * a.head_dim for n in (a.heads, a.kv))
-        products = dict(query=heads, key=kv, value=kv, out=heads)
-        inner = 2.0 * model.width * ffn.mlp * chosen
-        return products | dict(
-            mlp_in=inner * len(ffn.inputs),
-            mlp_out=inner,
-            attention=4.0 * a.heads * a.head_dim * self.experiment.length,
-        )
+        """FLOPs a token and layer of the forward products and of mixing, all devices together; the mean over layers."""
+        model, length = self.experiment.model, self.experiment.length
+
+        def of(slot: Slot) -> dict[str, float]:
+            inner = 2.0 * model.width * slot.ffn.mlp * _top_k(slot.ffn)
+            products = slot.mixer.products(model.width) | dict(mlp_in=inner * len(slot.ffn.inputs), mlp_out=inner)
+            return products | dict(attention=slot.mixer.flops(length))
+
+        return _mean(model, of)
 
     def collectives(self) -> Iterator[Collective]:
         """What goes over the network."""
@@ -151,11 +147,11 @@ class Step:
         if tensor > 1:
             yield self._over("all-reduce", 4 * micro * layers, 2 * self.tokens * width * BF16, tensor)
         if context > 1:
-            keys = 2 * self.tokens * context * self.width_of["key"] * BF16
+            keys = self.tokens * context * (self.width_of["key"] + self.width_of["value"]) * BF16
             yield self._over("all-gather", 3 * micro * layers, keys, context)
-        if isinstance(e.model.kinds[0].ffn, Experts) and (expert := self.axis("expert")) > 1:
-            sent = self.tokens * e.model.kinds[0].ffn.chosen * width * BF16
-            yield self._over("all-to-all", 4 * micro * layers, sent, expert)
+        if (routed := sum(isinstance(slot.ffn, Experts) for slot in e.model.by_layer)) and self.axis("expert") > 1:
+            sent = self.tokens * max(_top_k(slot.ffn) for slot in e.model.by_layer) * width * BF16
+            yield self._over("all-to-all", 4 * micro * routed, sent, self.axis("expert"))
         for axis, network in (("data", "ici"), ("replica", "dcn" if self.topology.slices > 1 else "ici")):
             if self.axis(axis) > 1:
                 yield self._over("all-reduce", 1, 2 * self.parameters * F32 / self.shards, self.axis(axis), 1, network)
@@ -166,6 +162,18 @@ class Step:
         speed = self.topology.dcn if network == "dcn" else self.topology.network
         moved = count * size * (devices - 1) / devices
         return Collective(kind, network, True, count * pieces, moved, moved / speed)
+
+
+def _top_k(ffn: FeedForward) -> int:
+    """How many of a feed-forward's copies a token goes through."""
+    return ffn.chosen if isinstance(ffn, Experts) else 1
+
+
+def _mean(model: ModelConfig, of: Callable[[Slot], dict[str, float]]) -> dict[str, float]:
+    """The mean of what `of` says by name, over layers; what a layer does not have is 0."""
+    slots = [(of(slot), len(slot.layers)) for slot in model.slots.values()]
+    names = dict.fromkeys(name for said, _ in slots for name in said)
+    return {name: sum(said.get(name, 0.0) * n for said, n in slots) / model.layers for name in names}
 
 
 def plan(experiment: Experiment, topology: Topology) -> Plan:

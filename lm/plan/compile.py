@@ -147,7 +147,7 @@ def batch_shapes(experiment: Experiment) -> dict[str, tuple[tuple[int, ...], str
         e.length,
         vocab,
         *(1, 2, 3),
-        encoder=bool(e.model.encoder_layers),
+        encoder=e.model.has_encoder,
         special=np.zeros(vocab, bool),
         word_starts=np.ones(vocab, bool),
         cls=1,

@@ -157,9 +157,9 @@ def attended(experiment: Experiment) -> float:
     """The share of a row's keys that a query looks at, the mean over queries and layers; documents are not counted."""
     T, causal = experiment.length, experiment.model.causal
     shares = []
-    for kind in experiment.model.kinds:
-        w = min(kind.window or T, T)
-        shares.append((w - w * w / (2 * T)) / T if causal else min(1.0, (2 * w - 1) / T) if kind.window else 1.0)
+    for slot in experiment.model.by_layer:
+        w = min(slot.window or T, T)
+        shares.append((w - w * w / (2 * T)) / T if causal else min(1.0, (2 * w - 1) / T) if slot.window else 1.0)
     return sum(shares) / len(shares)
 
 

@@ -7,6 +7,7 @@ arithmetic is least sure. It is coarse, so a candidate may exceed the memory by 
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -74,10 +75,11 @@ class Candidate:
 
 def meshes(experiment: Experiment, topology: Topology) -> Iterator[dict[str, int]]:
     """The meshes worth trying: fsdp takes what tensor, expert and context leave of a slice, replica the slices."""
-    ffn = experiment.model.kinds[0].ffn
-    experts = ffn.experts if isinstance(ffn, Experts) else 1
+    slots = experiment.model.slots.values()
+    experts = math.gcd(*(slot.ffn.experts for slot in slots if isinstance(slot.ffn, Experts))) or 1
+    heads = math.gcd(*(size for slot in slots for axis, size in slot.mixer.sizes().values() if axis == "heads"))
     a_slice = topology.devices // topology.slices
-    tensors = [n for n in (1, 2, 4, 8, MOST_TENSOR) if experiment.model.attention.heads % n == 0]
+    tensors = [n for n in (1, 2, 4, 8, MOST_TENSOR) if heads % n == 0]
     contexts = [1, 2, 4, 8, 16] if experiment.length >= LONG else [1]
     splits = [n for n in (1, 2, 4, 8, 16, 32, 64) if n == 1 or (experts > 1 and experts % n == 0)]
     for tensor, context, expert in itertools.product(tensors, contexts, splits):

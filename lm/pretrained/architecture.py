@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from lm.model.config import LayerKind, ModelConfig
+from lm.model.attention import Attention
+from lm.model.config import LayerKind, ModelConfig, Slot
 from lm.model.experts import Experts
+from lm.model.mixer import Mixer
 from lm.model.parts import ACTIVATIONS
 from lm.model.positions import Learned
 from lm.pretrained.fields import Fields
@@ -57,21 +59,35 @@ class Architecture:
 
 def meaning(cfg: ModelConfig) -> ModelConfig:
     """`cfg` in one form for all that compute the same: each layer's kind, nothing that only training reads."""
-    kinds = tuple(replace(k, ffn=_untrained(k.ffn)) for k in cfg.kinds)
-    attention = replace(
-        cfg.attention, kv_heads=cfg.attention.kv, scale=cfg.attention.scale or cfg.attention.head_dim**-0.5
-    )
     positions = replace(cfg.positions, init_scale=0.02) if isinstance(cfg.positions, Learned) else cfg.positions
-    kinds = tuple(replace(k, positions=positions if k.positions == cfg.positions else k.positions) for k in kinds)
+
+    def kind(slot: Slot) -> LayerKind:
+        own = positions if slot.positions == cfg.positions else slot.positions
+        return LayerKind(slot.window, _same_mixer(slot.mixer), own, _untrained(slot.ffn))
+
     return replace(
         cfg,
-        attention=replace(attention, scale=round(attention.scale, 12), out_bias=attention.bias and attention.out_bias),
+        attention=_same_mixer(cfg.attention),
         ffn=_untrained(cfg.ffn),
         positions=positions,
-        pattern=tuple(kinds[i % len(kinds)] for i in range(cfg.layers)),
+        pattern=tuple(map(kind, cfg.by_layer)),
+        first_layers=(),
         dropout=0.0,
         init_scale=0.02,
     )
+
+
+def _same_mixer(mixer: Mixer) -> Mixer:
+    """A mixer in one form for all that compute the same."""
+    if not isinstance(mixer, Attention):
+        return mixer
+    scale = round(mixer.scale or mixer.head_dim**-0.5, 12)
+    return replace(mixer, kv_heads=mixer.kv, scale=scale, out_bias=mixer.bias and mixer.out_bias)
+
+
+def attention_of(cfg: ModelConfig) -> Attention:
+    """The attention of all layers. Raises ValueError for a model with another mixer."""
+    return part(cfg.attention, Attention)
 
 
 def part(value: Any, kind: type[T]) -> T:
@@ -104,13 +120,12 @@ def layer_kinds(fields: Fields, layers: int, windowed: LayerKind, full: Callable
 
 def layer_types(cfg: ModelConfig) -> list[str]:
     """What `layer_kinds` reads."""
-    windows = [kind.window for kind in cfg.kinds]
-    return ["sliding_attention" if windows[i % len(windows)] else "full_attention" for i in range(cfg.layers)]
+    return ["sliding_attention" if slot.window else "full_attention" for slot in cfg.by_layer]
 
 
 def window(cfg: ModelConfig) -> int | None:
     """The one window of `cfg`, or None. Raises ValueError for several."""
-    found = {kind.window for kind in cfg.kinds} - {0}
+    found = {slot.window for slot in cfg.slots.values()} - {0}
     if len(found) > 1:
         raise ValueError(f"windows of several sizes: {sorted(found)}")
     return found.pop() if found else None

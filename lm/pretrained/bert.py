@@ -8,7 +8,16 @@ from lm.model.config import ModelConfig
 from lm.model.families import bert, head_size
 from lm.model.output import NoOutput, Output
 from lm.model.parts import FeedForward, LayerNorm
-from lm.pretrained.architecture import ACTIVATION, Architecture, linear, part, same, sizes, their_activation
+from lm.pretrained.architecture import (
+    ACTIVATION,
+    Architecture,
+    attention_of,
+    linear,
+    part,
+    same,
+    sizes,
+    their_activation,
+)
 from lm.pretrained.fields import Fields
 from lm.pretrained.rows import Flat, Linear, Row, row
 
@@ -104,7 +113,7 @@ def write(cfg: ModelConfig) -> dict[str, Any]:
         "vocab_size": cfg.vocab,
         "num_hidden_layers": cfg.layers,
         "hidden_size": cfg.width,
-        "num_attention_heads": cfg.attention.heads,
+        "num_attention_heads": attention_of(cfg).heads,
         "intermediate_size": cfg.ffn.mlp,
         "max_position_embeddings": cfg.context,
         "type_vocab_size": cfg.token_types,

@@ -9,7 +9,16 @@ from lm.model.parts import FeedForward, RMSNorm
 from lm.model.positions import Rotary
 from lm.model.wiring import Sandwich
 from lm.pretrained import llama, rope
-from lm.pretrained.architecture import ACTIVATION, Architecture, layer_kinds, layer_types, part, same, window
+from lm.pretrained.architecture import (
+    ACTIVATION,
+    Architecture,
+    attention_of,
+    layer_kinds,
+    layer_types,
+    part,
+    same,
+    window,
+)
 from lm.pretrained.fields import Fields
 from lm.pretrained.llama import AT, ATTENTION, DENSE, EMBEDDING, IGNORED, OUTPUT
 from lm.pretrained.rows import Row
@@ -106,18 +115,18 @@ def _two_rotaries(fields: Fields, context: int) -> tuple[Rotary, Rotary]:
 
 def write_gemma(cfg: ModelConfig) -> dict[str, Any]:
     """What `read_gemma` reads."""
-    return {**llama.write(cfg), "attention_bias": cfg.attention.bias}
+    return {**llama.write(cfg), "attention_bias": attention_of(cfg).bias}
 
 
 def write_gemma2(cfg: ModelConfig) -> dict[str, Any]:
     """What `read_gemma2` reads."""
     said = write_gemma(cfg)
     said["hidden_activation"] = said.pop("hidden_act")
-    scalar = (cfg.attention.scale or cfg.attention.head_dim**-0.5) ** -2
+    scalar = (attention_of(cfg).scale or attention_of(cfg).head_dim ** -0.5) ** -2
     return {
         **said,
         "query_pre_attn_scalar": round(scalar) if abs(scalar - round(scalar)) < 1e-6 else scalar,
-        "attn_logit_softcapping": cfg.attention.cap or None,
+        "attn_logit_softcapping": attention_of(cfg).cap or None,
         "final_logit_softcapping": cfg.output.cap or None,
         "sliding_window": window(cfg),
         "layer_types": layer_types(cfg),
@@ -126,7 +135,7 @@ def write_gemma2(cfg: ModelConfig) -> dict[str, Any]:
 
 def write_gemma3(cfg: ModelConfig) -> dict[str, Any]:
     """What `read_gemma3` reads."""
-    local = next((kind.positions for kind in cfg.kinds if kind.window), Rotary())
+    local = next((slot.positions for slot in cfg.slots.values() if slot.window), Rotary())
     both = {"full_attention": cfg.positions, "sliding_attention": local}
     return {
         **write_gemma2(cfg),

@@ -6,7 +6,7 @@ from lm.model.attention import Attention
 from lm.model.config import ModelConfig
 from lm.model.families import gpt, head_size
 from lm.model.parts import FeedForward, LayerNorm
-from lm.pretrained.architecture import ACTIVATION, Architecture, linear, part, same, sizes
+from lm.pretrained.architecture import ACTIVATION, Architecture, attention_of, linear, part, same, sizes
 from lm.pretrained.fields import Fields
 from lm.pretrained.rows import Flat, Fused, Kernel, Row, row
 
@@ -66,7 +66,7 @@ def write(cfg: ModelConfig) -> dict[str, Any]:
         "vocab_size": cfg.vocab,
         "n_layer": cfg.layers,
         "n_embd": cfg.width,
-        "n_head": cfg.attention.heads,
+        "n_head": attention_of(cfg).heads,
         "n_positions": cfg.context,
         "n_inner": cfg.ffn.mlp,
         "activation_function": names.get(cfg.ffn.activation, cfg.ffn.activation),

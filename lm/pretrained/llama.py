@@ -13,6 +13,7 @@ from lm.pretrained import rope
 from lm.pretrained.architecture import (
     ACTIVATION,
     Architecture,
+    attention_of,
     layer_kinds,
     layer_types,
     linear,
@@ -133,9 +134,9 @@ def write(cfg: ModelConfig) -> dict[str, Any]:
         "num_hidden_layers": cfg.layers,
         "hidden_size": cfg.width,
         "max_position_embeddings": scaling.original if isinstance(scaling, Dynamic) else cfg.context,
-        "num_attention_heads": cfg.attention.heads,
-        "num_key_value_heads": cfg.attention.kv,
-        "head_dim": cfg.attention.head_dim,
+        "num_attention_heads": attention_of(cfg).heads,
+        "num_key_value_heads": attention_of(cfg).kv,
+        "head_dim": attention_of(cfg).head_dim,
         "intermediate_size": cfg.ffn.mlp,
         "hidden_act": their_activation(cfg.ffn.activation),
         "rms_norm_eps": norm.eps,
@@ -156,7 +157,7 @@ def read_llama(fields: Fields) -> ModelConfig:
 
 def write_llama(cfg: ModelConfig) -> dict[str, Any]:
     """What `read_llama` reads."""
-    return {**write(cfg), "attention_bias": cfg.attention.bias, "mlp_bias": cfg.ffn.bias}
+    return {**write(cfg), "attention_bias": attention_of(cfg).bias, "mlp_bias": cfg.ffn.bias}
 
 
 def read_mistral(fields: Fields) -> ModelConfig:
@@ -234,7 +235,7 @@ def read_qwen3(fields: Fields) -> ModelConfig:
 
 def write_qwen(cfg: ModelConfig) -> dict[str, Any]:
     """What `read_qwen2` and `read_qwen3` read."""
-    wide = {"attention_bias": cfg.attention.bias} if cfg.attention.out_bias else {}
+    wide = {"attention_bias": attention_of(cfg).bias} if attention_of(cfg).out_bias else {}
     windows = {"use_sliding_window": window(cfg) is not None, "layer_types": layer_types(cfg)}
     return {**write_windowed(cfg), **wide, **windows}
 

@@ -14,8 +14,8 @@ from lm.decode.generate import check_prompts
 from lm.decode.generate import stream as stream_ids
 from lm.decode.sampling import Sampling
 from lm.model.config import ModelConfig
+from lm.model.inputs import Inputs
 from lm.model.output import NoOutput
-from lm.model.scoring import Mask
 from lm.model.transformer import Params, Transformer
 from lm.pretrained import files
 from lm.pretrained import save as saving
@@ -60,13 +60,18 @@ class Pretrained:
             if not self.config.token_types:
                 raise ValueError("token_type_ids: this model has no token types, leave them out")
             types = _like("token_type_ids", token_type_ids, ids, self.config.token_types)
-        if not self.config.encoder_layers:
+        if not self.config.has_encoder:
             if decoder_input_ids is not None:
                 raise ValueError("decoder_input_ids: this model has no encoder, so all its tokens are input_ids")
-            return _logits(self.model, self.params, ids, segments, types)
+            return self._run(ids, segments=segments, token_types=types)
         if decoder_input_ids is None:
             raise ValueError("this model has an encoder and a decoder: give decoder_input_ids too")
-        return _decoded(self.model, self.params, ids, segments, self._checked("decoder ids", decoder_input_ids))
+        segments = np.ones_like(ids) if segments is None else segments
+        encoder = Inputs(jnp.asarray(ids), segments=jnp.asarray(segments))
+        return self._run(self._checked("decoder ids", decoder_input_ids), encoder=encoder)
+
+    def _run(self, tokens: np.ndarray, **others: Any) -> jax.Array:
+        return _logits(self.model, self.params, jax.tree.map(jnp.asarray, Inputs(tokens, **others)))  # type: ignore[arg-type]
 
     def _checked(self, what: str, ids: Any) -> np.ndarray:
         ids = _whole(what, ids)
@@ -126,16 +131,13 @@ class Pretrained:
         Raises ValueError for an encoder alone, which does not write."""
         if not self.config.causal:
             raise ValueError("this model is an encoder: it has logits and vectors, but writes no text")
-        memory: jax.Array | None = None
-        segments: Any = None
-        if self.config.encoder_layers:
+        encoder: Inputs | None = None
+        if self.config.has_encoder:
             check_prompts(prompts, self.config.vocab, self.config.context, 0)
             ids, segments = _padded(prompts, self.config.context)
-            memory, segments = _encoded(self.model, self.params, ids, segments), jnp.asarray(segments)
+            encoder = Inputs(jnp.asarray(ids), segments=jnp.asarray(segments))
             prompts = [[self._decoder_start()]] * len(prompts)
-        yield from stream_ids(
-            self.model, self.params, prompts, max_new_tokens, sampling, self.stops, seed, memory, segments
-        )
+        yield from stream_ids(self.model, self.params, prompts, max_new_tokens, sampling, self.stops, seed, encoder)
 
     def _decoder_start(self) -> int:
         said = (self.ids.get("decoder_start_token_id"), self.ids.get("pad_token_id"))
@@ -167,7 +169,7 @@ class Pretrained:
         ids = {f"{role}_token_id": roles[role] for role in ("bos", "pad") if role in roles} | dict(self.ids)
         if stops := self.stops:
             ids["eos_token_id"] = list(stops) if stops[1:] else stops[0]
-        if self.config.encoder_layers:
+        if self.config.has_encoder:
             ids["decoder_start_token_id"] = self._decoder_start()
         saving.save(Path(directory), architecture, cfg, self.params, self.tokenizer, ids, shard_bytes)
 
@@ -205,29 +207,17 @@ def _padded(rows: Sequence[Sequence[int]], most: int) -> tuple[np.ndarray, np.nd
 
 
 @partial(jax.jit, static_argnums=0)
-def _logits(model: Transformer, params: Params, ids: Any, segments: Any, types: Any) -> jax.Array:
-    x = model.hidden(params, ids, mask=Mask(segments, segments), token_types=types).x
-    return model.logits(params, x)
-
-
-@partial(jax.jit, static_argnums=0)
-def _decoded(model: Transformer, params: Params, ids: Any, segments: Any, decoder_ids: Any) -> jax.Array:
-    segments = jnp.ones_like(ids) if segments is None else segments
-    memory = model.encode(params, ids, segments=segments)
-    return model.logits(params, model.hidden(params, decoder_ids, memory=memory, memory_segments=segments).x)
-
-
-@partial(jax.jit, static_argnums=0)
-def _encoded(model: Transformer, params: Params, ids: Any, segments: Any) -> jax.Array:
-    return model.encode(params, ids, segments=segments)
+def _logits(model: Transformer, params: Params, inputs: Inputs) -> jax.Array:
+    return model(params, inputs)
 
 
 @partial(jax.jit, static_argnums=0)
 def _mean(model: Transformer, params: Params, ids: Any, mask: Any) -> jax.Array:
-    if model.cfg.encoder_layers:
-        x = model.encode(params, ids, segments=mask)
+    inputs = Inputs(ids, segments=mask)
+    if model.cfg.has_encoder:
+        x = model.encode(params, inputs)
     else:
         states = replace(model, cfg=replace(model.cfg, output=NoOutput(), tied=True))  # their last norm is the head's
-        x = states.logits(params, model.hidden(params, ids, mask=Mask(mask, mask)).x)
+        x = states.logits(params, model.hidden(params, inputs).x)
     weights = mask[..., None].astype(jnp.float32)
     return (x.astype(jnp.float32) * weights).sum(1) / weights.sum(1)

@@ -22,7 +22,7 @@ def score(model: Pretrained, files: Sequence[str | Path]) -> dict[str, dict[str,
     It is read in windows of at most WINDOW tokens that do not see one another; the first token of each is given.
 
     Raises ValueError for a model that is not a decoder alone, or a file without text."""
-    if not model.config.causal or model.config.encoder_layers:
+    if not model.config.causal or model.config.has_encoder:
         raise ValueError("perplexity is of a decoder alone: this model reads with an encoder")
     return {str(file): _score(model, file) for file in files}
 

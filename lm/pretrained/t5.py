@@ -7,7 +7,7 @@ from lm.model.families import t5
 from lm.model.output import Output
 from lm.model.parts import FeedForward, RMSNorm
 from lm.model.positions import Relative
-from lm.pretrained.architecture import ACTIVATION, Architecture, linear, part, same, sizes
+from lm.pretrained.architecture import ACTIVATION, Architecture, attention_of, linear, part, same, sizes
 from lm.pretrained.fields import Fields
 from lm.pretrained.rows import Row
 
@@ -94,8 +94,8 @@ def write(cfg: ModelConfig) -> dict[str, Any]:
     return {
         "vocab_size": cfg.vocab,
         "d_model": cfg.width,
-        "num_heads": cfg.attention.heads,
-        "d_kv": cfg.attention.head_dim,
+        "num_heads": attention_of(cfg).heads,
+        "d_kv": attention_of(cfg).head_dim,
         "d_ff": cfg.ffn.mlp,
         "num_layers": cfg.encoder_layers,
         "num_decoder_layers": cfg.layers,

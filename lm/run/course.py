@@ -130,7 +130,7 @@ class Run:
 
     @property
     def _encodes(self) -> bool:
-        return bool(self.experiment.model.encoder_layers)
+        return self.experiment.model.has_encoder
 
     def _tokenizer(self, saved: Path, progress: Any) -> None:
         e = self.experiment

@@ -26,7 +26,7 @@ def _batches(name: str, one: Evaluation, experiment: Experiment, data: Batches, 
     e, objective = experiment, one.objective or experiment.objective
     least = parts * e.accumulate
     rows = max(1, e.rows // one.times // least) * least
-    encoder = bool(e.model.encoder_layers)
+    encoder = e.model.has_encoder
     try:
         found = Batches(data.data, data.tokenizer, data.stores, one.times * e.length, rows, e.seed, objective, encoder)
     except ValueError as error:

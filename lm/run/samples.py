@@ -6,6 +6,7 @@ always the likeliest token.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from lm.data.loader import Batches
 from lm.data.masked import MaskedLM, mask_id
 from lm.data.objective import Batch, CausalLM
 from lm.experiment import Experiment
-from lm.model.scoring import Mask
+from lm.model.inputs import Inputs
 from lm.pretrained import Pretrained
 from lm.text.tokenizer import Tokenizer
 
@@ -89,17 +90,8 @@ def _continued(model: Pretrained, data: Batches, batch: Batch, most: int) -> tup
 
 def _logits(model: Pretrained, batch: Batch) -> Logits:
     """The model's logits where everything but the tokens is as in `batch`."""
-    b = {name: jnp.asarray(array) for name, array in batch.items()}
-    mask = Mask(b["segment_ids"], b["segment_ids"], prefix=b.get("prefix"))
-    others = {}
-    if "encoder_tokens" in b:
-        seen = b["encoder_segment_ids"]
-        others = dict(
-            memory=jax.jit(model.model.encode)(model.params, b["encoder_tokens"], None, seen), memory_segments=seen
-        )
-    if "token_types" in b:
-        others["token_types"] = b["token_types"]
-    forward = jax.jit(lambda params, tokens: model.model(params, tokens, positions=b["positions"], mask=mask, **others))
+    inputs = Inputs.of({name: jnp.asarray(array) for name, array in batch.items()})
+    forward = jax.jit(lambda params, tokens: model.model(params, replace(inputs, tokens=tokens)))
     return lambda tokens: forward(model.params, tokens)
 
 

@@ -40,6 +40,7 @@ RULES: dict[str, Rule] = {
     "mlp": "tensor",
     "vocab": "tensor",
     "head_dim": None,
+    "rank": None,  # of a low-rank product, between its two factors
     "experts": "expert",
     "layers": None,
     "norm": None,  # vectors of width D: too small to be worth gathering

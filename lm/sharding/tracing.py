@@ -55,12 +55,6 @@ def axis_size(*mesh_axes: str) -> int:
     return math.prod(now[0].shape[axis] for axis in mesh_axes if axis not in taken) if now else 1
 
 
-def platform() -> str:
-    """What the mesh in use is made of (cpu, gpu, tpu), which need not be here; outside `using`, JAX's own backend."""
-    now = _CURRENT.get()
-    return now[0].devices.flat[0].platform if now else jax.default_backend()
-
-
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """`x` with its sharding pinned to the mesh axes that the rules give `axes`; no effect outside `using`. A dimension
     that does not divide stays whole: a row or a token by itself, when something is decoded or born."""

@@ -11,44 +11,48 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
+from lm.model.inputs import EncoderOutput, Inputs
 from lm.model.scoring import Mask
-from lm.model.stack import Context, Layer
+from lm.model.stack import Layer, Shared
 from lm.model.transformer import Params, Transformer
 
 
 def activations(model: Transformer, params: Params, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
     """What `model` computes for a batch, by place: the embedding, of each layer the attention's logits (before
     positions), what its sublayers give and the residual stream after it, and the logits."""
-    segments = batch.get("segment_ids")
-    mask = Mask(query_segments=segments, key_segments=segments, prefix=batch.get("prefix"))
-    reads: dict[str, Any] = {"token_types": batch.get("token_types")}
+    inputs, encoder = Inputs.of(batch), None
     seen: dict[str, jax.Array] = {}
-    if "encoder_tokens" in batch:
-        there = batch["encoder_segment_ids"]
-        seen["encoder"] = model.encode(params, batch["encoder_tokens"], batch.get("encoder_positions"), there)
-        reads |= dict(memory=seen["encoder"], memory_segments=there)
-    x, context = model.begin(params, batch["tokens"], batch.get("positions"), mask, **reads)
+    if inputs.encoder is not None:
+        seen["encoder"] = model.encode(params, inputs.encoder)
+        queries = jnp.ones_like(inputs.tokens) if inputs.segments is None else inputs.segments
+        encoder = EncoderOutput(seen["encoder"], Mask(queries, inputs.encoder.segments, causal=False))
+    x, shared = model.begin(params, inputs, encoder=encoder)
     seen["embedding"] = x
-    seen |= dict(_layers(model, params["layers"], x, context))
+    seen |= dict(_layers(model, params["layers"], x, shared))
     return seen | {"logits": model.logits(params, seen[f"layer {model.cfg.layers}"])}
 
 
-def _layers(model: Transformer, params: Params, x: jax.Array, context: Context) -> Iterator[tuple[str, jax.Array]]:
+def _layers(model: Transformer, params: Params, x: jax.Array, shared: Shared) -> Iterator[tuple[str, jax.Array]]:
     """The places of one layer after the other, the residual stream last."""
     cfg = model.cfg.scaled
-    attention = replace(cfg.attention, qk_norm=cast(Any, _Watched(cfg.attention.qk_norm)))
-    cfg = replace(cfg, attention=attention, wiring=cast(Any, _WatchedWiring(cfg.wiring)))
-    period = len(cfg.pattern)
+    cfg = replace(cfg, wiring=cast(Any, _WatchedWiring(cfg.wiring)))
+    slots = {i: (name, slot) for name, slot in cfg.slots.items() for i in slot.layers}
     for i in range(cfg.layers):
-        slot, nth = i % period, i // period
-        layer = Layer(cfg, cfg.kinds[slot], model.compute)
-        own = jax.tree.map(lambda a, nth=nth: a[nth], params[str(slot)])
-        (x, _), told = layer.apply({"params": own}, x, context, context.tables[slot], None, mutable=["seen"])
-        places = {name: value for name, (value,) in told["seen"].items()}
-        q, k = places.pop("query_norm"), places.pop("key_norm")
-        yield f"layer {i + 1} attention logits", _pairs(q, k) * (attention.scale or attention.head_dim**-0.5)
-        for name, value in places.items():
-            yield f"layer {i + 1} {name}", value
+        name, slot = slots[i]
+        mixer: Any = slot.mixer
+        watched = hasattr(mixer, "qk_norm")
+        if watched:
+            mixer = replace(mixer, qk_norm=cast(Any, _Watched(mixer.qk_norm)))
+        layer = Layer(cfg, slot._replace(mixer=mixer), model.compute)
+        nth = slot.layers.index(i)
+        own = jax.tree.map(lambda a, nth=nth: a[nth], params[name])
+        (x, _), told = layer.apply({"params": own}, x, shared.of(name, slot), None, mutable=["seen"])
+        places = {place: value for place, (value,) in told["seen"].items()}
+        if watched:
+            q, k = places.pop("query_norm"), places.pop("key_norm")
+            yield f"layer {i + 1} attention logits", _pairs(q, k) * (mixer.scale or mixer.head_dim**-0.5)
+        for place, value in places.items():
+            yield f"layer {i + 1} {place}", value
         yield f"layer {i + 1}", x
 
 

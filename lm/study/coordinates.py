@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from lm.data.loader import Batches, prepare
 from lm.experiment import Experiment
 from lm.machine.monitor import preparing
+from lm.model.attention import Attention
 from lm.model.config import ModelConfig
 from lm.model.parametrisation import Parametrisation
 from lm.model.transformer import Transformer
@@ -86,7 +87,7 @@ def run(study: Coordinates, folder: Path) -> Analysis:
 
 def _trained(study: Coordinates) -> list[tuple[str, str]]:
     model, seeds = study.base.model, tuple(study.seeds)
-    grown = {"heads": f"number of heads, of size {model.attention.head_dim}", "head_dim": "size of the heads"}
+    grown = {"heads": f"number of heads, of size {_attention(model).head_dim}", "head_dim": "size of the heads"}
     return [
         ("parametrisation", repr(model.parametrisation)),
         ("optimizer", repr(replace(study.base.optimizer, schedule=Constant()))),
@@ -115,12 +116,20 @@ def widened(model: ModelConfig, width: int, grows: str = "heads") -> ModelConfig
     def wide(ffn: Any) -> Any:
         return ffn and replace(ffn, mlp=scaled("ffn.mlp", ffn.mlp))
 
-    several = () if model.attention.kv_heads == 1 else ("kv_heads",)  # one for all heads stays one
+    attention = _attention(model)
+    several = () if attention.kv_heads == 1 else ("kv_heads",)  # one for all heads stays one
     names = ("heads", *several) if grows == "heads" else ("head_dim",)
-    sizes: dict[str, Any] = {name: scaled(f"attention.{name}", getattr(model.attention, name)) for name in names}
+    sizes: dict[str, Any] = {name: scaled(f"attention.{name}", getattr(attention, name)) for name in names}
     pattern = tuple(replace(kind, ffn=wide(kind.ffn)) for kind in model.pattern)
-    attention = replace(model.attention, **sizes)
+    attention = replace(attention, **sizes)
     return replace(model, width=width, attention=attention, ffn=wide(model.ffn), pattern=pattern)
+
+
+def _attention(model: ModelConfig) -> Attention:
+    """The attention of all layers. Raises ValueError for another mixer, which has no heads to widen."""
+    if not isinstance(model.attention, Attention) or any(kind.mixer for kind in model.pattern):
+        raise ValueError("a model is widened by its attention heads: give it Attention in all layers")
+    return model.attention
 
 
 def measure(study: Coordinates) -> Analysis:
@@ -130,7 +139,7 @@ def measure(study: Coordinates) -> Analysis:
     if study.twin and rules[0] != Parametrisation():
         rules.append(Parametrisation())
     with preparing() as progress:
-        data = prepare(e.data, e.length, e.rows, e.seed, e.objective, None, progress, bool(e.model.encoder_layers))
+        data = prepare(e.data, e.length, e.rows, e.seed, e.objective, None, progress, e.model.has_encoder)
     rows: list[Row] = []
     for rule in rules:
         for width in study.widths:

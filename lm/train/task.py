@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from lm.model.context import spread
-from lm.model.scoring import Mask
-from lm.model.transformer import Hidden, Params, Transformer
+from lm.model.context import shard_sequence
+from lm.model.inputs import Inputs
+from lm.model.transformer import Params, Transformer
 from lm.train.loss import Metrics, by_chunks, cross_entropy
 from lm.train.state import TrainState
 
@@ -57,8 +57,8 @@ class Pretraining:
     def loss(self, params: Params, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
         """The weighted sum of the tokens' losses, and metrics that are such sums too."""
         key = key if self.model.cfg.dropout else None
-        batch, dealt = spread(batch, self.model.cfg.causal)
-        x, _, losses = self._hidden(params, batch, key, dealt)
+        batch, zigzag = shard_sequence(batch, self.model.cfg.causal)
+        x, _, losses = self.model.hidden(params, Inputs.of(batch, zigzag), key=key)
 
         def chunk_loss(head: Params, x: jax.Array, rest: Batch) -> tuple[jax.Array, Metrics]:
             return cross_entropy(self.model.logits(head, x), rest["targets"], rest["weights"], self.z_loss)
@@ -82,28 +82,6 @@ class Pretraining:
         logits = self.model.next_sentence(params, x)
         nll, found = cross_entropy(logits, batch["next_sentence"], batch["next_sentence_weights"])
         return nll, {"next_sentence_loss": nll, "next_sentence": found["accuracy"]}
-
-    def _hidden(self, params: Params, batch: Batch, key: jax.Array | None, dealt: bool) -> Hidden:
-        """The model's hidden states of a batch, through its encoder where the batch has tokens for one; `dealt` as in
-        Mask."""
-        segments = batch.get("segment_ids")
-        mask = Mask(query_segments=segments, key_segments=segments, prefix=batch.get("prefix"), dealt=dealt)
-        memory: dict[str, Any] = {}
-        if "encoder_tokens" in batch:
-            keys = (None, None) if key is None else tuple(jax.random.split(key))
-            seen = batch["encoder_segment_ids"]
-            places = batch.get("encoder_positions")
-            encoded = self.model.encode(params, batch["encoder_tokens"], places, seen, keys[0])
-            memory, key = dict(memory=encoded, memory_segments=seen), keys[1]
-        return self.model.hidden(
-            params,
-            batch["tokens"],
-            batch.get("positions"),
-            mask,
-            key=key,
-            token_types=batch.get("token_types"),
-            **memory,
-        )
 
     def batches(self, state: TrainState) -> Iterator[Batch]:
         """The batches from the state's step on."""

@@ -83,10 +83,10 @@ def test_prefix_lengths_are_uniform() -> None:
 
 class Shape(NamedTuple):
     causal: bool
-    encoder_layers: int
+    has_encoder: bool
 
 
-DECODER, ENCODER, BOTH = Shape(True, 0), Shape(False, 0), Shape(True, 2)
+DECODER, ENCODER, BOTH = Shape(True, False), Shape(False, False), Shape(True, True)
 LEGAL = {
     CausalLM(): {DECODER},
     PrefixLM(): {DECODER},

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm.decode.generate import STRETCH, generate, stream
+from lm.decode.generate import CHUNK, generate, stream
 from lm.decode.sampling import Sampling, row_keys
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig
@@ -22,7 +22,7 @@ LLAMA = llama(vocab=31, layers=2, width=16, heads=4, kv_heads=2, mlp=20, context
 COMPUTE = replace(Compute(matmul="float32").resolve("cpu"), unroll=1)
 GREEDY, WARM = Sampling(temperature=0), Sampling(temperature=1.5)
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [7], [30, 0, 12]]
-NEW = 21  # more than a stretch, and no multiple of it
+NEW = 21  # more than a chunk, and no multiple of it
 every_model = pytest.mark.parametrize("cfg", [GPT, LLAMA], ids=["gpt", "llama"])
 
 
@@ -71,7 +71,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(cfg: ModelConfig) -> None:
     for i, prompt in enumerate(PROMPTS):
         assert written(cfg, [prompt]) == [greedy(cfg)[i]]
     assert written(cfg, PROMPTS[:1], sampling=WARM, seed=5) == drawn(cfg)[:1]
-    longer = [PROMPTS[0], list(range(20)), PROMPTS[2]]  # more padding on the left of the others
+    longer = [PROMPTS[0], list(range(20)), PROMPTS[2]]  # more padding behind the others
     again = written(cfg, longer, sampling=WARM, seed=5)
     assert (again[0], again[2]) == (drawn(cfg)[0], drawn(cfg)[2])
 
@@ -85,17 +85,17 @@ def test_a_seed_gives_the_same_text_and_another_another() -> None:
 
 
 def test_a_shorter_text_is_the_start_of_a_longer_one() -> None:
-    for new in (1, STRETCH, STRETCH + 1):
+    for new in (1, CHUNK, CHUNK + 1):
         assert written(LLAMA, new=new) == [row[:new] for row in greedy(LLAMA)]
 
 
 def test_the_stream_is_the_text() -> None:
     chunks = list(stream(Transformer(LLAMA, COMPUTE), lively(LLAMA), PROMPTS, NEW, WARM, seed=5))
-    assert [len(c[0]) for c in chunks] == [STRETCH, NEW - STRETCH]
+    assert [len(c[0]) for c in chunks] == [CHUNK, NEW - CHUNK]
     assert [sum((c[i] for c in chunks), []) for i in range(3)] == drawn(LLAMA)
 
 
-@pytest.mark.parametrize("place", [0, 3, STRETCH - 1, STRETCH, NEW - 1])
+@pytest.mark.parametrize("place", [0, 3, CHUNK - 1, CHUNK, NEW - 1])
 def test_a_row_ends_before_its_stop_token(place: int) -> None:
     """The token at `place` of the first row stops that row where it first comes, and each other row where it does."""
     stop = drawn(LLAMA)[0][place]

@@ -91,7 +91,7 @@ def test_a_page_s_experiment_takes_a_step(name: str) -> None:
     e: Experiment = page(name).experiment
     assert e.name == name and e.data.tokenizer.vocab_size == 4096  # type: ignore[attr-defined]
     none = np.zeros(4096, bool)
-    found = ObjectiveContext(e.length, 4096, 1, 2, None, bool(e.model.encoder_layers), special=none, word_starts=none)
+    found = ObjectiveContext(e.length, 4096, 1, 2, None, e.model.has_encoder, special=none, word_starts=none)
     ones = np.ones((e.rows, e.objective.row_tokens(found) + 1), np.int32)
     batch = e.objective.batch(Rows(ones, ones, ones), found)
     task = Pretraining(Transformer(e.model, e.compute.resolve("cpu")), None, e.z_loss)

@@ -14,11 +14,12 @@ import numpy as np
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig
 from lm.model.families import gemma2, gemma3, gpt, gpt_oss, llama, mixtral, palm
+from lm.model.inputs import Inputs
 from lm.model.positions import Alibi, Relative, Sinusoidal
 from lm.model.scaling import Llama3, YaRN
 from lm.model.transformer import Transformer
 
-SIMPLE = Compute(dtype="float32", matmul="float32", attention="plain", flat="no", unroll=1, loss_chunk=0)
+SIMPLE = Compute(dtype="float32", matmul="float32", attention="plain", flat="no", unroll=1, loss_chunk=0, backend="cpu")
 
 GPT = gpt(vocab=37, layers=3, width=12, heads=3, context=24)
 LLAMA = llama(vocab=41, layers=3, width=16, heads=4, kv_heads=2, mlp=20, context=24, theta=100.0)
@@ -59,9 +60,9 @@ def tokens(cfg: ModelConfig, *shape: int, seed: int = 0) -> np.ndarray:
 
 
 @partial(jax.jit, static_argnums=0)
-def run(model: Transformer, params: Any, ids: jax.Array, **options: Any) -> jax.Array:
+def run(model: Transformer, params: Any, ids: jax.Array, key: Any = None, **inputs: Any) -> jax.Array:
     """The logits, compiled."""
-    return model(params, ids, **options)
+    return model(params, Inputs(ids, **inputs), key=key)
 
 
 def close(got: Any, expected: Any, tolerance: float = 1e-5, least: float = 0.0) -> None:
@@ -166,8 +167,5 @@ def llama_layer(x: np.ndarray, p: dict[str, np.ndarray]) -> np.ndarray:
 
 def mean_loss(model: Transformer, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
     """A scalar of the logits, for gradients."""
-    from lm.model.scoring import Mask
-
-    mask = Mask(query_segments=batch["segments"], key_segments=batch["segments"])
-    logits = model(params, batch["tokens"], positions=batch["positions"], mask=mask)
+    logits = model(params, Inputs(batch["tokens"], batch["positions"], batch["segments"]))
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), batch["targets"][..., None], -1).mean()

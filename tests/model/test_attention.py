@@ -70,7 +70,7 @@ def test_the_gradient_of_parts_that_overlap(parts: list[tuple[int, int]], beyond
     expected = np.zeros((2, size, 3))
     for start, stop, pull in zip(starts, stops, pulls, strict=True):
         expected[:, start:stop] += pull
-    found, pull = jax.vjp(lambda x: _cut(x, spans, size), jnp.zeros((2, size, 3)))
+    found, pull = jax.vjp(lambda x: _cut(x, spans, size, SIMPLE), jnp.zeros((2, size, 3)))
     assert [part.shape for part in found] == [part.shape for part in pulls]
     close(pull([jnp.asarray(part) for part in pulls])[0], expected)
 
@@ -195,7 +195,7 @@ def test_a_model_with_repeated_heads_is_the_same(kv_heads: int) -> None:
     wide = {**params, "layers": {"0": {**params["layers"]["0"], **repeated}}}
     assert jax.tree.map(jnp.shape, wide) == jax.tree.map(jnp.shape, lively(many))
     close(run(Transformer(few, SIMPLE), params, ids), run(Transformer(many, SIMPLE), wide, ids))
-    assert Transformer(few, SIMPLE).empty_cache(2, 5)["0"].k.shape == (3, 2, 5, kv_heads, 4)
+    assert Transformer(few, SIMPLE).empty_cache(2, 5).layers["0"].k.shape == (3, 2, kv_heads, 5, 4)
 
 
 @pytest.mark.parametrize(

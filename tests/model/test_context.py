@@ -1,4 +1,4 @@
-"""Attention over a mesh is attention: dealt or in order, whatever shapes the logits, and with equal work for all."""
+"""Attention over a mesh is attention: zigzag or in order, whatever shapes the logits, and with equal work for all."""
 
 from dataclasses import replace
 from typing import Any
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.model.context import attend, deal, natural
+from lm.model.context import attend, zigzag_shard, zigzag_unshard
 from lm.model.kernels import KERNELS
 from lm.model.scoring import Mask, Scoring
 from lm.sharding.mesh import make_mesh
@@ -28,26 +28,26 @@ def arrays(length: int, H: int = 4, K: int = 2) -> Any:
     return q / 2, k, v
 
 
-def scoring(dealt: int = 0, length: int = T, **options: Any) -> Scoring:
-    """Of two documents and padding; with `dealt`, its arrays in the order of so many devices."""
-    order = lambda x: jnp.asarray(deal(jnp.asarray(x), dealt) if dealt else x)  # noqa: E731
+def scoring(zigzag: int = 0, length: int = T, **options: Any) -> Scoring:
+    """Of two documents and padding; with `zigzag`, its arrays in the order of so many devices."""
+    order = lambda x: jnp.asarray(zigzag_shard(jnp.asarray(x), zigzag) if zigzag else x)  # noqa: E731
     shaped = {name: options.pop(name) for name in ("bias", "cap", "sinks") if name in options}
     segments = order(np.repeat(SEGMENTS, length // T, axis=1))
     if "prefix" in options:
         options["prefix"] = order(options["prefix"])
-    return Scoring(Mask(segments, segments, dealt=dealt > 1, **options), **shaped)
+    return Scoring(Mask(segments, segments, zigzag=zigzag > 1, **options), **shaped)
 
 
-def test_dealt_tokens_are_first_and_last_chunks_in_pairs() -> None:
+def test_zigzag_shards_are_first_and_last_chunks_in_pairs() -> None:
     x = jnp.arange(24).reshape(2, 12)
-    dealt = deal(x, 3)
-    assert dealt[0].tolist() == [0, 1, 10, 11, 2, 3, 8, 9, 4, 5, 6, 7]
-    np.testing.assert_array_equal(natural(dealt, 3), x)
-    np.testing.assert_array_equal(natural(deal(x.T, 2, 0), 2, 0), x.T)
+    zigzag = zigzag_shard(x, 3)
+    assert zigzag[0].tolist() == [0, 1, 10, 11, 2, 3, 8, 9, 4, 5, 6, 7]
+    np.testing.assert_array_equal(zigzag_unshard(zigzag, 3), x)
+    np.testing.assert_array_equal(zigzag_unshard(zigzag_shard(x.T, 2, 0), 2, 0), x.T)
 
 
 def test_each_device_has_the_same_causal_work() -> None:
-    places = deal(jnp.arange(32)[None], 4)[0].reshape(4, 8)
+    places = zigzag_shard(jnp.arange(32)[None], 4)[0].reshape(4, 8)
     assert len(set(np.asarray((places + 1).sum(1)).tolist())) == 1
 
 
@@ -69,9 +69,9 @@ def test_spread_is_whole(name: str, options: dict[str, Any], mesh: dict[str, int
     shared = scoring(C if causal else 0, **options)
 
     def loss(q: jax.Array, k: jax.Array, v: jax.Array, bias: Any) -> Any:
-        q, k, v = (deal(a, C) if causal else a for a in (q, k, v))
+        q, k, v = (zigzag_shard(a, C) if causal else a for a in (q, k, v))
         y = attend(q, k, v, replace(shared, bias=bias), compute)
-        y = natural(y, C) if causal else y
+        y = zigzag_unshard(y, C) if causal else y
         return (y[:, :13] ** 2).sum(), y
 
     def expected(q: jax.Array, k: jax.Array, v: jax.Array, bias: Any) -> Any:
@@ -89,19 +89,19 @@ def test_spread_is_whole(name: str, options: dict[str, Any], mesh: dict[str, int
 
 @pytest.mark.parametrize("options", [{"window": 200, "cap": 2.0}, {"causal": False}], ids=str)
 def test_splash_spread_is_whole(options: dict[str, Any]) -> None:
-    """Interpreted on the CPU: dealt chunks of 128 queries, or halves of the sequence in order."""
+    """Interpreted on the CPU: zigzag chunks of 128 queries, or halves of the sequence in order."""
     q, k, v = arrays(512, 16)
     causal = options.get("causal", True)
     shared, whole = scoring(2 if causal else 0, 512, **options), scoring(0, 512, **options)
     compute = replace(SIMPLE, attention="splash")
 
-    def spread(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    def shard_sequence(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         if not causal:
             return attend(q, k, v, shared, compute)
-        return natural(attend(*(deal(a, 2) for a in (q, k, v)), shared, compute), 2)
+        return zigzag_unshard(attend(*(zigzag_shard(a, 2) for a in (q, k, v)), shared, compute), 2)
 
     with using(make_mesh({"context": 2, "tensor": 2}, jax.devices()[:4])):
-        traced = jax.jit(spread).trace(q, k, v)
+        traced = jax.jit(shard_sequence).trace(q, k, v)
         found = traced.lower().compile()(q, k, v)
     assert "splash" in str(traced.jaxpr)
     expected = jax.jit(lambda q, k, v: KERNELS["plain"](q, k, v, whole, SIMPLE))(q, k, v)

@@ -12,7 +12,7 @@ import pytest
 from lm.decode.generate import generate
 from lm.decode.sampling import Sampling
 from lm.model.families import bert, t5, t5_v1_1
-from lm.model.scoring import Mask
+from lm.model.inputs import Inputs
 from lm.model.transformer import Transformer
 from tests.model.reference import LLAMA, SIMPLE, close, lively, run, tokens, trees_close
 
@@ -22,9 +22,8 @@ GATED = t5_v1_1(vocab=31, layers=2, width=12, heads=3, head_dim=6, mlp=20, conte
 
 
 @partial(jax.jit, static_argnums=0)
-def both(model: Transformer, params: Any, source: Any, target: Any, seen: Any = None, mask: Any = None) -> Any:
-    memory = model.encode(params, source, segments=seen)
-    return model(params, target, memory=memory, memory_segments=seen, mask=mask)
+def both(model: Transformer, params: Any, source: Any, target: Any, seen: Any = None, segments: Any = None) -> Any:
+    return model(params, Inputs(target, segments=segments, encoder=Inputs(source, segments=seen)))
 
 
 def test_every_token_of_an_encoder_sees_every_other() -> None:
@@ -89,8 +88,7 @@ def test_packed_pairs_are_unpacked() -> None:
     source, target = tokens(T5, 1, 9), tokens(T5, 1, 7, seed=1)
     inputs = np.array([[1] * 5 + [2] * 4], np.int32)
     outputs = jnp.asarray([[1] * 3 + [2] * 4], jnp.int32)
-    mask = Mask(query_segments=outputs, key_segments=outputs)
-    together = both(model, params, source, target, inputs, mask)
+    together = both(model, params, source, target, inputs, outputs)
     close(together[:, :3], both(model, params, source[:, :5], target[:, :3]))
     close(together[:, 3:], both(model, params, source[:, 5:], target[:, 3:]))
 
@@ -99,21 +97,18 @@ def test_packed_pairs_are_unpacked() -> None:
 def test_cached_is_full(cfg: Any) -> None:
     model, params = Transformer(cfg, SIMPLE), lively(cfg)
     source, target = tokens(cfg, 2, 7), tokens(cfg, 2, 6, seed=1)
-    memory = model.encode(params, source)
-    x, cache, _ = model.hidden(params, target[:, :3], memory=memory, cache=model.empty_cache(2, 9, 7))
+    first = Inputs(target[:, :3], encoder=Inputs(source))
+    x, cache, _ = model.hidden(params, first, model.empty_cache(2, 9, 7))
     parts = [model.logits(params, x)]
     for t in range(3, 6):
-        x, cache, _ = model.hidden(params, target[:, t : t + 1], mask=Mask(offset=t), cache=cache)
+        x, cache, _ = model.hidden(params, target[:, t : t + 1], cache)
         parts.append(model.logits(params, x))
     close(np.concatenate(parts, axis=1), both(model, params, source, target), 3e-5)
 
 
 def test_greedy_decoding_reads_the_encoder() -> None:
     model, params, source = Transformer(T5, SIMPLE), lively(T5), tokens(T5, 2, 7)
-    memory, seen = model.encode(params, source), np.ones((2, 7), np.int32)
-    found = generate(
-        model, params, [[0], [0]], 5, sampling=Sampling(temperature=0.0), memory=memory, memory_segments=seen
-    )
+    found = generate(model, params, [[0], [0]], 5, sampling=Sampling(temperature=0.0), encoder=Inputs(source))
     ids = np.zeros((2, 1), np.int32)
     for _ in range(5):
         ids = np.concatenate([ids, np.argmax(both(model, params, source, ids)[:, -1:], -1)], axis=1)

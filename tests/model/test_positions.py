@@ -10,18 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.model import positions as module
+from lm.model.compute import Compute
 from lm.model.positions import Alibi, Learned, Positions, Relative, Rotary, Sinusoidal, slopes
 from lm.model.scaling import Dynamic, Linear, Llama3, Scaling, YaRN, plain_angles
 from lm.model.transformer import Distances
-from tests.model.reference import GPT, close, turned
+from tests.model.reference import GPT, SIMPLE, close, turned
 
 X = np.random.default_rng(0).standard_normal((1, 7, 2, 8)).astype(np.float32)
 
 
 def rotated(x: np.ndarray, positions: np.ndarray, theta: float = 100.0) -> np.ndarray:
     rotary = Rotary(theta=theta)
-    return np.asarray(rotary.rotate(jnp.asarray(x), rotary.table(jnp.asarray(positions)[None], x.shape[-1])))
+    return np.asarray(rotary.rotate(jnp.asarray(x), rotary.table(jnp.asarray(positions)[None], x.shape[-1]), SIMPLE))
 
 
 def test_rotary_turns_complex_numbers() -> None:
@@ -47,25 +47,23 @@ def test_rotary_at_zero_is_the_identity_and_keeps_the_dtype() -> None:
 def test_rotary_s_gradient_turns_back() -> None:
     def turn(x: np.ndarray) -> jax.Array:
         table = Rotary(theta=100.0).table(jnp.arange(7)[None], 8)
-        return Rotary(theta=100.0).rotate(jnp.asarray(x), table)
+        return Rotary(theta=100.0).rotate(jnp.asarray(x), table, SIMPLE)
 
     (back,) = jax.vjp(turn, X)[1](turn(X))
     close(back, X, 1e-6)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_rotary_by_a_product_is_the_same(dtype: jnp.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rotary_by_a_product_is_the_same(dtype: jnp.dtype) -> None:
     """A TPU exchanges the halves by a permutation matrix."""
 
-    def both() -> tuple[jax.Array, jax.Array]:
+    def both(compute: Compute) -> tuple[jax.Array, jax.Array]:
         table = Rotary().table(jnp.arange(7)[None], 8)
-        y, pull = jax.vjp(lambda x: Rotary().rotate(x, table), jnp.asarray(X, dtype))
+        y, pull = jax.vjp(lambda x: Rotary().rotate(x, table, compute), jnp.asarray(X, dtype))
         return y, pull(y[..., ::-1])[0]
 
-    wanted = both()
-    monkeypatch.setattr(module, "platform", lambda: "tpu")
-    jax.clear_caches()
-    for found, expected in zip(both(), wanted, strict=True):
+    assert "dot_general" in str(jax.make_jaxpr(lambda: both(replace(SIMPLE, backend="tpu")))())
+    for found, expected in zip(both(replace(SIMPLE, backend="tpu")), both(SIMPLE), strict=True):
         assert found.dtype == dtype
         close(found.astype(jnp.float32), expected.astype(jnp.float32), 1e-6 if dtype == jnp.float32 else 1e-2)
 
@@ -82,7 +80,7 @@ def test_sinusoidal_is_the_paper_s(width: int) -> None:
 
 def test_the_seats_not_taken_do_nothing() -> None:
     for positions in (Positions(), Learned(), Sinusoidal()):
-        assert positions.rotate(X, positions.table(jnp.arange(7)[None], 8)) is X
+        assert positions.rotate(X, positions.table(jnp.arange(7)[None], 8), SIMPLE) is X
         assert positions.bias(None, jnp.arange(-6, 7), 2, True) is None
     for positions in (Positions(), Rotary()):
         assert positions.embed(None, X, jnp.arange(7)[None], 7) is X
@@ -105,7 +103,7 @@ def test_linear_is_positions_divided() -> None:
 
 
 def turned_by(rotary: Rotary, positions: np.ndarray) -> np.ndarray:
-    return np.asarray(rotary.rotate(jnp.asarray(X), rotary.table(jnp.asarray(positions)[None], 8)))
+    return np.asarray(rotary.rotate(jnp.asarray(X), rotary.table(jnp.asarray(positions)[None], 8), SIMPLE))
 
 
 def test_dynamic_begins_where_the_training_ended() -> None:

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from lm.model.attention import Attention
 from lm.model.compute import Compute
-from lm.model.config import ModelConfig
+from lm.model.config import LayerKind, ModelConfig
+from lm.model.inputs import Inputs
 from lm.model.parts import FeedForward, LayerNorm
 from lm.model.positions import Learned, Positions
-from lm.model.scoring import Mask
 from lm.model.transformer import Transformer
 from tests.model.reference import (
     GEMMA2,
@@ -150,8 +150,7 @@ def test_a_later_token_changes_no_earlier_logit(cfg: ModelConfig) -> None:
 def test_packed_is_unpacked(cfg: ModelConfig) -> None:
     """Two documents in a row give the logits of each alone, whatever is in the padding."""
     model, params, batch = Transformer(cfg, SIMPLE), lively(cfg), packed_batch(cfg)
-    mask = Mask(query_segments=batch["segments"], key_segments=batch["segments"])
-    together = run(model, params, batch["tokens"], positions=batch["positions"], mask=mask)
+    together = run(model, params, batch["tokens"], positions=batch["positions"], segments=batch["segments"])
     row = batch["tokens"][:1]
     close(together[:1, :4], run(model, params, row[:, :4]))
     close(together[:1, 4:9], run(model, params, row[:, 4:9]))
@@ -180,43 +179,60 @@ def test_without_positions_the_order_of_the_past_is_not_seen() -> None:
 
 
 @partial(jax.jit, static_argnums=0)
-def cached(model: Transformer, params: Any, ids: jax.Array, cache: Any, offset: Any, **options: Any) -> Any:
-    mask = Mask(offset=offset, **{k: options.pop(k) for k in ("query_segments", "key_segments") if k in options})
-    x, cache, _ = model.hidden(params, ids, mask=mask, cache=cache, **options)
+def prefill(model: Transformer, params: Any, inputs: Inputs) -> Any:
+    """The logits of the first tokens, and a cache with them."""
+    x, cache, _ = model.hidden(params, inputs, model.empty_cache(inputs.tokens.shape[0], 15))
+    return model.logits(params, x), cache
+
+
+@partial(jax.jit, static_argnums=0)
+def cached(model: Transformer, params: Any, ids: jax.Array, cache: Any) -> Any:
+    """The logits of tokens behind a cache, and the cache with them."""
+    x, cache, _ = model.hidden(params, ids, cache)
     return model.logits(params, x), cache
 
 
 @every_model
+@pytest.mark.parametrize("chunks", [(1,) * 5, (3, 2), (1, 4)], ids=str)
 @pytest.mark.parametrize("compute", [SIMPLE, VARIANTS["all of it"]], ids=["simple", "all of it"])
-def test_cached_is_full(cfg: ModelConfig, compute: Compute) -> None:
+def test_cached_is_full(cfg: ModelConfig, compute: Compute, chunks: tuple[int, ...]) -> None:
     model, params, ids = Transformer(cfg, compute), lively(cfg), tokens(cfg, 2, 11)
-    logits, kept = cached(model, params, ids[:, :6], model.empty_cache(2, 15), 0)
-    parts = [logits]
-    for t in range(6, 11):
-        logits, kept = cached(model, params, ids[:, t : t + 1], kept, t)
+    logits, kept = prefill(model, params, Inputs(ids[:, :6]))
+    parts, start = [logits], 6
+    for chunk in chunks:
+        logits, kept = cached(model, params, ids[:, start : start + chunk], kept)
         parts.append(logits)
+        start += chunk
     close(np.concatenate(parts, axis=1), run(Transformer(cfg, SIMPLE), params, ids), 3e-5)
 
 
 @every_model
-def test_cached_is_full_behind_padding_on_the_left(cfg: ModelConfig) -> None:
-    """Prompts of 6 and 3 tokens in one batch, and five tokens more of each."""
-    model, params, ids = Transformer(cfg, SIMPLE), lively(cfg), tokens(cfg, 2, 11)
-    pad = np.array([[0], [3]])
-    segments = (np.arange(15) >= pad).astype(np.int32)
+@pytest.mark.parametrize("compute", [SIMPLE, VARIANTS["all of it"]], ids=["simple", "all of it"])
+def test_rows_of_a_cache_are_at_offsets_of_their_own(cfg: ModelConfig, compute: Compute) -> None:
+    """Prompts of 6 and 3 tokens in one batch, then five tokens more of each."""
+    model, params, ids = Transformer(cfg, compute), lively(cfg), tokens(cfg, 2, 11)
+    prompts = np.array([6, 3])
+    segments = (np.arange(6) < prompts[:, None]).astype(np.int32)
+    logits, kept = prefill(model, params, Inputs(ids[:, :6], segments=segments))
+    parts = [[logits[0, :6]], [logits[1, :3]]]
+    for t in range(5):
+        next_ids = np.stack([ids[0, 6 + t : 7 + t], ids[1, 3 + t : 4 + t]])
+        logits, kept = cached(model, params, next_ids, kept)
+        for row, part in enumerate(parts):
+            part.append(logits[row])
+    assert kept.length.tolist() == [11, 8]
+    close(np.concatenate(parts[0])[None], run(Transformer(cfg, SIMPLE), params, ids[:1]), 3e-5)
+    close(np.concatenate(parts[1])[None], run(Transformer(cfg, SIMPLE), params, ids[1:, :8]), 3e-5)
 
-    def options(start: int, stop: int) -> dict[str, Any]:
-        positions = np.maximum(np.arange(start, stop) - pad, 0).astype(np.int32)
-        return {"positions": positions, "query_segments": segments[:, start:stop], "key_segments": segments}
 
-    logits, kept = cached(model, params, ids[:, :6], model.empty_cache(2, 15), 0, **options(0, 6))
-    parts = [logits]
-    for t in range(6, 11):
-        logits, kept = cached(model, params, ids[:, t : t + 1], kept, t, **options(t, t + 1))
-        parts.append(logits)
-    together = np.concatenate(parts, axis=1)
-    close(together[:1], run(model, params, ids[:1]), 3e-5)
-    close(together[1:, 3:], run(model, params, ids[1:, 3:]), 3e-5)
+def test_a_windowed_layer_caches_no_more_than_its_window() -> None:
+    for compute, stacked in ((SIMPLE, (1,)), (VARIANTS["all of it"], ())):
+        layers = Transformer(MODELS["gemma 3"], compute).empty_cache(2, 15).layers
+        shapes = {name: jax.tree.leaves(cache)[0].shape for name, cache in layers.items()}
+        assert [shape[-2] for shape in shapes.values()] == [3, 3, 15]
+        assert shapes["2"] == (*stacked, 2, 2, 15, 6)
+    alibi = replace(MODELS["alibi"], pattern=(LayerKind(window=3),))
+    assert jax.tree.leaves(Transformer(alibi, SIMPLE).empty_cache(2, 15))[0].shape[-2] == 15
 
 
 # ---------------------------------------------------------------- parameters

@@ -1,0 +1,59 @@
+"""What a transformer reads: the tokens of a batch and whatever else belongs to them, as one value."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lm.model.scoring import Mask
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Inputs:
+    """`tokens` [B, T] int32, and arrays of that shape beside them, or None:
+
+    - `positions`: of each token in its text; by default its index in the row, behind what a cache holds.
+    - `segments`: tokens see one another within a segment alone; 0 is padding. With a cache, padding is on the right.
+    - `prefix`: marks tokens that all of their segment see, also earlier ones (prefix-LM).
+    - `token_types`: the kind of each token (BERT's segments).
+    - `encoder`: what the encoder reads, where there is one; its tokens are [B, S].
+    - `zigzag`: the tokens are in the order of lm/model/context.py's `zigzag_shard`."""
+
+    tokens: jax.Array
+    positions: jax.Array | None = None
+    segments: jax.Array | None = None
+    prefix: jax.Array | None = None
+    token_types: jax.Array | None = None
+    encoder: "Inputs | None" = None
+    zigzag: bool = field(default=False, metadata=dict(static=True))
+
+    @classmethod
+    def of(cls, batch: Any, zigzag: bool = False) -> "Inputs":
+        """The inputs in a batch of a data set, tokens [B, T] alone as inputs, and inputs as they are."""
+        if isinstance(batch, Inputs):
+            return batch
+        if not isinstance(batch, Mapping):
+            return cls(jnp.asarray(batch))
+        encoder = None
+        if "encoder_tokens" in batch:
+            positions, segments = batch.get("encoder_positions"), batch["encoder_segment_ids"]
+            encoder = cls(batch["encoder_tokens"], positions, segments)
+        positions, segments, prefix, types = map(batch.get, ("positions", "segment_ids", "prefix", "token_types"))
+        return cls(batch["tokens"], positions, segments, prefix, types, encoder, zigzag)
+
+    def mask(self, causal: bool, offset: jax.Array | int = 0) -> Mask:
+        """Who sees whom among the tokens; behind `offset` [B] tokens of a cache, which are all of one segment."""
+        cached = not isinstance(offset, int)
+        keys = None if cached else self.segments
+        return Mask(self.segments, keys, offset, None if cached else self.prefix, causal, zigzag=self.zigzag)
+
+
+class EncoderOutput(NamedTuple):
+    """What a decoder reads of its encoder: the hidden states [B, S, D] (None where a cache has their keys and values),
+    and who may look at them."""
+
+    x: jax.Array | None
+    mask: Mask
