@@ -196,6 +196,7 @@ def changes() -> dict[str, Any]:
         "Compute.attention": "blocked",
         **dict.fromkeys(("Compute.block", "Experiment.seq_len", "Relative.furthest"), 8),
         "Compute.flat": "yes",
+        "Compute.backend": "gpu",
         "Compute.remat": "full",
         "Compute.loss_chunk": 8,
         "Adafactor.min_side": 100,
@@ -210,6 +211,9 @@ def changes() -> dict[str, Any]:
         "Breakpoint.step": 8,
         "Breakpoint.weights": {"some": 1.0, "other": 0.01},
         "LayerKind.ffn": FeedForward(20),
+        "LayerKind.mixer": Attention(heads=4, head_dim=8),
+        "ModelConfig.first_layers": (LayerKind(window=3),),
+        "ModelConfig.encoder": replace(base().model, causal=False, width=12),
         "Data.tokenizer": samples()["SentencePieceSpec"],
         "Data.packing": Chunk(),
         **{f"{name}.heldout": 0.6 for name in ("TextFile", "TextFolder", "Jsonl", "Parquet")},
@@ -230,6 +234,7 @@ def changes() -> dict[str, Any]:
 
 CHANGED_IN: dict[str, dict[str, Any]] = {  # Class.field -> what has to hold for that field alone
     "ModelConfig.encoder_layers": dict(objective=SpanCorruption(sentinels=8)),
+    "ModelConfig.encoder": dict(objective=SpanCorruption(sentinels=8)),
     "MaskedLM.next_sentence": PAIRS,
     "Compute.block": dict(compute=dict(attention="blocked", block=4)),
 }

@@ -96,7 +96,7 @@ def test_a_vocabulary_without_room_for_the_objective(texts: Path, tmp_path: Path
 
 
 def test_an_experiment_refuses_a_question_that_its_model_cannot_be_asked(texts: Path) -> None:
-    with pytest.raises(ValueError, match="MaskedLM needs a bidirectional model"):
+    with pytest.raises(ValueError, match="MaskedLM needs an encoder alone"):
         experiment(texts).replace(objective=MaskedLM())
 
 

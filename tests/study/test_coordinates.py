@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,6 +17,7 @@ from lm.experiment import Experiment
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig
 from lm.model.families import llama, t5
+from lm.model.inputs import Inputs
 from lm.model.parametrisation import MuP, Parametrisation
 from lm.model.parts import FeedForward
 from lm.model.transformer import Transformer
@@ -64,9 +64,8 @@ def test_an_encoder_is_looked_at_too() -> None:
     model, params, ids = Transformer(T5, SIMPLE), lively(T5), tokens(T5, 2, 5)
     batch = {"tokens": ids, "encoder_tokens": ids, "encoder_segment_ids": np.ones_like(ids)}
     seen = activations(model, params, batch)
-    memory = model.encode(params, ids, None, jnp.ones_like(ids))
-    close(seen["encoder"], memory)
-    close(seen["logits"], model(params, ids, memory=memory, memory_segments=jnp.ones_like(ids)))
+    close(seen["encoder"], model.encode(params, ids))
+    close(seen["logits"], model(params, Inputs(ids, encoder=Inputs(ids))))
     assert "layer 2 cross" in seen
 
 

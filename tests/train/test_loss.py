@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.model.families import bert, llama, mixtral
+from lm.model.inputs import Inputs
 from lm.model.transformer import Transformer
 from lm.train.loss import by_chunks, cross_entropy
 from lm.train.task import Pretraining
@@ -171,7 +172,7 @@ def test_next_sentences_add_their_mean_over_the_rows_that_ask() -> None:
     task, masked = Pretraining(model, None), {**batch(PAIRED), "token_types": RNG.integers(0, 2, (B, T))}
     asked = {"next_sentence": np.array([0, 1], np.int32), "next_sentence_weights": np.array([0.75, 0.25], np.float32)}
     (plain, before), (total, metrics) = (task.loss(params, data, None) for data in (masked, masked | asked))
-    x = model.hidden(params, masked["tokens"], token_types=masked["token_types"]).x
+    x = model.hidden(params, Inputs(masked["tokens"], token_types=masked["token_types"])).x
     logits = np.asarray(model.next_sentence(params, x))
     _, nll, right = by_hand(logits, asked["next_sentence"], asked["next_sentence_weights"], 0.0)
     np.testing.assert_allclose((metrics["next_sentence_loss"], metrics["next_sentence"]), (nll, right), rtol=1e-4)
