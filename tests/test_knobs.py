@@ -6,12 +6,9 @@ Looked at are the first batches and the text of lowered programs, which holds no
 
 import dataclasses
 import hashlib
-import json
-import os
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +18,18 @@ import numpy as np
 import pytest
 
 from lm import experiment, value
-from lm.data.denoise import UL2, SpanCorruption
 from lm.data.loader import Batches, prepare
-from lm.data.mixture import Breakpoint, Data, Mixture
-from lm.data.objective import CausalLM, PrefixLM
-from lm.data.pack import Chunk, Pack
-from lm.data.records import Jsonl, Parquet, Tfds
-from lm.data.source import TextFile, TextFolder
+from lm.data.records import Tfds
 from lm.data.stdlib import Stdlib
 from lm.experiment import Experiment
-from lm.model.attention import Attention
-from lm.model.compute import Compute
-from lm.model.config import LayerKind, ModelConfig
-from lm.model.experts import Experts
 from lm.model.output import NoOutput, Output
-from lm.model.parametrisation import MuP
-from lm.model.parts import FeedForward, RMSNorm
-from lm.model.positions import Relative
-from lm.model.scaling import Dynamic, Linear, Llama3, YaRN
+from lm.model.parts import RMSNorm
 from lm.model.transformer import Transformer
 from lm.sharding.mesh import make_mesh
 from lm.sharding.rules import Layout
-from lm.text.tokenizer import Bytes, ByteTokenizer, CharacterTokenizer, SentencePieceSpec, TokenizerFile
-from lm.train.optim import Adafactor, AdamW
-from lm.train.schedule import WSD, Cosine, InverseSquareRoot
 from lm.train.step import build_step, state_shardings
 from lm.train.task import Pretraining
+from tests.knobs import CHANGED_IN, CONTEXT, base, changes, samples
 
 SEEN = "what people see of a run; lm/experiment.py lets a run be resumed with another"
 WHEN = "when a run is looked at; training does not see it"
@@ -76,167 +59,6 @@ ELSEWHERE = {
     "Layout.whole": "tests/sharding/test_sharding.py::test_a_dimension_that_does_not_divide_is_refused",
     **dict.fromkeys(("Stdlib.part", "Stdlib.folder"), STDLIB),
     **{f"Tfds.{field.name}": TFDS for field in dataclasses.fields(Tfds)},
-}
-
-
-@dataclass(frozen=True)
-class Anything(CausalLM):
-    """Asks for the next token of any model, also of one that sees it."""
-
-    def check(self, model: Any) -> None:
-        pass
-
-
-# ---------------------------------------------------------------- a small experiment, and what else is to be looked at
-
-
-@cache
-def folder() -> Path:
-    """Texts, as a folder and as records."""
-    import pyarrow
-    from pyarrow import parquet
-
-    root = Path(os.environ["LM_CACHE"]) / "knobs"
-    code = "".join(path.read_text() for path in sorted((Path(experiment.__file__).parent / "model").glob("*.py")))
-    every = [code[i : i + 150] for i in range(0, 18_000, 150)]
-    for name, texts in (("some", every), ("more", every[::2])):
-        (root / name).mkdir(parents=True)
-        for i, text in enumerate(texts):
-            (root / name / f"{i}.{'txt' if i % 2 else 'md'}").write_text(text)
-        (root / f"{name}.txt").write_text("".join(texts))
-        rows = [{"text": text, "other": text.upper()} for text in texts]
-        (root / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        parquet.write_table(pyarrow.Table.from_pylist(rows), root / f"{name}.parquet")
-    ByteTokenizer().save(root / "bytes")
-    CharacterTokenizer(code + code.upper()).save(root / "characters")
-    return root
-
-
-@cache
-def base() -> Experiment:
-    root = folder()
-    return Experiment(
-        name="base",
-        model=ModelConfig(
-            vocab=258,
-            layers=2,
-            width=8,
-            context=16,
-            attention=Attention(heads=2, head_dim=8, kv_heads=1, bias=True),
-            ffn=FeedForward(12, "silu", gated=True),
-        ),
-        data=Data(
-            Mixture(
-                {"some": TextFolder(str(root / "some"), heldout=0.3), "other": TextFile(str(root / "more.txt"))},
-                {"some": 0.5, "other": 0.5},
-                (Breakpoint(4, {"some": 0.01, "other": 1.0}),),
-            ),
-            Bytes(),
-            Pack(),
-        ),
-        objective=Anything(),
-        optimizer=AdamW(schedule=Cosine(warmup_steps=2)),
-        compute=Compute("float32", "float32", "plain", block=4, flat="no", unroll=1, loss_chunk=0),
-        batch_tokens=64,
-        steps=12,
-    )
-
-
-@cache
-def samples() -> dict[str, Any]:
-    """Values of the classes that have no defaults, or whose defaults say too little for so small a model."""
-    root = folder()
-    return {
-        "FeedForward": FeedForward(12, "silu", gated=True),
-        "Experts": Experts(12, "silu", gated=True, experts=3, chosen=2),
-        "Linear": Linear(2.0),
-        "Dynamic": Dynamic(2.0, original=8),
-        "Llama3": Llama3(4.0, original=64),
-        "YaRN": YaRN(4.0, original=64, fast=8.0, truncate=False),
-        "Relative": Relative(buckets=8, furthest=16),
-        "MuP": MuP(4, 6, 1, 1, 4),
-        "Adafactor": Adafactor(min_side=4, weight_decay=0.1),
-        "WSD": WSD(warmup_steps=2),
-        "InverseSquareRoot": InverseSquareRoot(warmup_steps=2),
-        "SpanCorruption": SpanCorruption(sentinels=8),
-        "UL2": UL2(sentinels=16),
-        "TextFile": TextFile(str(root / "some.txt")),
-        "TextFolder": TextFolder(str(root / "some"), heldout=0.3),
-        "Jsonl": Jsonl(str(root / "some.jsonl"), heldout=0.3),
-        "Parquet": Parquet(str(root / "some.parquet"), heldout=0.3),
-        "TokenizerFile": TokenizerFile(str(root / "bytes")),
-        "SentencePieceSpec": SentencePieceSpec(400, train_bytes=20_000),
-    }
-
-
-# what has to hold for a class to be of any effect
-CONTEXT: dict[str, dict[str, Any]] = {"MaskedLM": dict(model=dict(causal=False)), "UL2": dict(model=dict(context=32))}
-PAIRS = dict(model=dict(causal=False, token_types=2, output=Output(next_sentence=True)))
-
-
-@cache
-def changes() -> dict[str, Any]:
-    """Class.field -> what it is changed to, where its type does not tell."""
-    root = folder()
-    some, other = base().data.mixture.sources.values()
-    return {
-        "Experiment.name": "other",
-        "Experiment.prompts": ("x",),
-        "Experiment.embedding": "vectors.npy",
-        "Experiment.mesh": {"data": 2},
-        "Experiment.objective": PrefixLM(),
-        "Experiment.batch_tokens": 128,
-        **dict.fromkeys(("ModelConfig.width", "Attention.head_dim"), 16),
-        "ModelConfig.context": 32,
-        "ModelConfig.pattern": (LayerKind(), LayerKind(window=3)),
-        "Attention.heads": 4,
-        "FeedForward.activation": "relu",
-        "Output.transform": "gelu",
-        **dict.fromkeys(("Compute.dtype", "Compute.matmul", "Compute.gradients"), "bfloat16"),
-        "Compute.attention": "blocked",
-        **dict.fromkeys(("Compute.block", "Experiment.seq_len", "Relative.furthest"), 8),
-        "Compute.flat": "yes",
-        "Compute.backend": "gpu",
-        "Compute.remat": "full",
-        "Compute.loss_chunk": 8,
-        "Adafactor.min_side": 100,
-        "WSD.shape": "linear",
-        "WSD.decay_fraction": 0.5,
-        "MaskedLM.rate": 0.5,
-        "SpanCorruption.rate": 0.5,
-        "SpanCorruption.mean_length": 1.0,
-        "Mixture.sources": {"some": other, "other": some},
-        "Mixture.weights": {"some": 0.9, "other": 0.1},
-        "Mixture.breakpoints": (),
-        "Breakpoint.step": 8,
-        "Breakpoint.weights": {"some": 1.0, "other": 0.01},
-        "LayerKind.ffn": FeedForward(20),
-        "LayerKind.mixer": Attention(heads=4, head_dim=8),
-        "ModelConfig.first_layers": (LayerKind(window=3),),
-        "ModelConfig.encoder": replace(base().model, causal=False, width=12),
-        "Data.tokenizer": samples()["SentencePieceSpec"],
-        "Data.packing": Chunk(),
-        **{f"{name}.heldout": 0.6 for name in ("TextFile", "TextFolder", "Jsonl", "Parquet")},
-        "TextFile.path": str(root / "more.txt"),
-        "TextFolder.path": str(root / "more"),
-        "TextFolder.pattern": "**/*.md",
-        "Jsonl.path": str(root / "more.jsonl"),
-        "Jsonl.field": "other",
-        "Parquet.path": str(root / "more.parquet"),
-        "Parquet.field": "other",
-        "TokenizerFile.path": str(root / "characters"),
-        "SentencePieceSpec.model": "unigram",
-        "SentencePieceSpec.indentations": 0,
-        "SentencePieceSpec.train_bytes": 9_000,
-        "SentencePieceSpec.vocab_size": 380,
-    }
-
-
-CHANGED_IN: dict[str, dict[str, Any]] = {  # Class.field -> what has to hold for that field alone
-    "ModelConfig.encoder_layers": dict(objective=SpanCorruption(sentinels=8)),
-    "ModelConfig.encoder": dict(objective=SpanCorruption(sentinels=8)),
-    "MaskedLM.next_sentence": PAIRS,
-    "Compute.block": dict(compute=dict(attention="blocked", block=4)),
 }
 
 
