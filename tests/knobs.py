@@ -1,52 +1,33 @@
 """A small experiment that holds every kind of value, and what each field of them is changed to."""
-from the experiment has to change with it, or the field is declared inert, with the reason.
 
-Looked at are the first batches and the text of lowered programs, which holds nothing whose result is not used.
-"""
-
-import dataclasses
-import hashlib
 import json
 import os
-import typing
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import pytest
-
-from lm import experiment, value
+from lm import experiment
 from lm.data.denoise import UL2, SpanCorruption
-from lm.data.loader import Batches, prepare
 from lm.data.mixture import Breakpoint, Data, Mixture
 from lm.data.objective import CausalLM, PrefixLM
 from lm.data.pack import Chunk, Pack
-from lm.data.records import Jsonl, Parquet, Tfds
+from lm.data.records import Jsonl, Parquet
 from lm.data.source import TextFile, TextFolder
-from lm.data.stdlib import Stdlib
 from lm.experiment import Experiment
 from lm.model.attention import Attention
 from lm.model.compute import Compute
 from lm.model.config import LayerKind, ModelConfig
 from lm.model.experts import Experts
-from lm.model.output import NoOutput, Output
+from lm.model.output import Output
 from lm.model.parametrisation import MuP
-from lm.model.parts import FeedForward, RMSNorm
+from lm.model.parts import FeedForward
 from lm.model.positions import Relative
 from lm.model.scaling import Dynamic, Linear, Llama3, YaRN
-from lm.model.transformer import Transformer
-from lm.sharding.mesh import make_mesh
-from lm.sharding.rules import Layout
 from lm.text.tokenizer import Bytes, ByteTokenizer, CharacterTokenizer, SentencePieceSpec, TokenizerFile
 from lm.train.optim import Adafactor, AdamW
 from lm.train.schedule import WSD, Cosine, InverseSquareRoot
-from lm.train.step import build_step, state_shardings
-from lm.train.task import Pretraining
+
 
 @dataclass(frozen=True)
 class Anything(CausalLM):
