@@ -13,6 +13,20 @@ CLASSES: dict[str, str] = {
 }
 # new name of the class -> old field -> new field
 FIELDS: dict[str, dict[str, str]] = {
+    "Attention": {"cap": "softcap"},
+    "Output": {"cap": "softcap"},
+    "NoOutput": {"cap": "softcap"},
+    "Experts": {
+        "chosen": "top_k",
+        "normalise": "renormalize",
+        "balance": "load_balance_weight",
+        "router_z": "router_z_weight",
+    },
+    "Relative": {"furthest": "max_distance"},
+    "Sinusoidal": {"longest": "max_wavelength"},
+    "Dynamic": {"original": "original_context"},
+    "Llama3": {"low": "low_freq_factor", "high": "high_freq_factor", "original": "original_context"},
+    "YaRN": {"fast": "beta_fast", "slow": "beta_slow", "attention": "attention_factor", "original": "original_context"},
     "Mixture": {"knots": "breakpoints"},
 }
 MOVED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # new name of the class -> what makes its data new

@@ -47,11 +47,14 @@ def families() -> dict[str, tuple[Any, dict[str, Any]]]:
     from lm.model.families import bert, gpt, llama, mixtral, t5
 
     sizes: dict[str, Any] = dict(vocab=VOCAB, width=16, heads=8, context=LENGTH)
-    mixture = mixtral(**sizes, layers=2, mlp=16, kv_heads=4, experts=4, chosen=2)
+    mixture = mixtral(**sizes, layers=2, mlp=16, kv_heads=4, experts=4, top_k=2)
     return {
         "gpt": (gpt(**sizes, layers=2), dict(attention="blocked", block=8)),
         "llama": (llama(**sizes, layers=2, mlp=16, kv_heads=2), dict(attention="flash", block=4, remat="minimal")),
-        "mixtral": (replace(mixture, ffn=replace(mixture.ffn, balance=0.1)), dict(attention="plain", remat="full")),
+        "mixtral": (
+            replace(mixture, ffn=replace(mixture.ffn, load_balance_weight=0.1)),
+            dict(attention="plain", remat="full"),
+        ),
         "t5": (t5(**sizes, layers=2, mlp=16, head_dim=2), dict(attention="flash", block=8)),
         "bert": (bert(**sizes, layers=2, mlp=16), dict(attention="plain", remat="offload")),
     }

@@ -21,7 +21,7 @@ DENSE = Experiment(
     batch_tokens=24 * 32,
 )
 SPARSE = DENSE.replace(
-    model=mixtral(vocab=256, layers=2, width=48, heads=12, kv_heads=4, mlp=96, context=32, experts=6, chosen=2)
+    model=mixtral(vocab=256, layers=2, width=48, heads=12, kv_heads=4, mlp=96, context=32, experts=6, top_k=2)
 )
 
 

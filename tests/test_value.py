@@ -48,7 +48,7 @@ fractions = st.floats(0, 1, exclude_max=True, allow_subnormal=False)
 norms = st.builds(LayerNorm, eps=fractions, bias=st.booleans()) | st.builds(RMSNorm, eps=fractions) | st.just(Norm())
 positions = (
     st.builds(Learned, init_scale=fractions)
-    | st.builds(Sinusoidal, longest=st.floats(1, 1e7))
+    | st.builds(Sinusoidal, max_wavelength=st.floats(1, 1e7))
     | st.builds(Rotary, theta=st.floats(1, 1e7))
     | st.just(Positions())
 )

@@ -22,7 +22,7 @@ from lm.study.ablation import Ablation
 
 def chosen_of(experts: int) -> Experts:
     """Two of `experts`, each half as wide as the dense feed-forward."""
-    return Experts(mlp=128, activation="silu", gated=True, experts=experts, chosen=2, balance=0.01)
+    return Experts(mlp=128, activation="silu", gated=True, experts=experts, top_k=2, load_balance_weight=0.01)
 
 
 experts = Ablation(

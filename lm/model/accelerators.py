@@ -22,7 +22,7 @@ TILE = 128  # splash attention's blocks are multiples of this
 BLOCKS = (4096, 2048, 1024, 512, 384, 256, 128)
 
 
-def splash_can(mask: Mask, T: int, S: int) -> bool:
+def splash_supports(mask: Mask, T: int, S: int) -> bool:
     """Whether the kernel can do a part [T] of the queries under this mask, on its own blocks."""
     return mask.prefix is None and T % TILE == 0 and S % TILE == 0
 
@@ -71,7 +71,7 @@ def _splash_kernel(
     kernel = kernels.make_splash_mha(
         masks.MultiHeadMask([one] * N),
         block_sizes=kernels.BlockSizes(t, s, s, t, s, s, t, s),
-        attn_logits_soft_cap=scoring.cap or None,
+        attn_logits_soft_cap=scoring.softcap or None,
         head_shards=1,
         q_seq_shards=shards,
         residual_checkpoint_name="attention",
@@ -91,7 +91,7 @@ def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: C
     """`plain` by cuDNN's fused attention, on NVIDIA GPUs, in bfloat16."""
     mask, T, H = scoring.mask, q.shape[1], q.shape[3]
     half = compute.dtype == "bfloat16"
-    if scoring.bias is not None or scoring.cap or scoring.sinks is not None or not half or H % 8 or H > 128:
+    if scoring.bias is not None or scoring.softcap or scoring.sinks is not None or not half or H % 8 or H > 128:
         return _portable(q, k, v, scoring, compute)
     if mask.prefix is not None or not isinstance(mask.offset, int) or mask.offset or T == 1:
         return _portable(q, k, v, scoring, compute)

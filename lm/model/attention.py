@@ -105,7 +105,7 @@ class Attention(Mixer):
     (1706.03762), GQA (2305.13245) and, with one kv head, MQA (1911.02150).
 
     `bias` adds one to the projections, `out_bias` also to the last; `qk_norm` normalises each head's queries and keys
-    before they are rotated (2302.05442); logits are q k times `scale` (0: H^-0.5), bent to within `cap` (0: as they
+    before they are rotated (2302.05442); logits are q k times `scale` (0: H^-0.5), bent to within `softcap` (0: as they
     are; Gemma 2, 2408.00118); `sinks` gives each head a learned logit for looking at nothing (gpt-oss)."""
 
     heads: int
@@ -115,7 +115,7 @@ class Attention(Mixer):
     out_bias: bool = True
     qk_norm: Norm = Norm()
     scale: float = 0.0
-    cap: float = 0.0
+    softcap: float = 0.0
     sinks: bool = False
 
     def __post_init__(self) -> None:
@@ -127,8 +127,8 @@ class Attention(Mixer):
             raise ValueError(
                 f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}: try {' or '.join(map(str, near))}"
             )
-        if self.cap < 0 or self.scale < 0:
-            raise ValueError(f"attention.cap={self.cap}, scale={self.scale}: expected numbers above 0, or 0 for none")
+        if self.softcap < 0 or self.scale < 0:
+            raise ValueError(f"attention.softcap={self.softcap}, scale={self.scale}: expected 0 (none) or more")
 
     @property
     def kv(self) -> int:
@@ -149,7 +149,7 @@ class Attention(Mixer):
         q = positions.rotate(self.qk_norm(module, "query_norm", q), inputs.table, compute)
         k = positions.rotate(self.qk_norm(module, "key_norm", k), inputs.table, compute)
         sinks = param(module, "sinks", (self.heads,), ("heads",), zeros) if self.sinks else None
-        scoring = Scoring(inputs.mask, inputs.bias, self.cap, sinks)
+        scoring = Scoring(inputs.mask, inputs.bias, self.softcap, sinks)
         y, cache = self._mix(q, k, v, scoring, cache, compute)
         return self._out(module, "out", y, x.shape[-1], compute, depth), cache
 
@@ -171,7 +171,7 @@ class Attention(Mixer):
         else:
             assert cache is not None and cache.cross_k is not None and cache.cross_v is not None
             k, v = cache.cross_k, cache.cross_v
-        y, _ = self._mix(q, k, v, Scoring(encoder.mask, cap=self.cap), None, compute)
+        y, _ = self._mix(q, k, v, Scoring(encoder.mask, softcap=self.softcap), None, compute)
         return self._out(module, "cross_out", y, x.shape[-1], compute, depth), cache
 
     def _project(self, module: nn.Module, names: Sequence[str], x: jax.Array, compute: Compute) -> list[jax.Array]:

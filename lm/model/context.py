@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lm.model.accelerators import splash, splash_can
+from lm.model.accelerators import splash, splash_supports
 from lm.model.compute import Compute
 from lm.model.kernels import KERNELS
 from lm.model.scoring import Scoring
@@ -102,7 +102,7 @@ def _attend(
         k, v = (zigzag_unshard(a, shards) for a in (k, v))
         keys, prefix = (None if a is None else zigzag_unshard(a, shards) for a in (keys, prefix))
     mask = replace(scoring.mask, key_segments=keys, prefix=prefix, zigzag=False)
-    if shards > 1 and compute.attention == "splash" and bias is None and splash_can(mask, q.shape[1], k.shape[1]):
+    if shards > 1 and compute.attention == "splash" and bias is None and splash_supports(mask, q.shape[1], k.shape[1]):
         every = replace(scoring, mask=replace(mask, query_segments=queries), sinks=sinks)
         return splash(q, k, v, every, compute, shards, zigzag)
     t, c = q.shape[1] // (2 if zigzag else 1), axis_index(AXIS)

@@ -53,7 +53,7 @@ def _stack_flops(cfg: ModelConfig, length: int) -> int:
     shapes, axes = model.shapes()["layers"], model.axes()["layers"]
     for at, slot in cfg.slots.items():
         layers = len(slot.layers)
-        share = Fraction(slot.ffn.chosen, slot.ffn.experts) if isinstance(slot.ffn, Experts) else Fraction(1)
+        share = Fraction(slot.ffn.top_k, slot.ffn.experts) if isinstance(slot.ffn, Experts) else Fraction(1)
         for name, shape in shapes[at].items():
             names = axes[at][name]
             if CONTRACTED & set(names) and len(names) > 2:

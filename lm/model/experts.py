@@ -22,23 +22,23 @@ from lm.sharding.tracing import split_by
 
 @dataclass(frozen=True)
 class Experts(FeedForward):
-    """`experts` feed-forwards of inner width `mlp`, of which each token takes the `chosen` with the largest router
-    logits, weighted by the softmax over those (`normalise`) or over all.
+    """`experts` feed-forwards of inner width `mlp`, of which each token takes the `top_k` with the largest router
+    logits, weighted by the softmax over those (`renormalize`) or over all.
 
-    `balance` is the weight of the load-balancing loss (2101.03961, equation 4, summed over the choices as Mixtral has
-    it), `router_z` that of the router's z-loss (2202.08906, equation 5)."""
+    `load_balance_weight` is that of the load-balancing loss (2101.03961, equation 4, summed over the choices as Mixtral
+    has it), `router_z_weight` that of the router's z-loss (2202.08906, equation 5)."""
 
     experts: int = 8
-    chosen: int = 2
+    top_k: int = 2
     router_bias: bool = False
-    normalise: bool = True
-    balance: float = 0.0
-    router_z: float = 0.0
+    renormalize: bool = True
+    load_balance_weight: float = 0.0
+    router_z_weight: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.chosen <= self.experts:
-            raise ValueError(f"ffn.chosen={self.chosen} of ffn.experts={self.experts}: expected 1 to {self.experts}")
+        if not 1 <= self.top_k <= self.experts:
+            raise ValueError(f"ffn.top_k={self.top_k} of ffn.experts={self.experts}: expected 1 to {self.experts}")
 
     def __call__(self, module: nn.Module, x: jax.Array, compute: Compute, depth: int) -> jax.Array:
         D, E, F = x.shape[-1], self.experts, self.mlp
@@ -73,10 +73,12 @@ class Experts(FeedForward):
         device's. Experts stay where they are, and what their weights are split over besides is gathered; the tokens of
         all devices along the expert axis come to each, which adds what its own experts make of them (all-gather and
         reduce-scatter: a token travels once, however many experts it has)."""
-        D, F, C = x.shape[-1], arrays[-1 - self.bias].shape[1], self.chosen
-        turned = {"down": (axes["down"][0], *axes["down"][:0:-1])}  # [E, D, F]: gathered on D, the last would be copied
-        arrays = tuple(w.swapaxes(1, 2) if n in turned else w for n, w in zip(axes, arrays, strict=True))
-        whole = {n: _gathered(w, a, D) for (n, a), w in zip((axes | turned).items(), arrays, strict=True)}
+        D, F, C = x.shape[-1], arrays[-1 - self.bias].shape[1], self.top_k
+        transposed = {
+            "down": (axes["down"][0], *axes["down"][:0:-1])
+        }  # [E, D, F]: gathered on D, the last would be copied
+        arrays = tuple(w.swapaxes(1, 2) if n in transposed else w for n, w in zip(axes, arrays, strict=True))
+        whole = {n: _gathered(w, a, D) for (n, a), w in zip((axes | transposed).items(), arrays, strict=True)}
         mine = whole["down"].shape[0]  # experts, of which the first has number `first`
         split = mine < self.experts
         first = axis_index("expert") * mine if split else 0
@@ -92,7 +94,7 @@ class Experts(FeedForward):
             rows = rows.astype(compute.matmul)
             if split:  # the rows of other devices' experts
                 rows = jnp.where((owner < mine)[:, None], rows, 0)
-            y = ragged(rows, whole[name], sizes, compute, name in turned)
+            y = ragged(rows, whole[name], sizes, compute, name in transposed)
             if self.bias:
                 bias = whole[f"{name}_bias"].astype(y.dtype)
                 if name == "down" and F < self.mlp:  # the sum over tensor is to have it once
@@ -116,14 +118,16 @@ class Experts(FeedForward):
         logits = x.astype(jnp.float32) @ router.astype(jnp.float32)
         if self.router_bias:
             logits = add_bias(module, "router_bias", logits, (None,))
-        top, expert = jax.lax.top_k(logits, self.chosen)
-        log_z = jax.nn.logsumexp(top if self.normalise else logits, axis=-1, keepdims=True)
-        if self.balance:
+        top, expert = jax.lax.top_k(logits, self.top_k)
+        log_z = jax.nn.logsumexp(top if self.renormalize else logits, axis=-1, keepdims=True)
+        if self.load_balance_weight:
             share = jax.nn.one_hot(expert, E).sum(2).mean((0, 1))  # of the tokens that each expert gets: no gradient
-            wanted = jax.nn.softmax(logits).mean((0, 1))
-            sow(module, "balance", self.balance * E * (share * wanted).sum())
-        if self.router_z:
-            sow(module, "router_z", self.router_z * jnp.square(jax.nn.logsumexp(logits, axis=-1)).mean())
+            router_probs = jax.nn.softmax(logits).mean((0, 1))
+            add_aux_loss(module, "balance", self.load_balance_weight * E * (share * router_probs).sum())
+        if self.router_z_weight:
+            add_aux_loss(
+                module, "router_z", self.router_z_weight * jnp.square(jax.nn.logsumexp(logits, axis=-1)).mean()
+            )
         return jnp.exp(top - log_z), expert
 
 
@@ -134,6 +138,6 @@ def _gathered(w: jax.Array, axes: tuple[str, ...], width: int) -> jax.Array:
     return all_gather(w, split_by(axes, "embed"), axis)
 
 
-def sow(module: nn.Module, name: str, value: jax.Array) -> None:
+def add_aux_loss(module: nn.Module, name: str, value: jax.Array) -> None:
     """Hand the loss `name` of this layer to the transformer, which gives it to the objective."""
     module.sow("losses", name, value, reduce_fn=lambda _, new: new, init_fn=lambda: jnp.zeros(()))

@@ -19,7 +19,7 @@ from lm.model.scaling import Scaling, YaRN
 from lm.model.wiring import Parallel, PostNorm, Sandwich
 
 UNSCALED = Scaling()
-GPT_OSS_SCALING = YaRN(factor=32.0, original=4096, truncate=False)
+GPT_OSS_SCALING = YaRN(factor=32.0, original_context=4096, truncate=False)
 
 
 def _family(choices: Mapping[str, Any], others: Mapping[str, Any]) -> ModelConfig:
@@ -55,12 +55,12 @@ def gpt_oss(
     mlp: int,
     experts: int,
     context: int,
-    chosen: int = 4,
+    top_k: int = 4,
     window: int = 128,
     theta: float = 150000.0,
     scaling: Scaling = GPT_OSS_SCALING,
     eps: float = 1e-5,
-    balance: float = 0.9,
+    load_balance_weight: float = 0.9,
     **others: Any,
 ) -> ModelConfig:
     """gpt-oss (2508.10925): experts in every layer, weighted by the softmax of the chosen logits, with biases and a
@@ -79,9 +79,9 @@ def gpt_oss(
             clamp=7.0,
             offset=1.0,
             experts=experts,
-            chosen=chosen,
+            top_k=top_k,
             router_bias=True,
-            balance=balance,
+            load_balance_weight=load_balance_weight,
         ),
         norm=RMSNorm(eps=eps),
         positions=Rotary(theta, scaling),
@@ -127,7 +127,13 @@ def mistral(*, window: int = 4096, **others: Any) -> ModelConfig:
 
 
 def mixtral(
-    *, mlp: int, experts: int = 8, chosen: int = 2, balance: float = 0.02, router_z: float = 0.001, **others: Any
+    *,
+    mlp: int,
+    experts: int = 8,
+    top_k: int = 2,
+    load_balance_weight: float = 0.02,
+    router_z_weight: float = 0.001,
+    **others: Any,
 ) -> ModelConfig:
     """Mixtral (2401.04088): Llama's choices with experts in every layer, of which two are chosen and weighted by the
     softmax of their logits."""
@@ -136,9 +142,9 @@ def mixtral(
         activation="silu",
         gated=True,
         experts=experts,
-        chosen=chosen,
-        balance=balance,
-        router_z=router_z,
+        top_k=top_k,
+        load_balance_weight=load_balance_weight,
+        router_z_weight=router_z_weight,
     )
     return llama(**{"mlp": mlp, "theta": 1e6, "ffn": ffn, **others})
 
@@ -181,15 +187,20 @@ def gemma(
 
 
 def gemma2(
-    *, window: int = 4096, query_scale: float = 0.0, cap: float = 50.0, output_cap: float = 30.0, **others: Any
+    *, window: int = 4096, query_scale: float = 0.0, softcap: float = 50.0, output_softcap: float = 30.0, **others: Any
 ) -> ModelConfig:
     """Gemma 2 (2408.00118): Gemma with norms around each sublayer, windows in every second layer, logits of attention
     and of the output bent to within a cap; `query_scale` 0 is H^-0.5."""
     cfg = gemma(**others)
-    attention = _with_attention(cfg, cap=cap, scale=query_scale)
+    attention = _with_attention(cfg, softcap=softcap, scale=query_scale)
     kinds = (LayerKind(window=window), LayerKind())
     return _replaced(
-        cfg, others, attention=attention, wiring=Sandwich(), output=Output(cap=output_cap), pattern=kinds[: cfg.layers]
+        cfg,
+        others,
+        attention=attention,
+        wiring=Sandwich(),
+        output=Output(softcap=output_softcap),
+        pattern=kinds[: cfg.layers],
     )
 
 
@@ -252,7 +263,7 @@ def t5(
     context: int = 512,
     encoder_layers: int = 0,
     buckets: int = 32,
-    furthest: int = 128,
+    max_distance: int = 128,
     eps: float = 1e-6,
     **others: Any,
 ) -> ModelConfig:
@@ -267,7 +278,7 @@ def t5(
         attention=Attention(heads, head_dim, scale=1.0),
         ffn=FeedForward(mlp=mlp, activation="relu"),
         norm=RMSNorm(eps=eps),
-        positions=Relative(buckets, furthest),
+        positions=Relative(buckets, max_distance),
         output=Output(scale=width**-0.5),
         tied=True,
         encoder_layers=encoder_layers or layers,

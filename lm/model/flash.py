@@ -28,22 +28,22 @@ def flash(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: C
     q = jnp.pad(q, [(0, 0)] * 3 + [(0, -T % t), (0, 0)])
     k, v = (jnp.pad(a, [(0, 0)] * 2 + [(0, -S % s), (0, 0)]) for a in (k, v))
     wide = _padded(scoring, T, S, -T % t, -S % s)
-    out = _flash(_Blocks(t, s, S, scoring.cap), q, k, v, wide.bias, wide.sinks, wide.mask)
+    out = _flash(_Blocks(t, s, S, scoring.softcap), q, k, v, wide.bias, wide.sinks, wide.mask)
     return heads_last(out[..., :T, :], compute)
 
 
 class _Blocks(NamedTuple):
-    """The sizes of a block of queries and of keys, the keys that are not padding, and the cap of the logits."""
+    """The sizes of a block of queries and of keys, the keys that are not padding, and the softcap of the logits."""
 
     t: int
     s: int
     length: int
-    cap: float
+    softcap: float
 
     def logits(self, q: jax.Array, k: jax.Array, bias: Any, mask: Mask, i: Any, j: Any, total: int) -> jax.Array:
         """Float32 logits [B, K, G, t, s] of block i of `total` queries, q, and block j of keys, k."""
         rows, columns = Span(i * self.t, self.t), Span(j * self.s, self.s)
-        logits = Scoring(mask, bias, self.cap)(q, k, rows, columns, total)
+        logits = Scoring(mask, bias, self.softcap)(q, k, rows, columns, total)
         return jnp.where(columns.index < self.length, logits, MINUS_INFINITY)
 
     def keys_of(self, mask: Mask, i: Any, blocks: int) -> tuple[Any, Any]:

@@ -14,20 +14,20 @@ from lm.value import suggest
 
 @dataclass(frozen=True)
 class Output:
-    """One product with the vocabulary. `scale` multiplies what it reads (T5 and PaLM: D^-0.5), `cap` bends the logits
-    into plus and minus itself, cap * tanh(logits / cap) (Gemma 2, 2408.00118), `bias` adds one a token; `transform`
-    names the activation of a D x D product and norm that come before (BERT, 1810.04805). With `next_sentence` there
-    is a second output, two logits a row, beside that over the vocabulary."""
+    """One product with the vocabulary. `scale` multiplies what it reads (T5 and PaLM: D^-0.5), `softcap` bends the
+    logits to softcap * tanh(logits / softcap) (Gemma 2, 2408.00118), `bias` adds one a token; `transform` names the
+    activation of a D x D product and norm that come before (BERT, 1810.04805). With `next_sentence` there is a second
+    output, two logits a row, beside that over the vocabulary."""
 
     scale: float = 1.0
-    cap: float = 0.0
+    softcap: float = 0.0
     bias: bool = False
     transform: str = ""
     next_sentence: bool = False
 
     def __post_init__(self) -> None:
-        if self.cap < 0:
-            raise ValueError(f"output.cap={self.cap}: expected a number above 0, or 0 for none")
+        if self.softcap < 0:
+            raise ValueError(f"output.softcap={self.softcap}: expected a number above 0, or 0 for none")
         if self.transform and self.transform not in ACTIVATIONS:
             raise ValueError(f"unknown activation {self.transform!r}: {suggest(self.transform, ACTIVATIONS)}")
 
@@ -46,9 +46,9 @@ class Output:
         logits = linear(x, kernel, compute).astype(jnp.float32)
         if self.bias:
             logits = add_bias(module, "bias", logits, ("vocab",))
-        return self.cap * jnp.tanh(logits / self.cap) if self.cap else logits
+        return self.softcap * jnp.tanh(logits / self.softcap) if self.softcap else logits
 
-    def sentences(self, module: nn.Module, x: jax.Array, compute: Compute) -> jax.Array:
+    def next_sentence_logits(self, module: nn.Module, x: jax.Array, compute: Compute) -> jax.Array:
         """Float32 logits [B, 2] of the first tokens' x [B, 1, D]: the row's second text follows its first (0), or comes
         from elsewhere (1) (BERT, 1810.04805, section 3.1, task 2)."""
         D = x.shape[-1]

@@ -17,18 +17,19 @@ Axes = Sequence[str | None]
 STACKED = ("layers", "experts")  # axes along which whole matrices are stacked
 
 
-class Grown(tuple[str | None, ...]):
-    """The logical axes of a parameter, and how many times as long each is as in the base model: its `growth`."""
+class MultipliedAxes(tuple[str | None, ...]):
+    """The logical axes of a parameter, and of each the `multipliers`: how many times as long it is
+    as in the base model."""
 
-    growth: tuple[float, ...]
+    multipliers: tuple[float, ...]
 
-    def __new__(cls, names: Axes, growth: Sequence[float]) -> "Grown":
+    def __new__(cls, names: Axes, multipliers: Sequence[float]) -> "MultipliedAxes":
         made = super().__new__(cls, names)
-        made.growth = tuple(growth)
+        made.multipliers = tuple(multipliers)
         return made
 
 
-def sides(axes: Axes) -> tuple[tuple[int, ...], ...]:
+def matrix_dims(axes: Axes) -> tuple[tuple[int, ...], ...]:
     """The dimensions of one stacked matrix, grouped by the side they belong to. A vector has one group or none.
 
     ("layers", "embed", "heads", "head_dim") -> ((1,), (2, 3))."""
@@ -44,11 +45,11 @@ def sides(axes: Axes) -> tuple[tuple[int, ...], ...]:
     return tuple(groups)
 
 
-def fans(axes: Axes) -> tuple[float, float]:
+def fan_multipliers(axes: Axes) -> tuple[float, float]:
     """How many times as many inputs and outputs a parameter has as in the base model; a vector has outputs alone."""
-    if not isinstance(axes, Grown):
+    if not isinstance(axes, MultipliedAxes):
         return 1.0, 1.0
-    *_, inputs, outputs = 1.0, 1.0, *(math.prod(axes.growth[i] for i in side) for side in sides(axes))
+    *_, inputs, outputs = 1.0, 1.0, *(math.prod(axes.multipliers[i] for i in side) for side in matrix_dims(axes))
     return inputs, outputs
 
 
@@ -79,7 +80,7 @@ class Parametrisation:
         """The axes of a parameter of `cfg` with that shape, and what it has to say of their growth."""
         return tuple(names)
 
-    def first(self, value: jax.Array, axes: Axes) -> jax.Array:
+    def scale_init(self, value: jax.Array, axes: Axes) -> jax.Array:
         """The first value of a parameter, of the one that was drawn."""
         return value
 
@@ -130,7 +131,7 @@ class MuP(Parametrisation):
             raise ValueError(f"MuP says nothing of {what}: use Parametrisation(), the standard one")
 
     def axes(self, names: Axes, shape: Sequence[int], cfg: Sized) -> tuple[str | None, ...]:
-        return Grown(names, [self._growth(name, size, cfg) for name, size in zip(names, shape, strict=True)])
+        return MultipliedAxes(names, [self._growth(name, size, cfg) for name, size in zip(names, shape, strict=True)])
 
     def _growth(self, name: str | None, size: int, cfg: Sized) -> float:
         wider = cfg.width / self.base_width
@@ -147,8 +148,8 @@ class MuP(Parametrisation):
         }
         return by_axis.get(name or "", 1.0)
 
-    def first(self, value: jax.Array, axes: Axes) -> jax.Array:
-        inputs, outputs = fans(axes)
+    def scale_init(self, value: jax.Array, axes: Axes) -> jax.Array:
+        inputs, outputs = fan_multipliers(axes)
         return value * inputs**-0.5 if inputs != 1 and outputs == 1 else value
 
     def attention_scale(self, scale: float, head_dim: int) -> float:

@@ -68,11 +68,11 @@ class Learned(Positions):
 class Sinusoidal(Positions):
     """Sines and cosines of geometrically spaced wavelengths (1706.03762, section 3.5), sines first, then cosines."""
 
-    longest: float = 10000.0
+    max_wavelength: float = 10000.0
 
     def embed(self, module: nn.Module, x: jax.Array, positions: jax.Array, context: int) -> jax.Array:
         half = x.shape[-1] // 2
-        angles = positions[..., None] * self.longest ** (-jnp.arange(half, dtype=jnp.float32) / half)
+        angles = positions[..., None] * self.max_wavelength ** (-jnp.arange(half, dtype=jnp.float32) / half)
         waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
         return x + jnp.pad(waves, [(0, 0), (0, 0), (0, x.shape[-1] - 2 * half)]).astype(x.dtype)
 
@@ -147,24 +147,27 @@ def slopes(heads: int) -> np.ndarray:
 @dataclass(frozen=True)
 class Relative(Positions):
     """A learned bias for each head and bucket of distances (T5: 1910.10683, section 2.1): half of the buckets for
-    single distances, the others ever wider up to `furthest`; where keys may be later than queries, half for those."""
+    single distances, the others ever wider up to `max_distance`; where keys may come later than queries, half are for
+    those."""
 
     buckets: int = 32
-    furthest: int = 128
+    max_distance: int = 128
 
     biased: ClassVar[bool] = True
 
     def bias(self, module: nn.Module, distances: jax.Array, heads: int, causal: bool) -> jax.Array | None:
         table = param(module, "relative", (self.buckets, heads), (None, "heads"), normal(1.0))
         side = self.buckets if causal else self.buckets // 2
-        back = jnp.asarray(self._bucket_of(side))[jnp.clip(jnp.abs(distances), 0, self.furthest)]
+        back = jnp.asarray(self._bucket_of(side))[jnp.clip(jnp.abs(distances), 0, self.max_distance)]
         ahead = jnp.where(distances > 0, 0 if causal else back + side, back)
         return table[ahead].T
 
     def _bucket_of(self, side: int) -> np.ndarray:
-        """The bucket of each distance from 0 to `furthest`, of `side` buckets; in float32, as it was published."""
+        """The bucket of each distance from 0 to `max_distance`, of `side` buckets; in float32, as it was published."""
         exact = side // 2
-        n = np.maximum(np.arange(self.furthest + 1), 1).astype(np.float32)
-        ratio = np.log(n / np.float32(exact)) / np.float32(math.log(self.furthest / exact))
+        n = np.maximum(np.arange(self.max_distance + 1), 1).astype(np.float32)
+        ratio = np.log(n / np.float32(exact)) / np.float32(math.log(self.max_distance / exact))
         wide = exact + (ratio * np.float32(side - exact)).astype(np.int32)
-        return np.where(np.arange(self.furthest + 1) < exact, np.arange(self.furthest + 1), np.minimum(wide, side - 1))
+        return np.where(
+            np.arange(self.max_distance + 1) < exact, np.arange(self.max_distance + 1), np.minimum(wide, side - 1)
+        )

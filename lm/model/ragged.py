@@ -20,30 +20,32 @@ LEAST = 128
 Tiles = tuple[int, int, int]
 
 
-def ragged(rows: jax.Array, weights: jax.Array, sizes: jax.Array, compute: Compute, turned: bool = False) -> jax.Array:
-    """[M, O] in `compute.dtype`: rows [M, I] times the matrices weights [E, I, O] (`turned`: [E, O, I]), the first
+def ragged(
+    rows: jax.Array, weights: jax.Array, sizes: jax.Array, compute: Compute, transposed: bool = False
+) -> jax.Array:
+    """[M, O] in `compute.dtype`: rows [M, I] times the matrices weights [E, I, O] (`transposed`: [E, O, I]), the first
     sizes[0] rows times the first, and so on. What rows after the last run get, and hand back as gradients, means
     nothing."""
-    ends = weights.shape[:0:-1] if turned else weights.shape[1:]
+    ends = weights.shape[:0:-1] if transposed else weights.shape[1:]
     tiles: Tiles = tuple(math.gcd(n, most) for n, most in zip((len(rows), *ends), TILES, strict=True))  # type: ignore
     if compute.backend == "tpu" and min(tiles) >= LEAST:
-        run = _turned if turned else megablox.gmm
+        run = _gmm_transposed if transposed else megablox.gmm
         return run(rows, weights, sizes, jnp.dtype(compute.dtype), tiles)
-    weights = weights.swapaxes(1, 2) if turned else weights
+    weights = weights.swapaxes(1, 2) if transposed else weights
     return jax.lax.ragged_dot(rows, weights, sizes, preferred_element_type=jnp.float32).astype(compute.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _turned(rows: jax.Array, weights: jax.Array, sizes: jax.Array, dtype: Any, tiles: Tiles) -> jax.Array:
+def _gmm_transposed(rows: jax.Array, weights: jax.Array, sizes: jax.Array, dtype: Any, tiles: Tiles) -> jax.Array:
     """The kernel with weights [E, O, I]. Its gradient of them is made as they are; megablox's own would turn it."""
     return gmm(rows, weights, sizes, dtype, tiles, transpose_rhs=True)
 
 
-def _turned_forward(rows: jax.Array, weights: jax.Array, sizes: jax.Array, dtype: Any, tiles: Tiles) -> Any:
-    return _turned(rows, weights, sizes, dtype, tiles), (rows, weights, sizes)
+def _gmm_transposed_forward(rows: jax.Array, weights: jax.Array, sizes: jax.Array, dtype: Any, tiles: Tiles) -> Any:
+    return _gmm_transposed(rows, weights, sizes, dtype, tiles), (rows, weights, sizes)
 
 
-def _turned_backward(dtype: Any, tiles: Tiles, saved: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+def _gmm_transposed_backward(dtype: Any, tiles: Tiles, saved: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, None]:
     rows, weights, sizes = saved
     tiles = tiles[0], tiles[2], tiles[1]
     drows = gmm(g, weights, sizes, rows.dtype, tiles)
@@ -51,4 +53,4 @@ def _turned_backward(dtype: Any, tiles: Tiles, saved: Any, g: jax.Array) -> tupl
     return drows, dweights, None
 
 
-_turned.defvjp(_turned_forward, _turned_backward)
+_gmm_transposed.defvjp(_gmm_transposed_forward, _gmm_transposed_backward)

@@ -37,58 +37,58 @@ class Linear(Scaling):
 
 @dataclass(frozen=True)
 class Dynamic(Scaling):
-    """A larger theta once a call sees a position beyond `original`, growing with it (bloc97's dynamic NTK). Keys in a
-    cache keep the angles of the call that wrote them."""
+    """A larger theta once a call sees a position beyond `original_context`, growing with it (bloc97's dynamic NTK).
+    Keys in a cache keep the angles of the call that wrote them."""
 
     factor: float
-    original: int
+    original_context: int
 
     def __call__(self, theta: float, head_dim: int, positions: jax.Array) -> tuple[jax.Array, float]:
-        length = jnp.maximum(positions.max() + 1, self.original).astype(jnp.float32)
-        stretch = self.factor * length / self.original - (self.factor - 1)
+        length = jnp.maximum(positions.max() + 1, self.original_context).astype(jnp.float32)
+        stretch = self.factor * length / self.original_context - (self.factor - 1)
         return plain_angles(theta * stretch ** (head_dim / (head_dim - 2)), head_dim), 1.0
 
 
 @dataclass(frozen=True)
 class Llama3(Scaling):
-    """Wavelengths longer than `original` / `low` positions divided by `factor`, those shorter than `original` / `high`
-    as they are, and between them a smooth passage (Llama 3.1, 2407.21783)."""
+    """Wavelengths longer than `original_context` / `low_freq_factor` positions divided by `factor`, those shorter than
+    `original_context` / `high_freq_factor` as they are, and between them a smooth passage (Llama 3.1, 2407.21783)."""
 
     factor: float
-    low: float = 1.0
-    high: float = 4.0
-    original: int = 8192
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_context: int = 8192
 
     def __call__(self, theta: float, head_dim: int, positions: jax.Array) -> tuple[jax.Array, float]:
         angles = plain_angles(theta, head_dim)
-        turns = self.original * angles / (2 * math.pi)  # within the original context
-        keep = jnp.clip((turns - self.low) / (self.high - self.low), 0, 1)
+        turns = self.original_context * angles / (2 * math.pi)  # within the original context
+        keep = jnp.clip((turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor), 0, 1)
         return (1 - keep) * angles / self.factor + keep * angles, 1.0
 
 
 @dataclass(frozen=True)
 class YaRN(Scaling):
-    """Pairs that turn less than `slow` times within `original` positions are slowed by `factor`, those that turn more
-    than `fast` times are kept, and between them a ramp; what is turned is lengthened by `attention` (0: 0.1 ln(factor)
-    + 1) (2309.00071). `truncate` rounds the ramp's ends to whole pairs."""
+    """Pairs that rotate less than `beta_slow` times within `original_context` positions are slowed by `factor`, those
+    that rotate more than `beta_fast` times are kept, and between them a ramp; queries and keys are multiplied by
+    `attention_factor` (0: 0.1 ln(factor) + 1) (2309.00071). `truncate` rounds the ramp's ends to whole pairs."""
 
     factor: float
-    original: int
-    fast: float = 32.0
-    slow: float = 1.0
-    attention: float = 0.0
+    original_context: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 0.0
     truncate: bool = True
 
     def __call__(self, theta: float, head_dim: int, positions: jax.Array) -> tuple[jax.Array, float]:
         angles = plain_angles(theta, head_dim)
-        low, high = (self._pair(turns, theta, head_dim) for turns in (self.fast, self.slow))
+        low, high = (self._pair(turns, theta, head_dim) for turns in (self.beta_fast, self.beta_slow))
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, head_dim - 1)
         ramp = np.clip((np.arange(head_dim // 2) - low) / max(high - low, 0.001), 0, 1).astype(np.float32)
-        size = self.attention or (0.1 * math.log(self.factor) + 1 if self.factor > 1 else 1.0)
+        size = self.attention_factor or (0.1 * math.log(self.factor) + 1 if self.factor > 1 else 1.0)
         return angles / self.factor * ramp + angles * (1 - ramp), size
 
     def _pair(self, turns: float, theta: float, head_dim: int) -> float:
         """The pair (a fraction of them too) that turns so many times within the original context."""
-        return head_dim * math.log(self.original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+        return head_dim * math.log(self.original_context / (turns * 2 * math.pi)) / (2 * math.log(theta))

@@ -109,12 +109,12 @@ class Span:
 @dataclass(frozen=True)
 class Scoring:
     """What shapes the logits besides q and k: who may look at whom; a `bias` by distance, [N, T + S - 1], or one for
-    each row (the first is that of key 0 to query T - 1); a `cap` that bends them to cap * tanh(logits / cap) (Gemma 2,
-    2408.00118; 0: none); and `sinks` [N], the logit of looking at nothing (gpt-oss; 2309.17453)."""
+    each row (the first is that of key 0 to query T - 1); a `softcap` that bends them to softcap * tanh(logits /
+    softcap) (Gemma 2, 2408.00118; 0: none); and `sinks` [N], the logit of looking at nothing (gpt-oss; 2309.17453)."""
 
     mask: Mask
     bias: jax.Array | None = None
-    cap: float = 0.0
+    softcap: float = 0.0
     sinks: jax.Array | None = None
 
     def __call__(self, q: jax.Array, k: jax.Array, rows: Span, columns: Span, queries: int) -> jax.Array:
@@ -125,8 +125,8 @@ class Scoring:
             K, G = q.shape[1:3]
             part = by_distance(self.bias, rows, columns, queries)
             logits = logits + part.reshape(*part.shape[:-3], K, G, *part.shape[-2:])
-        if self.cap:
-            logits = self.cap * jnp.tanh(logits / self.cap)
+        if self.softcap:
+            logits = self.softcap * jnp.tanh(logits / self.softcap)
         allowed = self.mask.allowed(rows, columns)
         return logits if allowed is None else jnp.where(allowed[:, None, None], logits, MINUS_INFINITY)
 
@@ -161,7 +161,7 @@ def blocked(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute:
     T, S = q.shape[1], k.shape[1]
     q, k, v = heads_first(q, k, v, compute)
     rows = tuple(Span(start, min(compute.block, T - start)) for start in range(0, T, compute.block))
-    columns = tuple(_near(scoring.mask, span, S) for span in rows)
+    columns = tuple(_visible(scoring.mask, span, S) for span in rows)
     outs = []
     parts = (_cut(a, spans, size, compute) for a, spans, size in ((q, rows, T), (k, columns, S), (v, columns, S)))
     for own, near, own_q, near_k, near_v in zip(rows, columns, *parts, strict=True):
@@ -179,7 +179,7 @@ def cached(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: 
     return heads_last(_softmax(logits, v, scoring.sink(K)), compute)
 
 
-def _near(mask: Mask, rows: Span, keys: int) -> Span:
+def _visible(mask: Mask, rows: Span, keys: int) -> Span:
     """Those of so many `keys` that mask and window can leave to the queries `rows`."""
     if not isinstance(mask.offset, int):
         return Span(0, keys)

@@ -28,7 +28,7 @@ Params = dict[str, Any]
 Losses = dict[str, jax.Array]
 
 
-def policy(compute: Compute) -> Any:
+def remat_policy(compute: Compute) -> Any:
     """What jax.checkpoint is to keep of a layer, where `compute.remat` is not "nothing".
 
     Raises ValueError where it names what is to wait on the host and the backend cannot."""
@@ -194,7 +194,7 @@ class Stack:
             return x, cache, dict(sown.get("losses", {}))
 
         if self.compute.remat != "nothing":
-            run = jax.checkpoint(run, policy=policy(self.compute), prevent_cse=self.compute.unroll != 1)
+            run = jax.checkpoint(run, policy=remat_policy(self.compute), prevent_cse=self.compute.unroll != 1)
         x, cache, losses = run(x, params, _read(caches, name, j), key, shared)
         return x, _write(caches, name, j, cache), losses
 

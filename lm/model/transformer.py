@@ -91,7 +91,7 @@ class NextSentence(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.cfg.output.sentences(self, self.cfg.wiring.final(self, self.cfg.norm, x), self.compute)
+        return self.cfg.output.next_sentence_logits(self, self.cfg.wiring.final(self, self.cfg.norm, x), self.compute)
 
 
 class Final(nn.Module):
@@ -141,7 +141,7 @@ class Transformer:
     def init(self, key: jax.Array) -> Params:
         """Fresh float32 parameters, each drawn from a key of its own path: models that share a part start it alike."""
         boxed = self._boxed(key)
-        return jax.tree.map(self.cfg.parametrisation.first, nn.meta.unbox(boxed), self._axes(boxed))
+        return jax.tree.map(self.cfg.parametrisation.scale_init, nn.meta.unbox(boxed), self._axes(boxed))
 
     def shapes(self) -> Params:
         """The tree of parameters as ShapeDtypeStructs; nothing is allocated."""

@@ -166,7 +166,7 @@ class Step:
 
 def _top_k(ffn: FeedForward) -> int:
     """How many of a feed-forward's copies a token goes through."""
-    return ffn.chosen if isinstance(ffn, Experts) else 1
+    return ffn.top_k if isinstance(ffn, Experts) else 1
 
 
 def _mean(model: ModelConfig, of: Callable[[Slot], dict[str, float]]) -> dict[str, float]:

@@ -98,7 +98,7 @@ def part(value: Any, kind: type[T]) -> T:
 
 
 def _untrained(ffn: Any) -> Any:
-    return replace(ffn, balance=0.0, router_z=0.0) if isinstance(ffn, Experts) else ffn
+    return replace(ffn, load_balance_weight=0.0, router_z_weight=0.0) if isinstance(ffn, Experts) else ffn
 
 
 def shortest(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:

@@ -79,23 +79,28 @@ def read_gemma3(fields: Fields) -> ModelConfig:
     return _later(fields, 0.0, 0.0, norms, positions=full, pattern=_pattern(fields, kind, every))
 
 
-def _later(fields: Fields, cap: float, final_cap: float, attention: Mapping[str, Any], **parts: Any) -> ModelConfig:
-    """What the two later ones say alike; `cap` and `final_cap` where the fields are missing."""
+def _later(
+    fields: Fields, softcap: float, final_softcap: float, attention: Mapping[str, Any], **parts: Any
+) -> ModelConfig:
+    """What the two later ones say alike; `softcap` and `final_softcap` where the fields are missing."""
     scale = float(fields.number("query_pre_attn_scalar", 256, above=0)) ** -0.5
-    cap, final_cap = _cap(fields, "attn_logit_softcapping", cap), _cap(fields, "final_logit_softcapping", final_cap)
+    softcap, final_softcap = (
+        _cap(fields, "attn_logit_softcapping", softcap),
+        _cap(fields, "final_logit_softcapping", final_softcap),
+    )
     fields.expect("hidden_act", "gelu_pytorch_tanh")
     return _read(
         fields,
         fields.choose("hidden_activation", ACTIVATION, "gelu_pytorch_tanh"),
-        {"scale": scale, "cap": cap, **attention},
+        {"scale": scale, "softcap": softcap, **attention},
         wiring=Sandwich(),
-        output=Output(cap=final_cap),
+        output=Output(softcap=final_softcap),
         **parts,
     )
 
 
 def _cap(fields: Fields, name: str, default: float) -> float:
-    """A cap; a null, unlike a missing field, is none."""
+    """A softcap; a null, unlike a missing field, is none."""
     return float(fields.number(name, 0.0 if name in fields.values else default))
 
 
@@ -126,8 +131,8 @@ def write_gemma2(cfg: ModelConfig) -> dict[str, Any]:
     return {
         **said,
         "query_pre_attn_scalar": round(scalar) if abs(scalar - round(scalar)) < 1e-6 else scalar,
-        "attn_logit_softcapping": attention_of(cfg).cap or None,
-        "final_logit_softcapping": cfg.output.cap or None,
+        "attn_logit_softcapping": attention_of(cfg).softcap or None,
+        "final_logit_softcapping": cfg.output.softcap or None,
         "sliding_window": window(cfg),
         "layer_types": layer_types(cfg),
     }

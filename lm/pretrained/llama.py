@@ -133,7 +133,7 @@ def write(cfg: ModelConfig) -> dict[str, Any]:
         "vocab_size": cfg.vocab,
         "num_hidden_layers": cfg.layers,
         "hidden_size": cfg.width,
-        "max_position_embeddings": scaling.original if isinstance(scaling, Dynamic) else cfg.context,
+        "max_position_embeddings": scaling.original_context if isinstance(scaling, Dynamic) else cfg.context,
         "num_attention_heads": attention_of(cfg).heads,
         "num_key_value_heads": attention_of(cfg).kv,
         "head_dim": attention_of(cfg).head_dim,
@@ -187,8 +187,8 @@ def read_mixtral(fields: Fields) -> ModelConfig:
             activation=fields.choose("hidden_act", ACTIVATION, "silu"),
             gated=True,
             experts=fields.whole("num_local_experts", 8),
-            chosen=fields.whole("num_experts_per_tok", 2),
-            balance=float(fields.number("router_aux_loss_coef", 0.001)),
+            top_k=fields.whole("num_experts_per_tok", 2),
+            load_balance_weight=float(fields.number("router_aux_loss_coef", 0.001)),
         ),
     )
 
@@ -202,8 +202,8 @@ def _experts(cfg: ModelConfig) -> dict[str, Any]:
     ffn = part(cfg.ffn, Experts)
     return {
         "num_local_experts": ffn.experts,
-        "num_experts_per_tok": ffn.chosen,
-        "router_aux_loss_coef": ffn.balance,
+        "num_experts_per_tok": ffn.top_k,
+        "router_aux_loss_coef": ffn.load_balance_weight,
     }
 
 
@@ -260,9 +260,9 @@ def read_gpt_oss(fields: Fields) -> ModelConfig:
             clamp=float(fields.number("swiglu_limit", 7.0)),
             offset=1.0,
             experts=fields.whole("num_local_experts"),
-            chosen=chosen,
+            top_k=chosen,
             router_bias=True,
-            balance=float(fields.number("router_aux_loss_coef", 0.001)),
+            load_balance_weight=float(fields.number("router_aux_loss_coef", 0.001)),
         ),
         pattern=layer_kinds(
             fields, layers, LayerKind(window=fields.whole("sliding_window", 128)), lambda i: i % 2 == 1

@@ -18,10 +18,10 @@ def _yarn(fields: Fields, context: int) -> Scaling:
     attention = _size(factor, mscale) / _size(factor, all_dim) if mscale and all_dim else 0.0
     return YaRN(
         factor=factor,
-        original=original,
-        fast=float(fields.number("beta_fast", 32.0, above=0)),
-        slow=float(fields.number("beta_slow", 1.0, above=0)),
-        attention=float(fields.number("attention_factor", attention)),
+        original_context=original,
+        beta_fast=float(fields.number("beta_fast", 32.0, above=0)),
+        beta_slow=float(fields.number("beta_slow", 1.0, above=0)),
+        attention_factor=float(fields.number("attention_factor", attention)),
         truncate=fields.flag("truncate", True),
     )
 
@@ -34,9 +34,9 @@ def _llama3(fields: Fields, context: int) -> Scaling:
     low = float(fields.number("low_freq_factor"))
     return Llama3(
         factor=float(fields.number("factor", above=0)),
-        low=low,
-        high=float(fields.number("high_freq_factor", above=low)),
-        original=fields.whole("original_max_position_embeddings", context),
+        low_freq_factor=low,
+        high_freq_factor=float(fields.number("high_freq_factor", above=low)),
+        original_context=fields.whole("original_max_position_embeddings", context),
     )
 
 
@@ -93,10 +93,14 @@ def write(rotary: Rotary) -> dict[str, Any]:
     elif isinstance(s, Dynamic):
         said = dict(rope_type="dynamic", factor=s.factor)
     elif isinstance(s, Llama3):
-        said = dict(rope_type="llama3", factor=s.factor, low_freq_factor=s.low, high_freq_factor=s.high)
-        said |= dict(original_max_position_embeddings=s.original)
+        said = dict(
+            rope_type="llama3", factor=s.factor, low_freq_factor=s.low_freq_factor, high_freq_factor=s.high_freq_factor
+        )
+        said |= dict(original_max_position_embeddings=s.original_context)
     elif isinstance(s, YaRN):
-        said = dict(rope_type="yarn", factor=s.factor, beta_fast=s.fast, beta_slow=s.slow, truncate=s.truncate)
-        said |= dict(original_max_position_embeddings=s.original)
-        said |= dict(attention_factor=s.attention) if s.attention else {}
+        said = dict(
+            rope_type="yarn", factor=s.factor, beta_fast=s.beta_fast, beta_slow=s.beta_slow, truncate=s.truncate
+        )
+        said |= dict(original_max_position_embeddings=s.original_context)
+        said |= dict(attention_factor=s.attention_factor) if s.attention_factor else {}
     return {"rope_theta": rotary.theta, **said}

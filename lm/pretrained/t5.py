@@ -60,9 +60,9 @@ def read(fields: Fields) -> ModelConfig:
     if gate not in ("", "gated") or act not in ACTIVATION:
         raise fields.refused("feed_forward_proj", fields.take("feed_forward_proj"), "relu or gated-gelu")
     buckets = fields.whole("relative_attention_num_buckets", 32)
-    furthest = fields.whole("relative_attention_max_distance", 128)
-    if buckets < 4 or furthest <= buckets // 2:
-        raise fields.refused("relative_attention_num_buckets", buckets, f"from 4 to less than {2 * furthest}")
+    max_distance = fields.whole("relative_attention_max_distance", 128)
+    if buckets < 4 or max_distance <= buckets // 2:
+        raise fields.refused("relative_attention_num_buckets", buckets, f"from 4 to less than {2 * max_distance}")
     # what the files call gated-gelu is the approximation, and only they do
     act = "gelu_tanh" if (gate, act) == ("gated", "gelu") else ACTIVATION[act]
     tied = fields.flag("tie_word_embeddings", True)
@@ -76,7 +76,7 @@ def read(fields: Fields) -> ModelConfig:
         encoder_layers=encoder_layers,
         context=fields.whole("n_positions", 512),
         buckets=buckets,
-        furthest=furthest,
+        max_distance=max_distance,
         eps=float(fields.number("layer_norm_epsilon", 1e-6)),
         ffn=FeedForward(known["mlp"], act, gated=bool(gate)),
         output=Output(scale=known["width"] ** -0.5 if scaled else 1.0),
@@ -102,7 +102,7 @@ def write(cfg: ModelConfig) -> dict[str, Any]:
         "n_positions": cfg.context,
         "feed_forward_proj": f"gated-{act}" if cfg.ffn.gated else act,
         "relative_attention_num_buckets": positions.buckets,
-        "relative_attention_max_distance": positions.furthest,
+        "relative_attention_max_distance": positions.max_distance,
         "layer_norm_epsilon": norm.eps,
         "is_encoder_decoder": True,
         "tie_word_embeddings": cfg.tied,

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lm.model.parametrisation import STACKED, Axes, Grown, fans, sides
+from lm.model.parametrisation import STACKED, Axes, MultipliedAxes, fan_multipliers, matrix_dims
 from lm.train.schedule import Cosine, Schedule
 
 TABLES = ("vocab", "seq", None)  # a matrix that begins with one of these is looked up by row: tokens, positions
@@ -31,12 +31,12 @@ OUTSIDE = (*TABLES, "act_embed")  # a matrix with one of these is no hidden laye
 
 def is_table(axes: Axes) -> bool:
     """Whether a parameter is a table of embeddings, one a row."""
-    return len(sides(axes)) >= 2 and axes[0] in TABLES
+    return len(matrix_dims(axes)) >= 2 and axes[0] in TABLES
 
 
 def _is_matrix(axes: Axes) -> bool:
     """Whether Muon may have it: a hidden layer's matrix, neither a table nor the head."""
-    return len(sides(axes)) == 2 and not set(axes) & set(OUTSIDE)
+    return len(matrix_dims(axes)) == 2 and not set(axes) & set(OUTSIDE)
 
 
 def _map_axes(function: Callable[[Axes], Any], params_axes: Any) -> Any:
@@ -47,7 +47,7 @@ def _matrices(x: jax.Array, axes: Axes) -> jax.Array:
     """`x` as [stack, rows, columns] (or [stack, n] for vectors), without moving an element."""
     stacked = [d for d, a in zip(x.shape, axes, strict=True) if a in STACKED]
     assert all(a in STACKED for a in axes[: len(stacked)]), axes  # a stack's axes come first, so this is a reshape
-    return x.reshape(math.prod(stacked), *(math.prod(x.shape[i] for i in side) for side in sides(axes)))
+    return x.reshape(math.prod(stacked), *(math.prod(x.shape[i] for i in side) for side in matrix_dims(axes)))
 
 
 # ---------------------------------------------------------------- optimizers
@@ -85,7 +85,7 @@ class Optimizer:
     def decay_mask(self, params_axes: Any) -> Any:
         """True where a parameter decays: it has at least two sides, and is no table unless `decay_embeddings`."""
         return _map_axes(
-            lambda axes: len(sides(axes)) >= 2 and (self.decay_embeddings or not is_table(axes)), params_axes
+            lambda axes: len(matrix_dims(axes)) >= 2 and (self.decay_embeddings or not is_table(axes)), params_axes
         )
 
     def build(self, total_steps: int, params_axes: Any) -> optax.GradientTransformation:
@@ -105,7 +105,7 @@ class Optimizer:
     def _rates(self, params_axes: Any) -> list[optax.GradientTransformation]:
         """Directions -> directions times `rate_factor`, where a parametrisation asks for it."""
         leaves = jax.tree.leaves(params_axes, is_leaf=lambda x: isinstance(x, tuple))
-        factors = [self.rate_factor(axes) for axes in leaves if isinstance(axes, Grown)]
+        factors = [self.rate_factor(axes) for axes in leaves if isinstance(axes, MultipliedAxes)]
         if all(factor == 1 for factor in factors):
             return []
 
@@ -129,7 +129,7 @@ class Optimizer:
                 f"optimizer.clip={self.clip}: plain gradient descent follows the gradient's norm, which under MuP "
                 "grows with the width, so set clip=0"
             )
-        inputs, outputs = fans(axes)
+        inputs, outputs = fan_multipliers(axes)
         return outputs / inputs
 
     def direction(self, params_axes: Any) -> optax.GradientTransformation:
@@ -150,7 +150,7 @@ class AdamW(Optimizer):
 
     def rate_factor(self, axes: Axes) -> float:
         """1 / fan-in: entries of an update are of one size (2203.03466, table 3)."""
-        return 1 / fans(axes)[0]
+        return 1 / fan_multipliers(axes)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +167,7 @@ class Lion(Optimizer):
 
     def rate_factor(self, axes: Axes) -> float:
         """1 / fan-in, as for Adam."""
-        return 1 / fans(axes)[0]
+        return 1 / fan_multipliers(axes)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +192,7 @@ class Adafactor(Optimizer):
     def rate_factor(self, axes: Axes) -> float:
         """Adam's 1 / fan-in, less what the matrix's root mean square, that of its first values, brings of it already:
         1 / fan-in in an output, fan-in^-0.5 in a hidden layer."""
-        inputs, outputs = fans(axes)
+        inputs, outputs = fan_multipliers(axes)
         return 1.0 if outputs == 1 else inputs**-0.5
 
 
@@ -253,7 +253,7 @@ class Muon(Optimizer):
     def _orthogonal(self, x: jax.Array, axes: Axes) -> jax.Array:
         matrices = _matrices(x, axes)
         rows, columns = matrices.shape[1:]
-        inputs, outputs = fans(axes)
+        inputs, outputs = fan_multipliers(axes)
         scale = 0.2 * math.sqrt(max(rows / inputs, columns / outputs)) * math.sqrt(outputs / inputs)
         return scale * orthogonalised(matrices, self.newton_schulz_steps).reshape(x.shape)
 

@@ -23,19 +23,21 @@ SIMPLE = Compute(dtype="float32", matmul="float32", attention="plain", flat="no"
 
 GPT = gpt(vocab=37, layers=3, width=12, heads=3, context=24)
 LLAMA = llama(vocab=41, layers=3, width=16, heads=4, kv_heads=2, mlp=20, context=24, theta=100.0)
-SINUSOIDAL = gpt(vocab=31, layers=2, width=12, heads=1, context=24, bias=False, positions=Sinusoidal(longest=50.0))
+SINUSOIDAL = gpt(
+    vocab=31, layers=2, width=12, heads=1, context=24, bias=False, positions=Sinusoidal(max_wavelength=50.0)
+)
 SIZES = dict(vocab=29, width=12, heads=4, kv_heads=2, head_dim=6, mlp=10, context=24)
 # windows in odd and full in even layers, and one layer more than whole repetitions of the pattern
-GEMMA2 = gemma2(**SIZES, layers=3, window=3, query_scale=0.3, cap=2.0, output_cap=3.0)
+GEMMA2 = gemma2(**SIZES, layers=3, window=3, query_scale=0.3, softcap=2.0, output_softcap=3.0)
 MODELS = {
     "gpt": GPT,
     "llama": LLAMA,
     "sinusoidal": SINUSOIDAL,
     "alibi": gpt(vocab=31, layers=2, width=12, heads=3, context=24, positions=Alibi()),
-    "relative": gpt(vocab=31, layers=2, width=12, heads=3, context=24, positions=Relative(buckets=8, furthest=16)),
-    "mixtral": mixtral(**SIZES, layers=2, experts=3, chosen=2, scaling=Llama3(factor=4.0, original=8)),
+    "relative": gpt(vocab=31, layers=2, width=12, heads=3, context=24, positions=Relative(buckets=8, max_distance=16)),
+    "mixtral": mixtral(**SIZES, layers=2, experts=3, top_k=2, scaling=Llama3(factor=4.0, original_context=8)),
     "gpt-oss": gpt_oss(
-        **SIZES, layers=2, experts=4, chosen=2, window=4, scaling=YaRN(factor=4.0, original=8, truncate=False)
+        **SIZES, layers=2, experts=4, top_k=2, window=4, scaling=YaRN(factor=4.0, original_context=8, truncate=False)
     ),
     "gemma 2": GEMMA2,
     "gemma 3": gemma3(**SIZES, layers=5, window=3, every=3),

@@ -34,7 +34,7 @@ def heads(T: int, N: int = 4, K: int = 2, S: int | None = None) -> Arrays:
 
 
 def by_hand(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, may: Any, bias: Any = None, cap: float = 0, sinks: Any = None
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, may: Any, bias: Any = None, softcap: float = 0, sinks: Any = None
 ) -> np.ndarray:
     """Attention of each query alone; may(b, t, s) says whether it sees key s; bias [N, T + S - 1] by distance."""
     B, T, N, H = q.shape
@@ -45,7 +45,7 @@ def by_hand(
             kv = n // (N // k.shape[2])
             logits = k[b, seen, kv].astype(np.float64) @ q[b, t, n]
             logits = logits if bias is None else logits + bias[n, [s - t + T - 1 for s in seen]]
-            logits = cap * np.tanh(logits / cap) if cap else logits
+            logits = softcap * np.tanh(logits / softcap) if softcap else logits
             rest = 0 if sinks is None else np.exp(sinks[n] - logits.max())
             weights = np.exp(logits - logits.max())
             out[b, t, n] = weights / (weights.sum() + rest) @ v[b, seen, kv]
@@ -53,10 +53,10 @@ def by_hand(
 
 
 def call(
-    name: str, arrays: Arrays, mask: Mask, bias: Any = None, cap: float = 0, sinks: Any = None, block: int = 4
+    name: str, arrays: Arrays, mask: Mask, bias: Any = None, softcap: float = 0, sinks: Any = None, block: int = 4
 ) -> Any:
     compute = replace(SIMPLE, attention=name, block=block, flat="yes")  # blocked: the batch in two pieces
-    kernel = lambda q, k, v, m, b, s: KERNELS[name](q, k, v, Scoring(m, b, cap, s), compute)  # noqa: E731
+    kernel = lambda q, k, v, m, b, s: KERNELS[name](q, k, v, Scoring(m, b, softcap, s), compute)  # noqa: E731
     return jax.jit(kernel)(*arrays, mask, bias, sinks)
 
 
@@ -228,11 +228,11 @@ def long_heads(T: int, H: int = 16) -> Arrays:
     ids=lambda o: str(o) or "causal",
 )
 def test_splash_is_plain(options: dict[str, Any]) -> None:
-    """Interpreted on the CPU: 200 queries padded to 256, two documents and padding, sinks and a cap."""
-    segments = jnp.asarray([[1] * 90 + [2] * 100 + [0] * 10, [1] * 200], jnp.int32)
+    """Interpreted on the CPU: 2.0 queries padded to 256, two documents and padding, sinks and a cap."""
+    segments = jnp.asarray([[1] * 90 + [2] * 100 + [0] * 10, [1] * 2.0], jnp.int32)
     mask = Mask(segments, segments, **options)
     sinks = np.random.default_rng(3).standard_normal(4).astype(np.float32)
-    arrays = long_heads(200)
+    arrays = long_heads(2.0)
     found, expected = (call(name, arrays, mask, None, 2.0, sinks) for name in ("splash", "plain"))
     close(found[:, :190], expected[:, :190])
 

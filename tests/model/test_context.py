@@ -31,7 +31,7 @@ def arrays(length: int, H: int = 4, K: int = 2) -> Any:
 def scoring(zigzag: int = 0, length: int = T, **options: Any) -> Scoring:
     """Of two documents and padding; with `zigzag`, its arrays in the order of so many devices."""
     order = lambda x: jnp.asarray(zigzag_shard(jnp.asarray(x), zigzag) if zigzag else x)  # noqa: E731
-    shaped = {name: options.pop(name) for name in ("bias", "cap", "sinks") if name in options}
+    shaped = {name: options.pop(name) for name in ("bias", "softcap", "sinks") if name in options}
     segments = order(np.repeat(SEGMENTS, length // T, axis=1))
     if "prefix" in options:
         options["prefix"] = order(options["prefix"])
@@ -56,7 +56,7 @@ def test_each_device_has_the_same_causal_work() -> None:
     ("name", "options"),
     [
         ("plain", {"bias": BIAS, "window": 5}),
-        ("blocked", {"cap": 2.0, "sinks": SINKS}),
+        ("blocked", {"softcap": 2.0, "sinks": SINKS}),
         ("flash", {"bias": BIAS, "prefix": PREFIX, "sinks": SINKS}),
         ("flash", {"causal": False, "bias": BIAS, "window": 6}),
     ],
@@ -87,7 +87,7 @@ def test_spread_is_whole(name: str, options: dict[str, Any], mesh: dict[str, int
     trees_close(jax.device_get(gradients), jax.device_get(more), 1e-4)
 
 
-@pytest.mark.parametrize("options", [{"window": 200, "cap": 2.0}, {"causal": False}], ids=str)
+@pytest.mark.parametrize("options", [{"window": 200, "softcap": 2.0}, {"causal": False}], ids=str)
 def test_splash_spread_is_whole(options: dict[str, Any]) -> None:
     """Interpreted on the CPU: zigzag chunks of 128 queries, or halves of the sequence in order."""
     q, k, v = arrays(512, 16)

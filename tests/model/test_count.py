@@ -123,7 +123,7 @@ def test_flops_per_token(cfg: Any, length: int) -> None:
 def test_flops_of_experts_windows_and_encoders() -> None:
     """Only the chosen experts, the keys in the window, and for an encoder a token of its own."""
     sizes = dict(vocab=31, layers=4, width=16, heads=2, head_dim=8, mlp=20, context=64)
-    dense, some = (mixtral(**sizes, experts=4, chosen=c, pattern=(LayerKind(),)) for c in (4, 1))
+    dense, some = (mixtral(**sizes, experts=4, top_k=c, pattern=(LayerKind(),)) for c in (4, 1))
     experts = 6 * 4 * 3 * 16 * 20
     assert count.flops_per_token(dense, 8) - count.flops_per_token(some, 8) == 3 * experts
     full = gemma2(**sizes, window=64)

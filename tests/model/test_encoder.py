@@ -17,7 +17,7 @@ from lm.model.transformer import Transformer
 from tests.model.reference import LLAMA, SIMPLE, close, lively, run, tokens, trees_close
 
 BERT = bert(vocab=31, layers=2, width=12, heads=3, mlp=20, context=24)
-T5 = t5(vocab=31, layers=2, width=12, heads=3, head_dim=6, mlp=20, context=24, buckets=8, furthest=16)
+T5 = t5(vocab=31, layers=2, width=12, heads=3, head_dim=6, mlp=20, context=24, buckets=8, max_distance=16)
 GATED = t5_v1_1(vocab=31, layers=2, width=12, heads=3, head_dim=6, mlp=20, context=24, encoder_layers=3)
 
 

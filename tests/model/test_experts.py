@@ -20,7 +20,7 @@ from lm.sharding.shardings import shardings
 from lm.sharding.tracing import using
 from tests.model.reference import LLAMA, SIMPLE, close, lively, run, silu, tokens, trees_close
 
-CFG = mixtral(vocab=29, layers=2, width=12, heads=2, mlp=10, context=24, experts=5, chosen=2)
+CFG = mixtral(vocab=29, layers=2, width=12, heads=2, mlp=10, context=24, experts=5, top_k=2)
 
 
 def module_of(ffn: FeedForward, x: np.ndarray, params: dict[str, Any]) -> Any:
@@ -42,17 +42,19 @@ def arrays(ffn: Experts, width: int) -> dict[str, np.ndarray]:
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("renormalize", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-def test_each_token_is_its_chosen_experts_sum(normalise: bool, bias: bool) -> None:
-    ffn = Experts(mlp=10, activation="silu", gated=True, bias=bias, router_bias=bias, experts=5, normalise=normalise)
+def test_each_token_is_its_chosen_experts_sum(renormalize: bool, bias: bool) -> None:
+    ffn = Experts(
+        mlp=10, activation="silu", gated=True, bias=bias, router_bias=bias, experts=5, renormalize=renormalize
+    )
     x, p = np.random.default_rng(1).standard_normal((2, 7, 12)).astype(np.float32), arrays(ffn, 12)
     found, _ = module_of(ffn, x, p)
     expected = np.zeros(x.shape)
     for b, t in np.ndindex(2, 7):
         logits = x[b, t] @ p["router"] + p.get("router_bias", 0.0)
         best = np.argsort(-logits)[:2]
-        weights = np.exp(logits[best]) / np.exp(logits[best] if normalise else logits).sum()
+        weights = np.exp(logits[best]) / np.exp(logits[best] if renormalize else logits).sum()
         for e, weight in zip(best, weights, strict=True):
             gate, up = (x[b, t] @ p[n][e] + (p[f"{n}_bias"][e] if bias else 0) for n in ("gate", "up"))
             expected[b, t] += weight * ((silu(gate) * up) @ p["down"][e] + (p["down_bias"][e] if bias else 0))
@@ -73,7 +75,7 @@ def test_equal_experts_are_one_feed_forward() -> None:
 def test_a_balanced_router_has_the_least_loss() -> None:
     """With a router that prefers nobody the loss is balance times the number chosen; one that always takes the same
     experts has more."""
-    ffn = Experts(mlp=10, experts=5, chosen=2, balance=0.5, router_z=0.1)
+    ffn = Experts(mlp=10, experts=5, top_k=2, load_balance_weight=0.5, router_z_weight=0.1)
     x = np.random.default_rng(1).standard_normal((2, 50, 12)).astype(np.float32)
     p = {name: a for name, a in arrays(ffn, 12).items() if name != "gate"}
     losses = module_of(ffn, x, p | {"router": np.zeros((12, 5), np.float32)})[1]["losses"]
@@ -85,7 +87,7 @@ def test_a_balanced_router_has_the_least_loss() -> None:
 
 
 def test_the_losses_reach_the_caller_and_the_router() -> None:
-    cfg = replace(CFG, ffn=replace(CFG.ffn, balance=1.0, router_z=1.0))
+    cfg = replace(CFG, ffn=replace(CFG.ffn, load_balance_weight=1.0, router_z_weight=1.0))
     model, ids = Transformer(cfg, SIMPLE), tokens(cfg, 2, 11)
     total = lambda p: sum(model.hidden(p, ids).losses.values())  # noqa: E731
     value, gradient = jax.value_and_grad(total)(lively(cfg))
@@ -116,25 +118,25 @@ def test_sharded_over_experts_is_single() -> None:
 
 @pytest.mark.parametrize("chosen", [0, 6])
 def test_as_many_as_there_are(chosen: int) -> None:
-    with pytest.raises(ValueError, match=f"ffn.chosen={chosen} of ffn.experts=5: expected 1 to 5"):
-        Experts(mlp=4, experts=5, chosen=chosen)
+    with pytest.raises(ValueError, match=f"ffn.top_k={chosen} of ffn.experts=5: expected 1 to 5"):
+        Experts(mlp=4, experts=5, top_k=chosen)
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_the_kernels_are_the_ragged_product(turned: bool) -> None:
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_kernels_are_the_ragged_product(transposed: bool) -> None:
     """Interpreted on the CPU, forward and backward; the rows after the last run mean nothing."""
     from jax.experimental.pallas import tpu
 
     rng = np.random.default_rng(0)
     rows, weights, g = (
         rng.standard_normal(shape).astype(np.float32)
-        for shape in ((256, 128), (2, 256, 128) if turned else (2, 128, 256), (256, 256))
+        for shape in ((256, 128), (2, 256, 128) if transposed else (2, 128, 256), (256, 256))
     )
     sizes, last = jnp.asarray([100, 130], jnp.int32), 230
     g[last:] = 0
 
     def both(compute: Compute) -> tuple[Any, Any, Any]:
-        out, pull = jax.vjp(lambda r, w: ragged.ragged(r, w, sizes, compute, turned), rows, weights)
+        out, pull = jax.vjp(lambda r, w: ragged.ragged(r, w, sizes, compute, transposed), rows, weights)
         drows, dweights = pull(g)
         return out[:last], drows[:last], dweights
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lm import value
 from lm.model.config import ModelConfig
 from lm.model.families import bert, llama, mixtral, t5
-from lm.model.parametrisation import MuP, Parametrisation, fans, sides
+from lm.model.parametrisation import MuP, Parametrisation, fan_multipliers, matrix_dims
 from lm.model.parts import RMSNorm
 from lm.model.transformer import Transformer
 from tests.model.reference import GPT, LLAMA, MODELS, SIMPLE, lively, run, tokens
@@ -46,7 +46,7 @@ def at_base(cfg: ModelConfig) -> list[ModelConfig]:
 @every_model
 def test_at_the_base_s_sizes_it_is_the_standard_one(cfg: ModelConfig) -> None:
     for same in at_base(cfg):
-        assert all(fans(axes) == (1, 1) for axes in leaves(Transformer(same, SIMPLE).axes()).values())
+        assert all(fan_multipliers(axes) == (1, 1) for axes in leaves(Transformer(same, SIMPLE).axes()).values())
         scale = same.scaled.attention.scale or cfg.attention.head_dim**-0.5
         assert scale == (cfg.attention.scale or cfg.attention.head_dim**-0.5)
         assert replace(same.scaled, attention=cfg.attention) == cfg
@@ -66,7 +66,7 @@ def test_at_the_base_s_sizes_its_numbers_are_the_standard_one_s(cfg: ModelConfig
 @every_model
 def test_the_axes_are_those_of_the_standard_one(cfg: ModelConfig) -> None:
     axes, grown = (leaves(Transformer(c, SIMPLE).axes()) for c in (cfg, under(cfg, 6)))
-    assert grown == axes and all(sides(grown[name]) == sides(axes[name]) for name in axes)
+    assert grown == axes and all(matrix_dims(grown[name]) == matrix_dims(axes[name]) for name in axes)
 
 
 # what has grown at 4 times the width of the base: its inputs, its outputs, its first values' variance
@@ -103,18 +103,21 @@ MIXTRAL = mixtral(vocab=29, layers=1, width=16, heads=4, kv_heads=2, mlp=24, exp
 )
 def test_what_has_grown(cfg: ModelConfig, expected: dict[str, tuple[float, float]]) -> None:
     found = leaves(Transformer(under(cfg, cfg.width // 4), SIMPLE).axes())
-    assert {name: fans(found[name]) for name in expected} == expected
+    assert {name: fan_multipliers(found[name]) for name in expected} == expected
 
 
 def test_each_side_has_its_own_growth() -> None:
     cfg = replace(LLAMA, attention=replace(LLAMA.attention, qk_norm=RMSNorm()))  # D 16, N 4, H 4, F 20
     told = under(cfg, 8, base_mlp=5, base_heads=4, base_head_dim=1)
-    found = {name: fans(axes) for name, axes in leaves(Transformer(told, SIMPLE).axes()).items()}
+    found = {name: fan_multipliers(axes) for name, axes in leaves(Transformer(told, SIMPLE).axes()).items()}
     wanted = dict(
         query=(2, 4), out=(4, 2), up=(2, 4), down=(4, 2), query_norm_scale=(1, 4), attention_norm_scale=(1, 2)
     )
     assert {name: found[f"layers/0/{name}"] for name in wanted} == wanted
-    heads = {name: fans(a) for name, a in leaves(Transformer(under(cfg, 8, base_head_dim=1), SIMPLE).axes()).items()}
+    heads = {
+        name: fan_multipliers(a)
+        for name, a in leaves(Transformer(under(cfg, 8, base_head_dim=1), SIMPLE).axes()).items()
+    }
     assert heads["layers/0/query"] == (2, 2)  # 4 times as large, so half as many: N H has grown with the width
 
 
@@ -123,8 +126,8 @@ def test_a_key_for_all_heads_does_not_grow_with_them(heads: int, kv: int, told: 
     """One that feeds every head is an output of a fixed size, with 1/fan-in^2 and 1/m; its base has at least one."""
     cfg = replace(LLAMA, attention=replace(LLAMA.attention, heads=heads, kv_heads=kv))
     found = leaves(Transformer(under(cfg, cfg.width // 4, base_kv_heads=told), SIMPLE).axes())
-    assert fans(found["layers/0/key"]) == fans(found["layers/0/value"]) == (4, grown)
-    assert fans(found["layers/0/query"]) == (4, 4)
+    assert fan_multipliers(found["layers/0/key"]) == fan_multipliers(found["layers/0/value"]) == (4, grown)
+    assert fan_multipliers(found["layers/0/query"]) == (4, 4)
 
 
 def test_first_values_know_how_many_inputs_an_output_has() -> None:

@@ -70,9 +70,9 @@ def test_rotary_by_a_product_is_the_same(dtype: jnp.dtype) -> None:
 
 @pytest.mark.parametrize("width", [8, 9])
 def test_sinusoidal_is_the_paper_s(width: int) -> None:
-    """1706.03762, section 3.5: sin and cos of pos / longest^(2i/D)."""
+    """1706.03762, section 3.5: sin and cos of pos / max_wavelength^(2i/D)."""
     positions = np.array([[0, 1, 5, 300]])
-    found = Sinusoidal(longest=50.0).embed(None, jnp.zeros((1, 4, width)), jnp.asarray(positions), 1000)
+    found = Sinusoidal(max_wavelength=50.0).embed(None, jnp.zeros((1, 4, width)), jnp.asarray(positions), 1000)
     angles = positions[..., None] / 50.0 ** (2 * np.arange(4) / 8)
     expected = np.concatenate([np.sin(angles), np.cos(angles), np.zeros((1, 4, width - 8))], axis=-1)
     np.testing.assert_allclose(found, expected, atol=3e-5)
@@ -94,8 +94,8 @@ def test_rotary_needs_pairs() -> None:
 # ---------------------------------------------------------------- scaling
 
 
-def angles(scaling: Scaling, longest: int = 0, head_dim: int = 32, theta: float = 1e4) -> np.ndarray:
-    return np.asarray(scaling(theta, head_dim, jnp.arange(longest + 1)[None])[0], np.float64)
+def angles(scaling: Scaling, max_wavelength: int = 0, head_dim: int = 32, theta: float = 1e4) -> np.ndarray:
+    return np.asarray(scaling(theta, head_dim, jnp.arange(max_wavelength + 1)[None])[0], np.float64)
 
 
 def test_linear_is_positions_divided() -> None:
@@ -108,7 +108,7 @@ def turned_by(rotary: Rotary, positions: np.ndarray) -> np.ndarray:
 
 def test_dynamic_begins_where_the_training_ended() -> None:
     plain = np.asarray(plain_angles(1e4, 32), np.float64)
-    scaling = Dynamic(factor=2.0, original=64)
+    scaling = Dynamic(factor=2.0, original_context=64)
     np.testing.assert_allclose(angles(scaling, 63), plain, rtol=1e-6)
     longer = angles(scaling, 127)
     assert longer[0] == plain[0] and (longer[1:] < plain[1:]).all()
@@ -117,7 +117,7 @@ def test_dynamic_begins_where_the_training_ended() -> None:
 
 def test_llama3_keeps_the_fast_and_slows_the_slow() -> None:
     """2407.21783's appendix by wavelengths, one pair at a time."""
-    scaling = Llama3(factor=8.0, low=1.0, high=4.0, original=512)
+    scaling = Llama3(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=512)
     for plain, scaled in zip(np.asarray(plain_angles(1e4, 32), np.float64), angles(scaling), strict=True):
         wavelength = 2 * math.pi / plain
         if wavelength < 512 / 4:
@@ -132,14 +132,14 @@ def test_llama3_keeps_the_fast_and_slows_the_slow() -> None:
 
 def test_yarn_ramps_between_its_ends() -> None:
     """2309.00071, section 3.2 and 3.4."""
-    scaling = YaRN(factor=16.0, original=512)
+    scaling = YaRN(factor=16.0, original_context=512)
     plain, found = np.asarray(plain_angles(1e4, 32), np.float64), angles(scaling)
     turns = 512 * plain / (2 * math.pi)
     np.testing.assert_allclose(found[turns > 40], plain[turns > 40], rtol=1e-6)
     np.testing.assert_allclose(found[turns < 0.7], plain[turns < 0.7] / 16, rtol=1e-6)
     assert (np.diff(found / plain) <= 1e-7).all()
     assert scaling(1e4, 32, jnp.zeros((1, 1)))[1] == pytest.approx(0.1 * math.log(16) + 1)
-    assert YaRN(16.0, 512, attention=1.5)(1e4, 32, jnp.zeros((1, 1)))[1] == 1.5
+    assert YaRN(16.0, 512, attention_factor=1.5)(1e4, 32, jnp.zeros((1, 1)))[1] == 1.5
 
 
 # ---------------------------------------------------------------- biases
@@ -157,7 +157,7 @@ def test_alibi_s_slopes() -> None:
 def test_relative_buckets(causal: bool) -> None:
     """1910.10683, section 2.1: single distances first, then by their logarithm, the last for all beyond."""
     away = np.arange(-200, 201)
-    found = buckets(Relative(buckets=32, furthest=128), away, causal)
+    found = buckets(Relative(buckets=32, max_distance=128), away, causal)
     side, exact = (32, 16) if causal else (16, 8)
     back = found[away <= 0][::-1]
     assert back[:exact].tolist() == list(range(exact)) and back[exact] == exact

@@ -11,7 +11,7 @@ import pytest
 
 from lm.sharding.mesh import make_mesh
 from lm.sharding.shardings import shardings, shardings_like
-from lm.train.optim import Adafactor, AdamW, Lion, Muon, Optimizer, orthogonalised, sides
+from lm.train.optim import Adafactor, AdamW, Lion, Muon, Optimizer, matrix_dims, orthogonalised
 from lm.train.schedule import Constant, Cosine, Linear
 from lm.value import build, parse, plain
 
@@ -226,11 +226,11 @@ def test_what_decays(optimizer: Optimizer, embeddings: bool) -> None:
 
 
 def test_the_sides_of_a_parameter() -> None:
-    assert sides(("layers", "embed", "kv_heads", "head_dim")) == ((1,), (2, 3))
-    assert sides(("layers", "heads", "head_dim", "embed")) == ((1, 2), (3,))
-    assert sides(("layers", "experts", "embed", "mlp")) == ((2,), (3,))
-    assert sides(("layers", "head_dim")) == ((1,),)
-    assert sides(("layers", "heads", "head_dim")) == ((1, 2),)
+    assert matrix_dims(("layers", "embed", "kv_heads", "head_dim")) == ((1,), (2, 3))
+    assert matrix_dims(("layers", "heads", "head_dim", "embed")) == ((1, 2), (3,))
+    assert matrix_dims(("layers", "experts", "embed", "mlp")) == ((2,), (3,))
+    assert matrix_dims(("layers", "head_dim")) == ((1,),)
+    assert matrix_dims(("layers", "heads", "head_dim")) == ((1, 2),)
 
 
 @pytest.mark.parametrize(("clip", "scale"), [(1.0, 1000.0), (1.0, 1e-4), (0.0, 1000.0)])
