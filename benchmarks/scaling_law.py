@@ -39,7 +39,7 @@ def inside(draw: int, options: argparse.Namespace) -> dict[str, bool]:
     law = fit.fit(sizes, tokens, losses, options.bootstrap, draw)
     found = {name: getattr(TRUE, name) in law.estimate(name) for name in COEFFICIENTS}
     unseen = float(TRUE.loss(*UNSEEN)) * math.exp(rng.normal(0, NOISE))
-    optimum = fit.isoflop(flops, sizes, tokens, losses, options.bootstrap, draw)
+    optimum = fit.iso_flop(flops, sizes, tokens, losses, options.bootstrap, draw)
     return found | {
         "the loss of a run not seen": unseen in law.predict(*UNSEEN),
         "exponent by approach 2": TRUE.parameters_exponent in optimum.parameters_exponent,

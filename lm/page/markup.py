@@ -5,6 +5,7 @@ for nothing from elsewhere: it can be mailed, printed and opened without a netwo
 
 import html
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -37,6 +38,17 @@ def figure(title: str, svg: str, note: str = "") -> Markup:
     return tag("figure", caption, Markup(svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)))
 
 
+def charts(figures: Iterable[Markup]) -> Markup:
+    """Figures in two columns; nothing, where there are none."""
+    shown = [one for one in figures if one]
+    return tag("div", *shown, class_="charts") if shown else Markup("")
+
+
+def wide(figure: Markup) -> Markup:
+    """A figure over both columns of `charts`."""
+    return tag("div", figure, class_="wide")
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]], text_columns: int = 1) -> Markup:
     """A table whose first `text_columns` columns are words, and the others numbers, aligned right."""
 
@@ -58,6 +70,31 @@ def tiles(values: Iterable[tuple[str, str, str]]) -> Markup:
         for what, value, remark in values
     ]
     return tag("div", *each, class_="tiles")
+
+
+def header(title: str, state: str, done: bool, lead: str, values: Iterable[tuple[str, str, str]]) -> Markup:
+    """The first screen.
+
+    Args:
+      title: the page's heading.
+      state: a word or two in a badge beside it.
+      done: whether the badge is green.
+      lead: what was found, in a sentence or two.
+      values: the tiles: (what, value, remark).
+    """
+    badge = tag("span", state, class_="state done" if done else "state")
+    top = tag("div", tag("h1", title), badge, class_="top")
+    return tag("header", top, tag("p", lead, class_="lead"), tiles(values))
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all. Raises ValueError where it cannot be written."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def document(title: str, *children: Any) -> str:

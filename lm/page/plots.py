@@ -1,22 +1,16 @@
-"""Charts as SVG text for a web page: they take their colours from the page's style sheet, so that one chart is right
-on a light screen, on a dark one and on paper.
+"""The charts of a page: lines with bands, dots with bars, intervals against zero, shares, and parallel coordinates."""
 
-Matplotlib draws with placeholder colours, which become CSS variables: --ink, --muted, --line, and --c0 to --c5 for
-series. The same numbers give the same bytes. Matplotlib is imported when the first chart is drawn: it takes half a
-second."""
-
-import io
 import math
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-COLOURS = 6
-INK, MUTED, LINE = "#010101", "#020202", "#030303"  # placeholders; see _themed
-FAR = 6  # times as far from zero as the middle interval: too far to be drawn beside it
+from lm.page.svg import DASHED, INK, MUTED, new_axes, series_colour, svg
+
+FAR = 6  # times as far from zero as the middle interval: too far to be drawn with it
 WIDE, HALF = (10.0, 3.1), (4.9, 2.35)  # inches: 72 units of the drawing each, 96 pixels on the page
+TICK_TEXT = 7.5  # points
 
 
 @dataclass(frozen=True)
@@ -33,6 +27,40 @@ class Line:
     low: Sequence[float] = ()
     high: Sequence[float] = ()
 
+    def draw(self, axes: Any) -> None:
+        """Draw it on matplotlib's axes."""
+        colour = series_colour(self.colour)
+        if len(self.low):
+            axes.fill_between(self.x, self.low, self.high, color=colour, alpha=0.16, linewidth=0)
+        width, alpha = (0.8, 0.35) if self.faint else (1.7, 1.0)
+        marker = dict(marker="o", markersize=3.5) if self.dots else {}
+        axes.plot(self.x, self.y, color=colour, linewidth=width, alpha=alpha, label=self.label or "_", **marker)
+
+
+@dataclass(frozen=True)
+class Dots:
+    """Points of a chart, each with a bar from `low` to `high` where they are given and not nan. `marker` as
+    matplotlib's, `size` in points; `faint` ones are half transparent."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    label: str = ""
+    colour: int = 0
+    faint: bool = False
+    marker: str = "o"
+    size: float = 4.0
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+
+    def draw(self, axes: Any) -> None:
+        """Draw them on matplotlib's axes."""
+        colour, edge = series_colour(self.colour), 1.6 if self.marker == "x" else 1.0
+        look = dict(color=colour, markersize=self.size, markeredgewidth=edge, alpha=0.6 if self.faint else 0.9)
+        axes.plot(self.x, self.y, self.marker, label=self.label or "_", **look)
+        for x, low, high in zip(self.x, self.low, self.high, strict=False):
+            if math.isfinite(low + high):
+                axes.plot([x, x], [low, high], color=colour, linewidth=1.2, alpha=0.7)
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -47,91 +75,146 @@ class Interval:
     dots: Sequence[float] = ()
     colour: int = 0
 
+    @property
+    def extent(self) -> list[float]:
+        """The finite numbers that its drawing goes through."""
+        return [x for x in (self.middle, self.low, self.high, *self.wide, *self.dots) if math.isfinite(x)]
+
 
 def chart(
     name: str,
-    lines: Sequence[Line],
-    levels: Mapping[str, float] | None = None,
+    series: Sequence[Line | Dots],
+    *,
     size: tuple[float, float] = HALF,
+    across: str = "step",
+    log: bool = False,
+    ticks: Sequence[str] = (),
+    levels: Mapping[str, float] | None = None,
     percent: bool = False,
     from_zero: bool = False,
     top: float | None = None,
     right: float | None = None,
-    across: str = "step",
+    diagonal: bool = False,
 ) -> str:
-    """Lines over training steps, or what `across` names. `name` (letters) keeps the drawing's ids apart from those of
-    other charts on the page; `levels` are horizontal lines with a label each; `percent` reads the y axis as shares;
-    `top` cuts it; `right` adds a second scale at the right, of shares: y times `right`."""
-    figure, axes = _axes(name, size)
+    """Lines and dots over training steps, or over what `across` names, as SVG.
+
+    Args:
+      name: letters, which no other chart of the page has.
+      series: what is drawn, the first behind the others.
+      size: (width, height) in inches.
+      across: the label of the x axis.
+      log: whether the x axis is logarithmic.
+      ticks: names of x = 0, 1, 2 ... instead of numbers.
+      levels: horizontal lines, by their labels.
+      percent: whether y is a share, written as per cent.
+      from_zero: whether the y axis begins at 0.
+      top: where the y axis is cut.
+      right: a second scale at the right, of shares: y times `right`.
+      diagonal: whether y = x is drawn, between the least and the largest x.
+    """
+    figure, axes = new_axes(name, size)
     axes.set_xlabel(across)
-    for line in lines:
-        colour = _series(line.colour)
-        if len(line.low):
-            axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.16, linewidth=0)
-        width, alpha = (0.8, 0.35) if line.faint else (1.7, 1.0)
-        marker = dict(marker="o", markersize=3.5) if line.dots else {}
-        axes.plot(line.x, line.y, color=colour, linewidth=width, alpha=alpha, label=line.label or "_", **marker)
+    if diagonal:
+        ends = [end(x for one in series for x in one.x) for end in (min, max)]
+        axes.plot(ends, ends, **DASHED)
+    for one in series:
+        one.draw(axes)
     _draw_levels(axes, levels or {})
-    if from_zero:
-        axes.set_ylim(bottom=0)
-    if top is not None:
-        axes.set_ylim(top=top)
-    _number_axes(axes, percent)
+    bottom = 0.0 if from_zero else axes.get_ylim()[0]
+    if from_zero or top is not None:
+        axes.set_ylim(bottom, None if top is None else max(top, bottom))
+    _scale_x(axes, log, ticks, whole=all(float(x).is_integer() for one in series for x in one.x))
+    _scale_y(axes, percent)
     if right is not None:
         _second_scale(axes, right)
-    _legend(axes, sum(bool(line.label) for line in lines))
-    return _svg(figure, name)
+    _legend(axes, sum(bool(one.label) for one in series))
+    return svg(figure, name)
 
 
 def intervals(name: str, rows: Sequence[Interval], across: str, width: float = WIDE[0]) -> str:
     """Intervals, one below the other, against zero; `across` says what the numbers are. One that lies far beyond the
     others is an arrow at the edge, with its number: it would leave no room for them."""
-    figure, axes = _axes(name, (width, 0.75 + 0.3 * len(rows)))
-    most = FAR * statistics.median_low([max(map(abs, _reach(row)), default=0.0) for row in rows])
-    inside = [x for row in rows if abs(row.middle) <= most for x in (0.0, *_reach(row))]
+    figure, axes = new_axes(name, (width, 0.75 + 0.3 * len(rows)))
+    most = FAR * statistics.median_low([max(map(abs, row.extent), default=0.0) for row in rows])
+    inside = [x for row in rows if abs(row.middle) <= most for x in (0.0, *row.extent)]
     low, high = min(inside), max(inside)
     edges = low - 0.04 * (high - low), high + 0.04 * (high - low)
     axes.set_xlabel(across)
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x")
-    axes.axvline(0, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
+    axes.axvline(0, **DASHED)
     for y, row in enumerate(rows):
-        colour = _series(row.colour)
         if abs(row.middle) > most:
-            right = row.middle > 0
-            axes.plot([edges[right]], [y], ">" if right else "<", color=colour, markersize=6, clip_on=False)
-            where = {"xytext": (-8 if right else 8, 0), "textcoords": "offset points", "va": "center"}
-            text = f"{row.middle:+.3g}".replace("-", "−")
-            axes.annotate(text, (edges[right], y), ha="right" if right else "left", color=colour, **where)
-            continue
-        axes.plot(row.wide, (y, y), color=colour, linewidth=1.0, alpha=0.5)
-        axes.plot((row.low, row.high), (y, y), color=colour, linewidth=3.2, solid_capstyle="butt")
-        axes.plot(row.dots, [y + 0.27] * len(row.dots), "o", color=colour, markersize=2.6, alpha=0.6)
-        axes.plot([row.middle], [y], "o", color=colour, markersize=5.5)
+            _draw_arrow(axes, y, row, edges)
+        else:
+            _draw_interval(axes, y, row)
     axes.set_yticks(range(len(rows)), [row.label for row in rows], color=INK)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     if low < high:
         axes.set_xlim(*edges)
-    return _svg(figure, name)
+    return svg(figure, name)
 
 
-def _reach(row: Interval) -> list[float]:
-    """The numbers that an interval's drawing goes through."""
-    return [x for x in (row.middle, row.low, row.high, *row.wide, *row.dots) if math.isfinite(x)]
+def _draw_interval(axes: Any, y: int, row: Interval) -> None:
+    colour = series_colour(row.colour)
+    axes.plot(row.wide, (y, y), color=colour, linewidth=1.0, alpha=0.5)
+    axes.plot((row.low, row.high), (y, y), color=colour, linewidth=3.2, solid_capstyle="butt")
+    axes.plot(row.dots, [y + 0.27] * len(row.dots), "o", color=colour, markersize=2.6, alpha=0.6)
+    axes.plot([row.middle], [y], "o", color=colour, markersize=5.5)
+
+
+def _draw_arrow(axes: Any, y: int, row: Interval, edges: tuple[float, float]) -> None:
+    right, colour = row.middle > 0, series_colour(row.colour)
+    axes.plot([edges[right]], [y], ">" if right else "<", color=colour, markersize=6, clip_on=False)
+    text = f"{row.middle:+.3g}".replace("-", "−")
+    where = {"xytext": (-8 if right else 8, 0), "textcoords": "offset points", "va": "center"}
+    axes.annotate(text, (edges[right], y), ha="right" if right else "left", color=colour, **where)
 
 
 def shares(
     name: str, steps: Sequence[float], by_source: Mapping[str, Sequence[float]], size: tuple[float, float] = HALF
 ) -> str:
     """Shares of a whole over training steps, as stacked areas; between the steps they change linearly."""
-    figure, axes = _axes(name, size)
-    colours = [_series(i) for i in range(len(by_source))]
+    figure, axes = new_axes(name, size)
+    axes.set_xlabel("step")
+    colours = [series_colour(i) for i in range(len(by_source))]
     axes.stackplot(steps, *by_source.values(), labels=list(by_source), colors=colours, alpha=0.75, linewidth=0)
     axes.set_ylim(0, 1)
     axes.set_xlim(min(steps), max(steps))
-    _number_axes(axes, percent=True)
+    _scale_x(axes)
+    _scale_y(axes, percent=True)
     _legend(axes, len(by_source), at_least=1)
-    return _svg(figure, name)
+    return svg(figure, name)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of parallel coordinates: its `label`, and (place from 0 to 1, text) for each of its `ticks`."""
+
+    label: str
+    ticks: Sequence[tuple[float, str]]
+
+
+def parallel(name: str, along: Sequence[Axis], lines: Sequence[Sequence[float]], best: int) -> str:
+    """Parallel coordinates: a line across all axes for each of `lines`, which has a place from 0 to 1 on each. The last
+    `best` lines are drawn in colour, the others grey."""
+    figure, axes = new_axes(name, WIDE)
+    axes.grid(axis="y", visible=False)
+    for i, y in enumerate(lines):
+        if i < len(lines) - best:
+            axes.plot(range(len(y)), y, color=MUTED, linewidth=0.8, alpha=0.4)
+        else:
+            axes.plot(range(len(y)), y, color=series_colour(0), linewidth=1.6)
+    for x, one in enumerate(along):
+        axes.axvline(x, color=MUTED, linewidth=0.6)
+        beside = dict(xytext=(4, 0), textcoords="offset points", va="center")
+        for place, text in one.ticks:
+            axes.annotate(text, (x, place), color=MUTED, fontsize=TICK_TEXT, **beside)
+    axes.set_xticks(range(len(along)), [one.label for one in along], color=INK)
+    axes.set_yticks([])
+    axes.set_ylim(-0.06, 1.06)
+    axes.margins(x=0.09)
+    return svg(figure, name)
 
 
 def smoothed(values: Sequence[float], window: float) -> list[float]:
@@ -145,45 +228,7 @@ def smoothed(values: Sequence[float], window: float) -> list[float]:
     return out
 
 
-def _series(index: int) -> str:
-    return f"#0a0a{index % COLOURS:02x}" if index >= 0 else MUTED
-
-
-def _axes(name: str, size: tuple[float, float]) -> tuple[Any, Any]:
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    style = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": name,
-        "font.size": 8.5,
-        "axes.edgecolor": LINE,
-        "axes.labelcolor": MUTED,
-        "text.color": INK,
-        "xtick.color": LINE,
-        "ytick.color": LINE,
-        "xtick.labelcolor": MUTED,
-        "ytick.labelcolor": MUTED,
-        "grid.color": LINE,
-        "grid.linewidth": 0.6,
-        "axes.linewidth": 0.6,
-        "axes.xmargin": 0.01,
-        "path.simplify_threshold": 0.3,
-    }
-    matplotlib.rcParams.update(matplotlib.rcParamsDefault)
-    matplotlib.rcParams.update({"backend": "svg", **style})
-    figure = Figure(figsize=size, layout="constrained")  # not pyplot: it would keep every figure, and look for a screen
-    FigureCanvasSVG(figure)
-    figure.patch.set_alpha(0)
-    axes = figure.add_subplot()
-    axes.patch.set_alpha(0)
-    axes.grid(axis="y")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(length=0)
-    axes.set_xlabel("step")
-    return figure, axes
+# ---------------------------------------------------------------- axes
 
 
 def _draw_levels(axes: Any, levels: Mapping[str, float]) -> None:
@@ -191,7 +236,7 @@ def _draw_levels(axes: Any, levels: Mapping[str, float]) -> None:
     other."""
     top = max(levels.values(), default=0.0)
     for label, y in levels.items():
-        axes.axhline(y, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
+        axes.axhline(y, **DASHED)
         above = y == top
         axes.annotate(
             f"{label}  {y:.2f}",
@@ -208,11 +253,23 @@ def _draw_levels(axes: Any, levels: Mapping[str, float]) -> None:
         axes.margins(y=0.14)
 
 
-def _number_axes(axes: Any, percent: bool) -> None:
-    from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter, StrMethodFormatter
+def _scale_x(axes: Any, log: bool = False, ticks: Sequence[str] = (), whole: bool = True) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator, StrMethodFormatter
 
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}") if axes.get_xlim()[1] < 1e5 else EngFormatter(sep=""))
+    if log:
+        axes.set_xscale("log")
+    elif ticks:
+        axes.set_xticks(range(len(ticks)), ticks)
+        axes.margins(x=0.15)
+    elif whole:
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+        large = axes.get_xlim()[1] >= 1e5
+        axes.xaxis.set_major_formatter(EngFormatter(sep="") if large else StrMethodFormatter("{x:,.0f}"))
+
+
+def _scale_y(axes: Any, percent: bool) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+
     axes.yaxis.set_major_locator(MaxNLocator(5))
     least, most = axes.get_ylim()
     high = max(abs(least), abs(most))
@@ -246,27 +303,3 @@ def _legend(axes: Any, labelled: int, at_least: int = 2) -> None:
             borderaxespad=0.1,
             columnspacing=1.4,
         )
-
-
-def _svg(figure: Any, name: str) -> str:
-    out = io.StringIO()
-    figure.savefig(
-        out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-    )
-    text = out.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", text)  # an inline drawing needs none
-    text = re.sub(r'\b(id="|xlink:href="#|url\(#)', rf"\g<1>{name}-", text).replace("xlink:href", "href")
-    return _themed(text)
-
-
-def _themed(svg: str) -> str:
-    for placeholder, variable in (
-        (INK, "ink"),
-        (MUTED, "muted"),
-        (LINE, "line"),
-        *((_series(i), f"c{i}") for i in range(COLOURS)),
-    ):
-        svg = svg.replace(placeholder, f"var(--{variable})")
-    return svg

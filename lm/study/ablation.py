@@ -16,11 +16,10 @@ from typing import Any
 from lm import value
 from lm.experiment import Experiment
 from lm.model import count
-from lm.study.trial import Result, Trial, step_flops, training_flops
+from lm.study.trial import Resized, Result, Trial, distinct_seeds, every_seed, step_flops, training_flops
 from lm.value import suggest
 
 Changes = Mapping[str, Any]
-Resized = Mapping[str, tuple[Any, Any]]
 WIDTH_STEP = 8  # a resized width is a multiple of it
 # a study compares numbers: its runs keep one checkpoint, to go on from, and write no samples
 LEAN: Changes = {"keep_last": 1, "keep_best": 0, "prompts": ()}
@@ -43,12 +42,9 @@ class Ablation:
     declared: tuple[str, ...] = field(default_factory=tuple)
 
     def __post_init__(self) -> None:
-        seeds = tuple(self.seeds)
-        object.__setattr__(self, "seeds", seeds)
+        object.__setattr__(self, "seeds", distinct_seeds(self.seeds))
         if self.match not in MATCHES:
             raise ValueError(f"match={self.match!r}: {suggest(self.match, MATCHES)}")
-        if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-            raise ValueError(f"seeds={seeds}: expected different numbers, at least 0, for instance range(3)")
         if not self.arms:
             raise ValueError("arms={}: expected at least one, a name and what it changes")
         for name in self.arms:
@@ -90,12 +86,8 @@ class Ablation:
 
     def trials(self, results: Sequence[Result] = ()) -> list[Trial]:
         """Every arm at every seed, seed by seed: what is finished early on has all arms in it."""
-        arms = self.resolved
-        return [
-            Trial(name, seed, arm.replace(seed=seed), resized)
-            for seed in self.seeds
-            for name, (arm, resized) in arms.items()
-        ]
+        arms = {name: arm for name, (arm, _) in self.resolved.items()}
+        return every_seed(arms, self.seeds, {name: resized for name, (_, resized) in self.resolved.items()})
 
 
 def paths(changes: Changes, above: str = "") -> list[str]:

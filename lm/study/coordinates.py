@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from lm.data.loader import Batches, prepare
 from lm.experiment import Experiment
 from lm.machine.monitor import preparing
-from lm.model.attention import Attention
 from lm.model.config import ModelConfig
 from lm.model.parametrisation import Parametrisation
 from lm.model.transformer import Transformer
@@ -25,12 +24,11 @@ from lm.sharding.mesh import make_mesh
 from lm.study import coordinates_page
 from lm.study.activations import activations
 from lm.study.drift import Analysis, Row, analyse
+from lm.study.widths import attention_of, name_of, widened
 from lm.train.schedule import Constant
 from lm.train.state import TrainState, new_state
 from lm.train.step import Step, build_step, place
 from lm.train.task import Pretraining
-
-GROWS = ("heads", "head_dim")
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ def run(study: Coordinates, folder: Path) -> Analysis:
 
 def _trained(study: Coordinates) -> list[tuple[str, str]]:
     model, seeds = study.base.model, tuple(study.seeds)
-    grown = {"heads": f"number of heads, of size {_attention(model).head_dim}", "head_dim": "size of the heads"}
+    grown = {"heads": f"number of heads, of size {attention_of(model).head_dim}", "head_dim": "size of the heads"}
     return [
         ("parametrisation", repr(model.parametrisation)),
         ("optimizer", repr(replace(study.base.optimizer, schedule=Constant()))),
@@ -97,39 +95,6 @@ def _trained(study: Coordinates) -> list[tuple[str, str]]:
 
 
 # ---------------------------------------------------------------- measuring
-
-
-def widened(model: ModelConfig, width: int, grows: str = "heads") -> ModelConfig:
-    """`model` at another width, its feed-forwards and its heads (or their size, as `grows` says) in proportion.
-
-    Raises ValueError where one of them is then no whole number."""
-    if grows not in GROWS:
-        raise ValueError(f"grows={grows!r}: expected heads or head_dim")
-
-    def scaled(name: str, size: int) -> int:
-        if size * width % model.width:
-            raise ValueError(
-                f"width={width}: {name} would be {size * width / model.width:g}, from {size} at {model.width}"
-            )
-        return size * width // model.width
-
-    def wide(ffn: Any) -> Any:
-        return ffn and replace(ffn, mlp=scaled("ffn.mlp", ffn.mlp))
-
-    attention = _attention(model)
-    several = () if attention.kv_heads == 1 else ("kv_heads",)  # one for all heads stays one
-    names = ("heads", *several) if grows == "heads" else ("head_dim",)
-    sizes: dict[str, Any] = {name: scaled(f"attention.{name}", getattr(attention, name)) for name in names}
-    pattern = tuple(replace(kind, ffn=wide(kind.ffn)) for kind in model.pattern)
-    attention = replace(attention, **sizes)
-    return replace(model, width=width, attention=attention, ffn=wide(model.ffn), pattern=pattern)
-
-
-def _attention(model: ModelConfig) -> Attention:
-    """The attention of all layers. Raises ValueError for another mixer, which has no heads to widen."""
-    if not isinstance(model.attention, Attention) or any(kind.mixer for kind in model.pattern):
-        raise ValueError("a model is widened by its attention heads: give it Attention in all layers")
-    return model.attention
 
 
 def measure(study: Coordinates) -> Analysis:
@@ -147,11 +112,6 @@ def measure(study: Coordinates) -> Analysis:
             wide = replace(widened(e.model, width, study.grows), parametrisation=rule, dropout=0.0)
             rows += _at_width(study, wide, data)
     return analyse(rows, name_of(rules[0]), study.tolerance)
-
-
-def name_of(rule: Parametrisation) -> str:
-    """What a parametrisation is called in a report."""
-    return "standard" if rule == Parametrisation() else type(rule).__name__
 
 
 def _at_width(study: Coordinates, cfg: ModelConfig, data: Batches) -> Iterator[Row]:

@@ -1,6 +1,6 @@
 """Fits of the loss L(N, D) = E + A / N^alpha + B / D^beta of N parameters trained on D tokens, and of what follows.
 
-Hoffmann et al. 2022, arXiv:2203.15556: `fit` is their approach 3, `isoflop` their approach 2. Every interval is of 95%
+Hoffmann et al. 2022, arXiv:2203.15556: `fit` is their approach 3, `iso_flop` their approach 2. Every interval is of 95%
 and comes from a bootstrap with a seed. Sizes and tokens enter by their logarithms, less the mean, or else the
 coefficients would hide one another from the optimizer; its sum of Huber losses is not their mean, at whose small values
 the published fit stopped too soon (Besiroglu et al. 2024, arXiv:2404.10102).
@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize, nnls
 
-LEVEL = 95.0  # per cent, of every interval
+from lm.page.words import ALPHA
+
+TAIL = round(50 * ALPHA, 9)  # per cent of the draws on each side of an interval
 COEFFICIENTS = 5
-LEAST_POINTS = (
-    8  # of a fit: what is left of the residuals when one is spent on each coefficient must still say something
-)
+# of a fit: what is left of the residuals when one is spent on each coefficient must still say something
+LEAST_POINTS = 8
 EXPONENTS = np.geomspace(0.03, 2.0, 14)  # tried as alpha and beta to begin with
 STARTS = 8  # of their pairs, the optimizer begins at these many
 LEAST_SPARE = 4  # runs beyond the three of each parabola: with three of them intervals of 95% covered 88%
@@ -80,8 +81,7 @@ class Fit:
 
 
 def _estimate(value: float, draws: Numbers) -> Estimate:
-    tail = (100 - LEVEL) / 2
-    low, high = np.percentile(draws, [tail, 100 - tail])
+    low, high = np.percentile(draws, [TAIL, 100 - TAIL])
     return Estimate(float(value), float(low), float(high))
 
 
@@ -208,16 +208,16 @@ def _noise(best: np.ndarray, y: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.
 
 
 @dataclass(frozen=True)
-class Valley:
+class IsoFlopProfile:
     """The losses of one budget of `flops`: a parabola c2 x^2 + c1 x + c0 in x = log N - `middle`, and where it is
     least. `fault` says why it has no minimum that counts; then the optimum is nan."""
 
     flops: float
-    parabola: tuple[float, float, float]
     middle: float
-    parameters: float
-    tokens: float
-    loss: float
+    parabola: tuple[float, float, float] = (math.nan, math.nan, math.nan)
+    parameters: float = math.nan
+    tokens: float = math.nan
+    loss: float = math.nan
     fault: str = ""
 
     def __call__(self, parameters: Any) -> Any:
@@ -226,20 +226,20 @@ class Valley:
 
 
 @dataclass(frozen=True)
-class Optimum:
+class ComputeOptimal:
     """Approach 2 of 2203.15556: N_best = `parameters_at_1` C^a and D_best = `tokens_at_1` C^b with the exponents a and
-    b, through the `valleys` that count."""
+    b, through the minima of the `profiles` that count."""
 
-    valleys: tuple[Valley, ...]
+    profiles: tuple[IsoFlopProfile, ...]
     parameters_exponent: Estimate
     tokens_exponent: Estimate
     parameters_at_1: float
     tokens_at_1: float
 
 
-def isoflop(
+def iso_flop(
     flops: Numbers, parameters: Numbers, tokens: Numbers, losses: Numbers, bootstrap: int = 200, seed: int = 0
-) -> Optimum:
+) -> ComputeOptimal:
     """Approach 2 of 2203.15556 (section 3.2): a parabola in log N through the runs of each budget, and a power law
     through their minima.
 
@@ -249,10 +249,10 @@ def isoflop(
     ValueError where fewer than two budgets are left."""
     C, N, D, L = (np.asarray(x, float) for x in (flops, parameters, tokens, losses))
     groups = [np.flatnonzero(budget == C) for budget in np.unique(C)]
-    valleys = tuple(valley(float(C[g[0]]), N[g], D[g], L[g]) for g in groups)
-    good = [(g, one) for g, one in zip(groups, valleys, strict=True) if not one.fault]
+    profiles = tuple(iso_flop_profile(float(C[g[0]]), N[g], D[g], L[g]) for g in groups)
+    good = [(g, one) for g, one in zip(groups, profiles, strict=True) if not one.fault]
     if len(good) < 2:
-        faults = "; ".join(f"at {one.flops:.3g} FLOPs {one.fault}" for one in valleys if one.fault)
+        faults = "; ".join(f"at {one.flops:.3g} FLOPs {one.fault}" for one in profiles if one.fault)
         said = f"budgets with a best size among those tried: {len(good)}, an exponent needs two"
         raise ValueError(f"{said}{': ' if faults else ''}{faults}")
     x = np.log([one.flops for _, one in good])
@@ -264,30 +264,26 @@ def isoflop(
         _estimate(float(slope), draw) if len(draw) >= 0.95 * bootstrap else Estimate(float(slope))
         for slope, draw in zip((by_size[0], by_tokens[0]), draws, strict=True)
     )
-    return Optimum(valleys, size, of_tokens, math.exp(by_size[1]), math.exp(by_tokens[1]))
+    return ComputeOptimal(profiles, size, of_tokens, math.exp(by_size[1]), math.exp(by_tokens[1]))
 
 
-def valley(flops: float, parameters: Numbers, tokens: Numbers, losses: Numbers) -> Valley:
+def iso_flop_profile(flops: float, parameters: Numbers, tokens: Numbers, losses: Numbers) -> IsoFlopProfile:
     """The parabola through the runs of one budget of `flops`, and where it is least."""
     N, D, L = (np.asarray(x, float) for x in (parameters, tokens, losses))
     u = np.log(N)
-    middle = float(u.mean())
-    if len(set(N.tolist())) < 3:
-        none = (math.nan,) * 3
-        sizes = len(set(N.tolist()))
-        return Valley(flops, none, middle, math.nan, math.nan, math.nan, f"{sizes} sizes make no parabola")
+    middle, sizes = float(u.mean()), len(set(N.tolist()))
+    if sizes < 3:
+        return IsoFlopProfile(flops, middle, fault=f"{sizes} sizes make no parabola")
     parabola = np.polyfit(u - middle, L, 2)
     c2, c1, c0 = map(float, parabola)
     at = middle - c1 / (2 * c2) if c2 > 0 else math.nan
-    fault = ""
-    if math.isnan(at):
-        fault = "the loss has no valley between the sizes"
-    elif not u.min() <= at <= u.max():
-        fault = f"the best size lies {'below' if at < u.min() else 'above'} those tried"
-    if fault:
-        return Valley(flops, (c2, c1, c0), middle, math.nan, math.nan, math.nan, fault)
+    if not u.min() <= at <= u.max():
+        beyond = f"the best size lies {'below' if at < u.min() else 'above'} those tried"
+        fault = "the loss has no minimum between the sizes" if math.isnan(at) else beyond
+        return IsoFlopProfile(flops, middle, (c2, c1, c0), fault=fault)
     best_tokens = math.exp(np.polyval(np.polyfit(u, np.log(D), 1), at))
-    return Valley(flops, (c2, c1, c0), middle, math.exp(at), best_tokens, float(np.polyval(parabola, at - middle)))
+    best_loss = float(np.polyval(parabola, at - middle))
+    return IsoFlopProfile(flops, middle, (c2, c1, c0), math.exp(at), best_tokens, best_loss)
 
 
 def _draw_exponents(

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 
@@ -21,13 +21,13 @@ from lm.model.compute import Compute
 from lm.model.config import ModelConfig
 from lm.model.transformer import Transformer
 from lm.study.ablation import LEAN, Changes, paths
-from lm.study.trial import MISSING, STOPPED, Result, Trial, step_flops
+from lm.study.trial import MISSING, STOPPED, Result, Trial, distinct_seeds, every_seed, step_flops
 from lm.train.optim import is_table
 from lm.value import suggest
 
 if TYPE_CHECKING:
+    from lm.study.report import Findings
     from lm.study.score import Point, Scaling
-    from lm.study.tables import Findings
 
 MEASURES = ("loss", "bits_per_byte")  # what falls towards a floor above zero, as the law does
 
@@ -61,15 +61,12 @@ class Ladder:
     bootstrap: int = 200
 
     def __post_init__(self) -> None:
-        for name in ("compute", "shapes", "seeds"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, values in (("compute", self.compute), ("shapes", self.shapes), ("seeds", distinct_seeds(self.seeds))):
+            object.__setattr__(self, name, tuple(values))
         if not self.compute or not all(0 < c < math.inf for c in self.compute):
             raise ValueError(f"compute={self.compute}: expected budgets in model FLOPs, above 0")
         if not self.shapes:
             raise ValueError("shapes=(): expected at least one, for instance dict(model=dict(layers=2, width=64))")
-        seeds: Any = self.seeds
-        if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-            raise ValueError(f"seeds={seeds}: expected different numbers, at least 0, for instance range(3)")
         if self.parameters not in PARAMETERS:
             raise ValueError(f"parameters={self.parameters!r}: {suggest(self.parameters, PARAMETERS)}")
         if self.measure.rpartition("/")[2] not in MEASURES:
@@ -105,27 +102,22 @@ class Ladder:
             raise ValueError(f"arm {name!r}: {error}") from None
 
     def trials(self, results: Sequence[Result] = ()) -> list[Trial]:
-        """Every arm at every seed, seed by seed, the smallest budgets first as declared."""
-        return [
-            Trial(name, seed, arm.replace(seed=seed)) for seed in self.seeds for name, (_, arm) in self.arms.items()
-        ]
+        """Every arm at every seed, seed by seed, the budgets as declared."""
+        return every_seed({name: arm for name, (_, arm) in self.arms.items()}, self.seeds)
 
     # ------------------------------------------------------------ what it tells
 
     def points(self, results: Sequence[Result]) -> "list[Point]":
-        """A point an arm that has finished: the mean over its seeds."""
+        """A point an arm that has finished: the mean over its seeds. Raises ValueError where runs have finished, and
+        none has the measure."""
         from lm.study.score import Point
+        from lm.study.statistics import measured
 
-        found: dict[str, list[Result]] = {}
-        for result in results:
-            if result.finished and math.isfinite(result.measures.get(self.measure, math.nan)):
-                found.setdefault(result.trial.arm, []).append(result)
-        points = []
+        points, reached = [], measured(results, self.measure)
         for name, (flops, arm) in self.arms.items():
-            if runs := found.get(name):
-                loss = sum(run.measures[self.measure] for run in runs) / len(runs)
-                size = PARAMETERS[self.parameters](arm.model)
-                points.append(Point(name, flops, size, runs[0].tokens, loss, len(runs), flops == max(self.compute)))
+            if (one := reached.get(name)) and one.values:
+                size, tokens = PARAMETERS[self.parameters](arm.model), arm.steps * arm.batch_tokens
+                points.append(Point(name, flops, size, tokens, one.mean, len(one.values), flops == max(self.compute)))
         return points
 
     def analyse(self, results: Sequence[Result]) -> "Scaling":
@@ -135,23 +127,20 @@ class Ladder:
 
         points = self.points(results)
         if not points:
-            known = dict.fromkeys(name for result in results for name in result.measures)
-            unknown = f"no run has the measure {self.measure!r}: {suggest(self.measure, known)}"
-            raise ValueError(unknown if known else "no run has finished")
+            raise ValueError("no run has finished")
         lost = [r for r in results if not r.finished and r.status not in (MISSING, STOPPED)]
         said = tuple(f"{r.trial.arm}, seed {r.trial.seed}: {r.status}" for r in lost)
         return score(points, self.measure, self.parameters, self.bootstrap, said)
 
     def findings(self, results: Sequence[Result]) -> "Findings":
         """What a ladder adds to the report of a study: the score of its prediction first."""
-        from lm.study.score import record, sections
-        from lm.study.tables import Findings
+        from lm.study import report, score
 
         try:
             found = self.analyse(results)
         except ValueError as error:
-            return Findings(f"Nothing can be told yet: {error}.")
-        return Findings(found.headline, sections(found), {"scaling.csv": record(found)})
+            return report.Findings(f"Nothing can be told yet: {error}.")
+        return score.findings(found)
 
 
 def arm_name(flops: float, shape: Changes) -> str:

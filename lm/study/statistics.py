@@ -3,7 +3,7 @@
 Runs of one seed share the order of the data and the first values of the parameters, so a good part of what moves a
 result from seed to seed moves all arms alike. Differences are therefore formed seed by seed, and tested as pairs
 (Student's t). Several arms are several chances to be fooled: their p-values are corrected (Holm). The distributions
-are scipy's; what is ours is which runs they get, and what is said where there is nothing to say.
+are scipy's; what is ours is which runs they get, and what is said where there is nothing to say (verdicts.py).
 """
 
 import bisect
@@ -17,21 +17,18 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import stats
 
+from lm.page.words import ALPHA, LEVEL
 from lm.study.trial import DIVERGED, FAILED, PRUNED, Result
 from lm.value import suggest
 
-LEVEL = 0.95  # of every interval
-ALPHA = 1 - LEVEL
 POWER = 0.8
-MOST_SEEDS = 10_000  # beyond it, "how many seeds" is said to be infinity
+MOST_SEEDS = 10_000  # beyond it, the number of seeds needed is given as infinity
 ROUNDING = 32 * float(np.finfo(float).eps)  # differences that vary less, relative to the values, do not vary
-# the last part of a measure's name -> whether less is better (-1), or more (1)
-BETTER: Mapping[str, int] = {"loss": -1, "perplexity": -1, "bits_per_byte": -1, "accuracy": 1, "next_sentence": 1}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The seeds of one arm: the `values` of those that finished, those that are `lost` (diverged, failed or pruned, or
+    """One arm by seed: the `values` of those that finished, those that are `lost` (diverged, failed or pruned, or
     without a finite value) and those that are `open` (not run yet, or under way)."""
 
     arm: str
@@ -42,12 +39,17 @@ class Measured:
     @property
     def mean(self) -> float:
         """Over the seeds that finished; nan where there are none."""
-        return _mean(self.values.values())
+        return mean(self.values.values())
 
     @property
     def deviation(self) -> float:
         """The standard deviation over the seeds; nan below two."""
         return float(np.std(list(self.values.values()), ddof=1)) if len(self.values) > 1 else math.nan
+
+    @property
+    def half_width(self) -> float:
+        """Half of Student's interval of the mean; nan below two seeds."""
+        return half_width(list(self.values.values()))
 
 
 @dataclass(frozen=True)
@@ -61,17 +63,17 @@ class Difference:
     values taken as two independent samples. What cannot be given is nan."""
 
     arm: str
-    seeds: int
     mean: float
     difference: float
-    low: float
-    high: float
-    p: float
-    p_holm: float
-    seeds_needed: float
-    diverged: int
-    unpaired_low: float
-    unpaired_high: float
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan
+    p_holm: float = math.nan
+    seeds: int = 0
+    seeds_needed: float = math.nan
+    diverged: int = 0
+    unpaired_low: float = math.nan
+    unpaired_high: float = math.nan
 
     @property
     def half_width(self) -> float:
@@ -141,13 +143,12 @@ def _difference(base: Measured, arm: Measured) -> Difference:
     unpaired_low, unpaired_high = unpaired(reference, ours)
     return Difference(
         arm=arm.arm,
-        seeds=len(both),
-        mean=_mean(ours),
-        difference=_mean(ours - reference),
+        mean=mean(ours),
+        difference=mean(ours - reference),
         low=low,
         high=high,
         p=p,
-        p_holm=math.nan,
+        seeds=len(both),
         seeds_needed=seeds_needed(reference, ours),
         diverged=len(base.lost | arm.lost),
         unpaired_low=unpaired_low,
@@ -155,12 +156,19 @@ def _difference(base: Measured, arm: Measured) -> Difference:
     )
 
 
-def _mean(values: Iterable[float]) -> float:
+def mean(values: Iterable[float]) -> float:
+    """Nan where there are none."""
     listed = list(values)
     return float(np.mean(listed)) if listed else math.nan
 
 
-# ---------------------------------------------------------------- the tests
+# ---------------------------------------------------------------- intervals and tests
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half of Student's interval of the mean of `values`: t(0.975, n - 1) s / sqrt(n); nan below two."""
+    n = len(values)
+    return float(stats.t.ppf(1 - ALPHA / 2, n - 1) * np.std(values, ddof=1) / n**0.5) if n > 1 else math.nan
 
 
 def paired(base: np.ndarray, arm: np.ndarray) -> tuple[float, float, float]:
@@ -232,77 +240,3 @@ def _quiet() -> Iterator[None]:
 def _constant(base: np.ndarray, arm: np.ndarray) -> bool:
     """Whether the differences are the same at all seeds, but for rounding."""
     return bool(np.ptp(arm - base) <= ROUNDING * max(np.abs(base).max(), np.abs(arm).max()))
-
-
-# ---------------------------------------------------------------- in words
-
-
-def direction(measure: str) -> int:
-    """-1 where less of `measure` is better, 1 where more is, 0 where that is not known."""
-    return BETTER.get(measure.rpartition("/")[2], 0)
-
-
-def word(found: Difference, measure: str) -> str:
-    """What can be said of an arm: "better", "worse" ("higher", "lower" where it is not known which is better), "same"
-    or "cannot tell"."""
-    if found.seeds > 1 and found.difference == found.low == found.high == 0:
-        return "same"
-    if not found.p_holm < ALPHA:
-        return "cannot tell"
-    return _way(found, measure)
-
-
-def _way(found: Difference, measure: str) -> str:
-    sign = direction(measure) * found.difference
-    return ("better" if sign > 0 else "worse") if sign else ("higher" if found.difference > 0 else "lower")
-
-
-def verdict(found: Difference, measure: str) -> str:
-    """What can be said of an arm, in a sentence without a full stop."""
-    said = _said(found, word(found, measure), measure)
-    if not found.diverged:
-        return said
-    seeds = "1 seed was" if found.diverged == 1 else f"{found.diverged} seeds were"
-    return f"{said}; {seeds} left out, where it or the base did not come to an end"
-
-
-def _said(found: Difference, word: str, measure: str) -> str:
-    if found.seeds == 0:
-        return "cannot tell: at no seed have both it and the base finished"
-    way = f"{_way(found, measure)} by {_size(found)}" if found.difference else "the same"
-    if found.seeds == 1:
-        return f"cannot tell: {way} at the one seed, which gives no interval"
-    if word == "same":
-        return f"the same as the base at each of {found.seeds} seeds"
-    if math.isnan(found.low):
-        return f"cannot tell: {way} at each seed alike, so that no interval can be given"
-    if word != "cannot tell":
-        return f"{word} by {amount(found)}"
-    return f"cannot tell: {signed(found.difference)} ({_between(found)}); {_needed(found)}"
-
-
-def amount(found: Difference) -> str:
-    """How large a difference is, without its sign, and its interval."""
-    return f"{_size(found)} ({_between(found, found.difference < 0)})"
-
-
-def _size(found: Difference) -> str:
-    return f"{abs(found.difference):.3g}"
-
-
-def _between(found: Difference, turned: bool = False) -> str:
-    low, high = (-found.high, -found.low) if turned else (found.low, found.high)
-    return f"95% interval {signed(low).lstrip('+')} to {signed(high).lstrip('+')}"
-
-
-def signed(value: float) -> str:
-    """Three digits, with a sign, and a true minus."""
-    return f"{value:+.3g}".replace("-", "−")
-
-
-def _needed(found: Difference) -> str:
-    if found.p < ALPHA:
-        return f"p = {found.p:.2g} would do for one arm alone, but is {found.p_holm:.2g} after Holm's correction"
-    if math.isinf(found.seeds_needed):
-        return f"to see so small a difference would need more than {MOST_SEEDS:,} seeds"
-    return f"to see this difference would need about {found.seeds_needed:,.0f} seeds"

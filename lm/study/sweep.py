@@ -19,12 +19,12 @@ from lm.experiment import Experiment
 from lm.study.ablation import LEAN
 from lm.study.pruning import Outcome, outcome, pruned
 from lm.study.space import Draw, Settings, Space, changed, check, grid, label, latin, random, settings
-from lm.study.trial import Result, Trial
+from lm.study.trial import Result, Trial, distinct_seeds, every_seed
 from lm.value import suggest
 
 if TYPE_CHECKING:
     from lm.study.best import Best
-    from lm.study.tables import Findings
+    from lm.study.report import Findings
     from lm.study.tpe import Search
 
 METHODS = ("grid", "random", "latin", "tpe")
@@ -53,15 +53,12 @@ class Sweep:
     folder: Path | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        seeds = tuple(self.seeds)
-        object.__setattr__(self, "seeds", seeds)
+        object.__setattr__(self, "seeds", distinct_seeds(self.seeds))
         if self.method not in METHODS:
             raise ValueError(f"method={self.method!r}: {suggest(self.method, METHODS)}")
         for name in ("count", "at_once"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a number of arms, at least 1")
-        if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-            raise ValueError(f"seeds={seeds}: expected different numbers, at least 0, for instance range(3)")
         if self.search_seed < 0:
             raise ValueError(f"search_seed={self.search_seed}: expected at least 0")
         assert self.sign  # raises where it is not known what is better
@@ -97,8 +94,7 @@ class Sweep:
             if None in outcomes[:start]:
                 break
             batch = [(i, self._experiment(i, draws[i])) for i in range(start, min(start + size, len(draws)))]
-            seeds: Any = self.seeds
-            found += [Trial(self._arm(i), seed, arm.replace(seed=seed)) for seed in seeds for i, arm in batch]
+            found += every_seed({self._arm(i): arm for i, arm in batch}, self.seeds)
         return found
 
     @staticmethod
@@ -140,7 +136,7 @@ class Sweep:
     @property
     def sign(self) -> int:
         """-1 where less of the measure is better, 1 where more is. Raises ValueError where that is not known."""
-        from lm.study.statistics import BETTER, direction
+        from lm.study.verdicts import BETTER, direction
 
         if not direction(self.measure):
             known = ", ".join(BETTER)
@@ -177,11 +173,10 @@ class Sweep:
 
     def findings(self, results: Sequence[Result]) -> "Findings":
         """What a sweep adds to the report of a study."""
-        from lm.study.best import record, sections
-        from lm.study.tables import Findings
+        from lm.study import best, report
 
         try:
             found = self.analyse(results)
         except ValueError as error:
-            return Findings(f"Nothing can be told yet: {error}.")
-        return Findings(found.headline, sections(found), {"settings.csv": record(found)}, lists_arms=True)
+            return report.Findings(f"Nothing can be told yet: {error}.")
+        return best.findings(found)

@@ -1,29 +1,27 @@
-"""The tables of a study: as CSV for programs, and as one `Table` that is written as HTML, Markdown or LaTeX.
+"""The tables of a study: two records as CSV, and what is read: the arms, their sources, what they differ in.
 
-The two CSV files are records: the same results give the same bytes, whatever the clock and the machine. So they hold no
-times, numbers are written with all their digits, and one that there is not is written nan.
+The CSV files are the same bytes for the same results, whatever the clock and the machine: they hold no times, numbers
+are written with all their digits, and one that there is not is written nan.
 """
 
-import csv
-import io
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, fields
+from typing import Any
 
 from lm.machine.monitor import duration, human
-from lm.page.markup import Markup
-from lm.study.statistics import Difference, Measured, differences, measured, shared, uncorrected, word
-from lm.study.trial import Result
+from lm.page.source import as_python, with_commas
+from lm.page.tables import Table, csv_text
+from lm.page.words import NONE, between, decimals, number, probability
+from lm.study.statistics import Difference, Measured, differences, measured, shared, uncorrected
+from lm.study.trial import DIVERGED, MISSING, PRUNED, STOPPED, Result
+from lm.study.verdicts import best_first, title, verdict, word
 
 FIRST = ("loss", "bits_per_byte")  # of the measures: those that are over all sources
-COLUMNS = (
-    *("arm", "mean", "difference", "low", "high", "p", "p_holm", "seeds", "seeds_needed", "diverged"),
-    *("unpaired_low", "unpaired_high"),
-)
-NONE = "–"
+COLUMNS = tuple(field.name for field in fields(Difference))
 WIDE = 3  # columns of measures: beyond, each holds its differences too
-Rows = tuple[tuple[str, ...], ...]
+WHY = {MISSING: "not run yet", STOPPED: "under way, or stopped", PRUNED: "stopped early by the study"}
+Declared = Mapping[str, Sequence[tuple[str, Any, Any]]]  # arm -> (path, base's value, the arm's)
 
 
 # ---------------------------------------------------------------- CSV
@@ -54,139 +52,15 @@ def differences_csv(results: Sequence[Result], base: str, measure: str) -> str:
     """A row an arm, the base's first: see `Difference`. The base differs from itself by 0. Without a `base` there are
     no differences, only means."""
     arms = measured(results, measure)
-    alone = [_alone(arm, 0.0 if base else math.nan) for name, arm in arms.items() if name == base or not base]
-    found = [*alone, *(differences(results, base, measure) if base else [])]
-    return csv_text(COLUMNS, [[getattr(d, column) for column in COLUMNS] for d in found])
-
-
-def _alone(arm: Measured, difference: float) -> Difference:
-    """The row of an arm that is compared with nothing."""
-    nan = math.nan
-    return Difference(arm.arm, len(arm.values), arm.mean, difference, nan, nan, nan, nan, nan, len(arm.lost), nan, nan)
-
-
-def csv_text(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Rows under a head; numbers with all their digits."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows([repr(float(cell)) if isinstance(cell, float) else cell for cell in row] for row in rows)
-    return out.getvalue()
-
-
-# ---------------------------------------------------------------- tables to read
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells of text under a `head`; the first `text_columns` are words, the others numbers. `note` explains it."""
-
-    title: str
-    head: tuple[str, ...]
-    rows: Rows
-    note: str = ""
-    text_columns: int = 1
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What a kind of study tells of its own: a `headline`, `parts` of the page (tables are in the other forms too), and
-    records, the text of `files` by name. `lists_arms`: its parts have a table of the arms."""
-
-    headline: str = ""
-    parts: Sequence[Markup | Table] = ()
-    files: Mapping[str, str] = field(default_factory=dict)
-    lists_arms: bool = False
-
-
-def markdown(table: Table) -> str:
-    """As a table of GitHub's Markdown, under its title and note."""
-    rule = ["---" if i < table.text_columns else "---:" for i in range(len(table.head))]
-    lines = [_row(map(_markdown, table.head)), _row(rule), *(_row(map(_markdown, row)) for row in table.rows)]
-    note = f"{_markdown(table.note)}\n\n" if table.note else ""
-    return f"## {_markdown(table.title)}\n\n{note}" + "\n".join(lines) + "\n"
-
-
-def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _markdown(text: str) -> str:
-    """Text that Markdown shows as it stands."""
-    escaped = re.sub(r"([\\`*|<>\[\]~]|(?<!\w)_|_(?!\w))", r"\\\1", text)
-    return " ".join(escaped.split())
-
-
-def latex(table: Table) -> str:
-    """As a LaTeX table with the rules of booktabs."""
-    columns = "l" * table.text_columns + "r" * (len(table.head) - table.text_columns)
-    caption = f"{escaped(table.title)}. {escaped(table.note)}".strip()
-    lines = [
-        r"\begin{table}[t]",
-        r"  \centering",
-        rf"  \caption{{{caption}}}",
-        rf"  \begin{{tabular}}{{@{{}}{columns}@{{}}}}",
-        r"    \toprule",
-        *([_latex_row(table.head), r"    \midrule"] if any(table.head) else []),
-        *(_latex_row(row) for row in table.rows),
-        r"    \bottomrule",
-        r"  \end{tabular}",
-        r"\end{table}",
+    alone = [
+        Difference(name, arm.mean, 0.0 if base else math.nan, seeds=len(arm.values), diverged=len(arm.lost))
+        for name, arm in arms.items()
+        if name == base or not base
     ]
-    return "\n".join(lines) + "\n"
+    return csv_text(COLUMNS, map(astuple, [*alone, *(differences(results, base, measure) if base else [])]))
 
 
-def _latex_row(cells: Iterable[str]) -> str:
-    # a row that begins with a bracket would be taken as the option of the \\ before it
-    return f"    {{}}{' & '.join(map(escaped, cells))} \\\\"
-
-
-LATEX = str.maketrans(
-    {
-        "\\": r"\textbackslash{}",
-        **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        **{"<": "$<$", ">": "$>$", "|": r"\textbar{}", '"': r"\textquotedbl{}", "`": r"\textasciigrave{}"},
-        **{"−": "$-$", "±": r"$\pm$", "×": r"$\times$", "–": "--", "’": "'", "…": r"\ldots{}"},
-    }
-)
-
-
-def escaped(text: str) -> str:
-    """Text that LaTeX shows as it stands."""
-    return " ".join(text.split()).translate(LATEX)
-
-
-# ---------------------------------------------------------------- what they hold
-
-
-def named(measure: str) -> str:
-    """`code/bits_per_byte` as a person says it: bits per byte on code."""
-    source, _, kind = measure.rpartition("/")
-    return kind.replace("_", " ") + (f" on {source}" if source else "")
-
-
-def number(value: float, decimals: int, sign: bool = False) -> str:
-    """With a true minus; a dash where it is not finite."""
-    written = f"{value:{'+' if sign else ''}.{decimals}f}" if math.isfinite(value) else NONE
-    return written.replace("-", "−")
-
-
-def decimals(spreads: Iterable[float]) -> int:
-    """How many show the middle one of the `spreads` with two digits: from 2 to 6, and 4 where none is known."""
-    known = sorted(s for s in spreads if math.isfinite(s) and s > 0)
-    return min(6, max(2, 1 - math.floor(math.log10(known[len(known) // 2])))) if known else 4
-
-
-def probability(p: float) -> str:
-    """A p-value with two or three digits."""
-    return NONE if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.0995 else f"{p:.2f}"
-
-
-def between(low: float, high: float, digits: int) -> str:
-    """An interval; a dash where there is none."""
-    return NONE if math.isnan(low) else f"[{number(low, digits)}, {number(high, digits)}]"
+# ---------------------------------------------------------------- arms and sources
 
 
 def arms_table(results: Sequence[Result], base: str, measure: str, found: Sequence[Difference]) -> Table:
@@ -195,10 +69,8 @@ def arms_table(results: Sequence[Result], base: str, measure: str, found: Sequen
     first = {r.trial.arm: r for r in reversed(results)}
     digits = decimals([*(d.half_width for d in found), *(a.deviation for a in arms.values())])
     by_arm = {d.arm: d for d in found}
-    order = sorted(arms, key=lambda arm: arm != base)
-    compared = ("difference", "95% interval", "p", "verdict") if base else ()
     rows = []
-    for arm in order:
+    for arm in sorted(arms, key=lambda arm: arm != base):
         d = by_arm.get(arm)
         one = shared(arms[base], arms[arm]) if d else arms[arm]
         spread = f" ± {number(one.deviation, digits)}" if math.isfinite(one.deviation) else ""
@@ -211,7 +83,8 @@ def arms_table(results: Sequence[Result], base: str, measure: str, found: Sequen
             f", the difference to {base} paired by seed with its 95% interval (Student's t), and p of the paired "
             "t-test after Holm's correction over the arms. An arm is called better or worse where p is below 0.05"
         )
-    head = ("arm", "seeds", named(measure), *compared, "tokens", "FLOPs", "parameters", "wall time")
+    compared = ("difference", "95% interval", "p", "verdict") if base else ()
+    head = ("arm", "seeds", title(measure), *compared, "tokens", "FLOPs", "parameters", "wall time")
     return Table("Arms", head, tuple(rows), f"{note}. Wall time is the mean of a run.")
 
 
@@ -229,8 +102,8 @@ def _took(one: Result, results: Sequence[Result]) -> tuple[str, ...]:
 
 
 def sources_tables(results: Sequence[Result], base: str, measure: str) -> list[Table]:
-    """What each arm reached in each evaluation, where there are further ones, and on each source: a table for each kind
-    of measure, that of `measure` first."""
+    """What each arm reached in each extra evaluation, and on each source: a table for each kind of measure, that of
+    `measure` first."""
     evaluations = list(dict.fromkeys(name for r in results for name in r.trial.experiment.evaluations))
     known = [name for name in measures(results) if not name.endswith("perplexity")]
     own = [name for name in known if "/" in name and name.partition("/")[0] not in evaluations]
@@ -240,12 +113,12 @@ def sources_tables(results: Sequence[Result], base: str, measure: str) -> list[T
     note = "Means over the sources; own is the arm's own evaluation."
     found: list[Table] = []
     for kind in kinds:
-        further = {f"{name}/{kind}": name for name in evaluations if f"{name}/{kind}" in known}
-        columns = ({kind: "own"} if kind in known and kind in fair else {}) | further
-        found += [_columns(results, base, f"{named(kind)} by evaluation", columns, note)] if further else []
+        extra = {f"{name}/{kind}": name for name in evaluations if f"{name}/{kind}" in known}
+        columns = ({kind: "own"} if kind in known and kind in fair else {}) | extra
+        found += [_columns(results, base, f"{title(kind)} by evaluation", columns, note)] if extra else []
     for kind in fair:
         columns = {name: name.rpartition("/")[0] for name in own if name.rpartition("/")[2] == kind}
-        found += [_columns(results, base, f"{named(kind)} by source", columns)] if columns else []
+        found += [_columns(results, base, f"{title(kind)} by source", columns)] if columns else []
     return found
 
 
@@ -255,23 +128,30 @@ def alike(results: Sequence[Result]) -> bool:
     return len({repr((r.trial.experiment.objective, r.trial.experiment.data.tokenizer)) for r in results}) < 2
 
 
-def _columns(results: Sequence[Result], base: str, title: str, heads: Mapping[str, str], note: str = "") -> Table:
-    """A table with a column for each of the measures, under its head, and the differences to the base."""
-    columns = {name: measured(results, name) for name in heads}
-    against = {name: {d.arm: d for d in uncorrected(results, base, name)} if base else {} for name in heads}
+def _columns(results: Sequence[Result], base: str, name: str, heads: Mapping[str, str], note: str = "") -> Table:
+    """A table with a column for each measure of `heads`, under its head, and the differences to the base.
+
+    Args:
+      results: of all arms.
+      base: the arm to compare with; "" compares with none.
+      name: the table's title.
+      heads: measure -> the head of its column.
+      note: what the table says before its differences are explained.
+    """
+    columns = {measure: measured(results, measure) for measure in heads}
+    against = {measure: {d.arm: d for d in uncorrected(results, base, measure)} if base else {} for measure in heads}
     widths = [d.half_width for found in against.values() for d in found.values()]
     digits = decimals(widths or [a.deviation for arms in columns.values() for a in arms.values()])
-    order = sorted(next(iter(columns.values())), key=lambda arm: arm != base)
     narrow, rows = len(heads) > WIDE, []
-    for arm in order:
-        cells = [_source(columns[name][arm], against[name], digits, base) for name in heads]
+    for arm in sorted(next(iter(columns.values())), key=lambda arm: arm != base):
+        cells = [_source(columns[measure][arm], against[measure], digits, base) for measure in heads]
         cells = [(f"{one[0]} ({one[1]})" if one[1:] and one[1] else one[0],) for one in cells] if narrow else cells
         rows.append((arm, *(cell for one in cells for cell in one)))
     each = ("difference",) if base and not narrow else ()
     head = ("arm", *(cell for name in heads.values() for cell in (name, *each)))
     where = f"Differences to {base}{' (in brackets)' if narrow else ''}"
     compared = f"{where}, paired by seed, with half of their 95% interval, uncorrected." if base else ""
-    return Table(title.capitalize(), head, tuple(rows), f"{note} {compared}".strip())
+    return Table(name.capitalize(), head, tuple(rows), f"{note} {compared}".strip())
 
 
 def _source(arm: Measured, against: Mapping[str, Difference], digits: int, base: str) -> tuple[str, ...]:
@@ -280,3 +160,84 @@ def _source(arm: Measured, against: Mapping[str, Difference], digits: int, base:
         return (number(arm.mean, digits), *([""] if base else []))
     half = "" if math.isnan(d.half_width) else f" ± {number(d.half_width, digits)}"
     return number(d.mean, digits), number(d.difference, digits, True) + half
+
+
+# ---------------------------------------------------------------- the others
+
+
+def verdicts_table(found: Sequence[Difference], measure: str) -> Table:
+    """Arm by arm, in words."""
+    rows = tuple((d.arm, verdict(d, measure)) for d in best_first(found, measure))
+    note = (
+        "The number of seeds is that with which a paired t-test would see a difference as large as the observed one, "
+        "relative to its spread, with power 0.8 at the 5% level."
+    )
+    return Table("What can be said", ("arm", title(measure)), rows, note, text_columns=2, paper=False)
+
+
+def pairing_table(found: Sequence[Difference]) -> Table:
+    """What pairing by seed gains: the widths of both intervals."""
+    rows = []
+    for d in found:
+        if d.half_width > 0 and d.unpaired_half_width > 0:
+            halves = (f"± {number(half, decimals([d.half_width]))}" for half in (d.half_width, d.unpaired_half_width))
+            rows.append((d.arm, str(d.seeds), *halves, f"{d.unpaired_half_width / d.half_width:.2f}×"))
+    note = (
+        "Half of the 95% interval of the difference: paired by seed, and by Welch's test as if the runs of the two "
+        "arms were unrelated. Above 1×, pairing made it narrower."
+    )
+    return Table("What pairing gains", ("arm", "seeds", "paired", "unpaired", "ratio"), tuple(rows), note)
+
+
+def declared_table(declared: Declared, base: str) -> Table:
+    """What every arm differs in."""
+    rows = tuple((arm, *change) for arm, found in declared.items() for change in _changes(found))
+    head = ("arm", "field", f"in {base or 'the base'}", "in the arm")
+    note = "All else is equal, for each seed."
+    return Table("What the arms differ in", head, rows, note, text_columns=4, paper=False)
+
+
+def _changes(found: Sequence[tuple[str, Any, Any]]) -> Iterator[tuple[str, str, str]]:
+    """(path, before, after) in text; where a value gave way to one of another class, both in one, with the fields that
+    they do not share."""
+    classes = [path.removesuffix(".type") for path, _, _ in found if path.endswith(".type")]
+    values: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+    rows: dict[str, tuple[Any, Any]] = {}
+    for path, old, new in found:
+        inside = next((above for above in classes if path.startswith(f"{above}.")), None)
+        if inside is None:
+            rows[path] = old, new
+            continue
+        rows[inside] = values.setdefault(inside, ({}, {}))
+        for side, data in zip(values[inside], (old, new), strict=True):
+            side |= {} if data is None else {path.removeprefix(f"{inside}."): data}
+    for path, (old, new) in rows.items():
+        yield path, as_python(old, with_commas), as_python(new, with_commas)
+
+
+def resized_table(results: Iterable[Result]) -> Table:
+    """What was changed to match the arms."""
+    first = {r.trial.arm: r.trial.resized for r in results}
+    rows = tuple(
+        (arm, path, as_python(old, with_commas), as_python(new, with_commas))
+        for arm, by_path in first.items()
+        for path, (old, new) in by_path.items()
+    )
+    return Table("What was resized", ("arm", "field", "declared", "run as"), rows, text_columns=2)
+
+
+def unfinished_table(results: Sequence[Result]) -> Table:
+    """The runs without a result, and why."""
+    rows = tuple(
+        (
+            *(r.trial.arm, str(r.trial.seed), r.status),
+            f"{r.curve[-1][0]:,} of {r.trial.experiment.steps:,}" if r.curve else NONE,
+            r.reason or WHY.get(r.status, ""),
+        )
+        for r in results
+        if not r.finished
+    )
+    lost = any(r.status == DIVERGED for r in results)
+    note = "They are in no mean" + (", which flatters an arm that diverges." if lost else ".")
+    head = ("arm", "seed", "status", "steps", "reason")
+    return Table("Runs that did not finish", head, rows, note, text_columns=5, paper=False)

@@ -1,4 +1,4 @@
-"""A sweep of learning rates over widths: whether the best rate stands still as a model is widened (2203.03466, fig. 1).
+"""A sweep of learning rates over widths: whether the best rate transfers to wider models (2203.03466, figure 1).
 
     rates = Transfer(base, widths=(64, 128, 256), rates=(4e-3, 8e-3, 16e-3), seeds=range(3))
 
@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from lm.experiment import Experiment
 from lm.model.parametrisation import Parametrisation
 from lm.study.ablation import LEAN
-from lm.study.coordinates import name_of, widened
-from lm.study.trial import Result, Trial
+from lm.study.trial import Result, Trial, distinct_seeds, every_seed
+from lm.study.widths import name_of, widened
 from lm.train.optim import Optimizer
 
 if TYPE_CHECKING:
-    from lm.study.optimum import Standing
-    from lm.study.tables import Findings
+    from lm.study.optimum import LrTransfer
+    from lm.study.report import Findings
+    from lm.study.statistics import Measured
 
 
 class Arm(NamedTuple):
@@ -42,7 +43,7 @@ class Transfer:
 
     At each width the feed-forward grows in proportion, and so do the `grows`: "heads" or "head_dim" (see Coordinates).
     An optimizer with several rates has all of them changed by one factor. With `twin` the same is trained in the
-    standard parametrisation. The best rate stands still where the exponent of the width in it is surely within
+    standard parametrisation. The best rate transfers where the interval of the exponent of the width in it lies within
     `tolerance` of 0."""
 
     base: Experiment
@@ -55,17 +56,14 @@ class Transfer:
     twin: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("widths", "rates", "seeds"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        seeds = tuple(self.seeds)
+        for name, values in (("widths", self.widths), ("rates", self.rates), ("seeds", distinct_seeds(self.seeds))):
+            object.__setattr__(self, name, tuple(values))
         for name, least in (("widths", 2), ("rates", 3)):
             found = getattr(self, name)
             if len(found) < least or sorted(set(found)) != list(found) or found[0] <= 0:
                 raise ValueError(f"{name}={found}: expected at least {least} above 0, rising")
         if not all(map(math.isfinite, self.rates)) or len({f"{rate:g}" for rate in self.rates}) < len(self.rates):
             raise ValueError(f"rates={self.rates}: expected numbers that differ in their first six digits")
-        if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-            raise ValueError(f"seeds={seeds}: expected different numbers, at least 0, for instance range(3)")
         if not self.tolerance > 0:
             raise ValueError(f"tolerance={self.tolerance}: expected an exponent above 0, for instance 0.25")
         for width in self.widths:
@@ -91,43 +89,30 @@ class Transfer:
 
     def trials(self, results: Sequence[Result] = ()) -> list[Trial]:
         """Every arm at every seed, seed by seed."""
-        made = {arm.name: self._experiment(arm) for arm in self.arms}
-        return [Trial(name, seed, one.replace(seed=seed)) for seed in self.seeds for name, one in made.items()]
+        return every_seed({arm.name: self._experiment(arm) for arm in self.arms}, self.seeds)
 
     # ------------------------------------------------------------ what it tells
 
-    def analyse(self, results: Sequence[Result]) -> "list[Standing]":
-        """Of each parametrisation of which a run has finished, where the best rates are and whether they stand still.
+    def analyse(self, results: Sequence[Result]) -> "list[LrTransfer]":
+        """Of each parametrisation of which a run has finished, where the best rates are and whether they transfer.
         Raises ValueError where runs have finished and none has the measure."""
-        from lm.study.optimum import standing
+        from lm.study.optimum import lr_transfer
         from lm.study.statistics import measured
 
         found = measured(results, self.measure)
-        known = {(arm.rule, arm.width) for arm in self.arms if arm.name in found and found[arm.name].values}
-        ended = {
-            arm: found[arm.name]
-            for arm in self.arms  # a rate at which all seeds diverged tells too: it is too large
-            if (arm.rule, arm.width) in known and arm.name in found and (found[arm.name].values or found[arm.name].lost)
-        }
-        return [
-            standing(
-                rule,
-                {(arm.width, arm.rate): one for arm, one in ended.items() if arm.rule == rule},
-                self.tolerance,
-                self.measure,
-            )
-            for rule in dict.fromkeys(arm.rule for arm in ended)
-        ]
+        ran = [(arm, found[arm.name]) for arm in self.arms if arm.name in found]
+        known = {(arm.rule, arm.width) for arm, one in ran if one.values}
+        by_rule: dict[str, dict[tuple[int, float], Measured]] = {}
+        for arm, one in ran:
+            if (arm.rule, arm.width) in known and (one.values or one.lost):  # a rate at which all diverged is too large
+                by_rule.setdefault(arm.rule, {})[arm.width, arm.rate] = one
+        return [lr_transfer(rule, losses, self.tolerance, self.measure) for rule, losses in by_rule.items()]
 
     def findings(self, results: Sequence[Result]) -> "Findings":
-        """What it adds to the report of a study: whether the best rate stood still, a sentence a parametrisation."""
-        from lm.study.optimum import sections
-        from lm.study.tables import Findings
+        """What it adds to the report of a study: whether the best rate transfers, a sentence a parametrisation."""
+        from lm.study import optimum
 
-        found = self.analyse(results)
-        if not found:
-            return Findings("No run has finished yet.")
-        return Findings(" ".join(one.headline for one in found), sections(found, self.measure))
+        return optimum.findings(self.analyse(results), self.measure)
 
 
 def with_rate(optimizer: Optimizer, rate: float) -> Optimizer:

@@ -5,7 +5,7 @@ experiment, whoever ran it.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,17 @@ EVALUATED = EVAL, FURTHER = "eval", "evaluations"  # what the names of measures 
 OUTCOME = "outcome.json"  # in a run's folder: why it ended before its end
 SAID = "one program: "  # what begins the line of a process's log that says how its runs go
 STOP = "stop"  # in a run's folder, while it runs: the study asks it to end
+Resized = Mapping[str, tuple[Any, Any]]  # path -> (as declared, as run)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What is run for `arm` at `seed`, and what was `resized` to match the arms: path -> (as declared, as run)."""
+    """What is run for `arm` at `seed`, and what was `resized` to match the arms."""
 
     arm: str
     seed: int
     experiment: Experiment
-    resized: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    resized: Resized = field(default_factory=dict)
 
     def folder(self, study: Path) -> Path:
         """Its run's folder in that of the study."""
@@ -69,6 +70,24 @@ class Result:
     @property
     def parameters(self) -> int:
         return count.parameters(self.trial.experiment.model)
+
+
+def distinct_seeds(seeds: Iterable[int]) -> tuple[int, ...]:
+    """`seeds` as a tuple. Raises ValueError where there are none, or one is negative or there twice."""
+    listed = tuple(seeds)
+    if not listed or min(listed) < 0 or len(set(listed)) < len(listed):
+        raise ValueError(f"seeds={listed}: expected different numbers, at least 0, for instance range(3)")
+    return listed
+
+
+def every_seed(
+    arms: Mapping[str, Experiment], seeds: Iterable[int], resized: Mapping[str, Resized] | None = None
+) -> list[Trial]:
+    """Every arm at every seed, seed by seed: what is finished early on has all arms in it."""
+    by_arm = resized or {}
+    return [
+        Trial(name, seed, arm.replace(seed=seed), by_arm.get(name, {})) for seed in seeds for name, arm in arms.items()
+    ]
 
 
 def training_flops(experiment: Experiment) -> float:

@@ -22,9 +22,10 @@ from lm.model.parametrisation import MuP, Parametrisation
 from lm.model.parts import FeedForward
 from lm.model.transformer import Transformer
 from lm.study.activations import activations
-from lm.study.coordinates import Coordinates, run, widened
+from lm.study.coordinates import Coordinates, run
 from lm.study.coordinates_page import headline, html
 from lm.study.drift import Analysis, Row, analyse, exponent
+from lm.study.widths import widened
 from lm.train.optim import AdamW
 from tests.model.reference import GEMMA2, GPT, LLAMA, MODELS, SIMPLE, close, lively, tokens
 from tests.tiny import experiment, write_texts

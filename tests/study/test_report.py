@@ -10,11 +10,13 @@ import pytest
 
 from lm.page import plots
 from lm.page.markup import Markup, tag
+from lm.page.source import as_python, with_commas
+from lm.page.tables import Table
 from lm.study import charts
 from lm.study.ablation import Ablation
-from lm.study.report import declared_table, first_sentence, write, write_study, written
+from lm.study.report import Findings, StudyReport, first_sentence, write_study
 from lm.study.statistics import differences
-from lm.study.tables import Findings, Table
+from lm.study.tables import declared_table
 from lm.study.trial import DIVERGED, FAILED, FINISHED, MISSING, Result, Trial
 from lm.text.tokenizer import Bytes, Characters
 from tests.page.test_run_report import HOSTILE, parsed
@@ -31,7 +33,7 @@ FILES = ("results.csv", "differences.csv", "report.md", "report.tex", "report.ht
 
 def text(folder: Path, results: list[Result], base: str = "base", measure: str = "loss", **others: Any) -> str:
     """The page's text, after checks that hold of any page."""
-    path = write(folder, "a study", results, base, measure, **others)
+    path = StudyReport("a study", results, base, measure, folder=folder, **others).write()
     assert path == folder / "report.html" and all((folder / name).is_file() for name in FILES)
     assert not list(folder.glob(".*.part"))
     page = parsed(path)
@@ -182,7 +184,10 @@ def test_a_value_of_another_class_is_one_change() -> None:
         ("arm", "m.p", "Rotary(theta=10000.0)", "Learned(scale=0.02)"),
         ("arm", "m.layers", "2", "4"),
     )
-    assert written({"a": [1, True, "x"], "b": {"type": "m:C", "n": 5000}}) == "{'a': [1, True, 'x'], 'b': C(n=5,000)}"
+    assert (
+        as_python({"a": [1, True, "x"], "b": {"type": "m:C", "n": 5000}}, with_commas)
+        == "{'a': [1, True, 'x'], 'b': C(n=5,000)}"
+    )
 
 
 def test_bands_are_over_what_all_seeds_have() -> None:
@@ -208,11 +213,11 @@ def test_names_are_escaped(tmp_path: Path) -> None:
 
 def test_mistakes_are_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no arm 'bse' to compare with: did you mean base"):
-        write(tmp_path, "s", runs(ARMS), "bse", "loss")
+        StudyReport("s", runs(ARMS), "bse", "loss", folder=tmp_path).write()
     with pytest.raises(ValueError, match="no run has the measure 'los'"):
-        write(tmp_path, "s", runs(ARMS), "base", "los")
+        StudyReport("s", runs(ARMS), "base", "los", folder=tmp_path).write()
     with pytest.raises(ValueError, match=r"cannot write .*results.csv: No such file"):
-        write(tmp_path / "nowhere", "s", runs(ARMS), "base", "loss")
+        StudyReport("s", runs(ARMS), "base", "loss", folder=tmp_path / "nowhere").write()
     assert not list(tmp_path.iterdir())
 
 

@@ -51,7 +51,7 @@ def test_a_ladder_from_its_runs_to_its_score(tmp_path: Path) -> None:
     for part in ("Fitted to 3 budgets, the law predicted the 5 runs of 2 times the largest", "Equal FLOPs", "The law"):
         assert part in page
     assert "The largest budget, held out" in (tmp_path / "report.md").read_text()
-    assert "Predicted and found" in page and "The law" in (tmp_path / "report.tex").read_text()
+    assert "Predicted and measured" in page and "The law" in (tmp_path / "report.tex").read_text()
     rows = [r for r in csv.DictReader((tmp_path / "scaling.csv").read_text().splitlines()) if r["heldout"] == "yes"]
     inside = [float(r["low"]) <= float(r["mean"]) <= float(r["high"]) for r in rows]
     assert len(rows) == 5 and sum(inside) >= 4

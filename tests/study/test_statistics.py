@@ -14,17 +14,15 @@ from scipy import integrate, stats
 from lm.study.statistics import (
     Difference,
     differences,
-    direction,
     holm,
     measured,
     paired,
     power,
     seeds_needed,
     unpaired,
-    verdict,
-    word,
 )
 from lm.study.trial import DIVERGED, FAILED, MISSING, STOPPED
+from lm.study.verdicts import direction, verdict, word
 from tests.study.results import run, runs
 
 losses = st.floats(0.5, 20.0)

@@ -13,24 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lm.experiment import Evaluation
+from lm.page.latex import escaped, latex
+from lm.page.tables import Table, markdown
+from lm.page.words import between, decimals, number, probability
 from lm.study.statistics import differences
-from lm.study.tables import (
-    COLUMNS,
-    Table,
-    arms_table,
-    between,
-    decimals,
-    differences_csv,
-    escaped,
-    latex,
-    markdown,
-    named,
-    number,
-    probability,
-    results_csv,
-    sources_tables,
-)
+from lm.study.tables import COLUMNS, arms_table, differences_csv, results_csv, sources_tables
 from lm.study.trial import DIVERGED, MISSING
+from lm.study.verdicts import title
 from tests.study.results import BASE, run, runs
 
 RESULTS = [
@@ -189,7 +178,7 @@ def test_p_values_never_read_zero() -> None:
 
 
 def test_measures_are_said() -> None:
-    assert named("loss") == "loss" and named("code/bits_per_byte") == "bits per byte on code"
+    assert title("loss") == "loss" and title("code/bits_per_byte") == "bits per byte on code"
 
 
 def test_the_same_bytes_in_any_order_of_the_runs() -> None:

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.model.parametrisation import MuP, Parametrisation
-from lm.study.optimum import MOVES, STANDS, UNKNOWN, lowest
-from lm.study.report import write_study
-from lm.study.tables import Findings
+from lm.study.optimum import MOVES, TRANSFERS, lowest
+from lm.study.report import Findings, write_study
 from lm.study.together import groups
 from lm.study.transfer import Transfer, with_rate
 from lm.study.trial import DIVERGED, FINISHED, MISSING, Result
+from lm.study.verdicts import UNKNOWN
 from lm.train.optim import AdamW, Muon, Optimizer
 from tests.tiny import experiment
 
@@ -82,22 +82,22 @@ def test_where_no_curve_goes_the_best_of_those_tried() -> None:
     assert lowest(RATES, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]) == (RATES[0], True)
 
 
-def test_it_stands_still_under_mup_and_moves_without() -> None:
+def test_it_transfers_under_mup_and_moves_without() -> None:
     found = results(STUDY, EXPONENTS, noise=0.03)
     mup, standard = STUDY.analyse(found)
-    assert (mup.verdict, standard.verdict) == (STANDS, MOVES)
+    assert (mup.verdict, standard.verdict) == (TRANSFERS, MOVES)
     assert mup.low < 0 < mup.high and standard.low < -0.7 < standard.high
     assert mup.exponent == pytest.approx(0, abs=0.1) and standard.exponent == pytest.approx(-0.7, abs=0.1)
-    assert [v.width for v in mup.valleys] == [16, 32, 64]
-    assert mup.valleys[0].rate == pytest.approx(8e-3, rel=0.1)
+    assert [curve.width for curve in mup.curves] == [16, 32, 64]
+    assert mup.curves[0].rate == pytest.approx(8e-3, rel=0.1)
     said = STUDY.findings(found).headline
-    assert said.startswith("In MuP, the best learning rate stands still from width 16 to 64: as width^")
+    assert said.startswith("In MuP, the best learning rate transfers from width 16 to 64: as width^")
     assert "In the standard parametrisation, the best learning rate moves" in said and "3 seeds)" in said
 
 
 def test_what_cannot_be_told() -> None:
     noisy = STUDY.analyse(results(STUDY, EXPONENTS, noise=1.0))[0]
-    assert noisy.verdict == UNKNOWN and "whether the best learning rate stands still, the data cannot" in noisy.headline
+    assert noisy.verdict == UNKNOWN and "whether the best learning rate transfers, the data cannot" in noisy.headline
     alone = replace(STUDY, seeds=[0])
     one = alone.analyse(results(alone, EXPONENTS))[1]
     assert one.verdict == UNKNOWN and math.isnan(one.low) and "one seed: no interval" in one.headline
@@ -111,14 +111,14 @@ def test_what_cannot_be_told() -> None:
 def test_a_rate_at_which_all_diverge_is_above_the_best() -> None:
     """It bounds the best rate from above: that is then not at an end of those tried."""
     mup = STUDY.analyse(results(STUDY, EXPONENTS, noise=0.01, beyond=8e-3))[0]
-    assert mup.ended == [] and all(0.004 < v.rate < 0.0081 for v in mup.valleys)
-    assert max(mup.valleys[0].means) == 8e-3
+    assert mup.ended == [] and all(0.004 < curve.rate < 0.0081 for curve in mup.curves)
+    assert mup.curves[0].rates[-1] == 8e-3
 
 
 def test_its_report(tmp_path: Path) -> None:
     found = results(STUDY, EXPONENTS, noise=0.03, beyond=40e-3)
     page = write_study(tmp_path, STUDY, found, dict(study="experiments.mup:rates")).read_text()
-    assert "Does the best rate stand still?" in page and "at that of 16" in page and ">stands still<" in page
+    assert "Does the best learning rate transfer?" in page and "at that of 16" in page and ">transfers<" in page
     charts = page[page.index("Learning rates") :]
     assert charts.index("The standard parametrisation") > charts.index('aria-label="MuP"') and page.count("<svg") >= 2
     written = (tmp_path / "report.md").read_text()

@@ -1,0 +1,125 @@
+"""What a run's folder tells, as data: its experiment, what about.json says of it, its metrics and its samples.
+
+A run that is under way, or was never evaluated, has less of them: what is missing is empty."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm.machine.monitor import human, read_metrics
+
+Metrics = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number in which held-out text is measured: its `name` in metrics.jsonl, its `title` and `unit`; a `percent` is
+    a share from 0 to 1."""
+
+    name: str
+    title: str
+    unit: str = ""
+    percent: bool = False
+
+    def format(self, value: float | None) -> str:
+        """The number as a cell of a table."""
+        if value is None:
+            return ""
+        return f"{value:.1%}" if self.percent else f"{value:.3f}" if value < 1000 else human(value)
+
+
+PRETRAINING = (  # what a folder may have whose about.json does not say what is measured
+    Measure("loss", "loss", "nats"),
+    Measure("perplexity", "perplexity"),
+    Measure("accuracy", "accuracy", percent=True),
+    Measure("next_sentence", "next sentence", percent=True),
+    Measure("bits_per_byte", "bits per byte"),
+)
+
+
+class RunRecord:
+    """The files of `folder`. Raises ValueError where it is no run's, or a file cannot be read."""
+
+    def __init__(self, folder: Path):
+        declared = _read_json(folder / "experiment.json", None)
+        if declared is None:
+            raise ValueError(f"{folder} is not a run: it has no experiment.json; `lm train` makes one")
+        self.reference, self.experiment = declared.get("experiment", ""), declared["value"]
+        self.about: dict[str, Any] = _read_json(folder / "about.json", {})
+        lines = read_metrics(folder)
+        self.training = [line for line in lines if line.get("loss") is not None]
+        self.evaluations = [line for line in lines if "eval/loss" in line]
+        self.final = self.evaluations[-1] if self.evaluations else {}
+        self.steps = max((line["step"] for line in lines), default=0)
+        self.samples = _samples(folder)
+        self.sources = list(self.experiment.get("data", {}).get("mixture", {}).get("sources", {}))
+        said = self.about.get("method", {})
+        self.measures = [Measure(**measure) for measure in said.get("measures", [])] or list(PRETRAINING)
+        self.headline = self._headline(said.get("headline", ""))
+        self.evaluated = [s for s in self.sources if f"eval/{s}/{self.headline.name}" in self.final]
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.about.get("finished"))
+
+    @property
+    def target(self) -> str:
+        """What one loss is of: a token, or what else the run learns to predict."""
+        said = self.about.get("method") or self.about.get("objective", {})
+        return str(said.get("target_name") or said.get("asked") or "token")
+
+    def _headline(self, name: str) -> Measure:
+        """The measure to show where there is room for one: that of `name`, or as the evaluations have it."""
+        codes_text = any(key.startswith("eval/") and key.endswith("/bits_per_byte") for key in self.final)
+        name = name or ("bits_per_byte" if codes_text else "accuracy")
+        return next(measure for measure in self.measures if measure.name == name)
+
+    def value(self, source: str, measure: str = "") -> float:
+        """At the last evaluation; nan where it was not finite."""
+        return float(self.final[f"eval/{source}/{measure or self.headline.name}"] or math.nan)
+
+    def baselines(self, source: str) -> dict[str, float]:
+        """What others reach in the headline measure, by their names."""
+        return self.about.get("baselines", {}).get(source, {})
+
+    def extra_evaluations(self) -> dict[tuple[str, str], dict[str, float]]:
+        """(evaluation, source) -> measure -> value, of the last ones."""
+        found: dict[tuple[str, str], dict[str, float]] = {}
+        for key, value in self.final.items():
+            kind, *names = key.split("/")
+            if kind == "evaluations" and len(names) > 2 and value is not None:
+                found.setdefault((names[0], "/".join(names[1:-1])), {})[names[-1]] = value
+        return found
+
+
+def series(lines: Metrics, key: str) -> tuple[list[float], list[float]]:
+    """The steps and values of the lines that have `key`."""
+    found = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+    return [x for x, _ in found], [y for _, y in found]
+
+
+def recent(lines: Metrics, key: str) -> float:
+    """The mean over the last tenth of a run; nan where there is none."""
+    values = series(lines[-max(1, len(lines) // 10) :], key)[1]
+    return sum(values) / len(values) if values else math.nan
+
+
+def _read_json(file: Path, otherwise: Any) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return otherwise
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from None
+
+
+def _samples(folder: Path) -> list[tuple[str, str]]:
+    """(prompt, prompt and continuation) of each sample; without samples.json the text as it stands, and no prompt."""
+    if listed := _read_json(folder / "samples.json", []):
+        return [(sample["prompt"], sample["text"]) for sample in listed]
+    file = folder / "samples.txt"
+    texts = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    return [("", text.strip("\n")) for text in texts.split("\n" + "=" * 80 + "\n") if texts]

@@ -1,0 +1,71 @@
+"""Drawings as SVG text for a page, in the colours of its style sheet: right on a light screen, a dark one and paper.
+
+Matplotlib draws with placeholder colours, which become CSS variables: --ink, --muted, --line, and --c0 to --c5 for
+series. The same numbers give the same bytes. Matplotlib is imported when the first chart is drawn: it takes half a
+second."""
+
+import io
+import re
+from typing import Any
+
+COLOURS = 6
+INK, MUTED, LINE = "#010101", "#020202", "#030303"  # placeholders; see `svg`
+DASHED = dict(color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
+STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 8.5,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": MUTED,
+    "text.color": INK,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "axes.linewidth": 0.6,
+    "axes.xmargin": 0.01,
+    "path.simplify_threshold": 0.3,
+}
+
+
+def series_colour(index: int) -> str:
+    """The placeholder of a series' colour; grey for -1."""
+    return f"#0a0a{index % COLOURS:02x}" if index >= 0 else MUTED
+
+
+def new_axes(name: str, size: tuple[float, float]) -> tuple[Any, Any]:
+    """A matplotlib figure of `size` inches and its axes, with horizontal grid lines. `name` (letters) keeps the
+    drawing's ids apart from those of other drawings on the page."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams.update(matplotlib.rcParamsDefault)
+    matplotlib.rcParams.update({"backend": "svg", "svg.hashsalt": name, **STYLE})
+    figure = Figure(figsize=size, layout="constrained")  # not pyplot: it would keep every figure, and look for a screen
+    FigureCanvasSVG(figure)
+    figure.patch.set_alpha(0)
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0)
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(length=0)
+    return figure, axes
+
+
+def svg(figure: Any, name: str) -> str:
+    """The drawing as an <svg> element, its ids beginning with `name`."""
+    out = io.StringIO()
+    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(out, format="svg", transparent=True, metadata=metadata)
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", text)  # an inline drawing needs none
+    text = re.sub(r'\b(id="|xlink:href="#|url\(#)', rf"\g<1>{name}-", text).replace("xlink:href", "href")
+    placeholders = {INK: "ink", MUTED: "muted", LINE: "line"} | {series_colour(i): f"c{i}" for i in range(COLOURS)}
+    for placeholder, variable in placeholders.items():
+        text = text.replace(placeholder, f"var(--{variable})")
+    return text
