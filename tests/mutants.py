@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.mutations import BY_FILE
+from tests.mutations import BY_FILE, TESTS
 
 ROOT = Path(__file__).parent.parent
 COPIED = ("lm", "launch", "experiments", "tests", "pyproject.toml")
@@ -26,17 +26,17 @@ TIMEOUT = 300.0  # seconds; a mutant that loops forever is noticed too
 
 @dataclass(frozen=True)
 class Mutation:
-    """`old` replaced by `new` in `file`; `tests` are pytest's arguments, by default the file that mirrors `file`."""
+    """`old` replaced by `new` in `file`, which makes wrong `what`."""
 
     file: str
     what: str
     old: str
     new: str
-    tests: str = ""
 
-    def selection(self) -> list[str]:
+    def tests(self) -> list[str]:
+        """The files of tests that are to notice: the one that mirrors `file`, where the list names no others."""
         folder, _, name = self.file.removeprefix("lm/").rpartition("/")
-        return (self.tests or f"tests/{folder}/test_{name}").split()
+        return TESTS.get(self.file, f"tests/{folder}/test_{name}").split()
 
     def mutated(self) -> str:
         """The text of the file after it. Raises ValueError where the list is stale."""
@@ -91,7 +91,7 @@ def main(*words: str) -> int:
         for name in COPIED:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
             copy(ROOT / name, tree / name)
-        passed, failed = run(tree, sorted({test for mutation in listed for test in mutation.selection()}))
+        passed, failed = run(tree, sorted({test for mutation in listed for test in mutation.tests()}))
         if not passed:
             print(f"without a mutation, {failed} fails", file=sys.stderr)
             return 1
@@ -107,7 +107,7 @@ def survives(mutation: Mutation, tree: Path) -> bool:
     start, file = time.monotonic(), tree / mutation.file
     before = file.read_text(encoding="utf-8")
     file.write_text(mutation.mutated(), encoding="utf-8")
-    passed, failed = run(tree, mutation.selection(), TIMEOUT)
+    passed, failed = run(tree, mutation.tests(), TIMEOUT)
     file.write_text(before, encoding="utf-8")
     verdict = "SURVIVED" if passed else f"killed by {failed}"
     print(f"{time.monotonic() - start:4.0f} s  {mutation.file}: {mutation.what}: {verdict}", flush=True)

@@ -1,155 +1,221 @@
-"""The mistakes that tests/mutants.py makes one at a time, by file: (what is wrong, a text that occurs once in the file,
-what stands in its place, and the tests that should notice, where they are not those of the file that mirrors it)."""
+"""The mistakes that tests/mutants.py makes, one at a time: what is wrong, a text that occurs once in the file, and what
+stands in its place."""
 
-BY_FILE: dict[str, list[tuple[str, ...]]] = {
-    "lm/data/mixture.py": [
-        ("the counts do not depend on the seed", '(self._seed, "mixture"', '(0, "mixture"'),
+# Which tests are to notice, for files that no test file mirrors.
+TESTS = {
+    "lm/train/state.py": "tests/train/test_step.py",
+    "lm/train/task.py": "tests/train/test_loss.py tests/train/test_step.py",
+    "lm/model/scoring.py": "tests/model/test_attention.py",
+    "lm/model/flash.py": "tests/model/test_attention.py",
+    "lm/model/attention.py": "tests/model/test_transformer.py",
+    "lm/model/scaling.py": "tests/model/test_positions.py",
+    "lm/model/output.py": "tests/model/test_transformer.py",
+    "lm/model/wiring.py": "tests/model/test_parts.py",
+}
+
+BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "lm/data/mixture.py": (
+        ("counts do not depend on the seed", '(self._seed, "mixture"', '(0, "mixture"'),
         ("the order within a batch does not depend on the seed", '(self._seed, "batch"', '(0, "batch"'),
-        ("every batch has the same order", '"batch", step', '"batch", 0'),
+        ("every batch has one order", '"batch", step', '"batch", 0'),
         ("rows before a step include its own", "[:rest].sum", "[: rest + 1].sum"),
-    ],
-    "lm/data/pack.py": [
-        ("rows overlap by no token", "[:, None] * (width - 1)", "[:, None] * width"),
-        ("pieces of a long document overlap by no token", "+ nth * seq_len, np.min", "+ nth * (seq_len + 1), np.min"),
-        ("a document that fits exactly opens a new row", "bisect_left(free, length)", "bisect_left(free, length + 1)"),
+    ),
+    "lm/data/pack.py": (
+        ("windows do not overlap", "[:, None] * (width - 1)", "[:, None] * width"),
+        ("pieces of a long document do not overlap", "+ nth * seq_len, np.min", "+ nth * (seq_len + 1), np.min"),
+        ("a document that fits exactly opens a row", "bisect_left(free, length)", "bisect_left(free, length + 1)"),
         ("every epoch has one order", "self._name, purpose, epoch)", "self._name, purpose)"),
-        (
-            "the order of rows does not depend on the seed",
-            "generator(seed, self._name, purpose",
-            "generator(0, self._name, purpose",
-        ),
-    ],
-    "lm/data/objective.py": [
+        ("the order of rows does not depend on the seed", "(seed, self._name, purpose", "(0, self._name, purpose"),
+    ),
+    "lm/data/objective.py": (
         ("targets are not shifted", '"targets": rows.tokens[:, 1:]', '"targets": rows.tokens[:, :-1]'),
-        ("padding is counted", "((current > 0) & (current == next_))", "(current == next_)"),
-        ("the next document is predicted", "((current > 0) & (current == next_))", "((current > 0) & (next_ > 0))"),
-        ("the first token after a prefix is not predicted", "(position >= lengths - 1)", "(position >= lengths)"),
+        ("padding is predicted", "(current > 0) & (current == next_)", "(current == next_)"),
+        ("the next document is predicted", "(current > 0) & (current == next_)", "(current > 0) & (next_ > 0)"),
+        ("the first token after a prefix is not predicted", ">= lengths - 1)", ">= lengths)"),
         ("positions restart one token late", "index[:, 1:], 0)", "index[:, :-1], 0)"),
-    ],
-    "lm/data/masked.py": [
+    ),
+    "lm/data/masked.py": (
         ("control tokens are masked", " & ~context.special[tokens]", ""),
-        ("masked and random tokens change shares", "= 0.8, 0.1", "= 0.1, 0.8"),
-    ],
-    "lm/data/denoise.py": [
+        ("the shares of masked and random tokens are exchanged", "= 0.8, 0.1", "= 0.1, 0.8"),
+    ),
+    "lm/data/denoise.py": (
         ("sentinels count upwards", "sentinel + 1 - np.cumsum", "sentinel - 1 + np.cumsum"),
-        (
-            "the decoder reads the target itself",
-            "constant_values=DECODER_START)[:, :-1]",
-            "constant_values=DECODER_START)[:, 1:]",
-        ),
-        ("the first sentinel is not predicted", "(position >= inputs - 1)", "(position >= inputs)"),
-    ],
-    "lm/data/pairs.py": [
-        ("the second text begins a token late", "text.part(cut, cut + length)", "text.part(cut + 1, cut + 1 + length)"),
-    ],
-    "lm/data/loader.py": [
-        ("a row's draws depend on its place", "int(numbers[row])", "row"),
-        ("held-out draws depend on the batch size", "source, start + row)", "source, row)"),
+        ("the decoder reads its target", "START)[:, :-1]", "START)[:, 1:]"),
+        ("the first sentinel is not predicted", ">= inputs - 1)", ">= inputs)"),
+    ),
+    "lm/data/pairs.py": (
+        ("the second text begins one late", "text.part(cut, cut + length)", "text.part(cut + 1, cut + 1 + length)"),
+    ),
+    "lm/data/loader.py": (
+        ("a row's random choices depend on its place in the batch", "int(numbers[row])", "row"),
+        ("those of held-out rows depend on the batch size", "source, start + row)", "source, row)"),
         (
             "the last held-out batch is left out",
-            "in range(0, plan.rows_per_epoch, size)",
-            "in range(0, plan.rows_per_epoch - size + 1, size)",
+            "(0, plan.rows_per_epoch, size)",
+            "(0, plan.rows_per_epoch - size + 1, size)",
         ),
         ("a resumed run reads from the start", "itertools.count(start)", "itertools.count()"),
-    ],
-    "lm/data/store.py": [
+    ),
+    "lm/data/store.py": (
         ("bytes are counted as characters", "len(text.encode()) for text", "len(text) for text"),
         ("documents have no eos", "[] if tokenizer.eos is None else [tokenizer.eos]", "[]"),
-    ],
-    "lm/decode/sampling.py": [
+    ),
+    "lm/train/optim.py": (
+        ("b1 and b2 are exchanged", "scale_by_adam(self.b1, self.b2,", "scale_by_adam(self.b2, self.b1,"),
+        ("eps is dropped", "scale_by_adam(self.b1, self.b2, self.eps)", "scale_by_adam(self.b1, self.b2)"),
+        ("vectors decay", "lambda axes: len(sides(axes)) >= 2", "lambda axes: len(sides(axes)) >= 1"),
+        ("decay is not multiplied by the rate", "*decay, rate)", "rate, *decay)"),
+        ("Muon's scale does not depend on the shape", "0.2 * math.sqrt(max(rows / inputs, columns / outputs))", "0.2"),
+        ("Muon's scale takes the rows", "max(rows / inputs, columns / outputs)", "rows / inputs"),
+        ("Muon's scale takes the columns", "max(rows / inputs, columns / outputs)", "columns / outputs"),
+        ("Muon's momentum is not Nesterov's", "nesterov=True", "nesterov=False"),
+        ("a sign of Newton-Schulz", "-4.7750", "4.7750"),
+        ("Adafactor does not clip", "if is_on(self.clip_rms)", "if False"),
+        ("Adafactor's rate is not relative", ", optax.scale_by_param_block_rms())", ")"),
+    ),
+    "lm/train/schedule.py": (
+        ("the first rate is zero", "(now + 1) / (self.warmup_steps + 1)", "now / (self.warmup_steps + 1)"),
+        ("a decay ends below its final height", "final + (1 - final) *", "(1 - final) *"),
+        ("a decay begins one step early", "start = total_steps - self", "start = total_steps - 1 - self"),
+    ),
+    "lm/train/loss.py": (
+        ("the coefficient of the z-loss is ignored", "z_loss * jnp.sum(weights", "jnp.sum(weights"),
+        ("the z-loss counts padding", "jnp.sum(weights * jnp.square(log_z))", "jnp.sum(jnp.square(log_z))"),
+        ("the accuracy counts padding", "jnp.sum(weights * (chosen", "jnp.sum((chosen"),
+        ("chunks ignore the cotangent", "(a * cotangent[0]).astype", "a.astype"),
+        ("gradients of chunks are summed in bfloat16", "jnp.promote_types(a.dtype, jnp.float32)", "a.dtype"),
+    ),
+    "lm/train/state.py": (("the decay of the average is inverted", "(1 - decay) * (p", "decay * (p"),),
+    "lm/train/step.py": (
+        ("every step has one key", "jax.random.fold_in(jax.random.key(seed), state.step)", "jax.random.key(seed)"),
+        ("keys do not depend on the seed", "fold_in(jax.random.key(seed), state", "fold_in(jax.random.key(0), state"),
+        ("micro-batches share a key", "jax.random.split(key, parts)", "jnp.stack([key] * parts)"),
+        ("the gradient norm is that of the updates", "optax.global_norm(grads)", "optax.global_norm(updates)"),
+    ),
+    "lm/train/task.py": (
+        ("routers' losses are left out", "total += sum(losses.values()) * share", "total += 0"),
+        ("each micro-batch has all of routers' losses", "sum(losses.values()) * share", "sum(losses.values())"),
+        ("documents see one another", "key_segments=segments, prefix", "key_segments=None, prefix"),
+    ),
+    "lm/train/loop.py": (
+        ("a resumed run repeats a step", "int(state.step) + 1", "int(state.step)"),
+        ("metrics are outstanding at a visit", "read(0 if paused else AHEAD)", "read(AHEAD)"),
+    ),
+    "lm/train/checkpoint.py": (
+        ("one more checkpoint is kept", "steps[-self.keep_last :]", "steps[-self.keep_last - 1 :]"),
+        ("the highest loss is the best", "key=self._score_of)", "key=self._score_of, reverse=True)"),
+        ("the checksum ignores the order", "(2 * place + 1)", "1"),
+    ),
+    "lm/train/program.py": (
+        ("the schedule is a step ahead", "jnp.minimum(step, len", "jnp.minimum(step + 1, len"),
+        ("the seed is not passed on", '(state, batch, data["seed"])', "(state, batch, 0)"),
+    ),
+    "lm/train/word2vec.py": (
+        ("random tokens attract", "jax.nn.log_sigmoid(-far)", "jax.nn.log_sigmoid(far)"),
+        ("noise is drawn by the count", "np.cumsum(counts**0.75) / (counts**0.75)", "np.cumsum(counts) / counts"),
+    ),
+    "lm/decode/sampling.py": (
         ("top-p leaves out the token that reaches p", "reached - mass < self.top_p", "reached < self.top_p"),
-        (
-            "top-k keeps one more",
-            "min(self.top_k or vocab, vocab)",
-            "min(self.top_k + 1 if self.top_k else vocab, vocab)",
-        ),
+        ("top-k keeps one more", "self.top_k or vocab, vocab", "self.top_k + 1 if self.top_k else vocab, vocab"),
         ("temperature multiplies", "keepdims=True)) / self.temperature", "keepdims=True)) * self.temperature"),
         ("the maximum is not subtracted", "(logits - jnp.max(logits, axis=-1, keepdims=True))", "logits"),
         ("logits stay in bfloat16", "logits.astype(jnp.float32)", "logits"),
-        ("every row draws with one key", "(key, jnp.arange(rows))", "(key, jnp.zeros(rows, int))"),
-        ("p is of what was sorted, not of all", "jax.nn.logsumexp(everything", "jax.nn.logsumexp(kept"),
-    ],
-    "lm/train/optim.py": [
-        ("Adam's two decays are exchanged", "scale_by_adam(self.b1, self.b2,", "scale_by_adam(self.b2, self.b1,"),
-        ("Adam's eps is dropped", "scale_by_adam(self.b1, self.b2, self.eps)", "scale_by_adam(self.b1, self.b2)"),
-        ("vectors decay", "lambda axes: len(sides(axes)) >= 2", "lambda axes: len(sides(axes)) >= 1"),
-        ("decay does not follow the learning rate", "*decay, rate)", "rate, *decay)"),
-        ("Muon's scale has no shape", "0.2 * math.sqrt(max(rows / inputs, columns / outputs))", "0.2"),
-        ("Muon's scale knows rows alone", "max(rows / inputs, columns / outputs)", "rows / inputs"),
-        ("Muon's scale knows columns alone", "max(rows / inputs, columns / outputs)", "columns / outputs"),
-        ("Muon's momentum is not Nesterov's", "nesterov=True", "nesterov=False"),
-        ("the sign in Newton-Schulz", "-4.7750", "4.7750"),
-        ("Adafactor does not clip", "if is_on(self.clip_rms)", "if False"),
-        ("Adafactor's step is not relative", ", optax.scale_by_param_block_rms())", ")"),
-    ],
-    "lm/train/schedule.py": [
-        ("the first step has a rate of zero", "(now + 1) / (self.warmup_steps + 1)", "now / (self.warmup_steps + 1)"),
-        ("the decay ends below its final height", "final + (1 - final) *", "(1 - final) *"),
-        ("a decay begins one step early", "start = total_steps - self", "start = total_steps - 1 - self"),
-    ],
-    "lm/train/loss.py": [
-        ("the z-loss coefficient is ignored", "z_loss * jnp.sum(weights", "jnp.sum(weights"),
-        ("the z-loss counts padding", "jnp.sum(weights * jnp.square(log_z))", "jnp.sum(jnp.square(log_z))"),
-        ("accuracy counts padding", "jnp.sum(weights * (chosen", "jnp.sum((chosen"),
-        ("chunks ignore what their loss is multiplied by", "(a * cotangent[0]).astype", "a.astype"),
-        ("gradients of chunks add up in the parameters' dtype", "jnp.promote_types(a.dtype, jnp.float32)", "a.dtype"),
-    ],
-    "lm/train/state.py": [
-        ("the average's decay is inverted", "(1 - decay) * (p", "decay * (p", "tests/train/test_step.py"),
-    ],
-    "lm/train/step.py": [
+        ("rows share a key", "(key, jnp.arange(rows))", "(key, jnp.zeros(rows, int))"),
+        ("p is a share of what was sorted", "jax.nn.logsumexp(everything", "jax.nn.logsumexp(kept"),
+    ),
+    "lm/decode/generate.py": (
+        ("every token is drawn with one key", "_at(now.keys, now.index + 1 - now.pad)", "now.keys"),
+        ("the second token is drawn with the key of the first", "now.index + 1 - now.pad)", "now.index - now.pad)"),
+        ("keys depend on the padding", "_at(keys, T - pad)", "_at(keys, T - 0 * pad)"),
+        ("positions count the padding", "(now.index - now.pad)[:, None]", "(now.index - 0 * now.pad)[:, None]"),
+        ("padding is seen", "(place >= pad[:, None])", "(place >= 0 * pad[:, None])"),
+        ("the cache is read one token late", "offset=now.index)", "offset=now.index + 1)"),
+        ("the stop token is given", "ids[:end]", "ids[: end + 1]"),
+        ("the prompts' order is the cache's", "x[:, -1:]", "x[:, :1]"),
+    ),
+    "lm/model/scoring.py": (
+        ("a window is one key wider", "jnp.abs(distance) < self.window", "jnp.abs(distance) <= self.window"),
+        ("a query does not see itself", "allowed = (distance <= 0)", "allowed = (distance < 0)"),
+        ("segments are ignored", "else allowed & same", "else allowed"),
         (
-            "every step has the same dropout",
-            "jax.random.fold_in(jax.random.key(seed), state.step)",
-            "jax.random.key(seed)",
-        ),
-        ("dropout ignores the seed", "fold_in(jax.random.key(seed), state", "fold_in(jax.random.key(0), state"),
-        ("micro-batches share a key", "jax.random.split(key, parts)", "jnp.stack([key] * parts)"),
-        ("the gradient norm is that of the updates", "optax.global_norm(grads)", "optax.global_norm(updates)"),
-    ],
-    "lm/train/task.py": [
-        (
-            "the routers' losses are left out of the total",
-            "total += sum(losses.values()) * share",
-            "total += 0",
-            "tests/train/test_loss.py tests/train/test_step.py",
+            "a block's keys begin one late",
+            "return first + self.offset - behind",
+            "return first + self.offset + 1 - behind",
         ),
         (
-            "the routers' losses count once a micro-batch",
-            "total += sum(losses.values()) * share",
-            "total += sum(losses.values())",
-            "tests/train/test_loss.py tests/train/test_step.py",
+            "groups of heads are interleaved",
+            "reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)",
+            "reshape(B, T, N // K, K, H).transpose(0, 3, 2, 1, 4)",
         ),
+        ("the cap is not divided by", "jnp.tanh(logits / self.cap)", "jnp.tanh(logits)"),
+        ("the sink has no share", "(0 if nothing is None else nothing)", "0"),
+        ("a sign of the softmax's gradient", ", v) - along)", ", v) + along)"),
         (
-            "padding is seen",
-            "key_segments=segments, prefix",
-            "key_segments=None, prefix",
-            "tests/train/test_loss.py tests/train/test_step.py",
+            "products are summed in bfloat16",
+            "jnp.einsum(letters, a, b, preferred_element_type=jnp.float32)",
+            "jnp.einsum(letters, a, b)",
         ),
-    ],
-    "lm/train/loop.py": [
-        ("a resumed run repeats a step", "int(state.step) + 1", "int(state.step)"),
-        ("metrics are outstanding at a visit", "read(0 if paused else AHEAD)", "read(AHEAD)"),
-    ],
-    "lm/train/checkpoint.py": [
-        ("one more checkpoint is kept", "steps[-self.keep_last :]", "steps[-self.keep_last - 1 :]"),
+    ),
+    "lm/model/flash.py": (
+        ("padding of the last block is seen", "columns.index < self.length", "columns.index <= self.length"),
+        ("earlier blocks are not rescaled", "out * shrink + part", "out + part"),
+    ),
+    "lm/model/attention.py": (
+        ("logits are scaled by 1/H", "H**-0.5), k", "H**-1), k"),
+        ("keys are not normalised", 'self.qk_norm(module, "key_norm", k)', "k"),
+        ("the cache holds keys as values", "v=put(self.v, v)", "v=put(self.v, k)"),
+    ),
+    "lm/model/positions.py": (
+        ("halves are exchanged", "[a * cos - b * sin, b * cos + a * sin]", "[b * cos + a * sin, a * cos - b * sin]"),
         (
-            "the highest loss is the best",
-            "sorted(scored, key=self._score_of)",
-            "sorted(scored, key=self._score_of, reverse=True)",
+            "pairs are neighbours",
+            "a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)",
+            "a, b = x[..., ::2], x[..., 1::2]",
         ),
-        ("the checksum ignores order", "(2 * place + 1)", "1"),
-    ],
-    "lm/train/program.py": [
-        ("the schedule is a step ahead", "jnp.minimum(step, len", "jnp.minimum(step + 1, len"),
-        ("the seed is not passed on", '(state, batch, data["seed"])', "(state, batch, 0)"),
-    ],
-    "lm/train/word2vec.py": [
-        ("random tokens attract", "jax.nn.log_sigmoid(-far)", "jax.nn.log_sigmoid(far)"),
+        ("the gradient is not turned back", "_turned(g, cos, -sin)", "_turned(g, cos, sin)"),
+        ("ALiBi's slopes begin at 1", "2.0 ** (-8 * (i + 1) / below)", "2.0 ** (-8 * i / below)"),
+        ("a token itself is a later key", "jnp.where(distances > 0,", "jnp.where(distances >= 0,"),
+    ),
+    "lm/model/scaling.py": (
         (
-            "noise is drawn by the count",
-            "np.cumsum(counts**0.75) / (counts**0.75).sum()",
-            "np.cumsum(counts) / counts.sum()",
+            "Llama 3 slows the fast pairs",
+            "(1 - keep) * angles / self.factor + keep *",
+            "keep * angles / self.factor + (1 - keep) *",
         ),
-    ],
+        ("YaRN's attention factor is dropped", "angles * (1 - ramp), size", "angles * (1 - ramp), 1.0"),
+    ),
+    "lm/model/parts.py": (
+        ("RMSNorm has no eps", "square(y).mean(-1, keepdims=True) + self.eps", "square(y).mean(-1, keepdims=True)"),
+        ("RMSNorm adds no 1 to its scale", "(scale + float(self.plus_one))", "scale"),
+        ("LayerNorm computes in bfloat16", "x.astype(jnp.float32)\n        mean", "x\n        mean"),
+        ("RMSNorm computes in bfloat16", "x.astype(jnp.float32)\n        y = y *", "x\n        y = y *"),
+        ("gate and up are exchanged", "gate, up = parts", "up, gate = parts"),
+        ("dropout does not scale up", "x / (1 - rate), 0", "x, 0"),
+        ("first values fall with the inputs, not their root", "scale / inputs**0.5", "scale / inputs"),
+    ),
+    "lm/model/output.py": (
+        ("logits are rounded to bfloat16", ".astype(jnp.float32)\n        if self.bias", "\n        if self.bias"),
+        ("the scale is dropped", "x = x * self.scale", "pass"),
+    ),
+    "lm/model/wiring.py": (
+        ("PostNorm does not normalise the stream", '_norm", x + sublayer(x))', '_norm", sublayer(x)) + x'),
+        ("Parallel runs in sequence", "x = x + sublayer(y)", "x = x + sublayer(x)"),
+    ),
+    "lm/model/experts.py": (
+        ("weights are those of the softmax over all", "top if self.normalise else logits", "logits"),
+        ("the balance loss is not times the experts", "self.balance * E *", "self.balance *"),
+        ("outputs stay in the experts' order", "[jnp.argsort(order)].reshape", "[order].reshape"),
+        (
+            "the router computes in bfloat16",
+            "x.astype(jnp.float32) @ router.astype(jnp.float32)",
+            "x @ router.astype(x.dtype)",
+        ),
+    ),
+    "lm/model/parametrisation.py": (
+        ("a tied output grows", "scale * (self.base_width / width)", "scale * (width / self.base_width)"),
+        ("an output begins as a hidden matrix", "value * inputs**-0.5 if", "value if"),
+    ),
+    "lm/model/transformer.py": (
+        ("positions behind a cache begin at 0", "jnp.arange(T) + mask.offset", "jnp.arange(T)"),
+    ),
 }

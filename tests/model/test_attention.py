@@ -15,7 +15,7 @@ from lm.model.attention import Attention
 from lm.model.compute import Compute
 from lm.model.kernels import KERNELS
 from lm.model.parts import FeedForward
-from lm.model.scoring import Mask, Scoring, Span, _cut
+from lm.model.scoring import Mask, Scoring, Span, _cut, product
 from lm.model.transformer import Transformer
 from lm.sharding.mesh import make_mesh
 from lm.sharding.tracing import using
@@ -149,6 +149,13 @@ def test_bias_cap_and_sinks(name: str, S: int) -> None:
 def test_a_query_that_sees_nothing_gives_numbers(name: str) -> None:
     queries, keys = jnp.ones((2, 11), jnp.int32), jnp.zeros((2, 11), jnp.int32)
     assert np.isfinite(call(name, heads(11), Mask(query_segments=queries, key_segments=keys))).all()
+
+
+def test_bfloat16_logits_are_summed_in_float32() -> None:
+    """Of 257 ones: bfloat16 has no such number."""
+    ones = jnp.ones((1, 1, 1, 1, 257), jnp.bfloat16)
+    logits = product("bkgth,bksh->bkgts", ones, ones[0])
+    assert logits.dtype == jnp.float32 and (logits == 257).all()
 
 
 @every_kernel

@@ -86,6 +86,15 @@ def test_a_balanced_router_has_the_least_loss() -> None:
     assert float(module_of(ffn, np.abs(x), p | {"router": steep})[1]["losses"]["balance"]) > 2.0
 
 
+def test_the_router_computes_in_float32() -> None:
+    """Whatever the activations are in (2101.03961, section 2.4)."""
+    ffn = Experts(mlp=10, experts=5, router_z=1.0)
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((2, 50, 12)), jnp.bfloat16)
+    p = {name: a for name, a in arrays(ffn, 12).items() if name != "gate"}
+    found, expected = (module_of(ffn, a, p)[1]["losses"]["router_z"] for a in (x, x.astype(jnp.float32)))
+    assert float(found) == float(expected)
+
+
 def test_the_losses_reach_the_caller_and_the_router() -> None:
     cfg = replace(CFG, ffn=replace(CFG.ffn, load_balance_weight=1.0, router_z_weight=1.0))
     model, ids = Transformer(cfg, SIMPLE), tokens(cfg, 2, 11)

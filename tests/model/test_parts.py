@@ -13,9 +13,9 @@ from flax import linen as nn
 
 from lm.model import products
 from lm.model.compute import Compute
-from lm.model.parts import ACTIVATIONS, FeedForward, LayerNorm, Norm, RMSNorm, dropout
+from lm.model.parts import ACTIVATIONS, FeedForward, LayerNorm, Norm, RMSNorm, dropout, fan_in
 from lm.model.products import linear
-from lm.model.wiring import Wiring
+from lm.model.wiring import Parallel, PostNorm, PreNorm, Sandwich, Wiring
 from tests.model.reference import SIMPLE, close, gelu_tanh, layer_norm, rms_norm, silu
 
 RNG = np.random.default_rng(0)
@@ -47,9 +47,11 @@ def test_layer_norm(bias: bool) -> None:
     close(use(lambda m, x: norm(m, "n", x), X * 3 + 1, params), layer_norm(X * 3.0 + 1, params, "n", 1e-3))
 
 
-def test_rms_norm() -> None:
-    params = {"n_scale": RNG.standard_normal(12)}
-    close(use(lambda m, x: RMSNorm(eps=1e-3)(m, "n", x), X * 3, params), rms_norm(X * 3.0, params, "n", 1e-3))
+@pytest.mark.parametrize("plus_one", [True, False])
+def test_rms_norm(plus_one: bool) -> None:
+    scale, norm = RNG.standard_normal(12), RMSNorm(eps=1e-3, plus_one=plus_one)
+    found = use(lambda m, x: norm(m, "n", x), X * 3, {"n_scale": scale - plus_one})
+    close(found, rms_norm(X * 3.0, {"n_scale": scale}, "n", 1e-3))
 
 
 @pytest.mark.parametrize("norm", [LayerNorm(), RMSNorm(), Norm()])
@@ -58,6 +60,8 @@ def test_norms_keep_the_dtype_and_compute_in_float32(norm: Norm) -> None:
     fresh = Using(lambda m, x: norm(m, "n", x))
     y = fresh.apply(fresh.init(jax.random.key(0), x), x)
     assert y.dtype == jnp.bfloat16
+    wide = fresh.apply(fresh.init(jax.random.key(0), x), x.astype(jnp.float32))
+    np.testing.assert_array_equal(y, wide.astype(jnp.bfloat16))
     if isinstance(norm, LayerNorm):
         assert float(jnp.abs(y.astype(jnp.float32).std(-1) - 1).max()) < 0.02
 
@@ -172,5 +176,31 @@ def test_dropout_zeroes_at_its_rate_and_keeps_the_mean() -> None:
     np.testing.assert_array_equal(module.apply({}, x), x)
 
 
-def test_no_wiring_is_composition() -> None:
-    assert Wiring()(None, Norm(), 3, {"attention": lambda x: x + 1, "ffn": lambda x: x * 10}) == 40
+def test_first_values_keep_the_variance() -> None:
+    """Inputs of unit variance give outputs of unit variance, times the square of the scale."""
+    x = jax.random.normal(jax.random.key(1), (64, 900))
+    for scale in (1.0, 0.5):
+        kernel = fan_in(900, scale)(jax.random.key(0), (900, 400), jnp.float32)
+        assert float((x @ kernel).std()) == pytest.approx(scale, rel=0.03)
+
+
+def halved(module: Any, name: str, x: float) -> float:
+    """A norm."""
+    return x / 2
+
+
+@pytest.mark.parametrize(
+    ("wiring", "after", "final"),
+    [
+        (Wiring(), 50, 25),
+        (PreNorm(), (4 + 3) + 10 * 3.5, 21),
+        (PostNorm(), (4.5 + 45) / 2, 24.75),  # after attention (4 + 5) / 2
+        (Sandwich(), (4 + 1.5) + 27.5 / 2, 9.625),
+        (Parallel(), 4 + 3 + 20, 13.5),
+    ],
+    ids=lambda v: type(v).__name__,
+)
+def test_wirings(wiring: Wiring, after: float, final: float) -> None:
+    """Of 4, through x + 1 and 10 x, with a norm that halves."""
+    found = wiring(None, halved, 4.0, {"attention": lambda x: x + 1, "ffn": lambda x: x * 10})  # type: ignore[arg-type]
+    assert found == after and wiring.final(None, halved, found) == final  # type: ignore[arg-type]
