@@ -19,7 +19,7 @@ from pathlib import Path
 from tests.mutations import BY_FILE, TESTS
 
 ROOT = Path(__file__).parent.parent
-COPIED = ("lm", "launch", "experiments", "tests", "pyproject.toml")
+COPIED = ("lm", "launch", "experiments", "tests", "pyproject.toml", ".pytest_cache")  # the last has compiled programs
 SHARE = 0.95
 TIMEOUT = 300.0  # seconds; a mutant that loops forever is noticed too
 
@@ -88,9 +88,8 @@ def main(*words: str) -> int:
         return 2
     with tempfile.TemporaryDirectory(prefix="lm-mutants-") as folder:
         tree = Path(folder)
-        for name in COPIED:
-            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-            copy(ROOT / name, tree / name)
+        for path in (ROOT / name for name in COPIED if (ROOT / name).exists()):
+            (shutil.copytree if path.is_dir() else shutil.copy)(path, tree / path.name)
         passed, failed = run(tree, sorted({test for mutation in listed for test in mutation.tests()}))
         if not passed:
             print(f"without a mutation, {failed} fails", file=sys.stderr)

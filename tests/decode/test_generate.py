@@ -5,14 +5,16 @@ from functools import cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.decode.generate import CHUNK, generate, stream
+from lm.decode.generate import CHUNK, extend, generate, prefill, stream
 from lm.decode.sampling import Sampling, row_keys
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig
 from lm.model.families import gpt, llama
+from lm.model.inputs import Inputs
 from lm.model.transformer import Transformer
 from tests.model.reference import SIMPLE, lively, run
 
@@ -101,6 +103,15 @@ def test_a_row_ends_before_its_stop_token(place: int) -> None:
     stop = drawn(LLAMA)[0][place]
     rows = written(LLAMA, sampling=WARM, seed=5, stop=[stop])
     assert rows == [row[: row.index(stop)] if stop in row else row for row in drawn(LLAMA)]
+
+
+def test_a_row_that_has_ended_repeats_its_stop_token() -> None:
+    """In the tokens of a chunk, of which `stream` gives those before it."""
+    model, text = Transformer(LLAMA, COMPUTE), drawn(LLAMA)[0]
+    prompt, stop = Inputs(jnp.asarray(PROMPTS[:1])), text[3]
+    state = prefill(model, lively(LLAMA), prompt, jax.random.key(5), CONTEXT, WARM)
+    _, found = extend(model, lively(LLAMA), state, 12, WARM, (stop,))
+    assert found[0].tolist() == text[: text.index(stop)] + [stop] * (12 - text.index(stop))
 
 
 def test_the_stream_ends_with_the_last_row() -> None:

@@ -296,6 +296,15 @@ def test_dropout_needs_a_key() -> None:
     np.testing.assert_array_equal(run(Transformer(LLAMA, SIMPLE), params, ids, key=jax.random.key(1)), exact)
 
 
+def test_dropout_of_a_layer_does_not_depend_on_the_pattern() -> None:
+    """Two slots of one kind are one."""
+    one = replace(LLAMA, layers=4, dropout=0.2)
+    params, ids, key = lively(one), tokens(LLAMA, 2, 11), jax.random.key(1)
+    slots = {str(p): {name: a[p::2] for name, a in params["layers"]["0"].items()} for p in range(2)}
+    two = Transformer(replace(one, pattern=one.pattern * 2), SIMPLE)
+    close(run(two, {**params, "layers": slots}, ids, key=key), run(Transformer(one, SIMPLE), params, ids, key=key))
+
+
 def test_dropout_is_the_same_however_layers_are_computed() -> None:
     cfg, params, ids = replace(LLAMA, dropout=0.2), lively(LLAMA), tokens(LLAMA, 2, 11)
     one, other = (run(Transformer(cfg, c), params, ids, key=jax.random.key(1)) for c in (SIMPLE, VARIANTS["all of it"]))
