@@ -88,7 +88,7 @@ def test_a_balanced_router_has_the_least_loss() -> None:
 
 def test_the_router_computes_in_float32() -> None:
     """Whatever the activations are in (2101.03961, section 2.4)."""
-    ffn = Experts(mlp=10, experts=5, router_z=1.0)
+    ffn = Experts(mlp=10, experts=5, router_z_weight=1.0)
     x = jnp.asarray(np.random.default_rng(1).standard_normal((2, 50, 12)), jnp.bfloat16)
     p = {name: a for name, a in arrays(ffn, 12).items() if name != "gate"}
     found, expected = (module_of(ffn, a, p)[1]["losses"]["router_z"] for a in (x, x.astype(jnp.float32)))
