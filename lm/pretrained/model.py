@@ -21,7 +21,7 @@ from lm.pretrained import files
 from lm.pretrained import save as saving
 from lm.pretrained.architecture import Architecture
 from lm.pretrained.known import architecture_for
-from lm.text.tokenizer import Stream, Tokenizer
+from lm.text.tokenizer import Tokenizer
 
 BLOCK = 32  # texts are read so many at a time, padded to a multiple of it: like lengths share a compiled program
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
@@ -99,7 +99,7 @@ class Pretrained:
 
     def encode(self, prompt: str) -> list[int]:
         """The ids of a prompt, with what the model expects around a text (bos, [CLS] and [SEP], ...)."""
-        return self._tokenizer().prompt(prompt)
+        return self._tokenizer().encode_prompt(prompt)
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
@@ -118,7 +118,7 @@ class Pretrained:
     ) -> Iterator[list[str]]:
         """`n` continuations of `prompt` (of an encoder-decoder: answers to it): at each yield the new text of each,
         complete characters only."""
-        texts = [Stream(self._tokenizer()) for _ in range(n)]
+        texts = [self._tokenizer().incremental_decoder() for _ in range(n)]
         for rows in self.stream_ids([self.encode(prompt)] * n, max_new_tokens, sampling, seed):
             yield ["".join(map(text.push, ids)) for text, ids in zip(texts, rows, strict=True)]
         yield [text.close() for text in texts]

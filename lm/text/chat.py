@@ -1,6 +1,6 @@
-"""Chat templates: messages to the text that a model was taught, and which of its tokens are the assistant's.
+"""Chat templates: messages to the text that a model was trained on, and the mask of the assistant's tokens.
 
-A template is jinja2 in tokenizer_config.json or chat_template.jinja, rendered as transformers renders it, in a sandbox:
+A template is jinja2 in tokenizer_config.json or chat_template.jinja. It is rendered as transformers does, in a sandbox:
 a template comes with a model's files and is not trusted.
 """
 
@@ -15,12 +15,12 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from lm.text.protocol import Tokenizer
+from lm.text.protocol import Offsets, Tokenizer
 
-Message = Mapping[str, Any]  # {"role": "user", "content": "..."}, and what else a template asks for
-# Around what a template says is generated, where turns() asks: noncharacters, which no text should hold.
+Message = Mapping[str, Any]  # {"role": "user", "content": "..."}, and other fields that a template reads
+# Markers around the text of {% generation %}, for `encode_chat`: noncharacters, which no text should contain.
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
-REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one thing; templates ask for the first two
+REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one field; templates read the first two
 
 
 def render(
@@ -30,98 +30,107 @@ def render(
     tools: Sequence[Mapping[str, Any]] | None = None,
     **variables: Any,
 ) -> str:
-    """`messages` as `template` writes them, with the header of an answer where `add_generation_prompt`. `variables`
-    are what else it asks for: bos_token, eos_token, documents.
+    """`messages` rendered by `template`.
 
-    Raises ValueError where the template is damaged, or refuses these messages."""
+    Args:
+      template: jinja2.
+      messages: of the conversation, each with role and content.
+      add_generation_prompt: whether to append the header of the assistant's next message.
+      tools: JSON schemas of functions that the model may call.
+      variables: other variables of the template: bos_token, eos_token, documents.
+
+    Raises:
+      ValueError: where the template is damaged, or refuses these messages.
+    """
     return _render(template, messages, add_generation_prompt, tools, variables, marked=False)
 
 
-def render_with(
+def apply_chat_template(
     tokenizer: Tokenizer,
     messages: Sequence[Message],
     add_generation_prompt: bool = False,
     tools: Sequence[Mapping[str, Any]] | None = None,
     **variables: Any,
 ) -> str:
-    """`render` with the template and the control tokens of `tokenizer`."""
+    """`render` with the template and the control tokens of `tokenizer`; the arguments and errors are the same."""
     variables = {**tokenizer.special_tokens(), **variables}
-    return render(template_of(tokenizer, bool(tools)), messages, add_generation_prompt, tools, **variables)
+    return render(chat_template_of(tokenizer, bool(tools)), messages, add_generation_prompt, tools, **variables)
 
 
-def template_of(tokenizer: Tokenizer, tools: bool = False) -> str:
+def chat_template_of(tokenizer: Tokenizer, tools: bool = False) -> str:
     """The chat template of `tokenizer`, of several the one for `tools`. Raises ValueError where it has none."""
-    found = tokenizer.chat_template
-    if isinstance(found, str):
-        return found
-    if not found:
+    templates = tokenizer.chat_template
+    if isinstance(templates, str):
+        return templates
+    if not templates:
         raise ValueError("this tokenizer has no chat template: set tokenizer.chat_template")
-    name = "tool_use" if tools and "tool_use" in found else "default"
-    if name not in found:
-        raise ValueError(f"no chat template is called default: there are {', '.join(found)}")
-    return found[name]
+    name = "tool_use" if tools and "tool_use" in templates else "default"
+    if name not in templates:
+        raise ValueError(f"no chat template is called default: there are {', '.join(templates)}")
+    return templates[name]
 
 
-def turns(
+def encode_chat(
     tokenizer: Tokenizer,
     messages: Sequence[Message],
     tools: Sequence[Mapping[str, Any]] | None = None,
     **variables: Any,
 ) -> tuple[list[int], list[bool]]:
-    """The ids of a conversation, and which of them are the assistant's.
+    """The ids of a conversation, and the mask of the assistant's tokens.
 
-    Those in {% generation %} of the template, or else what each answer adds to the conversation before it and the
-    header of an answer, to its end of turn. Raises ValueError for a template in which an earlier answer depends on
-    later messages and nothing says what is generated."""
-    template = template_of(tokenizer, bool(tools))
+    These are what the template has in {% generation %}, or else what each of the assistant's messages adds to the
+    rendered conversation before it with its header, up to the end of its turn. Raises ValueError for a template without
+    {% generation %} in which a message of the assistant is rendered differently when others follow."""
+    template = chat_template_of(tokenizer, bool(tools))
     variables = {**tokenizer.special_tokens(), **variables}
     marked = _render(template, messages, False, tools, variables, marked=True)
     if OPEN in marked:
-        text, parts = _unmark(marked)
-        spans = tokenizer.spans(text)
-        return [id for id, _, _ in spans], _inside(spans, parts)
+        text, parts = _remove_markers(marked)
+        tokens = tokenizer.encode_with_offsets(text)
+        return [id for id, _, _ in tokens], _overlaps(tokens, parts)
     parts = _answers(marked, messages, lambda some, open: _render(template, some, open, tools, variables, False))
-    spans = tokenizer.spans(marked)
-    ids = [id for id, _, _ in spans]
+    tokens = tokenizer.encode_with_offsets(marked)
+    ids = [id for id, _, _ in tokens]
     mask = [False] * len(ids)
     for part in parts:
-        inside = [at for at, yes in enumerate(_inside(spans, [part])) if yes]
-        while (
-            inside and ids[inside[-1]] not in tokenizer.controls and any(ids[i] in tokenizer.controls for i in inside)
-        ):
-            if tokenizer.bytes_of(ids[inside[-1]]).strip():
-                break
-            inside.pop()  # white space after the end of the turn
-        for at in inside:
+        for at in _turn(ids, [at for at, inside in enumerate(_overlaps(tokens, [part])) if inside], tokenizer):
             mask[at] = True
     return ids, mask
+
+
+def _turn(ids: Sequence[int], inside: list[int], tokenizer: Tokenizer) -> list[int]:
+    """The indices `inside` a message, without the whitespace after its end of turn, the last control id."""
+    controls = [at for at in inside if ids[at] in tokenizer.controls]
+    while controls and inside[-1] > controls[-1] and not tokenizer.bytes_of(ids[inside[-1]]).strip():
+        inside.pop()
+    return inside
 
 
 def _answers(
     text: str, messages: Sequence[Message], rendered: Callable[[Sequence[Message], bool], str]
 ) -> list[tuple[int, int]]:
-    """Where each of the assistant's messages lies in `text`."""
-    found = []
+    """The (start, end) of each of the assistant's messages in `text`."""
+    parts = []
     for i, message in enumerate(messages):
         if message.get("role") != "assistant":
             continue
         before, after = rendered(messages[:i], True) if i else "", rendered(messages[: i + 1], False)
         if not (after.startswith(before) and text.startswith(after)):
             raise ValueError(
-                f"the chat template writes message {i} in another way when more messages follow: "
-                "put {% generation %} .. {% endgeneration %} around what the assistant says in it"
+                f"the chat template renders message {i} in another way when more messages follow: "
+                "put {% generation %} .. {% endgeneration %} around the assistant's text in it"
             )
-        found.append((len(before), len(after)))
-    return found
+        parts.append((len(before), len(after)))
+    return parts
 
 
-def _inside(spans: Sequence[tuple[int, int, int]], parts: Sequence[tuple[int, int]]) -> list[bool]:
+def _overlaps(tokens: Offsets, parts: Sequence[tuple[int, int]]) -> list[bool]:
     """Whether each token has a character in one of `parts`."""
-    return [any(start < b and a < max(end, start + 1) for a, b in parts) for _, start, end in spans]
+    return [any(start < b and a < max(end, start + 1) for a, b in parts) for _, start, end in tokens]
 
 
-def _unmark(marked: str) -> tuple[str, list[tuple[int, int]]]:
-    """The text without marks, and what lay between them."""
+def _remove_markers(marked: str) -> tuple[str, list[tuple[int, int]]]:
+    """The text without markers, and the (start, end) of the parts between them."""
     text, parts = "", []
     first, *rest = marked.split(OPEN)
     text += first
@@ -143,18 +152,18 @@ def _render(
     variables: Mapping[str, Any],
     marked: bool,
 ) -> str:
-    chat = [_message(plain) for plain in _plain(list(messages))]
-    given = {"documents": None, **_plain(dict(variables))}
-    given |= {"messages": chat, "tools": _plain(list(tools)) if tools is not None else None}
+    values = {"documents": None, **_plain(dict(variables))}
+    values["messages"] = [_message(message) for message in _plain(list(messages))]
+    values["tools"] = None if tools is None else _plain(list(tools))
     compiled = _compiled(template, marked)
     try:
-        return compiled.render(**given, add_generation_prompt=add_generation_prompt)
+        return compiled.render(**values, add_generation_prompt=add_generation_prompt)
     except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
-        raise ValueError(f"the chat template cannot write these messages: {error}") from None
+        raise ValueError(f"the chat template cannot render these messages: {error}") from None
 
 
 def _plain(value: Any) -> Any:
-    """`value` in JSON's types, so that a template sees no methods but theirs; anything else only by its type."""
+    """`value` in JSON's types, so that a template reaches no other methods; anything else as the name of its type."""
     if value is None or isinstance(value, bool):
         return value
     for kind in (str, int, float):
@@ -168,7 +177,7 @@ def _plain(value: Any) -> Any:
 
 
 def _message(message: Any) -> dict[str, Any]:
-    """A message without its empty fields, and its reasoning by the names that templates know."""
+    """A message without None fields, and with its reasoning by the names that templates read."""
     if not isinstance(message, dict):
         raise ValueError(f"a message is {message!r}: expected an object with a role and a content")
     message = {key: item for key, item in message.items() if item is not None}
@@ -177,21 +186,21 @@ def _message(message: Any) -> dict[str, Any]:
 
 
 class _Generation(Extension):
-    """{% generation %} .. {% endgeneration %}: what the assistant says."""
+    """{% generation %} .. {% endgeneration %}: the assistant's text."""
 
     tags = {"generation"}
 
     def parse(self, parser: Any) -> jinja2.nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.CallBlock(self.call_method("_written"), [], [], body).set_lineno(line)
+        return jinja2.nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
 
-    def _written(self, caller: Callable[[], str]) -> str:
+    def _mark(self, caller: Callable[[], str]) -> str:
         return OPEN + caller() + CLOSE if self.environment.globals["marked"] else caller()
 
 
-class _Space(Namespace):
-    """jinja2's namespace, closed to names that reach into Python."""
+class _Namespace(Namespace):
+    """jinja2's namespace without names that reach into Python."""
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name.startswith("_"):
@@ -205,7 +214,7 @@ def _compiled(template: str, marked: bool) -> jinja2.Template:
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
     environment.filters["tojson"] = _tojson  # jinja2's own escapes <, > and &
-    environment.globals |= {"raise_exception": _refuse, "strftime_now": _now, "namespace": _Space, "marked": marked}
+    environment.globals |= {"raise_exception": _raise, "strftime_now": _now, "namespace": _Namespace, "marked": marked}
     try:
         return environment.from_string(template)
     except jinja2.TemplateSyntaxError as error:
@@ -222,7 +231,7 @@ def _tojson(
     return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _refuse(message: str) -> None:
+def _raise(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 

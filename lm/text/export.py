@@ -1,4 +1,4 @@
-"""Our tokenizers as a tokenizer.json: what the `tokenizers` library, and with it transformers, reads."""
+"""Export of our tokenizers as tokenizer.json, which the `tokenizers` library, and so transformers, reads."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -7,24 +7,24 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Backend
 
 SPACE = "▁"
-NORMAL, USER_DEFINED = 1, 4  # types of SentencePiece's pieces
-UNIGRAM = 1  # a type of its models
+NORMAL, USER_DEFINED = 1, 4  # SentencePiece's types of pieces
+UNIGRAM = 1  # its model type
 
 
-def mark_controls(backend: Backend, controls: Mapping[int, str]) -> None:
-    """Make `backend` know its control ids."""
+def add_controls(backend: Backend, controls: Mapping[int, str]) -> None:
+    """Register control ids (id -> name) in `backend`."""
     backend.add_special_tokens([AddedToken(controls[id], special=True, normalized=False) for id in sorted(controls)])
 
 
-def surround(backend: Backend, before: Sequence[tuple[str, int]], after: Sequence[tuple[str, int]]) -> None:
-    """Make `backend` put these (name, id) around a text."""
+def set_prompt_template(backend: Backend, before: Sequence[tuple[str, int]], after: Sequence[tuple[str, int]]) -> None:
+    """Make `backend` put these (name, id) around a prompt."""
     names = [*(name for name, _ in before), "$A", *(name for name, _ in after)]
     backend.post_processor = processors.TemplateProcessing(single=names, special_tokens=[*before, *after])
 
 
 def byte_alphabet() -> dict[int, str]:
-    """GPT-2's printable character for each byte (Radford et al. 2019): the byte's own where Latin-1 has one, else the
-    next from U+0100 on."""
+    """GPT-2's printable character for each byte (Radford et al. 2019): its own in Latin-1 where that is printable, else
+    the next from U+0100 on."""
     own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {b: chr(b) for b in own}
     others = (b for b in range(256) if b not in table)
@@ -32,18 +32,18 @@ def byte_alphabet() -> dict[int, str]:
 
 
 def from_bytes(controls: Mapping[int, str], bos: int) -> Backend:
-    """One id a byte."""
+    """One id per byte."""
     vocab = {character: byte for byte, character in byte_alphabet().items()}
     backend = Backend(models.BPE(vocab=vocab, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    mark_controls(backend, controls)
-    surround(backend, [(controls[bos], bos)], [])
+    add_controls(backend, controls)
+    set_prompt_template(backend, [(controls[bos], bos)], [])
     return backend
 
 
 def from_characters(characters: str) -> Backend:
-    """One id a character."""
+    """One id per character."""
     backend = Backend(models.BPE(vocab={c: i for i, c in enumerate(characters)}, merges=[]))
     backend.decoder = decoders.Fuse()
     return backend
@@ -52,14 +52,14 @@ def from_characters(characters: str) -> Backend:
 def from_ranks(
     ranks: Mapping[bytes, int], pattern: str, controls: Mapping[int, str], before: Sequence[tuple[str, int]]
 ) -> Backend:
-    """Byte pairs by rank, as tiktoken keeps them."""
+    """Byte-level BPE by rank, as in tiktoken."""
     alphabet = byte_alphabet()
 
-    def written(raw: bytes) -> str:
+    def spell(raw: bytes) -> str:
         return "".join(alphabet[b] for b in raw)
 
-    vocab = {written(raw): rank for raw, rank in ranks.items()}
-    merges = [(written(a), written(b)) for a, b in _merges(ranks)]
+    vocab = {spell(raw): rank for raw, rank in ranks.items()}
+    merges = [(spell(a), spell(b)) for a, b in _merges(ranks)]
     backend = Backend(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -68,19 +68,19 @@ def from_ranks(
         ]
     )
     backend.decoder = decoders.ByteLevel()
-    mark_controls(backend, controls)
-    surround(backend, before, [])
+    add_controls(backend, controls)
+    set_prompt_template(backend, before, [])
     return backend
 
 
 def _merges(ranks: Mapping[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
-    """The two pieces that each rank joins: what the smaller ranks make of its bytes."""
-    for whole, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        parts = [bytes([b]) for b in whole]
+    """The two pieces that each rank merges: its bytes, merged by all smaller ranks."""
+    for piece, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        parts = [bytes([b]) for b in piece]
         while len(parts) > 2:
-            found = [ranks.get(a + b, rank) for a, b in zip(parts, parts[1:], strict=False)]
-            best = min(range(len(found)), key=found.__getitem__)
-            if found[best] >= rank:
+            merged = [ranks.get(a + b, rank) for a, b in zip(parts, parts[1:], strict=False)]
+            best = min(range(len(merged)), key=merged.__getitem__)
+            if merged[best] >= rank:
                 break
             parts[best : best + 2] = [parts[best] + parts[best + 1]]
         if len(parts) == 2:
@@ -88,36 +88,36 @@ def _merges(ranks: Mapping[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
 
 
 def from_sentencepiece(proto: Any, controls: Mapping[int, str], empty: Sequence[int]) -> Backend:
-    """A SentencePiece model; `empty` is the prompt of an empty text, the controls around any. A text's own U+2581
-    reads as a space there, which the library cannot tell apart."""
+    """A SentencePiece model; `empty` are the ids of an empty prompt, the control ids around any. U+2581 in a text
+    becomes a space there, from which the library cannot distinguish it."""
     spec, trainer = proto.normalizer_spec, proto.trainer_spec
-    backend = _unigram(proto) if trainer.model_type == UNIGRAM else _pairs(proto)
+    backend = _unigram(proto) if trainer.model_type == UNIGRAM else _bpe(proto)
     backend.normalizer = _normalizer(spec)
     fallback = [decoders.ByteFallback()] if trainer.byte_fallback else []
     strip = [decoders.Strip(" ", 1, 0)] if spec.add_dummy_prefix else []
     backend.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), *fallback, decoders.Fuse(), *strip])
-    mark_controls(backend, controls)
+    add_controls(backend, controls)
     marks = [(controls[id], id) for id in empty]
     eos = [mark for mark in marks if mark[1] == trainer.eos_id]
-    surround(backend, [mark for mark in marks if mark not in eos], eos)
+    set_prompt_template(backend, [mark for mark in marks if mark not in eos], eos)
     return backend
 
 
 def _unigram(proto: Any) -> Backend:
-    """Its unigrams. A user's own piece has no score in the file; SentencePiece gives it 0.1 a byte after its first.
-    What is neither is never found in a text: "<0x41>" is six characters."""
+    """Its unigrams. A user-defined piece has no score in the file; SentencePiece gives it 0.1 per byte after the first.
+    Pieces of other types never match a text: "<0x41>" is six characters."""
     never = -1e6
     scores = {NORMAL: lambda p: p.score, USER_DEFINED: lambda p: 0.1 * (len(p.piece.encode()) - 1)}
     scored = [(p.piece, scores[p.type](p) if p.type in scores else never) for p in proto.pieces]
     return Backend(models.Unigram(scored, proto.trainer_spec.unk_id, proto.trainer_spec.byte_fallback))
 
 
-def _pairs(proto: Any) -> Backend:
-    """Its BPE: a pair merges as early as what it makes scores high. A user's own pieces are cut out before."""
+def _bpe(proto: Any) -> Backend:
+    """Its BPE: pairs are merged in the order of the scores of the results, after user-defined pieces are split off."""
     usable = {p.piece: (-p.score, id) for id, p in enumerate(proto.pieces) if p.type == NORMAL}
     merges = []
-    for whole, order in usable.items():
-        for a, b in ((whole[:cut], whole[cut:]) for cut in range(1, len(whole))):
+    for piece, order in usable.items():
+        for a, b in ((piece[:cut], piece[cut:]) for cut in range(1, len(piece))):
             if a in usable and b in usable:
                 merges.append((order, usable[a][1], usable[b][1], a, b))
     own = {id: p.piece.replace(SPACE, " ") for id, p in enumerate(proto.pieces) if p.type == USER_DEFINED}

@@ -1,10 +1,10 @@
-"""Which file is which: a tokenizer from any of the published files, or from a directory in Hugging Face's layout.
+"""Reading published tokenizers: any of their file formats, or a directory in Hugging Face's layout.
 
-A directory's tokenizer.json comes first, then SentencePiece, tiktoken's ranks, GPT-2's pair of files and vocab.txt.
-What stands beside them (tokenizer_config.json, special_tokens_map.json, chat_template.jinja, ..) is honoured.
+Of a directory's files tokenizer.json comes first, then SentencePiece, tiktoken's ranks, GPT-2's pair of files and
+vocab.txt. tokenizer_config.json, special_tokens_map.json, chat_template.jinja and the like beside them are respected.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,35 +17,35 @@ from lm.text.export import byte_alphabet
 from lm.text.gguf import from_gguf
 from lm.text.headers import read_gguf_header
 from lm.text.protocol import ROLES, Tokenizer
-from lm.text.published import Settings, build, byte_pairs, read_json, word_pieces
+from lm.text.published import TokenizerConfig, build, byte_level_bpe, read_json, wordpiece
 
-BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 IDS = ("generation_config.json", "config.json")
 MODELS = ("tokenizer.model", "spiece.model", "sentencepiece.model")
 VOCABS, MERGES = ("vocab.json", "encoder.json"), ("merges.txt", "vocab.bpe")
-WHOLE = ("tokenizer.json", *MODELS, "ranks.tiktoken", *VOCABS, "vocab.txt")
-KINDS = "tokenizer.json, SentencePiece's .model, tiktoken's ranks, vocab.json with merges.txt, vocab.txt, .gguf"
+TOKENIZER_FILES = ("tokenizer.json", *MODELS, "ranks.tiktoken", *VOCABS, "vocab.txt")
+FORMATS = "tokenizer.json, SentencePiece's .model, tiktoken's ranks, vocab.json with merges.txt, vocab.txt, .gguf"
 
 
 def from_directory(folder: Path) -> Tokenizer | None:
-    """The tokenizer of a directory, or None where it has none of the files."""
-    for name in WHOLE:
+    """The tokenizer of a directory, or None where it has none of TOKENIZER_FILES. Raises ValueError as `from_file`."""
+    for name in TOKENIZER_FILES:
         if (folder / name).is_file():
             return from_file(folder / name)
     return None
 
 
 def from_file(path: Path) -> Tokenizer:
-    """The tokenizer whose file this is. Raises ValueError, with the file's name, for one that is none or damaged."""
+    """The tokenizer in a file of any format. Raises ValueError, with its name, where it is of none or damaged."""
     data = path.read_bytes() if path.suffix != ".gguf" else b""
     try:
-        return _reader(path, data)(path, data, settings(path.parent))
+        return _reader(path, data)(path, data, tokenizer_config(path.parent))
     except ValueError as error:
         text = str(error)
         raise ValueError(text if str(path.parent) in text else f"{path}: {text}") from None
 
 
-def _reader(path: Path, data: bytes) -> Callable[[Path, bytes, Settings], Tokenizer]:
+def _reader(path: Path, data: bytes) -> Callable[[Path, bytes, TokenizerConfig], Tokenizer]:
     if path.name in (*VOCABS, *MERGES):
         return _gpt2
     if path.suffix == ".gguf":
@@ -53,100 +53,104 @@ def _reader(path: Path, data: bytes) -> Callable[[Path, bytes, Settings], Tokeni
     if path.suffix == ".json":
         return _tokenizer_json
     if path.suffix == ".txt":
-        return _word_pieces
+        return _wordpiece
     first = data.split(b"\n", 1)[0].split()
     looks_ranked = len(first) == 2 and first[1].isdigit()
     return _ranks if looks_ranked or path.suffix == ".tiktoken" else _sentence
 
 
-# ---------------------------------------------------------------- what stands beside
+# ---------------------------------------------------------------- configuration
 
 
-def settings(folder: Path) -> Settings:
-    """What the files of a model directory say about control ids."""
-    found = {name: read_json(str(folder / name), d) for name, d in _present(folder, (*BESIDE[:3], *IDS)).items()}
-    for name, content in found.items():
+def tokenizer_config(folder: Path) -> TokenizerConfig:
+    """What the files of a model directory specify about control ids. Raises ValueError where one is damaged."""
+    present = _present(folder, (*CONFIG_FILES[:3], *IDS))
+    contents = {name: read_json(str(folder / name), data) for name, data in present.items()}
+    for name, content in contents.items():
         if not isinstance(content, dict):
             raise ValueError(f"{folder / name} is damaged: expected an object")
-    config = {**found.get("special_tokens_map.json", {}), **found.get("tokenizer_config.json", {})}
-    generation = found.get("generation_config.json", {})
-    ids = {**found.get("config.json", {}), **generation}
+    fields = {**contents.get("special_tokens_map.json", {}), **contents.get("tokenizer_config.json", {})}
+    generation = contents.get("generation_config.json", {})
+    ids = {**contents.get("config.json", {}), **generation}
     roles = {r: ids[f"{r}_token_id"] for r in ROLES if isinstance(ids.get(f"{r}_token_id"), int)}
     stops = generation.get("eos_token_id") or ()
     jinja = folder / "chat_template.jinja"
-    template = jinja.read_text(encoding="utf-8") if jinja.is_file() else _template(config.get("chat_template"))
-    return Settings(config, roles, (stops,) if isinstance(stops, int) else tuple(stops), template)
+    template = jinja.read_text(encoding="utf-8") if jinja.is_file() else _template(fields.get("chat_template"))
+    return TokenizerConfig(fields, roles, (stops,) if isinstance(stops, int) else tuple(stops), template)
 
 
-def _template(found: Any) -> str | dict[str, str] | None:
-    return {entry["name"]: entry["template"] for entry in found} if isinstance(found, list) else found
+def _template(value: Any) -> str | dict[str, str] | None:
+    return {entry["name"]: entry["template"] for entry in value} if isinstance(value, list) else value
 
 
 def _present(folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
 
 
-def _kept(path: Path, *more: str) -> dict[str, bytes]:
-    """The files to hand on. A generation_config.json is the model's."""
-    return {path.name: path.read_bytes(), **_present(path.parent, (*more, *BESIDE))}
+def _files_to_save(path: Path, *more: str) -> dict[str, bytes]:
+    """`path`, `more` beside it and its CONFIG_FILES. generation_config.json belongs to the model."""
+    return {path.name: path.read_bytes(), **_present(path.parent, (*more, *CONFIG_FILES))}
 
 
-# ---------------------------------------------------------------- the kinds
+# ---------------------------------------------------------------- formats
 
 
-def _tokenizer_json(path: Path, data: bytes, beside: Settings) -> Tokenizer:
+def _tokenizer_json(path: Path, data: bytes, config: TokenizerConfig) -> Tokenizer:
     try:
         backend = Backend.from_str(data.decode())
     except Exception as error:  # the library raises nothing more particular
         raise ValueError(f"{path} is no tokenizer.json, or damaged: {error}") from None
-    return build(backend, beside, _kept(path))
+    return build(backend, config, _files_to_save(path))
 
 
-def _sentence(path: Path, data: bytes, beside: Settings) -> Tokenizer:
-    config = beside.config
+def _sentence(path: Path, data: bytes, config: TokenizerConfig) -> Tokenizer:
     try:
         pieces = sentence.SentencePiece(data)
     except RuntimeError:
         raise ValueError(
             f"{path} is not a SentencePiece model: expected the .model file that its trainer writes"
         ) from None
-    if path.name == "sentencepiece.model" or not _present(path.parent, BESIDE):
+    if path.name == "sentencepiece.model" or not _present(path.parent, CONFIG_FILES):
         return pieces
-    added = {id: token.content for id, token in beside.added().items() if token.special or id >= pieces.vocab_size}
-    if config.get("extra_ids") and not added:  # T5's sentinels, the last first
-        added = {pieces.vocab_size + i: f"<extra_id_{config['extra_ids'] - 1 - i}>" for i in range(config["extra_ids"])}
+    added = {id: token.content for id, token in config.added().items() if token.special or id >= pieces.vocab_size}
+    if (count := config.fields.get("extra_ids")) and not added:  # T5's sentinels, in descending order
+        added = {pieces.vocab_size + i: f"<extra_id_{count - 1 - i}>" for i in range(count)}
     added = {id: name for id, name in added.items() if id != pieces.unk}
     names = {name: id for id, name in {**pieces.controls, **added}.items()}
-    roles = {role: names[name] for role in ROLES if (name := beside.named(role)) in names}
-    frame = sentence.Frame(
-        added, roles, config.get("add_bos_token"), config.get("add_eos_token"), config.get("legacy") is not False
+    roles = {role: names[name] for role in ROLES if (name := config.token_name(role)) in names}
+    options = sentence.SentencePieceOptions(
+        added,
+        roles,
+        config.fields.get("add_bos_token"),
+        config.fields.get("add_eos_token"),
+        config.fields.get("legacy") is not False,
     )
-    return _finished(sentence.SentencePiece(data, frame, _kept(path)), beside)
+    return _with_config(sentence.SentencePiece(data, options, _files_to_save(path)), config)
 
 
-def _ranks(path: Path, data: bytes, beside: Settings) -> Tokenizer:
+def _ranks(path: Path, data: bytes, config: TokenizerConfig) -> Tokenizer:
     if path.name == "ranks.tiktoken" and (about := path.with_name("ranks.json")).is_file():
-        return ranks.saved(data, about.read_bytes())
-    tokenizer = ranks.Ranks(data)
-    renamed = {id: token.content for id, token in beside.added().items()}
+        return ranks.load_saved(data, about.read_bytes())
+    tokenizer = ranks.TiktokenTokenizer(data)
+    renamed = {id: token.content for id, token in config.added().items()}
     if renamed:
-        known = tokenizer.known
-        names = {name: id for id, name in (dict(known.controls) | renamed).items()}
-        roles = {role: names[name] for role in ROLES if (name := beside.named(role)) in names}
-        known = replace(known, controls=dict(known.controls) | renamed, roles=dict(known.roles) | roles)
-        tokenizer = ranks.Ranks(data, known)
-    return _finished(tokenizer, beside)
+        spec = tokenizer.spec
+        names = {name: id for id, name in (dict(spec.controls) | renamed).items()}
+        roles = {role: names[name] for role in ROLES if (name := config.token_name(role)) in names}
+        spec = replace(spec, controls=dict(spec.controls) | renamed, roles=dict(spec.roles) | roles)
+        tokenizer = ranks.TiktokenTokenizer(data, spec)
+    return _with_config(tokenizer, config)
 
 
-def _finished(tokenizer: Tokenizer, beside: Settings) -> Tokenizer:
-    tokenizer.chat_template = beside.chat_template
-    tokenizer.stops = tuple(dict.fromkeys((*tokenizer.stops, *beside.stops)))
+def _with_config(tokenizer: Tokenizer, config: TokenizerConfig) -> Tokenizer:
+    tokenizer.chat_template = config.chat_template
+    tokenizer.stops = tuple(dict.fromkeys((*tokenizer.stops, *config.stops)))
     return tokenizer
 
 
-def _gpt2(path: Path, data: bytes, beside: Settings) -> Tokenizer:
-    vocab_file, merges_file = (_beside(path, names) for names in (VOCABS, MERGES))
-    kind = beside.config.get("tokenizer_class") or "GPT2Tokenizer"
+def _gpt2(path: Path, data: bytes, config: TokenizerConfig) -> Tokenizer:
+    vocab_file, merges_file = (_sibling(path, names) for names in (VOCABS, MERGES))
+    kind = config.fields.get("tokenizer_class") or "GPT2Tokenizer"
     vocab = read_json(str(vocab_file), vocab_file.read_bytes())
     if not kind.startswith(("GPT2", "PreTrained")) or not set(byte_alphabet().values()) <= set(vocab):
         other = "a vocabulary without GPT-2's 256 bytes" if kind.startswith("GPT2") else f"a {kind}"
@@ -157,31 +161,32 @@ def _gpt2(path: Path, data: bytes, beside: Settings) -> Tokenizer:
     if odd is not None:
         raise ValueError(f"{merges_file} is damaged: {' '.join(odd)!r} is not two pieces")
     try:
-        backend = byte_pairs(vocab, [(a, b) for a, b in pairs])
+        backend = byte_level_bpe(vocab, [(a, b) for a, b in pairs])
     except Exception as error:  # the library raises nothing more particular
         raise ValueError(f"{merges_file} does not fit {vocab_file}: {error}") from None
-    if beside.config.get("add_prefix_space"):
+    if config.fields.get("add_prefix_space"):
         backend.pre_tokenizer = ByteLevel(add_prefix_space=True)
     end = "<|endoftext|>"
     roles = {f"{role}_token": end for role in ("bos", "eos", "unk")} if end in vocab else {}
-    return build(backend, replace(beside, config={**roles, **beside.config}), _kept(vocab_file, merges_file.name))
+    config = replace(config, fields={**roles, **config.fields})
+    return build(backend, config, _files_to_save(vocab_file, merges_file.name))
 
 
-def _gguf(path: Path, data: bytes, beside: Settings) -> Tokenizer:
+def _gguf(path: Path, data: bytes, config: TokenizerConfig) -> Tokenizer:
     return from_gguf(read_gguf_header(path).metadata)
 
 
-def _beside(path: Path, names: tuple[str, ...]) -> Path:
+def _sibling(path: Path, names: tuple[str, ...]) -> Path:
     for name in names:
         if (path.parent / name).is_file():
             return path.parent / name
     raise ValueError(f"{path} needs {' or '.join(names)} beside it, and {path.parent} has neither")
 
 
-def _word_pieces(path: Path, data: bytes, beside: Settings) -> Tokenizer:
+def _wordpiece(path: Path, data: bytes, config: TokenizerConfig) -> Tokenizer:
     pieces = data.decode().replace("\r\n", "\n").removesuffix("\n").split("\n")
     vocab = {piece: id for id, piece in enumerate(pieces)}
     usual = {f"{role}_token": f"[{role.upper()}]" for role in ("unk", "cls", "sep", "pad", "mask")}
     present = {role: name for role, name in usual.items() if name in vocab}
-    config: Mapping[str, Any] = {**present, **beside.config}
-    return build(word_pieces(vocab, config), replace(beside, config=config), _kept(path))
+    fields = {**present, **config.fields}
+    return build(wordpiece(vocab, fields), replace(config, fields=fields), _files_to_save(path))

@@ -1,16 +1,16 @@
-"""The vocabulary inside a GGUF file: the keys tokenizer.ggml.*, as llama.cpp writes them.
+"""The tokenizer in the metadata of a GGUF file: the keys tokenizer.ggml.*, as llama.cpp writes them.
 
-gpt2    byte pairs: tokens and merges; `pre` names the patterns that cut a text
+gpt2    byte-level BPE: tokens and merges; `pre` names the patterns that split a text
 llama   SentencePiece BPE: tokens, scores, types
-t5      SentencePiece unigram, with the normaliser's table
-bert    word pieces, a word's first one written with "▁" and the others without "##"
+t5      SentencePiece unigram, with the normaliser's charsmap
+bert    WordPiece, the first piece of a word written with "▁" and the others without "##"
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm.text import sentence
-from lm.text.export import surround
+from lm.text.export import set_prompt_template
 from lm.text.protocol import ROLES, Tokenizer
 from lm.text.published import (
     GPT2_PATTERN,
@@ -19,12 +19,12 @@ from lm.text.published import (
     AddedToken,
     Backend,
     Published,
-    byte_pairs,
-    word_pieces,
+    byte_level_bpe,
+    wordpiece,
 )
 from lm.text.ranks import O200K_PATTERN
 
-DIGIT = r"\p{N}"  # each digit for itself
+DIGIT = r"\p{N}"  # single digits
 PRE: dict[str, Sequence[str]] = {
     **dict.fromkeys(("default", "gpt-2", "gpt2", "olmo", "phi-2", "mpt", "jina-v2-en"), (GPT2_PATTERN,)),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "exaone"), (DIGIT, GPT2_PATTERN)),
@@ -32,19 +32,20 @@ PRE: dict[str, Sequence[str]] = {
     **dict.fromkeys(("qwen2", "stablelm2", "deepseek-r1-qwen", "megrez"), (QWEN2_PATTERN,)),
     **dict.fromkeys(("gpt-4o", "llama4"), (O200K_PATTERN,)),
 }
-WHOLE_FIRST = ("llama-bpe", "llama3", "llama-v3", "falcon3")  # a word that is a token is not merged anew
-# role -> how GGUF spells it in tokenizer.ggml.*_token_id
-SPELLED = {"unk": "unknown", "sep": "seperator", "pad": "padding"}
+IGNORE_MERGES = ("llama-bpe", "llama3", "llama-v3", "falcon3")  # a word that is a token is not merged
+# role -> its name in tokenizer.ggml.*_token_id, where another
+ROLE_KEYS = {"unk": "unknown", "sep": "seperator", "pad": "padding"}
 STOPS = ("eos", "eot", "eom")
 
 
 def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer of a GGUF file's `metadata`. Raises ValueError for a kind that is unknown, or a missing key."""
+    """The tokenizer of a GGUF file's `metadata`. Raises ValueError for an unknown model, or a key that is missing or
+    inconsistent."""
     kinds = {"gpt2": _gpt2, "llama": _llama, "t5": _t5, "bert": _bert}
     kind = metadata.get("tokenizer.ggml.model")
     if kind not in kinds:
         raise ValueError(f"tokenizer.ggml.model is {kind!r}: expected one of {', '.join(kinds)}")
-    ids = {role: metadata.get(f"tokenizer.ggml.{SPELLED.get(role, role)}_token_id") for role in ROLES}
+    ids = {role: metadata.get(f"tokenizer.ggml.{ROLE_KEYS.get(role, role)}_token_id") for role in ROLES}
     ids["sep"] = metadata.get("tokenizer.ggml.separator_token_id", ids["sep"])
     size = len(_key(metadata, "tokens"))
     roles = {role: int(id) for role, id in ids.items() if id is not None}
@@ -59,9 +60,9 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def _key(metadata: Mapping[str, Any], name: str) -> Any:
-    if (found := metadata.get(f"tokenizer.ggml.{name}")) is None:
+    if (value := metadata.get(f"tokenizer.ggml.{name}")) is None:
         raise ValueError(f"the GGUF file has no tokenizer.ggml.{name}, which its vocabulary needs")
-    return found
+    return value
 
 
 def _types(metadata: Mapping[str, Any]) -> list[int]:
@@ -84,14 +85,14 @@ def _gpt2(metadata: Mapping[str, Any], roles: Mapping[str, int]) -> Published:
     merges = [_pair(line) for line in _key(metadata, "merges")]
     vocab = {token: id for id, token in enumerate(tokens)}
     try:
-        backend = byte_pairs(vocab, merges, PRE[pre], ignore_merges=pre in WHOLE_FIRST)
+        backend = byte_level_bpe(vocab, merges, PRE[pre], ignore_merges=pre in IGNORE_MERGES)
     except Exception as error:  # the library raises nothing more particular
         raise ValueError(f"tokenizer.ggml.merges do not fit tokenizer.ggml.tokens: {error}") from None
-    _mark(backend, tokens, _types(metadata), roles)
-    add_bos = _adds(metadata, "bos", pre in WHOLE_FIRST)
+    _add_tokens(backend, tokens, _types(metadata), roles)
+    add_bos = _adds(metadata, "bos", pre in IGNORE_MERGES)
     before = [(tokens[roles["bos"]], roles["bos"])] if add_bos and "bos" in roles else []
     add_eos = _adds(metadata, "eos", False) and "eos" in roles
-    surround(backend, before, [(tokens[roles["eos"]], roles["eos"])] if add_eos else [])
+    set_prompt_template(backend, before, [(tokens[roles["eos"]], roles["eos"])] if add_eos else [])
     return Published(backend, roles)
 
 
@@ -102,8 +103,8 @@ def _pair(line: str) -> tuple[str, str]:
     return first, second
 
 
-def _mark(backend: Backend, tokens: Sequence[str], types: Sequence[int], roles: Mapping[str, int]) -> None:
-    """Tell `backend` which tokens are controls, and which are found in a text before all others."""
+def _add_tokens(backend: Backend, tokens: Sequence[str], types: Sequence[int], roles: Mapping[str, int]) -> None:
+    """Register the control tokens in `backend`, and the user-defined ones, which are matched before all others."""
     controls = {id for id, kind in enumerate(types) if kind == sentence.CONTROL} | set(roles.values())
     named = [AddedToken(tokens[id], special=True, normalized=False) for id in sorted(controls)]
     backend.add_special_tokens(named)
@@ -127,9 +128,9 @@ def _sentence(
         raise ValueError(f"tokenizer.ggml.scores has {len(scores)} entries for {len(tokens)} tokens")
     types = _types(metadata)
     unk = types.index(sentence.UNK) if sentence.UNK in types else roles.get("unk", 0)
-    types[unk] = sentence.UNK  # a model without one does not load
+    types[unk] = sentence.UNK  # SentencePiece loads no model without one
     charsmap = bytes(bytearray(metadata.get("tokenizer.ggml.precompiled_charsmap") or b""))
-    model = sentence.model_of(
+    model = sentence.build_model(
         tokens,
         [float(score) for score in scores],
         types,
@@ -140,7 +141,7 @@ def _sentence(
         ids={role: id for role, id in (dict(roles) | {"unk": unk}).items() if role in ("unk", "bos", "eos", "pad")},
     )
     bos, eos = _adds(metadata, "bos", add_bos), _adds(metadata, "eos", add_eos)
-    return sentence.SentencePiece(model, sentence.Frame(roles=roles, add_bos=bos, add_eos=eos))
+    return sentence.SentencePiece(model, sentence.SentencePieceOptions(roles=roles, add_bos=bos, add_eos=eos))
 
 
 def _bert(metadata: Mapping[str, Any], roles: Mapping[str, int]) -> Published:
@@ -150,8 +151,8 @@ def _bert(metadata: Mapping[str, Any], roles: Mapping[str, int]) -> Published:
         for token, kind in zip(tokens, types, strict=True)
     ]
     ids = {f"{role}_token": names[id] for role, id in roles.items()}
-    backend = word_pieces({name: id for id, name in enumerate(names)}, ids)
-    _mark(backend, names, types, roles)
+    backend = wordpiece({name: id for id, name in enumerate(names)}, ids)
+    _add_tokens(backend, names, types, roles)
     return Published(backend, _bert_roles(names) | dict(roles))
 
 

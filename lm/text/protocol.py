@@ -1,7 +1,7 @@
-"""What every tokenizer is: a table from id to bytes, an `encode`, and the ids that stand for no text.
+"""The interface of tokenizers: a table from id to bytes, an `encode`, and control ids, which have no text.
 
-Decoding, also one id at a time (`Stream`), follows from the table and from how a tokenizer joins its pieces (`Joiner`).
-Tokenizers trained here give back every text exactly; published ones give what their own library gives.
+Decoding follows from the table and from how the pieces are joined (`IncrementalDecoder`, one id at a time). Tokenizers
+trained here are lossless; published ones give the ids and texts of their own library.
 """
 
 import codecs
@@ -14,12 +14,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")  # of control ids, as Hugging Face names them
-Spans = list[tuple[int, int, int]]  # (id, first character, one past the last) of each token of a text
+ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")  # of control ids, by Hugging Face's names
+Offsets = list[tuple[int, int, int]]  # (id, start, end) of each token, in characters of the text
 
 
-def no_surrogates(text: str) -> bytes:
-    """The UTF-8 of `text`. Raises ValueError for text that has none."""
+def utf8_bytes(text: str) -> bytes:
+    """`text` in UTF-8. Raises ValueError for a lone surrogate, which has no UTF-8."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:
@@ -28,11 +28,11 @@ def no_surrogates(text: str) -> bytes:
         ) from None
 
 
-NONE: Mapping[Any, Any] = MappingProxyType({})
+EMPTY: Mapping[Any, Any] = MappingProxyType({})
 
 
-class Table(Sequence[bytes]):
-    """The bytes of `size` ids, made by `bytes_of` when they are asked for: few of a large vocabulary ever are."""
+class LazyTable(Sequence[bytes]):
+    """The bytes of `size` ids, computed by `bytes_of` on access: a large vocabulary is mostly unused."""
 
     def __init__(self, size: int, bytes_of: Callable[[int], bytes]):
         self.size, self.bytes_of = size, bytes_of
@@ -45,13 +45,18 @@ class Table(Sequence[bytes]):
 
 
 class Tokenizer:
-    """Text to ids and back. `table` has the bytes of every id; `controls` are the ids that stand for no text (bos, eos,
-    turn marks), with how they are written; `bos` .. `mask` those with a known role, or None; `stops` all that end a
-    text."""
+    """Text to ids and back.
+
+    Args:
+      table: the bytes of every id.
+      controls: the ids without text (bos, eos, turn markers) -> their names ("</s>").
+      roles: role -> id; `bos` .. `mask` are the ids of ROLES, None where there is none.
+
+    `stops` are the ids that end a generated text."""
 
     chat_template: str | Mapping[str, str] | None = None  # jinja2, see lm/text/chat.py
 
-    def __init__(self, table: Sequence[bytes], controls: Mapping[int, str] = NONE, roles: Mapping[str, int] = NONE):
+    def __init__(self, table: Sequence[bytes], controls: Mapping[int, str] = EMPTY, roles: Mapping[str, int] = EMPTY):
         self.table, self.controls = table, dict(controls)
         self.vocab_size = len(table)
         self.roles = {role: roles[role] for role in ROLES if role in roles}
@@ -63,63 +68,64 @@ class Tokenizer:
             if not 0 <= id < len(table):
                 raise ValueError(f"the {role} id {id} is outside the vocabulary: expected 0 to {len(table) - 1}")
 
-    def encode(self, text: str, specials: bool = False) -> list[int]:
-        """The ids of `text`, nothing added. The names of control ids ("</s>") are plain text unless `specials` asks
-        for the ids. Raises ValueError for text that has no UTF-8 form (a lone surrogate)."""
-        return [id for id, _, _ in self.spans(text)] if specials else self.encode_batch([text])[0]
+    def encode(self, text: str, parse_special: bool = False) -> list[int]:
+        """The ids of `text`, with nothing added. Names of control ids ("</s>") are plain text, or with `parse_special`
+        those ids. Raises ValueError for a lone surrogate."""
+        return [id for id, _, _ in self.encode_with_offsets(text)] if parse_special else self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text, in parallel where that helps."""
+        """`encode` of each text, in parallel where the library can."""
         raise NotImplementedError
 
-    def prompt(self, text: str, specials: bool = False) -> list[int]:
-        """The ids of `text` with what its model expects around it: bos, [CLS] .. [SEP], or T5's eos."""
-        return ([] if self.bos is None else [self.bos]) + self.encode(text, specials)
+    def encode_prompt(self, text: str, parse_special: bool = False) -> list[int]:
+        """The ids of `text` with the control ids that the model expects around a prompt: bos, [CLS] .. [SEP], T5's
+        eos."""
+        return ([] if self.bos is None else [self.bos]) + self.encode(text, parse_special)
 
-    def spans(self, text: str) -> Spans:
-        """`encode` with specials, and which characters of `text` each token stands for."""
-        no_surrogates(text)
-        found: Spans = []
+    def encode_with_offsets(self, text: str) -> Offsets:
+        """`encode` with parse_special, and the characters of `text` that each token covers."""
+        utf8_bytes(text)
+        tokens: Offsets = []
         for part, start in self._split(text):
-            if part in self._named:
-                found.append((self._named[part], start, start + len(part)))
+            if part in self._id_of:
+                tokens.append((self._id_of[part], start, start + len(part)))
             elif part:
-                found += [(id, start + a, start + b) for id, a, b in self.spans_plain(part, first=start == 0)]
-        return found
+                tokens += [(id, start + a, start + b) for id, a, b in self._plain_with_offsets(part, first=start == 0)]
+        return tokens
 
-    def spans_plain(self, text: str, first: bool) -> Spans:
-        """`spans` of a text without control ids, `first` where none comes before it."""
+    def _plain_with_offsets(self, text: str, first: bool) -> Offsets:
+        """`encode_with_offsets` of a text without control ids, which is the `first` of its prompt or not."""
         ids = self.encode_batch([text])[0]
-        return spans_of_bytes(text, [(id, self.bytes_of(id)) for id in ids])
+        return offsets_of_bytes(text, [(id, self.bytes_of(id)) for id in ids])
 
     @cached_property
-    def _named(self) -> dict[str, int]:
+    def _id_of(self) -> dict[str, int]:
         return {name: id for id, name in self.controls.items()}
 
     @cached_property
-    def _names(self) -> re.Pattern[str]:
-        longest_first = sorted(self._named, key=len, reverse=True)
+    def _control_pattern(self) -> re.Pattern[str]:
+        longest_first = sorted(self._id_of, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def _split(self, text: str) -> Iterable[tuple[str, int]]:
-        """The names of controls in `text` and what is between them, each with its first position."""
+        """`text` split at the names of control ids, which are parts too: (part, start)."""
         at = 0
-        for match in self._names.finditer(text):
+        for match in self._control_pattern.finditer(text):
             yield text[at : match.start()], at
             yield match.group(), match.start()
             at = match.end()
         yield text[at:], at
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; control ids are skipped, what is no UTF-8 becomes U+FFFD.
+        """The text of `ids`; control ids are skipped, and invalid UTF-8 becomes U+FFFD.
 
         Raises ValueError for an id outside the vocabulary."""
-        joiner = self.joiner()
-        return "".join([joiner.push(self.checked(id)) for id in ids]) + joiner.close()
+        decoder = self.incremental_decoder()
+        return "".join([decoder.push(id) for id in ids]) + decoder.close()
 
-    def joiner(self) -> "Joiner":
-        """How pieces become text, from its first id on."""
-        return Joiner(self)
+    def incremental_decoder(self) -> "IncrementalDecoder":
+        """A decoder of one text, id by id."""
+        return IncrementalDecoder(self)
 
     def checked(self, id: int) -> int:
         """`id`. Raises ValueError where it is outside the vocabulary."""
@@ -128,11 +134,12 @@ class Tokenizer:
         return id
 
     def bytes_of(self, id: int) -> bytes:
-        """The UTF-8 bytes of one id, possibly a part of a character; none for a control."""
+        """The UTF-8 bytes of one id, possibly part of a character; none for a control id. Raises ValueError for an id
+        outside the vocabulary."""
         return self.table[self.checked(id)]
 
     def piece(self, id: int) -> str:
-        """How one id reads to a person: its text, <0x..> for a byte of a longer character, the name of a control."""
+        """One id for display: its text, <0x..> for part of a character, the name of a control id."""
         raw = self.bytes_of(id)
         if id in self.controls:
             return self.controls[id]
@@ -142,11 +149,11 @@ class Tokenizer:
             return "".join(f"<0x{b:02X}>" for b in raw)
 
     def special_tokens(self) -> dict[str, str]:
-        """{"bos_token": "<s>", ..}: how the controls with a role are written, as chat templates ask for them."""
+        """{"bos_token": "<s>", ..}: the names of the control ids with a role, as chat templates read them."""
         return {f"{role}_token": self.name(id) for role, id in self.roles.items()}
 
     def name(self, id: int) -> str:
-        """How an id is written in its vocabulary."""
+        """The entry of an id in the vocabulary."""
         return self.controls.get(id) or self.piece(id)
 
     def save(self, folder: str | Path) -> None:
@@ -157,64 +164,51 @@ class Tokenizer:
             (folder / name).write_bytes(data)
 
     def files(self) -> dict[str, bytes]:
-        """What `save` writes: file name to content."""
+        """The files that `save` writes: name -> content."""
         raise NotImplementedError
 
     def hugging_face_files(self) -> dict[str, bytes]:
-        """The files of a model directory from which transformers' AutoTokenizer gives the same ids."""
+        """The files of a model directory from which transformers' AutoTokenizer gives the same ids. Raises ValueError
+        where there are none."""
         raise ValueError(f"{type(self).__name__} has no form that transformers reads")
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of its content: the same for two tokenizers exactly when they save the same files."""
+        """16 hex digits that two tokenizers share exactly when they save the same files."""
         return hashlib.sha256(repr(sorted(self.files().items())).encode()).hexdigest()[:16]
 
 
-class Joiner:
-    """Bytes of pieces to text, whole characters as soon as they are complete (U+FFFD as Python and Rust place it)."""
+class IncrementalDecoder:
+    """Decodes a text id by id: `push` returns the text that is complete so far, `close` the rest; joined they are
+    `decode` of all ids (U+FFFD for invalid UTF-8, placed as Python and Rust do)."""
 
     def __init__(self, tokenizer: Tokenizer, errors: str = "replace"):
         self.tokenizer = tokenizer
         self.utf8 = codecs.getincrementaldecoder("utf-8")(errors)
 
     def push(self, id: int) -> str:
-        """The text that `id` completes."""
+        """The characters that `id` completes. Raises ValueError for an id outside the vocabulary."""
         return self.utf8.decode(self.tokenizer.bytes_of(id))
 
     def close(self) -> str:
-        """What was held back."""
+        """The incomplete rest."""
         return self.utf8.decode(b"", final=True)
 
 
-class Stream:
-    """Decodes ids as they arrive: `push` returns the text that is complete so far, `close` the rest. Joined they are
-    `decode` of all the ids."""
-
-    def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer = tokenizer
-        self._joiner = tokenizer.joiner()
-
-    def push(self, id: int) -> str:
-        return self._joiner.push(self._tokenizer.checked(id))
-
-    def close(self) -> str:
-        return self._joiner.close()
-
-
-def spans_of_bytes(text: str, pieces: Sequence[tuple[int, bytes]]) -> Spans:
-    """Where the bytes of `pieces` lie in `text`, whose UTF-8 they are: a byte belongs to its whole character."""
+def offsets_of_bytes(text: str, pieces: Sequence[tuple[int, bytes]]) -> Offsets:
+    """The offsets of `pieces`, whose bytes joined are `text` in UTF-8; a byte counts as its whole character."""
     owner = [at for at, character in enumerate(text) for _ in character.encode()] + [len(text)]
-    found, done = [], 0
+    offsets, done = [], 0
     for id, raw in pieces:
         last = owner[done + len(raw) - 1] + 1 if raw else owner[done]
-        found.append((id, owner[done], last))
+        offsets.append((id, owner[done], last))
         done += len(raw)
-    return found
+    return offsets
 
 
 def config_file(tokenizer: Tokenizer, original: bytes = b"{}") -> bytes:
-    """A tokenizer_config.json for a tokenizer.json that needs no class of its own: the controls with a role, the chat
-    template, and what the `original` one says beside."""
+    """A tokenizer_config.json for a tokenizer.json of transformers' generic class: the control ids with a role, the
+    chat template, and the other fields of the `original` one."""
     template = {} if tokenizer.chat_template is None else {"chat_template": _templates(tokenizer.chat_template)}
     ours = {**tokenizer.special_tokens(), **template, "tokenizer_class": "PreTrainedTokenizerFast"}
     config = {"clean_up_tokenization_spaces": False, **json.loads(original), **ours}

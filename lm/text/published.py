@@ -1,7 +1,7 @@
-"""Tokenizers of the `tokenizers` library: tokenizer.json, and what GPT-2's and BERT's files say in its terms.
+"""Tokenizers of the `tokenizers` library: tokenizer.json, and GPT-2's and BERT's files converted to it.
 
-`Published` wraps one. Its ids are the library's; `Settings` are what the files of a model directory say about control
-ids, read as transformers reads them.
+`Published` wraps one, with the library's ids. `TokenizerConfig` holds what the other files of a model directory specify
+about control ids, interpreted as transformers does.
 """
 
 import json
@@ -14,11 +14,11 @@ from typing import Any
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from lm.text.export import byte_alphabet, surround
-from lm.text.protocol import ROLES, Joiner, Spans, Table, Tokenizer, config_file, no_surrogates
+from lm.text.export import byte_alphabet, set_prompt_template
+from lm.text.protocol import ROLES, IncrementalDecoder, LazyTable, Offsets, Tokenizer, config_file, utf8_bytes
 
-# How a role is usually written, for files that come without a tokenizer_config.json.
-USUAL = {
+# The usual names of a role, for files without a tokenizer_config.json.
+DEFAULT_NAMES = {
     "bos": ("<s>", "<bos>", "<|begin_of_text|>", "<|endoftext|>"),
     "eos": ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>"),
     "unk": ("<unk>", "[UNK]"),
@@ -27,11 +27,11 @@ USUAL = {
     "sep": ("[SEP]",),
     "mask": ("[MASK]",),
 }
-ANCHOR = "a"  # a token before another, to see what that one adds
+ANCHOR = "a"  # decoded before a token, to find the text that the token adds
 
 
 class Published(Tokenizer):
-    """A tokenizer of the `tokenizers` library. `files` are those it was read from, where there are any."""
+    """A tokenizer of the `tokenizers` library; `files` are those it was read from, if any."""
 
     def __init__(self, backend: Backend, roles: Mapping[str, int], files: Mapping[str, bytes] | None = None):
         backend.no_truncation()
@@ -39,49 +39,50 @@ class Published(Tokenizer):
         self._backend, self._files = backend, files
         added = backend.get_added_tokens_decoder()
         size = max([backend.get_vocab_size(with_added_tokens=False), *(id + 1 for id in added)])
-        table = Table(size, self._bytes_of)
+        table = LazyTable(size, self._bytes_of)
         super().__init__(table, {id: token.content for id, token in added.items() if token.special}, roles)
         self.added = {id: token.content for id, token in added.items()}
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         for text in texts:
-            no_surrogates(text)
-        coded = self._as(False, lambda: self._backend.encode_batch_fast(list(texts), add_special_tokens=False))
-        return [one.ids for one in coded]
+            utf8_bytes(text)
+        encode = self._backend.encode_batch_fast
+        encodings = self._call(False, lambda: encode(list(texts), add_special_tokens=False))
+        return [encoding.ids for encoding in encodings]
 
-    def prompt(self, text: str, specials: bool = False) -> list[int]:
-        no_surrogates(text)
-        return self._as(specials, lambda: self._backend.encode(text)).ids
+    def encode_prompt(self, text: str, parse_special: bool = False) -> list[int]:
+        utf8_bytes(text)
+        return self._call(parse_special, lambda: self._backend.encode(text)).ids
 
-    def spans(self, text: str) -> Spans:
-        no_surrogates(text)
-        coded = self._as(True, lambda: self._backend.encode(text, add_special_tokens=False))
-        return [(id, a, b) for id, (a, b) in zip(coded.ids, coded.offsets, strict=True)]
+    def encode_with_offsets(self, text: str) -> Offsets:
+        utf8_bytes(text)
+        encoding = self._call(True, lambda: self._backend.encode(text, add_special_tokens=False))
+        return [(id, a, b) for id, (a, b) in zip(encoding.ids, encoding.offsets, strict=True)]
 
-    def _as(self, specials: bool, do: Callable[[], Any]) -> Any:
-        """`do()` with the names of controls as ids or as text, which the library keeps as a state of its own."""
+    def _call(self, parse_special: bool, f: Callable[[], Any]) -> Any:
+        """`f()` with the names of control ids read as ids or as text, which is mutable state of the library."""
         with _LOCK:
-            self._backend.encode_special_tokens = not specials
-            return do()
+            self._backend.encode_special_tokens = not parse_special
+            return f()
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._backend.decode([self.checked(id) for id in ids], skip_special_tokens=True)
 
-    def joiner(self) -> Joiner:
-        return Joiner(self) if self.byte_level else PieceJoiner(self)
+    def incremental_decoder(self) -> IncrementalDecoder:
+        return IncrementalDecoder(self) if self.byte_level else PieceDecoder(self)
 
     @cached_property
     def byte_level(self) -> bool:
-        """Whether pieces are bytes in GPT-2's alphabet."""
+        """Whether pieces are spelled in GPT-2's byte alphabet."""
         return isinstance(self._backend.decoder, decoders.ByteLevel)
 
     @cached_property
     def byte_fallback(self) -> bool:
-        """Whether <0x..> are bytes."""
+        """Whether pieces <0x..> are bytes."""
         return b'"ByteFallback"' in self._backend.decoder.__getstate__() if self._backend.decoder else False
 
     def token(self, id: int) -> str:
-        """An id as the vocabulary has it; nothing for a hole."""
+        """The entry of an id in the vocabulary; "" for an unused id."""
         return self._backend.id_to_token(self.checked(id)) or ""
 
     def _bytes_of(self, id: int) -> bytes:
@@ -91,14 +92,16 @@ class Published(Tokenizer):
         if self.byte_level:
             raw = [_BYTES.get(c, -1) for c in token]
             return token.encode() if -1 in raw else bytes(raw)
-        return bytes([int(token[3:5], 16)]) if self.is_byte(token) else self.joined([token], first=False).encode()
+        return (
+            bytes([int(token[3:5], 16)]) if self.is_byte(token) else self.decode_tokens([token], first=False).encode()
+        )
 
     def is_byte(self, token: str) -> bool:
-        """Whether a token is <0x..>, one byte."""
+        """Whether a token is one byte, <0x..>."""
         return self.byte_fallback and len(token) == 6 and token.startswith("<0x") and token.endswith(">")
 
-    def joined(self, tokens: list[str], first: bool) -> str:
-        """The text of tokens, `first` where nothing comes before them."""
+    def decode_tokens(self, tokens: list[str], first: bool) -> str:
+        """The text of tokens, which are the `first` of a text or not."""
         decoder = self._backend.decoder
         if decoder is None:
             return " ".join(tokens) if first else "".join(" " + token for token in tokens)
@@ -111,18 +114,18 @@ class Published(Tokenizer):
         files = dict(self._files or {})
         if "tokenizer.json" in files and "tokenizer_config.json" in files:
             return files
-        whole = self._as(True, lambda: self._backend.to_str(pretty=True)).encode()
+        content = self._call(True, lambda: self._backend.to_str(pretty=True)).encode()
         config = config_file(self, files.get("tokenizer_config.json", b"{}"))
-        return {"tokenizer.json": whole, **files, "tokenizer_config.json": config}
+        return {"tokenizer.json": content, **files, "tokenizer_config.json": config}
 
 
 _LOCK = threading.Lock()
 _BYTES = {character: byte for byte, character in byte_alphabet().items()}
 
 
-class PieceJoiner(Joiner):
-    """As the library's decoders join pieces that are text: the first piece differs, and a run of <0x..> is text only
-    as a whole."""
+class PieceDecoder(IncrementalDecoder):
+    """The library's decoders of text pieces, made incremental: the first piece of a text differs, and a run of <0x..>
+    is decoded at its end."""
 
     def __init__(self, tokenizer: Published):
         super().__init__(tokenizer)
@@ -143,32 +146,38 @@ class PieceJoiner(Joiner):
 
     def _joined(self, tokens: list[str]) -> str:
         first, self.first = self.first, False
-        return self.published.joined(tokens, first)
+        return self.published.decode_tokens(tokens, first)
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What tokenizer_config.json, special_tokens_map.json and the like say. `ids`: the roles' ids in config.json and
-    generation_config.json, for files that name no control; `stops`: generation_config.json's."""
+class TokenizerConfig:
+    """The content of tokenizer_config.json, special_tokens_map.json and the like.
 
-    config: Mapping[str, Any]
+    Args:
+      fields: tokenizer_config.json over special_tokens_map.json.
+      ids: role -> id in config.json and generation_config.json, for files that name no control ids.
+      stops: the eos ids of generation_config.json.
+      chat_template: jinja2, or name -> jinja2.
+    """
+
+    fields: Mapping[str, Any]
     ids: Mapping[str, int]
     stops: tuple[int, ...] = ()
     chat_template: str | Mapping[str, str] | None = None
 
-    def named(self, role: str) -> str | None:
-        """How the control of a role is written."""
-        found = self.config.get(f"{role}_token")
-        return found["content"] if isinstance(found, dict) else found
+    def token_name(self, role: str) -> str | None:
+        """The name of the control id of a role."""
+        token = self.fields.get(f"{role}_token")
+        return token["content"] if isinstance(token, dict) else token
 
     def added(self) -> dict[int, AddedToken]:
-        """`added_tokens_decoder`: tokens beside the vocabulary."""
-        table = self.config.get("added_tokens_decoder") or {}
+        """`added_tokens_decoder`: id -> a token beside the vocabulary."""
+        table = self.fields.get("added_tokens_decoder") or {}
         return {int(id): _added(token, bool(token.get("special"))) for id, token in table.items()}
 
-    def more(self) -> list[AddedToken]:
+    def additional(self) -> list[AddedToken]:
         """Control ids without a role."""
-        lists = [self.config.get(name) or [] for name in ("additional_special_tokens", "extra_special_tokens")]
+        lists = [self.fields.get(name) or [] for name in ("additional_special_tokens", "extra_special_tokens")]
         flat = [t for tokens in lists for t in (tokens.values() if isinstance(tokens, dict) else tokens)]
         return [_added(token, True) for token in flat]
 
@@ -180,42 +189,43 @@ def _added(token: str | Mapping[str, Any], special: bool) -> AddedToken:
     return AddedToken(token["content"], special=special, **flags)
 
 
-def build(backend: Backend, settings: Settings, files: Mapping[str, bytes] | None) -> Published:
-    """`backend` with what `settings` add to it."""
+def build(backend: Backend, config: TokenizerConfig, files: Mapping[str, bytes] | None) -> Published:
+    """The tokenizer of `backend` with the control ids of `config`. Raises ValueError where they contradict each
+    other."""
     special = {t.content for t in backend.get_added_tokens_decoder().values() if t.special}
-    for id, token in sorted(settings.added().items()):
+    for id, token in sorted(config.added().items()):
         if backend.token_to_id(token.content) is None:
             backend.add_tokens([token])
         if backend.token_to_id(token.content) != id:
             at = backend.token_to_id(token.content)
             raise ValueError(f"tokenizer_config.json gives {token.content!r} the id {id}, the vocabulary {at}")
-    wanted = [_added(settings.config[f"{r}_token"], True) for r in ROLES if settings.named(r)] + settings.more()
+    wanted = [_added(config.fields[f"{r}_token"], True) for r in ROLES if config.token_name(r)] + config.additional()
     backend.add_special_tokens([token for token in wanted if token.content not in special])
-    found = {role: backend.token_to_id(settings.named(role) or "") for role in ROLES}
-    roles = {role: id for role, id in found.items() if id is not None} or dict(settings.ids) or _usual(backend)
-    _around(backend, settings, roles)
+    ids = {role: backend.token_to_id(config.token_name(role) or "") for role in ROLES}
+    roles = {role: id for role, id in ids.items() if id is not None} or dict(config.ids) or _default_roles(backend)
+    _add_bos_eos(backend, config, roles)
     tokenizer = Published(backend, roles, files)
-    tokenizer.chat_template = settings.chat_template
-    tokenizer.stops = tuple(dict.fromkeys((*tokenizer.stops, *settings.stops)))
+    tokenizer.chat_template = config.chat_template
+    tokenizer.stops = tuple(dict.fromkeys((*tokenizer.stops, *config.stops)))
     return tokenizer
 
 
-def _usual(backend: Backend) -> dict[str, int]:
+def _default_roles(backend: Backend) -> dict[str, int]:
     special = {t.content: id for id, t in backend.get_added_tokens_decoder().items() if t.special}
-    found = {role: next((special[n] for n in names if n in special), None) for role, names in USUAL.items()}
-    return {role: id for role, id in found.items() if id is not None}
+    ids = {role: next((special[n] for n in names if n in special), None) for role, names in DEFAULT_NAMES.items()}
+    return {role: id for role, id in ids.items() if id is not None}
 
 
-def _around(backend: Backend, settings: Settings, roles: Mapping[str, int]) -> None:
-    """add_bos_token and add_eos_token, which overrule the file where they are given."""
-    if "add_bos_token" not in settings.config and "add_eos_token" not in settings.config:
+def _add_bos_eos(backend: Backend, config: TokenizerConfig, roles: Mapping[str, int]) -> None:
+    """Apply add_bos_token and add_eos_token, which override the backend where they are given."""
+    if "add_bos_token" not in config.fields and "add_eos_token" not in config.fields:
         return
     marks = {role: [(backend.id_to_token(roles[role]) or "", roles[role])] for role in ("bos", "eos") if role in roles}
-    before = marks.get("bos", []) if settings.config.get("add_bos_token") else []
-    surround(backend, before, marks.get("eos", []) if settings.config.get("add_eos_token") else [])
+    before = marks.get("bos", []) if config.fields.get("add_bos_token") else []
+    set_prompt_template(backend, before, marks.get("eos", []) if config.fields.get("add_eos_token") else [])
 
 
-# ---------------------------------------------------------------- what other files say, in the library's terms
+# ---------------------------------------------------------------- other formats, converted
 
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3_PATTERN = (
@@ -225,43 +235,44 @@ LLAMA3_PATTERN = (
 QWEN2_PATTERN = LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
 
 
-def byte_pairs(
+def byte_level_bpe(
     vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], patterns: Sequence[str] = (GPT2_PATTERN,), **more: Any
 ) -> Backend:
-    """GPT-2's byte pairs: text is cut by each of `patterns` in turn, then merged. `more` goes to the model."""
+    """GPT-2's byte-level BPE: text is split by each of `patterns` in turn, then merged. `more` are arguments of
+    models.BPE."""
     backend = Backend(models.BPE(vocab=dict(vocab), merges=list(merges), **more))
-    cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
     last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([*cuts, last])
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, last])
     backend.decoder = decoders.ByteLevel()
     return backend
 
 
-def word_pieces(vocab: Mapping[str, int], config: Mapping[str, Any] | None = None) -> Backend:
-    """BERT's pieces (Devlin et al. 2018, arXiv:1810.04805): words, lower case and without accents unless do_lower_case
-    says otherwise, then the longest piece first."""
-    config = config or {}
-    unk = Settings(config, {}).named("unk") or "[UNK]"
+def wordpiece(vocab: Mapping[str, int], fields: Mapping[str, Any] | None = None) -> Backend:
+    """BERT's WordPiece (Devlin et al. 2018, arXiv:1810.04805): words, lower-cased and without accents unless
+    do_lower_case is false, then the longest piece first. Raises ValueError where [UNK] is missing."""
+    fields = fields or {}
+    unk = TokenizerConfig(fields, {}).token_name("unk") or "[UNK]"
     if unk not in vocab:
-        raise ValueError(f"{unk} is not in the vocabulary: expected BERT's vocab.txt, one piece a line")
+        raise ValueError(f"{unk} is not in the vocabulary: expected BERT's vocab.txt, one piece per line")
     backend = Backend(models.WordPiece(dict(vocab), unk_token=unk))
     backend.normalizer = normalizers.BertNormalizer(
-        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
-        strip_accents=config.get("strip_accents"),
-        lowercase=config.get("do_lower_case", True),
+        handle_chinese_chars=fields.get("tokenize_chinese_chars", True),
+        strip_accents=fields.get("strip_accents"),
+        lowercase=fields.get("do_lower_case", True),
     )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
     names = [name for name in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if name in vocab]
     backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
-    cls, sep = (Settings(config, {}).named(role) or f"[{role.upper()}]" for role in ("cls", "sep"))
+    cls, sep = (TokenizerConfig(fields, {}).token_name(role) or f"[{role.upper()}]" for role in ("cls", "sep"))
     if cls in vocab and sep in vocab:
-        surround(backend, [(cls, vocab[cls])], [(sep, vocab[sep])])
+        set_prompt_template(backend, [(cls, vocab[cls])], [(sep, vocab[sep])])
     return backend
 
 
 def read_json(name: str, data: bytes) -> Any:
-    """The content of a JSON file. Raises ValueError with its name."""
+    """The content of the JSON file `name`. Raises ValueError where it is damaged."""
     try:
         return json.loads(data)
     except ValueError as error:

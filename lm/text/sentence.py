@@ -1,7 +1,7 @@
 """SentencePiece models (Kudo and Richardson 2018, arXiv:1808.06226): trained here, published, or rebuilt from pieces.
 
-A published model may write "a" as "▁a" (a dummy prefix), normalise its text, and leave ids beyond its pieces to the
-files around it (T5's sentinels): `Frame` says what those files add.
+A published model may add a dummy prefix ("a" becomes "▁a"), normalise its text, and have ids beyond its pieces in
+other files (T5's sentinels): `SentencePieceOptions` holds what those files specify.
 """
 
 import codecs
@@ -13,16 +13,16 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from lm.text import export
-from lm.text.protocol import Joiner, Spans, Table, Tokenizer, config_file, no_surrogates
+from lm.text.protocol import IncrementalDecoder, LazyTable, Offsets, Tokenizer, config_file, utf8_bytes
 from lm.text.train import SPACE
 
-UNKNOWN = " \u2047 "  # how SentencePiece writes an unknown piece
-NORMAL, UNK, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # types of pieces
-UNIGRAM, BPE = 1, 2  # types of models
+UNKNOWN = " \u2047 "  # SentencePiece's text of an unknown piece
+NORMAL, UNK, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # SentencePiece's types of pieces
+UNIGRAM, BPE = 1, 2  # its model types
 
 
 def _each_byte(error: UnicodeError) -> tuple[str, int]:
-    """One U+FFFD for every byte that is no UTF-8, as SentencePiece writes it (Python: one for a cut character)."""
+    """One U+FFFD for every byte of invalid UTF-8, as in SentencePiece (Python: one for an incomplete character)."""
     assert isinstance(error, UnicodeDecodeError)
     return "\ufffd", error.start + 1
 
@@ -31,10 +31,15 @@ codecs.register_error("lm.each_byte", _each_byte)
 
 
 @dataclass(frozen=True)
-class Frame:
-    """What the files around a model add: `added` names of control ids, `roles` of ids, bos and eos around a prompt
-    (None: bos where there is one, else eos), and whether the text after a control gets a dummy prefix too (`legacy`, as
-    Llama's and Mistral's own code has it)."""
+class SentencePieceOptions:
+    """What tokenizer_config.json specifies beside a model.
+
+    Args:
+      added: control ids beyond the model's -> names.
+      roles: role -> id.
+      add_bos, add_eos: whether a prompt has them; None: bos where there is one, else eos.
+      legacy: whether text after a control id gets a dummy prefix too, as in the code of Llama and Mistral.
+    """
 
     added: Mapping[int, str] = field(default_factory=dict)
     roles: Mapping[str, int] = field(default_factory=dict)
@@ -44,17 +49,21 @@ class Frame:
 
 
 class SentencePiece(Tokenizer):
-    """A SentencePiece model, `model` the content of its file. `files` are those it was read from."""
+    """A SentencePiece model, of which `model` is the file's content; `files` are all files it was read from."""
 
-    def __init__(self, model: bytes, frame: Frame = Frame(), files: Mapping[str, bytes] | None = None):
-        self._model, self._files, self.frame = model, files, frame
+    def __init__(
+        self,
+        model: bytes,
+        options: SentencePieceOptions = SentencePieceOptions(),
+        files: Mapping[str, bytes] | None = None,
+    ):
+        self._model, self._files, self.options = model, files, options
         self._processor = p = sentencepiece.SentencePieceProcessor(model_proto=model)
         own = {"bos": p.bos_id(), "eos": p.eos_id(), "unk": p.unk_id(), "pad": p.pad_id()}
-        controls = {i: p.id_to_piece(i) for i in range(p.vocab_size()) if p.is_control(i)} | dict(frame.added)
+        controls = {i: p.id_to_piece(i) for i in range(p.vocab_size()) if p.is_control(i)} | dict(options.added)
         size = max(p.vocab_size(), *(id + 1 for id in controls))
-        table = Table(size, self._bytes_of)
-        super().__init__(table, controls, {role: id for role, id in own.items() if id >= 0} | dict(frame.roles))
-        # models of other people may write "a" as "▁a": that space is not the text's
+        table = LazyTable(size, self._bytes_of)
+        super().__init__(table, controls, {role: id for role, id in own.items() if id >= 0} | dict(options.roles))
         self.dummy_prefix = p.encode("a", out_type=str)[0].startswith(SPACE)
         self._space_symbol = [p.piece_to_id(f"<0x{b:02X}>") for b in SPACE.encode()]
         self._bytes = all(p.is_byte(i) for i in self._space_symbol)
@@ -68,27 +77,27 @@ class SentencePiece(Tokenizer):
         return UNKNOWN.encode() if p.is_unknown(id) else p.id_to_piece(id).replace(SPACE, " ").encode()
 
     def is_byte(self, id: int) -> bool:
-        """Whether an id is one byte of a character without a piece of its own."""
+        """Whether an id is one byte of a character that has no piece."""
         return id < self._processor.vocab_size() and self._processor.is_byte(id)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         for text in texts:
-            no_surrogates(text)
+            utf8_bytes(text)
         if self.dummy_prefix or not self._bytes or not any(SPACE in text for text in texts):
             return self._processor.encode(list(texts), num_threads=-1)
-        # a real U+2581 would come back as a space: spell it in bytes, as any character outside the vocabulary
+        # U+2581 itself would be decoded as a space: encode it as bytes, like a character outside the vocabulary
         return [self._encode_around_space_symbol(text) for text in texts]
 
     def _encode_around_space_symbol(self, text: str) -> list[int]:
         first, *others = self._processor.encode(text.split(SPACE), num_threads=-1)
         return first + [i for part in others for i in (*self._space_symbol, *part)]
 
-    def spans_plain(self, text: str, first: bool) -> Spans:
+    def _plain_with_offsets(self, text: str, first: bool) -> Offsets:
         if not self.dummy_prefix:
-            return super().spans_plain(text, first)
-        processor = self._processor if first or self.frame.legacy else self._without_prefix
-        found = processor.encode(text, out_type="offset_mapping")
-        return [(id, a, b) for id, (a, b) in zip(found["ids"], found["offsets"], strict=True)]
+            return super()._plain_with_offsets(text, first)
+        processor = self._processor if first or self.options.legacy else self._without_prefix
+        encoding = processor.encode(text, out_type="offset_mapping")
+        return [(id, a, b) for id, (a, b) in zip(encoding["ids"], encoding["offsets"], strict=True)]
 
     @cached_property
     def _without_prefix(self) -> sentencepiece.SentencePieceProcessor:
@@ -97,22 +106,22 @@ class SentencePiece(Tokenizer):
         return sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
 
     def proto(self) -> sentencepiece_model_pb2.ModelProto:
-        """The model as a protocol buffer: pieces, trainer_spec, normalizer_spec."""
+        """The model's protocol buffer: pieces, trainer_spec, normalizer_spec."""
         return sentencepiece_model_pb2.ModelProto.FromString(self._model)
 
-    def prompt(self, text: str, specials: bool = False) -> list[int]:
-        add_bos = self.frame.add_bos is not False and self.bos is not None
-        # T5 knows no bos, and ends its texts
-        add_eos = (self.bos is None if self.frame.add_eos is None else self.frame.add_eos) and self.eos is not None
+    def encode_prompt(self, text: str, parse_special: bool = False) -> list[int]:
+        add_bos = self.options.add_bos is not False and self.bos is not None
+        # T5 has no bos, and eos after a prompt
+        add_eos = (self.bos is None if self.options.add_eos is None else self.options.add_eos) and self.eos is not None
         before, after = [self.bos] if add_bos else [], [self.eos] if add_eos else []
-        return [i for i in (*before, *self.encode(text, specials), *after) if i is not None]
+        return [i for i in (*before, *self.encode(text, parse_special), *after) if i is not None]
 
-    def joiner(self) -> Joiner:
-        return SentenceJoiner(self)
+    def incremental_decoder(self) -> IncrementalDecoder:
+        return SentencePieceDecoder(self)
 
     @cached_property
-    def strips(self) -> str:
-        """Which spaces before a text are not the text's: none, one, or all."""
+    def stripped_spaces(self) -> str:
+        """The leading spaces that decoding removes: "none", "one" or "all"."""
         spec = self.proto().normalizer_spec
         return "all" if spec.remove_extra_whitespaces else "one" if spec.add_dummy_prefix else "none"
 
@@ -128,7 +137,7 @@ class SentencePiece(Tokenizer):
         return {"sentencepiece.model": self._model} if self._files is None else dict(self._files)
 
     def hugging_face_files(self) -> dict[str, bytes]:
-        backend = export.from_sentencepiece(self.proto(), self.controls, self.prompt(""))
+        backend = export.from_sentencepiece(self.proto(), self.controls, self.encode_prompt(""))
         original = self.files().get("tokenizer_config.json", b"{}")
         return {
             **(self._files or {"tokenizer.model": self._model}),
@@ -137,26 +146,27 @@ class SentencePiece(Tokenizer):
         }
 
 
-class SentenceJoiner(Joiner):
-    """As SentencePiece decodes: a run of byte pieces is UTF-8 for itself, and the spaces that `strips` names go."""
+class SentencePieceDecoder(IncrementalDecoder):
+    """SentencePiece's decoding, made incremental: a run of byte pieces is decoded by itself, and `stripped_spaces` are
+    removed."""
 
     def __init__(self, tokenizer: SentencePiece):
         super().__init__(tokenizer, "lm.each_byte")
-        self.sentence, self.strips, self.begun = tokenizer, tokenizer.strips, False
+        self.sentence, self.strips, self.started = tokenizer, tokenizer.stripped_spaces, False
 
     def push(self, id: int) -> str:
         raw = self.tokenizer.bytes_of(id)
         if self.sentence.is_byte(id):
-            self.begun = True
+            self.started = True
             return self.utf8.decode(raw)
         before = self.utf8.decode(b"", final=True)
-        if not self.begun and self.strips != "none" and raw.startswith(b" ") and id != self.tokenizer.unk:
-            raw, self.begun = raw[1:], self.strips == "one"
-        self.begun = self.begun or bool(raw)
+        if not self.started and self.strips != "none" and raw.startswith(b" ") and id != self.tokenizer.unk:
+            raw, self.started = raw[1:], self.strips == "one"
+        self.started = self.started or bool(raw)
         return before + raw.decode()
 
 
-def model_of(
+def build_model(
     tokens: Sequence[str],
     scores: Sequence[float],
     types: Sequence[int],
@@ -166,19 +176,28 @@ def model_of(
     charsmap: bytes = b"",
     ids: Mapping[str, int] | None = None,
 ) -> bytes:
-    """The content of the model file with these pieces; `ids` of unk, bos, eos and pad, -1 for none."""
+    """The content of a model file.
+
+    Args:
+      tokens, scores, types: of the pieces.
+      model_type: UNIGRAM or BPE.
+      dummy_prefix: whether encoding puts a space before a text.
+      remove_extra_whitespaces: whether encoding strips and collapses spaces.
+      charsmap: the compiled normalisation rules; empty: identity.
+      ids: of unk, bos, eos and pad; -1: none.
+    """
     proto = sentencepiece_model_pb2.ModelProto()
     for token, score, kind in zip(tokens, scores, types, strict=True):
         proto.pieces.add(piece=token, score=score, type=kind)
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     trainer.model_type, trainer.vocab_size = model_type, len(tokens)
     trainer.byte_fallback = BYTE in types
-    found = {"unk": 0, "bos": -1, "eos": -1, "pad": -1} | dict(ids or {})
-    trainer.unk_id, trainer.bos_id = found["unk"], found["bos"]
-    trainer.eos_id, trainer.pad_id = found["eos"], found["pad"]
+    id_of = {"unk": 0, "bos": -1, "eos": -1, "pad": -1} | dict(ids or {})
+    trainer.unk_id, trainer.bos_id = id_of["unk"], id_of["bos"]
+    trainer.eos_id, trainer.pad_id = id_of["eos"], id_of["pad"]
     for role in ("unk", "bos", "eos", "pad"):  # SentencePiece looks these up by name
-        if 0 <= found[role] < len(tokens):
-            setattr(trainer, f"{role}_piece", tokens[found[role]])
+        if 0 <= id_of[role] < len(tokens):
+            setattr(trainer, f"{role}_piece", tokens[id_of[role]])
     normalizer.name = "nmt_nfkc" if charsmap else "identity"
     normalizer.precompiled_charsmap = charsmap
     normalizer.add_dummy_prefix = dummy_prefix

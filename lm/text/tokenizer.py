@@ -1,8 +1,8 @@
 """Tokenizers: text to ids and back.
 
-A `TokenizerSpec` is the frozen value that an experiment holds; `make` turns it, with a training text, into a
-`Tokenizer`, which saves itself into a folder that `load_tokenizer` reads. `read` takes published tokenizers too, from
-any of their files (lm/text/files.py). decode(encode(x)) == x for every tokenizer trained here.
+A `TokenizerSpec` is the frozen value in an experiment; `make` trains the `Tokenizer` on text, and `Tokenizer.save`
+writes a folder that `load_tokenizer` reads. `read` reads published tokenizers too, from any of their formats
+(lm/text/files.py). decode(encode(x)) == x for every tokenizer trained here.
 """
 
 import json
@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from lm.text import export, files
-from lm.text.protocol import Stream, Tokenizer, config_file, no_surrogates
+from lm.text.protocol import Tokenizer, config_file, utf8_bytes
 from lm.text.sentence import SentencePiece
 from lm.text.train import train_sentencepiece
 
-__all__ = ["Stream", "Tokenizer"]  # what everything that holds a tokenizer asks for, beside what is below
+__all__ = ["Tokenizer"]  # and what is below
 
 
 class CharacterTokenizer(Tokenizer):
-    """One id a character, in the order of their code points; no bos or eos (nanoGPT's shakespeare_char)."""
+    """One id per character, in the order of code points; no bos or eos (nanoGPT's shakespeare_char)."""
 
     def __init__(self, characters: Iterable[str]):
         self.characters = "".join(sorted(set(characters)))
@@ -32,15 +32,15 @@ class CharacterTokenizer(Tokenizer):
         return [self._encode(text).tolist() for text in texts]
 
     def _encode(self, text: str) -> np.ndarray:
-        no_surrogates(text)
+        utf8_bytes(text)
         codes = _code_points(text)
         ids = np.minimum(np.searchsorted(self._codes, codes), len(self._codes) - 1)
         unknown = np.flatnonzero(self._codes[ids] != codes)
         if unknown.size:
             raise ValueError(
                 f"character {text[unknown[0]]!r} at position {unknown[0]} is not one of the {self.vocab_size} "
-                "characters of the training text: take it out, or use Bytes() or SentencePieceSpec(), "
-                "which write any text"
+                "characters of the training text: remove it, or use Bytes() or SentencePieceSpec(), "
+                "which encode any text"
             )
         return ids
 
@@ -52,15 +52,14 @@ class CharacterTokenizer(Tokenizer):
 
 
 class ByteTokenizer(Tokenizer):
-    """The 256 bytes of UTF-8, then bos 256 and eos 257 (ByT5, Xue et al. 2021, arXiv:2105.13626, with its own
-    order)."""
+    """The 256 bytes, then bos 256 and eos 257 (as ByT5, Xue et al. 2021, arXiv:2105.13626, but for the order)."""
 
     def __init__(self) -> None:
         table = [*(bytes([b]) for b in range(256)), b"", b""]
         super().__init__(table, {256: "<bos>", 257: "<eos>"}, {"bos": 256, "eos": 257})
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [list(no_surrogates(text)) for text in texts]
+        return [list(utf8_bytes(text)) for text in texts]
 
     def files(self) -> dict[str, bytes]:
         return {"bytes.json": b"{}"}
@@ -76,29 +75,32 @@ def _exported(tokenizer: Tokenizer, backend: export.Backend) -> dict[str, bytes]
 
 @dataclass(frozen=True)
 class TokenizerSpec:
-    """Which tokenizer an experiment uses; a subclass says how it is made."""
+    """The tokenizer of an experiment; each subclass is a way to make one."""
 
     def make(self, texts: Iterable[str]) -> Tokenizer:
-        """The tokenizer, trained on `texts` where it needs training. `texts` is read only as far as needed."""
+        """The tokenizer, trained on `texts` where it needs training, which are read only as far as needed. Raises
+        ValueError where they are too little."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class SentencePieceSpec(TokenizerSpec):
-    """SentencePiece trained on at most `train_bytes` of the text, so that every text survives encoding exactly:
-    identity normalisation, no white space added or collapsed, bytes for rare characters."""
+    """Lossless SentencePiece, trained on at most `train_bytes` of the text: identity normalisation, no whitespace added
+    or collapsed, bytes for rare characters."""
 
     vocab_size: int = 4096
     model: str = "bpe"
     byte_fallback: bool = True
     train_bytes: int = 10_000_000
-    indentations: int = 24  # pieces kept for the most frequent "newline and indentation", which code is full of
+    indentations: int = 24  # pieces reserved for the most frequent "newline and indentation" of code
 
     def __post_init__(self) -> None:
         if self.model not in ("bpe", "unigram"):
             raise ValueError(f"SentencePieceSpec model={self.model!r}: expected bpe or unigram")
         if self.vocab_size < 300 and self.byte_fallback:
-            raise ValueError(f"vocab_size={self.vocab_size}: 256 bytes and 3 specials leave too few, take at least 300")
+            raise ValueError(
+                f"vocab_size={self.vocab_size}: 256 bytes and 3 parse_special leave too few, take at least 300"
+            )
         if self.train_bytes < 1 or self.indentations < 0:
             raise ValueError(
                 f"train_bytes={self.train_bytes}, indentations={self.indentations}: expected 1 and 0 or more"
@@ -114,7 +116,7 @@ class SentencePieceSpec(TokenizerSpec):
 
 @dataclass(frozen=True)
 class Characters(TokenizerSpec):
-    """One id for every character that occurs in the training text (all of it is read)."""
+    """One id for every character that occurs in the training text, all of which is read."""
 
     def make(self, texts: Iterable[str]) -> Tokenizer:
         characters: set[str] = set().union(*(set(text) for text in texts))
@@ -125,7 +127,7 @@ class Characters(TokenizerSpec):
 
 @dataclass(frozen=True)
 class Bytes(TokenizerSpec):
-    """One id a byte, 258 in all."""
+    """One id per byte: `ByteTokenizer`."""
 
     def make(self, texts: Iterable[str]) -> Tokenizer:
         return ByteTokenizer()
@@ -133,7 +135,7 @@ class Bytes(TokenizerSpec):
 
 @dataclass(frozen=True)
 class TokenizerFile(TokenizerSpec):
-    """A tokenizer that exists: anything that `read` takes."""
+    """An existing tokenizer: any path that `read` reads."""
 
     path: str
 
@@ -142,20 +144,20 @@ class TokenizerFile(TokenizerSpec):
 
 
 def read(path: str | Path) -> Tokenizer:
-    """The tokenizer in the file, or the folder, `path`: tokenizer.json, SentencePiece's .model, tiktoken's ranks,
-    GPT-2's vocab.json with merges.txt, BERT's vocab.txt, a model directory in Hugging Face's layout, or what
-    `Tokenizer.save` wrote. Raises ValueError where there is none."""
+    """The tokenizer in the file or folder `path`: tokenizer.json, SentencePiece's .model, tiktoken's ranks, GPT-2's
+    vocab.json with merges.txt, BERT's vocab.txt, GGUF, a model directory in Hugging Face's layout, or a folder of
+    `Tokenizer.save`. Raises ValueError where there is none."""
     path = Path(path).expanduser()
     if path.is_dir():
         return load_tokenizer(path)
     if not path.is_file():
-        raise ValueError(f"no tokenizer at {path}: expected a folder that holds one, or its file ({files.KINDS})")
+        raise ValueError(f"no tokenizer at {path}: expected a folder with one, or its file ({files.FORMATS})")
     return files.from_file(path)
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer that `Tokenizer.save` wrote into `folder`, or that a model directory holds. Raises ValueError
-    where there is none."""
+    """The tokenizer of `folder`: written by `Tokenizer.save`, or of a model directory. Raises ValueError where there is
+    none."""
     readers: dict[str, Callable[[bytes], Tokenizer]] = {
         "sentencepiece.model": SentencePiece,
         "characters.json": lambda data: CharacterTokenizer(json.loads(data)),
@@ -167,9 +169,11 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
                 return reader(file.read_bytes())
             except (RuntimeError, ValueError) as error:
                 raise ValueError(f"{file} is damaged: {str(error).splitlines()[-1]}") from None
-    if (found := files.from_directory(Path(folder))) is not None:
-        return found
-    raise ValueError(f"no tokenizer in {folder}: expected {', '.join(readers)}, or one of {', '.join(files.WHOLE)}")
+    if (tokenizer := files.from_directory(Path(folder))) is not None:
+        return tokenizer
+    raise ValueError(
+        f"no tokenizer in {folder}: expected {', '.join(readers)}, or one of {', '.join(files.TOKENIZER_FILES)}"
+    )
 
 
 def _code_points(text: str) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""Training SentencePiece so that every text survives encoding exactly.
+"""Training of lossless SentencePiece models.
 
-Identity normalisation, no white space added or collapsed, bytes for characters outside the vocabulary. Two things make
-the pieces fit code as well as prose: letters and signs may share a piece ("self.", "):"), and the most frequent
-indentations, a newline with the spaces after it, are pieces of their own. On Python's library at 4096 pieces they take
-3.53 bytes per token to 3.84; either alone gives 3.77 and 3.58.
+Identity normalisation, no whitespace added or collapsed, bytes for characters outside the vocabulary. Two choices suit
+code as well as prose: letters and punctuation may share a piece ("self.", "):"), and the most frequent indentations, a
+newline with the spaces after it, are pieces. On Python's library at 4096 pieces they raise 3.53 bytes per token to
+3.84; either alone gives 3.77 and 3.58.
 """
 
 import collections
@@ -13,18 +13,27 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import sentencepiece
 
-SPACE = "▁"  # U+2581, in which SentencePiece writes a space
+SPACE = "▁"  # U+2581, SentencePiece's symbol for a space
 BLOCK_CHARACTERS = 4096  # SentencePiece trains on "sentences"; ours are blocks of a document, newlines included
 
 
 def train_sentencepiece(
     texts: Iterable[str], vocab_size: int, model: str, byte_fallback: bool, train_bytes: int, indentations: int
 ) -> bytes:
-    """The content of a SentencePiece model file, trained on the first `train_bytes` of `texts`; the same for the same
-    input. Ids: 0 unknown, 1 bos, 2 eos, then the `indentations`, the 256 bytes, the pieces.
+    """The content of a SentencePiece model file; deterministic.
 
-    Raises ValueError where there is no text, or too little for `vocab_size` pieces."""
-    blocks = list(_blocks(_capped(texts, train_bytes)))
+    Args:
+      texts: documents, of which the first `train_bytes` are used.
+      vocab_size: ids in all: 0 unknown, 1 bos, 2 eos, then the `indentations`, the 256 bytes, the pieces.
+      model: "bpe" or "unigram".
+      byte_fallback: whether the 256 bytes are ids, for characters outside the vocabulary.
+      train_bytes: UTF-8 bytes to train on.
+      indentations: pieces reserved for indentations.
+
+    Raises:
+      ValueError: where there is no text, or too little for `vocab_size` pieces.
+    """
+    blocks = list(_blocks(_truncate(texts, train_bytes)))
     if not blocks:
         raise ValueError("no text to train a tokenizer on: every training document is empty")
     out = io.BytesIO()
@@ -49,15 +58,15 @@ def train_sentencepiece(
             num_threads=1,
             minloglevel=2,
         )
-    except RuntimeError as error:  # its messages carry a line of C++: keep the sentence
+    except RuntimeError as error:  # keep the sentence of its message, without the line of C++
         reason = str(error).strip().splitlines()[-1].split("] ")[-1]
         amount = sum(map(len, blocks))
         raise ValueError(f"SentencePiece cannot train {vocab_size} pieces on {amount} characters: {reason}") from None
     return out.getvalue()
 
 
-def _capped(texts: Iterable[str], limit: int) -> Iterator[str]:
-    """`texts` up to `limit` bytes, the last one cut."""
+def _truncate(texts: Iterable[str], limit: int) -> Iterator[str]:
+    """The first `limit` bytes of `texts`."""
     for text in texts:
         raw = text.encode()
         if len(raw) >= limit:
@@ -73,8 +82,8 @@ def _blocks(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _indentations(blocks: Sequence[str], count: int) -> list[str]:
-    """The `count` most frequent runs of newlines with the indentation after them, less its last space, which opens the
-    next word (so "return" after 8 spaces and after one is the same piece)."""
+    """The `count` most frequent runs of newlines and indentation, without its last space, which begins the next word
+    (so that "return" after 8 spaces and after one is the same piece)."""
     runs: collections.Counter[str] = collections.Counter()
     for block in blocks:
         runs.update(run.removesuffix(" ") for run in re.findall(r"\n+[ \t]*", block))

@@ -1,7 +1,7 @@
 import pytest
 
-from lm.text.chat import render, render_with, turns
-from lm.text.ranks import Known, Ranks
+from lm.text.chat import apply_chat_template, encode_chat, render
+from lm.text.ranks import EncodingSpec, TiktokenTokenizer
 from lm.text.tokenizer import Bytes, SentencePieceSpec
 from tests.text.test_published import LLAMA3_PATTERN, RANKED, TEXTS, rank_file
 
@@ -38,13 +38,13 @@ TALK = [
     {"role": "assistant", "content": "4 "},
 ]
 CONTROLS = {300: "<|im_start|>", 301: "<|im_end|>", 302: "<s>", 303: "</s>"}
-TOKENIZER = Ranks(rank_file(RANKED), Known(LLAMA3_PATTERN, CONTROLS, {"bos": 302, "eos": 303}))
+TOKENIZER = TiktokenTokenizer(rank_file(RANKED), EncodingSpec(LLAMA3_PATTERN, CONTROLS, {"bos": 302, "eos": 303}))
 
 
 def said(template: str, talk: list[dict], **variables: object) -> tuple[str, str]:
     """The whole text, and the assistant's part of it, controls spelled out."""
     TOKENIZER.chat_template = template
-    ids, mask = turns(TOKENIZER, talk, **variables)
+    ids, mask = encode_chat(TOKENIZER, talk, **variables)
 
     def spelled(some: list[int]) -> str:
         raw = [TOKENIZER.controls.get(i, "").encode() or TOKENIZER.bytes_of(i) for i in some]
@@ -64,9 +64,9 @@ def test_chatml() -> None:
 
 def test_control_tokens_come_from_the_tokenizer() -> None:
     TOKENIZER.chat_template = INST
-    assert render_with(TOKENIZER, TALK[:2]) == "<s>[INST] Hi <b>é</b> [/INST]Yo 😀</s>"
+    assert apply_chat_template(TOKENIZER, TALK[:2]) == "<s>[INST] Hi <b>é</b> [/INST]Yo 😀</s>"
     whole, answers = said(INST, TALK)
-    assert whole == render_with(TOKENIZER, TALK) and answers == "Yo 😀</s>4 </s>"
+    assert whole == apply_chat_template(TOKENIZER, TALK) and answers == "Yo 😀</s>4 </s>"
 
 
 def test_what_is_said_to_be_generated_is_the_assistants() -> None:
@@ -78,14 +78,14 @@ def test_what_is_said_to_be_generated_is_the_assistants() -> None:
 
 def test_a_template_that_rewrites_earlier_answers_must_say_what_is_generated() -> None:
     forgets = "{% for m in messages %}{{ m.content if loop.last or m.role == 'user' else '..' }}{% endfor %}"
-    with pytest.raises(ValueError, match="writes message 1 in another way when more messages follow"):
+    with pytest.raises(ValueError, match="renders message 1 in another way when more messages follow"):
         said(forgets, TALK)
 
 
 def test_any_tokenizer_can_hold_a_chat() -> None:
     for tokenizer in (Bytes().make([]), SentencePieceSpec(600).make(TEXTS)):
         tokenizer.chat_template = INST
-        ids, mask = turns(tokenizer, TALK)
+        ids, mask = encode_chat(tokenizer, TALK)
         assert ids[0] == tokenizer.bos and ids[-1] == tokenizer.eos and mask[-1] and not mask[0]
         assert tokenizer.decode([i for i, yes in zip(ids, mask, strict=True) if yes]).replace(" ", "") == "Yo😀4"
         assert "".join(tokenizer.decode(ids).split()) == "[INST]Hi<b>é</b>[/INST]Yo😀[INST]2?[/INST]4"
@@ -100,7 +100,9 @@ def test_tools_reasoning_and_json() -> None:
     assert len(render("{{ strftime_now('%Y-%m-%d') }}", TALK)) == 10
     assert render("{{ messages[1].tool_calls is defined }}", TALK) == "False"
     TOKENIZER.chat_template = {"default": "plain", "tool_use": "tools"}
-    assert render_with(TOKENIZER, TALK) == "plain" and render_with(TOKENIZER, TALK, tools=tools) == "tools"
+    assert (
+        apply_chat_template(TOKENIZER, TALK) == "plain" and apply_chat_template(TOKENIZER, TALK, tools=tools) == "tools"
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,9 +123,9 @@ def test_damaged_and_dangerous_templates_are_refused(template: str, says: str) -
 
 def test_a_tokenizer_without_a_template_says_so() -> None:
     with pytest.raises(ValueError, match="this tokenizer has no chat template"):
-        turns(Bytes().make([]), TALK)
+        encode_chat(Bytes().make([]), TALK)
     TOKENIZER.chat_template = {"rag": "x"}
     with pytest.raises(ValueError, match="no chat template is called default: there are rag"):
-        turns(TOKENIZER, TALK)
+        encode_chat(TOKENIZER, TALK)
     with pytest.raises(ValueError, match="a message is 'Hi'"):
         render("", ["Hi"])  # type: ignore[list-item]

@@ -9,14 +9,14 @@ from lm.text.sentence import BYTE, CONTROL, NORMAL, UNK, USER_DEFINED, SentenceP
 from lm.text.tokenizer import SentencePieceSpec
 from tests.text.test_published import REFERENCES, TEXTS, WORDS
 
-WHOLE = json.loads(REFERENCES["bytes"].to_str())["model"]
-TOKENS = sorted(WHOLE["vocab"], key=WHOLE["vocab"].get)
+MODEL = json.loads(REFERENCES["bytes"].to_str())["model"]
+TOKENS = sorted(MODEL["vocab"], key=MODEL["vocab"].get)
 PAIRS = {
     "tokenizer.ggml.model": "gpt2",
     "tokenizer.ggml.pre": "gpt-2",
     "tokenizer.ggml.tokens": [*TOKENS, "<own>"],
     "tokenizer.ggml.token_type": [CONTROL, *[NORMAL] * (len(TOKENS) - 1), USER_DEFINED],
-    "tokenizer.ggml.merges": [m if isinstance(m, str) else " ".join(m) for m in WHOLE["merges"]],
+    "tokenizer.ggml.merges": [m if isinstance(m, str) else " ".join(m) for m in MODEL["merges"]],
     "tokenizer.ggml.eos_token_id": 0,
     "tokenizer.chat_template": "{{ 1 }}",
 }
@@ -33,7 +33,7 @@ def test_byte_pairs_are_those_of_the_library() -> None:
         assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids
         assert ours.decode(ours.encode(text)) == text
     assert ours.encode("a<own>b")[1] == len(TOKENS)  # a token of the user's is found in any text
-    assert ours.encode("<end>", specials=True) == [0] and len(ours.encode("<end>")) > 1
+    assert ours.encode("<end>", parse_special=True) == [0] and len(ours.encode("<end>")) > 1
 
 
 @pytest.mark.parametrize(
@@ -56,10 +56,10 @@ def test_pre_names_how_a_text_is_cut(pre: str, pieces: list[str]) -> None:
 
 def test_bos_and_eos_are_added_as_the_keys_say() -> None:
     a = from_gguf(metadata()).encode("a")
-    assert from_gguf(metadata(bos_token_id=0)).prompt("a") == a
-    assert from_gguf(metadata(bos_token_id=0, add_bos_token=True)).prompt("a") == [0, *a]
-    assert from_gguf(metadata(bos_token_id=0, pre="llama-bpe")).prompt("a") == [0, *a]
-    assert from_gguf(metadata(add_eos_token=True, eot_token_id=5)).prompt("a") == [*a, 0]
+    assert from_gguf(metadata(bos_token_id=0)).encode_prompt("a") == a
+    assert from_gguf(metadata(bos_token_id=0, add_bos_token=True)).encode_prompt("a") == [0, *a]
+    assert from_gguf(metadata(bos_token_id=0, pre="llama-bpe")).encode_prompt("a") == [0, *a]
+    assert from_gguf(metadata(add_eos_token=True, eot_token_id=5)).encode_prompt("a") == [*a, 0]
     assert from_gguf(metadata(eot_token_id=5)).stops == (0, 5)
 
 
@@ -82,7 +82,7 @@ def test_sentencepiece_is_rebuilt_from_its_pieces(kind: str) -> None:
     }
     again = from_gguf({f"tokenizer.ggml.{name}": value for name, value in keys.items()})
     for text in [*TEXTS, "▁ <s> \0 東"]:
-        assert again.prompt(text) == model.prompt(text)
+        assert again.encode_prompt(text) == model.encode_prompt(text)
     assert {p.type for p in pieces} == {NORMAL, UNK, CONTROL, USER_DEFINED, BYTE}
     assert again.roles == model.roles and list(again.table) == list(model.table)
     with pytest.raises(ValueError, match="scores has 1 entries for 600 tokens"):
@@ -99,8 +99,8 @@ def test_a_dummy_prefix_is_written_and_taken_away() -> None:
         "eos_token_id": 2,
     }
     t = from_gguf({f"tokenizer.ggml.{name}": value for name, value in keys.items()})
-    assert t.prompt("ab a") == [1, 5, 6, 5] and t.decode([1, 5, 6, 5]) == "ab a"
-    assert t.encode("a</s>a", specials=True) == [5, 2, 5] and t.decode([0]) == " ⁇ "
+    assert t.encode_prompt("ab a") == [1, 5, 6, 5] and t.decode([1, 5, 6, 5]) == "ab a"
+    assert t.encode("a</s>a", parse_special=True) == [5, 2, 5] and t.decode([0]) == " ⁇ "
 
 
 def test_word_pieces_are_written_without_their_marks() -> None:
@@ -108,7 +108,7 @@ def test_word_pieces_are_written_without_their_marks() -> None:
     types = [CONTROL if w.startswith("[") else NORMAL for w in WORDS]
     keys = {"model": "bert", "tokens": tokens, "token_type": types, "cls_token_id": 2, "seperator_token_id": 3}
     bert = from_gguf({f"tokenizer.ggml.{name}": value for name, value in keys.items()})
-    assert bert.prompt("Unaffable CAFÉS, 东!") == [2, 5, 6, 7, 8, 12, 9, 10, 11, 3]
+    assert bert.encode_prompt("Unaffable CAFÉS, 东!") == [2, 5, 6, 7, 8, 12, 9, 10, 11, 3]
     assert (bert.cls, bert.sep, bert.mask, bert.pad) == (2, 3, 4, 0)
 
 

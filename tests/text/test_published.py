@@ -11,12 +11,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from lm.text.files import MERGES, WHOLE
+from lm.text.files import MERGES, TOKENIZER_FILES
 from lm.text.protocol import Tokenizer
 from lm.text.published import GPT2_PATTERN, LLAMA3_PATTERN
-from lm.text.ranks import KNOWN, Known, Ranks, saved
-from lm.text.sentence import Frame, SentencePiece
-from lm.text.tokenizer import Bytes, Characters, SentencePieceSpec, Stream, read
+from lm.text.ranks import ENCODINGS, EncodingSpec, TiktokenTokenizer, load_saved
+from lm.text.sentence import SentencePiece, SentencePieceOptions
+from lm.text.tokenizer import Bytes, Characters, SentencePieceSpec, read
 
 TEXTS = [inspect.getsource(textwrap), "Bücher über Größe, naïve cafés, 东京 😀 don't I'LL 12345\n" * 5]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "un", "##aff", "##able", "cafe", ",", "东", "!", "##s", "'", "t"]
@@ -82,10 +82,10 @@ def test_ids_are_those_of_the_library(kind: str, published: dict[str, Tokenizer]
     ours, theirs = published[kind], REFERENCES[kind]
     theirs.encode_special_tokens = True
     assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids
-    assert ours.prompt(text) == theirs.encode(text).ids
+    assert ours.encode_prompt(text) == theirs.encode(text).ids
     assert ours.encode_batch([text, "a"]) == [ours.encode(text), ours.encode("a")]
     theirs.encode_special_tokens = False
-    assert ours.encode(text, specials=True) == theirs.encode(text, add_special_tokens=False).ids
+    assert ours.encode(text, parse_special=True) == theirs.encode(text, add_special_tokens=False).ids
 
 
 @pytest.mark.parametrize("kind", [*REFERENCES, "words"])
@@ -99,7 +99,7 @@ def test_any_ids_decode_as_the_library_decodes_and_a_stream_gives_the_same(
     ids = data.draw(st.lists(st.integers(0, ours.vocab_size - 1) | st.sampled_from(parts), max_size=15))
     if kind in REFERENCES:
         assert ours.decode(ids) == REFERENCES[kind].decode(ids, skip_special_tokens=True)
-    stream = Stream(ours)
+    stream = ours.incremental_decoder()
     assert "".join([stream.push(i) for i in ids]) + stream.close() == ours.decode(ids)
 
 
@@ -146,9 +146,9 @@ def test_gpt2_files_give_the_same_as_tokenizer_json(published: dict[str, Tokeniz
 def test_word_pieces(published: dict[str, Tokenizer], tmp_path: Path) -> None:
     bert = published["words"]
     assert (bert.cls, bert.sep, bert.mask, bert.pad, bert.unk) == (2, 3, 4, 0, 1)
-    assert bert.prompt("Unaffable CAFÉS, 东!") == [2, 5, 6, 7, 8, 12, 9, 10, 11, 3]
+    assert bert.encode_prompt("Unaffable CAFÉS, 东!") == [2, 5, 6, 7, 8, 12, 9, 10, 11, 3]
     assert bert.encode("isn't") == [1, 13, 14]
-    assert bert.encode("un[MASK]", specials=True) == [5, 4] and 4 not in bert.encode("un[MASK]")
+    assert bert.encode("un[MASK]", parse_special=True) == [5, 4] and 4 not in bert.encode("un[MASK]")
     assert bert.decode([2, 5, 6, 7, 9, 8, 12, 3]) == "unaffable, cafes"
     (tmp_path / "vocab.txt").write_bytes(("\r\n".join([*WORDS, "Un"]) + "\r\n").encode())
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
@@ -160,28 +160,28 @@ def rank_file(pieces: list[bytes]) -> bytes:
 
 
 RANKED = [bytes([b]) for b in range(256)] + [b"ab", b" a", b"abc", b"12", "é".encode(), b" ab"]
-END = Known(LLAMA3_PATTERN, {300: "<end>"}, {"bos": 300}, add_bos=True)
+END = EncodingSpec(LLAMA3_PATTERN, {300: "<end>"}, {"bos": 300}, add_bos=True)
 
 
 def test_ranks(tmp_path: Path) -> None:
-    ranks = Ranks(rank_file(RANKED), END)
-    assert ranks.prompt("abc ab 123é<end>")[:7] == [300, 258, 261, 32, 259, ord("3"), 260]
-    assert ranks.encode("ab<end>", specials=True) == [256, 300] and 300 not in ranks.encode("ab<end>")
+    ranks = TiktokenTokenizer(rank_file(RANKED), END)
+    assert ranks.encode_prompt("abc ab 123é<end>")[:7] == [300, 258, 261, 32, 259, ord("3"), 260]
+    assert ranks.encode("ab<end>", parse_special=True) == [256, 300] and 300 not in ranks.encode("ab<end>")
     assert ranks.decode([300, 0xE6, 0x9D, 300, 256]) == "\ufffdab" and ranks.decode([280]) == ""
-    again = saved(*ranks.files().values())
+    again = load_saved(*ranks.files().values())
     assert again.fingerprint == ranks.fingerprint
     ranks.save(tmp_path)
-    assert read(tmp_path).prompt("abc <end>") == ranks.prompt("abc <end>")
-    assert KNOWN[128000].controls[128009] == "<|eot_id|>" and len(KNOWN[128000].controls) == 256
+    assert read(tmp_path).encode_prompt("abc <end>") == ranks.encode_prompt("abc <end>")
+    assert ENCODINGS[128000].controls[128009] == "<|eot_id|>" and len(ENCODINGS[128000].controls) == 256
 
 
 @settings(max_examples=100, deadline=None)
 @given(text=any_text)
 def test_ranks_exported_give_the_same_ids(text: str) -> None:
-    assert EXPORTED_RANKS.encode(text).ids == RANKS.prompt(text)
+    assert EXPORTED_RANKS.encode(text).ids == RANKS.encode_prompt(text)
 
 
-RANKS = Ranks(rank_file(RANKED), Known(GPT2_PATTERN, {300: "<|x|>"}, {"bos": 300}, add_bos=True))
+RANKS = TiktokenTokenizer(rank_file(RANKED), EncodingSpec(GPT2_PATTERN, {300: "<|x|>"}, {"bos": 300}, add_bos=True))
 EXPORTED_RANKS = tokenizers.Tokenizer.from_str(RANKS.hugging_face_files()["tokenizer.json"].decode())
 
 TRAINED = {
@@ -200,7 +200,7 @@ THEIRS = {
 def test_ours_exported_give_the_same_ids(kind: str, text: str) -> None:
     ours = TRAINED[kind]
     assume(not any(name in text for name in ("▁", *ours.controls.values())))  # where the library knows no better
-    found, wanted = THEIRS[kind].encode(text).ids, ours.prompt(text)
+    found, wanted = THEIRS[kind].encode(text).ids, ours.encode_prompt(text)
     if kind == "unigram":  # of segmentations that are equally likely each side takes its own
         found, wanted = sorted(found), sorted(wanted)
     assert found == wanted
@@ -213,7 +213,7 @@ def test_what_is_exported_is_read_again(published: dict[str, Tokenizer], tmp_pat
         for file, data in tokenizer.hugging_face_files().items():
             (folder / file).write_bytes(data)
         again = read(folder)
-        assert again.prompt("abc é") == tokenizer.prompt("abc é")
+        assert again.encode_prompt("abc é") == tokenizer.encode_prompt("abc é")
         assert again.special_tokens() == tokenizer.special_tokens() and again.vocab_size == tokenizer.vocab_size
         tokenizer.save(tmp_path / (name + "-saved"))
         assert read(tmp_path / (name + "-saved")).fingerprint == tokenizer.fingerprint
@@ -234,7 +234,7 @@ def test_the_files_beside_are_honoured(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 266]}')
     t = read(tmp_path)
     assert (t.bos, t.eos, t.pad, t.stops) == (1, 2, 0, (2, 266))
-    assert t.prompt("ab") == [264, 2] and t.encode("ab<turn>", specials=True) == [264, 266]
+    assert t.encode_prompt("ab") == [264, 2] and t.encode("ab<turn>", parse_special=True) == [264, 266]
     assert t.special_tokens() == {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}
     assert t.chat_template == {"default": "{{ 1 }}"} and t.decode([264, 266]) == "ab"
     (tmp_path / "chat_template.jinja").write_text("{{ 2 }}")
@@ -260,20 +260,20 @@ def test_sentinels_beyond_a_sentencepiece_model(tmp_path: Path) -> None:
     (tmp_path / "spiece.model").write_bytes(pieces)
     (tmp_path / "tokenizer_config.json").write_text('{"extra_ids": 2, "eos_token": "</s>", "add_bos_token": false}')
     t5 = read(tmp_path)
-    assert t5.vocab_size == 602 and t5.encode("<extra_id_0><extra_id_1>", specials=True) == [601, 600]
-    assert t5.prompt("a") == t5.encode("a") and t5.decode([601, *t5.encode("a")]) == "a"
-    ends = SentencePiece(pieces, Frame(add_bos=False, add_eos=True))
-    assert ends.prompt("a") == [*ends.encode("a"), 2]
+    assert t5.vocab_size == 602 and t5.encode("<extra_id_0><extra_id_1>", parse_special=True) == [601, 600]
+    assert t5.encode_prompt("a") == t5.encode("a") and t5.decode([601, *t5.encode("a")]) == "a"
+    ends = SentencePiece(pieces, SentencePieceOptions(add_bos=False, add_eos=True))
+    assert ends.encode_prompt("a") == [*ends.encode("a"), 2]
 
 
-@pytest.mark.parametrize("specials", [False, True])
-def test_spans_say_where_each_token_lies(published: dict[str, Tokenizer], specials: bool) -> None:
-    text = "ab é😀 <s>ab" if specials else "ab é😀 ab"
+@pytest.mark.parametrize("parse_special", [False, True])
+def test_offsets_say_where_each_token_lies(published: dict[str, Tokenizer], parse_special: bool) -> None:
+    text = "ab é😀 <s>ab" if parse_special else "ab é😀 ab"
     for tokenizer in (*published.values(), *TRAINED.values(), RANKS):
-        spans = tokenizer.spans(text)
-        assert [id for id, _, _ in spans] == tokenizer.encode(text, specials=True)
-        assert all(0 <= a <= b <= len(text) for _, a, b in spans)
-        assert any(text[a:b].strip() == "ab" for _, a, b in spans) or tokenizer is not RANKS
+        offsets = tokenizer.encode_with_offsets(text)
+        assert [id for id, _, _ in offsets] == tokenizer.encode(text, parse_special=True)
+        assert all(0 <= a <= b <= len(text) for _, a, b in offsets)
+        assert any(text[a:b].strip() == "ab" for _, a, b in offsets) or tokenizer is not RANKS
 
 
 @pytest.mark.parametrize(
@@ -318,10 +318,10 @@ def test_ids_outside_are_refused(published: dict[str, Tokenizer]) -> None:
 @pytest.mark.skipif("LM_DATA" not in os.environ, reason="LM_DATA names no folder with published tokenizers")
 @pytest.mark.parametrize("path", sorted(Path(os.environ.get("LM_DATA", "")).glob("tokenizers/*/*")), ids=str)
 def test_published_tokenizers_give_back_plain_text(path: Path) -> None:
-    if path.name not in (*WHOLE, *MERGES):
+    if path.name not in (*TOKENIZER_FILES, *MERGES):
         pytest.skip("not the file of a tokenizer")
     tokenizer = read(path)
     assert tokenizer.decode(tokenizer.encode("the quick brown fox")) == "the quick brown fox"
-    stream = Stream(tokenizer)
+    stream = tokenizer.incremental_decoder()
     ids = tokenizer.encode("".join(TEXTS))
     assert "".join(map(stream.push, ids)) + stream.close() == tokenizer.decode(ids)

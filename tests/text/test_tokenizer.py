@@ -10,7 +10,6 @@ from lm.text.tokenizer import (
     Characters,
     CharacterTokenizer,
     SentencePieceSpec,
-    Stream,
     Tokenizer,
     TokenizerFile,
     load_tokenizer,
@@ -68,11 +67,11 @@ def test_a_batch_is_its_texts_one_by_one(tokenizer: Tokenizer, texts: list[str])
 @given(data=st.data())
 def test_streaming_gives_the_text_of_decode_in_whole_characters(tokenizer: Tokenizer, data: st.DataObject) -> None:
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=20))
-    stream = Stream(tokenizer)
+    stream = tokenizer.incremental_decoder()
     parts = [stream.push(i) for i in ids] + [stream.close()]
     assert "".join(parts) == tokenizer.decode(ids)
     text = "é東😀"
-    stream = Stream(tokenizer)
+    stream = tokenizer.incremental_decoder()
     assert "".join(part for i in tokenizer.encode(text) if "\ufffd" not in (part := stream.push(i))) == text
 
 
@@ -192,5 +191,5 @@ def test_a_model_that_adds_a_space_decodes_without_it(tmp_path) -> None:
     (tmp_path / "theirs.model").write_bytes(out.getvalue())
     theirs = TokenizerFile(str(tmp_path / "theirs.model")).make([])
     ids = theirs.encode("wrap the text")
-    stream = Stream(theirs)
+    stream = theirs.incremental_decoder()
     assert theirs.decode([1, *ids]) == "".join(map(stream.push, [1, *ids])) + stream.close() == "wrap the text"
