@@ -76,6 +76,8 @@ def sizes(model: ModelConfig) -> dict[str, tuple[str, int]]:
             parts["ffn" if kind.ffn is None else f"{field}[{i}].ffn"] = kind.ffn or model.ffn
     for name, part in parts.items():
         found |= {f"{name}.{field}": size for field, size in part.sizes().items()}
+    if model.encoder:
+        found |= {f"encoder.{field}": size for field, size in sizes(model.encoder).items()}
     return found
 
 

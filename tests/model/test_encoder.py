@@ -11,13 +11,19 @@ import pytest
 
 from lm.decode.generate import generate
 from lm.decode.sampling import Sampling
-from lm.model.families import bert, t5, t5_v1_1
+from lm.model import count
+from lm.model.families import bert, llama, t5, t5_v1_1
 from lm.model.inputs import Inputs
+from lm.model.parametrisation import MuP
 from lm.model.transformer import Transformer
 from tests.model.reference import LLAMA, SIMPLE, close, lively, run, tokens, trees_close
 
 BERT = bert(vocab=31, layers=2, width=12, heads=3, mlp=20, context=24)
 T5 = t5(vocab=31, layers=2, width=12, heads=3, head_dim=6, mlp=20, context=24, buckets=8, max_distance=16)
+OWN = replace(  # an encoder of another width, vocabulary and depth, with an embedding of its own
+    llama(vocab=31, layers=2, width=12, heads=3, mlp=20, context=24),
+    encoder=bert(vocab=37, layers=3, width=16, heads=2, mlp=24, context=24),
+)
 GATED = t5_v1_1(vocab=31, layers=2, width=12, heads=3, head_dim=6, mlp=20, context=24, encoder_layers=3)
 
 
@@ -73,7 +79,7 @@ def test_an_output_for_the_next_sentence_leaves_the_other_parameters() -> None:
         Transformer(BERT, SIMPLE).next_sentence(plain, jnp.zeros((1, 1, 12)))
 
 
-@pytest.mark.parametrize("cfg", [T5, GATED], ids=["1.0", "1.1"])
+@pytest.mark.parametrize("cfg", [T5, GATED, OWN], ids=["1.0", "1.1", "own"])
 def test_padding_of_the_encoder_changes_nothing(cfg: Any) -> None:
     model, params = Transformer(cfg, SIMPLE), lively(cfg)
     source, target = tokens(cfg, 2, 7), tokens(cfg, 2, 5, seed=1)
@@ -93,10 +99,10 @@ def test_packed_pairs_are_unpacked() -> None:
     close(together[:, 3:], both(model, params, source[:, 5:], target[:, 3:]))
 
 
-@pytest.mark.parametrize("cfg", [T5, GATED], ids=["1.0", "1.1"])
+@pytest.mark.parametrize("cfg", [T5, GATED, OWN], ids=["1.0", "1.1", "own"])
 def test_cached_is_full(cfg: Any) -> None:
     model, params = Transformer(cfg, SIMPLE), lively(cfg)
-    source, target = tokens(cfg, 2, 7), tokens(cfg, 2, 6, seed=1)
+    source, target = tokens(T5, 2, 7), tokens(cfg, 2, 6, seed=1)
     first = Inputs(target[:, :3], encoder=Inputs(source))
     x, cache, _ = model.hidden(params, first, model.empty_cache(2, 9, 7))
     parts = [model.logits(params, x)]
@@ -113,6 +119,31 @@ def test_greedy_decoding_reads_the_encoder() -> None:
     for _ in range(5):
         ids = np.concatenate([ids, np.argmax(both(model, params, source, ids)[:, -1:], -1)], axis=1)
     assert found == ids[:, 1:].tolist()
+
+
+def test_an_encoder_of_its_own_is_that_model() -> None:
+    """Its output is what the model alone gives after its last layer, from the same parameters."""
+    model, params, source = Transformer(OWN, SIMPLE), lively(OWN), tokens(OWN.encoder, 2, 7)
+    alone = {"stem": params["encoder"]["stem"], "layers": params["encoder"]["layers"], "head": {}}
+    close(model.encode(params, source), Transformer(OWN.encoder, SIMPLE).hidden(alone, source).x)
+    assert params["layers"]["0"]["cross_key"].shape == (2, 16, 3, 4)
+    assert count.parameters(OWN) == sum(leaf.size for leaf in jax.tree.leaves(params))
+    layer, decoder = (6 * (4 * w * w + 2 * w * f) + 12 * w * 7 for w, f in ((16, 24), (12, 0)))
+    decoder += 6 * 3 * 12 * 20 + 6 * 2 * (12 * 12 + 16 * 12) + 12 * 12 * 7  # a gate, and cross-attention
+    assert count.flops_per_token(OWN, 7) == 3 * layer + 2 * decoder + 6 * 31 * 12
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(encoder_layers=2), "model.encoder and model.encoder_layers are both given"),
+        (dict(encoder=LLAMA), "model.encoder is to have causal=False"),
+        (dict(parametrisation=MuP(6)), "MuP says nothing of an encoder of another width"),
+    ],
+)
+def test_an_encoder_that_cannot_be(changes: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(OWN, **changes)
 
 
 def test_a_decoder_wants_its_encoder() -> None:

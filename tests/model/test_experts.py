@@ -154,3 +154,41 @@ def test_the_kernels_are_the_ragged_product(transposed: bool) -> None:
         found = both(replace(SIMPLE, backend="tpu"))
     for ours, theirs in zip(found, wanted, strict=True):
         close(ours, theirs, 1e-4)
+
+
+def test_the_first_layers_may_be_of_another_kind_than_those_that_repeat() -> None:
+    """A dense layer, then experts and windows by turns: the layers one after the other, however they are computed."""
+    kinds = (LayerKind(window=3), LayerKind())
+    first = replace(CFG, layers=6, first_layers=(LayerKind(ffn=FeedForward(14)),), pattern=kinds)
+    assert {name: list(slot.layers) for name, slot in first.slots.items()} == {
+        "first0": [0],
+        "0": [1, 3, 5],
+        "1": [2, 4],
+    }
+    one_by_one = replace(CFG, layers=6, pattern=(first.first_layers[0], *(kinds[i % 2] for i in range(5))))
+    params, ids = lively(first), tokens(CFG, 2, 11)
+    slots = {i: (name, slot.layers.index(i)) for name, slot in first.slots.items() for i in slot.layers}
+    layers = {str(i): jax.tree.map(lambda a, j=j: a[j : j + 1], params["layers"][n]) for i, (n, j) in slots.items()}
+    expected = run(Transformer(one_by_one, SIMPLE), {**params, "layers": layers}, ids)
+    for compute in (SIMPLE, replace(SIMPLE, unroll=0), replace(SIMPLE, unroll=4, remat="full")):
+        close(run(Transformer(first, compute), params, ids), expected)
+    losses = Transformer(replace(first, ffn=replace(CFG.ffn, router_z_weight=1.0)), SIMPLE).hidden(params, ids).losses
+    assert set(losses) == {"balance", "router_z"} and losses["router_z"].shape == ()
+    for compute in (SIMPLE, replace(SIMPLE, unroll=0)):
+        model = Transformer(first, compute)
+        x, cache, _ = model.hidden(params, ids[:, :7], model.empty_cache(2, 11))
+        parts = [model.logits(params, x)]
+        for t in range(7, 11):
+            x, cache, _ = model.hidden(params, ids[:, t : t + 1], cache)
+            parts.append(model.logits(params, x))
+        close(np.concatenate(parts, axis=1), expected, 3e-5)
+
+
+def test_first_layers_start_as_layers_do() -> None:
+    """A layer's first value follows from its number, wherever it is stacked."""
+    plain = Transformer(LLAMA, SIMPLE).init(jax.random.key(0))["layers"]["0"]
+    first = Transformer(replace(LLAMA, first_layers=(LayerKind(),)), SIMPLE).init(jax.random.key(0))["layers"]
+    for name, value in plain.items():
+        np.testing.assert_array_equal(value, np.concatenate([first["first0"][name], first["0"][name]]))
+    with pytest.raises(ValueError, match="first_layers has 3 and model.pattern 1 kinds of layer for 3 layers"):
+        replace(LLAMA, first_layers=(LayerKind(),) * 3)
