@@ -1,14 +1,14 @@
-"""A trained model from outside or from a run of ours, ready to use, and back out again.
+"""Loading published models and runs of ours, and exporting them.
 
     model = load("directory")    # a Hugging Face model directory, a GGUF file, or a run's folder
     model.generate("The capital of France is")
     model.save("another")
 
-model.py         what can be asked of it; save.py writes it, score.py measures it on a text
-checkpoint.py    what is in a checkpoint; place.py puts it on devices, part by part
-rows.py          how their tensors correspond to ours, both ways; tables in llama.py, gemma.py, gpt2.py, t5.py, bert.py
+model.py         a loaded model; save.py exports it, score.py evaluates it on a text
+checkpoint.py    a checkpoint, opened but not loaded; placement.py loads it onto devices, shard by shard
+rows.py          the mapping from their tensors to ours; tables in llama.py, gemma.py, gpt2.py, t5.py, bert.py
 architecture.py  what a table belongs to; known.py lists them
-fields.py        config.json, of which nothing goes unnoticed; rope.py its rotary part
+fields.py        strict reading of config.json; rope.py its rotary part
 files.py         safetensors; gguf.py GGUF
 """
 
@@ -27,7 +27,7 @@ from lm.pretrained.checkpoint import Checkpoint, open_checkpoint
 from lm.pretrained.fields import read_json
 from lm.pretrained.files import refuse_pickle
 from lm.pretrained.model import IDS, Pretrained
-from lm.pretrained.place import place
+from lm.pretrained.placement import place_params
 from lm.text.files import from_directory
 from lm.text.gguf import from_gguf
 from lm.text.tokenizer import Tokenizer, load_tokenizer
@@ -39,8 +39,8 @@ __all__ = ["Pretrained", "is_run", "load", "read_experiment"]
 def load(path: str | Path, mesh: Mesh | None = None, dtype: str = "float32") -> Pretrained:
     """The model at `path`: a Hugging Face directory, a GGUF file, or a run's folder (also the URL of one).
 
-    A published model is computed in `dtype` (float32 or bfloat16; its parameters are float32) and lies on `mesh`, or on
-    one device. A run is computed as its experiment says. Raises ValueError, naming file and tensor or field, for
+    A published model is computed in `dtype` (float32 or bfloat16; its parameters are float32) and sharded over `mesh`,
+    or on one device. A run is computed as in its experiment. Raises ValueError, naming file and tensor or field, for
     anything that is missing, damaged or not supported; a pickle is never opened."""
     path = buckets.local_mirror(path)
     if is_run(path):
@@ -48,12 +48,12 @@ def load(path: str | Path, mesh: Mesh | None = None, dtype: str = "float32") -> 
     checkpoint = open_checkpoint(path)
     model = Transformer(checkpoint.cfg, Compute(dtype=dtype, matmul=dtype, unroll=1).resolve())
     tokenizer, ids = _tokenizer(path, checkpoint), _ids(path, checkpoint)
-    params = place(checkpoint, model, mesh)
+    params = place_params(checkpoint, model, mesh)
     return Pretrained(checkpoint.cfg, params, tokenizer, model, 0, checkpoint.architecture, ids)
 
 
 def is_run(path: str | Path) -> bool:
-    """Whether `path` is to be read as a run of ours: what has an experiment.json, and what is neither a file nor has a
+    """Whether `path` is read as a run of ours: where it has an experiment.json, or is neither a file nor has a
     config.json."""
     path = Path(path).expanduser()
     return (path / "experiment.json").is_file() or not (path.is_file() or (path / "config.json").is_file())
@@ -68,7 +68,7 @@ def _tokenizer(path: Path, checkpoint: Checkpoint) -> Tokenizer | None:
     if tokenizer is None:
         return None
     vocab, embedding = checkpoint.cfg.vocab, checkpoint.tensors[0].name
-    # controls beyond the embedding are never written: Gemma 3's text models have one for images
+    # control ids beyond the embedding are never generated: Gemma 3's text models have one for images
     if any(id not in tokenizer.controls for id in range(vocab, tokenizer.vocab_size)):
         raise ValueError(
             f"{path}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, but tensor {embedding} has {vocab} rows: "
@@ -78,18 +78,17 @@ def _tokenizer(path: Path, checkpoint: Checkpoint) -> Tokenizer | None:
 
 
 def _ids(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
-    """The token ids that the files name, generation_config.json before config.json.
-
-    Raises ValueError for what is neither an id nor a list of ids."""
+    """The token ids of generation_config.json, or else of config.json. Raises ValueError for what is neither an id nor
+    a list of ids."""
     if path.is_file():  # a GGUF's are its tokenizer's
         return {}
     more = path / "generation_config.json"
-    said = {**checkpoint.metadata, **(read_json(more) if more.is_file() else {})}
-    found = {name: said[name] for name in IDS if said.get(name) is not None}
-    for name, ids in found.items():
+    fields = {**checkpoint.metadata, **(read_json(more) if more.is_file() else {})}
+    declared = {name: fields[name] for name in IDS if fields.get(name) is not None}
+    for name, ids in declared.items():
         if not all(isinstance(id, int) for id in (ids if isinstance(ids, list) else [ids])):
             raise ValueError(f"{path}: {name}={ids!r} in config.json or generation_config.json: expected token ids")
-    return found
+    return declared
 
 
 def read_experiment(run: str | Path) -> Experiment:

@@ -1,4 +1,4 @@
-"""What one published architecture is: its config.json, read and written, and the names of its tensors."""
+"""A published architecture: its config.json, read and written, and the table of its tensors."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,9 +12,9 @@ from lm.model.mixer import Mixer
 from lm.model.parts import ACTIVATIONS
 from lm.model.positions import Learned
 from lm.pretrained.fields import Fields
-from lm.pretrained.rows import Linear, Row, Same, row
+from lm.pretrained.rows import Identity, Linear, Row, row
 
-# their names of activations to ours; the first of several is the one written
+# transformers' names of activations -> ours; of several for one, the first is written
 ACTIVATION = {
     "silu": "silu",
     "swish": "silu",
@@ -32,9 +32,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Architecture:
-    """`name` and `model_type` as config.json has them; `read` its fields, `write` them of a config; `rows` the table of
-    tensors for a config; `ignored` the tensors that say nothing new (buffers, copies of tied ones, heads of other
-    tasks); `prefix` what the names of a bare model lack; `renamed` old names of tensors."""
+    """A published architecture.
+
+    Args:
+      name, model_type: of config.json ("LlamaForCausalLM", "llama").
+      read: the fields of a config.json -> the model's config. Raises ValueError for what is not supported.
+      write: the inverse. Raises ValueError for a config that it cannot express.
+      rows: a config -> the table of tensors.
+      ignored: a pattern of tensors that are not read: buffers, copies of tied ones, heads of other tasks.
+      prefix: of the tensors' names, missing in a checkpoint of the bare model.
+      renamed: (old, new) parts of tensors' names.
+    """
 
     name: str
     model_type: str
@@ -46,29 +54,30 @@ class Architecture:
     renamed: tuple[tuple[str, str], ...] = ()
 
     def ignores(self, name: str) -> bool:
-        """Whether the tensor `name` says nothing new."""
+        """Whether the tensor `name` is not read."""
         return re.search(self.ignored, name) is not None
 
-    def says(self, cfg: ModelConfig) -> bool:
-        """Whether its config.json can say what `cfg` is."""
+    def can_express(self, cfg: ModelConfig) -> bool:
+        """Whether a config.json of this architecture can express `cfg`."""
         try:
-            return meaning(self.read(Fields(self.write(cfg), self.name))) == meaning(cfg)
+            return canonical(self.read(Fields(self.write(cfg), self.name))) == canonical(cfg)
         except ValueError:
             return False
 
 
-def meaning(cfg: ModelConfig) -> ModelConfig:
-    """`cfg` in one form for all that compute the same: each layer's kind, nothing that only training reads."""
+def canonical(cfg: ModelConfig) -> ModelConfig:
+    """`cfg` in a canonical form, equal for configs of the same forward pass: a pattern of all layers, and default
+    values for what only training reads."""
     positions = replace(cfg.positions, init_scale=0.02) if isinstance(cfg.positions, Learned) else cfg.positions
 
     def kind(slot: Slot) -> LayerKind:
         own = positions if slot.positions == cfg.positions else slot.positions
-        return LayerKind(slot.window, _same_mixer(slot.mixer), own, _untrained(slot.ffn))
+        return LayerKind(slot.window, _canonical_mixer(slot.mixer), own, _canonical_ffn(slot.ffn))
 
     return replace(
         cfg,
-        attention=_same_mixer(cfg.attention),
-        ffn=_untrained(cfg.ffn),
+        attention=_canonical_mixer(cfg.attention),
+        ffn=_canonical_ffn(cfg.ffn),
         positions=positions,
         pattern=tuple(map(kind, cfg.by_layer)),
         first_layers=(),
@@ -77,8 +86,8 @@ def meaning(cfg: ModelConfig) -> ModelConfig:
     )
 
 
-def _same_mixer(mixer: Mixer) -> Mixer:
-    """A mixer in one form for all that compute the same."""
+def _canonical_mixer(mixer: Mixer) -> Mixer:
+    """A mixer in a canonical form, equal for mixers of the same forward pass."""
     if not isinstance(mixer, Attention):
         return mixer
     scale = round(mixer.scale or mixer.head_dim**-0.5, 12)
@@ -87,22 +96,22 @@ def _same_mixer(mixer: Mixer) -> Mixer:
 
 def attention_of(cfg: ModelConfig) -> Attention:
     """The attention of all layers. Raises ValueError for a model with another mixer."""
-    return part(cfg.attention, Attention)
+    return require(cfg.attention, Attention)
 
 
-def part(value: Any, kind: type[T]) -> T:
-    """`value`, which this architecture has as a `kind`. Raises ValueError for another."""
+def require(value: Any, kind: type[T]) -> T:
+    """`value`, which must be a `kind` in this architecture. Raises ValueError for another."""
     if not isinstance(value, kind):
         raise ValueError(f"{value} where the architecture has {kind.__name__}")
     return value
 
 
-def _untrained(ffn: Any) -> Any:
+def _canonical_ffn(ffn: Any) -> Any:
     return replace(ffn, load_balance_weight=0.0, router_z_weight=0.0) if isinstance(ffn, Experts) else ffn
 
 
-def shortest(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:
-    """The shortest pattern that gives these layers."""
+def shortest_pattern(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:
+    """The shortest pattern of these layers."""
     for period in range(1, len(kinds) + 1):
         if all(kind == kinds[i % period] for i, kind in enumerate(kinds)):
             return tuple(kinds[:period])
@@ -110,42 +119,43 @@ def shortest(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:
 
 
 def layer_kinds(fields: Fields, layers: int, windowed: LayerKind, full: Callable[[int], bool]) -> tuple[LayerKind, ...]:
-    """The pattern that `layer_types` says; where it is missing, layers for which `full` holds and `windowed` ones."""
+    """The pattern of the field `layer_types`; where it is missing, layer i has full attention if `full(i)`, else is
+    `windowed`. Raises ValueError for other types."""
     types = fields.take("layer_types", ["full_attention" if full(i) else "sliding_attention" for i in range(layers)])
     known = {"full_attention": LayerKind(), "sliding_attention": windowed}
     if not isinstance(types, list) or len(types) != layers or not all(str(t) in known for t in types):
-        raise fields.refused("layer_types", types, f"a list of {layers}, each {' or '.join(known)}")
-    return shortest([known[t] for t in types])
+        raise fields.unsupported("layer_types", types, f"a list of {layers}, each {' or '.join(known)}")
+    return shortest_pattern([known[t] for t in types])
 
 
 def layer_types(cfg: ModelConfig) -> list[str]:
-    """What `layer_kinds` reads."""
+    """The field that `layer_kinds` reads."""
     return ["sliding_attention" if slot.window else "full_attention" for slot in cfg.by_layer]
 
 
 def window(cfg: ModelConfig) -> int | None:
     """The one window of `cfg`, or None. Raises ValueError for several."""
-    found = {slot.window for slot in cfg.slots.values()} - {0}
-    if len(found) > 1:
-        raise ValueError(f"windows of several sizes: {sorted(found)}")
-    return found.pop() if found else None
+    windows = {slot.window for slot in cfg.slots.values()} - {0}
+    if len(windows) > 1:
+        raise ValueError(f"windows of several sizes: {sorted(windows)}")
+    return windows.pop() if windows else None
 
 
-def their_activation(name: str) -> str:
-    """The first of their names for our activation."""
+def hf_activation(name: str) -> str:
+    """transformers' name of our activation `name`."""
     return OURS[name]
 
 
 def linear(ours: str, theirs: str, inputs: int = 1) -> Row:
-    """A Linear's weight."""
+    """The weight of a torch.nn.Linear with `inputs` leading input axes in ours."""
     return row(ours, theirs, Linear(inputs))
 
 
 def same(ours: str, theirs: str) -> Row:
-    """A tensor that both have alike."""
-    return row(ours, theirs, Same())
+    """A tensor that is the same in both."""
+    return row(ours, theirs, Identity())
 
 
-def sizes(fields: Fields, names: Mapping[str, str]) -> dict[str, Any]:
-    """Our names of sizes to the whole numbers in their fields."""
-    return {ours: fields.whole(theirs) for ours, theirs in names.items()}
+def read_sizes(fields: Fields, names: Mapping[str, str]) -> dict[str, Any]:
+    """`names` (our name -> their field) as our name -> the integer in the field."""
+    return {ours: fields.integer(theirs) for ours, theirs in names.items()}

@@ -1,4 +1,4 @@
-"""BERT: the encoder alone (sentence vectors), with the output that fills in masked words, or with both outputs."""
+"""BERT: the encoder alone (embeddings), with the masked-LM output, or with that and next-sentence prediction."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,14 +12,14 @@ from lm.pretrained.architecture import (
     ACTIVATION,
     Architecture,
     attention_of,
+    hf_activation,
     linear,
-    part,
+    read_sizes,
+    require,
     same,
-    sizes,
-    their_activation,
 )
 from lm.pretrained.fields import Fields
-from lm.pretrained.rows import Flat, Linear, Row, row
+from lm.pretrained.rows import Flattened, Linear, Row, row
 
 SIZES = dict(
     vocab="vocab_size",
@@ -38,7 +38,7 @@ def _norm(ours: str, theirs: str) -> list[Row]:
 
 
 def _dense(ours: str, theirs: str, inputs: int = 1) -> list[Row]:
-    return [row(ours, f"{theirs}.weight", Linear(inputs)), row(f"{ours}_bias", f"{theirs}.bias", Flat())]
+    return [row(ours, f"{theirs}.weight", Linear(inputs)), row(f"{ours}_bias", f"{theirs}.bias", Flattened())]
 
 
 ROWS = [
@@ -69,7 +69,7 @@ def rows(cfg: ModelConfig) -> list[Row]:
 
 
 def _read(fields: Fields, output: Output) -> ModelConfig:
-    known = sizes(fields, SIZES)
+    known = read_sizes(fields, SIZES)
     norm = LayerNorm(eps=float(fields.number("layer_norm_eps", 1e-12)))
     activation = fields.choose("hidden_act", ACTIVATION, "gelu")
     fields.expect("is_decoder", False)
@@ -82,7 +82,7 @@ def _read(fields: Fields, output: Output) -> ModelConfig:
         ffn=FeedForward(known["mlp"], activation, bias=True),
         norm=norm,
         embed_norm=norm,
-        token_types=fields.whole("type_vocab_size", 2),
+        token_types=fields.integer("type_vocab_size", 2),
         output=replace(output, transform=activation) if writes else output,
         tied=tied or not writes,
     )
@@ -91,13 +91,12 @@ def _read(fields: Fields, output: Output) -> ModelConfig:
 
 
 def read_masked(fields: Fields) -> ModelConfig:
-    """The config.json of BERT with masked words. Raises ValueError, as the others here, for a field that is not
-    supported."""
+    """The config.json of BERT for masked language modelling."""
     return _read(fields, Output(bias=True))
 
 
 def read_both(fields: Fields) -> ModelConfig:
-    """The config.json of BERT with masked words and the next sentence."""
+    """The config.json of BERT for masked language modelling and next-sentence prediction."""
     return _read(fields, Output(bias=True, next_sentence=True))
 
 
@@ -107,8 +106,8 @@ def read_bare(fields: Fields) -> ModelConfig:
 
 
 def write(cfg: ModelConfig) -> dict[str, Any]:
-    """What they read, of a config with LayerNorm. Raises ValueError for another."""
-    norm = part(cfg.norm, LayerNorm)
+    """The fields that they read. Raises ValueError for a config without LayerNorm."""
+    norm = require(cfg.norm, LayerNorm)
     return {
         "vocab_size": cfg.vocab,
         "num_hidden_layers": cfg.layers,
@@ -117,14 +116,14 @@ def write(cfg: ModelConfig) -> dict[str, Any]:
         "intermediate_size": cfg.ffn.mlp,
         "max_position_embeddings": cfg.context,
         "type_vocab_size": cfg.token_types,
-        "hidden_act": their_activation(cfg.ffn.activation),
+        "hidden_act": hf_activation(cfg.ffn.activation),
         "layer_norm_eps": norm.eps,
         "tie_word_embeddings": cfg.tied,
     }
 
 
-# where they are not in the table, pooled vectors and the next sentence are for other tasks; decoder.bias is
-# predictions.bias again
+# where they are not in the table, pooler and next-sentence output are for other tasks; decoder.bias is a copy of
+# predictions.bias
 IGNORED = r"(^|\.)pooler\.|^cls\.seq_relationship\.|^cls\.predictions\.decoder\.bias$|position_ids$"
 RENAMED = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 MASKED = Architecture("BertForMaskedLM", "bert", read_masked, write, rows, IGNORED, "bert.", RENAMED)

@@ -1,4 +1,4 @@
-"""A published checkpoint that is opened but not read: what model it is, and which tensor each of its parameters is."""
+"""A published checkpoint, opened but not loaded: its config, and the tensor of each parameter."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,9 +18,8 @@ from lm.pretrained.known import architecture_of
 from lm.pretrained.rows import Row, Tensor, flatten, tensors
 
 
-class Source(Protocol):
-    """A file or several: the names of their tensors, and of each where it is (file and name, for a message), its shape
-    and its values."""
+class TensorSource(Protocol):
+    """The tensors of one or more files by name: `where` (file and name, for messages), `shape`, and `read`."""
 
     path: Path
 
@@ -32,13 +31,22 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The architecture, the model and its tree of parameters (ShapeDtypeStructs), the tensors with our paths and where
-    they are stored (their names there), and the metadata: config.json, or that of the GGUF file."""
+    """A checkpoint whose tensors are known, but not read.
+
+    Args:
+      architecture: of the published model.
+      cfg: its config in ours.
+      shapes: our parameter tree, of ShapeDtypeStructs.
+      source: the files' tensors.
+      tensors: the architecture's tensors, with our paths.
+      stored: the architecture's name of a tensor -> its name in `source`.
+      metadata: config.json, or the metadata of the GGUF file.
+    """
 
     architecture: Architecture
     cfg: ModelConfig
     shapes: Params
-    source: Source
+    source: TensorSource
     tensors: tuple[Tensor, ...]
     stored: Mapping[str, str]
     metadata: Mapping[str, Any]
@@ -54,7 +62,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     values = read_json(file)
     architecture = architecture_of(values, file)
     cfg = _read(architecture, Fields(values, file))
-    return _matched(architecture, cfg, architecture.rows(cfg), Safetensors(path), values)
+    return _match(architecture, cfg, architecture.rows(cfg), Safetensors(path), values)
 
 
 def _open_gguf(path: Path) -> Checkpoint:
@@ -65,11 +73,11 @@ def _open_gguf(path: Path) -> Checkpoint:
     kind, fields = gguf.fields(source)
     cfg = _read(kind.architecture, fields)
     named = replace(kind.architecture, ignored=r"^rope_freqs\.weight$", prefix="", renamed=())
-    return replace(_matched(named, cfg, kind.rows, source, source.metadata), architecture=kind.architecture)
+    return replace(_match(named, cfg, kind.rows, source, source.metadata), architecture=kind.architecture)
 
 
 def _read(architecture: Architecture, fields: Fields) -> ModelConfig:
-    """The config that `fields` say; what its parts refuse is told with the file's name."""
+    """The config of `fields`. Every ValueError names the file."""
     try:
         return architecture.read(fields)
     except ValueError as error:
@@ -77,32 +85,32 @@ def _read(architecture: Architecture, fields: Fields) -> ModelConfig:
         raise ValueError(text if text.startswith(str(fields.file)) else f"{fields.file}: {text}") from None
 
 
-def _matched(
-    architecture: Architecture, cfg: ModelConfig, rows: Sequence[Row], source: Source, metadata: Mapping[str, Any]
+def _match(
+    architecture: Architecture, cfg: ModelConfig, rows: Sequence[Row], source: TensorSource, metadata: Mapping[str, Any]
 ) -> Checkpoint:
     stored = _canonical(architecture, source)
     cfg = _untied(cfg, rows, source, stored)
     shapes = Transformer(cfg, Compute().resolve("cpu")).shapes()
-    found = tensors(rows, {path: leaf.shape for path, leaf in flatten(shapes).items()})
-    missing = [t for t in found if t.name not in stored]
+    expected = tensors(rows, {path: leaf.shape for path, leaf in flatten(shapes).items()})
+    missing = [t for t in expected if t.name not in stored]
     if missing:
         more = f" (and {len(missing) - 1} more)" if missing[1:] else ""
         raise ValueError(f"{source.path}: tensor {missing[0].name} is missing{more}: it is {missing[0].paths[0]}")
-    names = {t.name for t in found}
+    names = {t.name for t in expected}
     for name, where in stored.items():
         if name not in names and not architecture.ignores(name) and not _tied_copy(cfg, rows, name):
             raise ValueError(f"{source.where(where)} is unexpected: {architecture.name} with this config has none")
-    for tensor in found:
+    for tensor in expected:
         if source.shape(stored[tensor.name]) != tensor.shape:
             raise ValueError(
                 f"{source.where(stored[tensor.name])} has shape {list(source.shape(stored[tensor.name]))}: "
-                f"the config asks for {list(tensor.shape)}"
+                f"the config has {list(tensor.shape)}"
             )
-    return Checkpoint(architecture, cfg, shapes, source, tuple(found), stored, metadata)
+    return Checkpoint(architecture, cfg, shapes, source, tuple(expected), stored, metadata)
 
 
-def _canonical(architecture: Architecture, source: Source) -> dict[str, str]:
-    """The architecture's names of the tensors to the names they are stored by."""
+def _canonical(architecture: Architecture, source: TensorSource) -> dict[str, str]:
+    """The architecture's name of each tensor -> its name in the files."""
     bare = architecture.prefix and not any(name.startswith(architecture.prefix) for name in source)
     stored = {}
     for name in source:
@@ -113,17 +121,17 @@ def _canonical(architecture: Architecture, source: Source) -> dict[str, str]:
     return stored
 
 
-def _output(rows: Sequence[Row]) -> str:
+def _output_name(rows: Sequence[Row]) -> str:
     return next(row.theirs for row in rows if row.ours == ("head/kernel",))
 
 
 def _tied_copy(cfg: ModelConfig, rows: Sequence[Row], name: str) -> bool:
-    return cfg.tied and name == _output(rows)
+    return cfg.tied and name == _output_name(rows)
 
 
-def _untied(cfg: ModelConfig, rows: Sequence[Row], source: Source, stored: Mapping[str, str]) -> ModelConfig:
-    """`cfg`, not tied where the file has an output that is not the embedding (transformers decides so, too)."""
-    output, embedding = _output(rows), rows[0].theirs
+def _untied(cfg: ModelConfig, rows: Sequence[Row], source: TensorSource, stored: Mapping[str, str]) -> ModelConfig:
+    """`cfg`, untied where the file has an output that differs from the embedding, as in transformers."""
+    output, embedding = _output_name(rows), rows[0].theirs
     if not cfg.tied or output not in stored or embedding not in stored:
         return cfg
     same = np.array_equal(source.read(stored[output]), source.read(stored[embedding]))

@@ -1,7 +1,6 @@
-"""A config.json, read so that nothing in it goes unnoticed.
+"""Strict reading of config.json: no field is ignored silently.
 
-Each field is taken by the architecture that knows it, or is known to change no number; the first one left over is
-refused by its name.
+Each field is taken by the architecture, or is known not to affect the forward pass; the first one left is an error.
 """
 
 import json
@@ -9,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# Fields of any architecture that change no number of a forward pass: training, generation, labels, bookkeeping.
+# Fields of any architecture that do not affect the forward pass: training, generation, labels, bookkeeping.
 NAMES = """
     _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path architectures attention_dropout
     attention_probs_dropout_prob attn_implementation attn_pdrop bad_words_ids begin_suppress_tokens bos_token_id
@@ -27,11 +26,12 @@ NAMES = """
     top_k top_p torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache
 """
 INERT = frozenset(NAMES.split())
-MOST = 1 << 40  # no number in a config is as large: this one is damaged
+MAX_NUMBER = 1 << 40  # a larger one is damage
 
 
 class Fields:
-    """The fields of `file`, each of which must be taken or inert."""
+    """The fields of `file`, each of which must be taken or be INERT. Every method raises ValueError, with the names of
+    file and field, for a value that is not supported."""
 
     def __init__(self, values: Mapping[str, Any], file: Path | str):
         self.values, self.file = dict(values), file
@@ -52,20 +52,20 @@ class Fields:
         value = self.take(name, *default)
         if default and value is default[0]:
             return value
-        good = isinstance(value, int | float) and not isinstance(value, bool) and value < MOST
+        good = isinstance(value, int | float) and not isinstance(value, bool) and value < MAX_NUMBER
         if not good or not (value >= 0 if above is None else value > above):
             expected = "of at least 0" if above is None else f"above {above:g}"
             raise ValueError(f"{self.file}: {name}={value!r}: expected a number {expected}")
         return value
 
-    def whole(self, name: str, *default: Any) -> Any:
-        """`take` of a whole number, at least 1. Raises ValueError for anything else."""
+    def integer(self, name: str, *default: Any) -> Any:
+        """`take` of an integer, at least 1. Raises ValueError for anything else."""
         value = self.take(name, *default)
         if default and value is default[0]:
             return value
         good = isinstance(value, int) or isinstance(value, float) and value.is_integer()
-        if not good or isinstance(value, bool) or not 1 <= value < MOST:
-            raise ValueError(f"{self.file}: {name}={value!r}: expected a whole number of at least 1")
+        if not good or isinstance(value, bool) or not 1 <= value < MAX_NUMBER:
+            raise ValueError(f"{self.file}: {name}={value!r}: expected an integer of at least 1")
         return int(value)
 
     def flag(self, name: str, default: bool) -> bool:
@@ -76,41 +76,41 @@ class Fields:
         return value
 
     def choose(self, name: str, known: Mapping[Any, Any], *default: Any) -> Any:
-        """What `known` has for the field `name`. Raises ValueError for a value that it does not have."""
+        """The entry of `known` for the value of the field `name`. Raises ValueError for other values."""
         value = self.take(name, *default)
         try:
             return known[value]
         except (KeyError, TypeError):
-            raise self.refused(name, value, ", ".join(repr(k) for k in known)) from None
+            raise self.unsupported(name, value, ", ".join(repr(k) for k in known)) from None
 
     def expect(self, name: str, *allowed: Any) -> None:
         """Raise ValueError unless the field `name` is missing, null, or one of `allowed`."""
         value = self.take(name, None)
         if value is not None and value not in allowed:
-            raise self.refused(name, value, " or ".join(map(repr, allowed)) or "none")
+            raise self.unsupported(name, value, " or ".join(map(repr, allowed)) or "none")
 
-    def refused(self, name: str, value: Any, expected: str) -> ValueError:
-        """The error for a `value` of the field `name` that is none of the `expected`."""
+    def unsupported(self, name: str, value: Any, expected: str) -> ValueError:
+        """The error for a `value` of the field `name` that is not as `expected`."""
         return ValueError(f"{self.file}: {name}={value!r} is not supported: expected {expected}")
 
     def finish(self) -> None:
-        """Raise ValueError for a field that nobody has taken."""
+        """Raises ValueError for a field that was not taken."""
         for name, value in self.values.items():
             if name not in self._taken and name not in INERT and value is not None:
                 raise ValueError(
-                    f"{self.file}: field {name}={json.dumps(value)[:60]} is not known to the architecture: it could "
-                    "change the numbers, so it is refused; take it out only if it does not"
+                    f"{self.file}: field {name}={json.dumps(value)[:60]} is not known to the architecture and could "
+                    "change the results: remove it only if it does not"
                 )
 
 
 def read_json(file: Path) -> dict[str, Any]:
     """The JSON object in `file`. Raises ValueError where it is missing or damaged."""
     try:
-        found = json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes())
     except FileNotFoundError:
-        raise ValueError(f"{file} is missing: it says what the model is") from None
+        raise ValueError(f"{file} is missing: it is the config of the model") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ValueError(f"{file}: expected a JSON object")
-    return found
+    return content

@@ -1,7 +1,7 @@
-"""Safetensors files: one, or several with an index; read in views of the mapped file, written tensor by tensor.
+"""Safetensors files: one, or shards with an index; read as views of the mapped file, written tensor by tensor.
 
-The format is described in lm/text/headers.py. Nothing in it is executed, which is why pickles (.bin, .pt) are not read
-at all.
+The format is described in lm/text/headers.py. Nothing in it is executed; pickles (.bin, .pt) could execute anything and
+are refused.
 """
 
 import json
@@ -18,7 +18,7 @@ from lm.text.headers import DTYPES, SafetensorsInfo, read_safetensors_header
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
-SHARD_BYTES = 5_000_000_000  # of one file, as published checkpoints have it
+SHARD_BYTES = 5_000_000_000  # of one file, as in published checkpoints
 
 
 class Safetensors:
@@ -52,13 +52,13 @@ class Safetensors:
         return self.tensors[name].shape
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor as it is stored: a view, of which only what is used is read."""
-        at = self.tensors[name]
-        if at.file not in self._maps:
-            self._maps[at.file] = np.memmap(at.file, np.uint8, "r")
-        dtype = np.dtype(DTYPES[at.dtype])
-        raw = self._maps[at.file][at.start : at.start + math.prod(at.shape) * dtype.itemsize]
-        return np.asarray(raw).view(dtype).reshape(at.shape)
+        """The tensor as it is stored: a view of the mapped file, of which only what is used is read."""
+        file, dtype_name, shape, start = self.tensors[name]
+        if file not in self._maps:
+            self._maps[file] = np.memmap(file, np.uint8, "r")
+        dtype = np.dtype(DTYPES[dtype_name])
+        raw = self._maps[file][start : start + math.prod(shape) * dtype.itemsize]
+        return np.asarray(raw).view(dtype).reshape(shape)
 
 
 def _files(path: Path) -> list[Path]:
@@ -78,7 +78,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def refuse_pickle(*paths: Path) -> None:
-    """Raise ValueError for the first of `paths` that looks like weights in a form that is not read."""
+    """Raises ValueError for the first of `paths` with the suffix of a pickle or another format that is not read."""
     for path in paths:
         if path.suffix in PICKLES:
             raise ValueError(
@@ -89,18 +89,18 @@ def refuse_pickle(*paths: Path) -> None:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        found = json.loads(index.read_bytes())["weight_map"]
-        return {str(name): str(file) for name, file in found.items()}
+        weight_map = json.loads(index.read_bytes())["weight_map"]
+        return {str(name): str(file) for name, file in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is damaged: expected JSON with a weight_map ({error})") from None
 
 
-class Written(NamedTuple):
-    """A float32 tensor to write: its name and shape, and what gives it when its turn comes."""
+class TensorToWrite(NamedTuple):
+    """A float32 tensor to write: its name and shape, and the function that reads it when it is written."""
 
     name: str
     shape: tuple[int, ...]
-    make: Callable[[], np.ndarray]
+    read: Callable[[], np.ndarray]
 
     @property
     def bytes(self) -> int:
@@ -108,9 +108,9 @@ class Written(NamedTuple):
         return 4 * math.prod(self.shape)
 
 
-def write(folder: Path, tensors: Sequence[Written], shard_bytes: int = SHARD_BYTES) -> None:
+def write(folder: Path, tensors: Sequence[TensorToWrite], shard_bytes: int = SHARD_BYTES) -> None:
     """Write `tensors` into `folder` as safetensors: one file, or shards of at most `shard_bytes` with an index."""
-    shards: list[list[Written]] = [[]]
+    shards: list[list[TensorToWrite]] = [[]]
     for tensor in tensors:
         if shards[-1] and sum(t.bytes for t in shards[-1]) + tensor.bytes > shard_bytes:
             shards.append([])
@@ -127,8 +127,8 @@ def write(folder: Path, tensors: Sequence[Written], shard_bytes: int = SHARD_BYT
     (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _write_file(file: Path, tensors: Sequence[Written]) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
+def _write_file(file: Path, tensors: Sequence[TensorToWrite]) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers requires it
     start = 0
     for tensor in tensors:
         header[tensor.name] = {
@@ -142,6 +142,6 @@ def _write_file(file: Path, tensors: Sequence[Written]) -> None:
     with file.open("wb") as opened:
         opened.write(struct.pack("<Q", len(data)) + data)
         for tensor in tensors:
-            array = np.ascontiguousarray(tensor.make(), "<f4")
+            array = np.ascontiguousarray(tensor.read(), "<f4")
             assert array.shape == tensor.shape, (tensor.name, array.shape, tensor.shape)
             opened.write(array.data)

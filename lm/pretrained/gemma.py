@@ -1,4 +1,4 @@
-"""Gemma 1, 2 and 3: Llama's names, with norms around each sublayer from 2 on."""
+"""Gemma 1, 2 and 3: Llama's names, and from 2 on norms before and after each sublayer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ from lm.pretrained.architecture import (
     attention_of,
     layer_kinds,
     layer_types,
-    part,
+    require,
     same,
     window,
 )
@@ -36,15 +36,15 @@ def sandwich_rows(cfg: ModelConfig) -> list[Row]:
 
 
 def _read(fields: Fields, activation: str, attention: Mapping[str, Any], **parts: Any) -> ModelConfig:
-    """What all three say alike; the others are fields of Attention and of ModelConfig."""
+    """The fields common to all three; `attention` and `parts` are the other fields of Attention and ModelConfig."""
     fields.expect("use_bidirectional_attention", False)
     return llama.read(
         fields,
         attention=llama.attention(fields, bias=fields.flag("attention_bias", False), **attention),
-        ffn=FeedForward(fields.whole("intermediate_size"), activation, gated=True),
+        ffn=FeedForward(fields.integer("intermediate_size"), activation, gated=True),
         norm=_norm(fields),
         tied=fields.flag("tie_word_embeddings", True),
-        embed_scale=fields.whole("hidden_size") ** 0.5,
+        embed_scale=fields.integer("hidden_size") ** 0.5,
         **parts,
     )
 
@@ -54,27 +54,27 @@ def _norm(fields: Fields) -> RMSNorm:
 
 
 def read_gemma(fields: Fields) -> ModelConfig:
-    """Gemma's config.json. Raises ValueError, as the others here, for a field that is not supported."""
-    # "gelu" stands in old files, and has always meant the approximation
+    """Gemma's config.json."""
+    # old files have "gelu", which has always meant the approximation
     fields.expect("hidden_act", "gelu", "gelu_pytorch_tanh")
     fields.expect("hidden_activation", "gelu", "gelu_pytorch_tanh")
     return _read(fields, "gelu_tanh", {})
 
 
 def read_gemma2(fields: Fields) -> ModelConfig:
-    """Gemma 2's config.json: windows in every second layer, caps."""
-    window = fields.whole("sliding_window", 4096)
-    fields.expect("sliding_window_size", window)  # in old files, beside the other
+    """Gemma 2's config.json: windows in every second layer, soft caps."""
+    window = fields.integer("sliding_window", 4096)
+    fields.expect("sliding_window_size", window)  # in old files, both
     return _later(fields, 50.0, 30.0, {}, pattern=_pattern(fields, LayerKind(window=window), every=2))
 
 
 def read_gemma3(fields: Fields) -> ModelConfig:
-    """Gemma 3's config.json: two rotaries, five windowed layers to each full one."""
-    context = fields.whole("max_position_embeddings")
+    """Gemma 3's config.json: five windowed layers to each full one, with rotary positions of their own."""
+    context = fields.integer("max_position_embeddings")
     full, local = _two_rotaries(fields, context)
-    every = fields.whole("sliding_window_pattern", 6)
+    every = fields.integer("sliding_window_pattern", 6)
     fields.expect("_sliding_window_pattern", every)
-    kind = LayerKind(window=fields.whole("sliding_window", 4096), positions=local)
+    kind = LayerKind(window=fields.integer("sliding_window", 4096), positions=local)
     norms = {"qk_norm": _norm(fields)}
     return _later(fields, 0.0, 0.0, norms, positions=full, pattern=_pattern(fields, kind, every))
 
@@ -82,7 +82,7 @@ def read_gemma3(fields: Fields) -> ModelConfig:
 def _later(
     fields: Fields, softcap: float, final_softcap: float, attention: Mapping[str, Any], **parts: Any
 ) -> ModelConfig:
-    """What the two later ones say alike; `softcap` and `final_softcap` where the fields are missing."""
+    """The fields common to Gemma 2 and 3; `softcap` and `final_softcap` are defaults."""
     scale = float(fields.number("query_pre_attn_scalar", 256, above=0)) ** -0.5
     softcap, final_softcap = (
         _cap(fields, "attn_logit_softcapping", softcap),
@@ -100,36 +100,36 @@ def _later(
 
 
 def _cap(fields: Fields, name: str, default: float) -> float:
-    """A softcap; a null, unlike a missing field, is none."""
+    """A soft cap; null means none, a missing field the default."""
     return float(fields.number(name, 0.0 if name in fields.values else default))
 
 
 def _pattern(fields: Fields, windowed: LayerKind, every: int) -> tuple[LayerKind, ...]:
-    return layer_kinds(fields, fields.whole("num_hidden_layers"), windowed, lambda i: (i + 1) % every == 0)
+    return layer_kinds(fields, fields.integer("num_hidden_layers"), windowed, lambda i: (i + 1) % every == 0)
 
 
 def _two_rotaries(fields: Fields, context: int) -> tuple[Rotary, Rotary]:
-    """The full and the windowed layers': one dict each, or a theta each and a scaling for the full ones."""
-    both = fields.take("rope_parameters", {"full_attention": rope.given(fields)})
+    """Those of the full and of the windowed layers: a dict each, or a theta each and a scaling for the full ones."""
+    both = fields.take("rope_parameters", {"full_attention": rope.parameters(fields)})
     thetas = fields.number("rope_theta", 1e6, above=1), fields.number("rope_local_base_freq", 1e4, above=1)
     if not isinstance(both, dict) or not set(both) <= {"full_attention", "sliding_attention"}:
-        raise fields.refused("rope_parameters", both, "one object for full_attention and one for sliding_attention")
+        raise fields.unsupported("rope_parameters", both, "one object for full_attention and one for sliding_attention")
     full, local = (both.get(kind) or {} for kind in ("full_attention", "sliding_attention"))
     return rope.rotary(fields, full, context, thetas[0]), rope.rotary(fields, local, context, thetas[1])
 
 
 def write_gemma(cfg: ModelConfig) -> dict[str, Any]:
-    """What `read_gemma` reads."""
+    """The fields that `read_gemma` reads."""
     return {**llama.write(cfg), "attention_bias": attention_of(cfg).bias}
 
 
 def write_gemma2(cfg: ModelConfig) -> dict[str, Any]:
-    """What `read_gemma2` reads."""
-    said = write_gemma(cfg)
-    said["hidden_activation"] = said.pop("hidden_act")
+    """The fields that `read_gemma2` reads."""
+    fields = write_gemma(cfg)
+    fields["hidden_activation"] = fields.pop("hidden_act")
     scalar = (attention_of(cfg).scale or attention_of(cfg).head_dim ** -0.5) ** -2
     return {
-        **said,
+        **fields,
         "query_pre_attn_scalar": round(scalar) if abs(scalar - round(scalar)) < 1e-6 else scalar,
         "attn_logit_softcapping": attention_of(cfg).softcap or None,
         "final_logit_softcapping": cfg.output.softcap or None,
@@ -139,12 +139,12 @@ def write_gemma2(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def write_gemma3(cfg: ModelConfig) -> dict[str, Any]:
-    """What `read_gemma3` reads."""
+    """The fields that `read_gemma3` reads."""
     local = next((slot.positions for slot in cfg.slots.values() if slot.window), Rotary())
     both = {"full_attention": cfg.positions, "sliding_attention": local}
     return {
         **write_gemma2(cfg),
-        "rope_parameters": {kind: rope.write(part(positions, Rotary)) for kind, positions in both.items()},
+        "rope_parameters": {kind: rope.write(require(positions, Rotary)) for kind, positions in both.items()},
     }
 
 

@@ -1,4 +1,4 @@
-"""GGUF, llama.cpp's file: metadata and tensors, often quantised, in one file.
+"""GGUF, llama.cpp's format: metadata and tensors, often quantised, in one file.
 
 Blocks of quantised numbers are unpacked by the `gguf` package. Metadata becomes the fields of the config.json that says
 the same, so that it is read, and refused, as that is.
@@ -14,7 +14,7 @@ import numpy as np
 from lm.pretrained import gemma, llama
 from lm.pretrained.architecture import Architecture, linear, same
 from lm.pretrained.fields import Fields
-from lm.pretrained.rows import Flat, LessOne, Row, Turned, row
+from lm.pretrained.rows import Flattened, PlusOne, RotaryInterleaved, Row, row
 from lm.text.headers import read_gguf_header
 
 
@@ -95,7 +95,7 @@ AT = "blk.{i}."
 
 
 def _rows(q_and_k: Callable[[str, str], Row], norm: Callable[[str, str], Row], sandwich: bool = False) -> list[Row]:
-    """The table of an architecture, given how its queries and keys, and its norms, correspond."""
+    """The table of an architecture, given the rows of its queries and keys, and of its norms."""
     post = [
         norm("layers/*/attention_post_norm_scale", AT + "post_attention_norm.weight"),
         norm("layers/*/ffn_post_norm_scale", AT + "post_ffw_norm.weight"),
@@ -106,7 +106,7 @@ def _rows(q_and_k: Callable[[str, str], Row], norm: Callable[[str, str], Row], s
         q_and_k("layers/*/query", AT + "attn_q.weight"),
         q_and_k("layers/*/key", AT + "attn_k.weight"),
         linear("layers/*/value", AT + "attn_v.weight"),
-        *(row(f"layers/*/{n}_bias", f"{AT}attn_{n[0]}.bias", Flat()) for n in ("query", "key", "value")),
+        *(row(f"layers/*/{n}_bias", f"{AT}attn_{n[0]}.bias", Flattened()) for n in ("query", "key", "value")),
         linear("layers/*/out", AT + "attn_output.weight", inputs=2),
         norm("layers/*/query_norm_scale", AT + "attn_q_norm.weight"),
         norm("layers/*/key_norm_scale", AT + "attn_k_norm.weight"),
@@ -118,16 +118,16 @@ def _rows(q_and_k: Callable[[str, str], Row], norm: Callable[[str, str], Row], s
     ]
 
 
-def _less_one(ours: str, theirs: str) -> Row:
-    return row(ours, theirs, LessOne())
+def _plus_one(ours: str, theirs: str) -> Row:
+    return row(ours, theirs, PlusOne())
 
 
-TURNED = _rows(lambda ours, theirs: row(ours, theirs, Turned()), same)
+PERMUTED = _rows(lambda ours, theirs: row(ours, theirs, RotaryInterleaved()), same)
 PLAIN = _rows(linear, same)
-GEMMA = _rows(linear, _less_one)
-SANDWICH = _rows(linear, _less_one, sandwich=True)
+GEMMA = _rows(linear, _plus_one)
+SANDWICH = _rows(linear, _plus_one, sandwich=True)
 
-# a key of the metadata, less its architecture, to a field of config.json
+# key of the metadata, without its architecture -> field of config.json
 FIELDS = {
     "block_count": "num_hidden_layers",
     "context_length": "max_position_embeddings",
@@ -150,73 +150,73 @@ ROPE = {
     "rope.scaling.yarn_beta_fast": "beta_fast",
     "rope.scaling.yarn_beta_slow": "beta_slow",
 }
-SILENT = {"vocab_size", "rope.scaling.finetuned"}  # these say nothing new
-HEAD_SIZES = {"attention.value_length", "rope.dimension_count"}  # these must be the head size
+INERT = {"vocab_size", "rope.scaling.finetuned"}  # redundant
+HEAD_SIZES = {"attention.value_length", "rope.dimension_count"}  # must equal the head size
 OFF = {"expert_count": 0, "expert_used_count": 0, "attention.causal": True, "rope.scaling.attn_factor": 1.0}
 
 
-class Kind(NamedTuple):
-    """A GGUF architecture: the published one that it is, its rows, and at how many layers its queries are scaled by
-    1/sqrt(D/N) rather than 1/sqrt(H): in the largest of a family, which GGUF leaves to be known (0: in none)."""
+class GGUFArchitecture(NamedTuple):
+    """A GGUF architecture: the published one, its rows, and the number of layers of the family's largest model, whose
+    queries are scaled by 1/sqrt(D/N) rather than 1/sqrt(H), which GGUF does not record (0: none is)."""
 
     architecture: Architecture
     rows: list[Row]
-    widest: int = 0
+    largest: int = 0
 
 
-KINDS = {
-    "llama": Kind(llama.LLAMA, TURNED),
-    "qwen2": Kind(llama.QWEN2, PLAIN),
-    "qwen3": Kind(llama.QWEN3, PLAIN),
-    "gemma": Kind(gemma.GEMMA, GEMMA),
-    "gemma2": Kind(gemma.GEMMA2, SANDWICH, widest=46),
-    "gemma3": Kind(gemma.GEMMA3, SANDWICH, widest=62),
+ARCHITECTURES = {
+    "llama": GGUFArchitecture(llama.LLAMA, PERMUTED),
+    "qwen2": GGUFArchitecture(llama.QWEN2, PLAIN),
+    "qwen3": GGUFArchitecture(llama.QWEN3, PLAIN),
+    "gemma": GGUFArchitecture(gemma.GEMMA, GEMMA),
+    "gemma2": GGUFArchitecture(gemma.GEMMA2, SANDWICH, largest=46),
+    "gemma3": GGUFArchitecture(gemma.GEMMA3, SANDWICH, largest=62),
 }
 
 
-def fields(file: GGUF) -> tuple[Kind, Fields]:
-    """The architecture of `file` and what its metadata says, as the fields of a config.json. Raises ValueError for an
-    architecture that is unknown, or a key that could change the numbers."""
+def fields(file: GGUF) -> tuple[GGUFArchitecture, Fields]:
+    """The architecture of `file`, and its metadata as the fields of a config.json. Raises ValueError for an
+    architecture that is unknown, or a key that is not supported."""
     name = str(file.metadata.get("general.architecture"))
-    if name not in KINDS:
-        raise ValueError(f"{file.path}: unknown architecture {name!r}: known: {', '.join(KINDS)}")
-    kind, start = KINDS[name], f"{name}."
+    if name not in ARCHITECTURES:
+        raise ValueError(f"{file.path}: unknown architecture {name!r}: known: {', '.join(ARCHITECTURES)}")
+    architecture, start = ARCHITECTURES[name], f"{name}."
     own = {key.removeprefix(start): value for key, value in file.metadata.items() if key.startswith(start)}
-    return kind, Fields(_said(file, kind, own), f"{file.path} (as config.json)")
+    return architecture, Fields(_config_fields(file, architecture, own), f"{file.path} (as config.json)")
 
 
-def _said(file: GGUF, kind: Kind, own: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields; `own` are the keys of the architecture."""
-    said = {field: own[key] for key, field in FIELDS.items() if key in own}
+def _config_fields(file: GGUF, architecture: GGUFArchitecture, own: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config.json; `own` are the keys of the architecture."""
+    config = {field: own[key] for key, field in FIELDS.items() if key in own}
     scaling = {field: own[key] for key, field in ROPE.items() if key in own}
-    known = Fields(said, f"{file.path} (as config.json)")
-    width, heads = known.whole("hidden_size"), known.whole("num_attention_heads")
-    size = said["head_dim"] = known.whole("head_dim", width // heads)
-    expected = {**OFF, **dict.fromkeys(HEAD_SIZES, size)}
+    checked = Fields(config, f"{file.path} (as config.json)")
+    width, heads = checked.integer("hidden_size"), checked.integer("num_attention_heads")
+    head_dim = config["head_dim"] = checked.integer("head_dim", width // heads)
+    expected = {**OFF, **dict.fromkeys(HEAD_SIZES, head_dim)}
     for key, value in own.items():
-        if key not in FIELDS and key not in ROPE and key not in SILENT and expected.get(key) != value:
-            raise ValueError(f"{file.path}: {key}={value!r} is not supported: it could change the numbers")
-    said["vocab_size"] = file.shape("token_embd.weight")[0] if "token_embd.weight" in file.tensors else None
-    said["tie_word_embeddings"] = "output.weight" not in file.tensors
-    if kind.widest:
-        wide = known.whole("num_hidden_layers") == kind.widest
-        said["query_pre_attn_scalar"] = width // heads if wide else size
+        if key not in FIELDS and key not in ROPE and key not in INERT and expected.get(key) != value:
+            raise ValueError(f"{file.path}: {key}={value!r} is not supported: it could change the results")
+    config["vocab_size"] = file.shape("token_embd.weight")[0] if "token_embd.weight" in file.tensors else None
+    config["tie_word_embeddings"] = "output.weight" not in file.tensors
+    if architecture.largest:
+        is_largest = checked.integer("num_hidden_layers") == architecture.largest
+        config["query_pre_attn_scalar"] = width // heads if is_largest else head_dim
     if scaling.setdefault("rope_type", "linear" if "factor" in scaling else "none") != "none":
-        said["rope_scaling"] = scaling
+        config["rope_scaling"] = scaling
     if "rope_freqs.weight" in file.tensors:
-        said["rope_scaling"] = _llama3(file, known.number("rope_theta", 10000.0, above=1), size)
-    return said
+        config["rope_scaling"] = _llama3(file, checked.number("rope_theta", 10000.0, above=1), head_dim)
+    return config
 
 
-def _llama3(file: GGUF, theta: float, size: int) -> dict[str, Any]:
-    """The scaling whose divisors of the angles are the tensor rope_freqs.weight, Llama 3.1's own numbers.
+def _llama3(file: GGUF, theta: float, head_dim: int) -> dict[str, Any]:
+    """The scaling of Llama 3.1, which GGUF stores as the divisors of the frequencies in the tensor rope_freqs.weight.
 
-    Raises ValueError for divisors that they do not give."""
-    found = np.asarray(file.read("rope_freqs.weight"), np.float64)
-    angles = theta ** (-np.arange(0, size, 2) / size)
-    factor = round(float(found.max(initial=1)), 3)
-    keep = np.clip((8192 * angles / (2 * math.pi) - 1) / 3, 0, 1)
-    if found.shape != keep.shape or not np.allclose(1 / found, (1 - keep) / factor + keep, rtol=1e-3):
+    Raises ValueError for divisors of another scaling."""
+    divisors = np.asarray(file.read("rope_freqs.weight"), np.float64)
+    frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)
+    factor = round(float(divisors.max(initial=1)), 3)
+    keep = np.clip((8192 * frequencies / (2 * math.pi) - 1) / 3, 0, 1)
+    if divisors.shape != keep.shape or not np.allclose(1 / divisors, (1 - keep) / factor + keep, rtol=1e-3):
         raise ValueError(f"{file.where('rope_freqs.weight')} is no scaling of Llama 3.1: it is not supported")
-    both = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-    return {"rope_type": "llama3", "factor": factor, **both}
+    limits = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    return {"rope_type": "llama3", "factor": factor, **limits}

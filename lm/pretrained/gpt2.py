@@ -6,9 +6,9 @@ from lm.model.attention import Attention
 from lm.model.config import ModelConfig
 from lm.model.families import gpt, head_size
 from lm.model.parts import FeedForward, LayerNorm
-from lm.pretrained.architecture import ACTIVATION, Architecture, attention_of, linear, part, same, sizes
+from lm.pretrained.architecture import ACTIVATION, Architecture, attention_of, linear, read_sizes, require, same
 from lm.pretrained.fields import Fields
-from lm.pretrained.rows import Flat, Fused, Kernel, Row, row
+from lm.pretrained.rows import Concatenated, Flattened, Kernel, Row, row
 
 SIZES = dict(vocab="vocab_size", layers="n_layer", width="n_embd", heads="n_head", context="n_positions")
 AT = "transformer.h.{i}."
@@ -17,8 +17,10 @@ ROWS = [
     same("stem/positions", "transformer.wpe.weight"),
     same("layers/*/attention_norm_scale", AT + "ln_1.weight"),
     same("layers/*/attention_norm_bias", AT + "ln_1.bias"),
-    row("layers/*/query layers/*/key layers/*/value", AT + "attn.c_attn.weight", Fused(Kernel())),
-    row("layers/*/query_bias layers/*/key_bias layers/*/value_bias", AT + "attn.c_attn.bias", Fused(Flat())),
+    row("layers/*/query layers/*/key layers/*/value", AT + "attn.c_attn.weight", Concatenated(Kernel())),
+    row(
+        "layers/*/query_bias layers/*/key_bias layers/*/value_bias", AT + "attn.c_attn.bias", Concatenated(Flattened())
+    ),
     row("layers/*/out", AT + "attn.c_proj.weight", Kernel(inputs=2)),
     same("layers/*/out_bias", AT + "attn.c_proj.bias"),
     same("layers/*/ffn_norm_scale", AT + "ln_2.weight"),
@@ -40,7 +42,7 @@ def rows(cfg: ModelConfig) -> list[Row]:
 
 def read(fields: Fields) -> ModelConfig:
     """GPT-2's config.json. Raises ValueError for a field that is not supported."""
-    known = sizes(fields, SIZES)
+    known = read_sizes(fields, SIZES)
     width = known["width"]
     fields.expect("scale_attn_weights", True)
     for name in ("scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "add_cross_attention"):
@@ -50,7 +52,7 @@ def read(fields: Fields) -> ModelConfig:
     cfg = gpt(
         **known,
         attention=Attention(known["heads"], head_size(width, known["heads"]), bias=True),
-        ffn=FeedForward(fields.whole("n_inner", 4 * width), activation, bias=True),
+        ffn=FeedForward(fields.integer("n_inner", 4 * width), activation, bias=True),
         norm=LayerNorm(eps=float(fields.number("layer_norm_epsilon", 1e-5))),
         tied=fields.flag("tie_word_embeddings", True),
     )
@@ -59,8 +61,8 @@ def read(fields: Fields) -> ModelConfig:
 
 
 def write(cfg: ModelConfig) -> dict[str, Any]:
-    """What `read` reads, of a config with LayerNorm. Raises ValueError for another."""
-    norm = part(cfg.norm, LayerNorm)
+    """The fields that `read` reads. Raises ValueError for a config without LayerNorm."""
+    norm = require(cfg.norm, LayerNorm)
     names = {"gelu_tanh": "gelu_new"}
     return {
         "vocab_size": cfg.vocab,

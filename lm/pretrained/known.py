@@ -1,4 +1,4 @@
-"""The published architectures: the one list of them."""
+"""The list of published architectures."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from lm.pretrained import bert, gemma, gpt2, llama, t5
 from lm.pretrained.architecture import Architecture
 from lm.value import suggest
 
-# where several can say a model, the first is written
+# of several that can express a model, the first is written
 ARCHITECTURES = (
     gpt2.GPT2,
     llama.LLAMA,
@@ -40,13 +40,11 @@ def architecture_of(config: Mapping[str, Any], file: Path) -> Architecture:
 
 
 def architecture_for(cfg: ModelConfig, first: Architecture | None = None) -> Architecture:
-    """An architecture whose config.json can say what `cfg` is, `first` if it can.
-
-    Raises ValueError where none can."""
+    """An architecture that can express `cfg`, `first` if it can. Raises ValueError where none can."""
     for architecture in ([first] if first else []) + list(ARCHITECTURES):
-        if architecture.says(cfg):
+        if architecture.can_express(cfg):
             return architecture
     raise ValueError(
-        f"none of {', '.join(BY_NAME)} says this model, so it cannot be written for other tools: "
-        "choose its parts as one of their families in lm/model/families.py has them"
+        f"none of {', '.join(BY_NAME)} can express this model, so it cannot be exported: "
+        "choose its parts as in one of their families in lm/model/families.py"
     )

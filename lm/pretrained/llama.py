@@ -1,4 +1,4 @@
-"""Llama's tensors and config.json, and those of the families that keep its names: Mistral, Mixtral, Qwen, gpt-oss."""
+"""Llama's tensors and config.json, and those of the families with its names: Mistral, Mixtral, Qwen, gpt-oss."""
 
 from typing import Any
 
@@ -14,17 +14,17 @@ from lm.pretrained.architecture import (
     ACTIVATION,
     Architecture,
     attention_of,
+    hf_activation,
     layer_kinds,
     layer_types,
     linear,
-    part,
+    read_sizes,
+    require,
     same,
-    sizes,
-    their_activation,
     window,
 )
 from lm.pretrained.fields import Fields
-from lm.pretrained.rows import Flat, Interleaved, Row, row
+from lm.pretrained.rows import Flattened, Interleaved, Row, row
 
 SIZES = dict(vocab="vocab_size", layers="num_hidden_layers", width="hidden_size", context="max_position_embeddings")
 IGNORED = r"rotary_emb\.inv_freq$"
@@ -35,11 +35,11 @@ OUTPUT = [same("head/norm_scale", "model.norm.weight"), linear("head/kernel", "l
 ATTENTION = [
     same("layers/*/attention_norm_scale", AT + "input_layernorm.weight"),
     linear("layers/*/query", AT + "self_attn.q_proj.weight"),
-    row("layers/*/query_bias", AT + "self_attn.q_proj.bias", Flat()),
+    row("layers/*/query_bias", AT + "self_attn.q_proj.bias", Flattened()),
     linear("layers/*/key", AT + "self_attn.k_proj.weight"),
-    row("layers/*/key_bias", AT + "self_attn.k_proj.bias", Flat()),
+    row("layers/*/key_bias", AT + "self_attn.k_proj.bias", Flattened()),
     linear("layers/*/value", AT + "self_attn.v_proj.weight"),
-    row("layers/*/value_bias", AT + "self_attn.v_proj.bias", Flat()),
+    row("layers/*/value_bias", AT + "self_attn.v_proj.bias", Flattened()),
     linear("layers/*/out", AT + "self_attn.o_proj.weight", inputs=2),
     same("layers/*/out_bias", AT + "self_attn.o_proj.bias"),
     same("layers/*/query_norm_scale", AT + "self_attn.q_norm.weight"),
@@ -79,7 +79,7 @@ def dense_rows(cfg: ModelConfig) -> list[Row]:
 
 
 def mixtral_rows(cfg: ModelConfig) -> list[Row]:
-    """The table of Mixtral: a tensor an expert."""
+    """The table of Mixtral: a tensor per expert."""
     return [*EMBEDDING, *ATTENTION, *FFN_NORM, *EXPERTS, *OUTPUT]
 
 
@@ -89,21 +89,23 @@ def gpt_oss_rows(cfg: ModelConfig) -> list[Row]:
 
 
 def attention(fields: Fields, **parts: Any) -> Attention:
-    """Heads, kv heads (missing: as many) and their size (missing: width / heads); `parts` as a family has them."""
-    heads, width = fields.whole("num_attention_heads"), fields.whole("hidden_size")
+    """Heads, kv heads (default: as many) and their size (default: width / heads); `parts` are the family's other fields
+    of Attention."""
+    heads, width = fields.integer("num_attention_heads"), fields.integer("hidden_size")
     return Attention(
         heads=heads,
-        head_dim=fields.whole("head_dim", width // heads),
-        kv_heads=fields.whole("num_key_value_heads", heads),
+        head_dim=fields.integer("head_dim", width // heads),
+        kv_heads=fields.integer("num_key_value_heads", heads),
         **parts,
     )
 
 
 def read(fields: Fields, theta: float = 10000.0, eps: float = 1e-6, **parts: Any) -> ModelConfig:
-    """What all of them say alike; `parts` are fields of ModelConfig that a family reads itself."""
-    known = sizes(fields, SIZES)
+    """The fields common to all; `parts` are the fields of ModelConfig that the family reads itself, `theta` and `eps`
+    its defaults. Raises ValueError for a field that is not supported."""
+    known = read_sizes(fields, SIZES)
     positions = parts.get("positions") or rope.read(fields, known["context"], theta)
-    if isinstance(positions.scaling, Dynamic):  # which is for what comes after the context of training
+    if isinstance(positions.scaling, Dynamic):  # which extends the context beyond that of training
         known["context"] = int(known["context"] * positions.scaling.factor)
     parts = {
         "norm": RMSNorm(float(fields.number("rms_norm_eps", eps))),
@@ -122,12 +124,12 @@ def read(fields: Fields, theta: float = 10000.0, eps: float = 1e-6, **parts: Any
 def dense(fields: Fields, bias: bool) -> FeedForward:
     """The gated feed-forward."""
     activation = fields.choose("hidden_act", ACTIVATION, "silu")
-    return FeedForward(fields.whole("intermediate_size"), activation, gated=True, bias=bias)
+    return FeedForward(fields.integer("intermediate_size"), activation, gated=True, bias=bias)
 
 
 def write(cfg: ModelConfig) -> dict[str, Any]:
-    """What `read` reads, of a config with rotary positions and RMSNorm. Raises ValueError for another."""
-    positions, norm = part(cfg.positions, Rotary), part(cfg.norm, RMSNorm)
+    """The fields that `read` reads. Raises ValueError for a config without rotary positions and RMSNorm."""
+    positions, norm = require(cfg.positions, Rotary), require(cfg.norm, RMSNorm)
     scaling = positions.scaling
     return {
         "vocab_size": cfg.vocab,
@@ -138,7 +140,7 @@ def write(cfg: ModelConfig) -> dict[str, Any]:
         "num_key_value_heads": attention_of(cfg).kv,
         "head_dim": attention_of(cfg).head_dim,
         "intermediate_size": cfg.ffn.mlp,
-        "hidden_act": their_activation(cfg.ffn.activation),
+        "hidden_act": hf_activation(cfg.ffn.activation),
         "rms_norm_eps": norm.eps,
         "rope_parameters": rope.write(positions),
         "tie_word_embeddings": cfg.tied,
@@ -146,7 +148,7 @@ def write(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def read_llama(fields: Fields) -> ModelConfig:
-    """Llama's config.json. Raises ValueError, as the others here, for a field that is not supported."""
+    """Llama's config.json."""
     bias = fields.flag("attention_bias", False)
     return read(
         fields,
@@ -156,7 +158,7 @@ def read_llama(fields: Fields) -> ModelConfig:
 
 
 def write_llama(cfg: ModelConfig) -> dict[str, Any]:
-    """What `read_llama` reads."""
+    """The fields that `read_llama` reads."""
     return {**write(cfg), "attention_bias": attention_of(cfg).bias, "mlp_bias": cfg.ffn.bias}
 
 
@@ -165,12 +167,12 @@ def read_mistral(fields: Fields) -> ModelConfig:
     return read(
         fields,
         attention=attention(fields, bias=False),
-        pattern=(LayerKind(window=fields.whole("sliding_window", 0)),),
+        pattern=(LayerKind(window=fields.integer("sliding_window", 0)),),
     )
 
 
 def write_windowed(cfg: ModelConfig) -> dict[str, Any]:
-    """What `write` writes, and the window."""
+    """The fields of `write`, and the window."""
     return {**write(cfg), "sliding_window": window(cfg)}
 
 
@@ -181,25 +183,25 @@ def read_mixtral(fields: Fields) -> ModelConfig:
         theta=1e6,
         eps=1e-5,
         attention=attention(fields, bias=False),
-        pattern=(LayerKind(window=fields.whole("sliding_window", 0)),),
+        pattern=(LayerKind(window=fields.integer("sliding_window", 0)),),
         ffn=Experts(
-            mlp=fields.whole("intermediate_size"),
+            mlp=fields.integer("intermediate_size"),
             activation=fields.choose("hidden_act", ACTIVATION, "silu"),
             gated=True,
-            experts=fields.whole("num_local_experts", 8),
-            top_k=fields.whole("num_experts_per_tok", 2),
+            experts=fields.integer("num_local_experts", 8),
+            top_k=fields.integer("num_experts_per_tok", 2),
             load_balance_weight=float(fields.number("router_aux_loss_coef", 0.001)),
         ),
     )
 
 
 def write_mixtral(cfg: ModelConfig) -> dict[str, Any]:
-    """What `read_mixtral` reads."""
+    """The fields that `read_mixtral` reads."""
     return {**write_windowed(cfg), **_experts(cfg)}
 
 
 def _experts(cfg: ModelConfig) -> dict[str, Any]:
-    ffn = part(cfg.ffn, Experts)
+    ffn = require(cfg.ffn, Experts)
     return {
         "num_local_experts": ffn.experts,
         "num_experts_per_tok": ffn.top_k,
@@ -208,7 +210,7 @@ def _experts(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def _qwen_pattern(fields: Fields, layers: int) -> tuple[LayerKind, ...]:
-    size = fields.whole("sliding_window", 4096) if fields.flag("use_sliding_window", False) else 0
+    size = fields.integer("sliding_window", 4096) if fields.flag("use_sliding_window", False) else 0
     first = fields.number("max_window_layers", 28)
     return layer_kinds(fields, layers, LayerKind(window=size), lambda i: not size or i < first)
 
@@ -218,7 +220,7 @@ def read_qwen2(fields: Fields) -> ModelConfig:
     return read(
         fields,
         attention=attention(fields, bias=True, out_bias=False),
-        pattern=_qwen_pattern(fields, fields.whole("num_hidden_layers")),
+        pattern=_qwen_pattern(fields, fields.integer("num_hidden_layers")),
     )
 
 
@@ -229,53 +231,53 @@ def read_qwen3(fields: Fields) -> ModelConfig:
     return read(
         fields,
         attention=attention(fields, bias=bias, qk_norm=norm),
-        pattern=_qwen_pattern(fields, fields.whole("num_hidden_layers")),
+        pattern=_qwen_pattern(fields, fields.integer("num_hidden_layers")),
     )
 
 
 def write_qwen(cfg: ModelConfig) -> dict[str, Any]:
-    """What `read_qwen2` and `read_qwen3` read."""
-    wide = {"attention_bias": attention_of(cfg).bias} if attention_of(cfg).out_bias else {}
+    """The fields that `read_qwen2` and `read_qwen3` read."""
+    biases = {"attention_bias": attention_of(cfg).bias} if attention_of(cfg).out_bias else {}
     windows = {"use_sliding_window": window(cfg) is not None, "layer_types": layer_types(cfg)}
-    return {**write_windowed(cfg), **wide, **windows}
+    return {**write_windowed(cfg), **biases, **windows}
 
 
 def read_gpt_oss(fields: Fields) -> ModelConfig:
     """gpt-oss's config.json: experts with biases and a clamped gate, sinks, windows in every second layer, YaRN."""
-    layers = fields.whole("num_hidden_layers")
+    layers = fields.integer("num_hidden_layers")
     fields.expect("hidden_act", "silu")
     fields.expect("swiglu_alpha", 1.702)
     fields.expect("attention_bias", True)
-    chosen = fields.whole("num_experts_per_tok", 4)
-    fields.expect("experts_per_token", chosen)
+    top_k = fields.integer("num_experts_per_tok", 4)
+    fields.expect("experts_per_token", top_k)
     parts: dict[str, Any] = dict(
         theta=150000.0,
         eps=1e-5,
         attention=attention(fields, bias=True, sinks=True),
         ffn=Experts(
-            mlp=fields.whole("intermediate_size"),
+            mlp=fields.integer("intermediate_size"),
             activation="quick_gelu",
             gated=True,
             bias=True,
             clamp=float(fields.number("swiglu_limit", 7.0)),
             offset=1.0,
-            experts=fields.whole("num_local_experts"),
-            top_k=chosen,
+            experts=fields.integer("num_local_experts"),
+            top_k=top_k,
             router_bias=True,
             load_balance_weight=float(fields.number("router_aux_loss_coef", 0.001)),
         ),
         pattern=layer_kinds(
-            fields, layers, LayerKind(window=fields.whole("sliding_window", 128)), lambda i: i % 2 == 1
+            fields, layers, LayerKind(window=fields.integer("sliding_window", 128)), lambda i: i % 2 == 1
         ),
     )
-    if not rope.given(fields):
+    if not rope.parameters(fields):
         theta = float(fields.number("rope_theta", 150000.0, above=1))
         parts["positions"] = Rotary(theta, GPT_OSS_SCALING)
     return read(fields, **parts)
 
 
 def write_gpt_oss(cfg: ModelConfig) -> dict[str, Any]:
-    """What `read_gpt_oss` reads."""
+    """The fields that `read_gpt_oss` reads."""
     fields = {**write_windowed(cfg), **_experts(cfg), "layer_types": layer_types(cfg), "attention_bias": True}
     return {**fields, "hidden_act": "silu", "swiglu_limit": cfg.ffn.clamp}
 

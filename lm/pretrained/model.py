@@ -1,4 +1,4 @@
-"""A trained model at hand: ask it for logits, text or vectors, and write it for other tools."""
+"""A loaded model: logits, text, embeddings, and export."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,15 +23,23 @@ from lm.pretrained.architecture import Architecture
 from lm.pretrained.known import architecture_for
 from lm.text.tokenizer import Tokenizer
 
-BLOCK = 32  # texts are read so many at a time, padded to a multiple of it: like lengths share a compiled program
+BLOCK = 32  # texts of a batch, and the multiple that lengths are padded to, so that similar ones share a program
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model with its parameters and tokenizer (None where its directory has none). `step` is how many updates it has
-    had in a run of ours; `architecture` what a published one calls itself, and `ids` the token ids that its files name
-    (eos_token_id, ...)."""
+    """A model with its parameters.
+
+    Args:
+      config: the model's.
+      params: its parameters, float32.
+      tokenizer: None where the model came without one.
+      model: `config` with how it is computed.
+      step: the updates of a run of ours; 0 for a published model.
+      architecture: of a published model.
+      ids: the token ids of a published model's config files (IDS).
+    """
 
     config: ModelConfig
     params: Params
@@ -50,16 +58,23 @@ class Pretrained:
     ) -> jax.Array:
         """Token ids [B, T] -> float32 logits [B, T, V]; of an encoder without an output, its hidden states [B, T, D].
 
-        `attention_mask` [B, T] is 0 for padding, on either side; what stands at padding means nothing. Positions count
-        from the left, padding included, as transformers' models do. An encoder-decoder reads `input_ids` and gives the
-        logits of `decoder_input_ids`. Raises ValueError for ids, shapes or lengths that the model cannot take."""
+        Args:
+          input_ids: [B, T], read by the encoder where there is one.
+          attention_mask: [B, T], 0 for padding, on either side, whose results are undefined. Positions count from the
+            left, padding included, as in transformers.
+          decoder_input_ids: [B, T], whose logits an encoder-decoder returns.
+          token_type_ids: [B, T], of a model that has token types.
+
+        Raises:
+          ValueError: for ids, shapes or lengths that the model does not support.
+        """
         ids = self._checked("token ids", input_ids)
-        segments = None if attention_mask is None else _like("attention_mask", attention_mask, ids, 2)
+        segments = None if attention_mask is None else _checked_like("attention_mask", attention_mask, ids, 2)
         types = None
         if token_type_ids is not None:
             if not self.config.token_types:
                 raise ValueError("token_type_ids: this model has no token types, leave them out")
-            types = _like("token_type_ids", token_type_ids, ids, self.config.token_types)
+            types = _checked_like("token_type_ids", token_type_ids, ids, self.config.token_types)
         if not self.config.has_encoder:
             if decoder_input_ids is not None:
                 raise ValueError("decoder_input_ids: this model has no encoder, so all its tokens are input_ids")
@@ -74,7 +89,7 @@ class Pretrained:
         return _logits(self.model, self.params, jax.tree.map(jnp.asarray, Inputs(tokens, **others)))  # type: ignore[arg-type]
 
     def _checked(self, what: str, ids: Any) -> np.ndarray:
-        ids = _whole(what, ids)
+        ids = _as_integers(what, ids)
         if ids.ndim != 2 or not 0 < ids.shape[1] <= self.config.context:
             raise ValueError(f"{what} of shape {ids.shape}: expected [B, T] with T from 1 to {self.config.context}")
         if ids.size and not (0 <= ids.min() and ids.max() < self.config.vocab):
@@ -82,23 +97,24 @@ class Pretrained:
         return ids.astype(np.int32)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """The mean of the last hidden states (of an encoder-decoder: the encoder's) of each text's tokens: float32
-        [B, D]. A text longer than the context loses the end, but for its last token.
+        """Mean-pooled last hidden states of each text (of an encoder-decoder: the encoder's), float32 [B, D]. A text
+        longer than the context is truncated, but keeps its last token.
 
-        Raises ValueError for a text alone, or one without tokens."""
+        Raises ValueError for a single text in place of a list, or a text without tokens."""
         if isinstance(texts, str):
             raise ValueError("embed takes a list of texts: give [text]")
         rows, most = [self.encode(text) for text in texts], self.config.context
         if [] in rows:
             raise ValueError(f"text {rows.index([])} has no tokens, so it has no vector: leave it out")
         rows = [ids if len(ids) <= most else [*ids[: most - 1], ids[-1]] for ids in rows]
-        found = [np.zeros((0, self.config.width), np.float32)]
+        vectors = [np.zeros((0, self.config.width), np.float32)]
         for start in range(0, len(rows), BLOCK):
-            found.append(np.asarray(_mean(self.model, self.params, *_padded(rows[start : start + BLOCK], most))))
-        return np.concatenate(found)
+            vectors.append(np.asarray(_mean(self.model, self.params, *_padded(rows[start : start + BLOCK], most))))
+        return np.concatenate(vectors)
 
     def encode(self, prompt: str) -> list[int]:
-        """The ids of a prompt, with what the model expects around a text (bos, [CLS] and [SEP], ...)."""
+        """The ids of a prompt with the control ids that the model expects (bos, [CLS] and [SEP], ...). Raises
+        ValueError where there is no tokenizer."""
         return self._tokenizer().encode_prompt(prompt)
 
     def _tokenizer(self) -> Tokenizer:
@@ -107,17 +123,30 @@ class Pretrained:
         return self.tokenizer
 
     @property
-    def stops(self) -> tuple[int, ...]:
-        """The ids that end a text: what the model's files say, and its tokenizer."""
-        said = self.ids.get("eos_token_id")
-        own = [] if said is None else said if isinstance(said, list) else [said]
-        return tuple(dict.fromkeys([*own, *(self.tokenizer.stops if self.tokenizer else ())]))
+    def stop_ids(self) -> tuple[int, ...]:
+        """The ids that end a text: of the model's config files, and of its tokenizer."""
+        eos = self.ids.get("eos_token_id")
+        own = [] if eos is None else eos if isinstance(eos, list) else [eos]
+        return tuple(dict.fromkeys([*own, *(self.tokenizer.stop_ids if self.tokenizer else ())]))
 
     def stream(
         self, prompt: str, max_new_tokens: int = 128, sampling: Sampling = Sampling(), seed: int = 0, n: int = 1
     ) -> Iterator[list[str]]:
-        """`n` continuations of `prompt` (of an encoder-decoder: answers to it): at each yield the new text of each,
-        complete characters only."""
+        """`n` continuations of `prompt` (of an encoder-decoder: outputs for it), streamed.
+
+        Args:
+          prompt: text.
+          max_new_tokens: the most tokens of each continuation.
+          sampling: temperature, top-k and top-p.
+          seed: of the draws.
+          n: continuations.
+
+        Yields:
+          the new text of each continuation, complete characters only.
+
+        Raises:
+          ValueError: as `stream_ids`, and where there is no tokenizer.
+        """
         texts = [self._tokenizer().incremental_decoder() for _ in range(n)]
         for rows in self.stream_ids([self.encode(prompt)] * n, max_new_tokens, sampling, seed):
             yield ["".join(map(text.push, ids)) for text, ids in zip(texts, rows, strict=True)]
@@ -126,23 +155,23 @@ class Pretrained:
     def stream_ids(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, sampling: Sampling = Sampling(), seed: int = 0
     ) -> Iterator[list[list[int]]]:
-        """The new ids of each prompt of ids, as they are drawn, up to one of `stops`.
+        """The new ids of each prompt of ids, as they are drawn, up to one of `stop_ids`.
 
-        Raises ValueError for an encoder alone, which does not write."""
+        Raises ValueError for an encoder alone, or a prompt that does not fit the context."""
         if not self.config.causal:
-            raise ValueError("this model is an encoder: it has logits and vectors, but writes no text")
+            raise ValueError("this model is an encoder: it has logits and embeddings, but generates no text")
         encoder: Inputs | None = None
         if self.config.has_encoder:
             check_prompts(prompts, self.config.vocab, self.config.context, 0)
             ids, segments = _padded(prompts, self.config.context)
             encoder = Inputs(jnp.asarray(ids), segments=jnp.asarray(segments))
             prompts = [[self._decoder_start()]] * len(prompts)
-        yield from stream_ids(self.model, self.params, prompts, max_new_tokens, sampling, self.stops, seed, encoder)
+        yield from stream_ids(self.model, self.params, prompts, max_new_tokens, sampling, self.stop_ids, seed, encoder)
 
     def _decoder_start(self) -> int:
-        said = (self.ids.get("decoder_start_token_id"), self.ids.get("pad_token_id"))
+        declared = (self.ids.get("decoder_start_token_id"), self.ids.get("pad_token_id"))
         pad = self.tokenizer.pad if self.tokenizer else None
-        return int(next(id for id in (*said, pad, 0) if id is not None))
+        return int(next(id for id in (*declared, pad, 0) if id is not None))
 
     def generate(
         self,
@@ -153,43 +182,44 @@ class Pretrained:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> str:
-        """One continuation of `prompt`, greedy unless a temperature is given."""
+        """One continuation of `prompt`: greedy, or with a `temperature` sampled, from the `top_k` most likely tokens
+        (0: all) of the nucleus `top_p`. Raises ValueError as `stream`."""
         sampling = Sampling(temperature, top_k, top_p)
         return "".join(rows[0] for rows in self.stream(prompt, max_new_tokens, sampling, seed))
 
     def save(self, directory: str | Path, shard_bytes: int = files.SHARD_BYTES) -> None:
         """Write a Hugging Face model directory that transformers and `load` read: config.json, generation_config.json,
-        safetensors (several files past `shard_bytes`), the tokenizer's files. A model directory that is there is
-        replaced, as a whole.
+        safetensors (in shards of at most `shard_bytes`), the tokenizer's files. An existing model directory is replaced
+        atomically.
 
-        Raises ValueError for a model that no published architecture says."""
-        cfg = self.config.scaled  # others know no other parametrisation than the standard one
+        Raises ValueError for a model that no published architecture can express."""
+        cfg = self.config.scaled  # others have the standard parametrisation alone
         architecture = architecture_for(cfg, self.architecture)
         roles = {} if self.tokenizer is None else self.tokenizer.roles
         ids = {f"{role}_token_id": roles[role] for role in ("bos", "pad") if role in roles} | dict(self.ids)
-        if stops := self.stops:
+        if stops := self.stop_ids:
             ids["eos_token_id"] = list(stops) if stops[1:] else stops[0]
         if self.config.has_encoder:
             ids["decoder_start_token_id"] = self._decoder_start()
         saving.save(Path(directory), architecture, cfg, self.params, self.tokenizer, ids, shard_bytes)
 
 
-def _whole(what: str, values: Any) -> np.ndarray:
-    """`values` as an array of whole numbers."""
+def _as_integers(what: str, values: Any) -> np.ndarray:
+    """`values` as an array of integers."""
     try:
-        found = np.asarray(values)
+        array = np.asarray(values)
     except ValueError:
         raise ValueError(
-            f"{what} of several lengths: pad them to one, and say which are real in attention_mask"
+            f"{what} of several lengths: pad them to one length, and mark padding in attention_mask"
         ) from None
-    if found.size and found.dtype.kind not in "iub":
-        raise ValueError(f"{what} of {found.dtype}: expected whole numbers")
-    return found
+    if array.size and array.dtype.kind not in "iub":
+        raise ValueError(f"{what} of {array.dtype}: expected integers")
+    return array
 
 
-def _like(what: str, values: Any, ids: np.ndarray, below: int) -> np.ndarray:
-    """`values`, of the shape of `ids`, from 0 to `below`."""
-    values = _whole(what, values)
+def _checked_like(what: str, values: Any, ids: np.ndarray, below: int) -> np.ndarray:
+    """`values` as int32, checked to have the shape of `ids` and to be in [0, below)."""
+    values = _as_integers(what, values)
     if values.shape != ids.shape:
         raise ValueError(f"{what} of shape {values.shape}: expected that of the token ids, {ids.shape}")
     if values.size and not (0 <= values.min() and values.max() < below):
@@ -198,7 +228,7 @@ def _like(what: str, values: Any, ids: np.ndarray, below: int) -> np.ndarray:
 
 
 def _padded(rows: Sequence[Sequence[int]], most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of ids, none longer than `most`, padded on the right, and which of them are real: both int32 [B, T]."""
+    """Rows of at most `most` ids, padded on the right, and their mask (0: padding): both int32 [B, T]."""
     width = min(most, -(-max(map(len, rows)) // BLOCK) * BLOCK)
     mask = np.stack([np.arange(width) < len(row) for row in rows]).astype(np.int32)
     ids = np.zeros_like(mask)

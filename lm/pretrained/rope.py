@@ -1,4 +1,4 @@
-"""Rotary positions in a config.json: theta and the scaling, as rope_parameters (transformers 5) or rope_scaling (4)."""
+"""Rotary positions in config.json: theta and scaling, in rope_parameters (transformers 5) or rope_scaling (4)."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -8,14 +8,14 @@ from lm.model.positions import Rotary
 from lm.model.scaling import Dynamic, Linear, Llama3, Scaling, YaRN
 from lm.pretrained.fields import Fields
 
-Scale = Callable[[Fields, int], Scaling]
+ReadScaling = Callable[[Fields, int], Scaling]  # (fields, context)
 
 
 def _yarn(fields: Fields, context: int) -> Scaling:
-    original = fields.whole("original_max_position_embeddings", context)
+    original = fields.integer("original_max_position_embeddings", context)
     factor = float(fields.number("factor", context / original, above=0))
     mscale, all_dim = fields.number("mscale", 0), fields.number("mscale_all_dim", 0)
-    attention = _size(factor, mscale) / _size(factor, all_dim) if mscale and all_dim else 0.0
+    attention = _mscale(factor, mscale) / _mscale(factor, all_dim) if mscale and all_dim else 0.0
     return YaRN(
         factor=factor,
         original_context=original,
@@ -26,7 +26,7 @@ def _yarn(fields: Fields, context: int) -> Scaling:
     )
 
 
-def _size(factor: float, mscale: float) -> float:
+def _mscale(factor: float, mscale: float) -> float:
     return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0
 
 
@@ -36,17 +36,17 @@ def _llama3(fields: Fields, context: int) -> Scaling:
         factor=float(fields.number("factor", above=0)),
         low_freq_factor=low,
         high_freq_factor=float(fields.number("high_freq_factor", above=low)),
-        original_context=fields.whole("original_max_position_embeddings", context),
+        original_context=fields.integer("original_max_position_embeddings", context),
     )
 
 
 def _dynamic(fields: Fields, context: int) -> Scaling:
-    # what is scaled is the context of the config: an original_max_position_embeddings beside it is not read there
+    # transformers scales the context of the config, and ignores original_max_position_embeddings here
     fields.expect("original_max_position_embeddings", context)
     return Dynamic(float(fields.number("factor", above=0)), context)
 
 
-KINDS: Mapping[str, Scale] = {
+SCALINGS: Mapping[str, ReadScaling] = {
     "default": lambda fields, context: Scaling(),
     "linear": lambda fields, context: Linear(float(fields.number("factor", above=0))),
     "dynamic": _dynamic,
@@ -56,13 +56,13 @@ KINDS: Mapping[str, Scale] = {
 
 
 def read(fields: Fields, context: int, theta: float = 10000.0) -> Rotary:
-    """The rotary positions of a config; `theta` is what its family has where it says nothing."""
+    """The rotary positions of a config; `theta` is the family's default."""
     theta = fields.number("rope_theta", theta, above=1)
-    return rotary(fields, given(fields), context, theta)
+    return rotary(fields, parameters(fields), context, theta)
 
 
-def given(fields: Fields) -> Any:
-    """The rotary parameters that a config gives, under their new name or the old. Raises ValueError for two that
+def parameters(fields: Fields) -> Any:
+    """The field rope_parameters, or rope_scaling as it was called before. Raises ValueError where both are there and
     differ."""
     new = fields.take("rope_parameters", None)
     if new is None:
@@ -72,35 +72,36 @@ def given(fields: Fields) -> Any:
 
 
 def rotary(config: Fields, values: Any, context: int, theta: float) -> Rotary:
-    """Rotary positions from one dict of parameters in `config`. Raises ValueError for what they are not."""
+    """Rotary positions from one dict of parameters in `config`; `context` and `theta` are defaults. Raises ValueError
+    for parameters that are not supported."""
     if not isinstance(values, dict):
-        raise config.refused("rope_parameters", values, "an object")
+        raise config.unsupported("rope_parameters", values, "an object")
     fields = Fields({"rope_type": values.get("type", "default"), **values}, f"{config.file}: rope_parameters")
     fields.take("type", None)
     theta = float(fields.number("rope_theta", theta, above=1))
     fields.expect("partial_rotary_factor", 1, 1.0)
-    scaling = fields.choose("rope_type", KINDS)(fields, context)
+    scaling = fields.choose("rope_type", SCALINGS)(fields, context)
     fields.finish()
     return Rotary(theta, scaling)
 
 
 def write(rotary: Rotary) -> dict[str, Any]:
-    """What `rotary` reads."""
+    """The parameters that `rotary` reads."""
     s = rotary.scaling
-    said: dict[str, Any] = {"rope_type": "default"}
+    fields: dict[str, Any] = {"rope_type": "default"}
     if isinstance(s, Linear):
-        said = dict(rope_type="linear", factor=s.factor)
+        fields = dict(rope_type="linear", factor=s.factor)
     elif isinstance(s, Dynamic):
-        said = dict(rope_type="dynamic", factor=s.factor)
+        fields = dict(rope_type="dynamic", factor=s.factor)
     elif isinstance(s, Llama3):
-        said = dict(
+        fields = dict(
             rope_type="llama3", factor=s.factor, low_freq_factor=s.low_freq_factor, high_freq_factor=s.high_freq_factor
         )
-        said |= dict(original_max_position_embeddings=s.original_context)
+        fields |= dict(original_max_position_embeddings=s.original_context)
     elif isinstance(s, YaRN):
-        said = dict(
+        fields = dict(
             rope_type="yarn", factor=s.factor, beta_fast=s.beta_fast, beta_slow=s.beta_slow, truncate=s.truncate
         )
-        said |= dict(original_max_position_embeddings=s.original_context)
-        said |= dict(attention_factor=s.attention_factor) if s.attention_factor else {}
-    return {"rope_theta": rotary.theta, **said}
+        fields |= dict(original_max_position_embeddings=s.original_context)
+        fields |= dict(attention_factor=s.attention_factor) if s.attention_factor else {}
+    return {"rope_theta": rotary.theta, **fields}

@@ -1,9 +1,9 @@
-"""How the tensors of a published checkpoint correspond to the leaves of our tree of parameters, both ways.
+"""The mapping between the tensors of a published checkpoint and the leaves of our parameter tree, in both directions.
 
-A table of rows says it once for an architecture: our paths, their name, and a correspondence. `*` in a path is a slot
-of the repeating pattern, whose leaves have an axis of layers in front; `{i}` in a name is the layer and `{e}` the
-expert. Rows of leaves that a model does not have (a bias, an output of its own) are passed over. Correspondences are
-chains of views, so that reading a part of a leaf touches that part of the file alone.
+An architecture has a table of rows: our paths, their name, and a conversion. `*` in a path is a slot of the repeating
+pattern, whose leaves have a leading axis of layers; `{i}` in a name is the layer and `{e}` the expert. Rows whose
+leaves a model does not have (a bias, an untied output) are skipped. Conversions are chains of views, so that reading a
+part of a leaf reads only that part of the file.
 """
 
 import math
@@ -18,8 +18,9 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Same:
-    """One leaf, the same in both; the contract of all: shapes are those of a layer's, and of an expert's, share."""
+class Identity:
+    """One leaf, the same in both. The base class of all conversions: shapes are those of one layer, and of one
+    expert."""
 
     def theirs_shape(self, shapes: Sequence[Shape]) -> Shape:
         """The shape of their tensor for our leaves of `shapes`."""
@@ -35,15 +36,15 @@ class Same:
 
 
 @dataclass(frozen=True)
-class Flat(Same):
-    """One leaf whose axes they have as one (a bias [N, H])."""
+class Flattened(Identity):
+    """One leaf with its axes merged into one (a bias [N, H])."""
 
     def theirs_shape(self, shapes: Sequence[Shape]) -> Shape:
         return (math.prod(shapes[0]),)
 
 
 @dataclass(frozen=True)
-class Kernel(Same):
+class Kernel(Identity):
     """A matrix [inputs, outputs] of which our first `inputs` axes are the inputs (GPT-2's Conv1D)."""
 
     inputs: int = 1
@@ -54,7 +55,7 @@ class Kernel(Same):
 
 @dataclass(frozen=True)
 class Linear(Kernel):
-    """A matrix [outputs, inputs], as torch keeps it."""
+    """A matrix [outputs, inputs], as in torch.nn.Linear."""
 
     def theirs_shape(self, shapes: Sequence[Shape]) -> Shape:
         return super().theirs_shape(shapes)[::-1]
@@ -67,8 +68,9 @@ class Linear(Kernel):
 
 
 @dataclass(frozen=True)
-class Turned(Linear):
-    """A Linear whose heads' rows are ordered by pair, (0, H/2), (1, H/2 + 1), ...: rotary pairs side by side (GGUF)."""
+class RotaryInterleaved(Linear):
+    """A Linear whose rows within a head are in the order 0, H/2, 1, H/2 + 1, ...: the two of a rotary pair are
+    adjacent, as llama.cpp permutes them."""
 
     def ours(self, tensor: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
         D, N, H = shapes[0]
@@ -80,8 +82,8 @@ class Turned(Linear):
 
 
 @dataclass(frozen=True)
-class LessOne(Same):
-    """A scale that they have with 1 added (Gemma's norms in GGUF)."""
+class PlusOne(Identity):
+    """A scale stored with 1 added (Gemma's norms in GGUF)."""
 
     def ours(self, tensor: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
         return [tensor - np.float32(1)]
@@ -91,11 +93,10 @@ class LessOne(Same):
 
 
 @dataclass(frozen=True)
-class Fused(Same):
-    """Several leaves side by side on the last axis of theirs, each of them as `each` says (GPT-2's query, key and
-    value)."""
+class Concatenated(Identity):
+    """Several leaves concatenated on the last axis, each converted by `each` (GPT-2's fused query, key and value)."""
 
-    each: Same = Same()
+    each: Identity = Identity()
 
     def theirs_shape(self, shapes: Sequence[Shape]) -> Shape:
         parts = [self.each.theirs_shape([shape]) for shape in shapes]
@@ -111,8 +112,8 @@ class Fused(Same):
 
 
 @dataclass(frozen=True)
-class Interleaved(Same):
-    """Several leaves whose entries take turns on the last axis of theirs (gpt-oss's gate and up)."""
+class Interleaved(Identity):
+    """Several leaves interleaved on the last axis (gpt-oss's gate and up)."""
 
     def theirs_shape(self, shapes: Sequence[Shape]) -> Shape:
         return *shapes[0][:-1], sum(shape[-1] for shape in shapes)
@@ -125,27 +126,27 @@ class Interleaved(Same):
 
 
 class Row(NamedTuple):
-    """Our paths, their name, how the two correspond."""
+    """Our paths, their name, and the conversion between them."""
 
     ours: tuple[str, ...]
     theirs: str
-    how: Same = Same()
+    conversion: Identity = Identity()
 
 
 class Tensor(NamedTuple):
-    """One tensor of theirs: its name and shape, our leaves in it, and the place of its share of them on their axes of
-    layers and experts."""
+    """One tensor of theirs: its name and shape, the paths of our leaves in it, and its index on their axes of layers
+    and experts."""
 
     name: str
     shape: Shape
     paths: tuple[str, ...]
-    place: tuple[int, ...]
-    how: Same
+    leaf_index: tuple[int, ...]
+    conversion: Identity
 
 
-def row(ours: str, theirs: str, how: Same = Same()) -> Row:
-    """A Row from one or more paths in one text, with spaces between."""
-    return Row(tuple(ours.split()), theirs, how)
+def row(ours: str, theirs: str, conversion: Identity = Identity()) -> Row:
+    """A Row; `ours` are one or more paths separated by spaces."""
+    return Row(tuple(ours.split()), theirs, conversion)
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,18 +157,18 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
 def tensors(rows: Sequence[Row], shapes: Mapping[str, Shape]) -> list[Tensor]:
     """The tensors of a checkpoint whose leaves have `shapes`, in the order of the rows, layer by layer.
 
-    Raises ValueError for a leaf that no row has: the table does not say such a model."""
-    found = [
-        tensor for row in rows for paths, slot in _instances(row, shapes) for tensor in _of(row, paths, slot, shapes)
+    Raises ValueError for a leaf that is in no row."""
+    result = [
+        tensor for row in rows for paths, slot in _slots(row, shapes) for tensor in _of_slot(row, paths, slot, shapes)
     ]
-    lost = sorted(set(shapes) - {path for tensor in found for path in tensor.paths})
-    if lost:
-        raise ValueError(f"the architecture has no tensor for {', '.join(lost)}")
-    return found
+    missing = sorted(set(shapes) - {path for tensor in result for path in tensor.paths})
+    if missing:
+        raise ValueError(f"the architecture has no tensor for {', '.join(missing)}")
+    return result
 
 
-def _instances(row: Row, shapes: Mapping[str, Shape]) -> Iterator[tuple[tuple[str, ...], tuple[int, int]]]:
-    """The row's paths in each slot that has them, with the slot and how many there are."""
+def _slots(row: Row, shapes: Mapping[str, Shape]) -> Iterator[tuple[tuple[str, ...], tuple[int, int]]]:
+    """The row's paths in each slot that has them, with (slot, number of slots)."""
     folder, star, _ = row.ours[0].partition("*")
     slots = sorted({int(p[len(folder) :].split("/")[0]) for p in shapes if p.startswith(folder)}) if star else [0]
     for slot in slots:
@@ -176,10 +177,11 @@ def _instances(row: Row, shapes: Mapping[str, Shape]) -> Iterator[tuple[tuple[st
             yield paths, (slot, len(slots))
 
 
-def _of(row: Row, paths: tuple[str, ...], slot: tuple[int, int], shapes: Mapping[str, Shape]) -> Iterator[Tensor]:
+def _of_slot(row: Row, paths: tuple[str, ...], slot: tuple[int, int], shapes: Mapping[str, Shape]) -> Iterator[Tensor]:
     axes = [axis for axis in ("{i}", "{e}") if axis in row.theirs]
     inner = [shapes[path][len(axes) :] for path in paths]
-    for place in np.ndindex(shapes[paths[0]][: len(axes)]):
-        number = dict(zip(axes, place, strict=True))
-        name = row.theirs.replace("{i}", str(slot[0] + slot[1] * number.get("{i}", 0)))
-        yield Tensor(name.replace("{e}", str(number.get("{e}", 0))), row.how.theirs_shape(inner), paths, place, row.how)
+    for index in np.ndindex(shapes[paths[0]][: len(axes)]):
+        along = dict(zip(axes, index, strict=True))
+        name = row.theirs.replace("{i}", str(slot[0] + slot[1] * along.get("{i}", 0)))
+        name = name.replace("{e}", str(along.get("{e}", 0)))
+        yield Tensor(name, row.conversion.theirs_shape(inner), paths, index, row.conversion)

@@ -1,4 +1,4 @@
-"""Writing a model as other tools read it: config.json, safetensors, generation_config.json, the tokenizer's files."""
+"""Writing a Hugging Face model directory: config.json, safetensors, generation_config.json, the tokenizer's files."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from lm.pretrained.architecture import Architecture
 from lm.pretrained.rows import Tensor, flatten, tensors
 from lm.text.tokenizer import Tokenizer
 
-WRITTEN = (".json", ".safetensors", ".model", ".txt", ".jinja", ".tiktoken", ".bpe")  # what a model directory holds
+SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja", ".tiktoken", ".bpe")  # of a model directory
 
 
 def save(
@@ -31,13 +31,24 @@ def save(
     ids: Mapping[str, Any],
     shard_bytes: int = files.SHARD_BYTES,
 ) -> None:
-    """Write a model directory, whole or not at all; `ids` are those of bos, eos and so on.
+    """Write a model directory atomically.
 
-    Raises ValueError where `folder` holds something else than a model."""
+    Args:
+      folder: the directory, which may hold an earlier model.
+      architecture: of config.json and the tensors' names.
+      cfg: the model's config, which `architecture` can express.
+      params: its parameters, written in float32.
+      tokenizer: whose files are written too; None: none.
+      ids: "bos_token_id", "eos_token_id", .. -> id or ids.
+      shard_bytes: the most of one safetensors file.
+
+    Raises:
+      ValueError: where `folder` holds something other than a model, or the tokenizer cannot be exported.
+    """
     folder = folder.expanduser().resolve()
     content = {} if tokenizer is None else tokenizer.hugging_face_files()
-    said = {"architectures": [architecture.name], "model_type": architecture.model_type, **architecture.write(cfg)}
-    content["config.json"] = _json({**said, **ids, "dtype": "float32"})
+    names = {"architectures": [architecture.name], "model_type": architecture.model_type}
+    content["config.json"] = _json({**names, **architecture.write(cfg), **ids, "dtype": "float32"})
     content["generation_config.json"] = _json({"_from_model_config": True, **ids})
     _check_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -45,9 +56,9 @@ def save(
     try:
         for name, data in content.items():
             (new / name).write_bytes(data)
-        files.write(new, _written(architecture, cfg, params), shard_bytes)
+        files.write(new, _tensors(architecture, cfg, params), shard_bytes)
         new.chmod(0o777 & ~_umask())
-        _swap(new, folder)
+        _replace(new, folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
@@ -65,16 +76,16 @@ def _umask() -> int:
 def _check_free(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: expected a new directory")
-    there = sorted(folder.iterdir()) if folder.is_dir() else []
-    odd = [p.name for p in there if not p.is_file() or p.suffix not in WRITTEN]
-    if odd or there and not (folder / "config.json").is_file():
+    present = sorted(folder.iterdir()) if folder.is_dir() else []
+    others = [p.name for p in present if not p.is_file() or p.suffix not in SUFFIXES]
+    if others or present and not (folder / "config.json").is_file():
         raise ValueError(
-            f"{folder} is there and no model directory ({(odd or [there[0].name])[0]} is in it): choose a new one"
+            f"{folder} exists and is no model directory ({(others or [present[0].name])[0]} is in it): choose a new one"
         )
 
 
-def _swap(new: Path, folder: Path) -> None:
-    """Put `new` in the place of `folder`, which another name keeps until then."""
+def _replace(new: Path, folder: Path) -> None:
+    """Rename `new` to `folder`, after renaming the old `folder` away."""
     old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
     if folder.exists():
         folder.rename(old / "was")
@@ -82,12 +93,12 @@ def _swap(new: Path, folder: Path) -> None:
     shutil.rmtree(old)
 
 
-def _written(architecture: Architecture, cfg: ModelConfig, params: Params) -> list[files.Written]:
+def _tensors(architecture: Architecture, cfg: ModelConfig, params: Params) -> list[files.TensorToWrite]:
     leaves = flatten(params)
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
-    found = tensors(architecture.rows(cfg), shapes)
-    return [files.Written(t.name, t.shape, partial(_theirs, t, leaves)) for t in found]
+    theirs = tensors(architecture.rows(cfg), shapes)
+    return [files.TensorToWrite(t.name, t.shape, partial(_read_theirs, t, leaves)) for t in theirs]
 
 
-def _theirs(tensor: Tensor, leaves: Mapping[str, jax.Array]) -> np.ndarray:
-    return tensor.how.theirs([np.asarray(leaves[path][tensor.place]) for path in tensor.paths])
+def _read_theirs(tensor: Tensor, leaves: Mapping[str, jax.Array]) -> np.ndarray:
+    return tensor.conversion.theirs([np.asarray(leaves[path][tensor.leaf_index]) for path in tensor.paths])

@@ -1,4 +1,4 @@
-"""What a causal model makes of texts: loss, perplexity and bits per byte, of any model that `load` gives."""
+"""The loss, perplexity and bits per byte of texts under any causal model that `load` returns."""
 
 import math
 from collections.abc import Sequence
@@ -13,17 +13,16 @@ import numpy as np
 from lm.model.transformer import Params, Transformer
 from lm.pretrained.model import Pretrained
 
-WINDOW = 1024  # tokens a piece of text, where the context allows
+WINDOW = 1024  # tokens read together, where the context allows
 
 
 def score(model: Pretrained, files: Sequence[str | Path]) -> dict[str, dict[str, float]]:
-    """file -> loss (nats a token), perplexity, bits per byte of its UTF-8 text.
+    """file -> loss (nats per token), perplexity, and bits per byte of its UTF-8 text.
 
-    It is read in windows of at most WINDOW tokens that do not see one another; the first token of each is given.
-
-    Raises ValueError for a model that is not a decoder alone, or a file without text."""
+    A text is read in independent windows of at most WINDOW tokens, each of which begins with the last token of the one
+    before. Raises ValueError for a model with an encoder, or a file without text."""
     if not model.config.causal or model.config.has_encoder:
-        raise ValueError("perplexity is of a decoder alone: this model reads with an encoder")
+        raise ValueError("perplexity is defined for a decoder alone: this model has an encoder")
     return {str(file): _score(model, file) for file in files}
 
 
@@ -37,9 +36,9 @@ def _score(model: Pretrained, file: str | Path) -> dict[str, float]:
         raise ValueError(f"{file}: {len(ids)} tokens, nothing to predict")
     total = 0.0
     for start in range(0, len(ids) - 1, width - 1):
-        piece = ids[start : start + width]
-        padded = np.pad(piece, (0, width - len(piece)))[None]
-        total += float(_surprise(model.model, model.params, padded, len(piece)))
+        window = ids[start : start + width]
+        padded = np.pad(window, (0, width - len(window)))[None]
+        total += float(_nats(model.model, model.params, padded, len(window)))
     loss = total / (len(ids) - 1)
     return {
         "loss": loss,
@@ -49,8 +48,8 @@ def _score(model: Pretrained, file: str | Path) -> dict[str, float]:
 
 
 @partial(jax.jit, static_argnums=0)
-def _surprise(model: Transformer, params: Params, ids: Any, length: Any) -> jax.Array:
-    """Nats of the tokens after the first of ids [1, T], of which `length` are text."""
+def _nats(model: Transformer, params: Params, ids: Any, length: Any) -> jax.Array:
+    """The summed loss, in nats, of all but the first of ids [1, T], of which `length` are no padding."""
     logits = model(params, ids)[0, :-1]
     nats = -jnp.take_along_axis(jax.nn.log_softmax(logits), ids[0, 1:, None], axis=-1)[:, 0]
     return jnp.where(jnp.arange(1, ids.shape[1]) < length, nats, 0).sum()

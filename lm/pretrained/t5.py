@@ -1,4 +1,4 @@
-"""T5 1.0 and 1.1: encoder and decoder, the first layer of each with the table of relative positions."""
+"""T5 1.0 and 1.1: an encoder and a decoder, whose first layers have the tables of relative positions."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from lm.model.families import t5
 from lm.model.output import Output
 from lm.model.parts import FeedForward, RMSNorm
 from lm.model.positions import Relative
-from lm.pretrained.architecture import ACTIVATION, Architecture, attention_of, linear, part, same, sizes
+from lm.pretrained.architecture import ACTIVATION, Architecture, attention_of, linear, read_sizes, require, same
 from lm.pretrained.fields import Fields
 from lm.pretrained.rows import Row
 
@@ -24,7 +24,7 @@ def _attention(ours: str, theirs: str, cross: str = "") -> list[Row]:
 
 
 def _stack(ours: str, theirs: str, ffn: int, gated: bool) -> list[Row]:
-    """The layers of one stack, whose feed-forward is sublayer `ffn`."""
+    """The layers of one stack, whose feed-forward is sublayer number `ffn`."""
     at, dense = f"{theirs}.block.{{i}}.layer", f"{theirs}.block.{{i}}.layer.{ffn}.DenseReluDense"
     wi = {"gate": "wi_0", "up": "wi_1"} if gated else {"up": "wi"}
     return [
@@ -55,26 +55,26 @@ def rows(cfg: ModelConfig) -> list[Row]:
 
 def read(fields: Fields) -> ModelConfig:
     """T5's config.json. Raises ValueError for a field that is not supported."""
-    known, encoder_layers = sizes(fields, SIZES), fields.whole("num_layers")
+    known, encoder_layers = read_sizes(fields, SIZES), fields.integer("num_layers")
     gate, _, act = str(fields.take("feed_forward_proj", "relu")).rpartition("-")
     if gate not in ("", "gated") or act not in ACTIVATION:
-        raise fields.refused("feed_forward_proj", fields.take("feed_forward_proj"), "relu or gated-gelu")
-    buckets = fields.whole("relative_attention_num_buckets", 32)
-    max_distance = fields.whole("relative_attention_max_distance", 128)
+        raise fields.unsupported("feed_forward_proj", fields.take("feed_forward_proj"), "relu or gated-gelu")
+    buckets = fields.integer("relative_attention_num_buckets", 32)
+    max_distance = fields.integer("relative_attention_max_distance", 128)
     if buckets < 4 or max_distance <= buckets // 2:
-        raise fields.refused("relative_attention_num_buckets", buckets, f"from 4 to less than {2 * max_distance}")
-    # what the files call gated-gelu is the approximation, and only they do
+        raise fields.unsupported("relative_attention_num_buckets", buckets, f"from 4 to less than {2 * max_distance}")
+    # "gated-gelu" means the tanh approximation, plain "gelu" does not
     act = "gelu_tanh" if (gate, act) == ("gated", "gelu") else ACTIVATION[act]
     tied = fields.flag("tie_word_embeddings", True)
-    scaled = fields.flag("scale_decoder_outputs", tied)  # 1.0 scales what the output reads, and says so by tying
+    scaled = fields.flag("scale_decoder_outputs", tied)  # 1.0 scales the output's input, and is recognised by tying
     for name, value in dict(is_encoder_decoder=True, is_decoder=False, is_gated_act=bool(gate)).items():
         fields.expect(name, value)
     fields.take("dense_act_fn", None)  # follows from feed_forward_proj
     cfg = t5(
         **known,
-        layers=fields.whole("num_decoder_layers", encoder_layers),
+        layers=fields.integer("num_decoder_layers", encoder_layers),
         encoder_layers=encoder_layers,
-        context=fields.whole("n_positions", 512),
+        context=fields.integer("n_positions", 512),
         buckets=buckets,
         max_distance=max_distance,
         eps=float(fields.number("layer_norm_epsilon", 1e-6)),
@@ -87,8 +87,8 @@ def read(fields: Fields) -> ModelConfig:
 
 
 def write(cfg: ModelConfig) -> dict[str, Any]:
-    """What `read` reads, of a config with RMSNorm and relative positions. Raises ValueError for another."""
-    norm, positions = part(cfg.norm, RMSNorm), part(cfg.positions, Relative)
+    """The fields that `read` reads. Raises ValueError for a config without RMSNorm and relative positions."""
+    norm, positions = require(cfg.norm, RMSNorm), require(cfg.positions, Relative)
     names = {"gelu_tanh": "gelu"} if cfg.ffn.gated else {"gelu_tanh": "gelu_new"}
     act = names.get(cfg.ffn.activation, cfg.ffn.activation)
     return {

@@ -144,7 +144,7 @@ def _ranks(path: Path, data: bytes, config: TokenizerConfig) -> Tokenizer:
 
 def _with_config(tokenizer: Tokenizer, config: TokenizerConfig) -> Tokenizer:
     tokenizer.chat_template = config.chat_template
-    tokenizer.stops = tuple(dict.fromkeys((*tokenizer.stops, *config.stops)))
+    tokenizer.stop_ids = tuple(dict.fromkeys((*tokenizer.stop_ids, *config.stop_ids)))
     return tokenizer
 
 

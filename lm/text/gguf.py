@@ -55,7 +55,7 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     tokenizer = kinds[kind](metadata, roles)
     tokenizer.chat_template = metadata.get("tokenizer.chat_template")
     stops = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in STOPS]
-    tokenizer.stops = tuple(dict.fromkeys(int(id) for id in stops if id is not None))
+    tokenizer.stop_ids = tuple(dict.fromkeys(int(id) for id in stops if id is not None))
     return tokenizer
 
 

@@ -52,7 +52,7 @@ class Tokenizer:
       controls: the ids without text (bos, eos, turn markers) -> their names ("</s>").
       roles: role -> id; `bos` .. `mask` are the ids of ROLES, None where there is none.
 
-    `stops` are the ids that end a generated text."""
+    `stop_ids` are the ids that end a generated text."""
 
     chat_template: str | Mapping[str, str] | None = None  # jinja2, see lm/text/chat.py
 
@@ -63,7 +63,7 @@ class Tokenizer:
         self.bos, self.eos, self.unk = roles.get("bos"), roles.get("eos"), roles.get("unk")
         self.sep, self.pad = roles.get("sep"), roles.get("pad")
         self.cls, self.mask = roles.get("cls"), roles.get("mask")
-        self.stops: tuple[int, ...] = () if self.eos is None else (self.eos,)
+        self.stop_ids: tuple[int, ...] = () if self.eos is None else (self.eos,)
         for role, id in self.roles.items():
             if not 0 <= id < len(table):
                 raise ValueError(f"the {role} id {id} is outside the vocabulary: expected 0 to {len(table) - 1}")

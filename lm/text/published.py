@@ -156,13 +156,13 @@ class TokenizerConfig:
     Args:
       fields: tokenizer_config.json over special_tokens_map.json.
       ids: role -> id in config.json and generation_config.json, for files that name no control ids.
-      stops: the eos ids of generation_config.json.
+      stop_ids: the eos ids of generation_config.json.
       chat_template: jinja2, or name -> jinja2.
     """
 
     fields: Mapping[str, Any]
     ids: Mapping[str, int]
-    stops: tuple[int, ...] = ()
+    stop_ids: tuple[int, ...] = ()
     chat_template: str | Mapping[str, str] | None = None
 
     def token_name(self, role: str) -> str | None:
@@ -206,7 +206,7 @@ def build(backend: Backend, config: TokenizerConfig, files: Mapping[str, bytes] 
     _add_bos_eos(backend, config, roles)
     tokenizer = Published(backend, roles, files)
     tokenizer.chat_template = config.chat_template
-    tokenizer.stops = tuple(dict.fromkeys((*tokenizer.stops, *config.stops)))
+    tokenizer.stop_ids = tuple(dict.fromkeys((*tokenizer.stop_ids, *config.stop_ids)))
     return tokenizer
 
 

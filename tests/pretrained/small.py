@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from certificates.cases import CASES, Case, array
-from lm.pretrained.files import Written, write
+from lm.pretrained.files import TensorToWrite, write
 
 RECORDED = Path(__file__).parent / "recorded.json"  # by certificates/reference.py
 BY_NAME = {case.name: case for case in CASES}
@@ -28,5 +28,5 @@ def checkpoint(case: Case, folder: Path, shard_bytes: int = 1 << 40, **fields: A
     config = {k: v for k, v in {**known["config"], **fields}.items() if fields.get(k, 0) is not None}
     (folder / "config.json").write_text(json.dumps(config))
     shapes = {name: tuple(shape) for name, shape in known["tensors"].items()}
-    write(folder, [Written(n, s, partial(array, n, s)) for n, s in shapes.items()], shard_bytes)
+    write(folder, [TensorToWrite(n, s, partial(array, n, s)) for n, s in shapes.items()], shard_bytes)
     return folder

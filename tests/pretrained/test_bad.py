@@ -84,7 +84,7 @@ def no_config(folder: Path) -> None:
         (cut_in_the_header, rf"{SINGLE} is not a safetensors file, or is cut off"),
         (scrambled, rf"{SINGLE} is damaged: its header"),
         (without(QUERY), f"tensor {QUERY} is missing: it is layers/0/query"),
-        (reshaped, rf"{SINGLE}: tensor {QUERY} has shape \[32, 80\]: the config asks for \[80, 32\]"),
+        (reshaped, rf"{SINGLE}: tensor {QUERY} has shape \[32, 80\]: the config has \[80, 32\]"),
         (one_more, "tensor model.layers.9.extra.weight is unexpected: LlamaForCausalLM with this config has none"),
         (strange_numbers, f"tensor {QUERY} is stored as F8_E4M3: expected one of F64, F32"),
         (only_a_pickle, "pytorch_model.bin is not read, since a pickle can run any program: expected safetensors"),
@@ -129,7 +129,7 @@ def test_an_index_names_files_beside_it(name: str, tmp_path: Path) -> None:
         (LLAMA, dict(quantization_config={"quant_method": "mxfp4"}), "field quantization_config="),
         (LLAMA, dict(num_key_value_heads=3), "4|heads"),
         (LLAMA, dict(hidden_size=None), "field hidden_size is missing"),
-        (LLAMA, dict(hidden_size="32"), "hidden_size='32': expected a whole number"),
+        (LLAMA, dict(hidden_size="32"), "hidden_size='32': expected an integer"),
         (LLAMA, dict(rope_parameters={"rope_type": "longrope"}), "rope_type='longrope' is not supported: expected"),
         (LLAMA, dict(rope_parameters={"rope_type": "linear"}), "factor is missing"),
         (LLAMA, dict(rope_parameters={"rope_type": "default", "mystery": 2}), "field mystery=2"),
@@ -167,7 +167,7 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
     model = load(checkpoint(CASE, tmp_path / "model"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="full is there and no model directory"):
+    with pytest.raises(ValueError, match="full exists and is no model directory"):
         model.save(tmp_path / "full")
     with pytest.raises(ValueError, match=r"thesis.txt"):
         model.save(tmp_path / "full" / "thesis.txt")

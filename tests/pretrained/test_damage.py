@@ -11,14 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.pretrained.files import SINGLE, Safetensors, Written, write
+from lm.pretrained.files import SINGLE, Safetensors, TensorToWrite, write
 from lm.pretrained.gguf import GGUF, fields
 from tests.pretrained.test_gguf import llama_file
 
 
 def safetensors(folder: Path) -> Path:
     """Three tensors in one file."""
-    write(folder, [Written(n, (4, 3), lambda: np.ones((4, 3), np.float32)) for n in ("a.weight", "b", "c.norm.bias")])
+    write(
+        folder,
+        [TensorToWrite(n, (4, 3), lambda: np.ones((4, 3), np.float32)) for n in ("a.weight", "b", "c.norm.bias")],
+    )
     return folder / SINGLE
 
 

@@ -11,7 +11,7 @@ from lm.model.config import ModelConfig
 from lm.model.families import bert, gpt, llama, palm
 from lm.model.output import Output
 from lm.model.positions import Alibi
-from lm.pretrained.architecture import meaning
+from lm.pretrained.architecture import canonical
 from lm.pretrained.fields import INERT, Fields
 from lm.pretrained.known import ARCHITECTURES, architecture_for, architecture_of
 from tests.model.reference import MODELS
@@ -61,7 +61,7 @@ def test_no_field_is_passed_over(case: Case, name: str, value: Any) -> None:
     [
         ("LlamaForCausalLM", dict(rope_scaling={"rope_type": "linear", "factor": 2.0}), "rope_scaling=.* expected"),
         ("LlamaForCausalLM", dict(tie_word_embeddings="false"), "tie_word_embeddings='false': expected true or false"),
-        ("LlamaForCausalLM", dict(num_hidden_layers=2.5), "num_hidden_layers=2.5: expected a whole number"),
+        ("LlamaForCausalLM", dict(num_hidden_layers=2.5), "num_hidden_layers=2.5: expected an integer"),
         ("LlamaForCausalLM", dict(rms_norm_eps=float("nan")), "rms_norm_eps=nan: expected a number of at least 0"),
         ("Gemma2ForCausalLM", dict(query_pre_attn_scalar=0), "query_pre_attn_scalar=0: expected a number above 0"),
         ("Gemma3ForCausalLM", dict(layer_types=["full_attention"]), "layer_types=.* expected a list of 8"),
@@ -91,7 +91,7 @@ def test_an_architecture_says_a_model(name: str) -> None:
     cfg = MODELS[name]
     architecture = architecture_for(cfg)
     again = read({**architecture.write(cfg), "architectures": [architecture.name]})
-    assert meaning(again) == meaning(cfg)
+    assert canonical(again) == canonical(cfg)
 
 
 def test_the_first_that_can_is_taken_and_the_model_s_own_before() -> None:
@@ -103,9 +103,9 @@ def test_the_first_that_can_is_taken_and_the_model_s_own_before() -> None:
 
 
 def test_next_sentences_are_pretraining_s() -> None:
-    sizes: dict[str, Any] = dict(vocab=9, layers=1, width=8, heads=2, mlp=8, context=8)
-    both = bert(**sizes, output=Output(bias=True, transform="gelu", next_sentence=True))
-    assert architecture_for(bert(**sizes)).name == "BertForMaskedLM"
+    read_sizes: dict[str, Any] = dict(vocab=9, layers=1, width=8, heads=2, mlp=8, context=8)
+    both = bert(**read_sizes, output=Output(bias=True, transform="gelu", next_sentence=True))
+    assert architecture_for(bert(**read_sizes)).name == "BertForMaskedLM"
     assert architecture_for(both).name == "BertForPreTraining"
 
 
@@ -118,5 +118,5 @@ def test_next_sentences_are_pretraining_s() -> None:
     ],
 )
 def test_a_model_that_none_says(cfg: ModelConfig) -> None:
-    with pytest.raises(ValueError, match="none of GPT2LMHeadModel, .* says this model"):
+    with pytest.raises(ValueError, match="none of GPT2LMHeadModel, .* can express this model"):
         architecture_for(cfg)

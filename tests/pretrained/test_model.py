@@ -1,4 +1,4 @@
-"""What can be asked of a loaded model: padding means nothing, texts go in and out, and what it cannot take is told."""
+"""A loaded model: padding has no effect, texts go in and out, and unsupported input is refused."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -107,13 +107,13 @@ def test_a_text_is_scored_by_hand(tmp_path: Path) -> None:
         (lambda: WRITER.logits([[1, 2]], [[1, 2]]), "attention_mask from 1 to 2: expected 0 to 1"),
         (lambda: WRITER.logits([[1]], decoder_input_ids=[[1]]), "this model has no encoder"),
         (lambda: WRITER.logits([[1], [1, 2]]), "token ids of several lengths: pad them to one"),
-        (lambda: WRITER.logits([[1.5]]), "token ids of float64: expected whole numbers"),
+        (lambda: WRITER.logits([[1.5]]), "token ids of float64: expected integers"),
         (lambda: WRITER.logits([[]]), r"token ids of shape \(1, 0\): expected"),
         (lambda: WRITER.logits([[1]], token_type_ids=[[0]]), "this model has no token types"),
         (lambda: READER.logits([[1]], token_type_ids=[[2]]), "token_type_ids from 2 to 2: expected 0 to 1"),
         (lambda: READER.embed("a text"), r"embed takes a list of texts: give \[text\]"),
         (lambda: WRITER.generate("x", temperature=-1.0), "temperature"),
-        (lambda: READER.generate("x"), "this model is an encoder: it has logits and vectors, but writes no text"),
+        (lambda: READER.generate("x"), "this model is an encoder: it has logits and embeddings, but generates no text"),
         (lambda: replace(WRITER, tokenizer=None).generate("x"), "this model came without a tokenizer"),
     ],
 )
@@ -130,6 +130,6 @@ def test_an_encoder_decoder_wants_both(tmp_path: Path) -> None:
 def test_a_tokenizer_goes_with_the_model(tmp_path: Path) -> None:
     WRITER.save(tmp_path / "out")
     again = load(tmp_path / "out")
-    assert again.generate("ab", 9) == WRITER.generate("ab", 9) and again.stops == WRITER.stops
+    assert again.generate("ab", 9) == WRITER.generate("ab", 9) and again.stop_ids == WRITER.stop_ids
     jax.tree.map(np.testing.assert_array_equal, again.params, WRITER.params)
     assert load(checkpoint(BY_NAME[BERT], tmp_path / "bare")).tokenizer is None

@@ -53,7 +53,7 @@ def test_the_ids_of_its_files_go_with_it(tmp_path: Path) -> None:
     model(ids={"eos_token_id": [5, 7], "pad_token_id": 3}).save(tmp_path / "m")
     found = said(tmp_path / "m", "generation_config.json")
     assert found.items() >= dict(eos_token_id=[5, 7, 257], pad_token_id=3, bos_token_id=256).items()
-    assert load(tmp_path / "m").stops == (5, 7, 257)
+    assert load(tmp_path / "m").stop_ids == (5, 7, 257)
 
 
 def test_a_decoder_with_an_encoder_knows_how_it_starts(tmp_path: Path) -> None:
@@ -99,13 +99,13 @@ def test_a_save_that_fails_leaves_what_was(tmp_path: Path, monkeypatch: pytest.M
 def test_what_else_is_there_stays(other: str, tmp_path: Path) -> None:
     model().save(tmp_path)
     (tmp_path / other).write_text("mine")
-    with pytest.raises(ValueError, match=f"is there and no model directory .{other} is in it.: choose a new one"):
+    with pytest.raises(ValueError, match=f"exists and is no model directory .{other} is in it.: choose a new one"):
         model().save(tmp_path)
     assert (tmp_path / other).read_text() == "mine"
 
 
 def test_a_model_that_no_architecture_says(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="says this model, so it cannot be written for other tools"):
+    with pytest.raises(ValueError, match="can express this model, so it cannot be exported"):
         model(gpt(vocab=258, layers=1, width=8, heads=2, context=8, bias=False)).save(tmp_path / "m")
     assert not (tmp_path / "m").exists()
 
@@ -117,7 +117,7 @@ def test_what_was_trained_under_mup_goes_out_as_an_ordinary_model(tmp_path: Path
     model().save(tmp_path / "standard")
     assert said(tmp_path / "mup") == said(tmp_path / "standard")
     assert (tmp_path / "mup" / SINGLE).read_bytes() == (tmp_path / "standard" / SINGLE).read_bytes()
-    with pytest.raises(ValueError, match="none of .* says this model"):
+    with pytest.raises(ValueError, match="none of .* can express this model"):
         model(llama(**SIZES, tied=True, parametrisation=MuP(4))).save(tmp_path / "tied")
 
 
@@ -135,6 +135,6 @@ def test_a_run_goes_out(tmp_path: Path) -> None:
     assert ours.config == tiny.model
     ours.save(tmp_path / "out")
     other = load(tmp_path / "out")
-    assert other.stops == ours.stops and other.encode("the ") == ours.encode("the ")
+    assert other.stop_ids == ours.stop_ids and other.encode("the ") == ours.encode("the ")
     jax.tree.map(np.testing.assert_array_equal, other.params, ours.params)
     np.testing.assert_allclose(other.logits([[1, 2, 3]]), ours.logits([[1, 2, 3]]), rtol=1e-5, atol=1e-5)

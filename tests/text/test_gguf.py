@@ -60,7 +60,7 @@ def test_bos_and_eos_are_added_as_the_keys_say() -> None:
     assert from_gguf(metadata(bos_token_id=0, add_bos_token=True)).encode_prompt("a") == [0, *a]
     assert from_gguf(metadata(bos_token_id=0, pre="llama-bpe")).encode_prompt("a") == [0, *a]
     assert from_gguf(metadata(add_eos_token=True, eot_token_id=5)).encode_prompt("a") == [*a, 0]
-    assert from_gguf(metadata(eot_token_id=5)).stops == (0, 5)
+    assert from_gguf(metadata(eot_token_id=5)).stop_ids == (0, 5)
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])

@@ -233,7 +233,7 @@ def test_the_files_beside_are_honoured(tmp_path: Path) -> None:
     (tmp_path / "special_tokens_map.json").write_text('{"pad_token": "<unk>"}')
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 266]}')
     t = read(tmp_path)
-    assert (t.bos, t.eos, t.pad, t.stops) == (1, 2, 0, (2, 266))
+    assert (t.bos, t.eos, t.pad, t.stop_ids) == (1, 2, 0, (2, 266))
     assert t.encode_prompt("ab") == [264, 2] and t.encode("ab<turn>", parse_special=True) == [264, 266]
     assert t.special_tokens() == {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}
     assert t.chat_template == {"default": "{{ 1 }}"} and t.decode([264, 266]) == "ab"

@@ -1,4 +1,4 @@
-"""Placing: on a mesh the same parameters, each device with its share alone, and never more than a piece on the way."""
+"""Placing: on a mesh the same parameters, each device with its share alone, and never more than a chunk on the way."""
 
 import sys
 from pathlib import Path
@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from certificates.cases import inputs
 from lm.pretrained import load
-from lm.pretrained.place import pieces
+from lm.pretrained.placement import chunks
 from lm.sharding.mesh import make_mesh
 from lm.sharding.shardings import shardings
 from tests.pretrained.small import BY_NAME, LLAMA, checkpoint
 
-placing = sys.modules["lm.pretrained.place"]  # the package has the function by that name
+placement = sys.modules["lm.pretrained.placement"]  # the package has the function by that name
 CASE = BY_NAME["MixtralForCausalLM-4-experts"]
 MESHES: list[dict[str, int]] = [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"expert": 4, "data": 2}]
 
@@ -34,11 +34,11 @@ def test_on_a_mesh_it_is_the_same(mesh: dict[str, int], tmp_path: Path) -> None:
     assert {shard.data.size * 8 for shard in largest.addressable_shards} == {largest.size * (mesh.get("data", 1))}
 
 
-def test_no_more_than_a_piece_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is read for a device at a time is at most PIECE_BYTES, and gives the same parameters."""
+def test_no_more_than_a_chunk_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read for a device at a time is at most CHUNK_BYTES, and gives the same parameters."""
     checkpoint(BY_NAME[LLAMA], tmp_path)
     whole = load(tmp_path)
-    monkeypatch.setattr(placing, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(placement, "CHUNK_BYTES", 1000)
     sent: list[int] = []
     put = jax.device_put
 
@@ -47,7 +47,7 @@ def test_no_more_than_a_piece_is_held(tmp_path: Path, monkeypatch: pytest.Monkey
             sent.append(x.nbytes)
         return put(x, *args, **kwargs)
 
-    monkeypatch.setattr(placing.jax, "device_put", counted)
+    monkeypatch.setattr(placement.jax, "device_put", counted)
     jax.tree.map(np.testing.assert_array_equal, load(tmp_path).params, whole.params)
     assert len(sent) > 50 and max(sent) <= 1000
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(whole.params))
@@ -62,8 +62,8 @@ def test_no_more_than_a_piece_is_held(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_pieces_cover_all_once(bounds: list[tuple[int, int]], most: int) -> None:
     limits = tuple((start, start + length) for start, length in bounds)
     seen = np.zeros([stop for _, stop in limits], int)
-    for piece in pieces(limits, most):
-        assert np.prod([b - a for a, b in piece]) <= most
-        seen[tuple(slice(a, b) for a, b in piece)] += 1
+    for chunk in chunks(limits, most):
+        assert np.prod([b - a for a, b in chunk]) <= most
+        seen[tuple(slice(a, b) for a, b in chunk)] += 1
     inside = tuple(slice(a, b) for a, b in limits)
     assert (seen[inside] == 1).all() and seen.sum() == seen[inside].size
