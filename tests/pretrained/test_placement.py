@@ -1,6 +1,5 @@
 """Placing: on a mesh the same parameters, each device with its share alone, and never more than a chunk on the way."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from certificates.cases import inputs
-from lm.pretrained import load
+from lm.pretrained import load, placement
 from lm.pretrained.placement import chunks
 from lm.sharding.mesh import make_mesh
 from lm.sharding.shardings import shardings
 from tests.pretrained.small import BY_NAME, LLAMA, checkpoint
 
-placement = sys.modules["lm.pretrained.placement"]  # the package has the function by that name
 CASE = BY_NAME["MixtralForCausalLM-4-experts"]
 MESHES: list[dict[str, int]] = [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"expert": 4, "data": 2}]
 
