@@ -111,15 +111,15 @@ def compile_row(name: str, more: list[str]) -> None:
 
 def read_program(file: str, topology: str) -> str:
     """What the text of a compiled step holds, by the rules of `lm plan`."""
-    from lm.plan.cost import Walk
-    from lm.plan.hlo import read
-    from lm.plan.topology import parse
+    from lm.plan.cost import CostAnalysis
+    from lm.plan.hlo import parse_program
+    from lm.plan.topology import parse_topology
 
-    cost = Walk(read(Path(file).read_text()), parse(topology)).total()
-    low, high = cost.seconds, cost.seconds + cost.waiting(behind=False)
+    cost = CostAnalysis(parse_program(Path(file).read_text()), parse_topology(topology)).total()
+    low, high = cost.seconds, cost.seconds + cost.collective_seconds(overlapped=False)
     return (
         f"matrix {cost.matrix / 1e12:.1f} TFLOP in {cost.matrix_seconds:.3f} s; kernels {cost.kernel / 1e12:.1f} in "
-        f"{cost.kernel_seconds:.3f}; the rest {cost.other_seconds:.3f}; wire {cost.wire / 1e9:.1f} GB; "
+        f"{cost.kernel_seconds:.3f}; the rest {cost.other_seconds:.3f}; wire {cost.collective_bytes / 1e9:.1f} GB; "
         f"{low:.2f} - {high:.2f} s a step; unknown {dict(cost.unknown)}"
     )
 
@@ -130,7 +130,11 @@ def line(name: str, plan: dict[str, Any]) -> list[str]:
     memory = plan["memory"]
     return [
         *(name, f"{memory['peak'] / 1e9:.2f}", f"{memory['temporaries'] / 1e9:.2f}"),
-        *(f"{plan['matrix_flops'] / 1e12:.1f}", f"{plan['kernel_flops'] / 1e12:.1f}", f"{plan['wire'] / 1e9:.1f}"),
+        *(
+            f"{plan['matrix_flops'] / 1e12:.1f}",
+            f"{plan['kernel_flops'] / 1e12:.1f}",
+            f"{plan['collective_bytes'] / 1e9:.1f}",
+        ),
         *(f"{low:.2f} - {high:.2f}", f"{plan['compile_seconds']:.0f}"),
     ]
 
@@ -141,7 +145,7 @@ def table() -> str:
         "## Plans beside MaxText's, from the TPU's own compiler",
         "",
         "Of one chip and step; GB = 10^9 bytes; float32 weights and Adam, bfloat16 activations. Wire: all collectives",
-        "of a step; seconds: compute alone, kernels included, - and the collectives that are waited for. MaxText's",
+        "of a step; seconds: compute alone, kernels included, - and exposed collectives. MaxText's",
         "first line is as given, the second what `python -m benchmarks.plans --read` finds in its own compiled step.",
         "",
     ]

@@ -43,7 +43,7 @@ def point(size: str, chips: int, kind: str, compiled: int = 0) -> dict[str, Any]
         if ran.returncode:
             return dict(size=size, chips=chips, kind=kind, failure=ran.stderr.decode().strip())
         best = json.loads(file.read_text())[0]
-    names = ("settings", "source", "seconds", "mfu", "tokens_per_second", "binding")
+    names = ("settings", "source", "seconds", "mfu", "tokens_per_second", "bottleneck")
     return dict(size=size, chips=chips, kind=kind, **{name: best[name] for name in names})
 
 

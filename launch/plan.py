@@ -1,4 +1,5 @@
-"""`lm plan`: what a training step would cost on chips that are not here, from their own compiler; no chip is needed."""
+"""`lm plan`: memory, FLOPs, communication and time of a training step on other chips, by their compiler; none is
+needed."""
 
 import argparse
 import json
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from lm.plan.topology import Topology
 
 EPILOG = """\
-TPUs are planned by their compiler, which is an extra and needs no TPU: pip install -e ".[tpu]". Without it, and for
-GPUs, the plan is arithmetic alone, and says so.
+Plans for TPUs come from the TPU compiler, an extra that needs no TPU: pip install -e ".[tpu]". Without it, and for
+GPUs, a plan is analytic, and marked so.
 
 examples:
   lm plan experiments.llama:llama3_8b --topology v5p:4x4x4
@@ -29,9 +30,7 @@ examples:
 
 def add(verbs: Any) -> None:
     """Declare `lm plan`."""
-    verb = verbs.add_parser(
-        "plan", help="what a step would cost on chips that are not here", description=__doc__, epilog=EPILOG
-    )
+    verb = verbs.add_parser("plan", help="what a step would cost on other chips", description=__doc__, epilog=EPILOG)
     declared(verb)
     verb.add_argument(
         "--topology", required=True, metavar="KIND:SHAPE", help="v4, v5e, v5p, v6e, tpu7x, a100 or h100: v5p:4x4x4"
@@ -40,20 +39,20 @@ def add(verbs: Any) -> None:
     verb.add_argument(
         "--compile", type=int, default=3, metavar="N", help="with --search: compile the best N (default 3)"
     )
-    verb.add_argument("--analytic", action="store_true", help="arithmetic alone, at once")
+    verb.add_argument("--analytic", action="store_true", help="an analytic plan, at once")
     verb.add_argument("--json", metavar="FILE", help="write the plan (with --search: the ranked plans)")
     verb.add_argument("--hlo", metavar="FILE", help="write the optimised program")
     verb.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Plan, print, and write what is asked."""
+    """Plan, print, and write the files named."""
     from lm.machine import hardware
 
     hardware.prepare("cpu")
-    from lm.plan.topology import parse
+    from lm.plan.topology import parse_topology
 
-    topology = parse(args.topology)
+    topology = parse_topology(args.topology)
     experiment = changed(find(args.experiment)[0], args.set, args.text).on(topology.devices)
     if not args.search:  # which chooses a mesh itself
         check(experiment, topology)
@@ -61,8 +60,8 @@ def run(args: argparse.Namespace) -> None:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
     analytic = args.analytic or not topology.chip.tpu or not has_compiler()
     if args.search:
-        found = searched(experiment, topology, analytic, args.compile)
-        write(args.json, [candidate_data(c) for c in found[:20]])
+        ranked = searched(experiment, topology, analytic, args.compile)
+        write(args.json, [candidate_data(c) for c in ranked[:20]])
         return
     plan, program = one(experiment, topology, analytic)
     show(plan, experiment)
@@ -74,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def check(experiment: "Experiment", topology: "Topology") -> None:
-    """Raise ValueError where the experiment's mesh or batch do not divide over the topology's devices."""
+    """Raises ValueError where the experiment's mesh or batch does not divide over the topology's devices."""
     from lm.legal import check_mesh
     from lm.sharding.mesh import check_shape
 
@@ -89,41 +88,44 @@ def check(experiment: "Experiment", topology: "Topology") -> None:
 
 
 def has_compiler() -> bool:
-    """Whether libtpu is here; says how to install it where not."""
+    """Whether libtpu is installed; prints how to install it where not."""
     from lm.plan.compile import NoCompiler, compiler
 
     try:
         return bool(compiler())
     except NoCompiler as missing:
-        print(f"{missing}; what follows is arithmetic alone\n")
+        print(f"{missing}; the plan is analytic\n")
         return False
 
 
 def one(experiment: "Experiment", topology: "Topology", analytic: bool) -> "tuple[Plan, str]":
-    """The plan of one experiment, and the compiler's program where it made one. What does not fit is planned by
-    arithmetic, beside what the compiler says of it."""
+    """The plan of one experiment, and the compiled program ("" for an analytic plan). Raises ValueError, with what
+    would fit, for a step that does not."""
     from lm.plan import analytic as arithmetic
-    from lm.plan.compile import TooLarge, compiled
-    from lm.plan.cost import Walk
-    from lm.plan.hlo import read
-    from lm.plan.plan import attended, from_compiler
+    from lm.plan.compile import OutOfMemory, compile_step
+    from lm.plan.cost import CostAnalysis
+    from lm.plan.hlo import parse_program
+    from lm.plan.plan import attended_fraction, from_compiler
 
     if analytic:
         return arithmetic.plan(experiment, topology), ""
     try:
-        memory, program = compiled(experiment, topology)
-    except TooLarge as refused:
-        raise ValueError(too_large(experiment, topology, str(refused))) from None
+        memory, program = compile_step(experiment, topology)
+    except OutOfMemory as error:
+        raise ValueError(out_of_memory(experiment, topology, str(error))) from None
     return from_compiler(
-        experiment, topology, memory, Walk(read(program), topology, attended(experiment)).total()
+        experiment,
+        topology,
+        memory,
+        CostAnalysis(parse_program(program), topology, attended_fraction(experiment)).total(),
     ), program
 
 
-def too_large(experiment: "Experiment", topology: "Topology", said: str) -> str:
+def out_of_memory(experiment: "Experiment", topology: "Topology", message: str) -> str:
     """By how much a step does not fit, and what would make it fit."""
     from lm.plan.advice import advice, excess
 
-    return f"{experiment.name} does not fit {topology.name}: {excess(said)}; {advice(experiment, topology)}"
+    return f"{experiment.name} does not fit {topology.name}: {excess(message)}; {advice(experiment, topology)}"
 
 
 def searched(experiment: "Experiment", topology: "Topology", analytic: bool, most: int) -> "list[Candidate]":
@@ -136,27 +138,27 @@ def searched(experiment: "Experiment", topology: "Topology", analytic: bool, mos
     def compile_one(e: "Experiment") -> "Plan":
         return one(e, topology, False)[0]
 
-    found = search(experiment, topology, None if analytic else compile_one, most, console.print)
-    console.print(ranking(found[:12]))
-    best = found[0]
+    ranked = search(experiment, topology, None if analytic else compile_one, most, console.print)
+    console.print(ranking(ranked[:12]))
+    best = ranked[0]
     show(best.best, best.experiment)
     console.print(f"[bold]paste[/]  {best.paste}", soft_wrap=True, highlight=False)
     console.print(f"[bold]or[/]     --set {best.settings}", soft_wrap=True, highlight=False)
-    return found
+    return ranked
 
 
-def ranking(found: "list[Candidate]") -> Any:
+def ranking(candidates: "list[Candidate]") -> Any:
     """The candidates as a table, the best first."""
     from rich.table import Table
 
-    from lm.plan.plan import line
+    from lm.plan.plan import mesh_text
 
     table = Table("mesh", "remat", "micro-batches", "block", "by", "s a step", "MFU", "peak GB", "")
-    for c in found:
+    for c in candidates:
         plan, e = c.best, c.experiment
         low, high = plan.seconds
         table.add_row(
-            *(line(e.mesh), kept(e), str(e.accumulate), str(e.compute.block), plan.source),
+            *(mesh_text(e.mesh), kept(e), str(e.accumulate), str(e.compute.block), plan.source),
             *(f"{low:.2f} - {high:.2f}", f"{plan.mfu:.1%}", f"{plan.memory['peak'] / 1e9:.1f}"),
             "does not fit" if c.failure or not plan.fits else "",
         )
@@ -164,7 +166,7 @@ def ranking(found: "list[Candidate]") -> Any:
 
 
 def kept(experiment: "Experiment") -> str:
-    """What of a layer is computed again, in a few words."""
+    """The recomputation of a layer, as text."""
     compute = experiment.compute
     return f"all but {', '.join(compute.keep)}" if compute.keep else compute.remat
 
@@ -193,34 +195,37 @@ def show(plan: "Plan", experiment: "Experiment") -> None:
 
 
 def rows(plan: "Plan", experiment: "Experiment") -> list[tuple[str, str]]:
-    """What a plan says, line by line; bytes in GB of 10^9."""
+    """The lines of a plan: (label, text); GB = 10^9 bytes."""
     from lm.plan.advice import advice
-    from lm.plan.plan import BLIND, line
-    from lm.plan.topology import parse
+    from lm.plan.plan import NOT_MODELLED, mesh_text
+    from lm.plan.topology import parse_topology
 
     gb = {k: v / 1e9 for k, v in plan.memory.items()}
     low, high = plan.seconds
-    source = f"{plan.compiler}, {plan.compile_seconds:.0f} s" if plan.compiler else "arithmetic alone, coarse"
-    told = [
-        ("plan", f"{plan.name} on {plan.devices} devices of {plan.topology}: {line(plan.mesh)}, remat {plan.remat}"),
+    source = f"{plan.compiler}, {plan.compile_seconds:.0f} s" if plan.compiler else "analytic, coarse"
+    lines = [
+        (
+            "plan",
+            f"{plan.name} on {plan.devices} devices of {plan.topology}: {mesh_text(plan.mesh)}, remat {plan.remat}",
+        ),
         ("by", source),
         ("batch", f"{plan.tokens:,} tokens: {experiment.rows} rows of {experiment.length}"),
         ("bytes a device", ", ".join(f"{k} {v:.2f}" for k, v in gb.items() if k != "peak" and v) + " GB"),
         ("peak", f"{gb['peak']:.2f} of {plan.hbm / 1e9:.2f} GB" + ("" if plan.fits else ": DOES NOT FIT")),
         ("FLOPs a device", flops_line(plan)),
         *((f"{c.kind}, {c.network}", traffic_line(c)) for c in plan.collectives),
-        ("wire", f"{plan.wire / 1e9:.1f} GB"),
-        ("seconds a step", f"{low:.2f} (compute) - {high:.2f} (and the collectives it waits for)"),
+        ("collectives", f"{plan.collective_bytes / 1e9:.1f} GB"),
+        ("seconds a step", f"{low:.2f} (compute) - {high:.2f} (and exposed collectives)"),
         ("tokens a second", f"{plan.tokens_per_second:,.0f}, {plan.tokens_per_second / plan.devices:,.0f} a device"),
         ("MFU", f"{plan.mfu:.1%}"),
-        ("bound by", f"{plan.binding}: " + ", ".join(f"{k} {v:.2f} s" for k, v in plan.parts.items() if v)),
+        ("bound by", f"{plan.bottleneck}: " + ", ".join(f"{k} {v:.2f} s" for k, v in plan.parts.items() if v)),
         *((("not counted", ", ".join(f"{n:g} x {k}" for k, n in plan.unknown.items())),) if plan.unknown else ()),
-        ("cannot see", BLIND),
+        ("not modelled", NOT_MODELLED),
     ]
     if not plan.fits:
         over = (plan.memory["peak"] - plan.hbm) / 1e9
-        told.insert(5, ("over by", f"{over:.2f} GB; {advice(experiment, parse(plan.topology))}"))
-    return told
+        lines.insert(5, ("over by", f"{over:.2f} GB; {advice(experiment, parse_topology(plan.topology))}"))
+    return lines
 
 
 def flops_line(plan: "Plan") -> str:
@@ -234,5 +239,5 @@ def flops_line(plan: "Plan") -> str:
 
 def traffic_line(c: Any) -> str:
     """The collectives of one kind."""
-    behind = "behind compute" if c.behind else "waited for"
-    return f"{c.count:,.0f} of {c.bytes / 1e9:.2f} GB in all, {c.seconds:.2f} s, {behind}"
+    overlap = "overlapped" if c.overlapped else "exposed"
+    return f"{c.count:,.0f} of {c.bytes / 1e9:.2f} GB in all, {c.seconds:.2f} s, {overlap}"

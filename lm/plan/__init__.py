@@ -1,1 +1,2 @@
-"""A plan: what a training step would cost on chips that are not here, from the chips' own compiler."""
+"""Plans: memory, FLOPs, communication and time of a training step on chips that are not available, from their
+compiler."""

@@ -1,4 +1,4 @@
-"""What would make a step fit: the changes that arithmetic says bring it under the memory, the mildest first."""
+"""Advice for a step that does not fit: the changes whose analytic plan fits, the least costly first."""
 
 import dataclasses
 import re
@@ -9,25 +9,25 @@ from lm.plan import analytic
 from lm.plan.topology import Topology
 
 
-def excess(said: str) -> str:
-    """By how much, from what the compiler said."""
-    used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm. Exceeded hbm capacity by ([\d.]+\w)", said)
+def excess(message: str) -> str:
+    """By how much it does not fit, from the compiler's message."""
+    used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm. Exceeded hbm capacity by ([\d.]+\w)", message)
     if used:
         return f"it needs {used[1]}iB of {used[2]}iB, {used[3]}iB too much"
-    return said.splitlines()[0][:300]
+    return message.splitlines()[0][:300]
 
 
 def advice(experiment: Experiment, topology: Topology) -> str:
-    """The changes that would make it fit, in words, after what fits already by arithmetic."""
-    found = [words for words, changed in variants(experiment, topology) if _fits(changed, topology)]
-    if not found:
+    """The first three changes whose analytic plan fits, or how many more chips it takes, as text."""
+    fitting = [text for text, changed in variants(experiment, topology) if _fits(changed, topology)]
+    if not fitting:
         need = analytic.plan(experiment, topology).memory["peak"] / topology.hbm
         return f"no setting that was tried fits: take about {max(2, round(need + 0.5))} times the chips"
-    return "what would fit, by arithmetic: " + ", or ".join(found[:3])
+    return "what would fit, by arithmetic: " + ", or ".join(fitting[:3])
 
 
 def variants(experiment: Experiment, topology: Topology) -> list[tuple[str, Experiment]]:
-    """Changes that save memory, the mildest first."""
+    """(text, changed experiment) of the changes that save memory, the least costly first."""
     e, found = experiment, []
     compute = e.compute
     for remat in ("dots", "minimal", "full"):
@@ -40,11 +40,11 @@ def variants(experiment: Experiment, topology: Topology) -> list[tuple[str, Expe
         if e.rows % (e.accumulate * parts) == 0:
             changed = dataclasses.replace(least, accumulate=e.accumulate * parts)
             found.append((f"compute.remat=full accumulate={changed.accumulate}", changed))
-    whole = {"fsdp": topology.devices // topology.slices}
+    sharded = {"fsdp": topology.devices // topology.slices}
     if topology.slices > 1:
-        whole["replica"] = topology.slices
-    mesh = " ".join(f"mesh.{axis}={size}" for axis, size in whole.items())
-    found.append((f"{mesh} compute.remat=full", dataclasses.replace(least, mesh=whole)))
+        sharded["replica"] = topology.slices
+    mesh = " ".join(f"mesh.{axis}={size}" for axis, size in sharded.items())
+    found.append((f"{mesh} compute.remat=full", dataclasses.replace(least, mesh=sharded)))
     return found
 
 

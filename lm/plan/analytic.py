@@ -1,9 +1,8 @@
-"""A plan by arithmetic alone: no compiler, a millisecond, any chip; coarse, and the same for every mesh it compares.
+"""Analytic plans: no compiler, a millisecond, any chip; coarse, but with the same errors for all meshes it compares.
 
-Matrix products run at EFFICIENCY of the peak. Of each layer the network carries what the mesh asks for: under fsdp the
-weights are gathered forward and backward and their gradients scattered (1910.02054), under tensor parallelism the
-activations are summed twice a layer each way (1909.08053), under context parallelism keys and values are gathered, over
-data and replica the gradients are summed.
+Matrix products run at EFFICIENCY of the peak. The collectives of each layer follow from the mesh: fsdp gathers weights
+forward and backward and reduce-scatters their gradients (1910.02054), tensor parallelism all-reduces activations twice
+a layer each way (1909.08053), context parallelism gathers keys and values, data and replica all-reduce gradients.
 """
 
 import math
@@ -21,24 +20,26 @@ from lm.model.config import ModelConfig, Slot
 from lm.model.experts import Experts
 from lm.model.parts import FeedForward
 from lm.model.transformer import Transformer
-from lm.plan.plan import Collective, Plan, common
+from lm.plan.plan import Collective, Plan, base_fields
 from lm.plan.topology import Topology
 
 EFFICIENCY = 0.88  # of the peak: Llama 2 and 3 and Mixtral compiled come to 0.81 to 0.94 (benchmarks/plans)
-TENSOR = 0.055  # more for each doubling of tensor: Llama 3 70B on 64 v5p compiled, about 0.05, 0.15, 0.2 at 2, 4, 8
-SPLIT_STATE = ("fsdp", "context", "expert")  # the mesh axes of a parameter's width, see lm/sharding/rules.py
+TENSOR = (
+    0.055  # added time for each doubling of tensor: Llama 3 70B on 64 v5p compiled, about 0.05, 0.15, 0.2 at 2, 4, 8
+)
+SPLIT_STATE = ("fsdp", "context", "expert")  # the mesh axes that shard parameters, see lm/sharding/rules.py
 BF16, F32 = 2, 4
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of an experiment on a topology, settled (`Experiment.on`)."""
+    """One step of an experiment, resolved for the topology's devices (`Experiment.on`)."""
 
     experiment: Experiment
     topology: Topology
 
     def axis(self, *names: str) -> int:
-        """The devices along these mesh axes."""
+        """The product of these mesh axes' sizes."""
         mesh = self.experiment.mesh or {"data": self.topology.devices}
         return math.prod(mesh.get(name, 1) for name in names)
 
@@ -48,18 +49,19 @@ class Step:
 
     @property
     def shards(self) -> int:
-        """Over how many devices the state is split."""
+        """The devices over which the state is sharded."""
         split = self.axis(*SPLIT_STATE, "tensor")
         return split * self.axis("data") if self.experiment.layout.zero == 1 else split
 
     @property
     def tokens(self) -> float:
-        """Tokens of a micro-batch whose residual stream one device holds."""
+        """The tokens of a micro-batch whose residual stream is on one device."""
         return self.experiment.batch_tokens / self.experiment.accumulate * self.axis("tensor") / self.topology.devices
 
     @property
-    def width_of(self) -> dict[str, float]:
-        """Numbers a token and layer of what a layer's backward pass may keep, on one device; the mean over layers."""
+    def activations(self) -> dict[str, float]:
+        """Elements per token and layer of each activation that may be kept for the backward pass, on one device; the
+        mean over layers."""
         model, tensor = self.experiment.model, self.axis("tensor")
 
         def of(slot: Slot) -> dict[str, float]:
@@ -69,55 +71,55 @@ class Step:
         return _mean(model, of)
 
     def kept(self) -> tuple[str, ...]:
-        """The names that stay on the device for the backward pass."""
+        """The names of the activations kept on the device for the backward pass."""
         compute = self.experiment.compute
         if compute.saved is not None:
             return compute.saved[0]
-        return {"full": (), "dots": (*OUTER, "mlp_in")}.get(compute.remat, tuple(self.width_of))
+        return {"full": (), "dots": (*OUTER, "mlp_in")}.get(compute.remat, tuple(self.activations))
 
     def memory(self) -> dict[str, float]:
-        """Bytes by what they are for."""
+        """Bytes by use."""
         e, model = self.experiment, self.experiment.model
         state = self.parameters * F32 / self.shards
         moments = _optimizer_bytes(e) / self.shards
         stream = model.width / (self.axis("tensor") if e.layout.sequence else 1)
-        between = 4 * stream + self.width_of["mlp_in"] if e.compute.remat == "nothing" else 0  # norms, activations
+        unnamed = 4 * stream + self.activations["mlp_in"] if e.compute.remat == "nothing" else 0  # norms, activations
         kept = (
-            (stream + between + sum(self.width_of.get(name, 0.0) for name in self.kept()))
+            (stream + unnamed + sum(self.activations.get(name, 0.0) for name in self.kept()))
             * BF16
             * self.tokens
             * model.layers
         )
         layer = self.parameters / model.layers / self.axis("tensor")
         head = model.vocab * model.width / self.axis("tensor")
-        whole = (2 * layer + head) * BF16 + layer * F32  # gathered: this layer, the next, the head; a gradient whole
-        working = self.tokens * (2 * sum(self.width_of.values()) + 4 * model.width) * BF16
+        gathered = (2 * layer + head) * BF16 + layer * F32  # this layer, the next, the head; a gradient
+        working = self.tokens * (2 * sum(self.activations.values()) + 4 * model.width) * BF16
         chunk = min(e.compute.loss_chunk or e.length, e.length) / e.length
         logits = 2 * self.tokens * chunk * model.vocab / self.axis("tensor") * F32
         arguments = state + (0 if e.layout.optimizer_on_host else moments)
         gradients = state * (2 if e.accumulate > 1 else 1)
-        temporaries = gradients + kept + max(working, logits) + whole
+        temporaries = gradients + kept + max(working, logits) + gathered
         return dict(
             arguments=arguments, outputs=arguments, temporaries=temporaries, code=0.0, peak=arguments + temporaries
         )
 
     def flops(self) -> float:
-        """Hardware FLOPs of a device: the model's, and the share of the layers' forward that is done again."""
+        """Hardware FLOPs of a device: the model's, and those of the layers' forward pass that are recomputed."""
         e, model = self.experiment, self.experiment.model
-        total, share = common(e, self.topology)["model_flops"], e.batch_tokens / self.topology.devices
+        total, share = base_fields(e, self.topology)["model_flops"], e.batch_tokens / self.topology.devices
         products = ("query", "key", "value", "mlp_in") if e.compute.remat != "nothing" else ()
-        again: tuple[str, ...] = tuple(name for name in products if name not in self.kept())
+        recomputed: tuple[str, ...] = tuple(name for name in products if name not in self.kept())
         if e.compute.remat != "nothing" and ("attention" not in self.kept()):
-            again = (*again, "attention")
-        if "attention" in again and "out" not in self.kept():
-            again = (*again, "out")  # the feed-forward reads it; its own last product is read by nobody again
+            recomputed = (*recomputed, "attention")
+        if "attention" in recomputed and "out" not in self.kept():
+            recomputed = (*recomputed, "out")  # the feed-forward reads it; its own last product is not read again
         forward = self.forward
-        done_again = sum(forward.get(name, 0.0) for name in again) / sum(forward.values())
-        return total + (total - 6 * model.vocab * model.width * share) / 3 * done_again
+        fraction = sum(forward.get(name, 0.0) for name in recomputed) / sum(forward.values())
+        return total + (total - 6 * model.vocab * model.width * share) / 3 * fraction
 
     def rest(self) -> float:
-        """Seconds in which a device only moves bytes: in each micro-batch every weight is gathered and read twice in
-        bfloat16, and every gradient made and added up in float32; once, the optimizer goes over its share."""
+        """Seconds bound by memory bandwidth: in each micro-batch every weight is gathered and read twice in bfloat16,
+        and every gradient written and accumulated in float32; once, the optimizer updates its shard."""
         mine = self.parameters / self.axis("tensor") / self.axis("expert")
         optimizer = 2 * (2 * self.parameters * F32 + _optimizer_bytes(self.experiment)) / self.shards
         moved = self.experiment.accumulate * mine * (6 * BF16 + 3 * F32) + optimizer
@@ -125,7 +127,8 @@ class Step:
 
     @property
     def forward(self) -> dict[str, float]:
-        """FLOPs a token and layer of the forward products and of mixing, all devices together; the mean over layers."""
+        """FLOPs per token and layer of the forward pass, by product, and of attention; all devices together, the mean
+        over layers."""
         model, length = self.experiment.model, self.experiment.length
 
         def of(slot: Slot) -> dict[str, float]:
@@ -136,7 +139,7 @@ class Step:
         return _mean(model, of)
 
     def collectives(self) -> Iterator[Collective]:
-        """What goes over the network."""
+        """The collectives of a step."""
         e, micro = self.experiment, self.experiment.accumulate
         layers, width = e.model.layers, e.model.width
         mine = self.parameters / self.axis("tensor") / self.axis("expert")
@@ -147,7 +150,7 @@ class Step:
         if tensor > 1:
             yield self._over("all-reduce", 4 * micro * layers, 2 * self.tokens * width * BF16, tensor)
         if context > 1:
-            keys = self.tokens * context * (self.width_of["key"] + self.width_of["value"]) * BF16
+            keys = self.tokens * context * (self.activations["key"] + self.activations["value"]) * BF16
             yield self._over("all-gather", 3 * micro * layers, keys, context)
         if (routed := sum(isinstance(slot.ffn, Experts) for slot in e.model.by_layer)) and self.axis("expert") > 1:
             sent = self.tokens * max(_top_k(slot.ffn) for slot in e.model.by_layer) * width * BF16
@@ -165,23 +168,23 @@ class Step:
 
 
 def _top_k(ffn: FeedForward) -> int:
-    """How many of a feed-forward's copies a token goes through."""
+    """The experts of each token; 1 for a dense feed-forward."""
     return ffn.top_k if isinstance(ffn, Experts) else 1
 
 
 def _mean(model: ModelConfig, of: Callable[[Slot], dict[str, float]]) -> dict[str, float]:
-    """The mean of what `of` says by name, over layers; what a layer does not have is 0."""
+    """The mean over layers of the values of `of` by name; 0 where a layer lacks the name."""
     slots = [(of(slot), len(slot.layers)) for slot in model.slots.values()]
-    names = dict.fromkeys(name for said, _ in slots for name in said)
-    return {name: sum(said.get(name, 0.0) * n for said, n in slots) / model.layers for name in names}
+    names = dict.fromkeys(name for values, _ in slots for name in values)
+    return {name: sum(values.get(name, 0.0) * n for values, n in slots) / model.layers for name in names}
 
 
 def plan(experiment: Experiment, topology: Topology) -> Plan:
-    """The plan of a step of `experiment`, settled on the topology's devices."""
+    """The analytic plan of a step of `experiment`, which is resolved for the topology's devices."""
     step = Step(experiment, topology)
     collectives, flops = tuple(step.collectives()), step.flops()
     return Plan(
-        **common(experiment, topology),
+        **base_fields(experiment, topology),
         source="analytic",
         memory=step.memory(),
         matrix_flops=flops,
@@ -191,8 +194,8 @@ def plan(experiment: Experiment, topology: Topology) -> Plan:
             matrix=flops / topology.flops / EFFICIENCY * (1 + TENSOR * math.log2(step.axis("tensor"))),
             kernels=0.0,
             rest=step.rest(),
-            behind=sum(c.seconds for c in collectives),
-            waiting=0.0,
+            overlapped=sum(c.seconds for c in collectives),
+            exposed=0.0,
         ),
         unknown={},
     )
@@ -202,7 +205,7 @@ _optimizers: dict[Any, float] = {}
 
 
 def _optimizer_bytes(experiment: Experiment) -> float:
-    """Bytes of the optimizer's state, all of it."""
+    """Bytes of the optimizer's state, on all devices together."""
     e = experiment
     key = (repr(e.optimizer), e.model)
     if key not in _optimizers:

@@ -1,8 +1,7 @@
-"""A whole training step, compiled by the TPU's own compiler on a machine without one.
+"""Ahead-of-time compilation of a training step by the TPU compiler, on a machine without a TPU.
 
-Nothing is allocated: the state and the batch are shapes with shardings. libtpu ends the process where it meets what it
-cannot do, so it runs in a process of its own, `python -m lm.plan.compile FOLDER`, which writes the optimised program
-and its memory into the folder.
+Nothing is allocated: the state and the batch are shapes with shardings. libtpu may abort the process, so it runs in a
+child process, `python -m lm.plan.compile FOLDER`, which writes the optimised program and its memory into the folder.
 """
 
 import importlib.metadata
@@ -19,11 +18,11 @@ from typing import Any
 
 from lm.experiment import Experiment
 from lm.machine.hardware import tpu_arguments
-from lm.plan.topology import Topology, parse
+from lm.plan.topology import Topology, parse_topology
 
 ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",  # the topology's devices are no devices of this machine
-    "TPU_SKIP_MDS_QUERY": "1",  # no metadata server here to ask
+    "JAX_PLATFORMS": "cpu",  # the topology's devices are not this machine's
+    "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "TPU_MIN_LOG_LEVEL": "3",
@@ -33,17 +32,17 @@ EXHAUSTED = "RESOURCE_EXHAUSTED"
 
 
 class NoCompiler(ValueError):
-    """There is no libtpu here."""
+    """libtpu is not installed."""
 
 
-class TooLarge(ValueError):
-    """The compiler refused the step, which needs more memory than a chip has."""
+class OutOfMemory(ValueError):
+    """The step needs more memory than a chip has."""
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of a step on one device: bytes of its arguments, outputs, what both share (`alias`),
-    temporaries and the program; the most in use at once (`peak`); seconds that it took to lower and to compile."""
+    """The compiler's memory analysis of a step on one device: bytes of arguments, outputs, what both share (`alias`),
+    temporaries and the program (`code`), and the most in use at once (`peak`); seconds to lower and to compile."""
 
     arguments: int
     outputs: int
@@ -57,27 +56,27 @@ class Compiled:
 
 
 def compiler() -> str:
-    """The version of libtpu. Raises NoCompiler that says how to install it."""
+    """The version of libtpu. Raises NoCompiler, with how to install it."""
     try:
         return f"libtpu {importlib.metadata.version('libtpu')}"
     except importlib.metadata.PackageNotFoundError:
         raise NoCompiler('the TPU compiler is not installed: pip install -e ".[tpu]" (it needs no TPU)') from None
 
 
-def compiled(experiment: Experiment, topology: Topology, timeout_seconds: float = 3600.0) -> tuple[Compiled, str]:
+def compile_step(experiment: Experiment, topology: Topology, timeout_seconds: float = 3600.0) -> tuple[Compiled, str]:
     """The training step of `experiment` on `topology`: its memory, and the text of the optimised program.
 
-    Raises NoCompiler, TooLarge, and ValueError where the compiler fails otherwise."""
+    Raises NoCompiler; OutOfMemory; ValueError where the compiler fails otherwise, for GPUs, or after the timeout."""
     compiler()
     if not topology.chip.tpu:
         raise ValueError(f"{topology.name}: GPUs have no compiler that runs without one; their plan is analytic")
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "lm.plan.compile", folder]
-        asked = pickle.dumps((experiment, topology.name))
+        request = pickle.dumps((experiment, topology.name))
         paths = os.pathsep.join(p or os.getcwd() for p in sys.path)
         env = {**os.environ, **ENVIRONMENT, "LIBTPU_INIT_ARGS": tpu_arguments(), "PYTHONPATH": paths}
         try:
-            ran = subprocess.run(command, input=asked, capture_output=True, env=env, timeout=timeout_seconds)
+            ran = subprocess.run(command, input=request, capture_output=True, env=env, timeout=timeout_seconds)
         except subprocess.TimeoutExpired:
             raise ValueError(f"{topology.name}: not compiled within {timeout_seconds:.0f} seconds") from None
         result = Path(folder) / "result.json"
@@ -86,22 +85,22 @@ def compiled(experiment: Experiment, topology: Topology, timeout_seconds: float 
         return Compiled(**json.loads(result.read_text())), (Path(folder) / "program.hlo").read_text()
 
 
-def _failure(topology: Topology, code: int, said: str) -> ValueError:
-    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith(("-", "For simpl"))]
-    refused = next((line for line in lines if EXHAUSTED in line), "")
-    if "vmem" in refused.lower():
+def _failure(topology: Topology, code: int, stderr: str) -> ValueError:
+    lines = [line.strip() for line in stderr.splitlines() if line.strip() and not line.startswith(("-", "For simpl"))]
+    exhausted = next((line for line in lines if EXHAUSTED in line), "")
+    if "vmem" in exhausted.lower():
         return ValueError(f"{topology.name}: a kernel needs more than a core's own memory (VMEM): lower compute.block")
-    if refused:
-        return TooLarge(refused[refused.index(EXHAUSTED) :])
+    if exhausted:
+        return OutOfMemory(exhausted[exhausted.index(EXHAUSTED) :])
     how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-    return ValueError(f"{topology.name}: the compiler {how}: {lines[-1] if lines else 'it said nothing'}")
+    return ValueError(f"{topology.name}: the compiler {how}: {lines[-1] if lines else 'no message'}")
 
 
-# ---------------------------------------------------------------- in the child
+# ---------------------------------------------------------------- the child process
 
 
-def mesh_of(experiment: Experiment, topology: Topology) -> Any:
-    """The experiment's mesh over the devices of a topology that is not here."""
+def topology_mesh(experiment: Experiment, topology: Topology) -> Any:
+    """The experiment's mesh over the devices of `topology`."""
     from jax.experimental import topologies
 
     from lm.sharding.mesh import make_mesh
@@ -113,8 +112,8 @@ def mesh_of(experiment: Experiment, topology: Topology) -> Any:
     return make_mesh(experiment.mesh, description.devices)
 
 
-def lowered(experiment: Experiment, mesh: Any) -> Any:
-    """The training step over `mesh`, traced; nothing is allocated."""
+def lower_step(experiment: Experiment, mesh: Any) -> Any:
+    """The training step, lowered for `mesh`; nothing is allocated."""
     import jax
     import jax.numpy as jnp
 
@@ -137,13 +136,13 @@ def lowered(experiment: Experiment, mesh: Any) -> Any:
 
 
 def batch_shapes(experiment: Experiment) -> dict[str, tuple[tuple[int, ...], str]]:
-    """The shapes and dtypes of a batch, from the objective itself, asked about one row."""
+    """The shapes and dtypes of a batch, from the objective's batch of one row."""
     import numpy as np
 
     from lm.data.objective import ObjectiveContext, Rows
 
     e, vocab = experiment, experiment.model.vocab
-    found = ObjectiveContext(
+    context = ObjectiveContext(
         e.length,
         vocab,
         *(1, 2, 3),
@@ -153,33 +152,33 @@ def batch_shapes(experiment: Experiment) -> dict[str, tuple[tuple[int, ...], str
         cls=1,
         sep=2,
     )
-    ones = np.ones((1 + e.objective.reads_row_pairs, e.objective.row_tokens(found) + 1), np.int32)
-    batch = e.objective.batch(Rows(ones, ones, ones), found)
+    ones = np.ones((1 + e.objective.reads_row_pairs, e.objective.row_tokens(context) + 1), np.int32)
+    batch = e.objective.batch(Rows(ones, ones, ones), context)
     return {name: ((e.rows, *array.shape[1:]), str(array.dtype)) for name, array in batch.items()}
 
 
 def main(folder: Path) -> None:
-    """Compile what is asked on stdin."""
+    """Compile the pickled (experiment, topology) on stdin."""
     experiment, name = pickle.load(sys.stdin.buffer)
-    began = time.time()
-    traced = lowered(experiment, mesh_of(experiment, parse(name)))
-    between = time.time()
-    executable = traced.compile()
-    took = time.time() - between
+    start = time.time()
+    lowered = lower_step(experiment, topology_mesh(experiment, parse_topology(name)))
+    middle = time.time()
+    executable = lowered.compile()
+    end = time.time()
     memory = executable.memory_analysis()
-    found = Compiled(
+    result = Compiled(
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes,
         alias=memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
         peak=memory.peak_memory_in_bytes,
-        lower_seconds=between - began,
-        compile_seconds=took,
+        lower_seconds=middle - start,
+        compile_seconds=end - middle,
         compiler=compiler(),
     )
     (folder / "program.hlo").write_text(executable.as_text())
-    (folder / "result.json").write_text(json.dumps(asdict(found)))
+    (folder / "result.json").write_text(json.dumps(asdict(result)))
 
 
 if __name__ == "__main__":

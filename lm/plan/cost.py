@@ -1,8 +1,8 @@
-"""What one device does in a step: matrix FLOPs, kernels, collectives and time, added up over a program with its loops.
+"""Cost analysis of a compiled step on one device: matrix FLOPs, kernels, collectives and time, with loops counted.
 
-Time is the compiler's own: an operation's estimated cycles; for one without, its bytes over the memory's bandwidth; for
-a kernel, the larger of its FLOPs over the peak and its bytes over the bandwidth. A collective's is its bytes over the
-links, and is apart: whether the device waits for it depends on whether it is asynchronous.
+The time of an operation is the compiler's estimate in cycles, or else its bytes over the memory's bandwidth; that of a
+kernel the larger of its FLOPs over the peak and its bytes over the bandwidth. That of a collective is its bytes over
+the links, counted separately: an asynchronous one overlaps with compute, a synchronous one is exposed.
 """
 
 import math
@@ -16,10 +16,10 @@ import numpy as np
 from lm.plan.hlo import Array, Instruction, Program, flops
 from lm.plan.topology import Topology
 
-# products of matrices in each of splash attention's kernels
+# matrix products in each kernel of splash attention
 SPLASH = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
-# these move or compute nothing, or what they wait for is counted where it began
+# these move and compute nothing, or their work is counted at their start
 FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"),
     *("opt-barrier", "domain", "add-dependency", "iota", "get-dimension-size"),
@@ -30,7 +30,7 @@ FREE = {
 
 @dataclass(frozen=True)
 class Traffic:
-    """Collectives of one kind on one network: how many, and the bytes that one device sends in a ring."""
+    """Collectives of one kind on one network: their count, the bytes that one device sends in a ring, and seconds."""
 
     count: float = 0.0
     bytes: float = 0.0
@@ -39,9 +39,9 @@ class Traffic:
 
 @dataclass
 class Cost:
-    """What one device does. `matrix` FLOPs of matrix products, `kernel` FLOPs of custom kernels; `seconds` of all
-    that is no collective; `collectives` by (kind, network: ici or dcn, whether the device goes on meanwhile); `unknown`
-    counts what was met without a cost: loops without a trip count, kernels without FLOPs."""
+    """The cost of a step on one device: `matrix` FLOPs of matrix products, `kernel` FLOPs of custom kernels; `seconds`
+    of everything but collectives; `collectives` by (kind, network: ici or dcn, whether overlapped); `unknown` counts
+    what has no known cost: loops without a trip count, kernels without FLOPs."""
 
     matrix: float = 0.0
     kernel: float = 0.0
@@ -57,16 +57,16 @@ class Cost:
         return self.matrix_seconds + self.kernel_seconds + self.other_seconds
 
     @property
-    def wire(self) -> float:
-        """Bytes of all collectives."""
+    def collective_bytes(self) -> float:
+        """The bytes that a device sends in all collectives."""
         return sum(t.bytes for t in self.collectives.values())
 
-    def waiting(self, behind: bool) -> float:
-        """Seconds of the collectives that the device goes on behind, or of those that it stands still for."""
-        return sum(t.seconds for (_, _, asynchronous), t in self.collectives.items() if asynchronous is behind)
+    def collective_seconds(self, overlapped: bool) -> float:
+        """Seconds of the overlapped collectives, or of the exposed ones."""
+        return sum(t.seconds for (_, _, asynchronous), t in self.collectives.items() if asynchronous is overlapped)
 
     def add(self, other: "Cost", times: float = 1.0) -> None:
-        """`other`, so many times, on top."""
+        """Add `times` x `other`."""
         for name in ("matrix", "kernel", "matrix_seconds", "kernel_seconds", "other_seconds"):
             setattr(self, name, getattr(self, name) + times * getattr(other, name))
         for counter, more in ((self.kernels, other.kernels), (self.unknown, other.unknown)):
@@ -79,34 +79,34 @@ class Cost:
             )
 
 
-class Walk:
-    """The costs of a program's computations on a topology, each worked out once. `seen` is the share of the keys that
-    attention's kernels look at (causal: half)."""
+class CostAnalysis:
+    """The costs of a program's computations on a topology. `attended` is the fraction of the keys that attention's
+    kernels read (causal: half)."""
 
-    def __init__(self, program: Program, topology: Topology, seen: float = 0.5):
-        self.program, self.topology, self.seen = program, topology, seen
-        self._known: dict[str, Cost] = {}
-        self._counted: set[tuple[str, str]] = set()  # asynchronous collectives, of which each fusion does a piece
+    def __init__(self, program: Program, topology: Topology, attended: float = 0.5):
+        self.program, self.topology, self.attended = program, topology, attended
+        self._costs: dict[str, Cost] = {}
+        self._counted: set[tuple[str, str]] = set()  # asynchronous collectives that several fusions share
 
     def total(self) -> Cost:
-        """The whole program's."""
+        """The cost of the program."""
         return self.of(self.program.entry)
 
     def of(self, name: str) -> Cost:
         """The cost of one run of a computation."""
-        if name not in self._known:
+        if name not in self._costs:
             cost = Cost()
             for instruction in self.program.computations[name].values():
                 self._count(cost, name, instruction)
-            self._known[name] = cost
-        return self._known[name]
+            self._costs[name] = cost
+        return self._costs[name]
 
     def _count(self, cost: Cost, there: str, i: Instruction) -> None:
         kind = i.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
             self._collective(cost, there, i, kind, i.opcode != kind)
         elif i.opcode == "while":
-            trips = i.trips or self._bound(i)
+            trips = i.trips or self._trip_count(i)
             if trips is None:
                 cost.unknown["loop without a trip count"] += 1
             cost.add(self.of(i.called("body")[0]), trips or 1)
@@ -116,14 +116,14 @@ class Walk:
         elif i.opcode == "call":
             cost.add(self.of(i.called("to_apply")[0]))
         elif i.opcode == "async-start":
-            self._behind(cost, i)
+            self._async(cost, i)
         elif i.opcode == "custom-call" and "tpu_custom_call" in i.rest:
             self._kernel(cost, there, i)
         elif i.opcode not in FREE:
             self._plain(cost, there, i)
 
-    def _behind(self, cost: Cost, i: Instruction) -> None:
-        """What an async-start wraps: a collective goes on behind; anything else takes its time."""
+    def _async(self, cost: Cost, i: Instruction) -> None:
+        """The computation of an async-start: its collectives are overlapped, anything else takes its time."""
         for name in i.called("calls"):
             inner = self.of(name)
             moved = Cost()
@@ -136,11 +136,11 @@ class Walk:
             cost.add(moved)
 
     def _plain(self, cost: Cost, there: str, i: Instruction) -> None:
-        """A fusion, a product, or anything else that the device does by itself."""
+        """A fusion, a matrix product, or any other operation of the device alone."""
         matrix = flops(i, list(self.program.operands(there, i))) if i.opcode in ("dot", "convolution") else 0.0
         for name in i.called("calls") if i.opcode == "fusion" else ():
             matrix += self.inside(name)
-            self._pieces(cost, there, name)
+            self._fused_collectives(cost, there, name)
         cost.matrix += matrix
         seconds = self._seconds(there, i)
         if matrix:
@@ -148,8 +148,8 @@ class Walk:
         else:
             cost.other_seconds += seconds
 
-    def _bound(self, loop: Instruction) -> int | None:
-        """The trips of a loop that counts from 0, by a constant of its body, up to a constant of its condition."""
+    def _trip_count(self, loop: Instruction) -> int | None:
+        """The trip count of a loop that counts from 0 to a constant of its condition, in steps of a constant."""
         condition = self.program.computations[loop.called("condition")[0]]
         compare = next((i for i in condition.values() if "direction=LT" in i.rest), None)
         bounds = [int(i.literal) for i in condition.values() if i.opcode == "constant" and i.literal.isdigit()]
@@ -158,7 +158,7 @@ class Walk:
         return -(-bounds[0] // self._stride(loop, condition[compare.operands[0]] if compare.operands else None))
 
     def _stride(self, loop: Instruction, counter: Instruction | None) -> int:
-        """By how much a loop's counter grows: 2 where the compiler has made two trips of the body into one."""
+        """The step of a loop's counter: 2 where the compiler has unrolled the body once."""
         place = re.search(r"index=(\d+)", counter.rest) if counter else None
         body = self.program.computations[loop.called("body")[0]]
         root = list(body.values())[-1]
@@ -180,9 +180,9 @@ class Walk:
                 total += self.inside(called)
         return total
 
-    def _pieces(self, cost: Cost, there: str, name: str) -> None:
-        """The collectives in a fused computation, on which the device computes meanwhile; several fusions of `there` do
-        a piece each of one, which is known by its channel."""
+    def _fused_collectives(self, cost: Cost, there: str, name: str) -> None:
+        """The collectives in a fused computation, which overlap with it; of those that several fusions of `there`
+        share, recognised by their channel, one is counted."""
         for i in self.program.computations[name].values():
             kind = i.opcode.removesuffix("-start")
             if kind in COLLECTIVES:
@@ -191,7 +191,7 @@ class Walk:
                     self._counted.add((there, channel))
                     self._collective(cost, name, i, kind, True)
             for called in i.called("calls") if i.opcode == "fusion" else ():
-                self._pieces(cost, there, called)
+                self._fused_collectives(cost, there, called)
 
     def _seconds(self, there: str, i: Instruction) -> float:
         if i.cycles is not None and self.topology.chip.clock:
@@ -202,14 +202,14 @@ class Walk:
     def _kernel(self, cost: Cost, there: str, i: Instruction) -> None:
         operands = list(self.program.operands(there, i))
         name = re.sub(r"\.\d+$", "", i.name)
-        made = kernel_flops(i, operands, self.seen)
-        if made is None:
+        own = kernel_flops(i, operands, self.attended)
+        if own is None:
             cost.unknown[f"kernel {name} without FLOPs"] += 1
-        cost.kernel += made or 0.0
+        cost.kernel += own or 0.0
         cost.kernels[name] += 1
         bandwidth = self.topology.chip.hbm_bandwidth / self.topology.chip.devices
         moved = sum(a.bytes for a in (*i.results, *operands) if a.main)
-        cost.kernel_seconds += max((made or 0.0) / self.topology.flops, moved / bandwidth)
+        cost.kernel_seconds += max((own or 0.0) / self.topology.flops, moved / bandwidth)
 
     def _collective(self, cost: Cost, there: str, i: Instruction, kind: str, asynchronous: bool) -> None:
         inputs = sum(a.bytes for a in self.program.operands(there, i))
@@ -217,27 +217,27 @@ class Walk:
         moved = {"all-gather": inputs * group, "all-reduce": 2 * inputs}.get(kind, inputs)
         network = "dcn" if across else "ici"
         speed = self.topology.dcn if across else self.topology.network
-        moved *= (group - 1) / group if group > 1 and kind != "collective-permute" else 1.0  # its own part stays
+        moved *= (group - 1) / group if group > 1 and kind != "collective-permute" else 1.0  # its own shard stays
         cost.add(Cost(collectives={(kind, network, asynchronous): Traffic(1, moved, moved / speed)}))
 
     def _group(self, i: Instruction) -> tuple[int, bool]:
-        """How many devices take part with one another, and whether they lie in several slices."""
+        """The size of a collective's groups, and whether they span slices."""
         groups = list(_groups(i.rest))
         size = len(groups[0]) if groups else self.topology.devices
-        each = self.topology.devices // self.topology.slices
-        across = any(len({d // each for d in g}) > 1 for g in groups) if groups else self.topology.slices > 1
+        per_slice = self.topology.devices // self.topology.slices
+        across = any(len({d // per_slice for d in g}) > 1 for g in groups) if groups else self.topology.slices > 1
         return size, across
 
 
-def kernel_flops(i: Instruction, operands: list[Array], seen: float) -> float | None:
-    """FLOPs of a custom kernel: its own figure; or of the kernels that are known by name, from their shapes: splash
-    attention's products of q [..., T, H] and S keys, of which each query sees a share; ragged products. Else None."""
+def kernel_flops(i: Instruction, operands: list[Array], attended: float) -> float | None:
+    """FLOPs of a custom kernel: its own estimate; or for kernels known by name, from their shapes: splash attention's
+    products of q [..., T, H] and S keys, a fraction `attended` of them; ragged products. None for others."""
     if (own := i.number("flops")) is not None:
         return own
     for name, products in SPLASH.items():
         if name in i.name:
             q, k = [a for a in operands if len(a.sizes) >= 3 and a.kind not in ("s8", "s32")][:2]
-            return 2.0 * products * math.prod(q.sizes) * k.sizes[-2] * seen
+            return 2.0 * products * math.prod(q.sizes) * k.sizes[-2] * attended
     if "ragged-dot-metadata" in i.name:
         return 0.0
     if "ragged-dot" in i.name or "gmm" in i.name:
@@ -248,7 +248,7 @@ def kernel_flops(i: Instruction, operands: list[Array], seen: float) -> float | 
 
 
 def _groups(rest: str) -> Iterator[list[int]]:
-    """The device groups of a collective, of any way that XLA writes them."""
+    """The device groups of a collective, in any of XLA's notations."""
     if match := re.search(r"replica_groups=mesh\[([^\]]*)\](?:[^{]*)\{([^}]*)\}", rest):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
         over = re.findall(r"'(\w+)'", match[2])

@@ -1,8 +1,8 @@
-"""An optimised XLA program, read from its text: computations, their instructions, and the FLOPs and bytes of each.
+"""A parser of optimised HLO text: computations, their instructions, and the FLOPs and bytes of each.
 
-The compiler's own cost analysis counts the body of a loop once, whatever its trips, so that a model whose layers are
-scanned seems one layer deep. The text says what is needed: shapes, loops with known trip counts, the cycles that the
-TPU compiler estimated, kernels with their own costs. lm/plan/cost.py adds it up.
+XLA's own cost analysis counts the body of a loop once, whatever its trip count, so that a model whose layers are
+scanned has the cost of one. The text has shapes, known trip counts, the TPU compiler's estimated cycles, and the costs
+of kernels. lm/plan/cost.py adds them up.
 """
 
 import math
@@ -23,7 +23,7 @@ _NAME = re.compile(r"%([\w.\-]+)")
 
 @dataclass(frozen=True)
 class Array:
-    """One array: its element type, its sizes, and whether it lives in the chip's main memory (not in a scratchpad)."""
+    """One array: element type, sizes, and whether it is in the chip's main memory (HBM, not VMEM or SMEM)."""
 
     kind: str
     sizes: tuple[int, ...]
@@ -36,7 +36,7 @@ class Array:
 
 
 def arrays(shape: str) -> list[Array]:
-    """The arrays of a shape as it is written, a tuple's in their order."""
+    """The arrays of a shape in HLO text; several for a tuple."""
     return [
         Array(
             kind,
@@ -50,7 +50,7 @@ def arrays(shape: str) -> list[Array]:
 
 @dataclass(frozen=True)
 class Instruction:
-    """`name` = `shape` `opcode`(`operands`), `rest`: the attributes as they are written; a constant has a `literal`."""
+    """`name` = `shape` `opcode`(`operands`), `rest`: the attributes as text; a constant has a `literal`."""
 
     name: str
     shape: str
@@ -64,48 +64,48 @@ class Instruction:
         return arrays(self.shape)
 
     def called(self, *attributes: str) -> list[str]:
-        """The computations that `attributes` name."""
-        found: list[str] = []
+        """The computations named by `attributes`."""
+        names: list[str] = []
         for attribute in attributes:
             for text in re.findall(rf"\b{attribute}=(\{{[^}}]*\}}|%[\w.\-]+)", self.rest):
-                found += _NAME.findall(text)
-        return found
+                names += _NAME.findall(text)
+        return names
 
     @property
     def trips(self) -> int | None:
-        """How often a loop's body runs, where the compiler knows."""
+        """The trip count of a loop, where the compiler knows it."""
         match = re.search(r'"known_trip_count":\{"n":"(\d+)"', self.rest)
         return int(match[1]) if match else None
 
     @property
     def cycles(self) -> float | None:
-        """The compiler's estimate, where there is one."""
+        """The compiler's estimate of cycles, where there is one."""
         match = re.search(r'"estimated_cycles":"?(\d+)', self.rest)
         return float(match[1]) if match else None
 
     def number(self, name: str) -> float | None:
-        """A number of the attributes by its quoted name."""
+        """A numeric attribute by its name."""
         match = re.search(rf'"?{name}"?:"?(\d+(?:\.\d+)?(?:e\+?\d+)?)', self.rest)
         return float(match[1]) if match else None
 
 
 @dataclass
 class Program:
-    """Computations by name, each its instructions by name, in their order; `entry` is where it begins."""
+    """Computations by name, each its instructions by name, in order; `entry` names the entry computation."""
 
     computations: dict[str, dict[str, Instruction]] = field(default_factory=dict)
     entry: str = ""
 
     def operands(self, computation: str, instruction: Instruction) -> Iterator[Array]:
         """The arrays that an instruction reads."""
-        there = self.computations[computation]
+        instructions = self.computations[computation]
         for name in instruction.operands:
-            if name in there:
-                yield from there[name].results
+            if name in instructions:
+                yield from instructions[name].results
 
 
-def read(text: str) -> Program:
-    """The program written `text`, as `compiled.as_text()` gives it."""
+def parse_program(text: str) -> Program:
+    """The program of HLO `text`, as `compiled.as_text()` returns it. Raises ValueError for another text."""
     program, current = Program(), None
     for line in text.splitlines():
         if head := _HEAD.match(line):
@@ -136,7 +136,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the parenthesis that opens at `start` closes."""
+    """The index of the parenthesis that closes the one at `start`."""
     depth = 0
     for match in re.finditer(r"[()]", text[start:]):
         depth += 1 if match[0] == "(" else -1
@@ -149,7 +149,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def flops(instruction: Instruction, operands: list[Array]) -> float:
-    """FLOPs of a dot or a convolution (which is what a TPU makes of a dot); 0 of anything else."""
+    """FLOPs of a dot or a convolution (to which the TPU compiler converts dots); 0 for other instructions."""
     if instruction.opcode == "dot":
         return _dot(instruction, operands)
     return _convolution(instruction, operands) if instruction.opcode == "convolution" else 0.0
@@ -162,7 +162,7 @@ def _dot(instruction: Instruction, operands: list[Array]) -> float:
 
 
 def _convolution(instruction: Instruction, operands: list[Array]) -> float:
-    """2 x output's batch and features x input features x the pairs of positions that are no padding."""
+    """2 x output batch and features x input features x the pairs of positions outside the padding."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.rest)
     assert labels, instruction.rest
     left, kernel, out = (
@@ -183,7 +183,7 @@ def _along(text: str | None, dimension: int) -> str:
 
 
 def _pairs(size: int, kernel: int, out: int, window: dict[str, str]) -> int:
-    """Of the pairs of an output's and a kernel's position along one dimension, those that meet an input."""
+    """The pairs of an output and a kernel position along one dimension that read an input."""
     low = int(window["pad"].split("_")[0]) if window["pad"] else 0
     stride, dilate, spread = (int(window[k] or 1) for k in ("stride", "rhs_dilate", "lhs_dilate"))
     if kernel == 1 and low == 0 and spread == 1:

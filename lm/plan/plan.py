@@ -1,7 +1,7 @@
-"""A plan: what one training step of an experiment would take of each device of a topology.
+"""A plan: the memory, FLOPs, communication and time of one training step on each device of a topology.
 
-It comes from the compiler's program (`source` "compiled") or from arithmetic alone ("analytic", lm/plan/analytic.py).
-Every number is of one device: a chip, but for tpu7x, where JAX sees two devices in one.
+Its `source` is the compiled program ("compiled") or arithmetic alone ("analytic", lm/plan/analytic.py). Every number is
+per device: a chip, but for tpu7x, which JAX counts as two devices.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from lm.plan.compile import Compiled
 from lm.plan.cost import Cost
 from lm.plan.topology import Topology
 
-BLIND = (
+NOT_MODELLED = (
     "input pipeline, checkpoints and evaluation; contention on the network and slow chips; what the host does between "
     "steps; how far asynchronous collectives really hide behind compute"
 )
@@ -22,11 +22,12 @@ BLIND = (
 
 @dataclass(frozen=True)
 class Collective:
-    """Collectives of one `kind` on `network` (ici or dcn), `behind` compute or not: a step's count, bytes, seconds."""
+    """The collectives of one `kind` in a step, on `network` (ici or dcn), `overlapped` with compute or not: their
+    count, the bytes that a device sends, and seconds."""
 
     kind: str
     network: str
-    behind: bool
+    overlapped: bool
     count: float
     bytes: float
     seconds: float
@@ -36,10 +37,24 @@ class Collective:
 class Plan:
     """Bytes, FLOPs and seconds of a step on one device.
 
-    `memory` has bytes by what they are for, `peak` among them the most in use at once, against `hbm`. `model_flops` are
-    those of the paper's count, `matrix_flops` what the matrix units do, `kernel_flops` what custom kernels add.
-    `seconds` is (compute alone, compute plus what collectives it waits for); `parts` are the seconds of matrix
-    products, kernels, the rest, and of collectives behind compute and not."""
+    Args:
+      name: of the experiment.
+      topology: as it is written, of `devices` devices.
+      source: "compiled" or "analytic".
+      mesh: axis -> size.
+      remat: compute.remat.
+      tokens: of a step, on all devices.
+      hbm: bytes of memory.
+      memory: bytes by use; `peak` is the most in use at once.
+      model_flops: of the model, as papers count them.
+      matrix_flops: of the matrix units, recomputation included.
+      kernel_flops: of custom kernels, beside those.
+      peak_flops: FLOP/s in bfloat16.
+      collectives: by kind, network and overlap.
+      parts: seconds of matrix products, kernels, the rest, and of overlapped and exposed collectives.
+      unknown: what the program has without a known cost -> how often.
+      compiler, compile_seconds: of a compiled plan.
+    """
 
     name: str
     topology: str
@@ -66,30 +81,31 @@ class Plan:
 
     @property
     def seconds(self) -> tuple[float, float]:
+        """(compute alone, compute and exposed collectives)."""
         compute = self.parts["matrix"] + self.parts["kernels"] + self.parts["rest"]
-        if self.source == "analytic":  # nobody has arranged what goes on behind what: at best all of it does
-            return max(compute, self.parts["behind"]), compute + self.parts["behind"] + self.parts["waiting"]
-        return compute, compute + self.parts["waiting"]
+        if self.source == "analytic":  # the overlap is not known: at best all collectives are overlapped
+            return max(compute, self.parts["overlapped"]), compute + self.parts["overlapped"] + self.parts["exposed"]
+        return compute, compute + self.parts["exposed"]
 
     @property
-    def wire(self) -> float:
-        """Bytes of all collectives of a step."""
+    def collective_bytes(self) -> float:
+        """The bytes that a device sends in all collectives of a step."""
         return sum(c.bytes for c in self.collectives)
 
     @property
     def tokens_per_second(self) -> float:
         """Of all devices, at the slower end of `seconds`."""
-        return self.tokens / max(self.seconds[1], self.parts["behind"])
+        return self.tokens / max(self.seconds[1], self.parts["overlapped"])
 
     @property
     def mfu(self) -> float:
-        """Model FLOPs a second over the peak, at the slower end of `seconds`."""
-        return self.model_flops / max(self.seconds[1], self.parts["behind"]) / self.peak_flops
+        """Model FLOPs utilisation, at the slower end of `seconds`."""
+        return self.model_flops / max(self.seconds[1], self.parts["overlapped"]) / self.peak_flops
 
     @property
-    def binding(self) -> str:
-        """What the step is bound by."""
-        network = self.parts["behind"] + self.parts["waiting"]
+    def bottleneck(self) -> str:
+        """What bounds the step: compute, memory bandwidth, network; or memory, where it does not fit."""
+        network = self.parts["overlapped"] + self.parts["exposed"]
         parts = {
             "compute": self.parts["matrix"] + self.parts["kernels"],
             "memory bandwidth": self.parts["rest"],
@@ -98,22 +114,22 @@ class Plan:
         return max(parts, key=lambda name: parts[name]) if self.fits else "memory"
 
     def as_data(self) -> dict[str, Any]:
-        """As JSON data, with what is worked out from it."""
-        made = {k: v for k, v in vars(self).items() if k != "collectives"}
-        worked_out = dict(
+        """As JSON data, with the derived properties."""
+        fields = {k: v for k, v in vars(self).items() if k != "collectives"}
+        derived = dict(
             fits=self.fits,
             seconds=self.seconds,
-            wire=self.wire,
+            collective_bytes=self.collective_bytes,
             tokens_per_second=self.tokens_per_second,
             mfu=self.mfu,
-            binding=self.binding,
-            cannot_see=BLIND,
+            bottleneck=self.bottleneck,
+            not_modelled=NOT_MODELLED,
         )
-        return {**made, "collectives": [vars(c) for c in self.collectives], **worked_out}
+        return {**fields, "collectives": [vars(c) for c in self.collectives], **derived}
 
 
-def common(experiment: Experiment, topology: Topology) -> dict[str, Any]:
-    """What a plan says that does not depend on where it comes from."""
+def base_fields(experiment: Experiment, topology: Topology) -> dict[str, Any]:
+    """The fields of a plan that do not depend on its source."""
     e = experiment
     flops = count.flops_per_token(e.model, e.length) * e.batch_tokens / topology.devices
     return dict(
@@ -132,7 +148,7 @@ def common(experiment: Experiment, topology: Topology) -> dict[str, Any]:
 def from_compiler(experiment: Experiment, topology: Topology, compiled: Compiled, cost: Cost) -> Plan:
     """The plan of a compiled step."""
     return Plan(
-        **common(experiment, topology),
+        **base_fields(experiment, topology),
         source="compiled",
         memory={k: float(getattr(compiled, k)) for k in ("arguments", "outputs", "temporaries", "code", "peak")},
         matrix_flops=cost.matrix,
@@ -144,8 +160,8 @@ def from_compiler(experiment: Experiment, topology: Topology, compiled: Compiled
             matrix=cost.matrix_seconds,
             kernels=cost.kernel_seconds,
             rest=cost.other_seconds,
-            behind=cost.waiting(True),
-            waiting=cost.waiting(False),
+            overlapped=cost.collective_seconds(True),
+            exposed=cost.collective_seconds(False),
         ),
         unknown=dict(cost.unknown),
         compiler=compiled.compiler,
@@ -153,8 +169,8 @@ def from_compiler(experiment: Experiment, topology: Topology, compiled: Compiled
     )
 
 
-def attended(experiment: Experiment) -> float:
-    """The share of a row's keys that a query looks at, the mean over queries and layers; documents are not counted."""
+def attended_fraction(experiment: Experiment) -> float:
+    """The fraction of a row's keys that a query attends to, the mean over queries and layers, without packing."""
     T, causal = experiment.length, experiment.model.causal
     shares = []
     for slot in experiment.model.by_layer:
@@ -163,6 +179,6 @@ def attended(experiment: Experiment) -> float:
     return sum(shares) / len(shares)
 
 
-def line(mesh: Mapping[str, int]) -> str:
-    """A mesh in a few words."""
+def mesh_text(mesh: Mapping[str, int]) -> str:
+    """A mesh as text: "fsdp 32 x tensor 2"."""
     return " x ".join(f"{axis} {size}" for axis, size in mesh.items() if size > 1) or "1 device"

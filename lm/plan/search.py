@@ -1,8 +1,8 @@
-"""Search for the plan that trains fastest: meshes x remat x micro-batches x attention blocks.
+"""Search for the fastest plan: meshes x remat x micro-batches x attention blocks.
 
-Arithmetic (lm/plan/analytic.py) drops what cannot fit and ranks the rest in seconds; the compiler has the last word on
-the best few, each of which keeps other activations for the backward pass: they decide most of the memory, of which
-arithmetic is least sure. It is coarse, so a candidate may exceed the memory by SLACK before it is dropped.
+Analytic plans (lm/plan/analytic.py) drop the candidates that cannot fit and rank the others by time. The best few are
+compiled, each with other activations kept for the backward pass: these decide most of the memory, which is the least
+certain part of an analytic plan. It is coarse, so a candidate may exceed the memory by SLACK before it is dropped.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ from lm.legal import check_mesh
 from lm.model.compute import NAMES, OUTER
 from lm.model.experts import Experts
 from lm.plan import analytic
-from lm.plan.plan import Plan, line
+from lm.plan.plan import Plan, mesh_text
 from lm.plan.topology import Topology
 
 SLACK = 1.15
-# what is computed again, from nothing to all of a layer
+# from no recomputation to that of the whole layer
 REMATS: tuple[dict[str, Any], ...] = (
     dict(remat="nothing"),
     dict(remat="names", keep=NAMES),
@@ -32,27 +32,27 @@ REMATS: tuple[dict[str, Any], ...] = (
     dict(remat="full"),
 )
 BLOCKS = (512, 1024)
-LONG = 16384  # tokens a row from which context parallelism is tried
-MOST_TENSOR = 16
+LONG_ROW = 16384  # tokens from which context parallelism is tried
+MAX_TENSOR = 16
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A variant of the experiment, settled, with its analytic plan and, once compiled, the compiler's, or why not."""
+    """A variant of the experiment with its analytic plan and, once compiled, the compiled plan or the failure."""
 
     experiment: Experiment
-    guess: Plan
-    plan: Plan | None = None
+    analytic: Plan
+    compiled: Plan | None = None
     failure: str = ""
 
     @property
     def best(self) -> Plan:
-        """The better known plan."""
-        return self.plan or self.guess
+        """The compiled plan where there is one, else the analytic one."""
+        return self.compiled or self.analytic
 
     @property
     def settings(self) -> str:
-        """What to set: the words after --set."""
+        """The arguments of --set."""
         e = self.experiment
         mesh = [f"mesh.{axis}={size}" for axis, size in e.mesh.items()]
         rest = [f"accumulate={e.accumulate}", f"compute.block={e.compute.block}"]
@@ -74,25 +74,25 @@ class Candidate:
 
 
 def meshes(experiment: Experiment, topology: Topology) -> Iterator[dict[str, int]]:
-    """The meshes worth trying: fsdp takes what tensor, expert and context leave of a slice, replica the slices."""
+    """The meshes to try: fsdp has the devices of a slice that tensor, expert and context leave, replica the slices."""
     slots = experiment.model.slots.values()
     experts = math.gcd(*(slot.ffn.experts for slot in slots if isinstance(slot.ffn, Experts))) or 1
     heads = math.gcd(*(size for slot in slots for axis, size in slot.mixer.sizes().values() if axis == "heads"))
-    a_slice = topology.devices // topology.slices
-    tensors = [n for n in (1, 2, 4, 8, MOST_TENSOR) if heads % n == 0]
-    contexts = [1, 2, 4, 8, 16] if experiment.length >= LONG else [1]
+    per_slice = topology.devices // topology.slices
+    tensors = [n for n in (1, 2, 4, 8, MAX_TENSOR) if heads % n == 0]
+    contexts = [1, 2, 4, 8, 16] if experiment.length >= LONG_ROW else [1]
     splits = [n for n in (1, 2, 4, 8, 16, 32, 64) if n == 1 or (experts > 1 and experts % n == 0)]
     for tensor, context, expert in itertools.product(tensors, contexts, splits):
-        taken = tensor * context * expert
-        if a_slice % taken == 0:
-            named = dict(replica=topology.slices, fsdp=a_slice // taken, expert=expert, context=context, tensor=tensor)
+        used = tensor * context * expert
+        if per_slice % used == 0:
+            named = dict(replica=topology.slices, fsdp=per_slice // used, expert=expert, context=context, tensor=tensor)
             yield {axis: size for axis, size in named.items() if size > 1} or {"data": 1}
 
 
 def candidates(experiment: Experiment, topology: Topology) -> list[Candidate]:
-    """Every legal variant that may fit, the fastest by arithmetic first."""
+    """Every legal variant that may fit, the fastest by its analytic plan first."""
     e = experiment
-    found = []
+    variants = []
     accumulates = sorted({*(2**k for k in range(8)), e.accumulate})
     for mesh, remat, accumulate in itertools.product(meshes(e, topology), REMATS, accumulates):
         try:
@@ -101,11 +101,11 @@ def candidates(experiment: Experiment, topology: Topology) -> list[Candidate]:
             changed = dataclasses.replace(e, mesh=mesh, accumulate=accumulate, compute=compute, layout=layout)
             check_mesh(changed, mesh)
         except ValueError:
-            continue  # this mesh cannot hold this model, or these rows
-        guess = analytic.plan(changed, topology)
-        if guess.memory["peak"] <= SLACK * guess.hbm:
-            found.append(Candidate(changed, guess))
-    return sorted(found, key=lambda c: (sum(c.guess.seconds), c.experiment.accumulate))
+            continue  # this mesh does not divide this model, or these rows
+        plan = analytic.plan(changed, topology)
+        if plan.memory["peak"] <= SLACK * plan.hbm:
+            variants.append(Candidate(changed, plan))
+    return sorted(variants, key=lambda c: (sum(c.analytic.seconds), c.experiment.accumulate))
 
 
 def search(
@@ -113,60 +113,69 @@ def search(
     topology: Topology,
     compile_one: Callable[[Experiment], Plan] | None,
     most: int = 3,
-    told: Callable[[str], Any] = print,
+    report: Callable[[str], Any] = print,
 ) -> list[Candidate]:
-    """The ranked candidates, of which `compile_one` has compiled `most`; with None all stay analytic.
+    """The candidates, the fastest first.
 
-    Raises ValueError where nothing can fit."""
-    found = candidates(experiment, topology)
-    if not found:
+    Args:
+      experiment: what is varied.
+      topology: the devices.
+      compile_one: compiles a candidate's plan, or raises ValueError; None: all stay analytic.
+      most: successful compilations.
+      report: called with a line before each compilation.
+
+    Raises:
+      ValueError: where no candidate can fit.
+    """
+    ranked = candidates(experiment, topology)
+    if not ranked:
         raise ValueError(
             f"{experiment.name} fits {topology.name} in no mesh that was tried, even with remat=full: take more chips, "
             "fewer rows_per_device, or a shorter seq_len"
         )
     if compile_one is None:
-        return found
+        return ranked
     done: list[Candidate] = []
-    waiting = list(found)
-    while waiting and len(done) < 3 * most and sum(c.plan is not None for c in done) < most:
-        candidate = waiting.pop(0)
-        told(f"compiling {line(candidate.experiment.mesh)}, {candidate.settings}")
+    queue = list(ranked)
+    while queue and len(done) < 3 * most and sum(c.compiled is not None for c in done) < most:
+        candidate = queue.pop(0)
+        report(f"compiling {mesh_text(candidate.experiment.mesh)}, {candidate.settings}")
         try:
-            done.append(dataclasses.replace(candidate, plan=compile_one(candidate.experiment)))
-            waiting = [c for c in waiting if _kept(c) != _kept(candidate)]
+            done.append(dataclasses.replace(candidate, compiled=compile_one(candidate.experiment)))
+            queue = [c for c in queue if _remat(c) != _remat(candidate)]
         except ValueError as error:
             done.append(dataclasses.replace(candidate, failure=str(error)))
-            least = candidate.guess.memory["peak"]  # nor will what keeps the same and needs as much
-            waiting = [c for c in waiting if _kept(c) != _kept(candidate) or c.guess.memory["peak"] < least]
-    best = next((c for c in sorted(done, key=_speed) if c.plan), None)
+            peak = candidate.analytic.memory["peak"]  # of the same remat, only those that need less may fit
+            queue = [c for c in queue if _remat(c) != _remat(candidate) or c.analytic.memory["peak"] < peak]
+    best = next((c for c in sorted(done, key=_speed) if c.compiled), None)
     if best:
-        done += _with_blocks(best, compile_one, told)
+        done += _other_blocks(best, compile_one, report)
     tried = [c.experiment for c in done]
-    return sorted(done, key=_speed) + [c for c in found if c.experiment not in tried]
+    return sorted(done, key=_speed) + [c for c in ranked if c.experiment not in tried]
 
 
-def _with_blocks(
-    best: Candidate, compile_one: Callable[[Experiment], Plan], told: Callable[[str], Any]
+def _other_blocks(
+    best: Candidate, compile_one: Callable[[Experiment], Plan], report: Callable[[str], Any]
 ) -> list[Candidate]:
-    """The best candidate with the other blocks of attention."""
+    """The best candidate with other attention blocks."""
     tried = []
     for block in BLOCKS:
         e = best.experiment
         if block == max(e.compute.block, BLOCKS[0]) or e.compute.resolve("tpu").attention != "splash":
             continue
         changed = dataclasses.replace(e, compute=dataclasses.replace(e.compute, block=block))
-        told(f"compiling it with compute.block={block}")
+        report(f"compiling it with compute.block={block}")
         try:
-            tried.append(Candidate(changed, best.guess, compile_one(changed)))
+            tried.append(Candidate(changed, best.analytic, compile_one(changed)))
         except ValueError as error:
-            tried.append(Candidate(changed, best.guess, None, str(error)))
+            tried.append(Candidate(changed, best.analytic, None, str(error)))
     return tried
 
 
-def _kept(candidate: Candidate) -> tuple[str, tuple[str, ...]]:
+def _remat(candidate: Candidate) -> tuple[str, tuple[str, ...]]:
     compute = candidate.experiment.compute
     return compute.remat, compute.keep
 
 
 def _speed(candidate: Candidate) -> tuple[bool, float]:
-    return not candidate.plan, candidate.best.seconds[1]
+    return not candidate.compiled, candidate.best.seconds[1]

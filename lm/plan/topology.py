@@ -1,7 +1,7 @@
-"""The chips that a plan can be made for: what their makers publish of them, and how they are wired.
+"""Chips and topologies that can be planned for, from their vendors' specifications.
 
-A topology is written kind:shape, `v5p:4x4x4` for a torus of 64 TPU chips, `v5p:4x4x4*2` for two such slices joined by
-the data-centre network, `h100:64` for so many GPUs in hosts of eight.
+A topology is written kind:shape, `v5p:4x4x4` for a torus of 64 TPU chips, `v5p:4x4x4*2` for two such slices connected
+by the data-centre network, `h100:64` for 64 GPUs in hosts of eight.
 """
 
 import math
@@ -16,10 +16,21 @@ GIB, GB = 2**30, 10**9
 
 @dataclass(frozen=True)
 class Chip:
-    """One chip: bytes of `hbm`, dense bfloat16 `flops` a second, bytes a second of its memory (`hbm_bandwidth`), of one
-    link in one direction (`link`, over `axes` axes of a torus, two links each; of a GPU all its links together, `axes`
-    0), of its share of the data-centre network (`dcn`); `clock` cycles a second of its matrix units; `devices` that JAX
-    sees in it. `shapes` are the slices that are let, `names` what JAX calls its devices."""
+    """The specification of a chip.
+
+    Args:
+      kind: its name.
+      hbm: bytes of memory.
+      flops: dense bfloat16 FLOP/s.
+      hbm_bandwidth: bytes/s of its memory.
+      link: bytes/s of one link in one direction; of a GPU, of all its links together.
+      axes: of the torus, two links each; 0 for a GPU.
+      dcn: bytes/s of its share of the data-centre network.
+      clock: cycles/s of its matrix units.
+      devices: that JAX counts for it.
+      shapes: of the slices on offer.
+      options: of jax.experimental.topologies.
+    """
 
     kind: str
     hbm: int
@@ -40,13 +51,13 @@ class Chip:
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
-# without the first, weights travel by all-reduce; the second joins the two cores of a chip to one device
+# without the first, weights are gathered by all-reduce; the second makes the two cores of a chip one device
 _TORUS: tuple[tuple[str, Any], ...] = (("chips_per_host_bounds", (2, 2, 1)),)
 _MEGACORE = (("chip_config_name", "megacore"), *_TORUS)
 
-# Facts of docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x} (of the bidirectional bandwidth of a chip one direction
-# of one link) and of NVIDIA's data sheets (SXM; one network card of 400 or 200 Gbit/s a GPU). The clock is what makes
-# the published FLOP/s of the published matrix units.
+# From docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x} (a chip's bidirectional bandwidth, divided to one direction
+# of one link) and from NVIDIA's data sheets (SXM; one network card of 400 or 200 Gbit/s per GPU). The clock follows
+# from the published FLOP/s and matrix units.
 CHIPS = {
     chip.kind: chip
     for chip in (
@@ -59,12 +70,12 @@ CHIPS = {
         Chip("h100", 80 * GB, 989e12, 3350e9, 450e9, 0, 50e9),
     )
 }
-GPUS_A_HOST = 8
+GPUS_PER_HOST = 8
 
 
 @dataclass(frozen=True)
 class Topology:
-    """`slices` of `shape` chips each; a GPU's shape is one number."""
+    """`slices` of `shape` chips each; the shape of GPUs is their number."""
 
     chip: Chip
     shape: tuple[int, ...]
@@ -72,7 +83,7 @@ class Topology:
 
     @property
     def name(self) -> str:
-        """As it is written."""
+        """As `parse_topology` reads it."""
         return f"{self.chip.kind}:{'x'.join(map(str, self.shape))}" + (f"*{self.slices}" if self.slices > 1 else "")
 
     @property
@@ -81,7 +92,7 @@ class Topology:
 
     @property
     def devices(self) -> int:
-        """What JAX would count."""
+        """As JAX counts them."""
         return self.chips * self.chip.devices
 
     @property
@@ -96,34 +107,34 @@ class Topology:
 
     @property
     def wraps(self) -> tuple[bool, ...]:
-        """Which axes of the torus are rings: those of 16 chips in two dimensions, whole cubes of 4 in three."""
+        """Which axes of the torus wrap around: those of 16 chips in two dimensions, multiples of 4 in three."""
         if self.chip.axes == 2:
             return tuple(n >= 16 for n in self.shape)
         return (all(n % 4 == 0 for n in self.shape),) * len(self.shape)
 
     @property
     def network(self) -> float:
-        """Bytes a second that one device can send its slice when a collective uses all of the links."""
+        """Bytes/s that one device sends within its slice when a collective uses all links."""
         if not self.chip.tpu:
-            return self.chip.link if self.chips <= GPUS_A_HOST else self.chip.dcn
+            return self.chip.link if self.chips <= GPUS_PER_HOST else self.chip.dcn
         used = [2.0 if wrap else 1.0 for n, wrap in zip(self.shape, self.wraps, strict=True) if n > 1]
         return self.chip.link * max(sum(used), 1.0) / self.chip.devices
 
     @property
     def dcn(self) -> float:
-        """Bytes a second that one device can send to other slices."""
+        """Bytes/s that one device sends to other slices."""
         return self.chip.dcn / self.chip.devices
 
     def options(self) -> dict[str, Any]:
-        """What the compiler wants to know of the slice, beside its name."""
+        """The options of jax.experimental.topologies for the slice."""
         known = dict(self.chip.options)
         if self.chip.axes == 3 and all(self.wraps):
             known["wrap"] = self.wraps
         return known | ({"num_slices": self.slices} if self.slices > 1 else {})
 
 
-def parse(text: str) -> Topology:
-    """The topology written `text`. Raises ValueError that lists those there are."""
+def parse_topology(text: str) -> Topology:
+    """The topology written as `text`. Raises ValueError, which lists the known ones, for another."""
     match = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+)*)(?:\*(\d+))?", text.strip().lower())
     if not match:
         raise ValueError(
@@ -144,6 +155,6 @@ def parse(text: str) -> Topology:
 
 def _check_gpus(text: str, shape: tuple[int, ...], slices: int) -> None:
     n = shape[0]
-    if len(shape) != 1 or slices != 1 or n < 1 or (n > GPUS_A_HOST and n % GPUS_A_HOST):
+    if len(shape) != 1 or slices != 1 or n < 1 or (n > GPUS_PER_HOST and n % GPUS_PER_HOST):
         few = ", ".join(map(str, (1, 2, 4, 8, 16, 32)))
-        raise ValueError(f"topology {text!r}: GPUs come as a number, up to {GPUS_A_HOST} or whole hosts: {few}, …")
+        raise ValueError(f"topology {text!r}: GPUs come as a number, up to {GPUS_PER_HOST} or full hosts: {few}, …")

@@ -16,14 +16,14 @@ from lm.plan import analytic
 from lm.plan.advice import advice, excess
 from lm.plan.plan import Plan
 from lm.plan.search import candidates, search
-from lm.plan.topology import parse
+from lm.plan.topology import parse_topology
 from lm.sharding.rules import Layout
 
-V5P = parse("v5p:4x4x4")
+V5P = parse_topology("v5p:4x4x4")
 
 
 def on(model: ModelConfig, topology: str = "v5p:4x4x4", **changes: object) -> Experiment:
-    return published(small, "published", model).replace(changes).on(parse(topology).devices)
+    return published(small, "published", model).replace(changes).on(parse_topology(topology).devices)
 
 
 def test_a_published_size_takes_what_devices_there_are() -> None:
@@ -50,7 +50,7 @@ def test_the_state_is_split_and_the_weights_travel() -> None:
     plan, parameters = analytic.plan(on(llama3_8b), V5P), count.parameters(llama3_8b)
     assert plan.memory["arguments"] == pytest.approx(12 * parameters / 64, rel=1e-3)
     # gathered twice in bfloat16, gradients in float32, all but a device's own part
-    assert plan.wire == pytest.approx((2 * 2 * parameters + 4 * parameters) * 63 / 64)
+    assert plan.collective_bytes == pytest.approx((2 * 2 * parameters + 4 * parameters) * 63 / 64)
     wide = analytic.plan(on(llama3_8b, mesh=dict(fsdp=16, tensor=4)), V5P)
     assert {c.kind for c in wide.collectives} == {"all-gather", "reduce-scatter", "all-reduce"}
     assert wide.memory["arguments"] == plan.memory["arguments"]
@@ -63,17 +63,17 @@ def test_less_is_kept_and_more_is_done_again() -> None:
 
 
 def test_gpus_are_planned_by_arithmetic() -> None:
-    plan = analytic.plan(on(llama3_8b, "h100:64"), parse("h100:64"))
+    plan = analytic.plan(on(llama3_8b, "h100:64"), parse_topology("h100:64"))
     assert 0.1 < plan.mfu < 0.75 and plan.as_data()["source"] == "analytic"
 
 
 def test_the_search_ranks_what_may_fit() -> None:
-    found = candidates(on(mixtral_8x7b, "v5p:4x4x8"), parse("v5p:4x4x8"))
-    seconds = [sum(c.guess.seconds) for c in found]
+    found = candidates(on(mixtral_8x7b, "v5p:4x4x8"), parse_topology("v5p:4x4x8"))
+    seconds = [sum(c.analytic.seconds) for c in found]
     assert seconds == sorted(seconds) and any(c.experiment.mesh.get("expert") == 8 for c in found)
     assert found[0].settings.startswith("mesh.") and found[0].paste.startswith("mesh=dict(")
     with pytest.raises(ValueError, match="fits v5e:2x2 in no mesh"):
-        search(on(llama3_70b, "v5e:2x2"), parse("v5e:2x2"), None)
+        search(on(llama3_70b, "v5e:2x2"), parse_topology("v5e:2x2"), None)
 
 
 def test_what_a_search_prints_can_be_set_and_pasted() -> None:
@@ -100,7 +100,7 @@ def test_a_search_gives_up_what_keeps_the_same_and_tries_what_keeps_else() -> No
             raise ValueError("does not fit")
         return replace(analytic.plan(e, V5P), source="compiled")
 
-    search(on(llama3_8b), V5P, compile_one, most=3, told=lambda _: None)
+    search(on(llama3_8b), V5P, compile_one, most=3, report=lambda _: None)
     fitting = [(e.compute.remat, e.compute.keep) for e in asked if e.compute.remat != "nothing"]
     assert len(set(fitting)) == 3  # and blocks of the best
     needs = [analytic.plan(e, V5P).memory["peak"] for e in asked if e.compute.remat == "nothing"]
@@ -117,14 +117,14 @@ def test_the_compiler_has_the_last_word() -> None:
         guess = analytic.plan(e, V5P)
         return replace(guess, source="compiled", parts=guess.parts | {"matrix": 10.0 - len(asked)})
 
-    found = search(on(llama3_8b), V5P, compile_one, most=2, told=lambda _: None)
+    found = search(on(llama3_8b), V5P, compile_one, most=2, report=lambda _: None)
     assert found[0].best.source == "compiled" and found[0].experiment in asked
-    assert any(c.failure == "does not fit" and not c.plan for c in found)
+    assert any(c.failure == "does not fit" and not c.compiled for c in found)
 
 
 def test_advice_to_what_does_not_fit() -> None:
     e = on(llama3_70b, compute=dict(remat="nothing"))
     assert "compute.remat=full" in advice(e, V5P)
-    assert "times the chips" in advice(on(llama3_70b, "v5e:2x2"), parse("v5e:2x2"))
+    assert "times the chips" in advice(on(llama3_70b, "v5e:2x2"), parse_topology("v5e:2x2"))
     said = "RESOURCE_EXHAUSTED: XLA:TPU compile error. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G."
     assert excess(said) == "it needs 20.50GiB of 15.75GiB, 4.75GiB too much"

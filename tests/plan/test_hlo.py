@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import pytest
 
 from lm.plan import hlo
-from lm.plan.cost import Walk, kernel_flops
-from lm.plan.topology import parse
+from lm.plan.cost import CostAnalysis, kernel_flops
+from lm.plan.topology import parse_topology
 
-V5P = parse("v5p:2x2x1")
+V5P = parse_topology("v5p:2x2x1")
 
 TPU = """\
 HloModule jit_step, is_scheduled=true
@@ -50,7 +50,7 @@ backend_config={"known_trip_count":{"n":"10"}}
 
 
 def test_a_loop_counts_as_often_as_it_runs() -> None:
-    cost = Walk(hlo.read(TPU), V5P).total()
+    cost = CostAnalysis(hlo.parse_program(TPU), V5P).total()
     assert cost.matrix == 10 * 2 * 64 * 256 * 512
     assert cost.matrix_seconds == pytest.approx(10 * 1750 / 1.75e9)
     assert cost.kernel == 10 * 459e6 and cost.kernel_seconds == pytest.approx(10 * 1e-6)
@@ -59,24 +59,24 @@ def test_a_loop_counts_as_often_as_it_runs() -> None:
 
 
 def test_collectives_by_kind_by_bytes_and_by_whether_they_are_waited_for() -> None:
-    cost = Walk(hlo.read(TPU), V5P).total()
+    cost = CostAnalysis(hlo.parse_program(TPU), V5P).total()
     x = 64 * 256 * 2
     gather, reduce = cost.collectives["all-gather", "ici", True], cost.collectives["all-reduce", "ici", False]
     assert (gather.count, gather.bytes) == (10, 10 * 3 * x)  # of what is gathered, the others' parts
     assert (reduce.count, reduce.bytes) == (10, 10 * 2 * x * 3 / 4)  # it goes round twice
-    assert cost.wire == gather.bytes + reduce.bytes
-    assert cost.waiting(False) == pytest.approx(reduce.bytes / V5P.network)
+    assert cost.collective_bytes == gather.bytes + reduce.bytes
+    assert cost.collective_seconds(False) == pytest.approx(reduce.bytes / V5P.network)
 
 
 def test_a_collective_between_slices_goes_over_the_data_centre_s_network() -> None:
     text = TPU.replace("replica_groups={{0,1,2,3}}", "replica_groups=[4,2]<=[2,4]T(1,0)")
-    cost = Walk(hlo.read(text), parse("v5p:2x2x1*2")).total()
+    cost = CostAnalysis(hlo.parse_program(text), parse_topology("v5p:2x2x1*2")).total()
     assert {key[:2] for key in cost.collectives} == {("all-gather", "ici"), ("all-reduce", "dcn")}
 
 
 def test_a_loop_counts_up_to_the_constant_of_its_condition() -> None:
     """As the TPU compiler leaves it: without a known trip count."""
-    cost = Walk(hlo.read(TPU.replace('"known_trip_count":{"n":"10"}', "")), V5P).total()
+    cost = CostAnalysis(hlo.parse_program(TPU.replace('"known_trip_count":{"n":"10"}', "")), V5P).total()
     assert cost.matrix == 7 * 2 * 64 * 256 * 512 and not cost.unknown
 
 
@@ -84,7 +84,7 @@ def test_a_loop_whose_body_is_two_trips_runs_half_as_often() -> None:
     text = TPU.replace('"known_trip_count":{"n":"10"}', "").replace("constant(7)", "constant(8)")
     text = text.replace("  ROOT %t = ", "  %two = s32[] constant(2)\n  %next = s32[] add(%i, %two)\n  ROOT %t = ")
     text = text.replace("tuple(%i, %r, %w)", "tuple(%next, %r, %w)")
-    assert Walk(hlo.read(text), V5P).total().matrix == 4 * 2 * 64 * 256 * 512
+    assert CostAnalysis(hlo.parse_program(text), V5P).total().matrix == 4 * 2 * 64 * 256 * 512
 
 
 def test_a_gather_that_several_fusions_help_along_counts_once() -> None:
@@ -97,7 +97,7 @@ replica_groups=mesh['axis_0'=1,'axis_1'=4] {{'axis_1'}}, dimensions={{0}}
 """
     calls = "".join(f"  %h.{i} = bf16[256,256]{{1,0}} fusion(%x), kind=kCustom, calls=%piece.{i}\n" for i in (0, 1))
     text = TPU.replace("\n%body", piece.format(0) + piece.format(1) + "\n%body").replace("  %gs = ", calls + "  %gs = ")
-    traffic = Walk(hlo.read(text), V5P).total().collectives["all-gather", "ici", True]
+    traffic = CostAnalysis(hlo.parse_program(text), V5P).total().collectives["all-gather", "ici", True]
     assert (traffic.count, traffic.bytes) == (20, 20 * 3 * 64 * 256 * 2)
 
 
@@ -110,13 +110,13 @@ def test_attention_s_kernels_count_the_keys_that_are_seen() -> None:
 
 def test_a_loop_without_a_trip_count_is_told() -> None:
     text = TPU.replace('"known_trip_count":{"n":"10"}', "").replace("direction=LT", "direction=NE")
-    cost = Walk(hlo.read(text), V5P).total()
+    cost = CostAnalysis(hlo.parse_program(text), V5P).total()
     assert cost.unknown == {"loop without a trip count": 1} and cost.matrix == 2 * 64 * 256 * 512
 
 
 def test_a_text_that_is_no_program_is_refused() -> None:
     with pytest.raises(ValueError, match="no ENTRY computation"):
-        hlo.read("nothing")
+        hlo.parse_program("nothing")
 
 
 def test_a_compiled_program_has_the_flops_of_its_products() -> None:
@@ -128,7 +128,7 @@ def test_a_compiled_program_has_the_flops_of_its_products() -> None:
     w, x = jax.ShapeDtypeStruct((6, 32, 32), jnp.float32), jax.ShapeDtypeStruct((16, 32), jnp.float32)
     text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(w, x).compile().as_text()
     assert text is not None
-    cost = Walk(hlo.read(text), parse("v5p:2x2x1")).total()
+    cost = CostAnalysis(hlo.parse_program(text), parse_topology("v5p:2x2x1")).total()
     assert cost.matrix == 6 * 3 * 2 * 16 * 32 * 32  # forward, and two products backward
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lm.plan.topology import CHIPS, parse
+from lm.plan.topology import CHIPS, parse_topology
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ from lm.plan.topology import CHIPS, parse
     ],
 )
 def test_topologies(text: str, chips: int, devices: int) -> None:
-    topology = parse(text)
+    topology = parse_topology(text)
     assert (topology.name, topology.chips, topology.devices) == (text, chips, devices)
 
 
@@ -27,17 +27,17 @@ def test_topologies(text: str, chips: int, devices: int) -> None:
         ("v5p:4x4x5", "does not exist: v5p comes as 2x2x1, 2x2x2"),
         ("v5e:32x32", "does not exist: v5e comes as 1x1, .*16x16$"),
         ("v9:4x4", "known: v4, v5e, v5p, v6e, tpu7x, a100, h100"),
-        ("h100:12", "GPUs come as a number, up to 8 or whole hosts"),
+        ("h100:12", "GPUs come as a number, up to 8 or full hosts"),
         ("v5p:4x4x4*0", "at least one slice"),
     ],
 )
 def test_what_does_not_exist(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        parse(text)
+        parse_topology(text)
 
 
 def test_rings() -> None:
-    assert parse("v5p:4x4x4").options()["wrap"] == (True, True, True)
-    assert "wrap" not in parse("v5p:2x2x2").options()
-    assert parse("v5e:16x16").network == 2 * parse("v5e:8x8").network == 4 * CHIPS["v5e"].link
-    assert parse("h100:16").network < parse("h100:8").network
+    assert parse_topology("v5p:4x4x4").options()["wrap"] == (True, True, True)
+    assert "wrap" not in parse_topology("v5p:2x2x2").options()
+    assert parse_topology("v5e:16x16").network == 2 * parse_topology("v5e:8x8").network == 4 * CHIPS["v5e"].link
+    assert parse_topology("h100:16").network < parse_topology("h100:8").network
