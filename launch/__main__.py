@@ -1,6 +1,6 @@
-"""`lm`, and `python -m launch`: finds the verb, runs it, and turns what goes wrong into one line and an exit code.
+"""`lm`, and `python -m launch`: runs a verb, and turns an error into one line and an exit code.
 
-0 done; 1 failed; 2 not understood; 128 + signal when interrupted; 75 when another process of the run was lost.
+0 success; 1 failure; 2 a usage error; 128 + signal when interrupted; 75 when another process of the run was lost.
 LM_DEBUG=1 or --debug shows the traceback.
 """
 
@@ -31,7 +31,7 @@ VERBS = {
 EPILOG = """\
 examples:
   lm show experiments.quickstart                 what it is, before anything runs
-  lm train experiments.quickstart                train it (or go on where it was), sample, report
+  lm train experiments.quickstart                train it (or resume it), sample, report
   lm train experiments.quickstart --workdir runs/small --set steps=100 model.layers=2
   lm sample runs/quickstart --prompt "def " -n 3
   lm evaluate runs/quickstart
@@ -39,23 +39,23 @@ examples:
   lm study experiments.ablations.heads           which is better, by how much, how sure
   lm launch local -n 2 experiments.quickstart    on several processes, Slurm, Kubernetes, a TPU pod
 
-lm VERB --help tells more of each.
+See also lm VERB --help.
 """
 
 
 class Usage(ValueError):
-    """The command line is not understood: exit code 2."""
+    """An error in the command line: exit code 2."""
 
 
 class _Help(RawDescriptionRichHelpFormatter):
-    """Help with a first column that "tokenizer" fits in."""
+    """Help whose first column is wide enough for "tokenizer"."""
 
     def __init__(self, prog: str, **options: Any):
         super().__init__(prog, **{"max_help_position": 30, **options})
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises Usage, and names what comes near to an unknown verb."""
+    """An ArgumentParser that raises Usage, and suggests verbs for an unknown one."""
 
     def __init__(self, **options: Any):
         options.setdefault("formatter_class", _Help)
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command `argv` (default: the process's) and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv or os.environ.get("LM_DEBUG", "") not in ("", "0")
-    # the traceback may be asked for anywhere on the line
+    # --debug may be anywhere on the line
     argv = [a for a in argv if a != "--debug"]
     try:
         if not argv:
@@ -96,24 +96,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         top = parser()
         args = top.parse_args(argv)
-        args.top, args.command = top, written(argv)
+        args.top, args.command = top, command_line(argv)
         return args.run(args) or 0
-    except SystemExit as asked:  # --help
-        return int(asked.code or 0)
+    except SystemExit as end:  # --help
+        return int(end.code or 0)
     except BaseException as error:
         return failed(error, debug)
 
 
 def failed(error: BaseException, debug: bool) -> int:
-    """Say what went wrong, and give the exit code for it. What is no user's mistake is raised again."""
+    """Print the error and return its exit code. An error that is not the user's is raised again."""
     if debug and not isinstance(error, KeyboardInterrupt):
         raise error
     number = getattr(error, "signal", None)
-    if code := getattr(error, "exit_code", 0):  # a lost process: what ends in order would wait for it
+    if code := getattr(error, "exit_code", 0):  # another process was lost: an orderly exit would wait for it
         os._exit(_say(str(error), code))
     if isinstance(error, KeyboardInterrupt):
         return _say("interrupted", 130)
-    if isinstance(error, BrokenPipeError):  # `lm show … | head`: nobody reads on
+    if isinstance(error, BrokenPipeError):  # `lm show … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
     if number is not None:
@@ -131,8 +131,8 @@ def _say(message: str, code: int) -> int:
     return code
 
 
-def written(argv: Sequence[str]) -> str:
-    """The command as one would type it."""
+def command_line(argv: Sequence[str]) -> str:
+    """The command as typed."""
     return shlex.join(["lm", *argv])
 
 

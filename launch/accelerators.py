@@ -1,4 +1,4 @@
-"""The accelerators that a cluster or a zone can be asked for, by the names that people use: data, no code.
+"""The accelerators of Google Cloud by their common names, with the names of GKE and gcloud.
 
 From Google's tables of TPU and GPU machines (cloud.google.com/tpu/docs, cloud.google.com/kubernetes-engine/docs).
 """
@@ -11,8 +11,17 @@ from lm.value import suggest
 
 @dataclass(frozen=True)
 class Tpu:
-    """A generation: GKE's `label`, gcloud's `type` before its number, chips of one machine of a slice, the `alone`
-    topologies that are one machine, `dims` of a topology, cores a chip that `type` counts, and the TPU VM's system."""
+    """A TPU generation.
+
+    Args:
+      label: of GKE.
+      type: of gcloud, without its number.
+      chips_per_host: chips of a machine in a slice of several.
+      alone: the topologies of one machine.
+      dims: the sides of a topology.
+      cores: per chip, as counted in `type`.
+      runtime: version of the TPU VM.
+    """
 
     label: str
     type: str
@@ -47,39 +56,39 @@ GPUS = {
 
 
 def machines(type: str) -> int:
-    """Machines of an accelerator type of gcloud's, as v5p-128. Raises ValueError where there is none."""
+    """The machines of an accelerator type of gcloud, as v5p-128. Raises ValueError for an unknown one."""
     kind, _, number = type.rpartition("-")
     tpu = next((t for t in TPUS.values() if t.type == kind), None)
     if not kind or not number.isdigit():
         raise ValueError(f"--type {type or 'is missing'}: expected an accelerator type, as in v6e-16 or v5p-128")
     if tpu is None:
         raise ValueError(f"unknown accelerator type {type!r}: {suggest(kind, [t.type for t in TPUS.values()])}")
-    there = int(number) // tpu.cores
-    return 1 if tpu.dims == 2 and there == 8 else max(1, there // tpu.chips_per_host)
+    count = int(number) // tpu.cores  # of chips
+    return 1 if tpu.dims == 2 and count == 8 else max(1, count // tpu.chips_per_host)
 
 
 def chips(topology: str) -> int:
-    """Chips of a topology, as 4x4x8."""
+    """The chips of a topology, as 4x4x8."""
     return prod(int(n) for n in topology.split("x"))
 
 
-def slice_of(asked: str) -> tuple[Tpu, str]:
-    """The generation and the topology of `v5p:4x4x4`. Raises ValueError where there is no such slice."""
-    name, _, topology = asked.partition(":")
+def parse_slice(text: str) -> tuple[Tpu, str]:
+    """The generation and the topology of a slice such as v5p:4x4x4. Raises ValueError where there is none."""
+    name, _, topology = text.partition(":")
     if name not in TPUS:
         raise ValueError(f"unknown TPU {name!r}: {suggest(name, TPUS)}")
     tpu = TPUS[name]
     sides = topology.split("x")
     example = "4x4x4" if tpu.dims == 3 else "4x8"
     if len(sides) != tpu.dims or not all(s.isdigit() and int(s) for s in sides):
-        raise ValueError(f"--tpu {asked}: expected {tpu.dims} sides, as in {name}:{example}")
+        raise ValueError(f"--tpu {text}: expected {tpu.dims} sides, as in {name}:{example}")
     if topology not in tpu.alone and (chips(topology) % tpu.chips_per_host or chips(topology) < tpu.chips_per_host):
-        raise ValueError(f"--tpu {asked}: {chips(topology)} chips are no whole machines of {tpu.chips_per_host}")
+        raise ValueError(f"--tpu {text}: {chips(topology)} chips are no whole machines of {tpu.chips_per_host}")
     if tpu.dims == 2 and topology not in tpu.alone and topology not in LITE:
-        raise ValueError(f"--tpu {asked}: no such slice; there are {', '.join([*tpu.alone, *LITE])}")
+        raise ValueError(f"--tpu {text}: no such slice; there are {', '.join([*tpu.alone, *LITE])}")
     if tpu.dims == 3 and topology not in tpu.alone and not _cuboid([int(s) for s in sides]):
         raise ValueError(
-            f"--tpu {asked}: no such slice; sides are in ascending order, each 1, 2 or a multiple of 4, as in 2x2x4"
+            f"--tpu {text}: no such slice; sides are in ascending order, each 1, 2 or a multiple of 4, as in 2x2x4"
         )
     return tpu, topology
 

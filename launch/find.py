@@ -1,4 +1,4 @@
-"""Finding an experiment: `experiments.quickstart`, or `module:name`, becomes the value on that page."""
+"""Resolving `experiments.quickstart`, or `module:name`, to the experiment defined in that module."""
 
 import importlib
 import importlib.util
@@ -19,23 +19,22 @@ DEFAULT = "experiment"
 
 
 def find(reference: str) -> tuple["Experiment", str]:
-    """The experiment that `reference` (module, or module:name) names, and the reference in full. A model on a page, of
-    a published size, is the page's experiment with that model. Modules are looked for as Python does, with the current
-    directory.
+    """The experiment that `reference` (module, or module:name) names, and the full reference. The name of a ModelConfig
+    is the module's experiment with that model. Modules are found as Python does, and in the current directory.
 
-    Raises ValueError when there is none, naming what is there, or when the page itself fails, naming the line."""
+    Raises ValueError where there is none, listing those there are, or where the module fails, with the line."""
     from lm.experiment import Experiment, published
     from lm.model.config import ModelConfig
 
-    found, full = _named(reference, lambda value: isinstance(value, (Experiment, ModelConfig)), "Experiment")
-    if isinstance(found, Experiment):
-        return found, full
+    value, full = _named(reference, lambda value: isinstance(value, (Experiment, ModelConfig)), "Experiment")
+    if isinstance(value, Experiment):
+        return value, full
     module, _, name = full.partition(":")
-    return published(_named(module, lambda value: isinstance(value, Experiment), "Experiment")[0], name, found), full
+    return published(_named(module, lambda value: isinstance(value, Experiment), "Experiment")[0], name, value), full
 
 
 def find_study(reference: str) -> tuple[Any, str]:
-    """The study that `reference` names, and the reference in full; a page with one study needs no name.
+    """The study that `reference` names, and the full reference; a module with one study needs no name.
 
     Raises ValueError as `find` does."""
 
@@ -45,25 +44,23 @@ def find_study(reference: str) -> tuple[Any, str]:
     return _named(reference, study, "study", alone=True)
 
 
-def _named(reference: str, right: Callable[[Any], bool], kind: str, alone: bool = False) -> tuple[Any, str]:
+def _named(reference: str, accept: Callable[[Any], bool], kind: str, alone: bool = False) -> tuple[Any, str]:
     module_name, _, name = reference.partition(":")
     module_name = _as_module(module_name)
     module = load(module_name)
-    there = [k for k, v in vars(module).items() if right(v)]
-    name = name or (there[0] if alone and len(there) == 1 else DEFAULT)
-    found = getattr(module, name, None)
-    if not right(found):
-        what = f"is {type(found).__name__}, no {kind}" if hasattr(module, name) else "is not there"
-        raise ValueError(f"{module_name}:{name} {what}: {suggest(name, there)}")
-    return found, f"{module_name}:{name}"
+    names = [k for k, v in vars(module).items() if accept(v)]
+    name = name or (names[0] if alone and len(names) == 1 else DEFAULT)
+    value = getattr(module, name, None)
+    if not accept(value):
+        what = f"is {type(value).__name__}, no {kind}" if hasattr(module, name) else "is not there"
+        raise ValueError(f"{module_name}:{name} {what}: {suggest(name, names)}")
+    return value, f"{module_name}:{name}"
 
 
-def _as_module(written: str) -> str:
+def _as_module(text: str) -> str:
     """A path that the shell completed, experiments/quickstart.py, is the module experiments.quickstart."""
     return (
-        written.removesuffix(".py").removeprefix("./").replace("/", ".")
-        if written.endswith(".py") or "/" in written
-        else written
+        text.removesuffix(".py").removeprefix("./").replace("/", ".") if text.endswith(".py") or "/" in text else text
     )
 
 
@@ -76,7 +73,7 @@ def load(name: str) -> ModuleType:
         raise ValueError(f"unknown experiment {name!r}: {suggest(name, known())}")
     try:
         return importlib.import_module(name)
-    except Exception as error:  # the page is the user's: it can raise anything
+    except Exception as error:  # the user's module can raise anything
         raise ValueError(f"{name} cannot be read: {_last(error)} ({_where(error, name)})") from error
 
 
@@ -90,8 +87,7 @@ def _exists(name: str) -> bool:
 
 
 def known() -> list[str]:
-    """The modules that look like experiments: those of the package experiments, and the pages in the current
-    directory."""
+    """The modules that may define experiments: those of the package experiments, and files in the current directory."""
     folders = [(Path(p or "."), "") for p in dict.fromkeys([os.getcwd(), *_roots()])]
     inside = [(folder / "experiments", "experiments.") for folder, _ in folders]
     pages = [f"{prefix}{path.stem}" for folder, prefix in inside for path in sorted(folder.glob("[!_]*.py"))]
@@ -105,7 +101,7 @@ def _roots() -> list[str]:
 
 
 def _mentions(path: Path) -> bool:
-    """Whether a file may hold an experiment: it is not imported to find out."""
+    """Whether a file may define an experiment, by its text."""
     try:
         return "Experiment(" in path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -117,7 +113,7 @@ def _last(error: Exception) -> str:
 
 
 def _where(error: Exception, name: str) -> str:
-    """file:line of the page's own line that failed."""
+    """file:line of the module's own line that failed."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}"
     frames: list[Any] = traceback.extract_tb(error.__traceback__)
@@ -127,8 +123,8 @@ def _where(error: Exception, name: str) -> str:
 
 
 def changed(experiment: "Experiment", settings: list[str], text: str = "", host_devices: int = 0) -> "Experiment":
-    """`experiment` after the command line's changes: each `a.b=c` of `settings`, a `text` folder of one's own in
-    place of all sources, and so many host devices."""
+    """`experiment` with the changes of the command line: each `a.b=c` of `settings`, the user's `text` in place of all
+    sources, and `host_devices` CPU devices."""
     if text:
         experiment = experiment.replace(data=_with_text(experiment.data, text))
     experiment = _with_settings(experiment, settings)
@@ -136,21 +132,21 @@ def changed(experiment: "Experiment", settings: list[str], text: str = "", host_
 
 
 def _with_settings(experiment: "Experiment", settings: list[str]) -> "Experiment":
-    """All of `settings`, whatever their order: one that does not fit the others yet (fewer steps than the warm-up
-    takes, say) waits for them. Of several for one field the last counts."""
+    """All of `settings`, in any order: one that is invalid before the others (fewer steps than the warm-up has) is
+    applied after them. Of several for one field the last counts. Raises ValueError for the first that stays invalid."""
     from lm.value import parse
 
-    waiting = list({setting.partition("=")[0]: setting for setting in settings}.values())
-    while waiting:
+    pending = list({setting.partition("=")[0]: setting for setting in settings}.values())
+    while pending:
         refused: list[tuple[str, ValueError]] = []
-        for setting in waiting:
+        for setting in pending:
             try:
                 experiment = parse(experiment, setting)
             except ValueError as error:
                 refused.append((setting, error))
-        if len(refused) == len(waiting):
+        if len(refused) == len(pending):
             raise refused[0][1]
-        waiting = [setting for setting, _ in refused]
+        pending = [setting for setting, _ in refused]
     return experiment
 
 

@@ -1,7 +1,7 @@
 """`lm launch gke`: a JobSet on Kubernetes, on TPU slices or GPU machines.
 
-A slice is a job of the set with a pod a machine; several slices are one run. The manifest is what xpk makes too, so
-that `xpk workload list` and `delete` know it, and Kueue queues it. kubectl applies it.
+A slice is a job of the set, with a pod per machine; several slices are one run. The manifest has the form of xpk's, so
+that `xpk workload list` and `delete` find it, and Kueue queues it. kubectl applies it.
 """
 
 import argparse
@@ -9,21 +9,21 @@ import re
 import subprocess
 from typing import Any
 
-from launch.accelerators import GPUS, chips, slice_of
+from launch.accelerators import GPUS, chips, parse_slice
 from launch.job import Job
 from lm.value import suggest
 
 EPILOG = """\
-The image holds this code and `pip install ".[tpu]"` or ".[cuda]" of it. The workdir is a bucket, or a disk that the
-pods share.
+The image has this code, installed by `pip install ".[tpu]"` or ".[cuda]". The workdir is in a bucket, or on a disk that
+the pods share.
 
 examples:
   lm launch gke --tpu v5p:4x4x4 --image IMAGE experiments.llama:llama3_8b --workdir gs://bucket/run --dry-run
   lm launch gke --tpu v6e:16x16 --slices 4 --queue multislice-queue --image IMAGE experiments.llama --workdir gs://b/run
   lm launch gke --gpu h100 --machines 4 --image IMAGE experiments.llama --workdir gs://bucket/run
 """
-JOB, PORT = "slice-job", 55527  # xpk's name of the replicated job; where the first GPU pod listens
-GRACE_SECONDS = 120  # from SIGTERM to the end of a pod: a checkpoint is written in it
+JOB, PORT = "slice-job", 55527  # xpk's name of the replicated job; the port of the first GPU pod
+GRACE_SECONDS = 120  # from SIGTERM to SIGKILL, for a checkpoint
 
 
 def add(engines: Any) -> Any:
@@ -49,20 +49,19 @@ def run(args: argparse.Namespace, job: Job) -> None:
     """Apply the manifest, or print it."""
     import yaml
 
-    made = manifest(args, job)
-    text = yaml.safe_dump(made, sort_keys=False)
+    text = yaml.safe_dump(manifest(args, job), sort_keys=False)
     if args.dry_run:
         print(text, end="")
         return
     job.need("kubectl", "gke", "install it, and point it at a cluster: gcloud container clusters get-credentials")
     kubectl = ["kubectl", "--namespace", args.namespace]
-    there = subprocess.run([*kubectl, "get", "jobset", job.name], capture_output=True, text=True, check=False)
-    if there.returncode == 0:
+    existing = subprocess.run([*kubectl, "get", "jobset", job.name], capture_output=True, text=True, check=False)
+    if existing.returncode == 0:
         raise ValueError(
             f"a JobSet {job.name!r} is there already: kubectl delete jobset {job.name}, or give another --name"
         )
-    if "NotFound" not in there.stderr:
-        raise ValueError(f"kubectl cannot ask the cluster for JobSets: {there.stderr.strip()}")
+    if "NotFound" not in existing.stderr:
+        raise ValueError(f"kubectl cannot ask the cluster for JobSets: {existing.stderr.strip()}")
     done = subprocess.run([*kubectl, "apply", "-f", "-"], input=text, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError(f"kubectl refused the manifest: {done.stderr.strip()}")
@@ -121,7 +120,7 @@ def manifest(args: argparse.Namespace, job: Job) -> dict[str, Any]:
 
 
 def check(args: argparse.Namespace, job: Job) -> None:
-    """Raises ValueError for what cannot be asked for."""
+    """Raises ValueError for options that contradict each other or the job."""
     if bool(args.tpu) == bool(args.gpu):
         raise ValueError("lm launch gke: name a --tpu, as in v5p:4x4x4, or a --gpu, as in h100")
     if not args.image:
@@ -139,16 +138,16 @@ def check(args: argparse.Namespace, job: Job) -> None:
         raise ValueError("a pod's disk goes with it: name a bucket or a shared disk, --workdir gs://BUCKET/RUN")
 
 
-def hosts(asked: str) -> int:
-    """Machines of the slice `asked`."""
-    tpu, topology = slice_of(asked)
+def hosts(text: str) -> int:
+    """The machines of the slice `text`."""
+    tpu, topology = parse_slice(text)
     return tpu.hosts(topology)
 
 
 def _tpu(args: argparse.Namespace) -> tuple[int, int, dict[str, str], dict[str, int], list[dict[str, Any]]]:
-    """Pods a slice, slices, where they run, what each takes, and what it is told: JAX finds its peers by what GKE
-    tells each pod of a slice."""
-    tpu, topology = slice_of(args.tpu)
+    """Pods per slice, slices, node selector, resources of a pod, and its environment; JAX finds its peers by the
+    variables that GKE sets in each pod of a slice."""
+    tpu, topology = parse_slice(args.tpu)
     pods = tpu.hosts(topology)
     nodes = {"cloud.google.com/gke-tpu-accelerator": tpu.label, "cloud.google.com/gke-tpu-topology": topology}
     env = [{"name": "LM_PROCESSES", "value": "auto" if pods * args.slices > 1 else "1"}]
@@ -156,15 +155,15 @@ def _tpu(args: argparse.Namespace) -> tuple[int, int, dict[str, str], dict[str, 
 
 
 def _gpu(args: argparse.Namespace, job: Job) -> tuple[int, int, dict[str, str], dict[str, int], list[dict[str, Any]]]:
-    """As `_tpu`: a pod takes a machine's GPUs, and the first one is found by its name."""
+    """As `_tpu`; a pod has all GPUs of a machine, and the first pod is found by its name."""
     if args.gpu not in GPUS:
         raise ValueError(f"unknown GPU {args.gpu!r}: {suggest(args.gpu, GPUS)}")
     label, usual = GPUS[args.gpu]
-    place = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    index = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
     env: list[dict[str, Any]] = [
         {"name": "LM_COORDINATOR", "value": f"{job.name}-{JOB}-0-0.{job.name}:{PORT}"},
         {"name": "LM_PROCESSES", "value": str(args.machines)},
-        {"name": "LM_PROCESS", "valueFrom": {"fieldRef": {"fieldPath": place}}},
+        {"name": "LM_PROCESS", "valueFrom": {"fieldRef": {"fieldPath": index}}},
     ]
     nodes = {"cloud.google.com/gke-accelerator": label}
     return args.machines, 1, nodes, {"nvidia.com/gpu": args.gpus_per_machine or usual}, env

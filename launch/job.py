@@ -1,4 +1,4 @@
-"""What an engine is to run, and the checks that cost no machine."""
+"""The job of an engine: an lm command, and the checks that need no machine."""
 
 import argparse
 import shutil
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be run: the words of the lm `command`, what they were `parsed` to, and the job's `name`."""
+    """An lm `command` as words, its `parsed` arguments, and the job's `name`."""
 
     command: tuple[str, ...]
     parsed: argparse.Namespace
@@ -16,8 +16,8 @@ class Job:
     @property
     def workdir(self) -> str:
         """The folder of the run or study."""
-        asked = (getattr(self.parsed, name, None) for name in ("workdir", "run_folder"))
-        return str(next(filter(None, asked), f"runs/{self.name}"))
+        given = (getattr(self.parsed, name, None) for name in ("workdir", "run_folder"))
+        return str(next(filter(None, given), f"runs/{self.name}"))
 
     @property
     def verb(self) -> str:

@@ -1,8 +1,7 @@
 """`lm launch`: the same command on several processes, on a cluster or on a TPU pod.
 
-Engines that exist do the work: this machine's processes, Slurm's sbatch, kubectl with JobSet, gcloud's queued
-resources. Each is one file, with `add` (its options) and `run`. What is to be run is checked here first: a mistake
-costs no machine.
+The engines are this machine's processes, Slurm's sbatch, kubectl with JobSet, and gcloud's queued resources. Each is
+one file, with `add` (its options) and `run`. The command is validated first, before any machine is used.
 """
 
 import argparse
@@ -19,8 +18,8 @@ from launch.job import Job
 ENGINES: dict[str, ModuleType] = {"local": local, "slurm": slurm, "gke": gke, "tpu-vm": tpu_vm}
 VERBS = ("train", "study", "evaluate")  # what can be launched
 EPILOG = """\
-What comes after the engine is an lm command, `train` where it names none. The engine's own options may stand anywhere
-in it. --dry-run prints exactly what would be submitted, and submits nothing.
+After the engine comes an lm command; without a verb it is `train`. The engine's own options may be anywhere in it.
+--dry-run prints exactly what would be submitted, and submits nothing.
 
 examples:
   lm launch local -n 2 experiments.quickstart                            two processes here
@@ -29,8 +28,8 @@ examples:
   lm launch gke --tpu v5p:4x4x4 --image IMAGE experiments.llama:llama3_8b --workdir gs://bucket/run
   lm launch tpu-vm --type v6e-16 --zone us-east5-b --spot experiments.quickstart --workdir gs://bucket/run
 
-A run that is asked to end (SIGTERM) writes a checkpoint in all its processes and exits with 143; one that lost a
-process exits with 75, or is aborted by JAX (134). The same command goes on. lm launch ENGINE --help tells more of each.
+On SIGTERM a run writes a checkpoint in all its processes and exits with 143; a run that lost a process exits with 75,
+or is aborted by JAX (134). The same command resumes it. See also lm launch ENGINE --help.
 """
 
 
@@ -51,15 +50,15 @@ def add(verbs: Any) -> None:
             help="an lm command, with its options; `train` may be left out",
         )
         engine.set_defaults(run=run)
-        engine.parse_known_args = partial(parsed, engine, engine.parse_known_args)
+        engine.parse_known_args = partial(parse_options, engine, engine.parse_known_args)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check what is to be run, and hand it to the engine."""
+    """Validate the command, and run it by the engine."""
     from lm.machine import hardware
 
     hardware.prepare()
-    job = described(args.top, args.words, args.name)
+    job = parse_job(args.top, args.words, args.name)
     if "://" in job.workdir and not args.dry_run:
         from lm.machine import buckets
 
@@ -67,16 +66,16 @@ def run(args: argparse.Namespace) -> int:
     return int(ENGINES[args.engine].run(args, job) or 0)
 
 
-def parsed(engine: Any, parse: Any, words: Sequence[str], namespace: Any = None) -> tuple[Any, list[str]]:
-    """What `engine`'s own `parse` makes of its options, wherever they stand in `words`; the rest is for lm."""
-    own, rest = apart(engine, words)
+def parse_options(engine: Any, parse: Any, words: Sequence[str], namespace: Any = None) -> tuple[Any, list[str]]:
+    """`engine`'s own options, parsed wherever they are in `words`; the others become `words` of the namespace."""
+    own, rest = split_options(engine, words)
     namespace, _ = parse(own, namespace)
     namespace.words = rest
     return namespace, []
 
 
-def apart(parser: Any, words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The options of `parser` that stand in `words`, and the rest."""
+def split_options(parser: Any, words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The options of `parser` among `words`, and the other words."""
     own: list[str] = []
     rest: list[str] = []
     left = list(words)
@@ -90,14 +89,15 @@ def apart(parser: Any, words: Sequence[str]) -> tuple[list[str], list[str]]:
             rest.append(word)
             continue
         if action.nargs != 0 and "=" not in word and left:
-            word += ("=" if word.startswith("--") else "") + left.pop(0)  # in one: its value may begin with a dash
+            word += ("=" if word.startswith("--") else "") + left.pop(
+                0
+            )  # one word, since the value may begin with a dash
         own.append(word)
     return own, rest
 
 
-def described(top: Any, words: Sequence[str], name: str = "") -> Job:
-    """The job of the lm command `words`. Raises ValueError for anything that is wrong with it: verb, options,
-    experiment, fields."""
+def parse_job(top: Any, words: Sequence[str], name: str = "") -> Job:
+    """The job of the lm command `words`. Raises ValueError for an error in its verb, options, experiment or fields."""
     if not words:
         raise ValueError("nothing to launch: name an experiment, as in lm launch local -n 2 experiments.quickstart")
     if words[0] in top._subparsers._group_actions[0].choices and words[0] not in VERBS:

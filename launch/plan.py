@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.find import changed, find
-from launch.train import declared
+from launch.train import add_experiment_arguments
 
 if TYPE_CHECKING:
     from lm.experiment import Experiment
@@ -31,7 +31,7 @@ examples:
 def add(verbs: Any) -> None:
     """Declare `lm plan`."""
     verb = verbs.add_parser("plan", help="what a step would cost on other chips", description=__doc__, epilog=EPILOG)
-    declared(verb)
+    add_experiment_arguments(verb)
     verb.add_argument(
         "--topology", required=True, metavar="KIND:SHAPE", help="v4, v5e, v5p, v6e, tpu7x, a100 or h100: v5p:4x4x4"
     )
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
     analytic = args.analytic or not topology.chip.tpu or not has_compiler()
     if args.search:
-        ranked = searched(experiment, topology, analytic, args.compile)
+        ranked = run_search(experiment, topology, analytic, args.compile)
         write(args.json, [candidate_data(c) for c in ranked[:20]])
         return
     plan, program = one(experiment, topology, analytic)
@@ -128,7 +128,7 @@ def out_of_memory(experiment: "Experiment", topology: "Topology", message: str) 
     return f"{experiment.name} does not fit {topology.name}: {excess(message)}; {advice(experiment, topology)}"
 
 
-def searched(experiment: "Experiment", topology: "Topology", analytic: bool, most: int) -> "list[Candidate]":
+def run_search(experiment: "Experiment", topology: "Topology", analytic: bool, most: int) -> "list[Candidate]":
     """The ranked candidates, printed."""
     from lm.machine.monitor import terminal
     from lm.plan.search import search

@@ -1,4 +1,4 @@
-"""`lm report`: write the report of a run or a study anew, from the files in its folder."""
+"""`lm report`: rewrite the report of a run or a study from the files in its folder."""
 
 import argparse
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from launch import study
 
 EPILOG = """\
-Works for a run that is under way, too.
+Works for a run in progress, too.
 
 examples:
   lm report runs/quickstart
@@ -17,9 +17,7 @@ examples:
 
 def add(verbs: Any) -> None:
     """Declare `lm report`."""
-    verb = verbs.add_parser(
-        "report", help="write the report of a run or a study anew", description=__doc__, epilog=EPILOG
-    )
+    verb = verbs.add_parser("report", help="rewrite the report of a run or a study", description=__doc__, epilog=EPILOG)
     verb.add_argument("run_folder", metavar="FOLDER", help="the folder of a run or a study")
     verb.set_defaults(run=run)
 

@@ -1,12 +1,11 @@
-"""`lm sample`: let a model go on with a prompt, a run's or a published one."""
+"""`lm sample`: continuations of a prompt, by the model of a run or a published one."""
 
 import argparse
 import sys
 from typing import Any
 
 EPILOG = """\
-The first text is written as it is decoded; with -n, the others, decoded beside it, follow. The same seed gives
-the same texts.
+The first text is streamed; with -n the others, decoded in the same batch, follow. The same seed gives the same texts.
 
 examples:
   lm sample runs/quickstart --prompt "def "
@@ -18,11 +17,11 @@ examples:
 
 def add(verbs: Any) -> None:
     """Declare `lm sample`."""
-    verb = verbs.add_parser("sample", help="let a model go on with a prompt", description=__doc__, epilog=EPILOG)
+    verb = verbs.add_parser("sample", help="continue a prompt", description=__doc__, epilog=EPILOG)
     verb.add_argument(
         "run_folder", metavar="MODEL", help="a run's folder, a Hugging Face model directory, or a GGUF file"
     )
-    verb.add_argument("--prompt", default="", help="the text to go on with (default: none)")
+    verb.add_argument("--prompt", default="", help="the text to continue (default: none)")
     verb.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="the most tokens to add (128)")
     verb.add_argument(
         "--temperature", type=float, default=0.8, metavar="T", help="divides the logits; 0 is greedy (0.8)"
@@ -32,10 +31,10 @@ def add(verbs: Any) -> None:
         type=float,
         default=0.95,
         metavar="P",
-        help="keep the likeliest tokens of this mass (0.95; 1 keeps all)",
+        help="sample from the most likely tokens of this mass (0.95; 1: all)",
     )
-    verb.add_argument("--top-k", type=int, default=0, metavar="K", help="keep the K likeliest tokens (0 keeps all)")
-    verb.add_argument("--seed", type=int, default=0, metavar="S", help="of the draws (0)")
+    verb.add_argument("--top-k", type=int, default=0, metavar="K", help="sample from the K most likely tokens (0: all)")
+    verb.add_argument("--seed", type=int, default=0, metavar="S", help="of the random draws (0)")
     verb.add_argument("-n", type=int, default=1, metavar="N", help="how many texts (1)")
     verb.add_argument(
         "--devices", default="", choices=("cpu", "gpu", "tpu"), help="where to run (default: the best there is)"
@@ -44,7 +43,7 @@ def add(verbs: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Load the run and write its texts as they come."""
+    """Load the model and stream its texts."""
     if args.n < 1 or args.max_new_tokens < 1:
         raise ValueError(f"-n {args.n} --max-new-tokens {args.max_new_tokens}: expected at least 1 of each")
     from lm.machine import hardware
@@ -62,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     others = [""] * (args.n - 1)
     stream = model.stream(args.prompt, args.max_new_tokens, sampling, args.seed, args.n)
     for i, (first, *rest) in enumerate(stream):
-        if i == 0:  # the prompt is accepted: what is wrong with one is said alone
+        if i == 0:  # only after the prompt was accepted: an error is printed alone
             header(1, args.n)
             write(args.prompt)
         write(first)
@@ -74,12 +73,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 def header(number: int, of: int) -> None:
-    """A line between several texts."""
+    """A separator between several texts."""
     if of > 1:
         write(f"--- {number} of {of} ---\n")
 
 
 def write(text: str) -> None:
-    """Write `text` at once."""
+    """Write `text` and flush."""
     sys.stdout.write(text)
     sys.stdout.flush()

@@ -1,5 +1,4 @@
-"""`lm show`: an experiment as it would run, and what it would cost, before anything runs; or a model that is there. No
-data is read."""
+"""`lm show`: a resolved experiment, its parameters, FLOPs and memory; or a published model. No data is read."""
 
 import argparse
 import math
@@ -7,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.find import changed, find
-from launch.train import declared
+from launch.train import add_experiment_arguments
 
 if TYPE_CHECKING:
     from lm.experiment import Experiment
@@ -26,7 +25,7 @@ def add(verbs: Any) -> None:
     verb = verbs.add_parser(
         "show", help="an experiment, its parameters, FLOPs and memory", description=__doc__, epilog=EPILOG
     )
-    declared(verb)
+    add_experiment_arguments(verb)
     verb.set_defaults(run=run)
 
 
@@ -34,10 +33,10 @@ def run(args: argparse.Namespace) -> None:
     """Print the experiment, its parts and its costs."""
     from lm.machine import hardware
 
-    # counting needs no accelerator, and must not take one from a run
+    # counting needs no accelerator, and must not occupy one
     hardware.prepare(args.devices or "cpu")
-    if published(args.experiment):
-        return show_published(args.experiment)
+    if is_published(args.experiment):
+        return show_model(args.experiment)
     experiment, reference = find(args.experiment)
     experiment = changed(experiment, args.set, args.text, args.host_devices)
     experiment = experiment.on(math.prod(size for size in experiment.mesh.values() if size > 0))
@@ -49,13 +48,13 @@ def run(args: argparse.Namespace) -> None:
         console.print(table)
 
 
-def published(path: str) -> bool:
+def is_published(path: str) -> bool:
     """Whether `path` is a model directory or a GGUF file rather than an experiment."""
     return Path(path).suffix == ".gguf" or (Path(path) / "config.json").is_file()
 
 
-def show_published(path: str) -> None:
-    """Print what a published model is and its parts; its tensors are not read."""
+def show_model(path: str) -> None:
+    """Print the config and the parts of a published model; its tensors are not read."""
     from lm.machine.monitor import terminal
     from lm.pretrained.checkpoint import open_checkpoint
 
@@ -65,7 +64,7 @@ def show_published(path: str) -> None:
 
 
 def tree(shown: "Experiment | ModelConfig", reference: str) -> Any:
-    """The resolved value, nested as it is."""
+    """The resolved value as a tree."""
     from rich.markup import escape
     from rich.tree import Tree
 
@@ -102,7 +101,7 @@ def parts(cfg: "ModelConfig") -> Any:
 
 
 def costs(experiment: "Experiment") -> Any:
-    """FLOPs, memory of the training state, and how much is trained."""
+    """FLOPs, the memory of the training state, steps and tokens."""
     from rich.table import Table
 
     from lm.machine.monitor import human
@@ -142,7 +141,7 @@ def rates(experiment: "Experiment") -> str:
 
 
 def memory(experiment: "Experiment") -> list[tuple[str, str]]:
-    """What the state takes, on all devices together; activations come on top."""
+    """The memory of the training state on all devices together, without activations."""
     import jax
 
     from lm.model import count

@@ -1,7 +1,7 @@
-"""`lm launch slurm`: a batch job whose tasks find each other.
+"""`lm launch slurm`: a batch job of one or more tasks.
 
-srun starts the tasks, and JAX asks Slurm where the others are. Before its time is over, or when it is preempted, the
-job gets SIGTERM: all tasks write a checkpoint, and it queues itself again.
+srun starts the tasks, and JAX finds the others through Slurm. Before its time limit, or when it is preempted, the job
+receives SIGTERM: all tasks write a checkpoint, and the job requeues itself.
 """
 
 import argparse
@@ -16,15 +16,15 @@ from typing import Any
 from launch.job import Job
 
 EPILOG = """\
-A process on GPUs sees one of them: give as many tasks a node as GPUs. The workdir must be a disk that all nodes share,
-or a bucket. `lm study --executor slurm` submits each run of a study as a job of its own.
+Each process uses one GPU: give as many tasks per node as GPUs. The workdir must be on a disk that all nodes share, or
+in a bucket. `lm study --executor slurm` submits each run of a study as a job of its own.
 
 examples:
   lm launch slurm experiments.quickstart --dry-run
   lm launch slurm --nodes 2 --tasks-per-node 8 --sbatch "--gres=gpu:8 --time=4:00:00 -p long" experiments.llama
   lm launch slurm study experiments.ablations.heads
 """
-# 143: asked to end, and did after a checkpoint; 75, 134 (JAX aborts): lost a task, for instance with its node
+# 143: stopped on SIGTERM, after a checkpoint; 75, 134 (JAX aborts): lost a task, for instance with its node
 SCRIPT = Template("""\
 #!/bin/bash
 #SBATCH --job-name=$name
@@ -61,7 +61,7 @@ def add(engines: Any) -> Any:
 
 
 def run(args: argparse.Namespace, job: Job) -> None:
-    """Submit the job and say how to follow it."""
+    """Submit the job and print how to follow it."""
     if args.nodes < 1 or args.tasks_per_node < 1:
         raise ValueError(f"--nodes {args.nodes} --tasks-per-node {args.tasks_per_node}: expected at least 1 of each")
     if job.verb != "train" and args.nodes * args.tasks_per_node > 1:
@@ -82,16 +82,16 @@ def run(args: argparse.Namespace, job: Job) -> None:
 
 
 def script(args: argparse.Namespace, job: Job) -> str:
-    """What sbatch gets."""
+    """The batch script."""
     command = [sys.executable, "-m", "launch", *job.command]
-    asked = shlex.split(args.sbatch)
+    options = shlex.split(args.sbatch)
     return SCRIPT.substitute(
         name=job.name,
         nodes=args.nodes,
         tasks=args.tasks_per_node,
         log=log(job),
         grace=args.grace,
-        options="".join(f"#SBATCH {option}\n" for option in _joined(asked)),
+        options="".join(f"#SBATCH {option}\n" for option in _joined(options)),
         here=shlex.quote(os.getcwd()),
         processes="auto" if args.nodes * args.tasks_per_node > 1 else "1",
         command=shlex.join(command),
@@ -100,7 +100,7 @@ def script(args: argparse.Namespace, job: Job) -> str:
 
 
 def _joined(options: list[str]) -> list[str]:
-    """`-p long` as one option: a line of the script holds an option and its value."""
+    """`-p long` as one option: a line of the script has an option with its value."""
     lines: list[str] = []
     for word in options:
         if word.startswith("-") or not lines:
@@ -111,13 +111,15 @@ def _joined(options: list[str]) -> list[str]:
 
 
 def log(job: Job) -> str:
-    """Where the output of all tasks goes."""
+    """The file of the output of all tasks."""
     return "slurm-%j.log" if "://" in job.workdir else f"{Path(job.workdir).resolve()}/slurm-%j.log"
 
 
 def check_name(name: str) -> None:
     """Raises ValueError where a job of this user has the name already: two must not write to one folder."""
-    asked = ["squeue", "--noheader", "--me", "--format=%i %T", f"--name={name}"]
-    found = subprocess.run(asked, capture_output=True, text=True, check=False)
-    if there := found.stdout.split("\n")[0].strip():
-        raise ValueError(f"a job {name!r} is there already ({there}): wait for it, scancel it, or give another --name")
+    command = ["squeue", "--noheader", "--me", "--format=%i %T", f"--name={name}"]
+    queue = subprocess.run(command, capture_output=True, text=True, check=False)
+    if existing := queue.stdout.split("\n")[0].strip():
+        raise ValueError(
+            f"a job {name!r} is there already ({existing}): wait for it, scancel it, or give another --name"
+        )

@@ -1,4 +1,4 @@
-"""`lm tokenizer`: train a SentencePiece model on any text, or look into a tokenizer."""
+"""`lm tokenizer`: train a SentencePiece model on any text, or inspect a tokenizer."""
 
 import argparse
 import itertools
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 TRAIN_EPILOG = """\
 A PATH is a text file, a .jsonl or .parquet file (the field "text" of each record), or a folder of them.
-All of it is trained on, up to --train-bytes.
+The first --train-bytes of it are used for training.
 
 examples:
   lm tokenizer train --text ~/books --vocab-size 8000 --output tokenizers/books
@@ -30,15 +30,15 @@ SAMPLE = """The quick brown fox jumps over the lazy dog; 3.14159 is close to π.
 def area(radius):
     return 3.14159 * radius ** 2
 """
-SHOWN_CHARACTERS = 2000  # of a text that is split in colour
+SHOWN_CHARACTERS = 2000  # of the text shown with its tokens in colours
 COLOURS = ("on dark_blue", "on dark_green", "on dark_magenta", "on grey30")
 
 
 def add(verbs: Any) -> None:
     """Declare `lm tokenizer`."""
-    verb = verbs.add_parser("tokenizer", help="train a tokenizer, or look into one", description=__doc__)
-    what = verb.add_subparsers(dest="what", metavar="train|inspect", required=True)
-    new = what.add_parser(
+    verb = verbs.add_parser("tokenizer", help="train or inspect a tokenizer", description=__doc__)
+    action = verb.add_subparsers(dest="action", metavar="train|inspect", required=True)
+    new = action.add_parser(
         "train",
         help="train a SentencePiece model",
         description="Train a SentencePiece model on any text.",
@@ -48,23 +48,23 @@ def add(verbs: Any) -> None:
         "--text", nargs="+", action="extend", required=True, metavar="PATH", help="files and folders to train on"
     )
     new.add_argument("--vocab-size", type=int, default=4096, metavar="N", help="pieces, 256 bytes among them (4096)")
-    new.add_argument("--model", choices=("bpe", "unigram"), default="bpe", help="how pieces are chosen (bpe)")
+    new.add_argument("--model", choices=("bpe", "unigram"), default="bpe", help="the algorithm (bpe)")
     new.add_argument(
         "--train-bytes", type=int, default=10_000_000, metavar="N", help="the most text to train on (10 million)"
     )
     new.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
     new.set_defaults(run=train)
-    old = what.add_parser(
+    old = action.add_parser(
         "inspect",
-        help="pieces, fertility, a coloured split",
-        description="Look into a tokenizer.",
+        help="pieces, fertility, tokens in colours",
+        description="Inspect a tokenizer.",
         epilog=INSPECT_EPILOG,
     )
     old.add_argument(
         "folder", metavar="RUN_OR_DIR", help="a run's folder, a tokenizer's, or a SentencePiece .model file"
     )
-    old.add_argument("sentence", metavar="TEXT", nargs="?", default="", help="a text to split")
-    old.add_argument("--text", metavar="FILE", help="a file to split and to measure fertility on")
+    old.add_argument("sentence", metavar="TEXT", nargs="?", default="", help="a text to tokenise")
+    old.add_argument("--text", metavar="FILE", help="a file to tokenise, and to measure fertility on")
     old.set_defaults(run=inspect)
 
 
@@ -85,7 +85,8 @@ def train(args: argparse.Namespace) -> None:
 
 
 def texts(path: Path) -> Iterator[str]:
-    """The documents of a file or of all files under a folder. Raises ValueError for what is not there, or not text."""
+    """The documents of a file, or of all files under a folder. Raises ValueError where there are none, or for what is
+    not text."""
     from lm.data.source import existing, read_text
 
     if existing(path).is_dir():
@@ -111,7 +112,7 @@ def _records(path: Path) -> Iterator[str]:
 
 
 def inspect(args: argparse.Namespace) -> None:
-    """Print what a tokenizer's pieces are, and what it makes of a text."""
+    """Print a tokenizer's pieces, its fertility, and a text with its tokens in colours."""
     from lm.data.source import existing, read_text
     from lm.machine.monitor import terminal
     from lm.text.tokenizer import read
@@ -130,7 +131,7 @@ def inspect(args: argparse.Namespace) -> None:
 
 
 def pieces(tokenizer: "Tokenizer") -> Any:
-    """The longest pieces, and some from the first to the last."""
+    """The longest pieces, and twenty spread over all ids."""
     from rich.table import Table
     from rich.text import Text
 
@@ -144,7 +145,7 @@ def pieces(tokenizer: "Tokenizer") -> Any:
 
 
 def fertility(tokenizer: "Tokenizer", text: str) -> str:
-    """Tokens per word (between white space) and per byte."""
+    """Tokens per word (separated by whitespace) and per byte."""
     tokens, words, size = len(tokenizer.encode(text)), len(text.split()), len(text.encode())
     if not size:
         return "no text"
@@ -153,7 +154,7 @@ def fertility(tokenizer: "Tokenizer", text: str) -> str:
 
 
 def split(tokenizer: "Tokenizer", text: str) -> Any:
-    """`text` with its tokens in alternating colours, or, where there are none, between bars."""
+    """`text` with its tokens in alternating colours, or, without a terminal, separated by bars."""
     from rich.text import Text
 
     from lm.machine.monitor import terminal
@@ -169,5 +170,5 @@ def split(tokenizer: "Tokenizer", text: str) -> Any:
 
 
 def visible(piece: str) -> str:
-    """A piece with its white space drawn."""
+    """A piece with visible whitespace."""
     return piece.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥")

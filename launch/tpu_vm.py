@@ -1,6 +1,6 @@
-"""`lm launch tpu-vm`: a slice of TPU VMs of one's own, for as long as the command takes.
+"""`lm launch tpu-vm`: a slice of TPU VMs for the duration of the command.
 
-gcloud asks for a queued resource and waits for it; this checkout goes to every machine, is installed there, and the
+gcloud creates a queued resource and waits for it; this checkout is copied to every machine and installed, and the
 command runs on all of them. Then the slice is deleted, also after an error or Ctrl-C, unless --keep.
 """
 
@@ -17,22 +17,22 @@ from launch.accelerators import TPUS, machines
 from launch.job import Job
 
 EPILOG = """\
-What is committed here (HEAD) is what runs. The machines' disks go with them, so the workdir is a bucket. Preempted
-spot machines are deleted like others: the same command goes on from the last checkpoint.
+The commit HEAD is what runs. The machines' disks are deleted with them, so the workdir is in a bucket. Preempted spot
+machines are deleted too: the same command resumes from the last checkpoint.
 
 examples:
   lm launch tpu-vm --type v6e-16 --zone us-east5-b --spot experiments.quickstart --workdir gs://bucket/run --dry-run
   lm launch tpu-vm --type v5p-128 --zone us-east5-a --reserved --project mine experiments.llama --workdir gs://bucket/run
 """
 CODE = "lm.tar.gz"
-# the machines' own Python is too old; uv brings one
+# the machines' own Python is too old; uv installs another
 INSTALL = (
     f"mkdir -p lm && tar -xzf {CODE} -C lm && cd lm && curl -LsSf https://astral.sh/uv/install.sh | sh && "
     "~/.local/bin/uv venv --clear --python 3.12 .venv && "
     '~/.local/bin/uv pip install --python .venv -e ".[tpu,gcs]" -c constraints.txt'
 )
-LOOK_SECONDS = 20.0
-OVER = ("FAILED", "SUSPENDED", "SUSPENDING", "DELETING")  # states from which a request never becomes ACTIVE
+POLL_SECONDS = 20.0
+TERMINAL = ("FAILED", "SUSPENDED", "SUSPENDING", "DELETING")  # states from which a request never becomes ACTIVE
 
 
 def add(engines: Any) -> Any:
@@ -50,7 +50,7 @@ def add(engines: Any) -> Any:
 
 
 def run(args: argparse.Namespace, job: Job) -> int:
-    """Make the slice, run the command on all of its machines, and delete it; the command's exit code."""
+    """Create the slice, run the command on all of its machines, and delete it; the command's exit code."""
     steps = plan(args, job)
     if args.dry_run:
         for name, command in steps.items():
@@ -61,33 +61,33 @@ def run(args: argparse.Namespace, job: Job) -> int:
     if subprocess.run(steps["describe"], capture_output=True, check=False).returncode == 0:
         raise ValueError(f"a queued resource {job.name!r} is there already: delete it, or give another --name")
     try:
-        _do(steps["create"])
+        _run_step(steps["create"])
         _until_active(steps["describe"])
         for name in ("pack", "copy", "install"):
-            _do(steps[name])
+            _run_step(steps[name])
         return subprocess.run(steps["run"], check=False).returncode
     finally:
         Path(CODE).unlink(missing_ok=True)
         if args.keep:
             print(f"kept; to delete it: {shlex.join(steps['delete'])}")
         else:
-            _surely(lambda: subprocess.run(steps["delete"], check=False))
+            _uninterrupted(lambda: subprocess.run(steps["delete"], check=False))
 
 
 def plan(args: argparse.Namespace, job: Job) -> dict[str, list[str]]:
-    """What is done, in its order, as commands. Raises ValueError for what cannot be asked for."""
+    """The steps, in order, as commands. Raises ValueError for options that contradict each other or the job."""
     runtime = check(args, job)
     tpu = ["gcloud", "compute", "tpus"]
     where = [f"--zone={args.zone}", *([f"--project={args.project}"] if args.project else [])]
     queued = [*tpu, "queued-resources"]
-    asked = [f"--node-id={job.name}", f"--accelerator-type={args.type}"]
-    asked += [f"--runtime-version={runtime}"]
-    asked += [f"--service-account={args.service_account}"] if args.service_account else []
-    asked += [f"--{name}" for name in ("spot", "reserved") if getattr(args, name)]
+    options = [f"--node-id={job.name}", f"--accelerator-type={args.type}"]
+    options += [f"--runtime-version={runtime}"]
+    options += [f"--service-account={args.service_account}"] if args.service_account else []
+    options += [f"--{name}" for name in ("spot", "reserved") if getattr(args, name)]
     ssh = [*tpu, "tpu-vm", "ssh", job.name, *where, "--worker=all"]
     command = shlex.join([".venv/bin/python", "-m", "launch", *job.command])
     return {
-        "create": [*queued, "create", job.name, *where, *asked],
+        "create": [*queued, "create", job.name, *where, *options],
         "describe": [*queued, "describe", job.name, *where, "--format=value(state.state)"],
         "pack": ["git", "archive", "--format=tar.gz", f"--output={CODE}", "HEAD"],
         "copy": [*tpu, "tpu-vm", "scp", CODE, f"{job.name}:~/{CODE}", *where, "--worker=all"],
@@ -98,7 +98,7 @@ def plan(args: argparse.Namespace, job: Job) -> dict[str, list[str]]:
 
 
 def check(args: argparse.Namespace, job: Job) -> str:
-    """The system of the machines. Raises ValueError for what cannot be asked for."""
+    """The machines' runtime version. Raises ValueError for options that contradict each other or the job."""
     if machines(args.type) > 1 and job.verb != "train":
         raise ValueError(f"lm {job.verb} is one process: choose a type of one machine, as v6e-8")
     if not args.zone:
@@ -113,7 +113,7 @@ def check(args: argparse.Namespace, job: Job) -> str:
     return args.runtime or next(tpu.runtime for tpu in TPUS.values() if tpu.type == kind)
 
 
-def _do(command: list[str]) -> None:
+def _run_step(command: list[str]) -> None:
     print(f"+ {shlex.join(command)}", flush=True)
     if code := subprocess.run(command, check=False).returncode:
         raise ValueError(f"{' '.join(command[:5])} failed with code {code}")
@@ -123,22 +123,22 @@ def _until_active(describe: list[str]) -> None:
     """Wait until the slice is there. Raises ValueError where it never will be."""
     before = ""
     while True:
-        asked = subprocess.run(describe, capture_output=True, text=True, check=False)
-        state = asked.stdout.strip()
-        if asked.returncode:
-            raise ValueError(f"gcloud does not know the request: {asked.stderr.strip()}")
+        described = subprocess.run(describe, capture_output=True, text=True, check=False)
+        state = described.stdout.strip()
+        if described.returncode:
+            raise ValueError(f"gcloud does not know the request: {described.stderr.strip()}")
         if state != before:
             print(f"the request is {state}", flush=True)
         if state == "ACTIVE":
             return
-        if state in OVER:
+        if state in TERMINAL:
             raise ValueError(f"the request is {state}: try another zone or type, --spot or --reserved")
         before = state
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
-def _surely(f: Callable[[], Any]) -> None:
-    """`f()`, though Ctrl-C be pressed: what is not deleted goes on costing."""
+def _uninterrupted(f: Callable[[], Any]) -> None:
+    """`f()`, repeated after Ctrl-C: a slice that is not deleted costs money."""
     while True:
         try:
             f()

@@ -1,4 +1,4 @@
-"""`lm train`: train an experiment, or go on with one."""
+"""`lm train`: train an experiment, or resume it."""
 
 import argparse
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 from launch.find import changed, find
 
 EPILOG = """\
-Run again on the same workdir, it goes on from the last checkpoint; a workdir of a different experiment is refused.
-Ctrl-C or SIGTERM ends the run after a checkpoint.
+On the same workdir it resumes from the last checkpoint; a workdir of a different experiment is refused. Ctrl-C or
+SIGTERM stops the run after a checkpoint.
 
 examples:
   lm train experiments.quickstart
@@ -18,8 +18,8 @@ examples:
 """
 
 
-def declared(verb: Any) -> None:
-    """The arguments that name an experiment and change it."""
+def add_experiment_arguments(verb: Any) -> None:
+    """Declare the arguments that name an experiment and change it."""
     verb.add_argument(
         "experiment", metavar="EXPERIMENT", help="a module, or module:name (the name is `experiment` otherwise)"
     )
@@ -45,14 +45,14 @@ def declared(verb: Any) -> None:
 
 def add(verbs: Any) -> None:
     """Declare `lm train`."""
-    verb = verbs.add_parser("train", help="train an experiment, or go on with it", description=__doc__, epilog=EPILOG)
-    declared(verb)
+    verb = verbs.add_parser("train", help="train an experiment, or resume it", description=__doc__, epilog=EPILOG)
+    add_experiment_arguments(verb)
     verb.add_argument("--workdir", metavar="DIR", help="the run's folder (default: runs/NAME)")
     verb.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Find the experiment, change it as asked, and train it."""
+    """Find the experiment, change it by the arguments, and train it."""
     from lm.machine import hardware
 
     hardware.prepare(args.devices)

@@ -15,8 +15,8 @@ import yaml
 
 from launch import local
 from launch.__main__ import main
-from launch.accelerators import slice_of
-from launch.launch import apart
+from launch.accelerators import parse_slice
+from launch.launch import split_options
 from lm.machine import buckets
 
 SCHEMA = Path(__file__).parents[2] / ".." / "shared" / "data" / "schemas" / "jobset-crd.yaml"
@@ -79,7 +79,7 @@ def test_what_belongs_to_the_engine() -> None:
     parser.add_argument("--dry-run", action="store_true")
     words = ["train", "page", "--dry-run", "--set", "a=1", "--processes=3", "-n", "2", "--", "-n", "5"]
     rest = ["train", "page", "--set", "a=1", "-n", "5"]
-    assert apart(parser, words) == (["--dry-run", "--processes=3", "-n2"], rest)
+    assert split_options(parser, words) == (["--dry-run", "--processes=3", "-n2"], rest)
 
 
 @pytest.mark.parametrize(
@@ -113,11 +113,11 @@ def test_a_bucket_that_cannot_be_written(
 
 
 def test_one_that_fails_ends_the_others(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    monkeypatch.setattr(local, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(local, "GRACE_SECONDS", 0.2)
     code = "import os, time; print('here', flush=True); os.environ['LM_PROCESS'] == '1' and os._exit(3); time.sleep(60)"
     began = time.monotonic()
     each = [local.environment(i, 2, []) for i in range(2)]
-    assert local.together([sys.executable, "-c", code], each, tmp_path / "logs") == 3
+    assert local.run_processes([sys.executable, "-c", code], each, tmp_path / "logs") == 3
     assert time.monotonic() - began < 10
     assert "process 1 of 2 failed with code 3: the others were ended; its output:" in capfd.readouterr().err
     assert (tmp_path / "logs" / "process-1.txt").read_text() == "here\n"
@@ -126,10 +126,10 @@ def test_one_that_fails_ends_the_others(tmp_path: Path, capfd: pytest.CaptureFix
 def test_one_that_is_killed_ends_the_others(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(local, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(local, "GRACE_SECONDS", 0.2)
     code = "import os, time; os.environ['LM_PROCESS'] == '0' and os.kill(os.getpid(), 9); time.sleep(60)"
     each = [local.environment(i, 2, []) for i in range(2)]
-    assert local.together([sys.executable, "-c", code], each, tmp_path) == 128 + signal.SIGKILL
+    assert local.run_processes([sys.executable, "-c", code], each, tmp_path) == 128 + signal.SIGKILL
     assert "process 0 of 2 was killed by signal 9: the others were ended" in capfd.readouterr().err
 
 
@@ -346,8 +346,8 @@ def test_kubectl_applies_it(tool: Tool, capsys: pytest.CaptureFixture[str], tmp_
 
 
 def test_known_slices() -> None:
-    assert slice_of("v5p:2x2x4")[0].hosts("2x2x4") == 4
-    assert slice_of("v5p:12x12x16")[0].hosts("12x12x16") == 576
+    assert parse_slice("v5p:2x2x4")[0].hosts("2x2x4") == 4
+    assert parse_slice("v5p:12x12x16")[0].hosts("12x12x16") == 576
 
 
 # ---------------------------------------------------------------- tpu-vm
@@ -378,7 +378,7 @@ def verbs(calls: Path) -> list[str]:
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import subprocess
 
-    monkeypatch.setattr("launch.tpu_vm.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("launch.tpu_vm.POLL_SECONDS", 0.0)
     monkeypatch.chdir(tmp_path)  # a checkout to pack
     subprocess.run(
         "git init -q && git -c user.name=a -c user.email=a commit -q --allow-empty -m a", shell=True, check=True
