@@ -4,11 +4,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help quickstart test lint certificates clean
+.PHONY: help quickstart test lint mutants certificates clean
 help:
 	@echo "make quickstart   train, sample and report in runs/quickstart"
 	@echo "make test         run every test"
 	@echo "make lint         ruff and mypy"
+	@echo "make mutants      does a test notice? Mistakes made one at a time, in a copy of the tree"
 	@echo "make certificates every architecture against transformers: certificates/TABLE.md"
 	@echo "make clean        remove .venv and the tools' caches (runs/ stays)"
 
@@ -21,6 +22,9 @@ test: .venv/.installed-dev
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+mutants: .venv/.installed-dev
+	$(BIN)/python -m tests.mutants
 
 # Ours and transformers' side are processes of their own that talk through files in CERTIFICATES.
 CERTIFICATES ?= build/certificates
