@@ -19,7 +19,7 @@ from pathlib import Path
 from tests.mutations import BY_FILE, TESTS
 
 ROOT = Path(__file__).parent.parent
-COPIED = ("lm", "launch", "experiments", "tests", "pyproject.toml", ".pytest_cache")  # the last has compiled programs
+COPIED = ("lm", "launch", "experiments", "certificates", "tests", "pyproject.toml", ".pytest_cache")
 SHARE = 0.95
 TIMEOUT = 300.0  # seconds; a mutant that loops forever is noticed too
 
@@ -34,9 +34,9 @@ class Mutation:
     new: str
 
     def tests(self) -> list[str]:
-        """The files of tests that are to notice: the one that mirrors `file`, where the list names no others."""
+        """The tests that are to notice: the file that mirrors `file`, where the list names no others."""
         folder, _, name = self.file.removeprefix("lm/").rpartition("/")
-        return TESTS.get(self.file, f"tests/{folder}/test_{name}").split()
+        return list(TESTS.get(self.file, (f"tests/{folder}/test_{name}",)))
 
     def mutated(self) -> str:
         """The text of the file after it. Raises ValueError where the list is stale."""

@@ -1,18 +1,39 @@
 """The mistakes that tests/mutants.py makes, one at a time: what is wrong, a text that occurs once in the file, and what
 stands in its place."""
 
-# Which tests are to notice, for files that no test file mirrors.
+
+def of(file: str, *names: str) -> tuple[str, ...]:
+    """Tests of a file by name, as pytest has them."""
+    return tuple(f"tests/{file}.py::test_{name}" for name in names)
+
+
+KERNELS = of(
+    "model/test_attention",
+    *("causal", "windows", "segments_and_bias", "bias_cap_and_sinks", "bfloat16_logits_are_summed_in_float32"),
+    "every_kernel_has_the_gradients_of_the_plain_one",
+)
+CACHED = of("model/test_transformer", "rows_of_a_cache_are_at_offsets_of_their_own")
+RECORDED = of("pretrained/test_recorded", "the_logits_are_the_recorded_ones")
+
+# The tests that are to notice, where these are not all of the file that mirrors lm's.
 TESTS = {
-    "lm/train/state.py": "tests/train/test_step.py",
-    "lm/train/task.py": "tests/train/test_loss.py tests/train/test_step.py",
-    "lm/model/scoring.py": "tests/model/test_attention.py",
-    "lm/model/flash.py": "tests/model/test_attention.py",
-    "lm/model/attention.py": "tests/model/test_transformer.py tests/decode/test_generate.py",
-    "lm/model/inputs.py": "tests/train/test_loss.py",
-    "lm/model/stack.py": "tests/model/test_transformer.py",
-    "lm/model/scaling.py": "tests/model/test_positions.py",
-    "lm/model/output.py": "tests/model/test_transformer.py",
-    "lm/model/wiring.py": "tests/model/test_parts.py",
+    "lm/train/state.py": of("train/test_step", "the_average_follows_the_parameters"),
+    "lm/train/step.py": of(
+        "train/test_step",
+        *("the_metrics_are_the_batch_s", "dropout_s_keys_come_from_the_seed_and_the_step"),
+        "each_micro_batch_has_a_key_of_its_own",
+    ),
+    "lm/train/task.py": ("tests/train/test_loss.py",),
+    "lm/model/scoring.py": KERNELS,
+    "lm/model/flash.py": KERNELS,
+    "lm/model/attention.py": CACHED + RECORDED,
+    "lm/model/inputs.py": of("train/test_loss", "a_document_s_loss_is_its_own"),
+    "lm/model/output.py": of("model/test_transformer", "bfloat16_is_close_to_float32") + RECORDED,
+    "lm/model/scaling.py": ("tests/model/test_positions.py",),
+    "lm/model/stack.py": of("model/test_transformer", "dropout_of_a_layer_does_not_depend_on_the_pattern")
+    + of("model/test_experts", "losses_are_means_over_the_layers"),
+    "lm/model/transformer.py": CACHED,
+    "lm/model/wiring.py": ("tests/model/test_parts.py",),
 }
 
 BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {

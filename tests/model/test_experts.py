@@ -95,6 +95,17 @@ def test_the_router_computes_in_float32() -> None:
     assert float(found) == float(expected)
 
 
+def test_losses_are_means_over_the_layers() -> None:
+    """Of routers that prefer nobody, in three layers of two slots."""
+    ffn = replace(CFG.ffn, load_balance_weight=0.5, router_z_weight=0.1)
+    cfg = replace(CFG, layers=3, ffn=ffn, pattern=CFG.pattern * 2)
+    flat = lambda path, a: a * 0 if path[-1].key == "router" else a  # noqa: E731
+    params = jax.tree_util.tree_map_with_path(flat, lively(cfg))
+    losses = Transformer(cfg, SIMPLE).hidden(params, tokens(cfg, 2, 11)).losses
+    assert float(losses["balance"]) == pytest.approx(0.5 * ffn.top_k, rel=1e-5)
+    assert float(losses["router_z"]) == pytest.approx(0.1 * np.log(ffn.experts) ** 2, rel=1e-5)
+
+
 def test_the_losses_reach_the_caller_and_the_router() -> None:
     cfg = replace(CFG, ffn=replace(CFG.ffn, load_balance_weight=1.0, router_z_weight=1.0))
     model, ids = Transformer(cfg, SIMPLE), tokens(cfg, 2, 11)
