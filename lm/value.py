@@ -1,9 +1,9 @@
-"""Frozen values: how an experiment is changed, printed, saved, read back and told apart.
+"""Operations on frozen values, of which an experiment is made.
 
-Everything that a run depends on is a frozen dataclass made of numbers, text, tuples, dicts and other such values. This
-file holds what one does with them: `replace` (nested), `parse` (from `a.b=c` text), `plain` and `build` (to JSON data
-and back), `fingerprint` and `differences`. A field that accepts one of several classes is annotated with their common
-base class, and its value is written with the name of its class.
+Everything that a run depends on is a frozen dataclass of numbers, strings, tuples, dicts and other such values. The
+operations are `replace` (nested), `parse` (from `a.b=c` text), `plain` and `build` (to JSON data and back),
+`fingerprint` and `differences`. A field that accepts one of several classes is annotated with their common base class,
+and its JSON names the class.
 """
 
 import ast
@@ -25,10 +25,10 @@ T = TypeVar("T")
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """The end of an error about an unknown name: its near matches, then every known one."""
+    """The end of an error about an unknown name: its close matches, then all known names."""
     known = [str(k) for k in known]
-    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
-    return (f"did you mean {' or '.join(near)}? " if near else "") + f"known: {', '.join(known) or 'none'}"
+    matches = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    return (f"did you mean {' or '.join(matches)}? " if matches else "") + f"known: {', '.join(known) or 'none'}"
 
 
 def field_names(value: Any) -> list[str]:
@@ -50,9 +50,9 @@ def _with(value: Any, changes: Mapping[str, Any]) -> Any:
 
 
 def replace(value: T, changes: Mapping[str, Any]) -> T:
-    """`value` with `changes`: a dict inside `changes` changes the nested value, anything else takes its place.
+    """`value` with `changes`; a dict in place of a nested value changes that value, anything else replaces it.
 
-    Raises ValueError on a field that does not exist, naming those that do."""
+    Raises ValueError for an unknown field, with the known ones."""
     new = {}
     for name, change in changes.items():
         _check_field(value, name)
@@ -63,7 +63,7 @@ def replace(value: T, changes: Mapping[str, Any]) -> T:
 
 
 def parse(value: T, setting: str) -> T:
-    """`value` after one `path.to.field=text`, the text read as the field's type: `steps=100`, `model.layers=4`,
+    """`value` after one `path.to.field=text`, with the text parsed as the field's type: `steps=100`, `model.layers=4`,
     `model.positions=Rotary(theta=5e5)`, `compute.dtype=bfloat16`, `compute.keep=attention,out`."""
     path, equals, text = setting.partition("=")
     if not equals or not path:
@@ -75,7 +75,7 @@ def parse(value: T, setting: str) -> T:
 
 
 def _parse(value: Any, kind: Any, path: list[str], text: str) -> Any:
-    """`value`, annotated `kind`, with the field at `path` read from `text`."""
+    """`value`, annotated `kind`, with the field at `path` parsed from `text`."""
     name, *rest = path
     if isinstance(value, Mapping):
         entries = typing.get_args(kind)
@@ -97,12 +97,12 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 
 def _subclasses(cls: type) -> dict[str, type]:
-    """The classes that a field annotated `cls` accepts, by name, the newest definition of a name last."""
-    found: dict[str, type] = {cls.__name__: cls}
+    """The classes that a field annotated `cls` accepts, by name; of several definitions of a name the newest."""
+    classes: dict[str, type] = {cls.__name__: cls}
     subclasses: list[type] = type.__subclasses__(cls)
     for sub in subclasses:
-        found.update(_subclasses(sub))
-    return found
+        classes.update(_subclasses(sub))
+    return classes
 
 
 def _alternatives(kind: Any) -> tuple[Any, ...]:
@@ -111,7 +111,8 @@ def _alternatives(kind: Any) -> tuple[Any, ...]:
 
 
 def _from_text(kind: Any, text: str) -> Any:
-    """`text` read as the type `kind`: a scalar, a value written as Python calls it (`Rotary(theta=1e6)`), a literal."""
+    """`text` parsed as the type `kind`: a scalar, a constructor call (`Rotary(theta=1e6)`), or a literal. Raises
+    ValueError where it is none."""
     kinds = _alternatives(kind)
     if type(None) in kinds and text in ("None", "null", "none"):
         return None
@@ -145,12 +146,12 @@ def _from_text(kind: Any, text: str) -> Any:
 
 
 def _are_names(text: str) -> bool:
-    """Whether `text` is names with commas between."""
+    """Whether `text` is names separated by commas."""
     return all(part.isidentifier() for part in text.split(","))
 
 
 def _elements(text: str) -> list[str]:
-    """The texts of the elements of a tuple or list, or of one element alone."""
+    """The elements of a tuple or list as text; of another expression, that alone."""
     try:
         tree = ast.parse(text, mode="eval").body
     except SyntaxError:
@@ -186,7 +187,8 @@ def _from_call(base: type, text: str) -> Any:
 
 
 def _fit(kind: Any, data: Any) -> Any:
-    """Plain data as the annotated type: lists become tuples, dicts with a "type" values; ValueError otherwise."""
+    """JSON data converted to the annotated type: lists to tuples, dicts to dataclasses. Raises ValueError where it is
+    not of that type."""
     kinds = _alternatives(kind)
     if len(kinds) > 1:
         if data is None and type(None) in kinds:
@@ -221,7 +223,8 @@ def _fit(kind: Any, data: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON data. A dataclass becomes a dict whose "type" names its class, with its module where not ours."""
+    """`value` as JSON data. A dataclass becomes a dict whose "type" is the class name, with its module outside `lm`.
+    Raises ValueError for what is no such value."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         cls = type(value)
         ours = cls.__module__.split(".")[0] == "lm"
@@ -238,7 +241,8 @@ def plain(value: Any) -> Any:
 
 
 def build(cls: type[T], data: Mapping[str, Any]) -> T:
-    """The inverse of `plain`: a value of `cls` or of a subclass that `data["type"]` names, also under earlier names."""
+    """The inverse of `plain`: a value of `cls` or of the subclass named by `data["type"]`, earlier names included
+    (lm/renamed.py). Raises ValueError for an unknown class or field."""
     data = upgrade({"type": cls.__name__, **data})
     name = data["type"]
     if ":" in name:
@@ -256,13 +260,13 @@ def build(cls: type[T], data: Mapping[str, Any]) -> T:
 
 
 def fingerprint(value: Any) -> str:
-    """16 hex digits that two values share exactly when their plain data are equal."""
+    """16 hex digits of a hash of the value's JSON data."""
     text = json.dumps(plain(value), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def differences(a: Any, b: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-    """Where two plain data (see `plain`) differ: (dotted path, left, right), with None for what one side lacks."""
+    """The differences of two JSON data (see `plain`): (dotted path, left, right), with None where one has no value."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         keys = list(a) + [k for k in b if k not in a]
         return [d for k in keys for d in differences(a.get(k), b.get(k), f"{path}.{k}" if path else str(k))]

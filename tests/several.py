@@ -1,6 +1,6 @@
 """Several processes on this machine train one tiny run, and what happens to them is checked.
 
-    python -m tests.several        everything, in a few minutes on two cores; a part is in tests/machine/test_processes.py
+    python -m tests.several        everything, in a few minutes on two cores; tests/machine/test_processes.py has a part
 
 1, 2 and 4 processes give the same losses; a run that 4 processes were asked to leave goes on with 2 and with 1; one of
 two killed with -9 or stopped ends the other with a clear error, and the run goes on.
