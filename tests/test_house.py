@@ -1,6 +1,7 @@
 """The shape of the house: arrows point down, files stay short, and what must stay outside stays outside."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -138,6 +139,15 @@ def test_imports_point_down(module: str) -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_every_file_has_a_floor(module: str) -> None:
     assert module == "lm" or floor_of(module) is not None, f"{module} has no floor: give it one in FLOORS"
+
+
+def test_the_readme_has_the_floors() -> None:
+    """Its table of rooms is FLOORS, without those that have no file yet."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Structure\n")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1:3] for line in section.splitlines() if re.match(r"\| \d", line)]
+    there = {i: [r for r in rooms if any(inside(m, r) for m in MODULES)] for i, rooms in enumerate(FLOORS)}
+    expected = {i: rooms for i, rooms in there.items() if rooms}
+    assert {int(floor): re.findall(r"`([^`]+)`", rooms) for floor, rooms in rows} == expected
 
 
 def test_no_cycle_within_a_room() -> None:

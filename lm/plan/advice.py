@@ -28,24 +28,24 @@ def advice(experiment: Experiment, topology: Topology) -> str:
 
 def variants(experiment: Experiment, topology: Topology) -> list[tuple[str, Experiment]]:
     """(text, changed experiment) of the changes that save memory, the least costly first."""
-    e, found = experiment, []
+    e, changes = experiment, []
     compute = e.compute
     for remat in ("dots", "minimal", "full"):
         if compute.remat in ("nothing", "dots", "minimal") and remat != compute.remat:
             changed = dataclasses.replace(e, compute=dataclasses.replace(compute, remat=remat))
-            found.append((f"compute.remat={remat}", changed))
+            changes.append((f"compute.remat={remat}", changed))
     full = dataclasses.replace(compute, remat="full", keep=(), offload=())
     least = dataclasses.replace(e, compute=full)
     for parts in (2, 4, 8):
         if e.rows % (e.accumulate * parts) == 0:
             changed = dataclasses.replace(least, accumulate=e.accumulate * parts)
-            found.append((f"compute.remat=full accumulate={changed.accumulate}", changed))
+            changes.append((f"compute.remat=full accumulate={changed.accumulate}", changed))
     sharded = {"fsdp": topology.devices // topology.slices}
     if topology.slices > 1:
         sharded["replica"] = topology.slices
     mesh = " ".join(f"mesh.{axis}={size}" for axis, size in sharded.items())
-    found.append((f"{mesh} compute.remat=full", dataclasses.replace(least, mesh=sharded)))
-    return found
+    changes.append((f"{mesh} compute.remat=full", dataclasses.replace(least, mesh=sharded)))
+    return changes
 
 
 def _fits(experiment: Experiment, topology: Topology) -> bool:
