@@ -88,10 +88,12 @@ def _own_part(shards: int, x: jax.Array) -> jax.Array:
 
 
 def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: Compute) -> jax.Array:
-    """`plain` by cuDNN's fused attention, on NVIDIA GPUs, in bfloat16."""
-    mask, T, H = scoring.mask, q.shape[1], q.shape[3]
+    """`plain` by cuDNN's fused attention, on NVIDIA GPUs, in bfloat16; values smaller than keys are padded for it."""
+    mask, T, H, Hv = scoring.mask, q.shape[1], q.shape[3], v.shape[3]
     half = compute.dtype == "bfloat16"
-    if scoring.bias is not None or scoring.softcap or scoring.sinks is not None or not half or H % 8 or H > 128:
+    if scoring.bias is not None or scoring.softcap or scoring.sinks is not None:
+        return _portable(q, k, v, scoring, compute)
+    if not half or H % 8 or not Hv <= H <= 128:
         return _portable(q, k, v, scoring, compute)
     if mask.prefix is not None or not isinstance(mask.offset, int) or mask.offset or T == 1:
         return _portable(q, k, v, scoring, compute)
@@ -100,9 +102,11 @@ def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: C
         segments = (mask.query_segments[:, :, None] == mask.key_segments[:, None, :])[:, None]
     window = (mask.window - 1, 0 if mask.causal else mask.window - 1) if mask.window else None
     q, k, v = (a.astype(compute.dtype) for a in (q, k, v))
-    return jax.nn.dot_product_attention(
+    v = jnp.pad(v, [(0, 0)] * 3 + [(0, H - Hv)])
+    out = jax.nn.dot_product_attention(
         q, k, v, mask=segments, scale=1.0, is_causal=mask.causal, local_window_size=window, implementation="cudnn"
     )
+    return out[..., :Hv]
 
 
 def _portable(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: Compute) -> jax.Array:

@@ -1,7 +1,7 @@
 """Attention: its heads (`Attention`), and the keys and values that it keeps while decoding (`KVCache`)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
+from lm.model.cache import TokenCache
 from lm.model.compute import Compute
 from lm.model.context import attend
 from lm.model.inputs import EncoderOutput
@@ -16,87 +17,18 @@ from lm.model.mixer import LayerInputs, Mixer, Rule
 from lm.model.parts import Norm, add_bias, fan_in, param, zeros
 from lm.model.positions import Positions
 from lm.model.products import linear, linears
-from lm.model.scoring import Mask, Scoring, cached
+from lm.model.scoring import Scoring, cached
 from lm.sharding.tracing import constrain
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class KVCache:
-    """The keys k [B, K, S, H] and values v [B, K, S, Hv] of one layer, heads first, and in a decoder with an encoder
-    those of its output. Token p of a row is at place p, or in a `ring` at p mod S: a windowed layer keeps its last S
-    tokens."""
+class KVCache(TokenCache):
+    """The keys [B, K, S, H] and values [B, K, S, Hv] of one layer, and in a decoder with an encoder those of its output
+    [B, S, K, H]."""
 
-    k: jax.Array
-    v: jax.Array
     cross_k: jax.Array | None = None
     cross_v: jax.Array | None = None
-    ring: bool = field(default=False, metadata=dict(static=True))
-
-    @property
-    def size(self) -> int:
-        """S, the places of a row."""
-        return self.k.shape[2]
-
-    def positions(self, length: jax.Array) -> jax.Array:
-        """The tokens [B, S] at each place, of rows of `length` [B] tokens; negative where there is none yet."""
-        last = length[:, None] - 1
-        return last - (last - jnp.arange(self.size)) % self.size
-
-    def write(self, k: jax.Array, v: jax.Array, mask: Mask) -> "KVCache":
-        """This cache with k and v [B, T, K, H] behind the mask's offset; padding is on the right."""
-        T, offset = k.shape[1], mask.offset
-        new = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-        if isinstance(offset, int) and T <= self.size:
-            places: Any = (slice(None), slice(None), slice(offset, offset + T))
-        elif T == 1 or not self.ring:
-            rows, at = jnp.arange(k.shape[0])[:, None], _by_row(offset, k.shape[0])[:, None] + jnp.arange(T)
-            places = rows, slice(None), at % self.size if self.ring else at  # padding beyond the end is dropped
-            new = k, v  # indexed by two arrays apart, the places come first: [B, T, K, H]
-        else:
-            return self._roll(new, offset, mask)
-        k, v = (old.at[places].set(a.astype(old.dtype)) for old, a in zip((self.k, self.v), new, strict=True))
-        return replace(self, k=k, v=v)
-
-    def _roll(self, new: tuple[jax.Array, jax.Array], offset: jax.Array | int, mask: Mask) -> "KVCache":
-        """The last of what is kept and `new` [B, K, T, H], where several tokens may share a place."""
-        start = _by_row(offset, new[0].shape[0])
-        wanted = self.positions(start + _real(mask, new[0].shape[2], len(start))) - start[:, None]  # [B, S]
-        at = jnp.clip(wanted, 0)[:, None, :, None]
-        k, v = (
-            jnp.where((wanted >= 0)[:, None, :, None], jnp.take_along_axis(a.astype(old.dtype), at, axis=2), old)
-            for old, a in zip((self.k, self.v), new, strict=True)
-        )
-        return replace(self, k=k, v=v)
-
-    def attend(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: Compute
-    ) -> tuple[jax.Array, "KVCache"]:
-        """Queries q [B, T, N, H] (scaled already) read this cache and the new k and v [B, T, K, H], which come behind
-        it: [B, T, N, Hv], and the cache with them."""
-        mask, new = scoring.mask, self.write(k, v, scoring.mask)
-        if not self.ring:
-            return cached(q, new.k, new.v, scoring, compute), new
-        offset, T = _by_row(mask.offset, q.shape[0]), q.shape[1]
-        if T == 1:
-            return cached(q, new.k, new.v, scoring.at(new.positions(offset + 1)), compute), new
-        after = offset[:, None] + jnp.arange(T)
-        positions = jnp.concatenate([self.positions(offset), after], axis=1)
-        k, v = (
-            jnp.concatenate([old, a.transpose(0, 2, 1, 3).astype(old.dtype)], axis=2)
-            for old, a in ((self.k, k), (self.v, v))
-        )
-        return cached(q, k, v, scoring.at(positions), compute), new
-
-
-def _by_row(offset: jax.Array | int, rows: int) -> jax.Array:
-    return jnp.broadcast_to(jnp.asarray(offset, jnp.int32), (rows,))
-
-
-def _real(mask: Mask, T: int, rows: int) -> jax.Array:
-    """How many of T tokens are no padding, [B]."""
-    segments = mask.query_segments
-    return jnp.full((rows,), T) if segments is None else (segments > 0).sum(1)
 
 
 @dataclass(frozen=True)
@@ -197,9 +129,10 @@ class Attention(Mixer):
         the first tokens of all rows read no cache."""
         q = q * (self.scale or self.head_dim**-0.5)
         if cache is not None and not isinstance(scoring.mask.offset, int):
-            return cache.attend(q, k, v, scoring, compute)
+            (k, v), scoring, cache = cache.read((k, v), scoring)
+            return cached(q, k, v, scoring, compute), cache
         y = attend(q, k, v, scoring, compute)
-        return y, None if cache is None else cache.write(k, v, scoring.mask)
+        return y, None if cache is None else cache.write((k, v), scoring.mask)
 
     def _out(self, module: nn.Module, name: str, y: jax.Array, D: int, compute: Compute, depth: int) -> jax.Array:
         """[B, T, D] from what the heads read, y [B, T, N, H], with the output weights `name`."""
@@ -213,9 +146,9 @@ class Attention(Mixer):
     # ---------------------------------------------------------------- what others ask
 
     def empty_cache(self, rows: int, length: int, encoder_length: int, window: int, dtype: Any) -> KVCache:
-        room = jnp.zeros((rows, self.kv, min(length, window or length), self.head_dim), dtype)
         cross = jnp.zeros((rows, encoder_length, self.kv, self.head_dim), dtype) if encoder_length else None
-        return KVCache(room, room, cross, cross, ring=0 < window < length)
+        sizes = [(self.kv, self.head_dim)] * 2
+        return KVCache.empty(rows, length, window, sizes, dtype, cross_k=cross, cross_v=cross)
 
     def flops(self, keys: float) -> float:
         return 4 * self.heads * self.head_dim * keys

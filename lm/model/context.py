@@ -65,8 +65,8 @@ def shard_sequence(batch: dict[str, Any], causal: bool) -> tuple[dict[str, Any],
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: Compute) -> jax.Array:
-    """The kernel `compute.attention` on q [B, T, N, H] (scaled already), k and v [B, S, K, H] -> [B, T, N, H], on the
-    mesh in use."""
+    """The kernel `compute.attention` on q [B, T, N, H] (scaled already), k [B, S, K, H] and v [B, S, K, Hv] ->
+    [B, T, N, Hv], on the mesh in use."""
     mask, shards, (T, N), S = scoring.mask, axis_size(AXIS), q.shape[1:3], k.shape[1]
     whole = shards == 1 and compute.attention in PARTITIONED
     decoding = not isinstance(mask.offset, int) or mask.offset != 0 or T == 1
@@ -95,7 +95,7 @@ def _attend(
     bias: jax.Array | None,
     sinks: jax.Array | None,
 ) -> jax.Array:
-    """One device's part [B, T, N, H], of `whole` (T, N, K); the keys' segments and prefix are whole."""
+    """One device's part [B, T, N, Hv], of `whole` (T, N, K); the keys' segments and prefix are whole."""
     zigzag, shards = scoring.mask.zigzag, axis_size(AXIS)
     k, v = (all_gather(a, AXIS, 1) for a in _own_heads(whole[1:], q.shape[2], k, v))
     if zigzag:

@@ -59,14 +59,14 @@ class _Blocks(NamedTuple):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _flash(blocks: _Blocks, q: jax.Array, k: jax.Array, v: jax.Array, bias: Any, sinks: Any, mask: Mask) -> jax.Array:
-    """Float32 [B, K, G, T, H] of q of that shape, k and v [B, K, S, H]; T and S are whole blocks."""
+    """Float32 [B, K, G, T, Hv] of q [B, K, G, T, H], k [B, K, S, H] and v [B, K, S, Hv]; T and S are whole blocks."""
     return _forward(blocks, q, k, v, bias, sinks, mask)[0]
 
 
 def _forward(
     blocks: _Blocks, q: jax.Array, k: jax.Array, v: jax.Array, bias: Any, sinks: Any, mask: Mask
 ) -> tuple[jax.Array, Any]:
-    (B, K, G, T, H), (t, s) = q.shape, blocks[:2]
+    (B, K, G, T, _), (t, s) = q.shape, blocks[:2]
     sink = Scoring(mask, sinks=sinks).sink(K)
 
     def one(i: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -85,7 +85,7 @@ def _forward(
         if sink is not None:
             most, total = jnp.broadcast_to(sink, most.shape), jnp.ones_like(total)
         first, stop = blocks.keys_of(mask, i, k.shape[2] // s)
-        most, total, out = jax.lax.fori_loop(first, stop, look, (most, total, jnp.zeros((B, K, G, t, H))))
+        most, total, out = jax.lax.fori_loop(first, stop, look, (most, total, jnp.zeros((B, K, G, t, v.shape[-1]))))
         return out / total, most + jnp.log(total)
 
     out, log_z = jax.lax.map(one, jnp.arange(T // t))  # [T/t, B, K, G, t, ...]
@@ -116,13 +116,13 @@ def _backward(blocks: _Blocks, saved: Any, g: jax.Array) -> tuple[Any, ...]:
             return dq, jax.tree.map(jnp.add, dbias, more), dk + dks, dv
 
         first, stop = blocks.queries_of(mask, j, T // t)
-        zero = jnp.zeros(ks.shape, jnp.float32)
-        *carry, dk, dv = jax.lax.fori_loop(first, stop, look, (*carry, zero, zero))
+        zeros = (jnp.zeros(a.shape, jnp.float32) for a in (ks, vs))
+        *carry, dk, dv = jax.lax.fori_loop(first, stop, look, (*carry, *zeros))
         return tuple(carry), (dk, dv)
 
     start = jnp.zeros(q.shape, jnp.float32), jax.tree.map(jnp.zeros_like, bias)
     (dq, dbias), dks = jax.lax.scan(one, start, jnp.arange(k.shape[2] // s))
-    dk, dv = (jnp.moveaxis(a, 0, 2).reshape(k.shape) for a in dks)
+    dk, dv = (jnp.moveaxis(a, 0, 2).reshape(of.shape) for a, of in zip(dks, (k, v), strict=True))
     dsinks = None
     if sinks is not None:
         at_sink = jnp.exp(Scoring(mask, sinks=sinks).sink(K) - log_z)

@@ -152,7 +152,8 @@ def by_distance(bias: jax.Array, rows: Span, columns: Span, queries: int) -> jax
 
 
 def plain(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: Compute) -> jax.Array:
-    """q [B, T, N, H] (scaled already), k and v [B, S, K, H] -> [B, T, N, H], with all logits [B, N, T, S] at once."""
+    """q [B, T, N, H] (scaled already), k [B, S, K, H] and v [B, S, K, Hv] -> [B, T, N, Hv], with all logits
+    [B, N, T, S] at once."""
     return blocked(q, k, v, scoring, replace(compute, block=q.shape[1]))
 
 
@@ -171,7 +172,7 @@ def blocked(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute:
 
 
 def cached(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: Compute) -> jax.Array:
-    """`plain` on keys and values [B, K, S, H] as a cache has them, heads first: they are read where they are."""
+    """`plain` on keys [B, K, S, H] and values [B, K, S, Hv] as a cache has them, heads first: read where they are."""
     (B, T, N, H), K = q.shape, k.shape[1]
     q = q.astype(compute.matmul).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
     k, v = (a.astype(compute.matmul) for a in (k, v))
@@ -220,8 +221,8 @@ _cut.defvjp(lambda x, spans, size, compute: (_cut(x, spans, size, compute), None
 
 
 def heads_first(q: jax.Array, k: jax.Array, v: jax.Array, compute: Compute) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """q [B, K, G, T, H], k and v [B, K, S, H]: heads before time, once, so that products over batches of matrices need
-    no copies of their own."""
+    """q [B, K, G, T, H], k [B, K, S, H], v [B, K, S, Hv]: heads before time, once, so that products over batches of
+    matrices need no copies of their own."""
     (B, T, N, H), K = q.shape, k.shape[2]
     q = q.astype(compute.matmul).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
     k, v = (a.astype(compute.matmul).transpose(0, 2, 1, 3) for a in (k, v))
@@ -260,7 +261,7 @@ product.defvjp(_product_forward, _product_backward)
 
 @jax.custom_vjp
 def _softmax(logits: jax.Array, v: jax.Array, sink: jax.Array | None) -> jax.Array:
-    """Float32 [B, K, G, T, H]: v [B, K, S, H] weighted by the softmax of logits [B, K, G, T, S]."""
+    """Float32 [B, K, G, T, Hv]: v [B, K, S, Hv] weighted by the softmax of logits [B, K, G, T, S]."""
     return _softmax_forward(logits, v, sink)[0]
 
 

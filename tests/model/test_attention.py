@@ -26,9 +26,9 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def heads(T: int, N: int = 4, K: int = 2, S: int | None = None) -> Arrays:
-    """Queries [2, T, N, 6], keys and values [2, S, K, 6]."""
+    """Queries [2, T, N, 6], keys [2, S, K, 6] and values [2, S, K, 5]."""
     rng = np.random.default_rng(0)
-    shapes = (2, T, N, 6), (2, S or T, K, 6), (2, S or T, K, 6)
+    shapes = (2, T, N, 6), (2, S or T, K, 6), (2, S or T, K, 5)
     q, k, v = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
     return q, k, v
 
@@ -37,8 +37,8 @@ def by_hand(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, may: Any, bias: Any = None, softcap: float = 0, sinks: Any = None
 ) -> np.ndarray:
     """Attention of each query alone; may(b, t, s) says whether it sees key s; bias [N, T + S - 1] by distance."""
-    B, T, N, H = q.shape
-    out = np.zeros(q.shape)
+    B, T, N, _ = q.shape
+    out = np.zeros((B, T, N, v.shape[-1]))
     for b, t, n in np.ndindex(B, T, N):
         seen = [s for s in range(k.shape[1]) if may(b, t, s)]
         if seen:
@@ -170,7 +170,7 @@ def test_large_logits_do_not_overflow(name: str) -> None:
 def test_every_kernel_has_the_gradients_of_the_plain_one(name: str, T: int, block: int) -> None:
     segments = jnp.asarray([[1] * 5 + [2] * (T - 5), [1] * (T - 1) + [0]], jnp.int32)
     mask = Mask(query_segments=segments, key_segments=segments)
-    shapes = (2, T, 4, 6), (4, 2 * T - 1), (4,)
+    shapes = (2, T, 4, 5), (4, 2 * T - 1), (4,)
     pull, bias, sinks = (np.random.default_rng(2).standard_normal(shape).astype(np.float32) for shape in shapes)
 
     def gradients(kernel: str) -> Any:
@@ -202,7 +202,7 @@ def test_a_model_with_repeated_heads_is_the_same(kv_heads: int) -> None:
     wide = {**params, "layers": {"0": {**params["layers"]["0"], **repeated}}}
     assert jax.tree.map(jnp.shape, wide) == jax.tree.map(jnp.shape, lively(many))
     close(run(Transformer(few, SIMPLE), params, ids), run(Transformer(many, SIMPLE), wide, ids))
-    assert Transformer(few, SIMPLE).empty_cache(2, 5).layers["0"].k.shape == (3, 2, kv_heads, 5, 4)
+    assert Transformer(few, SIMPLE).empty_cache(2, 5).layers["0"].arrays[0].shape == (3, 2, kv_heads, 5, 4)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_heads_that_do_not_fit_say_which_would(make: Any, message: str) -> None:
 
 def long_heads(T: int, H: int = 16) -> Arrays:
     rng = np.random.default_rng(0)
-    q, k, v = (rng.standard_normal((2, T, n, H)).astype(np.float32) for n in (4, 2, 2))
+    q, k, v = (rng.standard_normal((2, T, n, h)).astype(np.float32) for n, h in ((4, H), (2, H), (2, H // 2)))
     return q / 4, k, v
 
 
@@ -235,11 +235,11 @@ def long_heads(T: int, H: int = 16) -> Arrays:
     ids=lambda o: str(o) or "causal",
 )
 def test_splash_is_plain(options: dict[str, Any]) -> None:
-    """Interpreted on the CPU: 2.0 queries padded to 256, two documents and padding, sinks and a cap."""
-    segments = jnp.asarray([[1] * 90 + [2] * 100 + [0] * 10, [1] * 2.0], jnp.int32)
+    """Interpreted on the CPU: 200 queries padded to 256, two documents and padding, sinks and a cap."""
+    segments = jnp.asarray([[1] * 90 + [2] * 100 + [0] * 10, [1] * 200], jnp.int32)
     mask = Mask(segments, segments, **options)
     sinks = np.random.default_rng(3).standard_normal(4).astype(np.float32)
-    arrays = long_heads(2.0)
+    arrays = long_heads(200)
     found, expected = (call(name, arrays, mask, None, 2.0, sinks) for name in ("splash", "plain"))
     close(found[:, :190], expected[:, :190])
 
