@@ -13,7 +13,9 @@ from lm.model.config import ModelConfig
 from lm.model.experts import Experts
 from lm.model.mixer import Mixer
 from lm.model.parts import FeedForward
-from lm.sharding.rules import MAY_REPLICATE
+from lm.sharding.rules import MAY_REPLICATE, ZERO_AXES
+
+KEPT_WHOLE = ("vocab", "rank")  # sizes that were published and seldom divide
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ def dimensions(experiment: Experiment) -> Iterator[Dimension]:
     yield Dimension("seq_len", e.length, rules["stream"], 1, "stream", f"rows of {e.length} tokens")
     for field, (axis, size) in sizes(e.model).items():
         split = rules[axis]
-        if axis == "embed":
-            state = layout.state_rules["embed"] or ()
+        if axis in ZERO_AXES:
+            state = layout.state_rules[axis] or ()
             split = (*split, *(name for name in state if name not in split))
         yield Dimension(f"model.{field}", size, split, 1, axis)
 
@@ -90,7 +92,7 @@ def _refusal(d: Dimension, names: tuple[str, ...], mesh: Mapping[str, int]) -> s
     over = " x ".join(f"{name}={mesh[name]}" for name in names) + (f" = {parts} devices" if len(names) > 1 else "")
     told = f"{d.what} ({d.field}={d.value})" if d.what else f"{d.field}={d.value}"
     shares = f" in shares of a multiple of {d.unit}" if d.unit > 1 and d.axis == "seq" else ""
-    whole = f", or keep it whole on every device: layout.whole=({d.axis!r},)" if d.axis == "vocab" else ""
+    whole = f", or keep it whole on every device: layout.whole=({d.axis!r},)" if d.axis in KEPT_WHOLE else ""
     return f"{told} cannot be divided over mesh {over}{shares}: try {_axis_sizes(d, names, mesh)} or {values}{whole}"
 
 

@@ -1,4 +1,4 @@
-"""The same losses on any mesh: five families over every mesh axis, against one device.
+"""The same losses on any mesh: six families over every mesh axis, against one device.
 
     python -m tests.identity [FAMILY ...]      the whole matrix, a line each; fails where one does not agree
 
@@ -44,9 +44,10 @@ LAYOUTS: tuple[tuple[dict[str, int], dict[str, Any]], ...] = (
 
 def families() -> dict[str, tuple[Any, dict[str, Any]]]:
     """Name -> a model, and how it is computed: between them every portable kernel and remat policy."""
-    from lm.model.families import bert, gpt, llama, mixtral, t5
+    from lm.model.families import bert, deepseek_v2, gpt, llama, mixtral, t5
 
     sizes: dict[str, Any] = dict(vocab=VOCAB, width=16, heads=8, context=LENGTH)
+    latent = dict(qk_nope_head_dim=2, qk_rope_head_dim=4, v_head_dim=3, kv_lora_rank=8, q_lora_rank=16)
     mixture = mixtral(**sizes, layers=2, mlp=16, kv_heads=4, experts=4, top_k=2)
     return {
         "gpt": (gpt(**sizes, layers=2), dict(attention="blocked", block=8)),
@@ -55,6 +56,7 @@ def families() -> dict[str, tuple[Any, dict[str, Any]]]:
             replace(mixture, ffn=replace(mixture.ffn, load_balance_weight=0.1)),
             dict(attention="plain", remat="full"),
         ),
+        "latent": (deepseek_v2(**sizes, **latent, layers=2, mlp=16), dict(attention="blocked", block=8, remat="dots")),
         "t5": (t5(**sizes, layers=2, mlp=16, head_dim=2), dict(attention="flash", block=8)),
         "bert": (bert(**sizes, layers=2, mlp=16), dict(attention="plain", remat="offload")),
     }

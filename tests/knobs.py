@@ -19,6 +19,7 @@ from lm.model.attention import Attention
 from lm.model.compute import Compute
 from lm.model.config import LayerKind, ModelConfig
 from lm.model.experts import Experts
+from lm.model.latent import LatentAttention
 from lm.model.output import Output
 from lm.model.parametrisation import MuP
 from lm.model.parts import FeedForward
@@ -98,6 +99,7 @@ def samples() -> dict[str, Any]:
     root = folder()
     return {
         "FeedForward": FeedForward(12, "silu", gated=True),
+        "LatentAttention": LatentAttention(2, 4, 2, 5, kv_lora_rank=6, q_lora_rank=3),
         "Experts": Experts(12, "silu", gated=True, experts=3, top_k=2),
         "Linear": Linear(2.0),
         "Dynamic": Dynamic(2.0, original_context=8),
@@ -139,7 +141,7 @@ def changes() -> dict[str, Any]:
         **dict.fromkeys(("ModelConfig.width", "Attention.head_dim"), 16),
         "ModelConfig.context": 32,
         "ModelConfig.pattern": (LayerKind(), LayerKind(window=3)),
-        "Attention.heads": 4,
+        **dict.fromkeys(("Attention.heads", "LatentAttention.qk_rope_head_dim"), 4),
         "FeedForward.activation": "relu",
         "Output.transform": "gelu",
         **dict.fromkeys(("Compute.dtype", "Compute.matmul", "Compute.gradients"), "bfloat16"),

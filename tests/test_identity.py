@@ -16,6 +16,8 @@ PART: tuple[tuple[str, dict[str, int], dict[str, Any]], ...] = (
     ("llama", {"context": 2, "tensor": 2, "data": 2}, dict(sequence=True)),
     ("llama", {"fsdp": 4, "data": 2}, dict(zero=1, optimizer_on_host=True)),
     ("mixtral", {"expert": 2, "tensor": 2, "context": 2}, {}),
+    ("latent", {"fsdp": 4, "tensor": 2}, {}),
+    ("latent", {"context": 2, "tensor": 2, "data": 2}, {}),
     ("t5", {"context": 2, "fsdp": 4}, {}),
     ("bert", {"context": 8}, {}),
 )

@@ -8,7 +8,7 @@ from lm.data.mixture import Data, Mixture
 from lm.data.source import TextFolder
 from lm.experiment import Experiment
 from lm.legal import check_mesh
-from lm.model.families import llama, mixtral
+from lm.model.families import deepseek_v2, llama, mixtral
 from lm.sharding.mesh import make_mesh
 from lm.sharding.rules import Layout
 from lm.text.tokenizer import Bytes
@@ -65,6 +65,28 @@ def test_heads_and_experts() -> None:
         check_mesh(SPARSE, {"expert": 4})
     with pytest.raises(ValueError, match=r"attention.kv_heads=4 .* tensor=6: try tensor=1 or tensor=2 or"):
         check_mesh(SPARSE.replace(model=dict(vocab=258)), {"tensor": 6})
+
+
+LATENT = DENSE.replace(
+    model=deepseek_v2(
+        vocab=256, layers=2, width=48, heads=12, mlp=96, context=32, kv_lora_rank=20, q_lora_rank=24, v_head_dim=8
+    )
+)
+
+
+def test_ranks() -> None:
+    with pytest.raises(ValueError, match=r"attention.heads=12 cannot be divided over mesh tensor=8"):
+        check_mesh(LATENT, {"tensor": 8})
+    said = r"attention.kv_lora_rank=20 .* fsdp=8: try fsdp=2 or fsdp=4 or .*=16 or .*=24, or .*whole=\('rank',\)"
+    with pytest.raises(ValueError, match=said):
+        check_mesh(LATENT, {"fsdp": 8})
+    with pytest.raises(ValueError, match=r"attention.q_lora_rank=24 .* data=16"):
+        check_mesh(
+            LATENT.replace(layout=Layout(zero=1), batch_tokens=48 * 32, model=dict(attention=dict(kv_lora_rank=16))),
+            {"data": 16},
+        )
+    check_mesh(LATENT.replace(layout=Layout(whole=("rank",))), {"fsdp": 8})
+    check_mesh(LATENT, {"fsdp": 4, "tensor": 4})
 
 
 @pytest.mark.parametrize(

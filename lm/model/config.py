@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from lm.model.attention import Attention  # noqa: F401 - reading one back finds the classes that are imported
 from lm.model.experts import Experts  # noqa: F401
+from lm.model.latent import LatentAttention  # noqa: F401
 from lm.model.mixer import Mixer
 from lm.model.output import Output
 from lm.model.parametrisation import Parametrisation

@@ -11,6 +11,7 @@ from typing import Any
 from lm.model.attention import Attention
 from lm.model.config import LayerKind, ModelConfig
 from lm.model.experts import Experts
+from lm.model.latent import LatentAttention
 from lm.model.mixer import Mixer
 from lm.model.output import Output
 from lm.model.parts import FeedForward, LayerNorm, Norm, RMSNorm
@@ -153,6 +154,23 @@ def qwen3(*, eps: float = 1e-6, theta: float = 1e6, **others: Any) -> ModelConfi
     """Qwen 3 (2505.09388): Llama's choices, with RMSNorm on each head's queries and keys and a head size of its own."""
     cfg = llama(eps=eps, theta=theta, **others)
     return _replaced(cfg, others, attention=_with_attention(cfg, qk_norm=RMSNorm(eps=eps)))
+
+
+def deepseek_v2(
+    *,
+    heads: int,
+    kv_lora_rank: int = 512,
+    q_lora_rank: int = 0,
+    qk_nope_head_dim: int = 128,
+    qk_rope_head_dim: int = 64,
+    v_head_dim: int = 128,
+    eps: float = 1e-6,
+    **others: Any,
+) -> ModelConfig:
+    """DeepSeek-V2's dense layers (2405.04434): Llama's choices with multi-head latent attention. Its expert layers
+    (shared experts, scaled outputs, routing by groups of devices) are not in it."""
+    sizes = heads, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, kv_lora_rank, q_lora_rank
+    return llama(**{"heads": heads, "head_dim": v_head_dim, "eps": eps, "attention": LatentAttention(*sizes), **others})
 
 
 def gemma(

@@ -33,19 +33,21 @@ RULES: dict[str, Rule] = {
     "found_batch": ("replica", "data"),
     "found_seq": None,
     "found_embed": ("fsdp", "expert"),
-    # parameters: ZeRO-3 on the model width, Megatron's tensor parallelism on the other side
+    # parameters: ZeRO-3 on the model width or a low rank, Megatron's tensor parallelism on the other side
     "embed": ("fsdp", "expert", "context"),
+    "rank": ("fsdp", "expert", "context"),  # between the factors of a low-rank product; beside "embed" it stays whole
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
     "vocab": "tensor",
     "head_dim": None,
-    "rank": None,  # of a low-rank product, between its two factors
     "experts": "expert",
     "layers": None,
     "norm": None,  # vectors of width D: too small to be worth gathering
 }
 
+
+ZERO_AXES = ("embed", "rank")  # the logical axes over which ZeRO splits parameters, gradients and the optimizer's state
 
 # Fewer kv heads than devices on the tensor axis are replicated, and each device takes the one that its queries look at.
 MAY_REPLICATE = ("kv_heads",)
@@ -80,7 +82,7 @@ class Layout:
     @property
     def rules(self) -> dict[str, Rule]:
         """Logical axis -> mesh axes, for activations and parameters."""
-        changed: dict[str, Rule] = {}
+        changed: dict[str, Rule] = {"rank": None} if self.zero == 1 else {}
         if self.zero == 1 or "embed" in self.whole:
             changed |= {"embed": None, "found_embed": None}
             changed |= {"found_batch": RULES["batch"], "found_seq": RULES["seq"]}
@@ -91,8 +93,8 @@ class Layout:
     @property
     def state_rules(self) -> dict[str, Rule]:
         """Logical axis -> mesh axes, for the optimizer's state."""
-        embed = (*mesh_axes_of(RULES["embed"]), "data") if self.zero == 1 else RULES["embed"]
-        return {**self.rules, "embed": None if "embed" in self.whole else embed}
+        split = {axis: (*mesh_axes_of(RULES[axis]), *(("data",) if self.zero == 1 else ())) for axis in ZERO_AXES}
+        return {**self.rules, **split, **dict.fromkeys(self.whole)}
 
 
 def mesh_axes_of(entry: Any) -> tuple[str, ...]:

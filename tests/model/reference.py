@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.model.compute import Compute
-from lm.model.config import ModelConfig
-from lm.model.families import gemma2, gemma3, gpt, gpt_oss, llama, mixtral, palm
+from lm.model.config import LayerKind, ModelConfig
+from lm.model.experts import Experts
+from lm.model.families import deepseek_v2, gemma2, gemma3, gpt, gpt_oss, llama, mixtral, palm
 from lm.model.inputs import Inputs
+from lm.model.parts import FeedForward
 from lm.model.positions import Alibi, Relative, Sinusoidal
 from lm.model.scaling import Llama3, YaRN
 from lm.model.transformer import Transformer
@@ -29,6 +31,19 @@ SINUSOIDAL = gpt(
 SIZES = dict(vocab=29, width=12, heads=4, kv_heads=2, head_dim=6, mlp=10, context=24)
 # windows in odd and full in even layers, and one layer more than whole repetitions of the pattern
 GEMMA2 = gemma2(**SIZES, layers=3, window=3, query_scale=0.3, softcap=2.0, output_softcap=3.0)
+# a dense layer, then experts in windows and in full layers; four or more queries behind a cache do not absorb
+LATENT = deepseek_v2(
+    **SIZES | dict(kv_heads=0, head_dim=3),
+    layers=5,
+    kv_lora_rank=8,
+    q_lora_rank=7,
+    qk_nope_head_dim=2,
+    qk_rope_head_dim=4,
+    v_head_dim=3,
+    first_layers=(LayerKind(ffn=FeedForward(14, "silu", gated=True)),),
+    ffn=Experts(10, "silu", gated=True, experts=3, top_k=2),
+    pattern=(LayerKind(window=3), LayerKind()),
+)
 MODELS = {
     "gpt": GPT,
     "llama": LLAMA,
@@ -41,6 +56,7 @@ MODELS = {
     ),
     "gemma 2": GEMMA2,
     "gemma 3": gemma3(**SIZES, layers=5, window=3, every=3),
+    "latent": LATENT,
     "palm": palm(vocab=31, layers=2, width=12, heads=3, head_dim=6, context=24),
 }
 
@@ -115,7 +131,7 @@ def turned(x: np.ndarray, theta: float) -> np.ndarray:
 
 def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
     """1706.03762, equation 1, for one head [T, H]; query t sees the keys up to t."""
-    out = np.zeros_like(q)
+    out = np.zeros((len(q), v.shape[1]))
     for t in range(len(q)):
         scores = k[: t + 1] @ q[t] / math.sqrt(q.shape[1])
         weights = np.exp(scores - scores.max())

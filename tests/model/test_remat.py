@@ -10,23 +10,25 @@ from jax._src.ad_checkpoint import saved_residuals
 
 from lm.model import stack
 from lm.model.compute import NAMES, OUTER, Compute
+from lm.model.config import LayerKind, ModelConfig
 from lm.model.transformer import Transformer
-from tests.model.reference import LLAMA, SIMPLE, tokens
+from tests.model.reference import LATENT, LLAMA, SIMPLE, tokens
 
 T, B = 24, 2
 
 
-def saved(remat: str, **options: Any) -> dict[tuple[int, ...], int]:
-    """How many arrays of each shape a loss of LLAMA keeps of its layers, less its arguments."""
-    model = Transformer(LLAMA, replace(SIMPLE, remat=remat, **options))
-    loss = lambda p: (model(p, tokens(LLAMA, B, T)) ** 2).mean()  # noqa: E731
+def saved(remat: str, cfg: ModelConfig = LLAMA, **options: Any) -> dict[tuple[int, ...], int]:
+    """How many arrays of each shape a loss of `cfg` keeps of its layers, less its arguments."""
+    model = Transformer(cfg, replace(SIMPLE, remat=remat, **options))
+    loss = lambda p: (model(p, tokens(cfg, B, T)) ** 2).mean()  # noqa: E731
     found: dict[tuple[int, ...], int] = {}
     for value, source in saved_residuals(loss, model.shapes()):
-        if "argument" not in source and value.shape[:1] == (LLAMA.layers,):
+        if "argument" not in source and value.shape[:1] == (cfg.layers,):
             found[value.shape] = found.get(value.shape, 0) + 1
     return found
 
 
+LATENT_DENSE = replace(LATENT, layers=3, pattern=(LayerKind(),), first_layers=())
 STREAM, QUERY = (3, B, T, 16), (3, B, T, 4, 4)
 KEY, INNER = (3, B, T, 2, 4), (3, B, T, 20)
 
@@ -45,11 +47,19 @@ def test_names_keep_what_they_name() -> None:
     assert saved("names", keep=("attention",)) == {STREAM: 1, (3, B, 2, 2, T, 4): 1}  # heads before tokens
 
 
+def numbers(*args: Any, **options: Any) -> int:
+    """How many numbers `saved` counts."""
+    return sum(n * math.prod(shape) for shape, n in saved(*args, **options).items())
+
+
+@pytest.mark.parametrize("cfg", [LLAMA, LATENT_DENSE], ids=["llama", "latent"])
+def test_what_a_mixer_says_is_what_is_kept(cfg: ModelConfig) -> None:
+    for name, size in cfg.attention.activations().items():
+        assert numbers("names", cfg, keep=(name,)) - numbers("full", cfg) == cfg.layers * B * T * size
+
+
 def test_more_is_kept_of_more() -> None:
-    sizes = [
-        sum(n * math.prod(shape) for shape, n in saved(remat).items())
-        for remat in ("full", "minimal", "dots", "nothing")
-    ]
+    sizes = [numbers(remat) for remat in ("full", "minimal", "dots", "nothing")]
     assert sizes == sorted(sizes) and len(set(sizes)) == 4
 
 

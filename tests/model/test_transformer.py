@@ -22,6 +22,7 @@ from lm.model.transformer import Transformer
 from tests.model.reference import (
     GEMMA2,
     GPT,
+    LATENT,
     LLAMA,
     MODELS,
     SIMPLE,
@@ -93,7 +94,14 @@ def simple(cfg: ModelConfig) -> Any:
 
 @pytest.mark.parametrize(
     ("cfg", "name"),
-    [*((MIXED, name) for name in VARIANTS), (GPT, "all of it"), (GEMMA2, "all of it"), (GEMMA2, "flash")],
+    [
+        *((MIXED, name) for name in VARIANTS),
+        (GPT, "all of it"),
+        (GEMMA2, "all of it"),
+        (GEMMA2, "flash"),
+        (LATENT, "all of it"),
+        (LATENT, "flash"),
+    ],
 )
 def test_however_it_is_computed_it_is_the_same(cfg: ModelConfig, name: str) -> None:
     (loss, gradients), (expected_loss, expected) = value_and_gradients(cfg, VARIANTS[name]), simple(cfg)

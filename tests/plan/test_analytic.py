@@ -12,6 +12,7 @@ from lm.experiment import Experiment, published
 from lm.model import count
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig
+from lm.model.families import deepseek_v2
 from lm.plan import analytic
 from lm.plan.advice import advice, excess
 from lm.plan.plan import Plan
@@ -44,6 +45,21 @@ def test_flops_are_those_of_the_count() -> None:
     nothing = analytic.plan(e.replace(compute=dict(remat="nothing")), V5P)
     assert nothing.matrix_flops == nothing.model_flops
     assert 1.25 < plan.matrix_flops / plan.model_flops < 4 / 3  # full remat: most of another forward pass
+
+
+def test_latent_attention_is_planned() -> None:
+    lite = deepseek_v2(vocab=102400, layers=27, width=2048, heads=16, mlp=10944, context=4096)
+    e = on(lite)
+    plan = analytic.plan(e, V5P)
+    assert plan.model_flops == count.flops_per_token(lite, e.length) * e.length
+    layer = sum(lite.attention.products(2048).values()) + lite.attention.flops(4096) + 2 * 2 * 2048 * 10944
+    assert plan.matrix_flops - plan.model_flops == pytest.approx(4096 * 27 * layer)  # full: all but the last product
+    assert plan.memory["arguments"] == pytest.approx(12 * count.parameters(lite) / 64, rel=1e-3)
+    low = on(replace(lite, attention=replace(lite.attention, q_lora_rank=1536)))
+    keep = [
+        analytic.plan(x.replace(compute=dict(remat="names", keep=("query",))), V5P).memory["peak"] for x in (e, low)
+    ]
+    assert keep[1] > keep[0]
 
 
 def test_the_state_is_split_and_the_weights_travel() -> None:

@@ -31,6 +31,8 @@ def test_the_rules_name_axes_of_the_mesh() -> None:
         (("layers", "embed", "heads", "head_dim"), P(None, ZERO, "tensor", None)),
         (("layers", "experts", "embed", "mlp"), P(None, "expert", ("fsdp", "context"), "tensor")),
         (("vocab", "embed"), P("tensor", ZERO)),
+        (("embed", "rank"), P(ZERO, None)),
+        (("rank", "heads", "head_dim"), P(ZERO, "tensor", None)),
         (("batch", "embed"), P(("replica", "data", "fsdp", "expert"), "context")),  # a mesh axis serves one dimension
         (("mlp", "vocab"), P("tensor", None)),
         ((None, "norm"), P(None, None)),
