@@ -50,6 +50,16 @@ def llama(shape: str, architecture: str = "LlamaForCausalLM", **fields: Any) -> 
     return Case(shape, architecture, {**LLAMA, **fields})
 
 
+DEEPSEEK = dict(
+    num_key_value_heads=4,
+    first_k_dense_replace=3,
+    q_lora_rank=None,
+    kv_lora_rank=20,
+    qk_nope_head_dim=12,
+    qk_rope_head_dim=8,
+    v_head_dim=10,
+    rms_norm_eps=1e-5,
+)
 GEMMA = dict(head_dim=12, pad_token_id=0)
 QWEN = dict(head_dim=24, use_sliding_window=False)
 OSS = dict(head_dim=8, num_local_experts=5, num_experts_per_tok=2, sliding_window=7)
@@ -108,6 +118,15 @@ CASES = (
     llama("tied, biases", "Qwen3ForCausalLM", **QWEN, tie_word_embeddings=True, attention_bias=True),
     llama("5 experts, window of 7", "GptOssForCausalLM", **OSS),
     llama("theta alone", "GptOssForCausalLM", **{**OSS, "num_hidden_layers": 4}, **rope("default")),
+    llama("dense layers", "DeepseekV2ForCausalLM", **DEEPSEEK),
+    llama(
+        "low-rank queries, values longer than keys, YaRN",
+        "DeepseekV2ForCausalLM",
+        **DEEPSEEK
+        | dict(hidden_size=36, num_attention_heads=3, num_key_value_heads=3, q_lora_rank=14, kv_lora_rank=10)
+        | dict(qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=14),
+        **rope("yarn", factor=4.0, original_max_position_embeddings=16, mscale=0.8, mscale_all_dim=0.5),
+    ),
     llama("one kv head", "GemmaForCausalLM", **GEMMA, num_key_value_heads=1),
     llama("grouped, untied", "GemmaForCausalLM", **GEMMA, tie_word_embeddings=False),
     llama("window of 9", "Gemma2ForCausalLM", **GEMMA, sliding_window=9, query_pre_attn_scalar=20),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.model.config import ModelConfig
-from lm.pretrained import bert, gemma, gpt2, llama, t5
+from lm.pretrained import bert, deepseek, gemma, gpt2, llama, t5
 from lm.pretrained.architecture import Architecture
 from lm.value import suggest
 
@@ -18,6 +18,7 @@ ARCHITECTURES = (
     llama.QWEN2,
     llama.QWEN3,
     llama.GPT_OSS,
+    deepseek.DEEPSEEK_V2,
     gemma.GEMMA,
     gemma.GEMMA2,
     gemma.GEMMA3,

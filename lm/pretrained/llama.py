@@ -128,7 +128,14 @@ def dense(fields: Fields, bias: bool) -> FeedForward:
 
 
 def write(cfg: ModelConfig) -> dict[str, Any]:
-    """The fields that `read` reads. Raises ValueError for a config without rotary positions and RMSNorm."""
+    """The fields that `read` and `attention` read. Raises ValueError for another mixer, and as `write_common` does."""
+    mixer = attention_of(cfg)
+    heads = {"num_attention_heads": mixer.heads, "num_key_value_heads": mixer.kv, "head_dim": mixer.head_dim}
+    return {**write_common(cfg), **heads}
+
+
+def write_common(cfg: ModelConfig) -> dict[str, Any]:
+    """The fields that `read` reads itself. Raises ValueError for a config without rotary positions and RMSNorm."""
     positions, norm = require(cfg.positions, Rotary), require(cfg.norm, RMSNorm)
     scaling = positions.scaling
     return {
@@ -136,9 +143,6 @@ def write(cfg: ModelConfig) -> dict[str, Any]:
         "num_hidden_layers": cfg.layers,
         "hidden_size": cfg.width,
         "max_position_embeddings": scaling.original_context if isinstance(scaling, Dynamic) else cfg.context,
-        "num_attention_heads": attention_of(cfg).heads,
-        "num_key_value_heads": attention_of(cfg).kv,
-        "head_dim": attention_of(cfg).head_dim,
         "intermediate_size": cfg.ffn.mlp,
         "hidden_act": hf_activation(cfg.ffn.activation),
         "rms_norm_eps": norm.eps,

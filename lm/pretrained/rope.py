@@ -14,8 +14,8 @@ ReadScaling = Callable[[Fields, int], Scaling]  # (fields, context)
 def _yarn(fields: Fields, context: int) -> Scaling:
     original = fields.integer("original_max_position_embeddings", context)
     factor = float(fields.number("factor", context / original, above=0))
-    mscale, all_dim = fields.number("mscale", 0), fields.number("mscale_all_dim", 0)
-    attention = _mscale(factor, mscale) / _mscale(factor, all_dim) if mscale and all_dim else 0.0
+    own, all_dim = fields.number("mscale", 0), fields.number("mscale_all_dim", 0)
+    attention = mscale(factor, own) / mscale(factor, all_dim) if own and all_dim else 0.0
     return YaRN(
         factor=factor,
         original_context=original,
@@ -26,8 +26,10 @@ def _yarn(fields: Fields, context: int) -> Scaling:
     )
 
 
-def _mscale(factor: float, mscale: float) -> float:
-    return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0
+def mscale(factor: float, multiplier: float) -> float:
+    """How much longer YaRN makes queries and keys for contexts `factor` times as long (2309.00071, section 3.4); the
+    `multiplier` is DeepSeek's."""
+    return 0.1 * multiplier * math.log(factor) + 1 if factor > 1 else 1.0
 
 
 def _llama3(fields: Fields, context: int) -> Scaling:

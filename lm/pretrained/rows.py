@@ -125,6 +125,31 @@ class Interleaved(Identity):
         return np.stack(leaves, axis=-1).reshape(self.theirs_shape([leaf.shape for leaf in leaves]))
 
 
+@dataclass(frozen=True)
+class ConcatenatedHeads(Identity):
+    """Several leaves [inputs, heads, size], or [inputs, size], concatenated within each head of a Linear; with
+    `rotary_last` the two of a rotary pair are adjacent in the last, as in RotaryInterleaved (DeepSeek)."""
+
+    rotary_last: bool = False
+
+    def theirs_shape(self, shapes: Sequence[Shape]) -> Shape:
+        inputs, *heads, _ = shapes[0]
+        return math.prod(heads) * sum(shape[-1] for shape in shapes), inputs
+
+    def ours(self, tensor: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
+        inputs, *heads, _ = shapes[0]
+        ends = np.cumsum([shape[-1] for shape in shapes])[:-1]
+        *parts, last = np.split(tensor.T.reshape(inputs, *heads, -1), ends, axis=-1)
+        return [*parts, np.concatenate([last[..., ::2], last[..., 1::2]], axis=-1) if self.rotary_last else last]
+
+    def theirs(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
+        *parts, last = leaves
+        if self.rotary_last:
+            last = np.stack(np.split(last, 2, axis=-1), axis=-1).reshape(last.shape)
+        wide = np.concatenate([*parts, last], axis=-1)
+        return wide.reshape(len(wide), -1).T
+
+
 class Row(NamedTuple):
     """Our paths, their name, and the conversion between them."""
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from certificates.cases import CASES, Case
 from lm.model.config import ModelConfig
-from lm.model.families import bert, gpt, llama, palm
+from lm.model.families import bert, deepseek_v2, gpt, llama, palm
+from lm.model.latent import LatentAttention
 from lm.model.output import Output
 from lm.model.positions import Alibi
 from lm.pretrained.architecture import canonical
@@ -66,6 +67,12 @@ def test_no_field_is_passed_over(case: Case, name: str, value: Any) -> None:
         ("Gemma2ForCausalLM", dict(query_pre_attn_scalar=0), "query_pre_attn_scalar=0: expected a number above 0"),
         ("Gemma3ForCausalLM", dict(layer_types=["full_attention"]), "layer_types=.* expected a list of 8"),
         ("GptOssForCausalLM", dict(swiglu_alpha=1.5), "swiglu_alpha=1.5 is not supported: expected 1.702"),
+        (
+            "DeepseekV2ForCausalLM",
+            dict(first_k_dense_replace=1),
+            "first_k_.*=1 is .* num_hidden_layers=3.*shared experts",
+        ),
+        ("DeepseekV2ForCausalLM", dict(num_key_value_heads=2), "num_key_value_heads=2 is not supported: expected 4"),
         ("GPT2LMHeadModel", dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx=True"),
         ("T5ForConditionalGeneration", dict(relative_attention_num_buckets=3), ".*_num_buckets=3 .* from 4"),
         ("BertModel", dict(is_decoder=True), "is_decoder=True is not supported: expected False"),
@@ -115,6 +122,10 @@ def test_next_sentences_are_pretraining_s() -> None:
         gpt(vocab=9, layers=1, width=8, heads=2, context=8, positions=Alibi()),
         palm(vocab=9, layers=1, width=8, heads=2, head_dim=4, context=8),
         gpt(vocab=9, layers=1, width=8, heads=2, context=8, bias=False),
+        MODELS["latent"],
+        deepseek_v2(
+            vocab=9, layers=1, width=8, heads=2, mlp=8, context=8, attention=LatentAttention(2, 2, 2, 2, 4, scale=1)
+        ),
     ],
 )
 def test_a_model_that_none_says(cfg: ModelConfig) -> None:
