@@ -2,6 +2,7 @@
 
 import ast
 import re
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,7 +34,8 @@ NEVER = (("lm.model", "lm.text"), ("lm.data", "lm.model"), ("benchmarks", "exper
 OUTSIDE = ("tensorflow", "torch", "transformers")
 FLAX_LIVES_IN = ("lm.model",)
 WAY_IN = "lm.pretrained"  # `from lm.pretrained import load` is the one function that a package itself holds
-LINES = 500
+LINES = 450
+FUNCTION_LINES, MEDIAN_LINES = 60, 9
 
 
 def inside(module: str, package: str) -> bool:
@@ -174,6 +176,17 @@ def test_a_file_is_one_idea(path: Path) -> None:
     vague = ("Base", "Manager", "Factory", "Helper", "Utils")
     classes = [n.name for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ClassDef)]
     assert not [name for name in classes if name.startswith("Base") or name.endswith(vague)]
+
+
+def test_functions_are_short() -> None:
+    lengths = {
+        f"{module}.{node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert {name: n for name, n in lengths.items() if n > FUNCTION_LINES} == {}
+    assert statistics.median(lengths.values()) <= MEDIAN_LINES
 
 
 def test_nothing_brings_tensorflow_or_torch_in() -> None:
