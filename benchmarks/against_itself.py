@@ -31,9 +31,7 @@ from lm.study.statistics import paired, unpaired
 from lm.text.tokenizer import Bytes
 from lm.train.optim import AdamW
 from lm.train.schedule import Constant
-from lm.train.state import new_state
-from lm.train.step import one_step
-from lm.train.task import Pretraining
+from lm.train.step import fresh_state, one_step
 
 TOGETHER = 400  # runs in one call
 SURE = 1e-4  # of the binomial error
@@ -84,17 +82,17 @@ def experiment(steps: int) -> Experiment:
 
 def losses(e: Experiment, studies: int, seeds: int) -> np.ndarray:
     """Held-out losses [studies, 2 arms, seeds] of that many trainings."""
-    data = prepare(e.data, e.length, e.rows, e.seed, e.objective)
-    task = Pretraining(Transformer(e.model, e.compute.resolve("cpu")), data)
-    optimizer = e.optimizer.build(e.steps, task.axes())
-    step = one_step(task, optimizer)
+    data = prepare(e.data, e.length, e.rows, e.seed, e.method.objective)
+    learner = e.method.build(Transformer(e.model, e.compute.resolve("cpu")), data)
+    optimizer = e.optimizer.build(e.steps, learner.axes())
+    step = one_step(learner, optimizer)
     heldout = next(data.heldout("code", 256))
     heldout["weights"] /= heldout["weights"].sum()
 
     def run(seed: jax.Array, draws: jax.Array, batches: Any) -> jax.Array:
-        state = new_state(task.init(jax.random.key(seed)), optimizer)
+        state = fresh_state(learner, optimizer, 0.0, jax.random.key(seed))
         state, _ = jax.lax.scan(lambda state, batch: (step(state, batch, draws)[0], None), state, batches)
-        return task.loss(state.params, heldout, None)[0]
+        return learner.loss(state.params, (), heldout, None)[0]
 
     both = jax.jit(jax.vmap(jax.vmap(run, (None, 0, None))))  # over seeds, and over the two arms of each
     every = np.arange(studies * seeds, dtype=np.uint32)

@@ -20,7 +20,7 @@ from benchmarks import machine, report  # noqa: E402
 from lm.model.compute import Compute  # noqa: E402
 from lm.model.families import llama  # noqa: E402
 from lm.model.transformer import Transformer  # noqa: E402
-from lm.train.task import Pretraining  # noqa: E402
+from lm.tune.pretrain import Pretrain  # noqa: E402
 
 WHERE_BOTH_FIT = 4096
 
@@ -29,13 +29,13 @@ def step(length: int, attention: str) -> tuple[Any, float]:
     """The loss and gradients of a Llama of 2 layers, width 128 and 4 heads at `length` random tokens, and seconds."""
     cfg = llama(vocab=512, layers=2, width=128, heads=4, kv_heads=2, mlp=344, context=length)
     compute = Compute("float32", "float32", attention, block=512, remat="full").resolve()
-    task = Pretraining(Transformer(cfg, compute), source=None)
+    learner = Pretrain().build(Transformer(cfg, compute))
     ids = np.random.default_rng(0).integers(512, size=(1, length + 1), dtype=np.int32)
     weights = np.full((1, length), 1 / length, np.float32)
     batch = {"tokens": ids[:, :-1], "targets": ids[:, 1:], "weights": weights}
-    run = jax.jit(jax.value_and_grad(lambda p: task.loss(p, batch, None)[0]))
-    compiled = run.lower(task.init(jax.random.key(0))).compile()
-    params = task.init(jax.random.key(0))
+    run = jax.jit(jax.value_and_grad(lambda p: learner.loss(p, (), batch, None)[0]))
+    compiled = run.lower(learner.init(jax.random.key(0))[0]).compile()
+    params = learner.init(jax.random.key(0))[0]
     start = time.perf_counter()
     return jax.block_until_ready(compiled(params)), time.perf_counter() - start
 

@@ -48,15 +48,15 @@ def build(settings: dict[str, Any]) -> Train:
     from lm.train.program import Program
     from lm.train.schedule import Constant
     from lm.train.step import init_state, place
-    from lm.train.task import Pretraining
+    from lm.tune.pretrain import Pretrain
 
     hardware.use_compilation_cache(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))
     hardware.set_cpu_devices(settings["devices"])
     size, mesh = SIZES[settings["size"]], make_mesh()
-    task = Pretraining(Transformer(model_config(size), Compute(matmul=settings["dtype"]).resolve()), source=None)
+    learner = Pretrain().build(Transformer(model_config(size), Compute(matmul=settings["dtype"]).resolve()))
     rule = AdamW(LEARNING_RATE, Constant(), DECAY, CLIP, b1=BETAS[0], b2=BETAS[1])
-    state = init_state(task, rule.build(1_000_000, task.axes()), mesh, seed=0)
-    step = Program(task, rule, mesh).step(rule, 1_000_000, seed=0)
+    state = init_state(learner, rule.build(1_000_000, learner.axes()), mesh, seed=0)
+    step = Program(learner, rule, mesh).step(rule, 1_000_000, seed=0)
     data, taken = batches(size, settings["packed"]), 0
 
     def train(steps: int) -> float:

@@ -10,11 +10,12 @@ Measured: 2.05 bits per byte on code and 2.19 on prose after 240 steps (about 3 
 
 from experiments.quickstart import experiment as quickstart
 from lm.model.families import palm
+from lm.tune.pretrain import Pretrain
 
 experiment = quickstart.replace(
     name="palm",
     model=palm(vocab=4096, layers=4, width=256, heads=4, head_dim=64, context=256),
-    z_loss=1e-4,
+    method=Pretrain(z_loss=1e-4),
 )
 
 # Table 1 of the paper

@@ -17,11 +17,12 @@ from lm.data.denoise import SpanCorruption
 from lm.model.families import t5, t5_v1_1
 from lm.train.optim import AdamW
 from lm.train.schedule import Cosine
+from lm.tune.pretrain import Pretrain
 
 experiment = quickstart.replace(
     name="t5",
     model=t5_v1_1(vocab=4096 + 100, layers=2, width=256, heads=4, head_dim=64, mlp=512, context=256),
-    objective=SpanCorruption(),
+    method=Pretrain(objective=SpanCorruption()),
     optimizer=AdamW(learning_rate=3e-3, schedule=Cosine(warmup_steps=20)),
     steps=240,
     eval_every_steps=120,

@@ -16,11 +16,12 @@ from lm.model.families import t5_v1_1
 from lm.model.parts import FeedForward
 from lm.train.optim import AdamW
 from lm.train.schedule import Cosine
+from lm.tune.pretrain import Pretrain
 
 experiment = quickstart.replace(
     name="ul2",
     model=t5_v1_1(vocab=4096 + 103, layers=2, width=256, heads=4, head_dim=64, mlp=512, context=256),
-    objective=UL2(),
+    method=Pretrain(objective=UL2()),
     optimizer=AdamW(learning_rate=3e-3, schedule=Cosine(warmup_steps=20)),
     steps=240,
     eval_every_steps=120,

@@ -16,7 +16,7 @@ COLUMNS = {
 EPILOG = """\
 Loss is in nats a token: of those that the run's objective asks for (masked ones, for MaskedLM), and accuracy is the
 share of them that are right. Bits per byte, and gzip and xz beside it (of the same held-out files, one by one), are
-told where every token is predicted. Rows NAME/SOURCE are the experiment's further `evaluations`: longer rows, or
+told where every token is predicted. Rows NAME/SOURCE are the experiment's extra `evaluations`: longer rows, or
 another objective.
 
 examples:
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     from lm.machine import buckets
     from lm.pretrained import is_run, load
     from lm.pretrained.score import score
-    from lm.run.course import evaluate
+    from lm.run.evaluate import evaluate
 
     folder = buckets.local_mirror(args.run_folder)
     if not args.text and not is_run(folder):

@@ -11,20 +11,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lm import value
-from lm.data.denoise import UL2, SpanCorruption  # noqa: F401 - `--set objective=UL2()` finds what is imported
+from lm.data.denoise import UL2, SpanCorruption  # noqa: F401 - `--set method.objective=UL2()` finds what is imported
 from lm.data.masked import MaskedLM  # noqa: F401
 from lm.data.mixture import Data
-from lm.data.objective import CausalLM, Objective
+from lm.data.objective import Objective
 from lm.decode.sampling import Sampling
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig
 from lm.sharding.rules import Layout
+from lm.train.method import Method
 from lm.train.optim import AdamW, Optimizer
 from lm.train.schedule import Cosine
+from lm.tune.pretrain import Pretrain
 
 EVERY = ("log_every_steps", "eval_every_steps", "checkpoint_every_steps")
 AT_LEAST_ONE = ("steps", "batch_tokens", "accumulate", *EVERY, "keep_last")
-AT_LEAST_ZERO = ("rows_per_device", "seq_len", "seed", "z_loss", "ema", "eval_tokens", "keep_best", "sample_tokens")
+AT_LEAST_ZERO = ("rows_per_device", "seq_len", "seed", "ema", "eval_tokens", "keep_best", "sample_tokens")
 PUBLISHED_LENGTH = 8192  # tokens
 # what cannot change the numbers of a run
 INERT = {"name", "log_every_steps", "keep_last", "keep_best", "prompts", "sample_tokens", "sampling"}
@@ -32,7 +34,8 @@ INERT = {"name", "log_every_steps", "keep_last", "keep_best", "prompts", "sample
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Held-out text in rows `times` as long as those of training, asked by `objective` (None: the experiment's)."""
+    """Held-out data in rows `times` as long as those of training: by the experiment's method, or as pretraining under
+    `objective` measures text."""
 
     times: int = 1
     objective: Objective | None = None
@@ -44,23 +47,26 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is trained, on what, and how long.
+    """What is trained, on what, by which method, and how long.
 
-    The model and how it is computed, the data and the question asked about it, the optimizer, the mesh (axis ->
-    devices, -1 for those that the others leave; empty: all devices data parallel) and the `layout` on it
-    (lm/sharding/rules.py), then numbers: `batch_tokens` a step in rows of `seq_len` tokens (0: the model's context), or
-    in their place `rows_per_device`, which makes the batch grow with the devices (a share of a row where several
-    devices hold one); `accumulate` micro-batches; `z_loss` as in lm/train/loss.py; `ema` the decay of a moving average
-    of the parameters (0: none); `eval_tokens` the most held-out tokens a source that an evaluation on the way reads
-    (0: all; the last one reads all); `evaluations`, by name, are made beside it (lm/run/evaluations.py); `embedding` a
-    .npy file of vectors that the embedding table starts with."""
+    - `model` and how it is computed (`compute`), the `data`, the `method` that learns from them (lm/tune/), the
+      `optimizer`.
+    - `mesh`: axis -> devices, -1 for those that the others leave; empty: all devices data parallel. `layout`: the
+      variant of the sharding rules on it (lm/sharding/rules.py).
+    - `batch_tokens` a step, in rows of `seq_len` tokens (0: the model's context) and `accumulate` micro-batches; or
+      `rows_per_device` in its place, which makes the batch grow with the devices (a share of a row where several
+      devices hold one).
+    - `ema`: the decay of a moving average of the parameters (0: none). `embedding`: a .npy file of vectors that the
+      embedding table starts with.
+    - `eval_tokens`: the most held-out tokens a source that an evaluation on the way reads (0: all; the last one reads
+      all). `evaluations`: extra ones by name (lm/run/extra_evals.py)."""
 
     name: str
     model: ModelConfig
     data: Data
     steps: int
     batch_tokens: int
-    objective: Objective = CausalLM()
+    method: Method = Pretrain()
     optimizer: Optimizer = field(default_factory=AdamW)
     mesh: dict[str, int] = field(default_factory=dict)
     layout: Layout = Layout()
@@ -69,7 +75,6 @@ class Experiment:
     seq_len: int = 0
     rows_per_device: float = 0.0
     accumulate: int = 1
-    z_loss: float = 0.0
     ema: float = 0.0
     embedding: str = ""
     log_every_steps: int = 10
@@ -104,7 +109,7 @@ class Experiment:
                 f"batch_tokens={self.batch_tokens} is not a multiple of {micro} (rows of {self.length} tokens x "
                 f"{self.accumulate} micro-batches): try {' or '.join(map(str, near))}"
             )
-        self.objective.check(self.model)
+        self.method.check(self.model)
         self._check_evaluations()
         self.optimizer.schedule_fn(self.steps)  # raises where the schedule does not fit in the run
 
@@ -112,7 +117,8 @@ class Experiment:
         for name, one in self.evaluations.items():
             if not name or "/" in name or name in self.data.mixture.sources:
                 raise ValueError(f"evaluations have the name {name!r}: expected one without a /, and of no source")
-            (one.objective or self.objective).check(self.model)
+            if one.objective:
+                one.objective.check(self.model)
 
     @property
     def length(self) -> int:

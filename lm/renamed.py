@@ -1,7 +1,8 @@
 """Names that classes and fields had before: what an earlier version wrote is read under today's names.
 
 A class whose name changed stands in CLASSES, its fields in FIELDS; what moved from one value to another is a function
-in MOVED, of the plain data of one value. All of it is applied from the inside out, by `upgrade`.
+in MOVED, of the plain data of one value. All of it is applied from the inside out, by `upgrade`. PLACES says where a
+field of before is now, for whoever still writes it.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,7 +30,23 @@ FIELDS: dict[str, dict[str, str]] = {
     "YaRN": {"fast": "beta_fast", "slow": "beta_slow", "attention": "attention_factor", "original": "original_context"},
     "Mixture": {"knots": "breakpoints"},
 }
-MOVED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # new name of the class -> what makes its data new
+PLACES = {"Experiment": {"objective": "method.objective", "z_loss": "method.z_loss"}}
+
+
+def _into_method(experiment: dict[str, Any]) -> dict[str, Any]:
+    """The objective and the weight of the z-loss were fields of the experiment before there were methods."""
+    moved = {name: experiment[name] for name in ("objective", "z_loss") if name in experiment}
+    rest = {name: data for name, data in experiment.items() if name not in moved}
+    return {**rest, "method": {"type": "Pretrain", **rest.get("method", {}), **moved}} if moved else rest
+
+
+# new name of the class -> what makes its data new
+MOVED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"Experiment": _into_method}
+
+
+def place_now(cls: str, field: str) -> str:
+    """Where a field of before is now, as a path from a value of the class `cls`; empty where there was none."""
+    return PLACES.get(cls, {}).get(field) or FIELDS.get(cls, {}).get(field, "")
 
 
 def upgrade(data: Any) -> Any:

@@ -19,7 +19,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from lm.renamed import upgrade
+from lm.renamed import place_now, upgrade
 
 T = TypeVar("T")
 
@@ -38,7 +38,9 @@ def field_names(value: Any) -> list[str]:
 
 def _check_field(value: Any, name: str) -> None:
     if not isinstance(value, Mapping) and name not in field_names(value):
-        raise ValueError(f"{type(value).__name__} has no field {name!r}: {suggest(name, field_names(value))}")
+        now = place_now(type(value).__name__, name)
+        cure = f"it is {now} now" if now else suggest(name, field_names(value))
+        raise ValueError(f"{type(value).__name__} has no field {name!r}: {cure}")
 
 
 def _get(value: Any, name: str) -> Any:

@@ -92,18 +92,18 @@ def run(family: str, mesh: dict[str, int] | None, steps: int = STEPS, **layout: 
     from lm.train.optim import AdamW
     from lm.train.schedule import Constant
     from lm.train.step import build_step, init_state, place
-    from lm.train.task import Pretraining
+    from lm.tune.pretrain import Pretrain
 
     cfg, how = families()[family]
     compute = replace(Compute(matmul="float32", flat="no", unroll=1, loss_chunk=8, **how).resolve("cpu"))
-    task = Pretraining(Transformer(cfg, compute), None, z_loss=1e-3)
+    learner = Pretrain(z_loss=1e-3).build(Transformer(cfg, compute))
     # a router's choice flips where two logits are within rounding: small steps keep such choices rare
     chain = AdamW(learning_rate=2e-3 if family == "mixtral" else 1e-2, eps=1e-3, schedule=Constant()).build(
-        STEPS, task.axes()
+        STEPS, learner.axes()
     )
     over = make_mesh(mesh) if mesh else make_mesh({"data": 1}, jax.devices()[:1])
-    state = init_state(task, chain, over, 0, 0.0, Layout(**layout))
-    step = build_step(task, chain, over, layout=Layout(**layout))
+    state = init_state(learner, chain, over, 0, 0.0, Layout(**layout))
+    step = build_step(learner, chain, over, layout=Layout(**layout))
     losses = []
     for n in range(steps):
         state, metrics = step(state, place(batch(cfg, n), over))

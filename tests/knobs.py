@@ -28,6 +28,7 @@ from lm.model.scaling import Dynamic, Linear, Llama3, YaRN
 from lm.text.tokenizer import Bytes, ByteTokenizer, CharacterTokenizer, SentencePieceSpec, TokenizerFile
 from lm.train.optim import Adafactor, AdamW
 from lm.train.schedule import WSD, Cosine, InverseSquareRoot
+from lm.tune.pretrain import Pretrain
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def base() -> Experiment:
             Bytes(),
             Pack(),
         ),
-        objective=Anything(),
+        method=Pretrain(objective=Anything()),
         optimizer=AdamW(schedule=Cosine(warmup_steps=2)),
         compute=Compute("float32", "float32", "plain", block=4, flat="no", unroll=1, loss_chunk=0),
         batch_tokens=64,
@@ -136,7 +137,8 @@ def changes() -> dict[str, Any]:
         "Experiment.prompts": ("x",),
         "Experiment.embedding": "vectors.npy",
         "Experiment.mesh": {"data": 2},
-        "Experiment.objective": PrefixLM(),
+        "Experiment.method": Pretrain(PrefixLM()),
+        "Pretrain.objective": PrefixLM(),
         "Experiment.batch_tokens": 128,
         **dict.fromkeys(("ModelConfig.width", "Attention.head_dim"), 16),
         "ModelConfig.context": 32,
@@ -185,8 +187,8 @@ def changes() -> dict[str, Any]:
 
 
 CHANGED_IN: dict[str, dict[str, Any]] = {  # Class.field -> what has to hold for that field alone
-    "ModelConfig.encoder_layers": dict(objective=SpanCorruption(sentinels=8)),
-    "ModelConfig.encoder": dict(objective=SpanCorruption(sentinels=8)),
+    "ModelConfig.encoder_layers": dict(method=dict(objective=SpanCorruption(sentinels=8))),
+    "ModelConfig.encoder": dict(method=dict(objective=SpanCorruption(sentinels=8))),
     "MaskedLM.next_sentence": PAIRS,
     "Compute.block": dict(compute=dict(attention="blocked", block=4)),
 }

@@ -23,7 +23,7 @@ TESTS = {
         *("the_metrics_are_the_batch_s", "dropout_s_keys_come_from_the_seed_and_the_step"),
         "each_micro_batch_has_a_key_of_its_own",
     ),
-    "lm/train/task.py": ("tests/train/test_loss.py",),
+    "lm/tune/pretrain.py": ("tests/train/test_loss.py",),
     "lm/model/scoring.py": KERNELS,
     "lm/model/flash.py": KERNELS,
     "lm/model/attention.py": CACHED + RECORDED,
@@ -115,7 +115,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("micro-batches share a key", "jax.random.split(key, parts)", "jnp.stack([key] * parts)"),
         ("the gradient norm is that of the updates", "optax.global_norm(grads)", "optax.global_norm(updates)"),
     ),
-    "lm/train/task.py": (
+    "lm/tune/pretrain.py": (
         ("routers' losses are left out", "total += sum(losses.values()) * share", "total += 0"),
         ("each micro-batch has all of routers' losses", "sum(losses.values()) * share", "sum(losses.values())"),
     ),

@@ -17,6 +17,7 @@ from lm.model import count
 from lm.model.positions import Alibi
 from lm.pretrained import load, read_experiment
 from lm.run import course
+from lm.run.evaluate import evaluate
 from lm.study import runner
 from lm.study.ablation import Ablation
 from tests.tiny import experiment, lines, write_texts
@@ -48,7 +49,7 @@ def test_a_run_is_loaded_evaluated_and_resumed(before: Path) -> None:
     assert load("run").step == 8
     recorded = lines(before / "run")
     evaluated = next(line for line in recorded if line["step"] == 8 and "eval/loss" in line)
-    for source, measures in course.evaluate("run").items():
+    for source, measures in evaluate("run").items():
         for name in ("loss", "perplexity", "bits_per_byte"):
             assert measures[name] == pytest.approx(evaluated[f"eval/{source}/{name}"], rel=TOLERANCE)
     course.train(read_experiment("run"), "run")

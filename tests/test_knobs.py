@@ -28,7 +28,6 @@ from lm.model.transformer import Transformer
 from lm.sharding.mesh import make_mesh
 from lm.sharding.rules import Layout
 from lm.train.step import build_step, state_shardings
-from lm.train.task import Pretraining
 from tests.knobs import CHANGED_IN, CONTEXT, base, changes, samples
 
 SEEN = "what people see of a run; lm/experiment.py lets a run be resumed with another"
@@ -49,9 +48,9 @@ INERT = {
 # Class.field -> the test that turns it, where that takes more than a look
 ELSEWHERE = {
     "Experiment.embedding": "tests/run/test_samples.py::test_an_embedding_starts_from_a_file",
-    "Experiment.evaluations": "tests/run/test_evaluations.py::test_the_same_question_has_the_same_answer",
-    "Evaluation.times": "tests/run/test_evaluations.py::test_learned_positions_end",
-    "Evaluation.objective": "tests/run/test_evaluations.py::test_another_objective_is_told_in_its_own_measures",
+    "Experiment.evaluations": "tests/run/test_extra_evals.py::test_the_same_question_has_the_same_answer",
+    "Evaluation.times": "tests/run/test_extra_evals.py::test_learned_positions_end",
+    "Evaluation.objective": "tests/run/test_extra_evals.py::test_another_objective_is_told_in_its_own_measures",
     "Experiment.rows_per_device": "tests/plan/test_analytic.py::test_a_published_size_takes_what_devices_there_are",
     "Compute.keep": "tests/model/test_remat.py::test_names_keep_what_they_name",
     "Compute.offload": "tests/model/test_remat.py::test_offloaded_products_wait_on_the_host",
@@ -91,7 +90,7 @@ def data_text(e: Experiment) -> str:
 
 
 def data_reads(e: Experiment) -> Any:
-    return e.data, e.length, e.rows, e.seed, e.objective, e.model.has_encoder
+    return e.data, e.length, e.rows, e.seed, e.method.objective, e.model.has_encoder
 
 
 DATA: dict[str, Batches] = {}
@@ -100,7 +99,7 @@ DATA: dict[str, Batches] = {}
 def data_of(e: Experiment) -> Batches:
     key = value.fingerprint(data_reads(e))
     if key not in DATA:
-        DATA[key] = prepare(e.data, e.length, e.rows, e.seed, e.objective, encoder=e.model.has_encoder)
+        DATA[key] = prepare(e.data, e.length, e.rows, e.seed, e.method.objective, encoder=e.model.has_encoder)
     return DATA[key]
 
 
@@ -110,12 +109,12 @@ def batch_shapes(e: Experiment) -> Any:
 
 def loss_text(e: Experiment) -> str:
     model = model_of(e)
-    loss = Pretraining(model, None, e.z_loss).loss
-    return jax.jit(loss).lower(model.shapes(), batch_shapes(e), jax.random.key(0)).as_text()
+    loss = e.method.build(model).loss
+    return jax.jit(loss).lower(model.shapes(), (), batch_shapes(e), jax.random.key(0)).as_text()
 
 
 def loss_reads(e: Experiment) -> Any:
-    return e.model, e.compute, e.z_loss, repr(batch_shapes(e))
+    return e.model, e.compute, e.method, repr(batch_shapes(e))
 
 
 def init_text(e: Experiment) -> str:
@@ -139,10 +138,10 @@ def kinds(params: Any) -> Any:
 def step_text(e: Experiment) -> str:
     count = int(np.prod(list(e.mesh.values()), initial=1))
     mesh = make_mesh(e.mesh or {"data": 1}, jax.devices()[:count])
-    task = Pretraining(model_of(e), None, e.z_loss)
-    optimizer = e.optimizer.build(e.steps, task.axes())
-    state, _ = state_shardings(task, optimizer, mesh, e.ema)
-    step: Any = build_step(task, optimizer, mesh, e.seed, e.accumulate, e.ema)
+    learner = e.method.build(model_of(e))
+    optimizer = e.optimizer.build(e.steps, learner.axes())
+    state, _ = state_shardings(learner, optimizer, mesh, e.ema)
+    step: Any = build_step(learner, optimizer, mesh, e.seed, e.accumulate, e.ema)
     return str(step.lower(state, batch_shapes(e)).as_text())
 
 

@@ -149,9 +149,9 @@ def test_what_is_not_plain_is_refused(value: Any) -> None:
 
 
 def test_numbers_read_from_json_take_the_type_of_their_field() -> None:
-    data = plain(EXPERIMENT) | {"z_loss": 0, "prompts": ["a", "b"]}
+    data = plain(EXPERIMENT) | {"ema": 0, "prompts": ["a", "b"]}
     back = build(Experiment, data)
-    assert isinstance(back.z_loss, float) and back.prompts == ("a", "b")
+    assert isinstance(back.ema, float) and back.prompts == ("a", "b")
 
 
 @pytest.mark.parametrize(
@@ -201,6 +201,7 @@ def test_replace_adds_to_a_mapping_and_replaces_a_value() -> None:
         ({"stepps": 3}, "Experiment has no field 'stepps': did you mean steps"),
         ({"model": {"attention": {"head": 3}}}, "Attention has no field 'head': did you mean .*known: heads, head_dim"),
         ({"model": {"layers": 0}}, "model.layers=0: expected at least 1"),
+        ({"objective": {"rate": 0.1}}, "Experiment has no field 'objective': it is method.objective now"),
     ],
 )
 def test_a_wrong_change_lists_the_right_ones(changes: dict[str, Any], message: str) -> None:
@@ -215,8 +216,8 @@ def test_a_wrong_change_lists_the_right_ones(changes: dict[str, Any], message: s
         ("steps=1e3", lambda e: e.steps, 1000),
         ("steps=10_000", lambda e: e.steps, 10_000),
         ("seed=12345678901234567890", lambda e: e.seed, 12345678901234567890),
-        ("z_loss=1e-4", lambda e: e.z_loss, 1e-4),
-        ("z_loss=1", lambda e: repr(e.z_loss), "1.0"),
+        ("method.z_loss=1e-4", lambda e: e.method.z_loss, 1e-4),
+        ("method.z_loss=1", lambda e: repr(e.method.z_loss), "1.0"),
         ("name=1e3", lambda e: e.name, "1e3"),
         ("name=a=b", lambda e: e.name, "a=b"),
         ("prompts=('a', 'b')", lambda e: e.prompts, ("a", "b")),

@@ -39,7 +39,10 @@ objectives = Ablation(
         model=dict(vocab=small.model.vocab + IDS),
         evaluations={f"asked-{name}": Evaluation(objective=objective) for name, objective in OBJECTIVES.items()},
     ),
-    arms={name: dict(objective=objective) if name != "causal" else {} for name, objective in OBJECTIVES.items()},
+    arms={
+        name: dict(method=dict(objective=objective)) if name != "causal" else {}
+        for name, objective in OBJECTIVES.items()
+    },
     seeds=range(3),
     measure="asked-causal/bits_per_byte",
 )

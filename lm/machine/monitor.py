@@ -216,22 +216,19 @@ class Bar:
         if self._progress:
             self._progress.stop()
 
-    def update(
-        self, step: int, loss: float, tokens_per_second: float, mfu: float, accuracy: float | None = None
-    ) -> None:
-        """Show that `step` steps are done. `mfu` is model FLOPs utilisation, from 0 to 1; `accuracy` is shown where the
-        objective has it."""
-        right = "" if accuracy is None else f"  {accuracy:.0%} right"
+    def update(self, step: int, metrics: str, tokens_per_second: float, mfu: float) -> None:
+        """Step `step` is done. `metrics` is what to show of it, as in "loss 1.234"; `mfu` is a fraction of the device's
+        peak, from 0 to 1."""
         left = f"{duration(self._seconds_left(step))} left"
         # the first step's time is that of compilation
         speed = f"{human(tokens_per_second)} tokens/s  MFU {mfu:.0%}  {left}" if tokens_per_second > 0 else ""
         if self._progress:
-            now = f"[bold]loss {loss:.3f}[/]{right}  {speed}"
+            now = f"[bold]{metrics}[/]  {speed}"
             self._progress.update(self._task, completed=step, now=now)
         elif step >= self._total or self._clock() - self._printed_at >= self._every:
             self._printed_at = self._clock()
             number = f"{step:>{len(str(self._total))}}/{self._total}"
-            self.say(f"step {number}  loss {loss:.3f}{right}  {speed}".rstrip())
+            self.say(f"step {number}  {metrics}  {speed}".rstrip())
 
     def _seconds_left(self, step: int) -> float:
         """Extrapolated from the steps since the first update, which leaves compilation out."""

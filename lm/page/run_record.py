@@ -5,34 +5,18 @@ A run that is under way, or was never evaluated, has less of them: what is missi
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lm.machine.monitor import human, read_metrics
+from lm.machine.monitor import read_metrics
+from lm.page.measure import Measure
 
 Metrics = Sequence[Mapping[str, Any]]
 
 
-@dataclass(frozen=True)
-class Measure:
-    """A number in which held-out text is measured: its `name` in metrics.jsonl, its `title` and `unit`; a `percent` is
-    a share from 0 to 1."""
-
-    name: str
-    title: str
-    unit: str = ""
-    percent: bool = False
-
-    def format(self, value: float | None) -> str:
-        """The number as a cell of a table."""
-        if value is None:
-            return ""
-        return f"{value:.1%}" if self.percent else f"{value:.3f}" if value < 1000 else human(value)
-
-
 PRETRAINING = (  # what a folder may have whose about.json does not say what is measured
-    Measure("loss", "loss", "nats"),
+    Measure("loss", "loss", "nats a token"),
     Measure("perplexity", "perplexity"),
     Measure("accuracy", "accuracy", percent=True),
     Measure("next_sentence", "next sentence", percent=True),
@@ -50,15 +34,15 @@ class RunRecord:
         self.reference, self.experiment = declared.get("experiment", ""), declared["value"]
         self.about: dict[str, Any] = _read_json(folder / "about.json", {})
         lines = read_metrics(folder)
-        self.training = [line for line in lines if line.get("loss") is not None]
-        self.evaluations = [line for line in lines if "eval/loss" in line]
+        self.evaluations = [line for line in lines if any(key.startswith("eval/") for key in line)]
         self.final = self.evaluations[-1] if self.evaluations else {}
         self.steps = max((line["step"] for line in lines), default=0)
         self.samples = _samples(folder)
         self.sources = list(self.experiment.get("data", {}).get("mixture", {}).get("sources", {}))
-        said = self.about.get("method", {})
-        self.measures = [Measure(**measure) for measure in said.get("measures", [])] or list(PRETRAINING)
-        self.headline = self._headline(said.get("headline", ""))
+        method = self.about.get("method", {})
+        self.measures = [Measure(**measure) for measure in method.get("measures", [])] or self._measures_before()
+        self.loss, self.headline = self.measures[0], self._headline(method.get("headline", ""))
+        self.training = [line for line in lines if line.get(self.loss.name) is not None]
         self.evaluated = [s for s in self.sources if f"eval/{s}/{self.headline.name}" in self.final]
 
     @property
@@ -70,6 +54,11 @@ class RunRecord:
         """What one loss is of: a token, or what else the run learns to predict."""
         said = self.about.get("method") or self.about.get("objective", {})
         return str(said.get("target_name") or said.get("asked") or "token")
+
+    def _measures_before(self) -> list[Measure]:
+        """Those of a run whose about.json does not list them."""
+        loss, *others = PRETRAINING
+        return [replace(loss, unit=f"nats a {self.target}"), *others]
 
     def _headline(self, name: str) -> Measure:
         """The measure to show where there is room for one: that of `name`, or as the evaluations have it."""
@@ -84,6 +73,12 @@ class RunRecord:
     def baselines(self, source: str) -> dict[str, float]:
         """What others reach in the headline measure, by their names."""
         return self.about.get("baselines", {}).get(source, {})
+
+    @property
+    def extra_measures(self) -> list[Measure]:
+        """Those that extra evaluations may have: the method's, and pretraining's under another objective."""
+        own = {measure.name for measure in self.measures}
+        return [*self.measures, *(measure for measure in PRETRAINING if measure.name not in own)]
 
     def extra_evaluations(self) -> dict[tuple[str, str], dict[str, float]]:
         """(evaluation, source) -> measure -> value, of the last ones."""

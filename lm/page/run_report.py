@@ -11,8 +11,9 @@ from typing import Any
 from lm.machine.monitor import duration, human
 from lm.page import plots
 from lm.page.markup import Markup, charts, document, figure, header, section, table, tag, wide, write
+from lm.page.measure import Measure
 from lm.page.plots import WIDE, Line
-from lm.page.run_record import Measure, Metrics, RunRecord, recent, series
+from lm.page.run_record import Metrics, RunRecord, recent, series
 from lm.page.source import as_python, coloured
 from lm.page.words import in_words, join_and, median, size
 
@@ -82,7 +83,7 @@ class RunReport:
             value = record.value(source)
             others = [f"{COMPRESSORS.get(k, k)} {v:.2f}" for k, v in record.baselines(source).items()]
             if measure.percent:
-                others = [f"loss {record.value(source, 'loss'):.2f} nats each"]
+                others = [f"{record.loss.title} {record.value(source, record.loss.name):.2f}"]
             shown = measure.format(value) if measure.percent else f"{value:.2f} {measure.title}"
             parts.append(f"{shown} on {source}" + (f" ({', '.join(others)})" if others else ""))
         said = {
@@ -97,7 +98,8 @@ class RunReport:
             yield self._result_tile(source)
         if record.training:
             last, batch = record.training[-1], human(self.experiment.get("batch_tokens", 0))
-            yield "training loss", f"{recent(record.training, 'loss'):.3f}", f"nats a {record.target}, at the end"
+            loss, remark = record.loss, f"{record.loss.unit}, at the end".removeprefix(", ")
+            yield f"training {loss.title}", loss.format(recent(record.training, loss.name)), remark
             yield "tokens", human(last.get("tokens", math.nan)), f"{record.steps:,} steps of {batch}"
         if model:
             yield "parameters", human(model["parameters"]), f"{human(model['flops_per_token'])} FLOPs a token"
@@ -114,7 +116,7 @@ class RunReport:
         value, gzip = record.value(source), record.baselines(source).get("gzip")
         if measure.name == "accuracy":
             return f"right, {source}", measure.format(value), f"of each held-out {record.target}"
-        remark = "held out"
+        remark = measure.unit or "held out"
         if gzip:
             remark = f"{abs(1 - value / gzip):.0%} {'larger' if value > gzip else 'smaller'} than gzip"
         return f"{measure.title}, {source}", measure.format(value), remark
@@ -145,7 +147,7 @@ class RunReport:
         top = 1.25 * most if max(y) > 1.6 * most else None
         line = Line(x, y, colour=i, dots=True)
         right = f"share of each held-out {record.target} that is right"
-        note = right if measure.name == "accuracy" else f"held-out {measure.title}"
+        note = right if measure.name == "accuracy" else f"held-out {measure.title} {measure.unit}".strip()
         drawn = plots.chart(f"heldout{i}", [line], levels=levels, top=top, percent=measure.percent)
         return figure(source, drawn, note)
 
@@ -162,14 +164,14 @@ class RunReport:
         return [self.record.headline.format(found.get(name)) for name in names]
 
     def _extra_evaluations(self) -> Markup:
-        """What the experiment's further evaluations found in the end, and why some were not made."""
+        """What the experiment's extra evaluations found in the end, and why some were not made."""
         found = self.record.extra_evaluations()
-        measures = [m for m in self.record.measures if any(m.name in values for values in found.values())]
+        measures = [m for m in self.record.extra_measures if any(m.name in values for values in found.values())]
         rows = [[*at, *(m.format(values.get(m.name)) for m in measures)] for at, values in found.items()]
         head = ["evaluation", "source", *(m.title for m in measures)]
         left_out = self.about.get("not_evaluated", {}).items()
         return section(
-            "Further evaluations",
+            "Extra evaluations",
             table(head, rows, 2),
             *(tag("p", f"{name} was not made: {why}.") for name, why in left_out),
         )
@@ -180,8 +182,9 @@ class RunReport:
         """How training went: loss, then what explains it."""
         training = self.record.training
         if training:
-            note = f"nats a {self.record.target}; each step faint, smoothed on top, held-out with dots"
-            yield wide(figure("Loss", self._loss_chart(), note))
+            loss, note = self.record.loss, "each step faint, smoothed on top, held-out with dots"
+            note = f"{loss.unit}; {note}".removeprefix("; ")
+            yield wide(figure(loss.title.capitalize(), self._loss_chart(), note))
         norms = series(training, "grad_norm")[1]
         cut = 1.15 * sorted(norms)[int(0.98 * (len(norms) - 1))] if norms and max(norms) > 0 else None
         for key, title, note, top, right in (
@@ -206,11 +209,12 @@ class RunReport:
             yield figure("Mixture", drawn, "share of the rows of a batch")
 
     def _loss_chart(self) -> str:
-        x, y = series(self.record.training, "loss")
+        name = self.record.loss.name
+        x, y = series(self.record.training, name)
         lines = [Line(x, y, colour=-1, faint=True)] if len(x) > 20 else []
         lines.append(Line(x, plots.smoothed(y, len(y) / 40), label="training", colour=-1))
         for i, source in enumerate(self.record.sources):
-            xs, ys = series(self.record.evaluations, f"eval/{source}/loss")
+            xs, ys = series(self.record.evaluations, f"eval/{source}/{name}")
             if xs:
                 lines.append(Line(xs, ys, label=f"{source}, held-out", colour=i, dots=True))
         return plots.chart("loss", lines, size=WIDE)

@@ -120,28 +120,27 @@ def lower_step(experiment: Experiment, mesh: Any) -> Any:
     from lm.model.transformer import Transformer
     from lm.sharding.shardings import batch_sharding
     from lm.train.step import build_step, state_shardings
-    from lm.train.task import Pretraining
 
     e = experiment
-    task = Pretraining(Transformer(e.model, e.compute.resolve(mesh.devices.flat[0].platform)), None, e.z_loss)
-    optimizer = e.optimizer.build(e.steps, task.axes())
-    state, _ = state_shardings(task, optimizer, mesh, e.ema, e.layout)
+    learner = e.method.build(Transformer(e.model, e.compute.resolve(mesh.devices.flat[0].platform)))
+    optimizer = e.optimizer.build(e.steps, learner.axes())
+    state, _ = state_shardings(learner, optimizer, mesh, e.ema, e.layout)
     rows = batch_sharding(mesh)
     batch = {
         name: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=rows)
         for name, (shape, dtype) in batch_shapes(e).items()
     }
-    step: Any = build_step(task, optimizer, mesh, e.seed, e.accumulate, e.ema, e.layout)
+    step: Any = build_step(learner, optimizer, mesh, e.seed, e.accumulate, e.ema, e.layout)
     return step.lower(state, batch)
 
 
 def batch_shapes(experiment: Experiment) -> dict[str, tuple[tuple[int, ...], str]]:
-    """The shapes and dtypes of a batch, from the objective's batch of one row."""
+    """The shapes and dtypes of a batch, from the batch of one row that the method's objective makes."""
     import numpy as np
 
     from lm.data.objective import ObjectiveContext, Rows
 
-    e, vocab = experiment, experiment.model.vocab
+    e, vocab, objective = experiment, experiment.model.vocab, experiment.method.objective
     context = ObjectiveContext(
         e.length,
         vocab,
@@ -152,8 +151,8 @@ def batch_shapes(experiment: Experiment) -> dict[str, tuple[tuple[int, ...], str
         cls=1,
         sep=2,
     )
-    ones = np.ones((1 + e.objective.reads_row_pairs, e.objective.row_tokens(context) + 1), np.int32)
-    batch = e.objective.batch(Rows(ones, ones, ones), context)
+    ones = np.ones((1 + objective.reads_row_pairs, objective.row_tokens(context) + 1), np.int32)
+    batch = objective.batch(Rows(ones, ones, ones), context)
     return {name: ((e.rows, *array.shape[1:]), str(array.dtype)) for name, array in batch.items()}
 
 

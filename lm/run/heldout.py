@@ -1,79 +1,47 @@
-"""What a model makes of held-out text: the objective's measures, by source."""
+"""Held-out data, measured by a method: each of its measures, by source."""
 
-import math
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from lm.data.loader import Batches
-from lm.data.store import TokenStore
-from lm.experiment import Experiment
-from lm.train.step import place
-
-SUMS = ("loss", "accuracy", "tokens", "next_sentence", "pairs")
-Evaluate = Callable[[Any, Any], dict[str, Any]]  # (params, batch) -> sums over the batch
+from lm.train.method import Learner
+from lm.train.step import Evaluate, place
 
 
-def heldout(
-    accumulate: int, evaluate: Evaluate, mesh: Mesh, params: Any, most_tokens: int, data: Batches
-) -> dict[str, float]:
-    """SOURCE/MEASURE for each of the measures of `data`'s objective, and loss, the mean of the sources' losses.
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out `data` of all sources in batches of `rows`, which `learner` measures; `evaluate` is its compiled
+    evaluation of a batch, over `mesh`."""
 
-    At most `most_tokens` a source are read (0: all), in `accumulate` parts of a batch. All processes call it, and get
-    the same."""
-    out: dict[str, float] = {}
-    losses = []
-    for source in data.sources:
-        sums = _sums(accumulate, evaluate, mesh, params, most_tokens, data, source)
-        found = measured(sums, data.stores[source, "heldout"])
-        out |= {f"{source}/{name}": found[name] for name in data.objective.measures}
-        losses.append(found["loss"])
-    return out | {"loss": sum(losses) / len(losses)}
+    learner: Learner
+    data: Batches
+    evaluate: Evaluate
+    mesh: Mesh
+    rows: int
 
+    def measure(self, params: Any, frozen: Any, most_tokens: int = 0) -> dict[str, float]:
+        """SOURCE/MEASURE for each of the measures, and the mean of the first measure over the sources, by its name.
 
-def _sums(
-    accumulate: int, evaluate: Evaluate, mesh: Mesh, params: Any, most_tokens: int, data: Batches, source: str
-) -> dict[str, float]:
-    """The sums of loss and accuracy over what is asked, and how much that is (tokens); of next sentences too."""
-    rows = data.batch_rows // accumulate
-    sums = dict.fromkeys(SUMS, 0.0)
-    for i, batch in enumerate(data.heldout(source, rows)):
-        if most_tokens and i and i * rows * data.seq_len >= most_tokens:
-            break
-        found = jax.device_get(evaluate(params, place(batch, mesh)))
-        sums = {name: sums[name] + float(found.get(name, 0.0)) for name in SUMS}
-    return sums
+        At most `most_tokens` a source are read (0: all). All processes call it, and get the same."""
+        found = self.by_source(params, frozen, most_tokens)
+        first = next(name for values in found.values() for name in values)
+        mean = sum(values[first] for values in found.values()) / len(found)
+        return {f"{source}/{name}": x for source, values in found.items() for name, x in values.items()} | {first: mean}
 
+    def by_source(self, params: Any, frozen: Any, most_tokens: int = 0) -> dict[str, dict[str, float]]:
+        """source -> its measures."""
+        sums = {source: self._sums(params, frozen, most_tokens, source) for source in self.data.sources}
+        return {source: self.learner.measure(found, self.data, source) for source, found in sums.items()}
 
-def measured(sums: dict[str, float], store: TokenStore) -> dict[str, float]:
-    """From the sums over what was asked: loss (nats each), perplexity, accuracy, and the bits per byte of `store`'s
-    text, were every token of it but each document's first predicted at that loss; the share of right next sentences."""
-    loss = sums["loss"] / max(sums["tokens"], 1.0)
-    targets = store.total_tokens - len(store)
-    return {
-        "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),
-        "accuracy": sums["accuracy"] / max(sums["tokens"], 1.0),
-        "next_sentence": sums["next_sentence"] / max(sums["pairs"], 1.0),
-        "bits_per_byte": loss * targets / store.total_bytes / math.log(2),
-    }
-
-
-def told(
-    e: Experiment, sources: list[str], n: int, values: dict[str, float], baselines: dict[str, dict[str, float]]
-) -> str:
-    """The line that says it, of step n."""
-    parts = []
-    for source in sources:
-        if "bits_per_byte" in e.objective.measures:
-            others = ", ".join(f"{name} {bits:.3f}" for name, bits in baselines[source].items())
-            parts.append(f"{source} {values[f'eval/{source}/bits_per_byte']:.3f} ({others})")
-        else:
-            right = f"{values[f'eval/{source}/accuracy']:.1%} right"
-            if "next_sentence" in e.objective.measures:
-                right += f", {values[f'eval/{source}/next_sentence']:.1%} of next sentences"
-            parts.append(f"{source} {values[f'eval/{source}/loss']:.3f} ({right})")
-    what = "bits per byte" if "bits_per_byte" in e.objective.measures else f"loss a {e.objective.target_name}"
-    return f"step {n}: held-out {what}: {'; '.join(parts)}"
+    def _sums(self, params: Any, frozen: Any, most_tokens: int, source: str) -> dict[str, float]:
+        """The sums over the held-out batches of `source` from which measures are made."""
+        sums: dict[str, float] = {}
+        for i, batch in enumerate(self.data.heldout(source, self.rows)):
+            if most_tokens and i and i * self.rows * self.data.seq_len >= most_tokens:
+                break
+            found = jax.device_get(self.evaluate(params, frozen, place(batch, self.mesh), i))
+            sums = {name: sums.get(name, 0.0) + float(x) for name, x in found.items()}
+        return sums

@@ -1,87 +1,94 @@
-"""What a run tells while it goes: its metrics, a bar, the lines of its evaluations, and about.json.
+"""What a run logs on its way: metrics, a progress bar, a line an evaluation, and about.json.
 
-One process tells, whatever their number; the others have a `Silent` in its place.
+The first process logs, whatever their number; the others have a `NullLogger`.
 """
 
 import datetime
 import json
 import time
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jax.sharding import Mesh
-
 from lm import value
-from lm.data.loader import Batches
 from lm.experiment import Experiment
 from lm.machine import buckets, hardware
 from lm.machine.monitor import Bar, Metrics
 from lm.model import count
-from lm.model.compute import Compute
-from lm.run import evaluations, heldout
+from lm.run.extra_evals import too_long_evals
 from lm.run.folder import write_json
+from lm.run.prepared import Prepared
+from lm.train.method import Method
 
-MIXTURE_POINTS = 21  # steps at which a run's folder tells the mixture's shares
+MIXTURE_POINTS = 21  # steps at which about.json has the mixture's shares
+NOT_LOGGED = ("tokens", "total")  # of a step's metrics: the tokens so far are logged, and the parts of the total
 
 
-class Silent:
-    """Tells nothing, of a process that is not the first."""
+class NullLogger:
+    """Logs nothing, in a process that is not the first."""
 
     def say(self, what: Any) -> None:
         """A line that someone may want to read."""
 
-    def observe(self, n: int, values: dict[str, float]) -> None:
+    def observe(self, n: int, metrics: dict[str, float]) -> None:
         """The metrics of step n."""
 
-    def evaluated(self, n: int, values: dict[str, float]) -> None:
-        """What came of held-out text after step n."""
+    def evaluated(self, n: int, measures: dict[str, float]) -> None:
+        """The measures of held-out data after step n."""
 
     def flush(self) -> None:
-        """Until everything told is on disk: what a checkpoint has behind it is there before it is."""
+        """Until everything logged is on disk: a checkpoint is never ahead of its log."""
 
-    def going_on(self, n: int) -> None:
-        """Steps go on after n; what came between is not counted as theirs."""
+    def resume(self, n: int) -> None:
+        """Training goes on after step n: what came between is not part of its speed."""
 
-    def away(self, seconds: float) -> None:
+    def exclude_time(self, seconds: float) -> None:
         """So many of the last seconds were other runs'."""
 
     def finish(self) -> None:
         """The run is over."""
 
 
-class Telling(Silent):
-    """Tells all of it, from `about` (what the folder says) on, in `folder`; `began` is when the process did."""
+class RunLogger(NullLogger):
+    """Logs a run in its folder and on the terminal.
+
+    Args:
+      experiment, folder: the run's.
+      metadata: what about.json holds (see `run_metadata`).
+      metrics: metrics.jsonl.
+      bar: the progress bar; lines are printed above it.
+      step: after which step the log begins.
+      began: when the process did, in seconds of time.time()."""
 
     def __init__(
         self,
         experiment: Experiment,
         folder: Path,
-        about: dict[str, Any],
+        metadata: dict[str, Any],
         metrics: Metrics,
         bar: Bar,
-        sources: list[str],
         step: int,
         began: float,
     ):
-        self.experiment, self.folder, self.about, self.sources = experiment, folder, about, sources
+        self.experiment, self.folder, self.metadata = experiment, folder, metadata
         self.metrics, self.bar, self.began = metrics, bar, began
         self.say = bar.say  # type: ignore[method-assign]
         self.clock = Clock(experiment.batch_tokens, step)
         self.flops = count.flops_per_token(experiment.model, experiment.length)
         self.learning_rate = experiment.optimizer.schedule_fn(experiment.steps)
-        self.codes_text = "bits_per_byte" in experiment.objective.measures
-        write_json(folder / "about.json", about)
+        write_json(folder / "about.json", metadata)
 
-    def observe(self, n: int, values: dict[str, float]) -> None:
+    def observe(self, n: int, metrics: dict[str, float]) -> None:
         e = self.experiment
         if self.clock.first:
             self._first_step(n)
         speed = self.clock.tokens_per_second(n)
-        mfu = speed * self.flops / self.about["peak_flops"]
-        self.bar.update(n, values["loss"], speed, mfu, None if self.codes_text else values["accuracy"])
+        mfu = speed * self.flops / self.metadata["peak_flops"]
+        self.bar.update(n, format_step(e.method, metrics), speed, mfu)
         if n % e.log_every_steps == 0 or n == e.steps:
             logged = {
-                **{name: values[name] for name in sorted(values) if name not in ("tokens", "total")},
+                **{name: metrics[name] for name in sorted(metrics) if name not in NOT_LOGGED},
                 "learning_rate": float(self.learning_rate(n - 1)),
                 "tokens": n * e.batch_tokens,
             }
@@ -90,27 +97,60 @@ class Telling(Silent):
     def _first_step(self, n: int) -> None:
         self.clock.first = False
         now = time.time()
-        self.about["compile_seconds"] = own = now - self.clock.since
+        self.metadata["compile_seconds"] = own = now - self.clock.since
         self.say(f"first step finished {now - self.began:.1f} s after the start, {own:.1f} s of them its own")
         self.clock.reset(n)
 
-    def evaluated(self, n: int, values: dict[str, float]) -> None:
-        self.metrics.write(n, values)
-        self.say(heldout.told(self.experiment, self.sources, n, values, self.about["baselines"]))
+    def evaluated(self, n: int, measures: dict[str, float]) -> None:
+        self.metrics.write(n, measures)
+        sources = list(self.experiment.data.mixture.sources)
+        self.say(format_eval(self.experiment.method, n, sources, measures, self.metadata["baselines"]))
 
     def flush(self) -> None:
         self.metrics.flush()
         buckets.upload(self.folder)
 
-    def going_on(self, n: int) -> None:
+    def resume(self, n: int) -> None:
         self.clock.reset(n)
 
-    def away(self, seconds: float) -> None:
+    def exclude_time(self, seconds: float) -> None:
         self.began += seconds
         self.clock.since = min(self.clock.since + seconds, time.time())
 
     def finish(self) -> None:
-        write_json(self.folder / "about.json", self.about | ended(self.began))
+        write_json(self.folder / "about.json", self.metadata | ended(self.began))
+
+
+def format_step(method: Method, metrics: Mapping[str, float]) -> str:
+    """What a bar shows of a step: the metric that training lowers, and the headline where a step has it."""
+    shown = dict.fromkeys(m for m in (method.measures[0], method.headline) if m.name in metrics)
+    return "  ".join(f"{measure.title} {measure.format(metrics[measure.name])}" for measure in shown)
+
+
+def format_eval(
+    method: Method,
+    step: int,
+    sources: list[str],
+    measures: Mapping[str, float],
+    baselines: Mapping[str, Mapping[str, float]],
+) -> str:
+    """One line for the terminal: the headline measure of each source, and in brackets its baselines, or else the other
+    measures.
+
+    Args:
+      method: whose measures they are.
+      step: after which they were made.
+      sources: those of its data.
+      measures: "eval/SOURCE/MEASURE" -> value.
+      baselines: source -> {name: value in the headline measure}."""
+    shown, parts = method.headline, []
+    for source in sources:
+        values = {m: measures[f"eval/{source}/{m.name}"] for m in method.measures}
+        others = [f"{name} {shown.format(x)}" for name, x in baselines.get(source, {}).items()]
+        others = others or [f"{m.title} {m.format(x)}" for m, x in values.items() if m != shown]
+        brackets = f" ({', '.join(others)})" if others else ""
+        parts.append(f"{source} {shown.format(values[shown])}{brackets}")
+    return f"step {step}: held-out {shown.title}: {'; '.join(parts)}"
 
 
 class Clock:
@@ -131,11 +171,11 @@ class Clock:
         return self.speed
 
 
-def about(
-    e: Experiment, compute: Compute, mesh: Mesh, data: Batches, state: Any, command: str, began: float
-) -> dict[str, Any]:
-    """What the folder tells besides the experiment: where it ran, what was counted, what gzip and xz need."""
-    peak, source = hardware.peak_flops(compute.matmul)
+def run_metadata(prepared: Prepared, state: Any, command: str, began: float) -> dict[str, Any]:
+    """What about.json holds besides the experiment: where the run is computed, what was counted, what its method
+    measures, what baselines reach. `state` is the training state or its shapes."""
+    e, data, method = prepared.experiment, prepared.data, prepared.experiment.method
+    peak, source = hardware.peak_flops(prepared.compute.matmul)
     points = sorted({round(i * (e.steps - 1) / (MIXTURE_POINTS - 1)) for i in range(MIXTURE_POINTS)})
     return {
         "command": command,
@@ -152,13 +192,17 @@ def about(
         },
         "peak_flops": peak,
         "peak_source": source,
-        "compute": value.plain(compute),
-        "mesh": dict(mesh.shape),
+        "compute": value.plain(prepared.compute),
+        "mesh": dict(prepared.mesh.shape),
         "data": {s: {k: vars(a) for k, a in splits.items()} for s, splits in data.summary().items()},
         "shares": [[n, data.shares(n)] for n in points],
-        "objective": {"asked": e.objective.target_name, "measures": list(e.objective.measures)},
-        "baselines": baselines(e, data),
-        "not_evaluated": evaluations.impossible(e),
+        "method": {
+            "target_name": method.target_name,
+            "headline": method.headline.name,
+            "measures": [asdict(measure) for measure in method.measures],
+        },
+        "baselines": prepared.learner.baselines(data),
+        "not_evaluated": too_long_evals(e),
     }
 
 
@@ -173,11 +217,6 @@ def finish(folder: Path, began: float) -> None:
     about = json.loads((folder / "about.json").read_text())
     if not about["finished"]:
         write_json(folder / "about.json", about | ended(began))
-
-
-def baselines(e: Experiment, data: Batches) -> dict[str, dict[str, float]]:
-    """What gzip and xz need, where the model's own bits per byte can be set beside it."""
-    return {s: data.compression(s) for s in data.sources if "bits_per_byte" in e.objective.measures}
 
 
 def iso(seconds: float) -> str:

@@ -26,9 +26,8 @@ from lm.study.activations import activations
 from lm.study.drift import Analysis, Row, analyse
 from lm.study.widths import attention_of, name_of, widened
 from lm.train.schedule import Constant
-from lm.train.state import TrainState, new_state
-from lm.train.step import Step, build_step, place
-from lm.train.task import Pretraining
+from lm.train.state import TrainState
+from lm.train.step import Step, build_step, fresh_state, place
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def measure(study: Coordinates) -> Analysis:
     if study.twin and rules[0] != Parametrisation():
         rules.append(Parametrisation())
     with preparing() as progress:
-        data = prepare(e.data, e.length, e.rows, e.seed, e.objective, None, progress, e.model.has_encoder)
+        data = prepare(e.data, e.length, e.rows, e.seed, e.method.objective, None, progress, e.model.has_encoder)
     rows: list[Row] = []
     for rule in rules:
         for width in study.widths:
@@ -119,10 +118,10 @@ def _at_width(study: Coordinates, cfg: ModelConfig, data: Batches) -> Iterator[R
     e, rule = study.base, name_of(cfg.parametrisation)
     mesh = make_mesh({"data": 1}, jax.devices()[:1])
     model = Transformer(cfg, replace(e.compute, unroll=1).resolve())  # so few steps are mostly compilation
-    task = Pretraining(model, data, e.z_loss)
-    optimizer = replace(e.optimizer, schedule=Constant()).build(study.steps, task.axes())
-    start = jax.jit(lambda key: new_state(task.init(key), optimizer))
-    step, look = build_step(task, optimizer, mesh, 0, e.accumulate), jax.jit(partial(activations, model))
+    learner = e.method.build(model, data)
+    optimizer = replace(e.optimizer, schedule=Constant()).build(study.steps, learner.axes())
+    start = jax.jit(lambda key: fresh_state(learner, optimizer, 0.0, key))
+    step, look = build_step(learner, optimizer, mesh, 0, e.accumulate), jax.jit(partial(activations, model))
     batches = [place(data.batch(n), mesh) for n in range(study.steps)]
     for seed in study.seeds:
         for n, (sizes, changes) in enumerate(_course(start(jax.random.key(seed)), step, look, batches)):

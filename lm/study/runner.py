@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from lm.run.course import claim, write_json
+from lm.run.folder import claim, write_json
 from lm.study.trial import (
     DIVERGED,
     FAILED,

@@ -1,6 +1,6 @@
 """What a sweep may choose from: a range for each field, by the field's dotted path.
 
-    {"optimizer.learning_rate": Log(1e-4, 1e-2), "model.layers": Whole(2, 6), "z_loss": Choice(0.0, 1e-4)}
+    {"optimizer.learning_rate": Log(1e-4, 1e-2), "model.layers": Whole(2, 6), "method.z_loss": Choice(0.0, 1e-4)}
 
 An option of a Choice may bring fields that only it has, or that only then are free:
 

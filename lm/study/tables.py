@@ -125,7 +125,8 @@ def sources_tables(results: Sequence[Result], base: str, measure: str) -> list[T
 def alike(results: Sequence[Result]) -> bool:
     """Whether all arms have one objective and one tokenizer: else a loss a token is of another question, or another
     token, and compares nothing."""
-    return len({repr((r.trial.experiment.objective, r.trial.experiment.data.tokenizer)) for r in results}) < 2
+    of = lambda e: (e.method.objective, e.method.measures, e.data.tokenizer)  # noqa: E731
+    return len({repr(of(r.trial.experiment)) for r in results}) < 2
 
 
 def _columns(results: Sequence[Result], base: str, name: str, heads: Mapping[str, str], note: str = "") -> Table:

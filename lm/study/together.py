@@ -20,7 +20,8 @@ from lm.experiment import EVERY, INERT, Experiment
 from lm.machine import hardware
 from lm.machine.cache import cache_dir
 from lm.machine.monitor import Bar
-from lm.run.course import Interrupted, Run, catch_signals
+from lm.machine.processes import catch_signals
+from lm.run.course import Interrupted, Run
 from lm.study.trial import DIVERGED, FAILED, PRUNED, SAID, STOP, Trial, leave_word
 from lm.study.vmapped import Vmapped, faster, unable
 from lm.train.loop import NotFinite
@@ -89,13 +90,12 @@ def train(experiments: Sequence[Experiment], folders: Sequence[Path], how: str =
         began = time.time()
         runs = list(_runs(experiments, folders))
         for run in runs:  # each has its equal share of what it took until here
-            run.away(time.time() - run.started - (time.time() - began) / len(runs))
+            run.exclude_time(time.time() - run.began - (time.time() - began) / len(runs))
         whole = beside(runs, how) if len(runs) > 1 else None
         courses: dict[Run, Course] = {}
         for run in runs:
-            if whole:
-                run.stepping = whole.seat(run)
-            courses[run] = run.course(asked, partial(Spoken, f"{run.folder.parent.name}/{run.folder.name}"))
+            spoken = partial(Spoken, f"{run.folder.parent.name}/{run.folder.name}")
+            courses[run] = run.steps(asked, spoken, whole.seat(run) if whole else None)
         stopped: list[Interrupted] = []
         while courses:
             for run in list(courses):
@@ -136,7 +136,7 @@ def _charge(whose: Run | None, runs: Iterable[Run], seconds: float) -> None:
     runs = list(runs)
     for run in runs:
         if run is not whose:
-            run.away(seconds * (1 - 1 / len(runs)) if whose is None else seconds)
+            run.exclude_time(seconds * (1 - 1 / len(runs)) if whose is None else seconds)
 
 
 def _lost(folder: Path, status: str, reason: str) -> None:
@@ -151,12 +151,11 @@ def _runs(experiments: Sequence[Experiment], folders: Sequence[Path]) -> Iterato
     first: Run | None = None
     for experiment, folder in zip(experiments, folders, strict=True):
         try:
-            run = Run(experiment, folder)
+            run = Run(experiment, folder, like=first)
         except (ValueError, OSError) as error:
             _lost(folder, FAILED, str(error))
             continue
         first = first or run
-        run.program, run.evaluate_step = first.program, first.evaluate_step
         yield run
 
 
@@ -169,7 +168,7 @@ def beside(runs: Sequence[Run], how: str) -> Vmapped | None:
     side_by_side, why = how == "vmap", "as asked"
     if how == "auto" and hindered:
         why = hindered
-    elif how == "auto" and runs[0].mesh.devices.flat[0].platform == "cpu":
+    elif how == "auto" and runs[0].prepared.mesh.devices.flat[0].platform == "cpu":
         why = "faster on CPUs"
     elif how == "auto":
         side_by_side, why = faster(runs)

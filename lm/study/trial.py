@@ -142,7 +142,7 @@ def leave_word(folder: Path, status: str, reason: str) -> None:
 
 def measures(line: Mapping[str, Any]) -> dict[str, float]:
     """The measures of one line of metrics.jsonl, and the sources' mean bits per byte. SOURCE/MEASURE are the run's own;
-    NAME/SOURCE/MEASURE, and NAME/MEASURE for the means, those of its further evaluations."""
+    NAME/SOURCE/MEASURE, and NAME/MEASURE for the means, those of its extra evaluations."""
     found: dict[str, float] = {}
     bits: dict[str, list[float]] = {}
     for key, value_ in line.items():

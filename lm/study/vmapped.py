@@ -16,10 +16,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm.machine import processes
-from lm.run.course import Run, Stepping
-from lm.train.program import heights, numbers
+from lm.run.course import Run, Stepper
+from lm.train.program import tabulate_schedule, traced_hyperparameters
 from lm.train.state import TrainState
-from lm.train.step import init_state, state_shardings
 
 RUNS = "runs"  # the mesh axis of the stack
 TRIED = 5  # steps by which one way is measured against the other
@@ -32,7 +31,9 @@ def unable(runs: Sequence[Run]) -> str:
         return "several processes train each run"
     if own.experiment.layout.optimizer_on_host:
         return "the optimizer's state is on the host"
-    split = [axis for axis, size in own.mesh.shape.items() if size > 1 and axis != "data"]
+    if own.prepared.learner.has_rollout:
+        return "each batch is made with the run's own parameters"
+    split = [axis for axis, size in own.prepared.mesh.shape.items() if size > 1 and axis != "data"]
     return f"mesh.{split[0]} splits each run over devices" if split else ""
 
 
@@ -40,7 +41,7 @@ class Vmapped:
     """The stacked states of several runs, and the step of all of them."""
 
     def __init__(self, runs: Sequence[Run]):
-        self.devices, self.one = runs[0].mesh.devices.flatten(), runs[0].program.one_step
+        self.devices, self.one = runs[0].prepared.mesh.devices.flatten(), runs[0].program.one_step
         self.seats: list[Seat] = []
         self.state: Any = None
         self.data: Any = None
@@ -57,8 +58,8 @@ class Vmapped:
         self.placing = NamedSharding(mesh, split)
         step = jax.shard_map(jax.vmap(self.one), mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
         self.jitted = jax.jit(step, donate_argnums=0)
-        most = max(len(seat.heights) for seat in self.seats)
-        data = [{**seat.data, "heights": _extended(seat.heights, most)} for seat in self.seats]
+        most = max(len(seat.schedule) for seat in self.seats)
+        data = [{**seat.data, "schedule": _extended(seat.schedule, most)} for seat in self.seats]
         self.data, self.state = self._placed(data), self._placed(jax.device_get(states))
 
     def step(self, batches: Sequence[Any]) -> Any:
@@ -84,14 +85,14 @@ class Vmapped:
             seat.answer(metrics)
 
 
-class Seat(Stepping):
+class Seat(Stepper):
     """One run's place: in the eyes of its loop, a way from step to step."""
 
     def __init__(self, whole: Vmapped, number: int, run: Run):
         self.whole, self.number, self.run = whole, number, run
         e = run.experiment
-        self.heights = heights(e.optimizer, e.steps)
-        self.data = {"numbers": numbers(e.optimizer), "seed": np.uint32(e.seed)}
+        self.schedule = tabulate_schedule(e.optimizer, e.steps)
+        self.data = {"hyperparameters": traced_hyperparameters(e.optimizer), "seed": np.uint32(e.seed)}
         self.first: Any = None
         self.batch: Any = None
         self.asked: dict[str, Part] | None = None
@@ -102,7 +103,7 @@ class Seat(Stepping):
         self.batch, self.asked = batch, {}
         return self, self.asked
 
-    def placed(self, batch: Any) -> Any:
+    def place(self, batch: Any) -> Any:
         """The batch as it is: it is stacked with others on the host."""
         return batch
 
@@ -112,12 +113,11 @@ class Seat(Stepping):
             self.asked |= {name: Part(values, self.number) for name, values in metrics.items()}
         self.asked = None
 
-    def now(self, state: Any) -> TrainState:
+    def current(self, state: Any) -> TrainState:
         """The run's own state, on its own mesh."""
         if state is not self:
             return state
-        e = self.run.experiment
-        _, placed = state_shardings(self.run.task, self.run.optimizer, self.run.mesh, e.ema, e.layout)
+        placed = jax.tree.map(lambda x: x.sharding, self.run.state_shapes())
         return jax.device_put(jax.tree.map(lambda x: x[self.number], self.whole.state), placed)
 
 
@@ -138,16 +138,15 @@ def _extended(table: np.ndarray, size: int) -> np.ndarray:
 def faster(runs: Sequence[Run]) -> tuple[bool, str]:
     """Whether these runs take less time side by side than in turn here, by TRIED steps of each from fresh states; and
     what was measured, in words."""
-    own, e = runs[0], runs[0].experiment
-    init = lambda: init_state(own.task, own.optimizer, own.mesh, e.seed, e.ema, e.layout)  # noqa: E731
-    batches = own.task.batches(init())
+    own = runs[0]
+    batches = own.prepared.learner.batches(0)
     batch = next(batches)
     batches.close()  # type: ignore[attr-defined]
-    alone, state = own.stepping, init()
+    alone, state = Stepper(own), own.initial_state()
 
     def turn() -> Any:
         nonlocal state
-        state, metrics = alone.step(state, alone.placed(batch))
+        state, metrics = alone.step(state, alone.place(batch))
         return metrics
 
     in_turn = len(runs) * _seconds(turn)
@@ -155,7 +154,7 @@ def faster(runs: Sequence[Run]) -> tuple[bool, str]:
     for run in runs:
         whole.seat(run)
     try:
-        whole.stack([init() for _ in runs])
+        whole.stack([own.initial_state() for _ in runs])
         abreast = _seconds(lambda: whole.step([batch] * len(runs)))
     except jax.errors.JaxRuntimeError as error:  # their states together may be more than a device holds
         return False, f"side by side they cannot: {str(error).splitlines()[0]}"

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 
 from lm.train.loss import Metrics
+from lm.train.method import Batch
 from lm.train.state import TrainState
-from lm.train.step import Step
-from lm.train.task import Batch
+from lm.train.step import Rollout, Step
 
 AHEAD = 2  # steps that may be under way while their metrics are not read yet
 
@@ -27,33 +27,44 @@ def train(
     state: TrainState,
     step: Step,
     batches: Iterator[Batch],
+    rollout: Rollout,
     steps: int,
     observe: Callable[[int, dict[str, float]], None],
-    pause: Callable[[int], bool],
-    visit: Callable[[int, TrainState], bool],
+    should_pause: Callable[[int], bool],
+    on_pause: Callable[[int, TrainState], bool],
 ) -> Iterator[TrainState]:
-    """Train until `steps`, and give the state of each as soon as it is under way. `observe(n, metrics)` gets the
-    metrics of every step, late; where `pause(n)` says so, `visit(n, state)` is called after step n with nothing
-    outstanding, and ends the run by returning True.
+    """Train until `steps`, and give the state of each step as soon as it is dispatched.
 
-    Raises NotFinite, naming the step."""
+    Args:
+      state: where training starts; the first step donates it.
+      step: (state, batch) -> (state one step on, metrics).
+      batches: on the devices, one a step, from the state's step on.
+      rollout: (step, state, batch) -> the batch to train on, from the state that the step starts from.
+      steps: the step to end after.
+      observe: gets (n, metrics) of every step n, late, in their order.
+      should_pause: whether to stop and look after step n.
+      on_pause: gets (n, state) then, with nothing outstanding; True ends the run.
+
+    Raises NotFinite, naming the step whose loss or gradient was not a number."""
     waiting: deque[tuple[int, Metrics]] = deque()
 
     def read(most: int) -> None:
         while len(waiting) > most:
             n, metrics = waiting.popleft()
             values = {name: float(v) for name, v in jax.device_get(metrics).items()}
-            if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
-                raise NotFinite(f"step {n}: the loss is {values['loss']} and the gradient's norm {values['grad_norm']}")
+            if not math.isfinite(values["total"]) or not math.isfinite(values["grad_norm"]):
+                raise NotFinite(
+                    f"step {n}: the loss is {values['total']} and the gradient's norm {values['grad_norm']}"
+                )
             observe(n, values)
 
     for n in range(int(state.step) + 1, steps + 1):
-        state, metrics = step(state, next(batches))
+        state, metrics = step(state, rollout(n - 1, state, next(batches)))
         waiting.append((n, metrics))
         yield state
-        paused = pause(n)
+        paused = should_pause(n)
         read(0 if paused else AHEAD)
-        if paused and visit(n, state):
+        if paused and on_pause(n, state):
             break
     read(0)
 

@@ -1,7 +1,8 @@
 """What a training run carries from one step to the next: one frozen value, handed in and handed back.
 
-A method that has no moving average or no frozen weights leaves the empty tuple in their seat: a tree without leaves, so
-that every `jax.tree.map` over the state passes it by, and checkpoints, shardings and donation need no special case.
+A run without a moving average, or a method without frozen parameters, leaves the empty tuple in their place: a tree
+without leaves, so that every `jax.tree.map` over the state passes it by, and checkpoints, shardings and donation need
+no special case.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ class TrainState:
     """The state of a run after `step` updates.
 
     `step` int32 scalar; `params` the trained tree; `opt_state` the optimizer's; `ema` the moving average of `params`
-    or (); `frozen` weights that the task reads and no update touches (a reference model, a LoRA base) or ()."""
+    or (); `frozen` parameters that the method reads and no update touches (a reference model, a LoRA base) or ()."""
 
     step: jax.Array
     params: Any

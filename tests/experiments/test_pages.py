@@ -16,7 +16,6 @@ from lm.model import count
 from lm.model.config import ModelConfig
 from lm.model.output import NoOutput
 from lm.model.transformer import Transformer
-from lm.train.task import Pretraining
 
 FAMILIES = ("gpt", "llama", "mistral", "mixtral", "gemma", "palm", "t5", "bert", "ul2")
 # as their authors, or the files of their weights, say
@@ -92,14 +91,16 @@ def test_a_page_s_experiment_takes_a_step(name: str) -> None:
     assert e.name == name and e.data.tokenizer.vocab_size == 4096  # type: ignore[attr-defined]
     none = np.zeros(4096, bool)
     found = ObjectiveContext(e.length, 4096, 1, 2, None, e.model.has_encoder, special=none, word_starts=none)
-    ones = np.ones((e.rows, e.objective.row_tokens(found) + 1), np.int32)
-    batch = e.objective.batch(Rows(ones, ones, ones), found)
-    task = Pretraining(Transformer(e.model, e.compute.resolve("cpu")), None, e.z_loss)
+    ones = np.ones((e.rows, e.method.objective.row_tokens(found) + 1), np.int32)
+    batch = e.method.objective.batch(Rows(ones, ones, ones), found)
+    learner = e.method.build(Transformer(e.model, e.compute.resolve("cpu")))
     abstract = {k: jax.ShapeDtypeStruct(a.shape, a.dtype) for k, a in batch.items()}
-    loss, metrics = jax.eval_shape(lambda params, b: task.loss(params, b, None), task.model.shapes(), abstract)
+    loss, metrics = jax.eval_shape(
+        lambda params, b: learner.loss(params, (), b, None), learner.model.shapes(), abstract
+    )
     assert loss.shape == metrics["accuracy"].shape == ()
-    e.optimizer.build(e.steps, task.axes())
-    assert found.vocab + e.objective.extra_tokens(found) <= e.model.vocab
+    e.optimizer.build(e.steps, learner.axes())
+    assert found.vocab + e.method.objective.extra_tokens(found) <= e.model.vocab
 
 
 def test_every_page_says_what_it_is_and_how_to_run_it() -> None:

@@ -122,7 +122,7 @@ def test_evaluate_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch, capsys
         print("preparing")
         return found
 
-    monkeypatch.setattr("lm.run.course.evaluate", evaluate)
+    monkeypatch.setattr("lm.run.evaluate.evaluate", evaluate)
     assert main(["evaluate", "r", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == found
     assert main(["evaluate", "r"]) == 0

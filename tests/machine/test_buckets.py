@@ -9,6 +9,7 @@ import pytest
 from lm.machine import buckets
 from lm.machine.monitor import read_metrics
 from lm.run import course
+from lm.run.evaluate import evaluate
 from tests.tiny import experiment, lines, write_texts
 
 URL = "memory://bucket/run"
@@ -83,4 +84,4 @@ def test_a_run_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert [line["step"] for line in read_metrics(found) if "loss" in line] == list(range(1, 9))
     course.train(declared, URL)  # finished: left as it is
     assert lines(buckets.local_mirror(URL)) == before
-    assert course.evaluate(URL)["sums"]["loss"] == pytest.approx(before[-1]["eval/sums/loss"], rel=1e-5)
+    assert evaluate(URL)["sums"]["loss"] == pytest.approx(before[-1]["eval/sums/loss"], rel=1e-5)

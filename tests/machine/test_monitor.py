@@ -109,7 +109,7 @@ def test_the_bar_without_a_terminal_is_plain_lines_now_and_then() -> None:
     now = iter(range(1000))  # each look at the clock is a second
     with Bar(100, 0, console, every_seconds=10, clock=lambda: float(next(now))) as bar:
         for step in range(1, 101):
-            bar.update(step, 2.0, 12_345.0, 0.42)
+            bar.update(step, "loss 2.000", 12_345.0, 0.42)
         bar.say("held-out [code] 1.2")
     shown = out.getvalue().splitlines()
     assert "\x1b" not in out.getvalue() and "\r" not in out.getvalue()
@@ -122,7 +122,7 @@ def test_the_bar_without_a_terminal_is_plain_lines_now_and_then() -> None:
 def test_the_bar_on_a_terminal_moves() -> None:
     out = io.StringIO()
     with Bar(10, 4, Console(file=out, force_terminal=True, width=120)) as bar:
-        bar.update(5, 2.25, 1e6, 0.5)
+        bar.update(5, "loss 2.250", 1e6, 0.5)
         bar.say("a remark")
     assert "5/10" in out.getvalue() and "loss 2.250" in out.getvalue() and "a remark" in out.getvalue()
 

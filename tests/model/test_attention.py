@@ -19,7 +19,7 @@ from lm.model.scoring import Mask, Scoring, Span, _cut, product
 from lm.model.transformer import Transformer
 from lm.sharding.mesh import make_mesh
 from lm.sharding.tracing import using
-from lm.train.task import Pretraining
+from lm.tune.pretrain import Pretrain
 from tests.model.reference import LLAMA, SIMPLE, close, lively, run, tokens, trees_close
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -290,7 +290,7 @@ def test_memory_does_not_grow_with_the_square_of_the_length() -> None:
         model = Transformer(cfg, Compute("float32", "float32", "flash", block=512, remat="full", unroll=1))
         batch = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
         shaped = {name: jax.ShapeDtypeStruct((1, T), dtype) for name, dtype in batch.items()}
-        loss = lambda p, b: Pretraining(model, None).loss(p, b, None)[0]  # noqa: E731
+        loss = lambda p, b: Pretrain().build(model).loss(p, (), b, None)[0]  # noqa: E731
         memory = jax.jit(jax.value_and_grad(loss)).lower(model.shapes(), shaped).compile().memory_analysis()
         return memory.temp_size_in_bytes / 1e9
 

@@ -15,7 +15,7 @@ from lm.model.parametrisation import MuP
 from lm.model.transformer import Transformer
 from lm.pretrained import Pretrained, files, load
 from lm.pretrained.files import INDEX, SINGLE
-from lm.run.course import claim
+from lm.run.folder import claim
 from lm.text.headers import read_safetensors_header
 from lm.text.tokenizer import ByteTokenizer
 from lm.train.checkpoint import Checkpoints

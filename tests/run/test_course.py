@@ -13,6 +13,8 @@ import pytest
 
 from lm.pretrained import Pretrained, load, read_experiment
 from lm.run import course
+from lm.run.evaluate import evaluate
+from lm.run.folder import write_json
 from lm.sharding.rules import MESH_AXES
 from lm.train.checkpoint import Checkpoints
 from lm.train.loop import NotFinite
@@ -103,7 +105,7 @@ def test_the_report_and_its_facts(finished: Path) -> None:
 
 
 def test_evaluate_is_the_last_evaluation(finished: Path) -> None:
-    found, logged = course.evaluate(finished), lines(finished)[-1]
+    found, logged = evaluate(finished), lines(finished)[-1]
     for source in ("sums", "words"):
         assert found[source]["loss"] == pytest.approx(logged[f"eval/{source}/loss"], rel=1e-5)
         assert found[source]["bits_per_byte"] == pytest.approx(logged[f"eval/{source}/bits_per_byte"], rel=1e-5)
@@ -177,7 +179,7 @@ def test_a_run_killed_after_its_last_step_is_brought_to_its_end(finished: Path, 
     for name in ("samples.txt", "samples.json", "report.html"):
         (folder / name).unlink()
     about = json.loads((folder / "about.json").read_text())
-    course.write_json(folder / "about.json", {**about, "finished": None})
+    write_json(folder / "about.json", {**about, "finished": None})
     course.train(experiment(texts), folder)
     assert json.loads((folder / "about.json").read_text())["finished"]
     assert (folder / "samples.txt").read_text() == (finished / "samples.txt").read_text()
@@ -264,5 +266,5 @@ def test_killed_while_it_saves_its_tokenizer(texts: Path, tmp_path: Path, monkey
         patched.setattr(ByteTokenizer, "save", half)
         with pytest.raises(Killed):
             course.Run(declared, course.claim(tmp_path / "run", declared, ""))
-    assert course.Run(declared, course.claim(tmp_path / "run", declared, "")).data.tokenizer.vocab_size == 258
+    assert course.Run(declared, course.claim(tmp_path / "run", declared, "")).prepared.data.tokenizer.vocab_size == 258
     assert (tmp_path / "run" / "tokenizer" / "bytes.json").read_text() == "{}"

@@ -17,9 +17,10 @@ from lm.model.config import ModelConfig
 from lm.model.families import bert, llama, t5
 from lm.model.output import Output
 from lm.run import course
-from lm.run.samples import spelled
+from lm.run.evaluate import evaluate
 from lm.text.tokenizer import ByteTokenizer
-from lm.train.checkpoint import Checkpoints
+from lm.tune.pretrain import Pretrain
+from lm.tune.samples import render_ids
 from tests.tiny import experiment, lines, write_texts
 
 STEPS = 6
@@ -44,7 +45,9 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def asking(objective: Objective, model: ModelConfig, texts: Path) -> Experiment:
     base = experiment(texts)
-    changes = dict(objective=objective, model=model, data=base.data.__class__(**vars(base.data) | {"packing": Chunk()}))
+    changes = dict(
+        method=Pretrain(objective), model=model, data=base.data.__class__(**vars(base.data) | {"packing": Chunk()})
+    )
     return base.replace(
         **changes, batch_tokens=8 * 48, steps=STEPS, eval_every_steps=STEPS, checkpoint_every_steps=STEPS
     )
@@ -63,16 +66,16 @@ def test_a_run_is_told_in_its_own_measures(done: Any) -> None:
     found = lines(folder)
     losses = [line["loss"] for line in found if "loss" in line]
     assert len(losses) == STEPS and losses[-1] < losses[0]
-    last, measures = found[-1], set(declared.objective.measures)
+    last, measures = found[-1], set(declared.method.objective.measures)
     assert "bits_per_byte" not in measures
     for source in ("sums", "words"):
         assert {k.rpartition("/")[2] for k in last if k.startswith(f"eval/{source}/")} == measures
         assert 0 < last[f"eval/{source}/loss"] < 1.2 * math.log(declared.model.vocab)
         assert 0 <= last[f"eval/{source}/accuracy"] <= 1
-    evaluated = course.evaluate(folder)
+    evaluated = evaluate(folder)
     assert evaluated["sums"] == {k: pytest.approx(last[f"eval/sums/{k}"], rel=1e-4) for k in measures}
     page = (folder / "report.html").read_text()
-    assert f"of each held-out {declared.objective.target_name}" in page and "bits per byte, " not in page
+    assert f"of each held-out {declared.method.target_name}" in page and "bits per byte, " not in page
     assert not json.loads((folder / "about.json").read_text())["baselines"]
 
 
@@ -83,9 +86,9 @@ def test_its_samples_are_held_out_text_and_an_answer(done: Any) -> None:
     for sample in found:
         answer = sample["text"].removeprefix(sample["prompt"] + "\n\n")
         assert answer and answer != sample["text"]
-        if isinstance(declared.objective, MaskedLM):
+        if isinstance(declared.method.objective, MaskedLM):
             assert "[" in sample["prompt"] and sample["prompt"].count("[") == answer.count("[")
-        elif not isinstance(declared.objective, PrefixLM):
+        elif not isinstance(declared.method.objective, PrefixLM):
             assert "<0>" in sample["prompt"]
 
 
@@ -97,25 +100,24 @@ def test_a_vocabulary_without_room_for_the_objective(texts: Path, tmp_path: Path
 
 def test_an_experiment_refuses_a_question_that_its_model_cannot_be_asked(texts: Path) -> None:
     with pytest.raises(ValueError, match="MaskedLM needs an encoder alone"):
-        experiment(texts).replace(objective=MaskedLM())
+        experiment(texts).replace(method=dict(objective=MaskedLM()))
 
 
 def test_an_embedding_starts_from_a_file(texts: Path, tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).normal(size=(258, 16)).astype(np.float32)
     np.save(tmp_path / "vectors.npy", vectors)
     declared = experiment(texts).replace(embedding=str(tmp_path / "vectors.npy"))
-    under_way = course.Run(declared, course.claim(tmp_path / "run", declared, ""))
-    fresh = under_way._state(Checkpoints(tmp_path / "none"))
+    fresh = course.Run(declared, course.claim(tmp_path / "run", declared, "")).initial_state()
     table = np.asarray(fresh.params["stem"]["tokens"])
     assert np.corrcoef(table.ravel(), (vectors - vectors.mean(0)).ravel())[0, 1] > 0.999
     np.testing.assert_array_equal(table, fresh.ema["stem"]["tokens"])
     missing = declared.replace(embedding="nowhere.npy")
     with pytest.raises(ValueError, match="embedding=nowhere.npy: .*No such file"):
-        course.Run(missing, course.claim(tmp_path / "other", missing, ""))._state(Checkpoints(tmp_path / "none"))
+        course.Run(missing, course.claim(tmp_path / "other", missing, "")).initial_state()
 
 
 def test_ids_are_spelled_with_brackets_and_names() -> None:
     ids = np.array([256, *b"ab", 300, *b"cd", 257])
     marked = np.arange(len(ids)) == 4
-    assert spelled(ByteTokenizer(), ids, marked, {300: "<0>"}) == "ab<0>[c]d"
-    assert spelled(ByteTokenizer(), ids, None, {}) == "ab<300>cd"
+    assert render_ids(ByteTokenizer(), ids, marked, {300: "<0>"}) == "ab<0>[c]d"
+    assert render_ids(ByteTokenizer(), ids, None, {}) == "ab<300>cd"

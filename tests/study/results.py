@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lm.experiment import Experiment
-from lm.run.course import write_json
+from lm.run.folder import write_json
 from lm.study.trial import FAILED, FINISHED, PRUNED, STOP, Result, Trial, leave_word
 from tests.tiny import experiment
 

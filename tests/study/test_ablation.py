@@ -86,11 +86,13 @@ def test_arms_start_alike_and_read_alike() -> None:
 
 
 def test_a_whole_experiment_differs_in_what_is_declared_alone() -> None:
-    other = BASE.replace(model=dict(layers=3), z_loss=1e-4)
-    with pytest.raises(ValueError, match=r"arm 'x': it differs in z_loss \(0.0 in the base, 0.0001 here\), which"):
+    other = BASE.replace(model=dict(layers=3), method=dict(z_loss=1e-4))
+    with pytest.raises(
+        ValueError, match=r"arm 'x': it differs in method.z_loss \(0.0 in the base, 0.0001 here\), which"
+    ):
         Ablation(BASE, {"x": other}, declared=("model.layers",)).trials()
-    study = Ablation(BASE, {"x": other}, declared=("model", "z_loss"), match="steps")
-    assert [path for path, *_ in study.differences()["x"]] == ["model.layers", "z_loss"]
+    study = Ablation(BASE, {"x": other}, declared=("model", "method"), match="steps")
+    assert [path for path, *_ in study.differences()["x"]] == ["model.layers", "method.z_loss"]
 
 
 def test_what_arms_differ_in_is_told_with_what_was_resized() -> None:

@@ -22,7 +22,7 @@ SPACE: Space = {
     ),
     "model.layers": Whole(1, 4),
     "model.dropout": Uniform(0.0, 0.5),
-    "z_loss": Choice(0.0, 1e-4),
+    "method.z_loss": Choice(0.0, 1e-4),
 }
 bounds = st.tuples(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6)).map(sorted).filter(lambda b: b[0] < b[1])
 wholes = st.tuples(st.integers(1, 10**6), st.integers(1, 10**6)).map(sorted).filter(lambda b: b[0] < b[1])
@@ -88,7 +88,7 @@ def test_a_grid_has_every_combination_of_what_is_in_force() -> None:
         ({"model.layers": [1, 2]}, r"expected Uniform, Log, Whole or Choice; for these values: Choice\(1, 2\)"),
         ({"seed": Whole(0, 3)}, "the study sets it; seeds= takes the seeds"),
         ({"optimizer": Choice(With(Lion(), {"optimizer.eps": Log(1e-9, 1e-6)}))}, "Lion has no field 'eps'"),
-        ({"z_loss": Choice(With(0.0, {"z_loss": Uniform(0, 1)}))}, "the field is there twice"),
+        ({"method.z_loss": Choice(With(0.0, {"method.z_loss": Uniform(0, 1)}))}, "the field is there twice"),
     ],
 )
 def test_a_space_that_is_none(wrong: Any, said: str) -> None:
@@ -104,7 +104,7 @@ def test_a_space_that_is_none(wrong: Any, said: str) -> None:
         (lambda: Whole(1.5, 3), "expected whole numbers"),
         (lambda: Choice(), "expected options"),
         (lambda: Choice(1, 1), "the option 1 is there twice"),
-        (lambda: space.grid({"z_loss": Uniform(0, 1)}), "a grid needs to know how many, as in Uniform"),
+        (lambda: space.grid({"method.z_loss": Uniform(0, 1)}), "a grid needs to know how many, as in Uniform"),
     ],
 )
 def test_a_range_that_is_none(make: Any, said: str) -> None:

@@ -96,8 +96,8 @@ def test_which_way_is_said_and_can_be_refused(
     base: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     experiments = [base.replace(seed=seed) for seed in (0, 1)]
-    runs = [course.Run(e, course.claim(tmp_path / str(i), e, "")) for i, e in enumerate(experiments)]
-    runs[1].program = runs[0].program
+    runs = [course.Run(experiments[0], course.claim(tmp_path / "0", experiments[0], ""))]
+    runs.append(course.Run(experiments[1], course.claim(tmp_path / "1", experiments[1], ""), like=runs[0]))
     side_by_side, words = faster(runs)
     assert isinstance(side_by_side, bool) and "in turn" in words and "side by side" in words
     assert beside(runs, "auto") is None and beside(runs, "turns") is None and beside(runs, "vmap") is not None

@@ -1,4 +1,5 @@
-"""The loop, with steps that only count: metrics come late but all, in order, and before a visit."""
+"""The loop, with steps that only count: metrics come late but all, in order, and before a pause; rollouts come before
+the step that trains on them, from the state that it starts from."""
 
 import itertools
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from lm.train.loop import AHEAD, NotFinite, as_batches, train
 
 
 class Trace:
-    """What happened, in order: ("step", n), ("seen", n), ("visit", n)."""
+    """What happened, in order: ("rollout", n), ("step", n), ("seen", n), ("visit", n)."""
 
     def __init__(self, pauses: Any = (), stop_at: int = 0, losses: Any = None, norms: Any = None):
         self.events: list[tuple[str, int]] = []
@@ -20,13 +21,18 @@ class Trace:
 
     def step(self, state: Any, batch: int) -> Any:
         n = state.step + 1
-        assert batch == n
+        assert batch == -n
         self.events.append(("step", n))
-        metrics = {"loss": self.losses.get(n, 1.0 / n), "grad_norm": self.norms.get(n, 2.0)}
+        metrics = {"total": self.losses.get(n, 1.0 / n), "grad_norm": self.norms.get(n, 2.0)}
         return SimpleNamespace(step=n), metrics
 
+    def rollout(self, done: int, state: Any, batch: int) -> int:
+        assert state.step == done == batch - 1
+        self.events.append(("rollout", done + 1))
+        return -batch
+
     def observe(self, n: int, metrics: dict[str, float]) -> None:
-        assert metrics == {"loss": 1.0 / n, "grad_norm": 2.0}
+        assert metrics == {"total": 1.0 / n, "grad_norm": 2.0}
         self.events.append(("seen", n))
 
     def visit(self, n: int, state: Any) -> bool:
@@ -37,8 +43,9 @@ class Trace:
     def run(self, steps: int, start: int = 0) -> Any:
         batches = iter(range(start + 1, 10**9))
         begin = SimpleNamespace(step=start)
-        course = train(begin, self.step, batches, steps, self.observe, lambda n: n in self.pauses, self.visit)
-        return ([begin, *course])[-1]
+        pauses = lambda n: n in self.pauses  # noqa: E731
+        states = train(begin, self.step, batches, self.rollout, steps, self.observe, pauses, self.visit)
+        return ([begin, *states])[-1]
 
     def of(self, kind: str) -> list[int]:
         return [n for what, n in self.events if what == kind]
@@ -56,7 +63,7 @@ def test_every_step_is_seen_once_in_order_and_before_a_visit(start: int, steps: 
     stopped = stop_at in pauses and start < stop_at <= steps
     last = stop_at if stopped else max(steps, start)
     assert state.step == last
-    assert trace.of("step") == trace.of("seen") == list(range(start + 1, last + 1))
+    assert trace.of("rollout") == trace.of("step") == trace.of("seen") == list(range(start + 1, last + 1))
     assert trace.of("visit") == sorted(n for n in pauses if start < n <= last)
     done = seen = start
     for what, n in trace.events:

@@ -16,7 +16,7 @@ from lm.model.families import bert, llama, mixtral
 from lm.model.inputs import Inputs
 from lm.model.transformer import Transformer
 from lm.train.loss import by_chunks, cross_entropy
-from lm.train.task import Pretraining
+from lm.tune.pretrain import Pretrain
 from tests.model.reference import GPT, LLAMA, SIMPLE, lively, tokens, trees_close
 
 B, T, D, V = 2, 12, 6, 17
@@ -93,8 +93,8 @@ def batch(cfg: Any) -> dict[str, np.ndarray]:
 
 
 def gradients(cfg: Any, chunk: int, data: Any, unroll: int = 1) -> Any:
-    task = Pretraining(Transformer(cfg, replace(SIMPLE, loss_chunk=chunk)), None, 1e-3)
-    return jax.jit(jax.value_and_grad(lambda p: task.loss(p, data, None)[0]))(lively(cfg))
+    learner = Pretrain(z_loss=1e-3).build(Transformer(cfg, replace(SIMPLE, loss_chunk=chunk)))
+    return jax.jit(jax.value_and_grad(lambda p: learner.loss(p, (), data, None)[0]))(lively(cfg))
 
 
 @pytest.mark.parametrize("cfg", [GPT, LLAMA], ids=["tied", "untied"])
@@ -115,7 +115,7 @@ def test_what_has_no_weight_does_not_count() -> None:
 @pytest.mark.parametrize("cfg", [GPT, LLAMA], ids=["gpt", "llama"])
 def test_a_document_s_loss_is_its_own(cfg: Any) -> None:
     """Packed behind another, whatever that says, as alone; a prefix is seen from its start."""
-    loss = jax.jit(lambda data: Pretraining(Transformer(cfg, SIMPLE), None).loss(lively(cfg), data, None)[0])
+    loss = jax.jit(lambda data: Pretrain().build(Transformer(cfg, SIMPLE)).loss(lively(cfg), (), data, None)[0])
     second = np.arange(T) >= 5
     packed = {
         **batch(cfg),
@@ -137,9 +137,9 @@ def test_a_document_s_loss_is_its_own(cfg: Any) -> None:
 
 def test_the_loss_is_the_mean_over_the_weights() -> None:
     data = batch(LLAMA)
-    task = Pretraining(Transformer(LLAMA, SIMPLE), None)
-    _, metrics = task.loss(lively(LLAMA), data, None)
-    logits = np.asarray(task.model(lively(LLAMA), data["tokens"]))
+    learner = Pretrain().build(Transformer(LLAMA, SIMPLE))
+    _, metrics = learner.loss(lively(LLAMA), (), data, None)
+    logits = np.asarray(learner.model(lively(LLAMA), data["tokens"]))
     _, nll, right = by_hand(logits, data["targets"], data["weights"], 0.0)
     np.testing.assert_allclose((metrics["loss"], metrics["accuracy"]), (nll, right), rtol=1e-5)
 
@@ -151,12 +151,12 @@ ROUTED = mixtral(vocab=29, layers=2, width=16, heads=4, kv_heads=2, mlp=10, expe
 
 def test_routers_losses_count_by_the_batch_s_share_of_the_weights() -> None:
     """So that those of micro-batches, whose weights sum to 1 together, add up to their mean."""
-    task, params, data = Pretraining(Transformer(ROUTED, SIMPLE), None), lively(ROUTED), batch(ROUTED)
+    learner, params, data = Pretrain().build(Transformer(ROUTED, SIMPLE)), lively(ROUTED), batch(ROUTED)
     data = {**data, "weights": data["weights"] / data["weights"].sum()}
-    losses = task.model.hidden(params, data["tokens"]).losses
+    losses = learner.model.hidden(params, data["tokens"]).losses
     assert len(losses) == 2 and min(losses.values()) > 1e-3
     for share in (1.0, 0.25):
-        total, metrics = task.loss(params, {**data, "weights": data["weights"] * np.float32(share)}, None)
+        total, metrics = learner.loss(params, (), {**data, "weights": data["weights"] * np.float32(share)}, None)
         np.testing.assert_allclose([metrics[name] for name in losses], [share * x for x in losses.values()], rtol=1e-5)
         np.testing.assert_allclose(total, metrics["loss"] + share * sum(losses.values()), rtol=1e-5)
 
@@ -169,9 +169,9 @@ PAIRED = replace(PAIRED, output=replace(PAIRED.output, next_sentence=True))
 
 def test_next_sentences_add_their_mean_over_the_rows_that_ask() -> None:
     model, params = Transformer(PAIRED, SIMPLE), lively(PAIRED)
-    task, masked = Pretraining(model, None), {**batch(PAIRED), "token_types": RNG.integers(0, 2, (B, T))}
+    learner, masked = Pretrain().build(model), {**batch(PAIRED), "token_types": RNG.integers(0, 2, (B, T))}
     asked = {"next_sentence": np.array([0, 1], np.int32), "next_sentence_weights": np.array([0.75, 0.25], np.float32)}
-    (plain, before), (total, metrics) = (task.loss(params, data, None) for data in (masked, masked | asked))
+    (plain, before), (total, metrics) = (learner.loss(params, (), data, None) for data in (masked, masked | asked))
     x = model.hidden(params, Inputs(masked["tokens"], token_types=masked["token_types"])).x
     logits = np.asarray(model.next_sentence(params, x))
     _, nll, right = by_hand(logits, asked["next_sentence"], asked["next_sentence_weights"], 0.0)
@@ -198,11 +198,11 @@ def largest(chunk: int) -> int:
     vocab, rows, length = 128_256, 2, 64
     cfg = llama(vocab=vocab, layers=1, width=8, heads=2, mlp=8, context=length)
     model = Transformer(cfg, replace(SIMPLE, loss_chunk=chunk))
-    task = Pretraining(model, None, 1e-4)
+    learner = Pretrain(z_loss=1e-4).build(model)
     data = {
         n: jax.ShapeDtypeStruct((rows, length), d) for n, d in (("tokens", int), ("targets", int), ("weights", float))
     }
-    step = jax.make_jaxpr(jax.value_and_grad(lambda p, b: task.loss(p, b, None)[0]))(model.shapes(), data)
+    step = jax.make_jaxpr(jax.value_and_grad(lambda p, b: learner.loss(p, (), b, None)[0]))(model.shapes(), data)
     return max(int(np.prod(a.shape)) for a in arrays(step.jaxpr) if vocab in a.shape) // vocab
 
 

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 
 from lm.train.optim import Adafactor, AdamW, Lion, Muon, Optimizer
-from lm.train.program import BLOCK, Program, heights
+from lm.train.program import BLOCK, Program, tabulate_schedule
 from lm.train.schedule import WSD, Constant, Cosine, InverseSquareRoot, Linear
 from lm.train.step import build_step, place, state_shardings
 from tests.model.reference import trees_close
-from tests.train.test_step import DROPOUT, LLAMA, batch, begun, make_mesh, task_of
+from tests.train.test_step import DROPOUT, LLAMA, batch, begun, learner_of, make_mesh
 
 
 def lowered(first: Optimizer, other: Optimizer, steps: int, seed: int) -> str:
     """The program of a run with `other`, before it is compiled, where a run with `first` made it."""
-    task, mesh = task_of(LLAMA), make_mesh({"data": 1}, jax.devices()[:1])
-    state, _ = state_shardings(task, other.build(steps, task.axes()), mesh)
-    step: Any = Program(task, first, mesh).step(other, steps, seed)
+    learner, mesh = learner_of(LLAMA), make_mesh({"data": 1}, jax.devices()[:1])
+    state, _ = state_shardings(learner, other.build(steps, learner.axes()), mesh)
+    step: Any = Program(learner, first, mesh).step(other, steps, seed)
     return str(step.lower(state, place(batch(0), mesh)).as_text())
 
 
@@ -33,15 +33,15 @@ def test_numbers_schedules_lengths_and_seeds_are_data(one: Optimizer) -> None:
 
 def test_a_program_is_the_step_of_its_run() -> None:
     """Its seed, its numbers and its schedule, none of which are those that it was made with."""
-    task, mesh = task_of(DROPOUT), make_mesh({"data": 1}, jax.devices()[:1])
+    learner, mesh = learner_of(DROPOUT), make_mesh({"data": 1}, jax.devices()[:1])
     optimizer = AdamW(learning_rate=0.02, b1=0.8, eps=1e-3, schedule=Linear(2, final=0.5))
-    chain = optimizer.build(5, task.axes())
+    chain = optimizer.build(5, learner.axes())
     results = []
     for step in (
-        Program(task, AdamW(), mesh).step(optimizer, 5, 7),
-        build_step(task, chain, mesh, 7),
+        Program(learner, AdamW(), mesh).step(optimizer, 5, 7),
+        build_step(learner, chain, mesh, 7),
     ):
-        state, losses = begun(task, chain, mesh), []
+        state, losses = begun(learner, chain, mesh), []
         for n in range(4):
             state, metrics = step(state, place(batch(n), mesh))
             losses.append(float(metrics["loss"]))
@@ -53,7 +53,7 @@ def test_a_program_is_the_step_of_its_run() -> None:
 @pytest.mark.parametrize("schedule", [Constant(), Cosine(3), WSD(5, decay_fraction=0.3), InverseSquareRoot(4)])
 @pytest.mark.parametrize("steps", [20, BLOCK, BLOCK + 1])
 def test_a_table_is_its_schedule(schedule: Any, steps: int) -> None:
-    found = heights(AdamW(schedule=schedule), steps)
+    found = tabulate_schedule(AdamW(schedule=schedule), steps)
     assert len(found) % BLOCK == 0 and steps <= len(found) < steps + BLOCK
     wanted = np.asarray(schedule.build(1.0, steps)(np.arange(steps)))
     np.testing.assert_array_equal(found[:steps], wanted)

@@ -21,8 +21,8 @@ from lm.train.loop import NotFinite, train
 from lm.train.optim import AdamW, Muon, Optimizer
 from lm.train.schedule import Constant
 from lm.train.state import TrainState, new_state
-from lm.train.step import build_eval, build_step, init_state, place, state_shardings
-from lm.train.task import Pretraining
+from lm.train.step import as_given, build_eval, build_step, init_state, place, state_shardings
+from lm.tune.pretrain import Pretrain, Pretraining
 from tests.model.reference import trees_close
 
 ROWS, LENGTH = 8, 8
@@ -48,8 +48,8 @@ def batch(seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def task_of(cfg: ModelConfig) -> Pretraining:
-    return Pretraining(Transformer(cfg, COMPUTE), None, z_loss=1e-3)
+def learner_of(cfg: ModelConfig) -> Pretraining:
+    return Pretrain(z_loss=1e-3).build(Transformer(cfg, COMPUTE))
 
 
 @cache
@@ -57,20 +57,20 @@ def fresh(cfg: ModelConfig) -> Any:
     return jax.device_get(jax.jit(Transformer(cfg, COMPUTE).init)(jax.random.key(0)))
 
 
-def begun(task: Pretraining, chain: Any, mesh: Any, ema: float = 0.0) -> TrainState:
+def begun(learner: Pretraining, chain: Any, mesh: Any, ema: float = 0.0) -> TrainState:
     """What `init_state` gives (see the test of it), without a program to initialise for every mesh."""
-    _, placed = state_shardings(task, chain, mesh, ema)
-    return jax.device_put(new_state(fresh(task.model.cfg), chain, bool(ema)), placed)
+    _, placed = state_shardings(learner, chain, mesh, ema)
+    return jax.device_put(new_state(fresh(learner.model.cfg), chain, bool(ema)), placed)
 
 
 def run(
     cfg: ModelConfig, shape: dict[str, int] | None = None, optimizer: Optimizer = ADAMW, steps: int = 4, **options: Any
 ) -> tuple[list[dict[str, float]], TrainState]:
     """The metrics and the last state of some steps, on one device or a mesh."""
-    task = task_of(cfg)
+    learner = learner_of(cfg)
     mesh = make_mesh(shape) if shape else make_mesh({"data": 1}, jax.devices()[:1])
-    chain, ema = optimizer.build(steps, task.axes()), options.get("ema", 0.0)
-    state, step = begun(task, chain, mesh, ema), build_step(task, chain, mesh, 0, **options)
+    chain, ema = optimizer.build(steps, learner.axes()), options.get("ema", 0.0)
+    state, step = begun(learner, chain, mesh, ema), build_step(learner, chain, mesh, 0, **options)
     metrics = []
     for n in range(steps):
         state, found = step(state, place(batch(n), mesh))
@@ -111,17 +111,17 @@ def test_sharded_is_single_for_muon_and_in_pieces() -> None:
 
 def test_the_metrics_are_the_batch_s() -> None:
     """Those of the first step, beside an evaluation before it."""
-    task, mesh = task_of(GPT), make_mesh({"data": 1}, jax.devices()[:1])
-    chain = ADAMW.build(4, task.axes())
-    params = begun(task, chain, mesh).params
-    found = build_eval(task, mesh)(params, batch(0))
+    learner, mesh = learner_of(GPT), make_mesh({"data": 1}, jax.devices()[:1])
+    chain = ADAMW.build(4, learner.axes())
+    params = begun(learner, chain, mesh).params
+    found = build_eval(learner, mesh)(params, (), batch(0), 0)
     first = alone(GPT)[0][0]
     tokens = batch(0)["weights"].sum()
     assert found["tokens"] == first["tokens"] == tokens
     assert float(found["loss"]) / tokens == pytest.approx(first["loss"], rel=1e-5)
     assert float(found["accuracy"]) / tokens == pytest.approx(first["accuracy"], abs=1e-6)
     scaled = {**batch(0), "weights": batch(0)["weights"] / tokens}
-    gradients = jax.jit(jax.grad(lambda p: task.loss(p, scaled, None)[0]))(params)
+    gradients = jax.jit(jax.grad(lambda p: learner.loss(p, (), scaled, None)[0]))(params)
     assert float(optax.global_norm(gradients)) == pytest.approx(first["grad_norm"], rel=1e-5)
     assert first["total"] > first["loss"]  # by the z-loss
 
@@ -136,13 +136,15 @@ def test_next_sentences_in_pieces_are_those_of_the_whole_batch() -> None:
         "next_sentence": (np.arange(ROWS) // 2 % 2).astype(np.int32),
         "next_sentence_weights": asking.astype(np.float32),
     }
-    task, mesh = task_of(cfg), make_mesh({"data": 2}, jax.devices()[:2])
-    chain = ADAMW.build(4, task.axes())
-    found = build_eval(task, mesh)(begun(task, chain, mesh).params, place(data, mesh))
+    learner, mesh = learner_of(cfg), make_mesh({"data": 2}, jax.devices()[:2])
+    chain = ADAMW.build(4, learner.axes())
+    found = build_eval(learner, mesh)(begun(learner, chain, mesh).params, (), place(data, mesh), 0)
     assert float(found["pairs"]) == asking.sum()
     stepped = []
     for accumulate in (1, 2, 4):
-        _, metrics = build_step(task, chain, mesh, accumulate=accumulate)(begun(task, chain, mesh), place(data, mesh))
+        _, metrics = build_step(learner, chain, mesh, accumulate=accumulate)(
+            begun(learner, chain, mesh), place(data, mesh)
+        )
         stepped.append(np.array([metrics[k] for k in ("total", "next_sentence_loss", "next_sentence", "grad_norm")]))
     np.testing.assert_allclose(stepped[1:], [stepped[0]] * 2, rtol=1e-5)
     means = [float(found[k]) / asking.sum() for k in ("next_sentence_loss", "next_sentence")]
@@ -150,9 +152,9 @@ def test_next_sentences_in_pieces_are_those_of_the_whole_batch() -> None:
 
 
 def test_the_state_is_donated() -> None:
-    task, mesh = task_of(LLAMA), make_mesh()
-    chain = ADAMW.build(4, task.axes())
-    before, step = begun(task, chain, mesh, 0.9), build_step(task, chain, mesh, ema=0.9)
+    learner, mesh = learner_of(LLAMA), make_mesh()
+    chain = ADAMW.build(4, learner.axes())
+    before, step = begun(learner, chain, mesh, 0.9), build_step(learner, chain, mesh, ema=0.9)
     after, _ = step(before, place(batch(0), mesh))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
@@ -160,9 +162,9 @@ def test_the_state_is_donated() -> None:
 
 
 def test_the_average_follows_the_parameters() -> None:
-    task, mesh, decay = task_of(LLAMA), make_mesh({"data": 1}, jax.devices()[:1]), 0.7
-    chain = ADAMW.build(4, task.axes())
-    state, step = begun(task, chain, mesh, decay), build_step(task, chain, mesh, ema=decay)
+    learner, mesh, decay = learner_of(LLAMA), make_mesh({"data": 1}, jax.devices()[:1]), 0.7
+    chain = ADAMW.build(4, learner.axes())
+    state, step = begun(learner, chain, mesh, decay), build_step(learner, chain, mesh, ema=decay)
     expected = jax.device_get(state.params)
     trees_close(jax.device_get(state.ema), expected, 0)
     for n in range(3):
@@ -175,14 +177,14 @@ def test_the_average_follows_the_parameters() -> None:
 
 
 def test_a_seed_gives_the_same_start_on_any_mesh() -> None:
-    task = task_of(LLAMA)
-    chain = ADAMW.build(4, task.axes())
+    learner = learner_of(LLAMA)
+    chain = ADAMW.build(4, learner.axes())
     one, other, third = (
-        jax.device_get(init_state(task, chain, make_mesh(shape), seed))
+        jax.device_get(init_state(learner, chain, make_mesh(shape), seed))
         for shape, seed in (({"data": 8}, 0), ({"fsdp": 4, "tensor": 2}, 0), ({"data": 8}, 2))
     )
     jax.tree.map(np.testing.assert_array_equal, one, other)
-    jax.tree.map(np.testing.assert_array_equal, one, jax.device_get(begun(task, chain, make_mesh())))
+    jax.tree.map(np.testing.assert_array_equal, one, jax.device_get(begun(learner, chain, make_mesh())))
     assert not np.array_equal(one.params["stem"]["tokens"], third.params["stem"]["tokens"])
 
 
@@ -191,11 +193,11 @@ STILL = AdamW(learning_rate=0.0, schedule=Constant())
 
 
 def test_dropout_s_keys_come_from_the_seed_and_the_step() -> None:
-    task, mesh = task_of(DROPOUT), make_mesh({"data": 1}, jax.devices()[:1])
-    chain = STILL.build(4, task.axes())
+    learner, mesh = learner_of(DROPOUT), make_mesh({"data": 1}, jax.devices()[:1])
+    chain = STILL.build(4, learner.axes())
     losses = []
     for seed in (3, 3, 4):
-        state, step = begun(task, chain, mesh), build_step(task, chain, mesh, seed)
+        state, step = begun(learner, chain, mesh), build_step(learner, chain, mesh, seed)
         for _ in range(2):  # the same parameters and batch
             state, metrics = step(state, batch(0))
             losses.append(float(metrics["loss"]))
@@ -204,24 +206,24 @@ def test_dropout_s_keys_come_from_the_seed_and_the_step() -> None:
 
 def test_each_micro_batch_has_a_key_of_its_own() -> None:
     """Two micro-batches of the same rows, and what each has under the halves of the step's key."""
-    task, mesh, seed = task_of(DROPOUT), make_mesh({"data": 1}, jax.devices()[:1]), 3
-    chain = STILL.build(4, task.axes())
-    state = begun(task, chain, mesh)
+    learner, mesh, seed = learner_of(DROPOUT), make_mesh({"data": 1}, jax.devices()[:1]), 3
+    chain = STILL.build(4, learner.axes())
+    state = begun(learner, chain, mesh)
     half = {name: a[: ROWS // 2] for name, a in batch(0).items()}
     half["weights"] = half["weights"] / (2 * half["weights"].sum())
-    loss = jax.jit(lambda key: task.loss(fresh(DROPOUT), half, key)[1]["loss"])
+    loss = jax.jit(lambda key: learner.loss(fresh(DROPOUT), (), half, key)[1]["loss"])
     expected = [float(loss(key)) for key in jax.random.split(jax.random.fold_in(jax.random.key(seed), 0))]
     assert expected[0] != pytest.approx(expected[1], rel=1e-3)
     twice = {name: np.repeat(a, 2, axis=0) for name, a in half.items()}  # rows go to micro-batches in turn
-    found = build_step(task, chain, mesh, seed, accumulate=2)(state, twice)[1]
+    found = build_step(learner, chain, mesh, seed, accumulate=2)(state, twice)[1]
     assert float(found["loss"]) == pytest.approx(sum(expected), rel=1e-5)
 
 
 def test_the_state_s_description_is_the_state() -> None:
-    task, mesh = task_of(LLAMA), make_mesh({"fsdp": 4, "tensor": 2})
-    chain = ADAMW.build(4, task.axes())
-    abstract, placed = state_shardings(task, chain, mesh, 0.9)
-    state = init_state(task, chain, mesh, 0, 0.9)
+    learner, mesh = learner_of(LLAMA), make_mesh({"fsdp": 4, "tensor": 2})
+    chain = ADAMW.build(4, learner.axes())
+    abstract, placed = state_shardings(learner, chain, mesh, 0.9)
+    state = init_state(learner, chain, mesh, 0, 0.9)
     described = jax.tree.map(lambda a: (a.shape, a.dtype), abstract)
     assert described == jax.tree.map(lambda a: (a.shape, a.dtype), state)
     for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(placed), strict=True):
@@ -237,21 +239,32 @@ def test_it_learns_a_text(cfg: ModelConfig) -> None:
     starts = np.arange(ROWS)[:, None] * 5 + np.arange(LENGTH + 1)
     rows = text[starts % len(text)]
     data = {"tokens": rows[:, :-1], "targets": rows[:, 1:], "weights": np.ones((ROWS, LENGTH), np.float32)}
-    task, mesh = task_of(cfg), make_mesh({"data": 1}, jax.devices()[:1])
-    chain = replace(ADAMW, eps=1e-8).build(60, task.axes())
+    learner, mesh = learner_of(cfg), make_mesh({"data": 1}, jax.devices()[:1])
+    chain = replace(ADAMW, eps=1e-8).build(60, learner.axes())
     seen: list[float] = []
-    state = begun(task, chain, mesh)
-    step = build_step(task, chain, mesh)
-    list(train(state, step, repeat(data), 60, lambda n, m: seen.append(m["loss"]), lambda n: False, lambda *_: True))
+    state = begun(learner, chain, mesh)
+    step = build_step(learner, chain, mesh)
+    list(
+        train(
+            state,
+            step,
+            repeat(data),
+            as_given,
+            60,
+            lambda n, m: seen.append(m["loss"]),
+            lambda n: False,
+            lambda *_: True,
+        )
+    )
     assert len(seen) == 60 and seen[0] == pytest.approx(math.log(32), abs=1)
     assert seen[-1] < 0.4 * seen[0]
 
 
 def test_a_loss_that_is_not_a_number_stops_at_its_step() -> None:
-    task, mesh = task_of(GPT), make_mesh({"data": 1}, jax.devices()[:1])
-    chain = ADAMW.build(9, task.axes())
-    state = begun(task, chain, mesh)
-    step, seen, visited = build_step(task, chain, mesh), [], []
+    learner, mesh = learner_of(GPT), make_mesh({"data": 1}, jax.devices()[:1])
+    chain = ADAMW.build(9, learner.axes())
+    state = begun(learner, chain, mesh)
+    step, seen, visited = build_step(learner, chain, mesh), [], []
 
     def spoiled(state: Any, batch: Any) -> Any:
         if int(state.step) == 4:  # the fifth step starts from a parameter that is not a number
@@ -264,6 +277,7 @@ def test_a_loss_that_is_not_a_number_stops_at_its_step() -> None:
                 state,
                 spoiled,
                 (batch(n) for n in range(9)),
+                as_given,
                 9,
                 lambda n, m: seen.append(n),
                 lambda n: n == 6,

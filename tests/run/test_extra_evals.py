@@ -1,4 +1,4 @@
-"""Further evaluations: what longer rows and other objectives ask, and what cannot be asked is said, not run into."""
+"""Extra evaluations: what longer rows and other objectives ask, and what cannot be asked is said, not run into."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,8 @@ from lm.data.objective import PrefixLM
 from lm.experiment import Evaluation, Experiment
 from lm.model.positions import Alibi, Learned
 from lm.page.run_report import write_report
-from lm.run import course, evaluations
+from lm.run import course, extra_evals
+from lm.run.evaluate import evaluate
 from lm.study.trial import measures
 from tests.tiny import experiment, lines, write_texts
 
@@ -50,7 +51,7 @@ def test_another_objective_is_told_in_its_own_measures(finished: Path) -> None:
 
 
 def test_evaluate_makes_them_again(finished: Path) -> None:
-    found, logged = course.evaluate(finished), measures(lines(finished)[-1])
+    found, logged = evaluate(finished), measures(lines(finished)[-1])
     assert set(found) == {f"{at}{s}" for at in ("", "2x/", "same/", "prefix/") for s in ("sums", "words")}
     for source, values in found.items():
         assert all(
@@ -60,11 +61,11 @@ def test_evaluate_makes_them_again(finished: Path) -> None:
 
 def test_learned_positions_end(tiny: Experiment) -> None:
     learned = tiny.replace(model=dict(positions=Learned()))
-    assert evaluations.impossible(learned) == {"2x": "its rows have 64 tokens, and Learned positions end at 32"}
-    assert not evaluations.impossible(learned.replace(seq_len=16)) and not evaluations.impossible(tiny)
+    assert extra_evals.too_long_evals(learned) == {"2x": "its rows have 64 tokens, and Learned positions end at 32"}
+    assert not extra_evals.too_long_evals(learned.replace(seq_len=16)) and not extra_evals.too_long_evals(tiny)
     data = prepare(learned.data, 32, 8)
-    assert set(evaluations.batches(learned, data)) == {"same", "prefix"}
-    assert {name: (b.seq_len, b.batch_rows) for name, b in evaluations.batches(tiny, data, 2).items()} == {
+    assert set(extra_evals.batches(learned, data)) == {"same", "prefix"}
+    assert {name: (b.seq_len, b.batch_rows) for name, b in extra_evals.batches(tiny, data, 2).items()} == {
         "2x": (64, 4),
         "same": (32, 8),
         "prefix": (32, 8),
@@ -92,16 +93,16 @@ def test_an_objective_without_room_is_refused_before_training(tiny: Experiment) 
     with pytest.raises(
         ValueError, match="evaluations.spans: SpanCorruption and the tokenizer need 267 ids and model.v"
     ):
-        evaluations.batches(spans, data)
+        extra_evals.batches(spans, data)
     few = tiny.replace(model=dict(vocab=300), evaluations={"spans": Evaluation(8, SpanCorruption(sentinels=9))})
     with pytest.raises(ValueError, match="evaluations.spans: a row of .* set objective.sentinels="):
-        evaluations.batches(few, data)
+        extra_evals.batches(few, data)
 
 
 def test_the_report_tells_them(finished: Path) -> None:
     page = (finished / "report.html").read_text()
     loss = lines(finished)[-1]["evaluations/2x/words/loss"]
-    assert "Further evaluations" in page and f"{loss:.3f}" in page and "was not made" not in page
+    assert "Extra evaluations" in page and f"{loss:.3f}" in page and "was not made" not in page
     about = json.loads((finished / "about.json").read_text())
     assert about["not_evaluated"] == {}
     (finished / "about.json").write_text(json.dumps(about | {"not_evaluated": {"4x": "rows too long"}}))

@@ -1,0 +1,107 @@
+"""What a method shows of its model at the end: prompts that it continues, or held-out text that it reconstructs.
+
+A reconstruction is of the beginning of a source's held-out text, as the objective asks it: masks are filled, missing
+spans and what follows a prefix are written, always the likeliest token.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm.data.denoise import end_id, mode_id, sentinel_id
+from lm.data.masked import MaskedLM, mask_id
+from lm.data.objective import Batch
+from lm.model.inputs import Inputs
+from lm.text.tokenizer import Tokenizer
+from lm.train.method import Sample, SampleSettings, Writer
+
+if TYPE_CHECKING:
+    from lm.data.loader import Batches
+
+Logits = Callable[[jax.Array], jax.Array]  # tokens [1, T] -> logits [1, T, V]
+
+
+def continuations(model: Writer, settings: SampleSettings) -> Iterator[Sample]:
+    """Each prompt and what the model writes after it."""
+    for prompt in settings.prompts:
+        room = model.model.cfg.context - len(model.encode(prompt))
+        streamed = model.stream(prompt, min(settings.sample_tokens, room), settings.sampling, settings.seed)
+        yield Sample(f"{prompt!r} goes on", prompt, prompt + "".join(rows[0] for rows in streamed))
+
+
+def reconstructions(model: Writer, settings: SampleSettings, data: "Batches") -> Iterator[Sample]:
+    """The first held-out row of each source, as the objective asks it and as the model answers."""
+    for source in data.sources if settings.sample_tokens else []:
+        batch = next(data.heldout(source, 1))
+        answer = fill_masks if isinstance(data.objective, MaskedLM) else continue_targets
+        prompt, text = answer(model, data, batch, settings.sample_tokens)
+        if text:
+            yield Sample(f"{source}, reconstructed", prompt, f"{prompt}\n\n{text}")
+
+
+def fill_masks(model: Writer, data: "Batches", batch: Batch, most: int) -> tuple[str, str]:
+    """The row with its chosen tokens in brackets, and with the likeliest ones there."""
+    there, asked = batch["segment_ids"][0] > 0, batch["weights"][0] > 0
+    if not asked.any():
+        return "", ""
+    guesses = np.asarray(_logits(model, batch)(jnp.asarray(batch["tokens"])))[0, :, : data.context.vocab].argmax(-1)
+    shown, tokenizer = batch["tokens"][0], data.tokenizer
+    hidden = {mask_id(data.context): "…"}
+    return (
+        render_ids(tokenizer, shown[there], asked[there], hidden),
+        render_ids(tokenizer, np.where(asked, guesses, shown)[there], asked[there], hidden),
+    )
+
+
+def continue_targets(model: Writer, data: "Batches", batch: Batch, most: int) -> tuple[str, str]:
+    """What the row gives to read, and the likeliest tokens after it: at most `most`, up to the end."""
+    asked = np.flatnonzero(batch["weights"][0])
+    if not len(asked):
+        return "", ""
+    first, tokens = int(asked[0]), batch["tokens"].copy()
+    logits, written = _logits(model, batch), list[int]()
+    end = end_id(getattr(data.objective, "sentinels", 1), data.context)
+    for at in range(first, min(first + most, int(asked[-1]) + 1)):
+        written.append(int(np.asarray(logits(jnp.asarray(tokens)))[0, at].argmax()))
+        if written[-1] == end:
+            break
+        tokens[0, at + 1 : at + 2] = written[-1]
+    read = batch["tokens"][0, : first + 1]
+    if "encoder_tokens" in batch:
+        read = batch["encoder_tokens"][0][batch["encoder_segment_ids"][0] > 0]
+    names = special_names(data)
+    return tuple(render_ids(data.tokenizer, ids, None, names) for ids in (read, np.array(written)))  # type: ignore[return-value]
+
+
+def _logits(model: Writer, batch: Batch) -> Logits:
+    """The model's logits where everything but the tokens is as in `batch`."""
+    inputs = Inputs.of({name: jnp.asarray(array) for name, array in batch.items()})
+    forward = jax.jit(lambda params, tokens: model.model(params, replace(inputs, tokens=tokens)))
+    return lambda tokens: forward(model.params, tokens)
+
+
+def special_names(data: "Batches") -> dict[int, str]:
+    """How the ids after the tokenizer's are shown: <0>, <1>, … for sentinels, then [R], [S], [X]."""
+    count = getattr(data.objective, "sentinels", 0)
+    if not count:
+        return {}
+    names = {sentinel_id(count, data.context) - k: f"<{k}>" for k in range(count)}
+    return names | {mode_id(m, count, data.context): f"[{name}] " for m, name in enumerate("RSX")}
+
+
+def render_ids(tokenizer: Tokenizer, ids: np.ndarray, marked: np.ndarray | None, names: dict[int, str]) -> str:
+    """The text of `ids`; ids after the vocabulary by name, those `marked` in brackets."""
+    parts, run = [], list[int]()
+    for i, token in enumerate(ids.tolist()):
+        is_marked = marked is not None and bool(marked[i])
+        if token < tokenizer.vocab_size and token not in names and not is_marked:
+            run.append(token)
+            continue
+        text = names.get(token) or (tokenizer.decode([token]) if token < tokenizer.vocab_size else f"<{token}>")
+        parts += [tokenizer.decode(run), f"[{text}]" if is_marked else text]
+        run = []
+    return "".join([*parts, tokenizer.decode(run)])

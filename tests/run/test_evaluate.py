@@ -1,0 +1,79 @@
+"""A run's newest checkpoint is measured by whatever devices there are, from its parameters alone."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import pytest
+
+from lm.experiment import Experiment
+from lm.run import course
+from lm.run.evaluate import evaluate, on_devices_here
+from lm.sharding.rules import Layout
+from lm.train.optim import AdamW
+from tests.tiny import experiment, lines, write_texts
+
+ROOT = Path(__file__).parents[2]
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def declared(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    base = experiment(write_texts(tmp_path_factory.mktemp("texts"))).replace(prompts=(), compute=dict(matmul="float32"))
+    return replace(base, steps=4, mesh={"fsdp": 4, "tensor": 2}, layout=Layout(sequence=True))
+
+
+@pytest.fixture(scope="module")
+def finished(declared: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    course.train(declared, folder)
+    return folder
+
+
+def test_on_the_devices_that_trained_it_and_without_an_optimizer(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AdamW, "build", lambda *_: pytest.fail("an optimizer was built"))
+    check(evaluate(finished), finished)
+
+
+def test_on_one_device(finished: Path) -> None:
+    """Those of a process of its own, which sees the CPU as it is."""
+    code = f"import json; from lm.run.evaluate import evaluate; print(json.dumps(evaluate({str(finished)!r})))"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    check(json.loads(ran.stdout.splitlines()[-1]), finished)
+
+
+def check(found: dict[str, dict[str, float]], run: Path) -> None:
+    """`found` is what training measured in the end."""
+    logged = lines(run)[-1]
+    assert list(found) == ["sums", "words"]
+    for source, values in found.items():
+        assert list(values) == ["loss", "perplexity", "bits_per_byte", "gzip", "xz"]
+        for name in list(values)[:3]:
+            assert values[name] == pytest.approx(logged[f"eval/{source}/{name}"], rel=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("count", "shape"),
+    [(8, {"fsdp": 4, "tensor": 2}), (4, {"fsdp": 4}), (3, {"fsdp": 2}), (1, {})],
+)
+def test_the_mesh_of_training_or_what_divides(
+    count: int, shape: dict[str, int], declared: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda: devices[:count])
+    one, mesh = on_devices_here(declared)
+    assert {axis: size for axis, size in mesh.shape.items() if size > 1} == shape
+    assert one.layout == (declared.layout if count == 8 else Layout())
+
+
+def test_where_the_width_does_not_divide_rows_do(declared: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = declared.replace(model=dict(width=18))
+    devices = jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda: devices[:4])
+    _, mesh = on_devices_here(odd)
+    assert {axis: size for axis, size in mesh.shape.items() if size > 1} == {"data": 4}
