@@ -39,6 +39,12 @@ def check_mesh(experiment: Experiment, mesh: Mapping[str, int]) -> None:
         raise ValueError(f"mesh axis expert={mesh['expert']}: this model has no experts, use data or fsdp instead")
     if mesh.get("tensor", 1) == 1 and experiment.layout.sequence:
         raise ValueError("layout.sequence=True splits the sequence over mesh axis tensor, which is 1: set it to False")
+    in_order = {type(slot.mixer).__name__ for slot in experiment.model.slots.values() if slot.mixer.recurrent}
+    if mesh.get("context", 1) > 1 and in_order:
+        raise ValueError(
+            f"mesh axis context={mesh['context']} splits rows, which {' and '.join(sorted(in_order))} reads in order: "
+            "set context=1, and use data, fsdp or tensor instead"
+        )
     for dimension in dimensions(experiment):
         names = tuple(name for name in dimension.names if mesh.get(name, 1) > 1)
         parts = math.prod(mesh[name] for name in names)

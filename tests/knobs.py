@@ -18,6 +18,7 @@ from lm.experiment import Experiment
 from lm.model.attention import Attention
 from lm.model.compute import Compute
 from lm.model.config import LayerKind, ModelConfig
+from lm.model.delta import GatedDeltaNet
 from lm.model.experts import Experts
 from lm.model.latent import LatentAttention
 from lm.model.output import Output
@@ -102,6 +103,7 @@ def samples() -> dict[str, Any]:
         "FeedForward": FeedForward(12, "silu", gated=True),
         "LatentAttention": LatentAttention(2, 4, 2, 5, kv_lora_rank=6, q_lora_rank=3),
         "Experts": Experts(12, "silu", gated=True, experts=3, top_k=2),
+        "GatedDeltaNet": GatedDeltaNet(1, 2, key_dim=4, value_dim=6, chunk=4),
         "Linear": Linear(2.0),
         "Dynamic": Dynamic(2.0, original_context=8),
         "Llama3": Llama3(4.0, original_context=64),
@@ -144,6 +146,9 @@ def changes() -> dict[str, Any]:
         "ModelConfig.context": 32,
         "ModelConfig.pattern": (LayerKind(), LayerKind(window=3)),
         **dict.fromkeys(("Attention.heads", "LatentAttention.qk_rope_head_dim"), 4),
+        "GatedDeltaNet.key_heads": 2,
+        "GatedDeltaNet.value_heads": 4,
+        "GatedDeltaNet.chunk": 8,
         "FeedForward.activation": "relu",
         "Output.transform": "gelu",
         **dict.fromkeys(("Compute.dtype", "Compute.matmul", "Compute.gradients"), "bfloat16"),

@@ -20,6 +20,7 @@ PART: tuple[tuple[str, dict[str, int], dict[str, Any]], ...] = (
     ("latent", {"context": 2, "tensor": 2, "data": 2}, {}),
     ("t5", {"context": 2, "fsdp": 4}, {}),
     ("bert", {"context": 8}, {}),
+    ("gated deltanet", {"tensor": 2, "fsdp": 4}, {}),
 )
 
 

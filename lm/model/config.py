@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from lm.model.attention import Attention  # noqa: F401 - reading one back finds the classes that are imported
+from lm.model.delta import GatedDeltaNet  # noqa: F401
 from lm.model.experts import Experts  # noqa: F401
 from lm.model.latent import LatentAttention  # noqa: F401
 from lm.model.mixer import Mixer
@@ -96,6 +97,11 @@ class ModelConfig:
         self._check_encoder()
         for slot in self.slots.values():
             slot.mixer.check(slot.positions)
+            if slot.mixer.recurrent and (slot.window or not self.causal):
+                raise ValueError(
+                    f"{type(slot.mixer).__name__} reads all earlier tokens of a row and no later one: "
+                    f"expected window=0 and causal=True, not window={slot.window} and causal={self.causal}"
+                )
         self.parametrisation.check(self)
 
     def _check_encoder(self) -> None:

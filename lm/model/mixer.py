@@ -95,6 +95,12 @@ class Mixer:
         """The size of the vectors that positions rotate; 0: none."""
         return 0
 
+    @property
+    def recurrent(self) -> bool:
+        """Whether it reads a row in order, through a state: no token sees a later one, none stays behind a window, and
+        no device can have a part of a row."""
+        return False
+
     def check(self, positions: Positions) -> None:
         """Raise ValueError where these positions cannot serve this mixer."""
         if positions.biased:

@@ -14,7 +14,7 @@ import jax
 
 Axes = Sequence[str | None]
 
-STACKED = ("layers", "experts")  # axes along which whole matrices are stacked
+STACKED = ("layers", "experts", "conv")  # axes along which whole matrices, or a convolution's vectors, are stacked
 
 
 class MultipliedAxes(tuple[str | None, ...]):

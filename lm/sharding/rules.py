@@ -43,6 +43,7 @@ RULES: dict[str, Rule] = {
     "head_dim": None,
     "experts": "expert",
     "layers": None,
+    "conv": None,  # the taps of a convolution over tokens
     "norm": None,  # vectors of width D: too small to be worth gathering
 }
 

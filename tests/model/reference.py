@@ -4,6 +4,7 @@ Slow and plain on purpose: nothing here is shared with the library but the names
 """
 
 import math
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from lm.model.compute import Compute
 from lm.model.config import LayerKind, ModelConfig
+from lm.model.delta import GatedDeltaNet
 from lm.model.experts import Experts
 from lm.model.families import deepseek_v2, gemma2, gemma3, gpt, gpt_oss, llama, mixtral, palm
 from lm.model.inputs import Inputs
@@ -44,6 +46,12 @@ LATENT = deepseek_v2(
     ffn=Experts(10, "silu", gated=True, experts=3, top_k=2),
     pattern=(LayerKind(window=3), LayerKind()),
 )
+# three layers of a state to one of attention, and one layer more than whole repetitions of the pattern
+DELTA = replace(
+    LLAMA,
+    layers=5,
+    pattern=(LayerKind(mixer=GatedDeltaNet(2, 4, key_dim=6, value_dim=3, conv_size=3, chunk=4)),) * 3 + (LayerKind(),),
+)
 MODELS = {
     "gpt": GPT,
     "llama": LLAMA,
@@ -57,6 +65,7 @@ MODELS = {
     "gemma 2": GEMMA2,
     "gemma 3": gemma3(**SIZES, layers=5, window=3, every=3),
     "latent": LATENT,
+    "gated deltanet": DELTA,
     "palm": palm(vocab=31, layers=2, width=12, heads=3, head_dim=6, context=24),
 }
 

@@ -1,0 +1,440 @@
+"""Gated DeltaNet: the paper's recurrence, by chunks, behind a cache, over a mesh, counted and planned."""
+
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments.llama import experiment as small
+from lm import value
+from lm.legal import check_mesh
+from lm.model import count
+from lm.model.compute import Compute
+from lm.model.config import LayerKind, ModelConfig
+from lm.model.delta import GatedDeltaNet
+from lm.model.delta_rule import Tokens, chunked, recurrent
+from lm.model.inputs import Inputs
+from lm.model.parametrisation import MuP
+from lm.model.positions import Alibi, Positions
+from lm.model.transformer import Transformer
+from lm.plan import analytic
+from lm.plan.topology import parse_topology
+from lm.sharding.mesh import make_mesh
+from lm.sharding.tracing import using
+from lm.train.optim import AdamW
+from tests.model.reference import (
+    DELTA,
+    LLAMA,
+    SIMPLE,
+    attention,
+    close,
+    lively,
+    mean_loss,
+    rms_norm,
+    run,
+    silu,
+    tokens,
+    trees_close,
+)
+
+MIXER: Any = DELTA.pattern[0].mixer
+
+
+PAIR = replace(DELTA, layers=2, pattern=(DELTA.pattern[0], LayerKind()))
+
+
+def alone(**changes: Any) -> ModelConfig:
+    """One layer of the mixer, changed."""
+    return replace(DELTA, layers=1, pattern=(LayerKind(mixer=replace(MIXER, **changes)),))
+
+
+# ---------------------------------------------------------------- the rule
+
+
+def by_token(x: Tokens, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """2412.06464, equation 10, with S transposed: S_t = a_t (I - b_t k_t k_t^T) S_t-1 + b_t k_t v_t^T, read as
+    q_t S_t; a document begins with an empty state."""
+    q, k, v, g, beta, document = (np.asarray(a, np.float64) for a in x)
+    out = np.zeros(v.shape)
+    for row, head in np.ndindex(*q.shape[:2]):
+        S, before = state[row, head], 0.0
+        for t in range(q.shape[2]):
+            key, b = k[row, head, t], beta[row, head, t]
+            S = S if document[row, 0, t] == before else np.zeros_like(S)
+            S = np.exp(g[row, head, t]) * (np.eye(len(key)) - b * np.outer(key, key)) @ S
+            S = S + b * np.outer(key, v[row, head, t])
+            out[row, head, t], before = q[row, head, t] @ S, document[row, 0, t]
+        state[row, head] = S
+    return out, state
+
+
+def some_tokens(T: int, alike: float = 0.0, forget: float = 1.0) -> tuple[Tokens, np.ndarray]:
+    """Random ones of two rows, of three and of two documents, and a state; keys nearly `alike`."""
+    rng = np.random.default_rng(T)
+    q, k = rng.standard_normal((2, 2, 3, T, 5))
+    k = (1 - alike) * k + alike * np.ones(5)
+    k /= np.linalg.norm(k, axis=-1, keepdims=True)
+    v, state = rng.standard_normal((2, 3, T, 4)), rng.standard_normal((2, 3, 5, 4))
+    g, beta = -forget * rng.exponential(0.3, (2, 3, T)), rng.uniform(0, 1, (2, 3, T)) ** (1 - alike)
+    document = (np.arange(T) >= np.array([[T // 3], [T]])).astype(int) + (np.arange(T) >= [[T // 3 + 1], [T // 2]])
+    floats = (jnp.asarray(a, jnp.float32) for a in (q, k, v, g, beta))
+    return Tokens(*floats, document=jnp.asarray(document[:, None])), state
+
+
+by_chunk = jax.jit(chunked, static_argnums=2)
+
+
+@pytest.mark.parametrize(("T", "chunk"), [(2, 1), (2, 64), (16, 2), (16, 16), (37, 8), (37, 64)])
+def test_chunks_are_the_recurrence(T: int, chunk: int) -> None:
+    x, state = some_tokens(T)
+    for got, expected in zip(by_chunk(x, jnp.float32(state), chunk), by_token(x, state), strict=True):
+        close(got, expected)
+
+
+def test_one_token_after_the_other_is_the_recurrence() -> None:
+    x, state = some_tokens(9)
+    x = x._replace(document=jnp.zeros_like(x.document))
+    kept, parts = jnp.float32(state), []
+    for t in range(9):
+        read, kept = recurrent(Tokens(*(a[:, :, t : t + 1] for a in x)), kept)
+        parts.append(read)
+    for got, expected in zip((np.concatenate(parts, 2), kept), by_token(x, state), strict=True):
+        close(got, expected)
+
+
+def test_keys_that_are_alike_do_not_break_a_chunk() -> None:
+    """A text of one word, of which nothing is forgotten: the triangular matrices are at their worst."""
+    x, state = some_tokens(128, alike=1.0, forget=0.0)
+    for got, expected in zip(by_chunk(x, jnp.float32(state), 64), by_token(x, state), strict=True):
+        close(got, expected, 1e-4)
+
+
+def test_gradients_do_not_depend_on_chunks() -> None:
+    x, state = some_tokens(37)
+
+    def loss(floats: Any, state: jax.Array, chunk: int) -> jax.Array:
+        read, state = chunked(Tokens(*floats, x.document), state, chunk)
+        return jnp.sin(read).sum() + jnp.cos(state).sum()
+
+    gradient = jax.jit(jax.grad(loss, (0, 1)), static_argnums=2)
+    one, *others = (gradient(x[:5], jnp.float32(state), chunk) for chunk in (1, 8, 64))
+    for other in others:
+        trees_close(other, one, 2e-5)
+
+
+# ---------------------------------------------------------------- the layer
+
+
+def convolved(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """Channels of x [T, ...], each a sum over its last tokens, then silu."""
+    W, y = len(kernel), np.zeros_like(x)
+    for t in range(len(x)):
+        for i in range(min(W, t + 1)):
+            y[t] += kernel[W - 1 - i] * x[t - i]
+    return silu(y)
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.sqrt((x * x).sum(-1, keepdims=True) + 1e-6)
+
+
+def delta_mixer(x: np.ndarray, p: dict[str, np.ndarray]) -> np.ndarray:
+    """The gated DeltaNet block (2412.06464, section 3.4) of one sequence [T, D], value head by value head."""
+    T, N, K = len(x), p["value"].shape[1], p["key"].shape[1]
+    q, k, v = (convolved(np.einsum("td,dnh->tnh", x, p[n]), p[f"{n}_conv"]) for n in ("query", "key", "value"))
+    y = np.zeros_like(x)
+    for n in range(N):
+        own_q, own_k = (
+            a[:, n // (N // K)] / np.sqrt((a[:, n // (N // K)] ** 2).sum(-1, keepdims=True) + 1e-6) for a in (q, k)
+        )
+        g = -np.exp(p["A_log"][n]) * np.log1p(np.exp(x @ p["decay"][:, n] + p["dt_bias"][n]))
+        beta = 1 / (1 + np.exp(-x @ p["beta"][:, n]))
+        one = Tokens(*(a[None, None] for a in (own_q, own_k, v[:, n], g, beta, np.zeros(T))))
+        read, _ = by_token(one, np.zeros((1, 1, q.shape[-1], v.shape[-1])))
+        gated = rms_norm(read[0, 0] * q.shape[-1] ** -0.5, p, "value_norm", 1e-6) * silu(x @ p["out_gate"][:, n])
+        y += gated @ p["out"][n]
+    return y
+
+
+def forward(cfg: ModelConfig, params: Any, ids: np.ndarray) -> np.ndarray:
+    """Logits [T, V] of a Llama with layers of both kinds."""
+    params = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    x = params["stem"]["tokens"][ids]
+    for i in range(cfg.layers):
+        p = {name: stack[i // 4] for name, stack in params["layers"][str(i % 4)].items()}
+        h = rms_norm(x, p, "attention_norm", 1e-5)
+        x = x + (delta_mixer(h, p) if "A_log" in p else attention(h, p, theta=100.0))
+        h = rms_norm(x, p, "ffn_norm", 1e-5)
+        x = x + (silu(h @ p["gate"]) * (h @ p["up"])) @ p["down"]
+    return rms_norm(x, params["head"], "norm", 1e-5) @ params["head"]["kernel"]
+
+
+def test_logits_are_the_paper_s() -> None:
+    params, ids = lively(DELTA), tokens(DELTA, 2, 11)
+    logits = run(Transformer(DELTA, SIMPLE), params, ids)
+    close(logits, np.stack([forward(DELTA, params, row) for row in ids]), 2e-5)
+
+
+def batch(T: int = 24) -> dict[str, np.ndarray]:
+    segments = np.array([[1] * 9 + [2] * 12 + [0] * 3, [1] * 24], np.int32)
+    positions = np.array([[*range(9), *range(12), 0, 0, 0], range(24)], np.int32)
+    ids, targets = tokens(DELTA, 2, T), tokens(DELTA, 2, T, seed=1)
+    return {"tokens": ids, "targets": targets, "segments": segments, "positions": positions}
+
+
+def gradients(cfg: ModelConfig, compute: Compute = SIMPLE) -> Any:
+    return jax.jit(jax.value_and_grad(partial(mean_loss, Transformer(cfg, compute))))(lively(cfg), batch())
+
+
+@cache
+def simple() -> Any:
+    return gradients(alone())
+
+
+@pytest.mark.parametrize("chunk", [1, 64])
+def test_a_model_does_not_depend_on_chunks(chunk: int) -> None:
+    got, expected = gradients(alone(chunk=chunk)), simple()
+    assert all(np.isfinite(a).all() and np.abs(a).max() > 0 for a in jax.tree.leaves(expected))
+    trees_close(got, expected, 1e-4)
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        Compute("float32", "float32", "plain", flat="yes", unroll=0, remat="full"),
+        replace(SIMPLE, remat="names", keep=("attention", "query")),
+    ],
+    ids=lambda compute: compute.remat,
+)
+def test_a_model_does_not_depend_on_how_it_is_computed(compute: Compute) -> None:
+    trees_close(gradients(alone(), compute.resolve("cpu")), simple(), 1e-4)
+
+
+def test_bfloat16_is_close_to_float32() -> None:
+    """And the state stays float32."""
+    cfg, half = alone(), replace(SIMPLE, dtype="bfloat16", matmul="bfloat16")
+    exact, rounded = (run(Transformer(cfg, c), lively(cfg), tokens(cfg, 2, 24)) for c in (SIMPLE, half))
+    # the norm of what is read makes much of the rounding where little was: the mean, not the largest
+    assert 1e-4 < np.abs(rounded - exact).mean() / exact.std() < 0.02
+    kept = Transformer(cfg, half).empty_cache(2, 8).layers["0"]
+    assert {a.dtype.name for a in kept.inputs} == {"bfloat16"} and kept.state.dtype == jnp.float32
+
+
+def test_padding_between_and_before_documents_is_not_read() -> None:
+    model, cfg = Transformer(alone(), SIMPLE), alone()
+    ids, params = tokens(cfg, 1, 11), lively(cfg)
+    segments = np.array([[0] * 2 + [3] * 4 + [0] * 2 + [1] * 3], np.int32)
+    together = run(model, params, ids, segments=segments)
+    close(together[:, 2:6], run(model, params, ids[:, 2:6]))
+    close(together[:, 8:], run(model, params, ids[:, 8:]))
+
+
+# ---------------------------------------------------------------- the cache
+
+
+@partial(jax.jit, static_argnums=0)
+def extend(model: Transformer, params: Any, cache: Any, ids: jax.Array, segments: jax.Array | None = None) -> Any:
+    x, cache, _ = model.hidden(params, Inputs(ids, segments=segments), cache)
+    return model.logits(params, x), cache
+
+
+def state_of(cache: Any, row: int) -> Any:
+    """What the first layers keep of a row."""
+    stacked = not isinstance(cache.layers["0"], list)
+    return jax.tree.map(
+        lambda a: a[0, row] if stacked else a[row], cache.layers["0"] if stacked else cache.layers["0"][0]
+    )
+
+
+@pytest.mark.parametrize("unroll", [0, 1])
+def test_padding_leaves_a_row_as_it_is(unroll: int) -> None:
+    """Prompts of 5 and 1 tokens; then 3 and 2 more, then none and 4, then one each."""
+    model, params = Transformer(PAIR, replace(SIMPLE, unroll=unroll)), lively(PAIR)
+    ids, at = tokens(PAIR, 2, 11), np.zeros(2, int)
+    cache: Any = model.empty_cache(2, 12)
+    parts: list[list[np.ndarray]] = [[], []]
+    for lengths in ((5, 1), (3, 2), (0, 4), (1, 1)):
+        T = max(lengths)
+        some = np.stack([np.pad(ids[r, at[r] : at[r] + n], (0, T - n)) for r, n in enumerate(lengths)])
+        segments = (np.arange(T) < np.array(lengths)[:, None]).astype(np.int32)
+        before = cache
+        logits, cache = extend(model, params, cache, some, segments)
+        for r, n in enumerate(lengths):
+            parts[r].append(logits[r, :n])
+            if n == 0:
+                jax.tree.map(np.testing.assert_array_equal, state_of(cache, r), state_of(before, r))
+        at += lengths
+    assert cache.length.tolist() == at.tolist() == [9, 8]
+    for r in range(2):
+        close(np.concatenate(parts[r])[None], run(Transformer(PAIR, SIMPLE), params, ids[r : r + 1, : at[r]]), 3e-5)
+
+
+def test_a_row_without_tokens_is_empty_whatever_the_cache_has() -> None:
+    """A row of the cache that is given to another text."""
+    model, params, ids = Transformer(PAIR, SIMPLE), lively(PAIR), tokens(PAIR, 2, 8)
+    _, cache = extend(model, params, model.empty_cache(2, 12), ids[:, :4])
+    cache = replace(cache, length=jnp.array([0, 4]))
+    logits, _ = extend(model, params, cache, ids[:, 4:])
+    close(logits[:1], run(model, params, ids[:1, 4:]), 3e-5)
+    close(logits[1:], run(model, params, ids[1:])[:, 4:], 3e-5)
+
+
+def test_a_cache_is_as_large_for_any_length() -> None:
+    model = Transformer(alone(), SIMPLE)
+    shapes = [[a.shape for a in jax.tree.leaves(model.empty_cache(2, length).layers)] for length in (8, 8000)]
+    assert shapes[0] == shapes[1] == [(1, 2, 4, 6, 3), (1, 2, 2, 2, 6), (1, 2, 2, 2, 6), (1, 2, 2, 4, 3)]
+
+
+# ---------------------------------------------------------------- training
+
+
+def test_it_learns_to_copy() -> None:
+    """The second half of a row is the first: a state of one layer remembers it."""
+    cfg = replace(LLAMA, vocab=8, pattern=(LayerKind(mixer=GatedDeltaNet(2, 2, 16, 16, chunk=8)),), layers=1)
+    model = Transformer(cfg, SIMPLE)
+    chain = AdamW(learning_rate=1e-2, weight_decay=0.0).build(200, model.axes())
+    half = np.random.default_rng(0).integers(0, 8, (32, 6))
+    ids = jnp.asarray(np.concatenate([half, half], 1))
+
+    def loss(params: Any) -> jax.Array:
+        logits = jax.nn.log_softmax(model(params, ids[:, :-1])[:, 5:])
+        return -jnp.take_along_axis(logits, ids[:, 6:, None], -1).mean()
+
+    @jax.jit
+    def step(carry: Any, _: None) -> Any:
+        params, state = carry
+        now, grads = jax.value_and_grad(loss)(params)
+        updates, state = chain.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), now
+
+    params = model.init(jax.random.key(0))
+    _, losses = jax.lax.scan(step, (params, chain.init(params)), None, length=60)
+    assert losses[0] > 1.8 and losses[-1] < 0.5, losses
+
+
+def test_a_fresh_state_lasts() -> None:
+    """Decays of a fresh model are of between one token and a thousand."""
+    cfg = alone(value_heads=64)
+    p = jax.jit(Transformer(cfg, SIMPLE).init)(jax.random.key(0))["layers"]["0"]
+    times = 1 / (jnp.exp(p["A_log"]) * jax.nn.softplus(p["dt_bias"]))
+    assert 0.5 < times.min() < 3 and 100 < times.max() < 1001
+    assert p["query_conv"].std() == pytest.approx(3**-0.5, rel=0.3)
+
+
+def test_vectors_do_not_decay() -> None:
+    axes = Transformer(alone(), SIMPLE).axes()
+    mask = AdamW().decay_mask(axes)["layers"]["0"]
+    matrices = {"query", "key", "value", "out_gate", "beta", "decay", "out", "gate", "up", "down"}
+    assert {name for name, decays in mask.items() if decays} == matrices
+    assert {"A_log", "dt_bias", "query_conv", "key_conv", "value_conv", "value_norm_scale"} < set(mask)
+
+
+# ---------------------------------------------------------------- over a mesh
+
+OVER = small.replace(model=replace(DELTA, vocab=40), batch_tokens=64 * 24)
+
+
+def test_heads_are_split_over_tensor_and_rows_over_data() -> None:
+    model, params = Transformer(PAIR, SIMPLE), lively(PAIR)
+    given = batch()
+    expected = jax.jit(jax.value_and_grad(partial(mean_loss, model)))(params, given)
+    with using(make_mesh({"tensor": 2, "data": 2}, jax.devices()[:4])):
+        compiled = jax.jit(jax.value_and_grad(partial(mean_loss, model))).lower(params, given).compile()
+        trees_close(compiled(params, given), expected, 3e-4)
+    program = compiled.as_text()
+    assert "f32[1,2,6,3]" in program and "f32[2,4,6,3]" not in program  # a device's part of a state
+
+
+@pytest.mark.parametrize("mesh", [{"tensor": 4, "data": 2}, {"tensor": 2, "fsdp": 2}], ids=str)
+def test_meshes_that_will_do(mesh: dict[str, int]) -> None:
+    check_mesh(OVER, mesh)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        ({"context": 2}, "context=2 splits rows, which GatedDeltaNet reads in order: set context=1"),
+        ({"tensor": 8}, r"pattern\[0\].mixer.value_heads=4 .* mesh tensor=8: try tensor=2 or tensor=4"),
+    ],
+    ids=str,
+)
+def test_meshes_that_will_not_do(mesh: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_mesh(OVER, mesh)
+
+
+# ---------------------------------------------------------------- counted and planned
+
+
+def test_count_by_hand() -> None:
+    cfg = alone()
+    D, key, inner, N = 16, 2 * 6, 4 * 3, 4
+    weights = D * (2 * key + 2 * inner + 2 * N) + inner * D
+    vectors = 3 * (2 * key + inner) + 2 * N + 3
+    rest = 2 * D + 3 * D * 20 + 2 * 41 * D + D
+    assert count.parameters(cfg) == weights + vectors + rest
+    products = 6 * (weights + 3 * D * 20 + 41 * D)
+    for length in (8, 8000):
+        assert count.flops_per_token(cfg, length) == products + 3 * 6 * N * 6 * 3
+    assert sum(MIXER.products(D).values()) == 2 * weights
+    assert MIXER.activations(2) == dict(query=6, key=6, value=(2 * inner + 2 * N) / 2, attention=inner / 2)
+    assert MIXER.activations(8)["key"] == 6
+
+
+def test_a_plan_by_arithmetic() -> None:
+    state = LayerKind(mixer=GatedDeltaNet(8, 16, 128, 128))
+    topology = parse_topology("v5p:4x4x4")
+    full = small.replace(mesh=dict(fsdp=64), batch_tokens=64 * small.length, compute=dict(remat="minimal")).on(64)
+    mixed = full.replace(model=dict(pattern=(state,) * 3 + (LayerKind(),)))
+    plans = [analytic.plan(e, topology) for e in (full, mixed)]
+    assert plans[1].model_flops == count.flops_per_token(mixed.model, mixed.length) * mixed.batch_tokens / 64
+    assert all(np.isfinite(list(plan.memory.values())).all() for plan in plans)
+    assert plans[0].memory["peak"] != plans[1].memory["peak"]
+
+
+# ---------------------------------------------------------------- refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(value_heads=3), "value_heads=3 is not a multiple of key_heads=2: try 4"),
+        (dict(chunk=48), "chunk=48: expected a power of two, as 32"),
+        (dict(conv_size=0), "GatedDeltaNet.conv_size=0: expected at least 1"),
+        (dict(key_dim=0), "key_dim=0"),
+    ],
+    ids=str,
+)
+def test_bad_sizes(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(MIXER, **changes)
+
+
+def test_models_that_it_does_not_serve() -> None:
+    in_order = "GatedDeltaNet reads all earlier tokens of a row and no later one"
+    with pytest.raises(ValueError, match=f"{in_order}.* not window=3 and causal=True"):
+        replace(DELTA, pattern=(LayerKind(window=3, mixer=MIXER),))
+    with pytest.raises(ValueError, match=f"{in_order}.* not window=0 and causal=False"):
+        replace(DELTA, causal=False)
+    with pytest.raises(ValueError, match="GatedDeltaNet takes no bias by distance: Alibi adds one"):
+        replace(DELTA, positions=Alibi())
+    replace(DELTA, positions=Alibi(), pattern=(LayerKind(mixer=MIXER, positions=Positions()), LayerKind()))
+    with pytest.raises(ValueError, match="MuP says nothing of GatedDeltaNet"):
+        replace(DELTA, parametrisation=MuP(16))
+    model, ids = Transformer(alone(), SIMPLE), tokens(DELTA, 1, 6)
+    with pytest.raises(ValueError, match="reads a prefix in order too: take an objective that has none"):
+        run(model, lively(alone()), ids, prefix=np.ones((1, 6), np.int32))
+    both = replace(alone(), encoder=replace(LLAMA, causal=False))
+    with pytest.raises(ValueError, match="GatedDeltaNet reads no encoder"):
+        Transformer(both, SIMPLE).shapes()
+
+
+def test_it_is_set_by_its_value() -> None:
+    changed = value.parse(small, "model.attention=GatedDeltaNet(key_heads=2, value_heads=4, key_dim=8, value_dim=16)")
+    assert changed.model.attention == GatedDeltaNet(2, 4, 8, 16)
+    assert value.build(ModelConfig, value.plain(DELTA)) == DELTA
