@@ -140,7 +140,7 @@ class _Denoising(Objective):
 class SpanCorruption(_Denoising):
     """Predict the spans removed from the text: a fraction `rate` of its tokens, in spans of `mean_length` tokens
     (1910.10683, section 3.1.4). The sentinels are the `sentinels` ids after the tokenizer's, the first sentinel the
-    highest of them, as T5's <extra_id_0>."""
+    highest of them, as T5's <extra_id_0>. Raises ValueError for a rate, length or number out of range."""
 
     rate: float = 0.15
     mean_length: float = 3.0
@@ -161,7 +161,7 @@ class SpanCorruption(_Denoising):
 class UL2(_Denoising):
     """A mixture of denoisers, one drawn for each row: regular, sequential (one span, at the end) and extreme ones, the
     seven of Table 1 of 2205.05131, equally likely. A mode token ([R], [S], [X]: the ids after the sentinels) before the
-    inputs names the kind."""
+    inputs names the kind. Raises ValueError for fewer than one sentinel."""
 
     def __post_init__(self) -> None:
         if self.sentinels < 1:

@@ -28,7 +28,8 @@ class MaskedLM(Objective):
     random token of the vocabulary, 10% stay. With `whole_words` the pieces of a word are selected together. With
     `next_sentence` a row is two texts, and whether the second follows the first is predicted too.
 
-    The mask is the tokenizer's own, else the first id after its vocabulary. bos and eos are never selected."""
+    The mask is the tokenizer's own, else the first id after its vocabulary. bos and eos are never selected.
+    Raises ValueError for a rate outside (0, 1)."""
 
     rate: float = 0.15
     whole_words: bool = False

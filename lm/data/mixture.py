@@ -33,7 +33,8 @@ class Breakpoint:
 @dataclass(frozen=True)
 class Mixture:
     """Named sources and their weights (shares of the rows, up to a factor). With `breakpoints` the weights are
-    piecewise linear in the step: `weights` at step 0, then each breakpoint's at its step, then constant."""
+    piecewise linear in the step: `weights` at step 0, then each breakpoint's at its step, then constant. Raises
+    ValueError for weights that do not fit the sources, or steps that do not ascend."""
 
     sources: dict[str, Source]
     weights: dict[str, float]
@@ -70,7 +71,9 @@ class Data:
 
 
 class MixtureSampler:
-    """Which rows of which sources make the batch of each step: `batch_rows` of them, by systematic sampling."""
+    """Which rows of which sources make the batch of each step: `batch_rows` of them, by systematic sampling.
+
+    Raises ValueError for an empty batch."""
 
     def __init__(self, mixture: Mixture, batch_rows: int, seed: int):
         if batch_rows < 1:

@@ -136,7 +136,8 @@ class Objective:
         raise NotImplementedError
 
     def row_tokens(self, context: ObjectiveContext) -> int:
-        """Tokens of text in a row of context.seq_len inputs; the packing adds one."""
+        """Tokens of text in a row of context.seq_len inputs; the packing adds one. Raises ValueError where too few
+        fit."""
         return context.seq_len
 
     def extra_tokens(self, context: ObjectiveContext) -> int:

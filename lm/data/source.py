@@ -166,7 +166,8 @@ def paths(path: str, heldout: float | str) -> list[str]:
 
 
 def content(files: Sequence[Path]) -> list[str]:
-    """The identity of the content of `files`: a hash of each, or its size and mtime where they are large."""
+    """The identity of the content of `files`: a hash of each, or its size and mtime where they are large. Raises
+    ValueError where one cannot be read."""
     try:
         states = [f.stat() for f in files]
         if sum(s.st_size for s in states) <= HASHED_BYTES:

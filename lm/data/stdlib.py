@@ -54,7 +54,8 @@ class Stdlib(Source):
 
 
 def library(folder: str | None = None) -> Path:
-    """The folder of the standard library's .py files; ValueError where there are none (a zipped or stripped Python)."""
+    """The folder of the standard library's .py files. Raises ValueError where there are none (a zipped or stripped
+    Python)."""
     root = Path(folder or sysconfig.get_paths()["stdlib"])
     if not (root / "textwrap.py").is_file() or not (root / "argparse.py").is_file():
         raise ValueError(

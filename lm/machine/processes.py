@@ -131,7 +131,7 @@ def connect() -> None:
 
 def all_or_raise(name: str, f: Callable[[], T]) -> T:
     """`f()` in every process, then a barrier. A ValueError or OSError in one process raises in all: there as it is, in
-    the others as a ValueError with the same message."""
+    the others as a ValueError with the same message. Raises PeerLost where another process is lost."""
     if count() == 1:
         return f()
     failure: Exception | None = None

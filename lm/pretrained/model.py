@@ -182,8 +182,19 @@ class Pretrained:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> str:
-        """One continuation of `prompt`: greedy, or with a `temperature` sampled, from the `top_k` most likely tokens
-        (0: all) of the nucleus `top_p`. Raises ValueError as `stream`."""
+        """One continuation of `prompt`.
+
+        Args:
+          prompt: text.
+          max_new_tokens: the most tokens of the continuation.
+          temperature: divides the logits; 0 is greedy.
+          top_k: sample from the k most likely tokens; 0: all.
+          top_p: sample from the most likely tokens of this mass.
+          seed: of the draws.
+
+        Raises:
+          ValueError: as `stream`.
+        """
         sampling = Sampling(temperature, top_k, top_p)
         return "".join(rows[0] for rows in self.stream(prompt, max_new_tokens, sampling, seed))
 

@@ -52,7 +52,7 @@ class Tokenizer:
       controls: the ids without text (bos, eos, turn markers) -> their names ("</s>").
       roles: role -> id; `bos` .. `mask` are the ids of ROLES, None where there is none.
 
-    `stop_ids` are the ids that end a generated text."""
+    `stop_ids` are the ids that end a generated text. Raises ValueError for a role outside the vocabulary."""
 
     chat_template: str | Mapping[str, str] | None = None  # jinja2, see lm/text/chat.py
 

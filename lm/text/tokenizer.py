@@ -86,7 +86,7 @@ class TokenizerSpec:
 @dataclass(frozen=True)
 class SentencePieceSpec(TokenizerSpec):
     """Lossless SentencePiece, trained on at most `train_bytes` of the text: identity normalisation, no whitespace added
-    or collapsed, bytes for rare characters."""
+    or collapsed, bytes for rare characters. Raises ValueError for sizes out of range."""
 
     vocab_size: int = 4096
     model: str = "bpe"
