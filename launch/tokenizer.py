@@ -15,7 +15,7 @@ The first --train-bytes of it are used for training.
 
 examples:
   lm tokenizer train --text ~/books --vocab-size 8000 --output tokenizers/books
-  lm tokenizer train --text a.jsonl b.txt --model unigram --output tokenizers/ab
+  lm tokenizer train --text a.jsonl b.txt --model-type unigram --output tokenizers/ab
 
 An experiment uses it as TokenizerFile("tokenizers/books").
 """
@@ -48,7 +48,7 @@ def add(verbs: Any) -> None:
         "--text", nargs="+", action="extend", required=True, metavar="PATH", help="files and folders to train on"
     )
     new.add_argument("--vocab-size", type=int, default=4096, metavar="N", help="pieces, 256 bytes among them (4096)")
-    new.add_argument("--model", choices=("bpe", "unigram"), default="bpe", help="the algorithm (bpe)")
+    new.add_argument("--model-type", choices=("bpe", "unigram"), default="bpe", help="the algorithm (bpe)")
     new.add_argument(
         "--train-bytes", type=int, default=10_000_000, metavar="N", help="the most text to train on (10 million)"
     )
@@ -75,7 +75,7 @@ def train(args: argparse.Namespace) -> None:
     """Train a tokenizer on all documents of the paths, and save it."""
     from lm.text.tokenizer import SentencePieceSpec
 
-    spec = SentencePieceSpec(vocab_size=args.vocab_size, model=args.model, train_bytes=args.train_bytes)
+    spec = SentencePieceSpec(vocab_size=args.vocab_size, model_type=args.model_type, train_bytes=args.train_bytes)
     tokenizer = spec.make(itertools.chain.from_iterable(texts(Path(p).expanduser()) for p in args.text))
     try:
         tokenizer.save(args.output)

@@ -29,6 +29,7 @@ FIELDS: dict[str, dict[str, str]] = {
     "Llama3": {"low": "low_freq_factor", "high": "high_freq_factor", "original": "original_context"},
     "YaRN": {"fast": "beta_fast", "slow": "beta_slow", "attention": "attention_factor", "original": "original_context"},
     "Mixture": {"knots": "breakpoints"},
+    "SentencePieceSpec": {"model": "model_type"},
 }
 PLACES = {"Experiment": {"objective": "method.objective", "z_loss": "method.z_loss"}}
 

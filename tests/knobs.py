@@ -184,7 +184,7 @@ def changes() -> dict[str, Any]:
         "Parquet.path": str(root / "more.parquet"),
         "Parquet.field": "other",
         "TokenizerFile.path": str(root / "characters"),
-        "SentencePieceSpec.model": "unigram",
+        "SentencePieceSpec.model_type": "unigram",
         "SentencePieceSpec.indentations": 0,
         "SentencePieceSpec.train_bytes": 9_000,
         "SentencePieceSpec.vocab_size": 380,

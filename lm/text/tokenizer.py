@@ -89,14 +89,14 @@ class SentencePieceSpec(TokenizerSpec):
     or collapsed, bytes for rare characters. Raises ValueError for sizes out of range."""
 
     vocab_size: int = 4096
-    model: str = "bpe"
+    model_type: str = "bpe"
     byte_fallback: bool = True
     train_bytes: int = 10_000_000
     indentations: int = 24  # pieces reserved for the most frequent "newline and indentation" of code
 
     def __post_init__(self) -> None:
-        if self.model not in ("bpe", "unigram"):
-            raise ValueError(f"SentencePieceSpec model={self.model!r}: expected bpe or unigram")
+        if self.model_type not in ("bpe", "unigram"):
+            raise ValueError(f"SentencePieceSpec model_type={self.model_type!r}: expected bpe or unigram")
         if self.vocab_size < 300 and self.byte_fallback:
             raise ValueError(
                 f"vocab_size={self.vocab_size}: 256 bytes and 3 parse_special leave too few, take at least 300"
@@ -109,7 +109,7 @@ class SentencePieceSpec(TokenizerSpec):
     def make(self, texts: Iterable[str]) -> Tokenizer:
         return SentencePiece(
             train_sentencepiece(
-                texts, self.vocab_size, self.model, self.byte_fallback, self.train_bytes, self.indentations
+                texts, self.vocab_size, self.model_type, self.byte_fallback, self.train_bytes, self.indentations
             )
         )
 

@@ -18,14 +18,14 @@ BLOCK_CHARACTERS = 4096  # SentencePiece trains on "sentences"; ours are blocks 
 
 
 def train_sentencepiece(
-    texts: Iterable[str], vocab_size: int, model: str, byte_fallback: bool, train_bytes: int, indentations: int
+    texts: Iterable[str], vocab_size: int, model_type: str, byte_fallback: bool, train_bytes: int, indentations: int
 ) -> bytes:
     """The content of a SentencePiece model file; deterministic.
 
     Args:
       texts: documents, of which the first `train_bytes` are used.
       vocab_size: ids in all: 0 unknown, 1 bos, 2 eos, then the `indentations`, the 256 bytes, the pieces.
-      model: "bpe" or "unigram".
+      model_type: "bpe" or "unigram".
       byte_fallback: whether the 256 bytes are ids, for characters outside the vocabulary.
       train_bytes: UTF-8 bytes to train on.
       indentations: pieces reserved for indentations.
@@ -42,7 +42,7 @@ def train_sentencepiece(
             sentence_iterator=iter(blocks),
             model_writer=out,
             vocab_size=vocab_size,
-            model_type=model,
+            model_type=model_type,
             byte_fallback=byte_fallback,
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,

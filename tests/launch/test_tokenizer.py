@@ -31,7 +31,18 @@ def test_train_then_inspect(corpus: Path, tmp_path: Path, model: str, capsys: py
     out = tmp_path / "out"
     assert (
         main(
-            ["tokenizer", "train", "--text", str(corpus), "--vocab-size", "400", "--model", model, "--output", str(out)]
+            [
+                "tokenizer",
+                "train",
+                "--text",
+                str(corpus),
+                "--vocab-size",
+                "400",
+                "--model-type",
+                model,
+                "--output",
+                str(out),
+            ]
         )
         == 0
     )

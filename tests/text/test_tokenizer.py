@@ -135,7 +135,7 @@ def test_too_little_text_is_an_error_with_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"model": "wordpiece"}, {"vocab_size": 100}, {"train_bytes": 0}, {"indentations": -1}]
+    "change", [{"model_type": "wordpiece"}, {"vocab_size": 100}, {"train_bytes": 0}, {"indentations": -1}]
 )
 def test_impossible_specs_are_refused(change: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
