@@ -10,8 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from lm.model.compute import Compute
 from lm.model.flash import flash
@@ -38,6 +36,8 @@ def splash(
 ) -> jax.Array:
     """`plain` by JAX's splash attention kernel for TPUs; on a CPU it is interpreted, for tests. With `shards`, q is
     this device's part of the queries of so many, in natural order or `zigzag` (lm/model/context.py)."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds  # 0.1 s, which only TPUs need
+
     T, S = q.shape[1], k.shape[1]
     mask = scoring.mask
     if scoring.bias is not None or mask.prefix is not None or not isinstance(mask.offset, int) or T == 1:
@@ -49,7 +49,7 @@ def splash(
     )
     kernel = _splash_kernel(q.shape[1:3], k.shape[2], scoring, compute, shards, zigzag)
     extra = {} if scoring.sinks is None else dict(sinks=scoring.sinks.astype(jnp.float32))
-    each = jax.vmap(lambda q, k, v, a, b: kernel(q, k, v, segment_ids=kernels.SegmentIds(a, b), **extra))
+    each = jax.vmap(lambda q, k, v, a, b: kernel(q, k, v, segment_ids=SegmentIds(a, b), **extra))
     return each(q, k, v, queries, keys).transpose(0, 2, 1, 3)[:, :T].astype(compute.dtype)
 
 
@@ -57,6 +57,9 @@ def _splash_kernel(
     queries: tuple[int, ...], S: int, scoring: Scoring, compute: Compute, shards: int, zigzag: bool
 ) -> Any:
     """The kernel for (heads, queries) of one device and S keys."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
     (N, T), mask = queries, scoring.mask
     sides = (mask.window - 1 if mask.window else None, 0 if mask.causal else (mask.window - 1 if mask.window else None))
     if sides == (None, None):

@@ -46,7 +46,10 @@ def test_a_verb(command: list[str], forbidden: tuple[str, ...]) -> None:
         ("lm.value", (*JAX, *TOKENIZERS, *DATA, *PARTS, "numpy", "rich")),
         ("lm.text.tokenizer", (*JAX, *DATA, *PARTS)),
         ("lm.data.loader", (*JAX, *DATA, *PARTS)),
-        ("lm.model.transformer", (*TOKENIZERS, *DATA, *PARTS, "optax", "orbax", "tensorstore")),
+        (
+            "lm.model.transformer",
+            (*TOKENIZERS, *DATA, *PARTS, "optax", "orbax", "tensorstore", "jax.experimental.pallas"),
+        ),
         ("lm.page.run_report", (*JAX, *TOKENIZERS, *DATA, *PARTS)),
         ("lm.pretrained", EXPERIMENT),
     ],
