@@ -6,13 +6,24 @@ python -m certificates.ours table FOLDER TABLE    the table; exit code 1 where a
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from certificates.cases import CASES, NEW, Case, counted, inputs, prompts
+from certificates.mixers import MIXERS, MixerCase, attention_mask, hidden_states, params
 from lm.decode.sampling import Sampling
+from lm.model.compute import Compute
+from lm.model.delta import GatedDeltaNet
+from lm.model.mixer import LayerInputs, Mixer
+from lm.model.parts import RMSNorm
+from lm.model.positions import Positions
+from lm.model.scoring import Mask
 from lm.pretrained import Pretrained, load
 
 MARKS = {True: "equal", False: "**differs**", None: ""}
@@ -67,6 +78,60 @@ def uncached(model: Pretrained, case: Case) -> list[int]:
     return (start if encoded else ids[0])[-NEW:]
 
 
+class Alone(nn.Module):
+    """A mixer without a layer around it, in float32."""
+
+    mixer: Mixer
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: Mask, cache: Any = None) -> tuple[jax.Array, Any]:
+        compute = Compute(matmul="float32").resolve("cpu")
+        return self.mixer(self, x, LayerInputs(mask), Positions(), cache, compute, 1)
+
+
+def mixer_of(case: MixerCase) -> GatedDeltaNet:
+    """Our mixer of a case's fields."""
+    sizes = {name.removeprefix("linear_"): size for name, size in case.fields.items()}
+    return GatedDeltaNet(
+        sizes["num_key_heads"],
+        sizes["num_value_heads"],
+        sizes["key_head_dim"],
+        sizes["value_head_dim"],
+        conv_size=sizes["conv_kernel_dim"],
+        norm=RMSNorm(eps=sizes.get("rms_norm_eps", 1e-6)),
+    )
+
+
+def mixer_outputs(case: MixerCase) -> dict[str, np.ndarray]:
+    """What transformers' side gives of a module: certificates/reference.py, make_mixer."""
+    mixer, x = mixer_of(case), jnp.asarray(hidden_states(case))
+    run = jax.jit(partial(Alone(mixer).apply, {"params": params(case)}))
+    full, _ = run(x, Mask(jnp.asarray(attention_mask())))
+    rows, last = len(x), x.shape[1] - 1
+    _, cache = run(x[:, :-1], Mask(), mixer.empty_cache(rows, 0, 0, 0, jnp.float32))
+    following, cache = run(x[:, -1:], Mask(offset=jnp.full(rows, last)), cache)
+    return {name: np.asarray(a) for name, a in dict(full=full, next=following, state=cache.state).items()}
+
+
+def compare_mixer(case: MixerCase, folder: Path) -> dict[str, float]:
+    """The differences of each of `mixer_outputs`; of `full` where there is no padding."""
+    reference, given = np.load(folder / "reference.npz"), mixer_outputs(case)
+    real = {"full": attention_mask() > 0}
+    return {n: difference(a[real.get(n, ...)], reference[n][real.get(n, ...)]) for n, a in given.items()}
+
+
+def mixer_table(folder: Path) -> tuple[list[str], bool]:
+    """The lines of the table of mixers, and whether all of them hold."""
+    lines = ["| module | shape | rows | a token behind a cache | state |", "|---|---|---|---|---|"]
+    fine = True
+    for case in MIXERS:
+        found = json.loads((folder / case.name / "found.json").read_text())
+        fine &= max(found.values()) <= LIMIT
+        shown = (f"{value:.1e}" + ("" if value <= LIMIT else " **fails**") for value in found.values())
+        lines.append(f"| {case.module} | {case.shape} | {' | '.join(shown)} |")
+    return lines, fine
+
+
 def table(folder: Path) -> tuple[list[str], bool]:
     """The lines of the table, and whether all of them hold."""
     lines = [f"| architecture | shape | {' | '.join(COLUMNS)} |", "|---" * (2 + len(COLUMNS)) + "|"]
@@ -99,11 +164,16 @@ def main(verb: str, folder: str, out: str = "") -> int:
                 raise
             print(case.architecture, case.shape, found, flush=True)
             (Path(folder) / case.name / "found.json").write_text(json.dumps(found))
+        for mixer in MIXERS:
+            (Path(folder) / mixer.name / "found.json").write_text(
+                json.dumps(compare_mixer(mixer, Path(folder) / mixer.name))
+            )
         return 0
     lines, fine = table(Path(folder))
-    print("\n".join(lines))
-    Path(out).write_text(HEAD + "\n".join(lines) + "\n")
-    return 0 if fine else 1
+    mixers, mixers_fine = mixer_table(Path(folder))
+    print("\n".join([*lines, *mixers]))
+    Path(out).write_text(HEAD + "\n".join(lines) + MIXERS_HEAD + "\n".join(mixers) + "\n")
+    return 0 if fine and mixers_fine else 1
 
 
 HEAD = """# Certificates
@@ -112,6 +182,14 @@ HEAD = """# Certificates
 a batch padded on the left, on the right and not at all, in float32. The difference is the largest of all logits at
 tokens that are no padding, in standard deviations of the logits, and must be at most 1e-5. Greedy continuations are 12
 tokens.
+
+"""
+
+MIXERS_HEAD = """
+
+Single mixers, of architectures that are not read as a whole: random weights and inputs of 150 tokens, padded on the
+left, on the right and not at all. The largest difference of what comes out, of one token's behind a cache of 149, and
+of the cache's state, in their standard deviations: at most 1e-5.
 
 """
 

@@ -2,7 +2,7 @@
 
 python -m certificates.reference make FOLDER      checkpoints, logits, greedy continuations
 python -m certificates.reference check FOLDER     the logits of our exports
-python -m certificates.reference record FOLDER    a few of the logits, for the tests: tests/pretrained/recorded.json
+python -m certificates.reference record FOLDER    a few of the numbers, for the tests: their recorded.json
 """
 
 import json
@@ -14,8 +14,10 @@ import torch
 import transformers
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from transformers.models.qwen3_next import modeling_qwen3_next as qwen3_next
 
 from certificates.cases import CASES, NEW, Case, array, inputs, prompts
+from certificates.mixers import MIXERS, MixerCase, attention_mask, hidden_states, tensor
 
 CONFIGS = {
     "GPT2": "GPT2Config",
@@ -83,7 +85,23 @@ def check(case: Case, folder: Path) -> None:
     np.savez(folder / "again.npz", logits=logits(model.eval(), case), odd=np.array(odd, dtype=str))
 
 
-RECORDED = Path(__file__).parent.parent / "tests" / "pretrained" / "recorded.json"
+@torch.no_grad()
+def make_mixer(case: MixerCase, folder: Path) -> None:
+    """What a module gives: of padded rows (`full`), and of the last token behind a cache of the others (`next`), whose
+    recurrent state it leaves."""
+    cfg = getattr(transformers, case.config)(**case.fields)
+    module = getattr(qwen3_next, case.module)(cfg, layer_idx=0).eval()
+    module.load_state_dict({n: torch.tensor(tensor(n, tuple(w.shape))) for n, w in module.state_dict().items()})
+    x, cache = torch.tensor(hidden_states(case)), transformers.DynamicCache(config=cfg)
+    full = module(x, attention_mask=torch.tensor(attention_mask()))
+    module(x[:, :-1], cache_params=cache)
+    given = dict(full=full, next=module(x[:, -1:], cache_params=cache), state=cache.get_recurrent_state(0, state_idx=0))
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / "reference.npz", **{name: value.numpy() for name, value in given.items()})
+
+
+TESTS = Path(__file__).parent.parent / "tests"
+FEW_OF_A_MIXER = {"full": (slice(None), slice(12, None, 30)), "next": (), "state": (0, slice(None), 0)}
 FEW = (slice(None), slice(12, None, 9), slice(3, None, 31))  # of [B, T, V]
 
 
@@ -102,8 +120,20 @@ def record(folder: Path) -> None:
             "logits": given["logits"][FEW].round(7).tolist(),
             "greedy": given["greedy"].tolist() if "greedy" in given else None,
         }
+    write_lines(found, TESTS / "pretrained" / "recorded.json")
+    mixers = {}
+    for mixer in MIXERS:
+        given = np.load(folder / mixer.name / "reference.npz")
+        mixers[mixer.name] = {
+            n: [float(given[n].std()), given[n][few].round(7).tolist()] for n, few in FEW_OF_A_MIXER.items()
+        }
+    write_lines(mixers, TESTS / "model" / "recorded.json")
+
+
+def write_lines(found: dict[str, object], path: Path) -> None:
+    """JSON with a line a case."""
     lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in found.items()]
-    RECORDED.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def main(verb: str, folder: str) -> None:
@@ -115,6 +145,8 @@ def main(verb: str, folder: str) -> None:
     torch.manual_seed(0)
     for case in CASES:
         {"make": make, "check": check}[verb](case, Path(folder) / case.name)
+    for mixer in MIXERS if verb == "make" else ():
+        make_mixer(mixer, Path(folder) / mixer.name)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Gated DeltaNet: the paper's recurrence, by chunks, behind a cache, over a mesh, counted and planned."""
 
+import json
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,6 +12,8 @@ import numpy as np
 import optax
 import pytest
 
+from certificates.mixers import MIXERS, MixerCase
+from certificates.ours import LIMIT, mixer_outputs
 from experiments.llama import experiment as small
 from lm import value
 from lm.legal import check_mesh
@@ -178,6 +182,18 @@ def test_logits_are_the_paper_s() -> None:
     params, ids = lively(DELTA), tokens(DELTA, 2, 11)
     logits = run(Transformer(DELTA, SIMPLE), params, ids)
     close(logits, np.stack([forward(DELTA, params, row) for row in ids]), 2e-5)
+
+
+FEW: dict[str, Any] = {"full": (slice(None), slice(12, None, 30)), "next": (), "state": (0, slice(None), 0)}
+
+
+@pytest.mark.parametrize("case", MIXERS, ids=lambda case: case.name)
+def test_numbers_are_those_of_transformers(case: MixerCase) -> None:
+    """Recorded by certificates/reference.py."""
+    known = json.loads((Path(__file__).parent / "recorded.json").read_text())[case.name]
+    for name, given in mixer_outputs(case).items():
+        std, wanted = known[name]
+        assert np.abs(given[FEW[name]] - np.array(wanted)).max() <= LIMIT * std + 1e-7  # as many digits are recorded
 
 
 def batch(T: int = 24) -> dict[str, np.ndarray]:
