@@ -27,6 +27,12 @@ TESTS = {
     "lm/model/scoring.py": KERNELS,
     "lm/model/flash.py": KERNELS,
     "lm/model/attention.py": CACHED + RECORDED,
+    "lm/model/cache.py": CACHED,
+    "lm/model/latent.py": of(
+        "model/test_latent",
+        *("logits_are_the_paper_s", "absorbed_or_expanded_it_is_the_same", "what_is_cheaper_is_done"),
+    )
+    + of("model/test_remat", "what_a_mixer_says_is_what_is_kept"),
     "lm/model/inputs.py": of("train/test_loss", "a_document_s_loss_is_its_own"),
     "lm/model/output.py": of("model/test_transformer", "bfloat16_is_close_to_float32") + RECORDED,
     "lm/model/scaling.py": ("tests/model/test_positions.py",),
@@ -189,7 +195,9 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/model/attention.py": (
         ("logits are scaled by 1/H", "self.head_dim**-0.5)", "self.head_dim**-1)"),
         ("keys are not normalised", 'self.qk_norm(module, "key_norm", k)', "k"),
-        ("the cache holds keys as values", "new = k, v  #", "new = k, k  #"),
+        ("the cache holds keys as values", "cache.read((k, v)", "cache.read((k, k)"),
+    ),
+    "lm/model/cache.py": (
         (
             "a windowed cache is one token short",
             "min(length, window or length)",
@@ -201,6 +209,14 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
             "last - (last + 1 - jnp.arange(self.size)) %",
         ),
         ("padding is kept in a ring", "(segments > 0).sum(1)", "jnp.full((rows,), T)"),
+    ),
+    "lm/model/latent.py": (
+        ("latents are not normalised", 'self.norm(module, "kv_norm", latent)', "latent"),
+        ("logits are scaled by the part without positions", "self.qk_head_dim**-0.5", "self.qk_nope_head_dim**-0.5"),
+        ("queries and keys are not rotated", "positions.rotate(a, inputs.table, compute)", "a"),
+        ("many queries absorb", "< self.kv_lora_rank * head", "< 2 * self.kv_lora_rank * head"),
+        ("the rotated key is read as a value", "[..., : self.kv_lora_rank]", "[..., -self.kv_lora_rank :]"),
+        ("low ranks are no activations", "self.qk_head_dim + self.q_lora_rank, key=key", "self.qk_head_dim, key=key"),
     ),
     "lm/model/stack.py": (
         ("slots share the keys of dropout", "keys[first + p :: P]", "keys[first::P]"),

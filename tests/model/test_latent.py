@@ -124,7 +124,18 @@ def test_deepseek_v2_lite_s_sizes() -> None:
     assert count.flops_per_token(LITE, 4096) == 6 * weights + attention
     assert sum(MIXER.products(2048).values()) == 2 * (query + down + up + out)
     low = replace(MIXER, q_lora_rank=1536)
+    assert low.activations(4) == dict(query=4 * 192 + 1536, key=4 * 128 + 576, value=4 * 128, attention=4 * 128)
     assert low.products(2048)["query"] == 2 * (2048 * 1536 + 1536 * 16 * 192)
+
+
+def test_first_values_have_the_variance_of_their_inputs() -> None:
+    mixer = replace(MIXER, q_lora_rank=48, kv_lora_rank=80)
+    cfg = deepseek_v2(vocab=9, layers=2, width=64, heads=16, mlp=8, context=8, attention=mixer)
+    params = jax.jit(Transformer(cfg, SIMPLE).init)(jax.random.key(0))["layers"]["0"]
+    inputs = dict(query_down=64, kv_down=64, key_rope=64, query=48, query_rope=48, key=80, value=80, out=4 * 16 * 128)
+    for name, size in inputs.items():
+        assert float(params[name].std()) == pytest.approx(size**-0.5, rel=0.04), name
+    assert all((params[f"{name}_norm_scale"] == 1).all() for name in ("query", "kv"))
 
 
 def test_it_is_chosen_by_value() -> None:
