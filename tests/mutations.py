@@ -23,7 +23,7 @@ TESTS = {
         *("the_metrics_are_the_batch_s", "dropout_s_keys_come_from_the_seed_and_the_step"),
         "each_micro_batch_has_a_key_of_its_own",
     ),
-    "lm/tune/pretrain.py": ("tests/train/test_loss.py",),
+    "lm/tune/pretrain.py": ("tests/train/test_loss.py", "tests/tune/test_pretrain.py"),
     "lm/model/scoring.py": KERNELS,
     "lm/model/flash.py": KERNELS,
     "lm/model/attention.py": CACHED + RECORDED,
@@ -122,6 +122,8 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("the gradient norm is that of the updates", "optax.global_norm(grads)", "optax.global_norm(updates)"),
     ),
     "lm/tune/pretrain.py": (
+        ("bits per byte are nats", "/ store.total_bytes / math.log(2)", "/ store.total_bytes"),
+        ("the first tokens of documents are coded too", "store.total_tokens - len(store)", "store.total_tokens"),
         ("routers' losses are left out", "total += sum(losses.values()) * share", "total += 0"),
         ("each micro-batch has all of routers' losses", "sum(losses.values()) * share", "sum(losses.values())"),
     ),
@@ -198,6 +200,11 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("the cache holds keys as values", "cache.read((k, v)", "cache.read((k, k)"),
     ),
     "lm/model/cache.py": (
+        (
+            "a token is one place late",
+            "_by_row(offset, B)[:, None] + jnp.ar",
+            "_by_row(offset, B)[:, None] + 1 + jnp.ar",
+        ),
         (
             "a windowed cache is one token short",
             "min(length, window or length)",
