@@ -31,7 +31,7 @@ from lm.study.statistics import paired, unpaired
 from lm.text.tokenizer import Bytes
 from lm.train.optim import AdamW
 from lm.train.schedule import Constant
-from lm.train.step import fresh_state, one_step
+from lm.train.step import fresh_state, step_function
 
 TOGETHER = 400  # runs in one call
 SURE = 1e-4  # of the binomial error
@@ -85,7 +85,7 @@ def losses(e: Experiment, studies: int, seeds: int) -> np.ndarray:
     data = prepare(e.data, e.length, e.rows, e.seed, e.method.objective)
     learner = e.method.build(Transformer(e.model, e.compute.resolve("cpu")), data)
     optimizer = e.optimizer.build(e.steps, learner.axes())
-    step = one_step(learner, optimizer)
+    step = step_function(learner, optimizer)
     heldout = next(data.heldout("code", 256))
     heldout["weights"] /= heldout["weights"].sum()
 

@@ -43,11 +43,12 @@ def build(settings: dict[str, Any]) -> Train:
 
     from lm.model.compute import Compute
     from lm.model.transformer import Transformer
+    from lm.sharding.batches import place_batch
     from lm.sharding.mesh import make_mesh
     from lm.train.optim import AdamW
     from lm.train.program import Program
     from lm.train.schedule import Constant
-    from lm.train.step import init_state, place
+    from lm.train.step import init_state
     from lm.tune.pretrain import Pretrain
 
     hardware.use_compilation_cache(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))
@@ -62,7 +63,7 @@ def build(settings: dict[str, Any]) -> Train:
     def train(steps: int) -> float:
         nonlocal state, taken
         for _ in range(steps):
-            state, metrics = step(state, place(data[taken % BATCHES], mesh))
+            state, metrics = step(state, place_batch(data[taken % BATCHES], mesh))
             taken += 1
         jax.block_until_ready(state)
         return float(metrics["loss"])

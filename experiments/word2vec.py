@@ -21,21 +21,23 @@ from lm.data.loader import Batches, prepare
 from lm.machine.monitor import preparing
 from lm.page.markup import document, section, table, tag
 from lm.text.tokenizer import Tokenizer
-from lm.train.word2vec import Stream, Word2Vec, neighbours, train
+from lm.train.word2vec import PairSampler, Word2Vec, nearest, train
 
 word2vec = Word2Vec(width=256)
 
 
-def stream(data: Batches, how: Word2Vec) -> Stream:
-    """The training text of all sources as one stream of tokens."""
+def pair_sampler(data: Batches, config: Word2Vec) -> PairSampler:
+    """Pairs from the training text of all sources."""
     stores = [data.stores[name, "train"] for name in data.sources]
     tokens = np.concatenate([np.asarray(store.tokens) for store in stores])
     lengths = np.concatenate([store.lengths for store in stores])
-    return Stream(tokens.astype(np.int64), np.repeat(np.arange(len(lengths)), lengths), data.tokenizer.vocab_size, how)
+    return PairSampler(
+        tokens.astype(np.int64), np.repeat(np.arange(len(lengths)), lengths), data.tokenizer.vocab_size, config
+    )
 
 
-def alike(vectors: np.ndarray, data: Batches, rows: int = 40, count: int = 6) -> list[tuple[str, str]]:
-    """The most frequent pieces that are words, and which are nearest to each."""
+def similar(vectors: np.ndarray, data: Batches, rows: int = 40, count: int = 6) -> list[tuple[str, str]]:
+    """The most frequent pieces that are words, and the nearest to each."""
     tokenizer: Tokenizer = data.tokenizer
     stores = [data.stores[name, "train"] for name in data.sources]
     counts = sum(np.bincount(np.asarray(s.tokens), minlength=tokenizer.vocab_size) for s in stores)
@@ -45,7 +47,7 @@ def alike(vectors: np.ndarray, data: Batches, rows: int = 40, count: int = 6) ->
     return [
         (
             tokenizer.decode([i]),
-            ", ".join(f"{tokenizer.decode([j])} {c:.2f}" for j, c in neighbours(vectors, i, count, among)),
+            ", ".join(f"{tokenizer.decode([j])} {c:.2f}" for j, c in nearest(vectors, i, count, among)),
         )
         for i in words[:rows]
     ]
@@ -58,12 +60,14 @@ def main(folder: str) -> None:
     with preparing() as progress:
         data = prepare(quickstart.data, quickstart.length, quickstart.rows, progress=progress)
     vocab = data.tokenizer.vocab_size
-    vectors = train(stream(data, word2vec), vocab, word2vec, lambda n, loss: print(f"step {n:>5}  loss {loss:.3f}"))
+    vectors = train(
+        pair_sampler(data, word2vec), vocab, word2vec, lambda n, loss: print(f"step {n:>5}  loss {loss:.3f}")
+    )
     np.save(out / "vectors.npy", vectors)
-    found = alike(vectors, data)
-    for word, near in found[:12]:
-        print(f"{word:>14}  {near}")
-    shown = table(["piece", "nearest, with the cosine"], found, text_columns=2)
+    rows = similar(vectors, data)
+    for word, others in rows[:12]:
+        print(f"{word:>14}  {others}")
+    shown = table(["piece", "nearest, with the cosine"], rows, text_columns=2)
     page = document("word2vec", tag("header", tag("h1", "word2vec")), section("Nearest neighbours", shown))
     (out / "report.html").write_text(page, encoding="utf-8")
     print(f"report: {out / 'report.html'}")

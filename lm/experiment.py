@@ -1,7 +1,7 @@
 """An experiment: one frozen value from which everything that a run does follows.
 
-A page in experiments/ builds one; `lm train` runs it; `--set` and ablations change it with the same `replace`. It is
-written to a run's folder as plain data, and a folder of a different experiment is never written to.
+A page in experiments/ builds one; `lm train` trains it; `--set` and ablations change it by the same `replace`. It is
+written to a run's folder as plain data, and the folder of another experiment is never written to.
 """
 
 import dataclasses
@@ -28,14 +28,14 @@ EVERY = ("log_every_steps", "eval_every_steps", "checkpoint_every_steps")
 AT_LEAST_ONE = ("steps", "batch_tokens", "accumulate", *EVERY, "keep_last")
 AT_LEAST_ZERO = ("rows_per_device", "seq_len", "seed", "ema", "eval_tokens", "keep_best", "sample_tokens")
 PUBLISHED_LENGTH = 8192  # tokens
-# what cannot change the numbers of a run
+# fields that cannot change a run's results
 INERT = {"name", "log_every_steps", "keep_last", "keep_best", "prompts", "sample_tokens", "sampling"}
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Held-out data in rows `times` as long as those of training: by the experiment's method, or as pretraining under
-    `objective` measures text."""
+    """An extra evaluation, in rows `times` as long as those of training: by the experiment's method, or by pretraining
+    under `objective`."""
 
     times: int = 1
     objective: Objective | None = None
@@ -54,8 +54,8 @@ class Experiment:
     - `mesh`: axis -> devices, -1 for those that the others leave; empty: all devices data parallel. `layout`: the
       variant of the sharding rules on it (lm/sharding/rules.py).
     - `batch_tokens` a step, in rows of `seq_len` tokens (0: the model's context) and `accumulate` micro-batches; or
-      `rows_per_device` in its place, which makes the batch grow with the devices (a share of a row where several
-      devices hold one).
+      `rows_per_device` in its place, which scales the batch with the devices (below 1 where several devices share a
+      row).
     - `ema`: the decay of a moving average of the parameters (0: none). `embedding`: a .npy file of vectors that the
       embedding table starts with.
     - `eval_tokens`: the most held-out tokens a source that an evaluation on the way reads (0: all; the last one reads
@@ -131,8 +131,8 @@ class Experiment:
         return self.batch_tokens // self.length
 
     def on(self, devices: int) -> "Experiment":
-        """This experiment on so many devices: with `batch_tokens` in place of `rows_per_device`, and the mesh's -1 as a
-        number. Raises ValueError where they do not come out whole."""
+        """This experiment on that many devices: `batch_tokens` from `rows_per_device`, and the mesh without -1. Raises
+        ValueError where these are not whole numbers."""
         mesh, rows = dict(self.mesh), self.rows_per_device * devices
         if left := [axis for axis, size in mesh.items() if size == -1]:
             taken = math.prod(size for size in mesh.values() if size != -1)
@@ -159,9 +159,8 @@ class Experiment:
 
 
 def published(base: Experiment, name: str, model: ModelConfig) -> Experiment:
-    """`base` with a model of published size, for many chips: AdamW, layers computed again in the backward pass, the
-    state split over all devices, and a row a device of the model's context or PUBLISHED_LENGTH
-    tokens. A starting point, and no paper's recipe."""
+    """`base` with a model of published size, for many chips: AdamW, full rematerialisation, fully sharded state, and
+    one row a device of the model's context or PUBLISHED_LENGTH tokens. A starting point, not a paper's recipe."""
     length = min(model.context, PUBLISHED_LENGTH)
     return dataclasses.replace(
         base,
@@ -178,7 +177,7 @@ def published(base: Experiment, name: str, model: ModelConfig) -> Experiment:
 
 
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Where two experiments' plain data differ, less what cannot change the numbers of a run; `before` may have been
-    written by an earlier version."""
+    """The differences of two experiments' plain data, without fields that cannot change a run's results; `before` may
+    have been written by an earlier version."""
     before = value.plain(value.build(Experiment, before))
     return [d for d in value.differences(before, after) if d[0].split(".")[0] not in INERT]

@@ -37,8 +37,10 @@ def check_mesh(experiment: Experiment, mesh: Mapping[str, int]) -> None:
     experts = [slot.ffn for slot in experiment.model.slots.values() if isinstance(slot.ffn, Experts)]
     if mesh.get("expert", 1) > 1 and not experts:
         raise ValueError(f"mesh axis expert={mesh['expert']}: this model has no experts, use data or fsdp instead")
-    if mesh.get("tensor", 1) == 1 and experiment.layout.sequence:
-        raise ValueError("layout.sequence=True splits the sequence over mesh axis tensor, which is 1: set it to False")
+    if mesh.get("tensor", 1) == 1 and experiment.layout.sequence_parallel:
+        raise ValueError(
+            "layout.sequence_parallel=True shards the sequence over mesh axis tensor, which is 1: set it to False"
+        )
     in_order = {type(slot.mixer).__name__ for slot in experiment.model.slots.values() if slot.mixer.recurrent}
     if mesh.get("context", 1) > 1 and in_order:
         raise ValueError(
@@ -65,7 +67,7 @@ def dimensions(experiment: Experiment) -> Iterator[Dimension]:
     yield Dimension("batch_tokens", e.batch_tokens, rules["batch"], e.length * e.accumulate, "batch", rows)
     pieces = 2 if e.model.causal else 1  # lm/model/context.py: two chunks a device, so that causal work is equal
     yield Dimension("seq_len", e.length, rules["seq"], pieces, "seq", f"rows of {e.length} tokens")
-    yield Dimension("seq_len", e.length, rules["stream"], 1, "stream", f"rows of {e.length} tokens")
+    yield Dimension("seq_len", e.length, rules["residual_seq"], 1, "residual_seq", f"rows of {e.length} tokens")
     for field, (axis, size) in sizes(e.model).items():
         split = rules[axis]
         if axis in ZERO_AXES:
@@ -98,7 +100,7 @@ def _refusal(d: Dimension, names: tuple[str, ...], mesh: Mapping[str, int]) -> s
     over = " x ".join(f"{name}={mesh[name]}" for name in names) + (f" = {parts} devices" if len(names) > 1 else "")
     told = f"{d.what} ({d.field}={d.value})" if d.what else f"{d.field}={d.value}"
     shares = f" in shares of a multiple of {d.unit}" if d.unit > 1 and d.axis == "seq" else ""
-    whole = f", or keep it whole on every device: layout.whole=({d.axis!r},)" if d.axis in KEPT_WHOLE else ""
+    whole = f", or replicate it: layout.replicated=({d.axis!r},)" if d.axis in KEPT_WHOLE else ""
     return f"{told} cannot be divided over mesh {over}{shares}: try {_axis_sizes(d, names, mesh)} or {values}{whole}"
 
 

@@ -28,6 +28,12 @@ FIELDS: dict[str, dict[str, str]] = {
     "Dynamic": {"original": "original_context"},
     "Llama3": {"low": "low_freq_factor", "high": "high_freq_factor", "original": "original_context"},
     "YaRN": {"fast": "beta_fast", "slow": "beta_slow", "attention": "attention_factor", "original": "original_context"},
+    "Layout": {
+        "zero": "zero_stage",
+        "sequence": "sequence_parallel",
+        "whole": "replicated",
+        "optimizer_on_host": "offload_optimizer",
+    },
     "Mixture": {"knots": "breakpoints"},
     "SentencePieceSpec": {"model": "model_type"},
 }

@@ -34,11 +34,11 @@ EXPERT_MESHES: tuple[dict[str, int], ...] = (
     {"expert": 2, "fsdp": 2, "tensor": 2},
 )
 LAYOUTS: tuple[tuple[dict[str, int], dict[str, Any]], ...] = (
-    ({"fsdp": 4, "tensor": 2}, dict(sequence=True)),
-    ({"context": 2, "tensor": 2, "data": 2}, dict(sequence=True)),
-    ({"fsdp": 4, "data": 2}, dict(zero=1, optimizer_on_host=True)),
-    ({"data": 8}, dict(zero=1)),
-    ({"fsdp": 8}, dict(optimizer_on_host=True)),
+    ({"fsdp": 4, "tensor": 2}, dict(sequence_parallel=True)),
+    ({"context": 2, "tensor": 2, "data": 2}, dict(sequence_parallel=True)),
+    ({"fsdp": 4, "data": 2}, dict(zero_stage=1, offload_optimizer=True)),
+    ({"data": 8}, dict(zero_stage=1)),
+    ({"fsdp": 8}, dict(offload_optimizer=True)),
 )
 
 
@@ -94,11 +94,12 @@ def run(family: str, mesh: dict[str, int] | None, steps: int = STEPS, **layout: 
     """(the losses of so many steps, the step, the last state) of a family on a mesh; None: one device."""
     from lm.model.compute import Compute
     from lm.model.transformer import Transformer
+    from lm.sharding.batches import place_batch
     from lm.sharding.mesh import make_mesh
     from lm.sharding.rules import Layout
     from lm.train.optim import AdamW
     from lm.train.schedule import Constant
-    from lm.train.step import build_step, init_state, place
+    from lm.train.step import build_step, init_state
     from lm.tune.pretrain import Pretrain
 
     cfg, how = families()[family]
@@ -113,7 +114,7 @@ def run(family: str, mesh: dict[str, int] | None, steps: int = STEPS, **layout: 
     step = build_step(learner, chain, over, layout=Layout(**layout))
     losses = []
     for n in range(steps):
-        state, metrics = step(state, place(batch(cfg, n), over))
+        state, metrics = step(state, place_batch(batch(cfg, n), over))
         losses.append(float(metrics["total"]))
     return np.array(losses), step, state
 

@@ -99,7 +99,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("Muon's scale takes the columns", "max(rows / inputs, columns / outputs)", "columns / outputs"),
         ("Muon's momentum is not Nesterov's", "nesterov=True", "nesterov=False"),
         ("a sign of Newton-Schulz", "-4.7750", "4.7750"),
-        ("Adafactor does not clip", "if is_on(self.clip_rms)", "if False"),
+        ("Adafactor does not clip", "if is_enabled(self.clip_rms)", "if False"),
         ("Adafactor's rate is not relative", ", optax.scale_by_param_block_rms())", ")"),
     ),
     "lm/train/schedule.py": (

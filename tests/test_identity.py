@@ -7,14 +7,14 @@ import jax
 import numpy as np
 import pytest
 
+from lm.sharding.batches import place_batch
 from lm.sharding.mesh import make_mesh
-from lm.train.step import place
 from tests.identity import TOLERANCE, alone, batch, families, matrix, run
 
 PART: tuple[tuple[str, dict[str, int], dict[str, Any]], ...] = (
     ("gpt", {"replica": 2, "fsdp": 4}, {}),
-    ("llama", {"context": 2, "tensor": 2, "data": 2}, dict(sequence=True)),
-    ("llama", {"fsdp": 4, "data": 2}, dict(zero=1, optimizer_on_host=True)),
+    ("llama", {"context": 2, "tensor": 2, "data": 2}, dict(sequence_parallel=True)),
+    ("llama", {"fsdp": 4, "data": 2}, dict(zero_stage=1, offload_optimizer=True)),
     ("mixtral", {"expert": 2, "tensor": 2, "context": 2}, {}),
     ("latent", {"fsdp": 4, "tensor": 2}, {}),
     ("latent", {"context": 2, "tensor": 2, "data": 2}, {}),
@@ -36,7 +36,7 @@ def test_the_losses_are_those_of_one_device(family: str, mesh: dict[str, int], l
         assert "fsdp" not in split[0] and {"fsdp", "data"} <= split[1]
     else:
         assert split[0] == split[1] and {"fsdp", "context", "tensor"} <= split[0]
-    on_host = layout.get("optimizer_on_host", False)
+    on_host = layout.get("offload_optimizer", False)
     assert {a.sharding.memory_kind == "pinned_host" for a in jax.tree.leaves(state.opt_state) if a.ndim} == {on_host}
 
 
@@ -47,7 +47,7 @@ def test_the_part_is_of_the_matrix() -> None:
 def lowered(family: str, mesh: dict[str, int], **layout: Any) -> str:
     """The step's StableHLO."""
     _, step, state = run(family, mesh, 0, **layout)
-    return step.lower(state, place(batch(families()[family][0], 0), make_mesh(mesh))).as_text()
+    return step.lower(state, place_batch(batch(families()[family][0], 0), make_mesh(mesh))).as_text()
 
 
 def constraints(text: str) -> set[str]:

@@ -54,8 +54,8 @@ ELSEWHERE = {
     "Experiment.rows_per_device": "tests/plan/test_analytic.py::test_a_published_size_takes_what_devices_there_are",
     "Compute.keep": "tests/model/test_remat.py::test_names_keep_what_they_name",
     "Compute.offload": "tests/model/test_remat.py::test_offloaded_products_wait_on_the_host",
-    **{f"Layout.{field.name}": MESHES for field in dataclasses.fields(Layout) if field.name != "whole"},
-    "Layout.whole": "tests/sharding/test_sharding.py::test_a_dimension_that_does_not_divide_is_refused",
+    **{f"Layout.{field.name}": MESHES for field in dataclasses.fields(Layout) if field.name != "replicated"},
+    "Layout.replicated": "tests/sharding/test_sharding.py::test_a_dimension_that_does_not_divide_is_refused",
     **dict.fromkeys(("Stdlib.part", "Stdlib.folder"), STDLIB),
     **{f"Tfds.{field.name}": TFDS for field in dataclasses.fields(Tfds)},
 }

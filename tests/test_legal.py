@@ -30,7 +30,7 @@ SPARSE = DENSE.replace(
     [
         (
             {"tensor": 8},
-            r"vocab=258 .* mesh tensor=8: try tensor=1 or tensor=2 or .*=256 or .*=264, .*whole=",
+            r"vocab=258 .* mesh tensor=8: try tensor=1 or tensor=2 or .*=256 or .*=264, .*replicated=",
         ),
         (
             {"fsdp": 16},
@@ -77,15 +77,17 @@ LATENT = DENSE.replace(
 def test_ranks() -> None:
     with pytest.raises(ValueError, match=r"attention.heads=12 cannot be divided over mesh tensor=8"):
         check_mesh(LATENT, {"tensor": 8})
-    said = r"attention.kv_lora_rank=20 .* fsdp=8: try fsdp=2 or fsdp=4 or .*=16 or .*=24, or .*whole=\('rank',\)"
+    said = r"attention.kv_lora_rank=20 .* fsdp=8: try fsdp=2 or fsdp=4 or .*=16 or .*=24, or .*replicated=\('rank',\)"
     with pytest.raises(ValueError, match=said):
         check_mesh(LATENT, {"fsdp": 8})
     with pytest.raises(ValueError, match=r"attention.q_lora_rank=24 .* data=16"):
         check_mesh(
-            LATENT.replace(layout=Layout(zero=1), batch_tokens=48 * 32, model=dict(attention=dict(kv_lora_rank=16))),
+            LATENT.replace(
+                layout=Layout(zero_stage=1), batch_tokens=48 * 32, model=dict(attention=dict(kv_lora_rank=16))
+            ),
             {"data": 16},
         )
-    check_mesh(LATENT.replace(layout=Layout(whole=("rank",))), {"fsdp": 8})
+    check_mesh(LATENT.replace(layout=Layout(replicated=("rank",))), {"fsdp": 8})
     check_mesh(LATENT, {"fsdp": 4, "tensor": 4})
 
 
@@ -93,7 +95,7 @@ def test_ranks() -> None:
     ("experiment", "mesh"),
     [
         (DENSE, {"tensor": 2, "fsdp": 4}),
-        (DENSE.replace(layout=Layout(whole=("vocab",))), {"tensor": 12}),  # three devices share a kv head
+        (DENSE.replace(layout=Layout(replicated=("vocab",))), {"tensor": 12}),  # three devices share a kv head
         (DENSE, {"context": 16}),
         (SPARSE, {"expert": 6, "tensor": 4}),
         (SPARSE, {"replica": 2, "data": 3, "fsdp": 4}),
@@ -107,10 +109,10 @@ def test_what_divides(experiment: Experiment, mesh: dict[str, int]) -> None:
 @pytest.mark.parametrize(
     ("layout", "mesh", "message"),
     [
-        (dict(zero=2), {}, r"layout.zero=2: expected 3 .* or 1"),
-        (dict(whole=("vocabulary",)), {}, "layout.whole: unknown logical axis 'vocabulary'"),
-        (dict(sequence=True), {"fsdp": 8}, "layout.sequence=True .* tensor, which is 1"),
-        (dict(zero=1), {"data": 32}, r"24 rows"),
+        (dict(zero_stage=2), {}, r"layout.zero_stage=2: expected 3 .* or 1"),
+        (dict(replicated=("vocabulary",)), {}, "layout.replicated: unknown logical axis 'vocabulary'"),
+        (dict(sequence_parallel=True), {"fsdp": 8}, "layout.sequence_parallel=True .* tensor, which is 1"),
+        (dict(zero_stage=1), {"data": 32}, r"24 rows"),
     ],
     ids=str,
 )

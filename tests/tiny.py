@@ -75,13 +75,13 @@ def of(found: list[dict[str, Any]], name: str) -> dict[int, float]:
 
 
 def main(texts: str, workdir: str, seconds: str = "0", *settings: str) -> None:
-    place = course.place
+    place = course.place_batch
 
     def slowly(*args: object) -> object:
         time.sleep(float(seconds))
         return place(*args)
 
-    course.place = slowly
+    course.place_batch = slowly
     declared = experiment(Path(texts))
     for setting in settings:
         declared = value.parse(declared, setting)

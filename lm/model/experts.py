@@ -17,7 +17,7 @@ from lm.model.parts import FeedForward, add_bias, fan_in, param, zeros
 from lm.model.products import cast
 from lm.model.ragged import ragged
 from lm.sharding.collectives import all_gather, axis_index, per_device, psum, psum_scatter
-from lm.sharding.tracing import split_by
+from lm.sharding.tracing import mesh_axes_for
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _gathered(w: jax.Array, axes: tuple[str, ...], width: int) -> jax.Array:
     """A device's weights with the whole model width, over which they may be split."""
     if "embed" not in axes or w.shape[axis := axes.index("embed")] == width:
         return w
-    return all_gather(w, split_by(axes, "embed"), axis)
+    return all_gather(w, mesh_axes_for(axes, "embed"), axis)
 
 
 def add_aux_loss(module: nn.Module, name: str, value: jax.Array) -> None:

@@ -175,6 +175,6 @@ def linears(x: jax.Array, ws: Sequence[jax.Array], compute: Compute) -> list[jax
 
 def look_up(table: jax.Array, ids: jax.Array, dtype: Any) -> jax.Array:
     """The rows [B, T, D] of a table [M, D] that ids [B, T] name."""
-    x = constrain(table[ids].astype(dtype), "found_batch", "found_seq", "embed")
-    x = constrain(x, "found_batch", "seq", "found_embed")
+    x = constrain(table[ids].astype(dtype), "lookup_batch", "lookup_seq", "embed")
+    x = constrain(x, "lookup_batch", "seq", "lookup_embed")
     return constrain(x, "batch", "seq", "act_embed")

@@ -95,7 +95,7 @@ class Layer(nn.Module):
 
 def constrain_residual(x: jax.Array, compute: Compute) -> jax.Array:
     """x [B, T, D], the residual stream or what is added to it, laid out as that is."""
-    return constrain(sum_gradient_once(x, compute), "batch", "stream", "act_embed")
+    return constrain(sum_gradient_once(x, compute), "batch", "residual_seq", "act_embed")
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Stem(nn.Module):
             x = x + look_up(kinds, jnp.zeros_like(tokens) if token_types is None else token_types, x.dtype)
         x = cfg.positions.embed(self, x, positions, cfg.context)
         x = dropout(self, cfg.embed_norm(self, "norm", x), cfg.dropout)
-        return constrain(x, "batch", "stream", "act_embed")
+        return constrain(x, "batch", "residual_seq", "act_embed")
 
 
 class Distances(nn.Module):

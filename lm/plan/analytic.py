@@ -51,7 +51,7 @@ class Step:
     def shards(self) -> int:
         """The devices over which the state is sharded."""
         split = self.axis(*SPLIT_STATE, "tensor")
-        return split * self.axis("data") if self.experiment.layout.zero == 1 else split
+        return split * self.axis("data") if self.experiment.layout.zero_stage == 1 else split
 
     @property
     def tokens(self) -> float:
@@ -82,7 +82,7 @@ class Step:
         e, model = self.experiment, self.experiment.model
         state = self.parameters * F32 / self.shards
         moments = _optimizer_bytes(e) / self.shards
-        stream = model.width / (self.axis("tensor") if e.layout.sequence else 1)
+        stream = model.width / (self.axis("tensor") if e.layout.sequence_parallel else 1)
         unnamed = 4 * stream + self.activations["mlp_in"] if e.compute.remat == "nothing" else 0  # norms, activations
         kept = (
             (stream + unnamed + sum(self.activations.get(name, 0.0) for name in self.kept()))
@@ -96,7 +96,7 @@ class Step:
         working = self.tokens * (2 * sum(self.activations.values()) + 4 * model.width) * BF16
         chunk = min(e.compute.loss_chunk or e.length, e.length) / e.length
         logits = 2 * self.tokens * chunk * model.vocab / self.axis("tensor") * F32
-        arguments = state + (0 if e.layout.optimizer_on_host else moments)
+        arguments = state + (0 if e.layout.offload_optimizer else moments)
         gradients = state * (2 if e.accumulate > 1 else 1)
         temporaries = gradients + kept + max(working, logits) + gathered
         return dict(
@@ -144,7 +144,7 @@ class Step:
         layers, width = e.model.layers, e.model.width
         mine = self.parameters / self.axis("tensor") / self.axis("expert")
         fsdp, tensor, context = self.axis("fsdp", "context"), self.axis("tensor"), self.axis("context")
-        if fsdp > 1 and e.layout.zero == 3:
+        if fsdp > 1 and e.layout.zero_stage == 3:
             yield self._over("all-gather", 2 * micro, mine * BF16, fsdp, layers)
             yield self._over("reduce-scatter", micro, mine * F32, fsdp, layers)
         if tensor > 1:

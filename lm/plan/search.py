@@ -57,7 +57,7 @@ class Candidate:
         mesh = [f"mesh.{axis}={size}" for axis, size in e.mesh.items()]
         rest = [f"accumulate={e.accumulate}", f"compute.block={e.compute.block}"]
         keep = [f"compute.keep={','.join(e.compute.keep)}"] if e.compute.keep else []
-        sequence = ["layout.sequence=true"] if e.layout.sequence else []
+        sequence = ["layout.sequence_parallel=true"] if e.layout.sequence_parallel else []
         return " ".join([*mesh, f"compute.remat={e.compute.remat}", *keep, *rest, *sequence])
 
     @property
@@ -66,7 +66,7 @@ class Candidate:
         e = self.experiment
         mesh = ", ".join(f"{axis}={size}" for axis, size in e.mesh.items())
         keep = f", keep={e.compute.keep!r}" if e.compute.keep else ""
-        sequence = "layout=Layout(sequence=True), " if e.layout.sequence else ""
+        sequence = "layout=Layout(sequence_parallel=True), " if e.layout.sequence_parallel else ""
         return (
             f"mesh=dict({mesh}), accumulate={e.accumulate}, {sequence}"
             f'compute=Compute(remat="{e.compute.remat}"{keep}, block={e.compute.block})'
@@ -96,7 +96,7 @@ def candidates(experiment: Experiment, topology: Topology) -> list[Candidate]:
     accumulates = sorted({*(2**k for k in range(8)), e.accumulate})
     for mesh, remat, accumulate in itertools.product(meshes(e, topology), REMATS, accumulates):
         try:
-            layout = dataclasses.replace(e.layout, sequence=mesh.get("tensor", 1) > 1)
+            layout = dataclasses.replace(e.layout, sequence_parallel=mesh.get("tensor", 1) > 1)
             compute = dataclasses.replace(e.compute, **{"keep": (), "offload": (), **remat})
             changed = dataclasses.replace(e, mesh=mesh, accumulate=accumulate, compute=compute, layout=layout)
             check_mesh(changed, mesh)

@@ -1,8 +1,8 @@
-"""A run: an experiment and a folder become a trained model, its curves, its samples and its report.
+"""A run: from an experiment and a folder to a trained model, its curves, samples and report.
 
 The folder is claimed, the experiment prepared (lm/run/prepared.py), the state initialised or restored; then the loop
-trains, pausing to evaluate held-out data and to save. Started again in the same folder, a run resumes from its newest
-checkpoint, with the bits that it would have had. Several processes do all of it together; the first one writes.
+trains, with pauses to evaluate held-out data and to save. Started again in the same folder, a run resumes from its
+newest checkpoint, to the same bits as uninterrupted. Several processes run it together; the first one writes.
 """
 
 import contextlib
@@ -27,21 +27,22 @@ from lm.run.folder import claim
 from lm.run.log import NullLogger, RunLogger
 from lm.run.prepared import Prepared, prepare_run
 from lm.run.samples import write_samples
+from lm.sharding.batches import place_batch
 from lm.train.checkpoint import Checkpoints
 from lm.train.loop import NotFinite, as_batches
 from lm.train.loop import train as train_loop
 from lm.train.method import Batch
 from lm.train.program import Program
 from lm.train.state import TrainState
-from lm.train.step import build_rollout, init_state, place, state_shardings
-from lm.train.word2vec import started
+from lm.train.step import build_rollout, init_state, state_shardings
+from lm.train.word2vec import initialize_embedding
 
 
 class Interrupted(Exception):
-    """The run was asked to end by `signal`, and did, after a checkpoint."""
+    """A `signal` ended the run, after a checkpoint."""
 
     def __init__(self, signal: int, step: int, workdir: Path):
-        super().__init__(f"stopped after step {step}, with a checkpoint; the same command goes on from there")
+        super().__init__(f"stopped after step {step}, with a checkpoint; the same command resumes from there")
         self.signal, self.step, self.workdir = signal, step, workdir
 
 
@@ -49,8 +50,8 @@ def train(experiment: Experiment, workdir: str | Path, reference: str = "", comm
     """Train `experiment` in the folder `workdir` (a path, or the URL of a bucket's), from its newest checkpoint if it
     has one; returns the report's path.
 
-    `reference` (module:name) and `command` are noted in the folder. Raises ValueError for anything that the user can
-    mend, Interrupted after SIGTERM or SIGINT, PeerLost where another process of the run died."""
+    `reference` (module:name) and `command` are recorded in the folder. Raises ValueError for what the user can cure,
+    Interrupted after SIGTERM or SIGINT, PeerLost where another process of the run died."""
     processes.initialize()
     hardware.set_cpu_devices(experiment.compute.devices)
     hardware.use_compilation_cache(cache_dir())
@@ -66,7 +67,13 @@ def train(experiment: Experiment, workdir: str | Path, reference: str = "", comm
 class Run:
     """The training of an experiment in its claimed folder.
 
-    `like` is a run that the same program serves (lm/study/together.py): what it compiles is used here too."""
+    Args:
+      experiment: what to train.
+      folder: claimed for it (lm/run/folder.py).
+      command: the command line, for the report.
+      like: a run of the same program (lm/study/together.py), whose compiled step and evaluations this one shares.
+
+    Raises ValueError for what cannot be prepared (see `prepare_run`)."""
 
     def __init__(self, experiment: Experiment, folder: Path, command: str = "", like: "Run | None" = None):
         self.began = time.time()
@@ -81,7 +88,7 @@ class Run:
         self.logger = NullLogger()
 
     def train(self) -> Path:
-        """Train to the end, then sample and report."""
+        """Train to the end, then sample and report. Returns the report's path."""
         with catch_signals() as signals:
             for _ in self.steps(signals, Bar):
                 pass
@@ -90,14 +97,14 @@ class Run:
     def steps(
         self, signals: list[int], bar: Callable[[int, int], Bar], stepper: "Stepper | None" = None
     ) -> Generator[int, None, None]:
-        """The whole run, to its report: yields the number of each step once that is dispatched.
+        """Train, sample and report, yielding each step's index once it is dispatched.
 
         Args:
-          signals: those that have come; one ends the run early, with a checkpoint.
+          signals: received so far; the first ends the run early, with a checkpoint.
           bar: (steps, first step) -> the progress bar.
-          stepper: how it goes from step to step (None: by its own program).
+          stepper: what takes the steps (None: the run's own program).
 
-        Raises Interrupted after a signal, NotFinite for a loss that is not a number."""
+        Raises Interrupted after a signal, NotFinite for a loss that is not finite."""
         e, stepper = self.experiment, stepper or Stepper(self)
         with contextlib.ExitStack() as stack:
             checkpoints = Checkpoints(buckets.checkpoint_path(self.folder), e.keep_last, e.keep_best)
@@ -106,7 +113,7 @@ class Run:
             start = int(state.step)
             if start < e.steps:
                 self.logger = logger = self._logger(start, bar, stack)
-                processes.barrier("begin")  # not in the first collective: the process that logs was busy
+                processes.barrier("begin")  # or the others would wait in a collective for the process that logs
                 for state in self._loop(state, checkpoints, stepper, signals):  # noqa: B007, B020
                     start += 1
                     yield start
@@ -114,7 +121,7 @@ class Run:
                 state = stepper.current(state)
                 if int(state.step) < e.steps:
                     raise Interrupted(signals[0], int(state.step), self.folder)
-                write_samples(self.prepared, self.averaged(state), start, logger.say)
+                write_samples(self.prepared, self.eval_params(state), start, logger.say)
                 logger.finish()
             else:
                 self._finish(state, start)
@@ -124,24 +131,24 @@ class Run:
             print(f"report: {buckets.display_path(self.folder)}/{report.name}")
 
     def exclude_time(self, seconds: float) -> None:
-        """So many of the seconds since it began were other runs'."""
+        """Do not count `seconds` as this run's: other runs of the process had them."""
         self.began += seconds
         self.logger.exclude_time(seconds)
 
-    def averaged(self, state: TrainState) -> Any:
+    def eval_params(self, state: TrainState) -> Any:
         """The parameters to evaluate: their moving average where the run keeps one."""
         return state.ema if self.experiment.ema else state.params
 
     # ---------------------------------------------------------------- before the first step and after the last
 
     def initial_state(self) -> TrainState:
-        """The state before the first step, its embedding table from the experiment's file where it names one."""
+        """The state before the first step, with the embedding table of the experiment's file where it names one."""
         e, prepared = self.experiment, self.prepared
         state = init_state(prepared.learner, self.optimizer, prepared.mesh, e.seed, e.ema, e.layout)
         if not e.embedding:
             return state
         try:
-            params = started(state.params, np.load(e.embedding, allow_pickle=False))
+            params = initialize_embedding(state.params, np.load(e.embedding, allow_pickle=False))
         except (OSError, ValueError) as error:
             raise ValueError(f"embedding={e.embedding}: {error}") from None
         params = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), params, state.params)
@@ -160,7 +167,7 @@ class Run:
         return state
 
     def _logger(self, start: int, bar: Callable[[int, int], Bar], stack: contextlib.ExitStack) -> NullLogger:
-        """What logs the run from step `start` on; nothing, in any process but the first."""
+        """The logger from step `start` on: of the first process, or one that does nothing."""
         if not processes.is_first():
             return NullLogger()
         e, metrics = self.experiment, Metrics(self.folder, start)
@@ -169,12 +176,12 @@ class Run:
         return RunLogger(e, self.folder, metadata, metrics, stack.enter_context(bar(e.steps, start)), start, self.began)
 
     def _finish(self, state: TrainState, steps: int) -> None:
-        """Nothing is left to train: do what a run leaves undone that was killed after its last checkpoint."""
+        """Complete a run without steps left: one that was killed after its last checkpoint has no samples yet."""
         if processes.is_first():
             Metrics(self.folder, steps).close()
             print(f"{buckets.display_path(self.folder)} is finished: {steps} steps are done")
         if not (self.folder / "samples.json").exists():
-            write_samples(self.prepared, self.averaged(state), steps, print)
+            write_samples(self.prepared, self.eval_params(state), steps, print)
         if processes.is_first():
             log.finish(self.folder, self.began)
 
@@ -200,7 +207,7 @@ class Run:
             state = stepper.current(state)
             if evaluate:
                 most_tokens = 0 if n == e.steps else e.eval_tokens
-                measures = self.prepared.measure(self.averaged(state), state.frozen, most_tokens)
+                measures = self.prepared.measure(self.eval_params(state), state.frozen, most_tokens)
                 logger.evaluated(n, measures)
             if save:
                 logger.flush()  # a checkpoint is never ahead of its log
@@ -218,10 +225,10 @@ class Run:
             checkpoints.wait()
             raise NotFinite(f"{error}: stopped; {self._last_checkpoint(checkpoints)}") from None
         finally:
-            batches.close()  # type: ignore[attr-defined]
+            batches.close()
 
     def _score(self, measures: dict[str, float]) -> dict[str, float]:
-        """What the best checkpoints are lowest in: the mean over sources of the measure that training lowers."""
+        """The metric in which the best checkpoints are lowest: the method's first measure, averaged over sources."""
         first = self.experiment.method.measures[0].name
         return {"loss": measures[f"eval/{first}"]} if measures else {}
 
@@ -235,20 +242,20 @@ class Run:
 
 
 class Stepper:
-    """How a run goes from step to step: by its program. Runs side by side have others (lm/study/vmapped.py)."""
+    """Takes the steps of a run by its own program. Runs under vmap have another (lm/study/vmapped.py)."""
 
     def __init__(self, run: Run):
         self.run, e = run, run.experiment
-        self.compiled = run.program.step(e.optimizer, e.steps, e.seed)
+        self.compiled_step = run.program.step(e.optimizer, e.steps, e.seed)
 
     def step(self, state: Any, batch: Any) -> tuple[Any, Any]:
         """(state one step on, metrics)."""
-        return self.compiled(state, batch)
+        return self.compiled_step(state, batch)
 
     def place(self, batch: Batch) -> Any:
         """A host batch as `step` takes it."""
         prepared = self.run.prepared
-        return place(batch, prepared.mesh, prepared.own, self.run.experiment.rows)
+        return place_batch(batch, prepared.mesh, prepared.local_rows, self.run.experiment.rows)
 
     def current(self, state: Any) -> TrainState:
         """The run's state, given what its last step returned."""

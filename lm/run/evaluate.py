@@ -1,4 +1,4 @@
-"""`evaluate`: a run's newest checkpoint, measured on held-out data by the devices that are here."""
+"""`evaluate`: a run's newest checkpoint on held-out data, on any devices."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -20,44 +20,45 @@ from lm.train.step import params_shardings
 
 
 def evaluate(run: str | Path) -> dict[str, dict[str, float]]:
-    """source -> the method's measures of its held-out data, and what baselines reach (gzip and xz, of bits per byte).
+    """source -> the method's measures of its held-out data, and its baselines (gzip and xz, of bits per byte).
     NAME/SOURCE -> the measures of the experiment's extra evaluations.
 
-    The parameters (their moving average, where the run keeps one) are all that is restored, onto the devices that are
-    here, whatever it was trained on. Raises ValueError for a folder that is not a run, or has no checkpoint yet."""
+    Parameters alone are restored (their moving average, where the run keeps one), onto this process's devices, whatever
+    the run was trained on. Raises ValueError for a folder that is not a run, or has no checkpoint yet."""
     folder = buckets.local_mirror(run)
     hardware.use_compilation_cache(cache_dir())
-    experiment, mesh = on_devices_here(read_experiment(folder))
+    experiment, mesh = on_available_devices(read_experiment(folder))
     prepared = prepare_run(experiment, folder, mesh)
     part = "ema" if experiment.ema else "params"
     params, frozen = params_shardings(prepared.learner, mesh, experiment.layout)
     checkpoints = Checkpoints(buckets.checkpoint_path(folder), experiment.keep_last, experiment.keep_best)
     state, _, _ = checkpoints.restore({part: params, "frozen": frozen})
     checkpoints.close()
-    measures = {at: one.by_source(state[part], state["frozen"]) for at, one in prepared.heldout.items()}
+    measures = {prefix: one.by_source(state[part], state["frozen"]) for prefix, one in prepared.heldout.items()}
     own, baselines = measures.pop("eval"), prepared.learner.baselines(prepared.data)
-    extra = {f"{at}/{source}": values for at, found in measures.items() for source, values in found.items()}
     return {source: values | baselines.get(source, {}) for source, values in own.items()} | {
-        at.removeprefix("evaluations/"): values for at, values in extra.items()
+        f"{prefix.removeprefix('evaluations/')}/{source}": values
+        for prefix, by_source in measures.items()
+        for source, values in by_source.items()
     }
 
 
-def on_devices_here(experiment: Experiment) -> tuple[Experiment, Mesh]:
-    """`experiment` on a mesh of the devices that are here, and that mesh: training's where there are as many devices;
-    otherwise parameters and rows are split over as many of these as both divide by."""
+def on_available_devices(experiment: Experiment) -> tuple[Experiment, Mesh]:
+    """`experiment` on a mesh of this process's devices, and that mesh: training's where it fits; otherwise as many
+    devices as the parameters (or else the rows) divide over."""
     for mesh, layout, devices in _candidates(experiment):
         one = dataclasses.replace(experiment, mesh=mesh, layout=layout)
         try:
-            made = make_mesh(mesh, devices)
-            check_mesh(one, made.shape)
+            available = make_mesh(mesh, devices)
+            check_mesh(one, available.shape)
         except ValueError:
             continue
-        return one, made
+        return one, available
     raise AssertionError("one device computes every experiment")
 
 
 def _candidates(experiment: Experiment) -> Iterator[tuple[dict[str, int], Layout, list[jax.Device]]]:
-    """Meshes to try, the first one first, with a layout and devices."""
+    """Meshes in order of preference, each with a layout and its devices."""
     devices = jax.devices()
     yield experiment.mesh, experiment.layout, devices
     for count in range(len(devices), 0, -1):

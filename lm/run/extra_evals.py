@@ -1,8 +1,8 @@
 """Extra evaluations: held-out text in longer rows than those of training, or under another objective.
 
-One number says little of a model that is to read further than it was trained to, and losses under two objectives say
-nothing of each other. So an experiment may name `evaluations`, made along with its own: positions are compared beyond
-the training length (2108.12409), and objectives by one that all models are measured under.
+Losses under two objectives cannot be compared, and a loss at the training length does not show whether a model
+extrapolates. So an experiment may name `evaluations` in addition to its own: positions are compared beyond the training
+length (2108.12409), and objectives by one under which all models are evaluated.
 """
 
 from dataclasses import replace
@@ -19,22 +19,28 @@ from lm.tune.pretrain import Pretrain
 def extra_evals(
     experiment: Experiment, own: HeldOut, model: Transformer, evaluate_text: Evaluate
 ) -> dict[str, HeldOut]:
-    """The extra evaluations that the model can read, by name: as `own`, or of an objective as `evaluate_text` does.
+    """The extra evaluations within the model's context, by name.
+
+    Args:
+      experiment: declares them.
+      own: its own evaluation, which one without an objective repeats in longer rows.
+      model: the model.
+      evaluate_text: pretraining's compiled evaluation, for those with an objective.
 
     Raises ValueError for an objective that the vocabulary or the length has no room for."""
-    found = {}
+    extra = {}
     for name, data in batches(experiment, own.data, row_devices(own.mesh)).items():
         rows, objective = data.batch_rows // experiment.accumulate, experiment.evaluations[name].objective
         if objective is None:
-            found[name] = replace(own, data=data, rows=rows)
+            extra[name] = replace(own, data=data, rows=rows)
         else:
-            found[name] = HeldOut(Pretrain(objective).build(model, data), data, evaluate_text, own.mesh, rows)
-    return found
+            extra[name] = HeldOut(Pretrain(objective).build(model, data), data, evaluate_text, own.mesh, rows)
+    return extra
 
 
 def batches(experiment: Experiment, data: Batches, parts: int = 1) -> dict[str, Batches]:
-    """The batches of each of the evaluations that the model can read, over the text of `data`: about as many tokens as
-    one of training, in rows that divide over `parts` devices."""
+    """The batches of each evaluation within the model's context, over the text of `data`: about as many tokens each as
+    in training, in rows that divide over `parts` devices."""
     too_long = too_long_evals(experiment)
     return {
         name: _batches(name, one, experiment, data, parts)
@@ -49,20 +55,20 @@ def _batches(name: str, one: Evaluation, experiment: Experiment, data: Batches, 
     rows = max(1, e.rows // one.times // least) * least
     encoder = e.model.has_encoder
     try:
-        found = Batches(data.data, data.tokenizer, data.stores, one.times * e.length, rows, e.seed, objective, encoder)
+        extra = Batches(data.data, data.tokenizer, data.stores, one.times * e.length, rows, e.seed, objective, encoder)
     except ValueError as error:
         raise ValueError(f"evaluations.{name}: {error}") from None
-    needed = found.context.vocab + objective.extra_tokens(found.context)
+    needed = extra.context.vocab + objective.extra_tokens(extra.context)
     if needed > e.model.vocab:
         raise ValueError(
             f"evaluations.{name}: {type(objective).__name__} and the tokenizer need {needed} ids and model.vocab is "
             f"{e.model.vocab}: raise it to at least {needed}"
         )
-    return found
+    return extra
 
 
 def too_long_evals(experiment: Experiment) -> dict[str, str]:
-    """Why some evaluations cannot be made, by name: their rows end beyond the last position that the model has."""
+    """name -> why, of the evaluations whose rows are longer than the model's positions reach."""
     positions, context, length = experiment.model.positions, experiment.model.context, experiment.length
     return {
         name: f"its rows have {one.times * length} tokens, and {type(positions).__name__} positions end at {context}"

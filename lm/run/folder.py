@@ -1,6 +1,6 @@
-"""A run's folder: claimed for one experiment, and what is in it before the first step.
+"""A run's folder: claimed for one experiment, and its files from before the first step.
 
-The folder is seen by all processes of a run; the first one writes.
+All processes of a run read it; the first one writes.
 """
 
 import json
@@ -16,17 +16,17 @@ from lm.text.tokenizer import Tokenizer
 
 
 def claim(folder: Path, experiment: Experiment, reference: str) -> Path:
-    """`folder`, made if missing, with experiment.json. Raises ValueError when it holds another experiment's run, or
-    when not all processes see it.
+    """`folder`, created if missing, with experiment.json.
 
-    The mesh is free: a run goes on with other devices than it began with."""
+    The mesh may differ: a run resumes on other devices than it began on. Raises ValueError where the folder holds
+    another experiment's run, cannot be written, or is not shared by all processes."""
     on_first_process("claim", folder, lambda: _claim(folder, experiment, reference))
-    processes.all_or_raise("folder", lambda: _seen(folder, experiment))
+    processes.all_or_raise("folder", lambda: _check_shared(folder, experiment))
     return folder
 
 
 def on_first_process(what: str, folder: Path, f: Callable[[], Any]) -> None:
-    """`f()` in the first process; what it writes to `folder`, all then see."""
+    """Call `f` in the first process; then all processes have what it wrote to `folder`."""
 
     def write() -> None:
         f()
@@ -34,7 +34,7 @@ def on_first_process(what: str, folder: Path, f: Callable[[], Any]) -> None:
 
     processes.on_first_process(what, write)
     if processes.count() > 1:
-        processes.all_or_raise(f"{what}, seen", lambda: None if processes.is_first() else buckets.download(folder))
+        processes.all_or_raise(f"{what}, shared", lambda: None if processes.is_first() else buckets.download(folder))
 
 
 def _claim(folder: Path, experiment: Experiment, reference: str) -> None:
@@ -43,7 +43,7 @@ def _claim(folder: Path, experiment: Experiment, reference: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if file.exists():
-            different = [d for d in changed(json.loads(file.read_text())["value"], new) if not _placing(d[0])]
+            different = [d for d in changed(json.loads(file.read_text())["value"], new) if not _is_placement(d[0])]
             if different:
                 shown = "; ".join(f"{path} was {old!r}, is {now!r}" for path, old, now in different[:6])
                 more = f" and {len(different) - 6} more" if len(different) > 6 else ""
@@ -58,17 +58,17 @@ def _claim(folder: Path, experiment: Experiment, reference: str) -> None:
         ) from None
 
 
-def _placing(path: str) -> bool:
-    """Whether the field at `path` says where a run is computed and nothing else."""
+def _is_placement(path: str) -> bool:
+    """Whether the field at `path` determines on what a run is computed, and nothing else."""
     return path.split(".")[0] in ("mesh", "layout") or path == "compute.devices"
 
 
-def _seen(folder: Path, experiment: Experiment) -> None:
+def _check_shared(folder: Path, experiment: Experiment) -> None:
     try:
-        there = json.loads((folder / "experiment.json").read_text())["fingerprint"] == experiment.fingerprint
+        shared = json.loads((folder / "experiment.json").read_text())["fingerprint"] == experiment.fingerprint
     except (OSError, ValueError, KeyError):
-        there = False
-    if not there:
+        shared = False
+    if not shared:
         raise ValueError(
             f"{buckets.display_path(folder)} here is not the folder of the first process: with several machines "
             "--workdir is on a shared disk or in a bucket"
@@ -76,14 +76,14 @@ def _seen(folder: Path, experiment: Experiment) -> None:
 
 
 def write_json(file: Path, data: Any) -> None:
-    """`data` as readable JSON, whole or not at all."""
+    """Write `data` as indented JSON, atomically."""
     part = file.with_suffix(".part")
     part.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
     part.replace(file)
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """`tokenizer` in `folder`, whole or not at all."""
+    """Write `tokenizer` to `folder`, atomically."""
     part = folder.with_suffix(".part")
     try:
         shutil.rmtree(part, ignore_errors=True)
@@ -94,21 +94,22 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def check_sources(folder: Path, sources: Mapping[str, Any]) -> None:
-    """The text must be what it was when the run began: data.json tells its content, an experiment only its name.
+    """Check that the sources are what they were when the run began: data.json has fingerprints of their content, an
+    experiment only their names.
 
-    Raises ValueError where it is not, or where another process reads another text."""
+    Raises ValueError where one has changed, or where another process reads another text."""
     file = folder / "data.json"
-    found = {name: source.fingerprint() for name, source in sources.items()}
+    fingerprints = {name: source.fingerprint() for name, source in sources.items()}
 
     def check() -> None:
-        known = json.loads(file.read_text()) if file.exists() else found
-        for name in found:
-            if known.get(name) != found[name]:
+        recorded = json.loads(file.read_text()) if file.exists() else fingerprints
+        for name in fingerprints:
+            if recorded.get(name) != fingerprints[name]:
                 raise ValueError(f"source {name!r} has changed since this run began: choose another --workdir")
 
-    def note() -> None:
+    def record() -> None:
         check()
-        write_json(file, found)
+        write_json(file, fingerprints)
 
-    on_first_process("sources", folder, note)
+    on_first_process("sources", folder, record)
     processes.all_or_raise("same sources", check)

@@ -1,6 +1,6 @@
-"""What a run logs on its way: metrics, a progress bar, a line an evaluation, and about.json.
+"""What a run logs: metrics, a progress bar, one line for each evaluation, and about.json.
 
-The first process logs, whatever their number; the others have a `NullLogger`.
+The first process logs; any others have a `NullLogger`.
 """
 
 import datetime
@@ -21,15 +21,15 @@ from lm.run.folder import write_json
 from lm.run.prepared import Prepared
 from lm.train.method import Method
 
-MIXTURE_POINTS = 21  # steps at which about.json has the mixture's shares
-NOT_LOGGED = ("tokens", "total")  # of a step's metrics: the tokens so far are logged, and the parts of the total
+MIXTURE_POINTS = 21  # steps for which about.json has the shares of the mixture
+NOT_LOGGED = ("tokens", "total")  # of a step's metrics; metrics.jsonl has the tokens so far
 
 
 class NullLogger:
-    """Logs nothing, in a process that is not the first."""
+    """Logs nothing: for processes other than the first."""
 
     def say(self, what: Any) -> None:
-        """A line that someone may want to read."""
+        """Print a line above the progress bar."""
 
     def observe(self, n: int, metrics: dict[str, float]) -> None:
         """The metrics of step n."""
@@ -38,13 +38,13 @@ class NullLogger:
         """The measures of held-out data after step n."""
 
     def flush(self) -> None:
-        """Until everything logged is on disk: a checkpoint is never ahead of its log."""
+        """Return once everything logged is on disk: a checkpoint is never ahead of its log."""
 
     def resume(self, n: int) -> None:
-        """Training goes on after step n: what came between is not part of its speed."""
+        """Training continues after a pause at step n, whose time is not part of the throughput."""
 
     def exclude_time(self, seconds: float) -> None:
-        """So many of the last seconds were other runs'."""
+        """Do not count the last `seconds`: other runs of the process had them."""
 
     def finish(self) -> None:
         """The run is over."""
@@ -55,11 +55,11 @@ class RunLogger(NullLogger):
 
     Args:
       experiment, folder: the run's.
-      metadata: what about.json holds (see `run_metadata`).
-      metrics: metrics.jsonl.
-      bar: the progress bar; lines are printed above it.
-      step: after which step the log begins.
-      began: when the process did, in seconds of time.time()."""
+      metadata: the content of about.json (see `run_metadata`).
+      metrics: the writer of metrics.jsonl.
+      bar: the progress bar, above which lines are printed.
+      step: the step that the run starts from.
+      began: when the run was started, in seconds of time.time()."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class RunLogger(NullLogger):
 
 
 def format_step(method: Method, metrics: Mapping[str, float]) -> str:
-    """What a bar shows of a step: the metric that training lowers, and the headline where a step has it."""
+    """A step's metrics for the bar: the method's first measure, and its headline where a step has it."""
     shown = dict.fromkeys(m for m in (method.measures[0], method.headline) if m.name in metrics)
     return "  ".join(f"{measure.title} {measure.format(metrics[measure.name])}" for measure in shown)
 
@@ -134,13 +134,13 @@ def format_eval(
     measures: Mapping[str, float],
     baselines: Mapping[str, Mapping[str, float]],
 ) -> str:
-    """One line for the terminal: the headline measure of each source, and in brackets its baselines, or else the other
-    measures.
+    """One line for the terminal: the headline measure of each source, and in brackets its baselines, or without
+    baselines the other measures.
 
     Args:
-      method: whose measures they are.
-      step: after which they were made.
-      sources: those of its data.
+      method: whose measures these are.
+      step: after which the model was evaluated.
+      sources: of the data.
       measures: "eval/SOURCE/MEASURE" -> value.
       baselines: source -> {name: value in the headline measure}."""
     shown, parts = method.headline, []
@@ -154,26 +154,31 @@ def format_eval(
 
 
 class Clock:
-    """Tokens per second since the last reset: what the evaluations and checkpoints between took is not counted."""
+    """Tokens per second since the last reset, so that evaluations and checkpoints are not counted."""
 
     def __init__(self, batch_tokens: int, step: int):
         self.batch_tokens, self.first, self.speed = batch_tokens, True, 0.0
         self.reset(step)
 
     def reset(self, step: int) -> None:
-        """Count from now, after `step`."""
+        """Measure from now on, after `step`."""
         self.since, self.step = time.time(), step
 
     def tokens_per_second(self, step: int) -> float:
-        """The mean since the last reset; right after one, the last mean before it."""
+        """The mean since the last reset; right after one, the mean before it."""
         if step > self.step:
             self.speed = (step - self.step) * self.batch_tokens / max(time.time() - self.since, 1e-9)
         return self.speed
 
 
 def run_metadata(prepared: Prepared, state: Any, command: str, began: float) -> dict[str, Any]:
-    """What about.json holds besides the experiment: where the run is computed, what was counted, what its method
-    measures, what baselines reach. `state` is the training state or its shapes."""
+    """The content of about.json: environment, sizes and FLOPs, the data, the method's measures and its baselines.
+
+    Args:
+      prepared: the run's experiment, data and method.
+      state: the training state, or its shapes.
+      command: the command line.
+      began: when the run was started, in seconds of time.time()."""
     e, data, method = prepared.experiment, prepared.data, prepared.experiment.method
     peak, source = hardware.peak_flops(prepared.compute.matmul)
     points = sorted({round(i * (e.steps - 1) / (MIXTURE_POINTS - 1)) for i in range(MIXTURE_POINTS)})
@@ -207,18 +212,18 @@ def run_metadata(prepared: Prepared, state: Any, command: str, began: float) -> 
 
 
 def ended(began: float) -> dict[str, Any]:
-    """What about.json says more of a run that is over, whose last process began then."""
+    """What a run adds to about.json at its end: when, and the seconds since its last start."""
     now = time.time()
     return {"finished": iso(now), "seconds": round(now - began, 1)}
 
 
 def finish(folder: Path, began: float) -> None:
-    """Note that the run in `folder` is over, where it was killed before it could."""
+    """Record in about.json that the run in `folder` has ended, unless it says so."""
     about = json.loads((folder / "about.json").read_text())
     if not about["finished"]:
         write_json(folder / "about.json", about | ended(began))
 
 
 def iso(seconds: float) -> str:
-    """A time of this machine's clock, as text."""
+    """A time in seconds of time.time() as ISO 8601, in this machine's time zone."""
     return datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")

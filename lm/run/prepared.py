@@ -1,6 +1,6 @@
-"""What a run needs before its first step, and an evaluation or a server needs too: mesh, data, model and method.
+"""What training, evaluation and serving have in common: mesh, data, model and method, without optimizer or state.
 
-No optimizer and no state are here, so that it costs what the data cost. Several processes prepare together.
+A collective: all processes of a run prepare together.
 """
 
 import contextlib
@@ -22,18 +22,19 @@ from lm.model.transformer import Transformer
 from lm.run.extra_evals import extra_evals
 from lm.run.folder import check_sources, on_first_process, save_tokenizer
 from lm.run.heldout import HeldOut
+from lm.sharding.batches import local_rows
 from lm.sharding.mesh import make_mesh
 from lm.text.tokenizer import load_tokenizer
 from lm.train.method import Learner
-from lm.train.step import Evaluate, build_eval, own_rows
+from lm.train.step import Evaluate, build_eval
 from lm.tune.pretrain import Pretrain
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """An experiment in its `folder`, laid over `mesh`: its `data`, the `model` as `compute` computes it, and the method
-    bound to both (`learner`). This process reads the rows `own` of each batch (None: all). `heldout` are the
-    evaluations, by what their measures' names begin with; `evaluate` and `evaluate_text` are compiled for them."""
+    """An experiment in its `folder`, on `mesh`: its `data`, the `model` under `compute`, and the method bound to both
+    (`learner`). This process reads the `local_rows` of each batch (None: all). `heldout` has the evaluations by the
+    prefix of their measures; `evaluate` and `evaluate_text` are compiled for them."""
 
     experiment: Experiment
     folder: Path
@@ -41,49 +42,47 @@ class Prepared:
     compute: Compute
     data: Batches
     model: Transformer
-    own: np.ndarray | None
+    local_rows: np.ndarray | None
     learner: Learner
     evaluate: Evaluate
     evaluate_text: Evaluate
     heldout: dict[str, HeldOut]
 
     def measure(self, params: Any, frozen: Any, most_tokens: int = 0) -> dict[str, float]:
-        """All measures of held-out data: eval/… of the experiment's own, evaluations/NAME/… of the extra ones.
+        """All measures of held-out data: eval/… of the experiment's own evaluation, evaluations/NAME/… of extra ones.
 
-        Args:
-          params, frozen: parameters, on the mesh.
-          most_tokens: to be read at most of each source (0: all)."""
-        found = {at: one.measure(params, frozen, most_tokens) for at, one in self.heldout.items()}
-        return {f"{at}/{name}": x for at, measures in found.items() for name, x in measures.items()}
+        At most `most_tokens` of each source are read (0: all)."""
+        by_prefix = {prefix: one.measure(params, frozen, most_tokens) for prefix, one in self.heldout.items()}
+        return {f"{prefix}/{name}": x for prefix, measures in by_prefix.items() for name, x in measures.items()}
 
 
 def prepare_run(
     experiment: Experiment, folder: Path, mesh: Mesh | None = None, like: Prepared | None = None
 ) -> Prepared:
-    """`experiment` in its claimed `folder`, over `mesh` (None: the experiment's own, over all devices).
+    """Prepare `experiment` in its claimed `folder`, on `mesh` (None: the experiment's, over all devices).
 
-    `like` is prepared already, from an experiment that is computed by the same programs: what it compiles for
-    evaluations serves both. Raises ValueError for what does not fit together, or cannot be read."""
+    `like` is of an experiment with the same programs, whose compiled evaluations this one shares. Raises ValueError
+    where mesh, model, data and method do not fit together, or a source cannot be read."""
     e, mesh = experiment, mesh or make_mesh(experiment.mesh)
     check_mesh(e, mesh.shape)
     data, compute = _data(e, folder), e.compute.resolve(mesh.devices.flat[0].platform)
-    model, own = Transformer(e.model, compute), own_rows(mesh, e.rows)
-    learner = e.method.build(model, data, own)
+    model, rows = Transformer(e.model, compute), local_rows(mesh, e.rows)
+    learner = e.method.build(model, data, rows)
     evaluate = like.evaluate if like else build_eval(learner, mesh, e.layout)
     evaluate_text = like.evaluate_text if like else build_eval(Pretrain().build(model), mesh, e.layout)
     heldout = HeldOut(learner, data, evaluate, mesh, data.batch_rows // e.accumulate)
     extra = {f"evaluations/{name}": one for name, one in extra_evals(e, heldout, model, evaluate_text).items()}
     return Prepared(
-        e, folder, mesh, compute, data, model, own, learner, evaluate, evaluate_text, {"eval": heldout, **extra}
+        e, folder, mesh, compute, data, model, rows, learner, evaluate, evaluate_text, {"eval": heldout, **extra}
     )
 
 
 def _data(experiment: Experiment, folder: Path) -> Batches:
-    """The tokenizer is made once, by the first process; each machine keeps the tokens that it reads."""
+    """The experiment's batches. The first process trains the tokenizer; each machine tokenises what it reads."""
     e, saved = experiment, folder / "tokenizer"
     encoder = e.model.has_encoder
     with preparing() if processes.is_first() else contextlib.nullcontext() as progress:
-        on_first_process("tokenizer", folder, lambda: _make_tokenizer(e, saved, progress))
+        on_first_process("tokenizer", folder, lambda: _train_tokenizer(e, saved, progress))
         data = processes.all_or_raise(
             "data",
             lambda: prepare(
@@ -95,7 +94,7 @@ def _data(experiment: Experiment, folder: Path) -> Batches:
     return data
 
 
-def _make_tokenizer(experiment: Experiment, saved: Path, progress: Progress | None) -> None:
+def _train_tokenizer(experiment: Experiment, saved: Path, progress: Progress | None) -> None:
     e = experiment
     if not saved.exists():
         tokenizer = make_tokenizer(e.data, progress)

@@ -10,12 +10,12 @@ from lm.model import count
 from lm.pretrained import Pretrained
 from lm.run.folder import write_json
 from lm.run.prepared import Prepared
-from lm.train.step import whole
+from lm.sharding.batches import replicate
 
 
 def write_samples(prepared: Prepared, params: Any, step: int, say: Callable[[str], None]) -> None:
-    """What the method shows of `params` after `step`, in samples.txt and samples.json, and told to `say`. All processes
-    call it."""
+    """Write the method's samples of `params` after `step` to samples.txt and samples.json, and print them by `say`. All
+    processes call it."""
     gathered = gather_to_host(params)
     if gathered is None or not processes.is_first():
         return
@@ -32,13 +32,13 @@ def write_samples(prepared: Prepared, params: Any, step: int, say: Callable[[str
 
 
 def gather_to_host(params: Any) -> Any:
-    """`params` as the first process can use them alone: of several processes each gets all of them, on a device of its
-    own; None where that has no room for them."""
+    """`params` for use by the first process alone: replicated to one device of each process, or None where they exceed
+    a quarter of its memory."""
     if processes.count() == 1:
         return params
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
-    if limit and count.tree_bytes(params) > limit // 4:  # the training state is there as well
+    if limit and count.tree_bytes(params) > limit // 4:  # the training state is in memory too
         if processes.is_first():
             print("no samples: the parameters do not fit one device; `lm sample` reads them from the checkpoint")
         return None
-    return whole(params)
+    return replicate(params)

@@ -1,6 +1,6 @@
-"""Code that each device runs on its own part of the arrays, and what it exchanges with the others meanwhile.
+"""Code that each device runs on its own shards, and its collectives.
 
-The names are JAX's (`jax.lax.all_gather`, `psum_scatter`, `psum`, `axis_index`), less the axes of size 1.
+These are JAX's (`jax.lax.all_gather`, `psum_scatter`, `psum`, `axis_index`), without the axes of size 1.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,9 +15,11 @@ from lm.sharding.tracing import axis_size, current, manual
 
 
 def per_device(f: Callable[..., Any], inputs: Sequence[Axes | None], output: Axes) -> Callable[..., Any]:
-    """`f` run by each device on its own part of arrays with logical axes `inputs` (None: whole on each, or no array at
-    all), for what the compiler cannot partition itself. The output has the axes `output` and the sizes of the first
-    input. Outside `using`, and on a mesh of one device, `f`."""
+    """`f` run by each device on its own shards, for what the compiler cannot partition; outside `use_mesh`, and on one
+    device, `f` itself.
+
+    `inputs` are the logical axes of its arguments (None: replicated, or not an array), `output` those of its result,
+    which has the sizes of the first input."""
 
     def run(*arrays: Any) -> Any:
         now = current()
@@ -35,13 +37,14 @@ def per_device(f: Callable[..., Any], inputs: Sequence[Axes | None], output: Axe
 
 
 def all_gather(x: jax.Array, mesh_axes: Rule, axis: int) -> jax.Array:
-    """Inside `per_device`: the parts of `x` along these mesh axes, joined on `axis`. Gradients are reduce-scattered."""
+    """Inside `per_device`: the shards of `x` along these mesh axes, concatenated on `axis`. Gradients are
+    reduce-scattered."""
     names = tuple(name for name in mesh_axes_of(mesh_axes) if axis_size(name) > 1)
     return jax.lax.all_gather(x, names, axis=axis, tiled=True) if names else x
 
 
 def psum_scatter(x: jax.Array, mesh_axes: Rule, axis: int) -> jax.Array:
-    """Inside `per_device`: the sum of `x` along these mesh axes, of which each device keeps its part of `axis`."""
+    """Inside `per_device`: the sum of `x` along these mesh axes, of which each device keeps its shard of `axis`."""
     names = tuple(name for name in mesh_axes_of(mesh_axes) if axis_size(name) > 1)
     return jax.lax.psum_scatter(x, names, scatter_dimension=axis, tiled=True) if names else x
 
@@ -53,12 +56,12 @@ def psum(x: jax.Array, mesh_axes: Rule) -> jax.Array:
 
 
 def axis_index(mesh_axis: str) -> jax.Array | int:
-    """Inside `per_device`: this device's number along a mesh axis."""
+    """Inside `per_device`: this device's index along a mesh axis."""
     return jax.lax.axis_index(mesh_axis) if axis_size(mesh_axis) > 1 else 0
 
 
 def manual_data_parallel(
-    f: Callable[..., Any], params_axes: Sequence[Axes], dtype: Any, sums: Any, learns: bool = True
+    f: Callable[..., Any], params_axes: Sequence[Axes], dtype: Any, sums: Any, has_gradients: bool = True
 ) -> Callable[[Sequence[jax.Array], Any], Any]:
     """`f(params, rows)` run by each device on its own rows and tokens, with parameters gathered once for all of them.
 
@@ -77,7 +80,7 @@ def manual_data_parallel(
       params_axes: the logical axes of each parameter.
       dtype: of the parameters when they are gathered.
       sums: the dtype in which the gradients are summed over the devices.
-      learns: whether `f` gives gradients; otherwise its list is empty.
+      has_gradients: whether `f` returns gradients; otherwise its list is empty.
 
     Returns: what f returns, but the scalars and the gradients summed over the devices, and of each gradient (float32)
     the part that a device has of the parameter."""
@@ -95,16 +98,17 @@ def manual_data_parallel(
         tokens = by_row_alone(spec(("batch", "seq"), rules))
 
         def on_device(params: Sequence[jax.Array], rows: Any) -> Any:
-            whole = [_gather_parameter(p, split, dtype) for p, split in zip(params, splits, strict=True)]
+            gathered = [_gather_parameter(p, split, dtype) for p, split in zip(params, splits, strict=True)]
             with manual(taken):
-                scalars, gradients, made = f(whole, rows)
-            parts = [_scatter_gradient(g, split, by_row, sums) for g, split in zip(gradients, splits, strict=learns)]
-            return jax.lax.psum(scalars, by_row), parts, made
+                scalars, gradients, arrays = f(gathered, rows)
+            pairs = zip(gradients, splits, strict=has_gradients)
+            shards = [_scatter_gradient(g, split, by_row, sums) for g, split in pairs]
+            return jax.lax.psum(scalars, by_row), shards, arrays
 
         return jax.shard_map(
             on_device,
             in_specs=(splits, tokens),
-            out_specs=(PartitionSpec(), splits if learns else [], tokens),
+            out_specs=(PartitionSpec(), splits if has_gradients else [], tokens),
             axis_names=set(taken),
             check_vma=False,
         )(list(params), rows)
@@ -113,7 +117,7 @@ def manual_data_parallel(
 
 
 def _gather_parameter(x: jax.Array, split: PartitionSpec, dtype: Any) -> jax.Array:
-    """A device's part of a parameter, joined with the others' in `dtype`; what is not split stays as it is."""
+    """A parameter, all-gathered in `dtype` where it is sharded."""
     for axis, names in enumerate(split):
         if names:
             x = jax.lax.all_gather(x.astype(dtype), names, axis=axis, tiled=True)
@@ -121,8 +125,7 @@ def _gather_parameter(x: jax.Array, split: PartitionSpec, dtype: Any) -> jax.Arr
 
 
 def _scatter_gradient(x: jax.Array, split: PartitionSpec, mesh_axes: tuple[str, ...], dtype: Any) -> jax.Array:
-    """The sum of a parameter's gradients over `mesh_axes`, of which each device keeps the part that it has of the
-    parameter."""
+    """The sum of a parameter's gradients over `mesh_axes`, of which each device keeps its shard of the parameter."""
     for axis, names in enumerate(split):
         if names:
             x = jax.lax.psum_scatter(x.astype(dtype), names, scatter_dimension=axis, tiled=True)

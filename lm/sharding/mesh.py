@@ -13,11 +13,11 @@ from lm.value import suggest
 
 
 def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of MESH_AXES over `devices` (default: all). Axes not named in `shape` have size 1; with no shape all
-    devices are data parallel, and slices replicas. Where devices lie in several slices, replica goes over these.
+    """A mesh of MESH_AXES over `devices` (default: all). Axes that `shape` does not name have size 1; without a shape
+    all devices are data parallel, and slices are replicas.
 
-    Raises ValueError when an axis is unknown, the sizes do not multiply to the number of devices, or an axis other than
-    replica would have to cross slices."""
+    Raises ValueError for an unknown axis, for sizes whose product is not the number of devices, or where an axis other
+    than replica would cross slices."""
     devices = list(jax.devices()) if devices is None else list(devices)
     slices = len({getattr(d, "slice_index", 0) for d in devices})
     shape = dict(shape or ({"replica": slices} if slices > 1 else {}) | {"data": len(devices) // slices})
@@ -32,7 +32,7 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[jax.Devi
 
 
 def check_shape(shape: Mapping[str, int], devices: int) -> None:
-    """Raise ValueError where `shape` is no mesh of so many devices."""
+    """Raise ValueError where `shape` is not a mesh of that many devices."""
     for axis, size in shape.items():
         if axis not in MESH_AXES:
             raise ValueError(f"mesh has no axis {axis!r}: {suggest(axis, MESH_AXES)}")
@@ -47,7 +47,7 @@ def check_shape(shape: Mapping[str, int], devices: int) -> None:
 
 
 def _nearest(shape: Mapping[str, int], devices: int) -> str:
-    """`shape` with one axis changed so that it multiplies to `devices`, as little as may be."""
+    """`shape` with one axis changed, as little as possible, so that its product is `devices`."""
     found = [
         (abs(math.log(size / shape[axis])), {**shape, axis: size})
         for axis in shape
@@ -59,7 +59,7 @@ def _nearest(shape: Mapping[str, int], devices: int) -> str:
 
 
 def _arranged(sizes: tuple[int, ...], devices: list[jax.Device], slices: int) -> np.ndarray:
-    """The devices as an array of that shape, neighbours on the network close on the last axes."""
+    """The devices as an array of these `sizes`, network neighbours along the last axes."""
     if slices > 1:
         dcn, ici = (slices, *(1,) * (len(sizes) - 1)), (sizes[0] // slices, *sizes[1:])
         return mesh_utils.create_hybrid_device_mesh(ici, dcn, devices, allow_split_physical_axes=True)
@@ -69,10 +69,10 @@ def _arranged(sizes: tuple[int, ...], devices: list[jax.Device], slices: int) ->
 
 
 def row_devices(mesh: Mesh) -> int:
-    """Over how many parts the rows of a batch are split."""
+    """The number of shards of a batch's rows."""
     return devices_along(mesh, RULES["batch"])
 
 
 def memories(mesh: Mesh) -> tuple[str, ...]:
-    """The kinds of memory of the mesh's devices."""
+    """The kinds of memory that the mesh's devices have."""
     return tuple(m.kind for m in mesh.devices.flat[0].addressable_memories())

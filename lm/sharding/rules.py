@@ -1,9 +1,9 @@
 """The one table that joins logical axes to mesh axes, and its few variants.
 
-A parameter is born with logical axes (the long names of the letters B T D N K H F V L), an activation is `constrain`ed
-with them in a few places, and RULES says which mesh axes each takes. Everything else (parameters, optimizer state,
-checkpoints) follows from the tree of logical axes. Policy is the table; `Layout` chooses variants of it, and no model
-code changes.
+A parameter is declared with logical axes (the long names of the letters B T D N K H F V L), an activation is
+`constrain`ed to them in a few places, and RULES maps each to mesh axes. The shardings of parameters, optimizer state
+and checkpoints follow from the tree of logical axes. Policy is the table; `Layout` has its variants, and no model code
+changes.
 """
 
 import math
@@ -26,16 +26,20 @@ RULES: dict[str, Rule] = {
     # activations: rows over every axis that is not needed otherwise, the sequence over context
     "batch": ("replica", "data", "fsdp", "expert"),
     "seq": "context",
-    "stream": "context",  # the sequence of the residual stream, between sublayers
+    "residual_seq": "context",  # the sequence of the residual stream, between sublayers
     "act_embed": None,
-    # what was looked up in a table lies as the table's width does; half-way to the axes above, so that XLA goes from
-    # each to the next by an all-to-all
-    "found_batch": ("replica", "data"),
-    "found_seq": None,
-    "found_embed": ("fsdp", "expert"),
+    # rows of an embedding table right after the lookup: half-way from the table's sharding to that of activations, so
+    # that XLA reshards by two all-to-alls
+    "lookup_batch": ("replica", "data"),
+    "lookup_seq": None,
+    "lookup_embed": ("fsdp", "expert"),
     # parameters: ZeRO-3 on the model width or a low rank, Megatron's tensor parallelism on the other side
     "embed": ("fsdp", "expert", "context"),
-    "rank": ("fsdp", "expert", "context"),  # between the factors of a low-rank product; beside "embed" it stays whole
+    "rank": (
+        "fsdp",
+        "expert",
+        "context",
+    ),  # between the factors of a low-rank product; replicated next to "embed"
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
@@ -50,7 +54,7 @@ RULES: dict[str, Rule] = {
 
 ZERO_AXES = ("embed", "rank")  # the logical axes over which ZeRO splits parameters, gradients and the optimizer's state
 
-# Fewer kv heads than devices on the tensor axis are replicated, and each device takes the one that its queries look at.
+# Fewer kv heads than devices on the tensor axis are replicated; each device uses that of its queries.
 MAY_REPLICATE = ("kv_heads",)
 
 
@@ -59,43 +63,45 @@ Axes = Sequence[str | None]
 
 @dataclass(frozen=True)
 class Layout:
-    """How a mesh is used, where there is a choice.
+    """A variant of RULES.
 
-    - `zero`: 3 splits parameters, their gradients and the optimizer's state over the axes of "embed" in RULES; 1 keeps
-      parameters whole there, and splits the optimizer's state and the moving average over these and data (1910.02054).
-    - `sequence`: under tensor parallelism, split the residual stream's sequence over tensor too, so that norms and
-      residual sums are not repeated on each device of the axis (2205.05198).
-    - `whole`: logical axes kept whole on every device, for sizes that do not divide (a published vocabulary).
-    - `optimizer_on_host`: keep the optimizer's state in the host's memory between steps."""
+    - `zero_stage`: 3 shards parameters, gradients and optimizer state over the mesh axes of "embed"; 1 replicates the
+      parameters there, and shards optimizer state and moving average over these axes and data (1910.02054).
+    - `sequence_parallel`: under tensor parallelism, shard the sequence of the residual stream over tensor too, so that
+      norms and residual sums are not repeated on each device of the axis (2205.05198).
+    - `replicated`: logical axes that are not sharded, for sizes that do not divide (a published vocabulary).
+    - `offload_optimizer`: keep the optimizer's state in host memory between steps."""
 
-    zero: int = 3
-    sequence: bool = False
-    whole: tuple[str, ...] = ()
-    optimizer_on_host: bool = False
+    zero_stage: int = 3
+    sequence_parallel: bool = False
+    replicated: tuple[str, ...] = ()
+    offload_optimizer: bool = False
 
     def __post_init__(self) -> None:
-        if self.zero not in (1, 3):
-            raise ValueError(f"layout.zero={self.zero}: expected 3 (parameters split too) or 1 (optimizer state alone)")
-        for axis in self.whole:
+        if self.zero_stage not in (1, 3):
+            raise ValueError(
+                f"layout.zero_stage={self.zero_stage}: expected 3 (parameters split too) or 1 (optimizer state alone)"
+            )
+        for axis in self.replicated:
             if axis not in RULES:
-                raise ValueError(f"layout.whole: unknown logical axis {axis!r}: {suggest(axis, RULES)}")
+                raise ValueError(f"layout.replicated: unknown logical axis {axis!r}: {suggest(axis, RULES)}")
 
     @property
     def rules(self) -> dict[str, Rule]:
         """Logical axis -> mesh axes, for activations and parameters."""
-        changed: dict[str, Rule] = {"rank": None} if self.zero == 1 else {}
-        if self.zero == 1 or "embed" in self.whole:
-            changed |= {"embed": None, "found_embed": None}
-            changed |= {"found_batch": RULES["batch"], "found_seq": RULES["seq"]}
-        if self.sequence:
-            changed |= {"stream": ("context", "tensor")}
-        return {**RULES, **changed, **dict.fromkeys(self.whole)}
+        changed: dict[str, Rule] = {"rank": None} if self.zero_stage == 1 else {}
+        if self.zero_stage == 1 or "embed" in self.replicated:
+            changed |= {"embed": None, "lookup_embed": None}
+            changed |= {"lookup_batch": RULES["batch"], "lookup_seq": RULES["seq"]}
+        if self.sequence_parallel:
+            changed |= {"residual_seq": ("context", "tensor")}
+        return {**RULES, **changed, **dict.fromkeys(self.replicated)}
 
     @property
     def state_rules(self) -> dict[str, Rule]:
         """Logical axis -> mesh axes, for the optimizer's state."""
-        split = {axis: (*mesh_axes_of(RULES[axis]), *(("data",) if self.zero == 1 else ())) for axis in ZERO_AXES}
-        return {**self.rules, **split, **dict.fromkeys(self.whole)}
+        split = {axis: (*mesh_axes_of(RULES[axis]), *(("data",) if self.zero_stage == 1 else ())) for axis in ZERO_AXES}
+        return {**self.rules, **split, **dict.fromkeys(self.replicated)}
 
 
 def mesh_axes_of(entry: Any) -> tuple[str, ...]:
@@ -104,7 +110,7 @@ def mesh_axes_of(entry: Any) -> tuple[str, ...]:
 
 
 def check_axes(axes: Sequence[str | None], shape: Sequence[int]) -> None:
-    """A mistyped logical axis would silently mean "not sharded": refuse it."""
+    """Raise ValueError for an unknown logical axis, which would silently not be sharded, or a wrong number of axes."""
     if len(axes) != len(shape):
         raise ValueError(f"{len(axes)} axes {tuple(axes)} for an array of shape {tuple(shape)}")
     for axis in axes:
@@ -124,11 +130,11 @@ def spec(axes: Axes, rules: Mapping[str, Rule] = RULES) -> PartitionSpec:
 
 
 def fitting_spec(mesh: Mesh, shape: Sequence[int], axes: Axes, rules: Mapping[str, Rule]) -> PartitionSpec:
-    """The spec of `axes` without the entries whose mesh axes do not divide the dimension."""
+    """The spec of `axes`, without entries whose mesh axes do not divide the dimension."""
     entries = zip(shape, spec(axes, rules), strict=True)
     return PartitionSpec(*(e if d % devices_along(mesh, e) == 0 else None for d, e in entries))
 
 
 def devices_along(mesh: Mesh, entry: Any) -> int:
-    """Over how many devices a rule, or an entry of a PartitionSpec, splits a dimension."""
+    """The number of devices over which a rule, or an entry of a PartitionSpec, splits a dimension."""
     return math.prod(mesh.shape[a] for a in mesh_axes_of(entry))

@@ -1,4 +1,4 @@
-"""Shardings of trees: parameters by their logical axes, the optimizer's state like the parameters, batches by row."""
+"""Shardings of trees: parameters by their logical axes, optimizer state like its parameters, batches by row."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +23,7 @@ def shardings(shapes: Any, axes: Any, mesh: Mesh, rules: Mapping[str, Rule] = RU
                 over = " x ".join(f"{a}={mesh.shape[a]}" for a in mesh_axes_of(entry) if mesh.shape[a] > 1)
                 raise ValueError(
                     f"{jax.tree_util.keystr(path)} {tuple(x.shape)}: {axis} {dimension} does not divide over mesh "
-                    f"{over}: choose another mesh, or keep it whole with layout.whole=({axis!r},)"
+                    f"{over}: choose another mesh, or replicate it with layout.replicated=({axis!r},)"
                 )
         return NamedSharding(mesh, fitting_spec(mesh, x.shape, names, rules))
 
@@ -31,8 +31,8 @@ def shardings(shapes: Any, axes: Any, mesh: Mesh, rules: Mapping[str, Rule] = RU
 
 
 def shardings_like(tree: Any, params: Any, params_shardings: Any, mesh: Mesh) -> Any:
-    """Shardings for `tree` (an optimizer's state, say): a leaf whose path ends with a parameter's path and whose shape
-    is that parameter's is placed as it is; everything else is replicated."""
+    """Shardings for `tree` (an optimizer's state, say): a leaf whose path ends with that of a parameter of its shape
+    has the parameter's sharding; all others are replicated."""
     by_path = {
         jax.tree_util.keystr(path): (leaf.shape, sharding)
         for (path, leaf), sharding in zip(
@@ -52,17 +52,17 @@ def shardings_like(tree: Any, params: Any, params_shardings: Any, mesh: Mesh) ->
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of a batch's arrays [B, T]: rows over the axes of "batch" in RULES, and whole rows."""
+    """The sharding of a batch's arrays [B, T]: by rows, over the mesh axes of "batch" in RULES."""
     return NamedSharding(mesh, spec(("batch",)))
 
 
 def on_host(shapes: Any, placed: Any, mesh: Mesh) -> Any:
-    """The shardings `placed` of a tree of `shapes`, with all but scalars moved to the host's memory.
+    """The shardings `placed` of a tree of `shapes`, with all but scalars in host memory.
 
-    Raises ValueError where the backend has none that a device can read."""
+    Raises ValueError where the backend has no host memory that a device can read."""
     if HOST not in (kinds := memories(mesh)):
         raise ValueError(
-            f"layout.optimizer_on_host=True: {mesh.devices.flat[0].platform} devices have no memory {HOST!r} "
+            f"layout.offload_optimizer=True: {mesh.devices.flat[0].platform} devices have no memory {HOST!r} "
             f"(they have {', '.join(kinds)}): set it to False"
         )
     return jax.tree.map(lambda x, s: s.with_memory_kind(HOST) if x.ndim else s, shapes, placed)

@@ -1,8 +1,8 @@
-"""What traced code may know of the mesh it is compiled for: `constrain`, and a few questions.
+"""The mesh and layout under which code is traced: `constrain`, and what depends on their sizes.
 
-`using(mesh, layout)` sets both for everything traced inside it; outside it, and on one device, nothing here has any
-effect. Inside `shard_map` some mesh axes are manual: each device along them runs the code by itself, so that there
-these axes have size 1.
+`use_mesh(mesh, layout)` sets both for what is traced inside it; outside it, and on one device, nothing here has an
+effect. Inside `shard_map` some mesh axes are manual: each device along them runs the code on its own, so that these
+axes have size 1 there.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from lm.sharding.rules import Axes, Layout, Rule, check_axes, fitting_spec, mesh
 from lm.sharding.shardings import HOST
 
 _CURRENT: ContextVar[tuple[Mesh, Layout] | None] = ContextVar("mesh and layout", default=None)
-_MANUAL: ContextVar[tuple[str, ...]] = ContextVar("mesh axes that a shard_map around this code has taken", default=())
+_MANUAL: ContextVar[tuple[str, ...]] = ContextVar("manual mesh axes of the enclosing shard_map", default=())
 
 
 @contextlib.contextmanager
-def using(mesh: Mesh, layout: Layout = Layout()) -> Iterator[Mesh]:
-    """Trace and run under `mesh`: what `constrain` and the functions below ask for."""
+def use_mesh(mesh: Mesh, layout: Layout = Layout()) -> Iterator[Mesh]:
+    """Trace and run under `mesh` and `layout`."""
     token = _CURRENT.set((mesh, layout))
     try:
         with jax.set_mesh(mesh):
@@ -35,7 +35,7 @@ def using(mesh: Mesh, layout: Layout = Layout()) -> Iterator[Mesh]:
 
 @contextlib.contextmanager
 def manual(mesh_axes: tuple[str, ...]) -> Iterator[None]:
-    """Trace what a `shard_map` over these axes runs: along them each device works by itself."""
+    """Trace the body of a `shard_map` over these mesh axes."""
     token = _MANUAL.set(mesh_axes)
     try:
         yield
@@ -44,20 +44,20 @@ def manual(mesh_axes: tuple[str, ...]) -> Iterator[None]:
 
 
 def current() -> tuple[Mesh, Layout] | None:
-    """The mesh and the layout in use; None outside `using`, and on a mesh of one device."""
+    """The current mesh and layout; None outside `use_mesh`, and on a mesh of one device."""
     now = _CURRENT.get()
     return now if now and now[0].size > 1 else None
 
 
 def axis_size(*mesh_axes: str) -> int:
-    """The devices along these axes of the mesh in use; 1 outside `using`, and for manual axes."""
+    """The number of devices along these axes of the current mesh; 1 outside `use_mesh`, and for manual axes."""
     now, taken = _CURRENT.get(), _MANUAL.get()
     return math.prod(now[0].shape[axis] for axis in mesh_axes if axis not in taken) if now else 1
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """`x` with its sharding pinned to the mesh axes that the rules give `axes`; no effect outside `using`. A dimension
-    that does not divide stays whole: a row or a token by itself, when something is decoded or born."""
+    """`x` with its sharding constrained to the mesh axes of its logical `axes`; no effect outside `use_mesh`. A
+    dimension that does not divide is replicated: one row or token, in decoding and initialisation."""
     check_axes(axes, x.shape)
     now = current()
     if now is None:
@@ -71,8 +71,8 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, automatic) if any(automatic) else x
 
 
-def rows_divide(rows: int, length: int) -> bool:
-    """Whether the mesh in use splits a batch of so many rows and tokens a row, and into whole parts."""
+def splits_evenly(rows: int, length: int) -> bool:
+    """Whether the current mesh splits a batch [rows, length], and evenly."""
     now = _CURRENT.get()
     if now is None or _MANUAL.get():
         return False
@@ -80,19 +80,19 @@ def rows_divide(rows: int, length: int) -> bool:
     return parts * context > 1 and rows % parts == 0 and length % context == 0
 
 
-def split_by(axes: Axes, axis: str) -> Rule:
-    """The mesh axes over which `axis` of a parameter with logical `axes` is split, under the layout in use."""
+def mesh_axes_for(axes: Axes, axis: str) -> Rule:
+    """The mesh axes over which `axis` of a parameter with logical `axes` is split, under the current layout."""
     now = _CURRENT.get()
     return spec(axes, now[1].rules)[list(axes).index(axis)] if now else None
 
 
 def shard_count(axis: str) -> int:
-    """Into how many parts a parameter's logical `axis` is split, under the mesh and the layout in use."""
-    return axis_size(*mesh_axes_of(split_by((axis,), axis)))
+    """The number of shards of a parameter's logical `axis`, under the current mesh and layout."""
+    return axis_size(*mesh_axes_of(mesh_axes_for((axis,), axis)))
 
 
-def as_state(grads: Any, axes: Any) -> Any:
-    """Gradients split as the optimizer's state is: summed by a reduce-scatter, and each device updates its part."""
+def shard_as_state(grads: Any, axes: Any) -> Any:
+    """Gradients sharded as the optimizer's state is: reduce-scattered, so that each device updates its shard."""
     now = current()
     if now is None:
         return grads
@@ -102,16 +102,16 @@ def as_state(grads: Any, axes: Any) -> Any:
     return jax.lax.with_sharding_constraint(grads, placed)
 
 
-def to_device(state: Any) -> Any:
-    """The optimizer's state in the devices' memory, where the layout in use keeps it on the host."""
+def to_device_memory(state: Any) -> Any:
+    """The optimizer's state in device memory, where the current layout offloads it to the host."""
     now = _CURRENT.get()
-    if now is None or not now[1].optimizer_on_host:
+    if now is None or not now[1].offload_optimizer:
         return state
     return jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Device) if x.ndim else x, state)
 
 
 def has_host_memory() -> bool:
-    """Whether the devices in use can read the host's memory."""
+    """Whether the current devices can read the host's memory."""
     now = _CURRENT.get()
     first = now[0].devices.flat[0] if now else jax.devices()[0]
     return HOST in (m.kind for m in first.addressable_memories())

@@ -20,6 +20,7 @@ from lm.machine.monitor import preparing
 from lm.model.config import ModelConfig
 from lm.model.parametrisation import Parametrisation
 from lm.model.transformer import Transformer
+from lm.sharding.batches import place_batch
 from lm.sharding.mesh import make_mesh
 from lm.study import coordinates_page
 from lm.study.activations import activations
@@ -27,7 +28,7 @@ from lm.study.drift import Analysis, Row, analyse
 from lm.study.widths import attention_of, name_of, widened
 from lm.train.schedule import Constant
 from lm.train.state import TrainState
-from lm.train.step import Step, build_step, fresh_state, place
+from lm.train.step import Step, build_step, fresh_state
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def _at_width(study: Coordinates, cfg: ModelConfig, data: Batches) -> Iterator[R
     optimizer = replace(e.optimizer, schedule=Constant()).build(study.steps, learner.axes())
     start = jax.jit(lambda key: fresh_state(learner, optimizer, 0.0, key))
     step, look = build_step(learner, optimizer, mesh, 0, e.accumulate), jax.jit(partial(activations, model))
-    batches = [place(data.batch(n), mesh) for n in range(study.steps)]
+    batches = [place_batch(data.batch(n), mesh) for n in range(study.steps)]
     for seed in study.seeds:
         for n, (sizes, changes) in enumerate(_course(start(jax.random.key(seed)), step, look, batches)):
             for name in sizes:

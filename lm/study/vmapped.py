@@ -29,7 +29,7 @@ def unable(runs: Sequence[Run]) -> str:
     own = runs[0]
     if processes.count() > 1:
         return "several processes train each run"
-    if own.experiment.layout.optimizer_on_host:
+    if own.experiment.layout.offload_optimizer:
         return "the optimizer's state is on the host"
     if own.prepared.learner.has_rollout:
         return "each batch is made with the run's own parameters"
@@ -41,7 +41,7 @@ class Vmapped:
     """The stacked states of several runs, and the step of all of them."""
 
     def __init__(self, runs: Sequence[Run]):
-        self.devices, self.one = runs[0].prepared.mesh.devices.flatten(), runs[0].program.one_step
+        self.devices, self.one = runs[0].prepared.mesh.devices.flatten(), runs[0].program.step_function
         self.seats: list[Seat] = []
         self.state: Any = None
         self.data: Any = None
@@ -141,7 +141,7 @@ def faster(runs: Sequence[Run]) -> tuple[bool, str]:
     own = runs[0]
     batches = own.prepared.learner.batches(0)
     batch = next(batches)
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     alone, state = Stepper(own), own.initial_state()
 
     def turn() -> Any:

@@ -6,6 +6,7 @@ the caller's own data, and each array's shape, dtype and checksum. What does not
 checkpoint before it is read instead. Orbax is imported when first needed: it takes part of a second.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -13,7 +14,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -37,10 +38,17 @@ def _warn(line: str) -> None:
 
 
 class Checkpoints:
-    """The checkpoints in `directory`: the `keep_last` newest, and the `keep_best` lowest in the metric `metric`.
+    """The checkpoints in a directory. Nothing on disk changes before the first `save`. All processes of a run make the
+    same calls.
 
-    `warn` is called with one line when a damaged checkpoint is passed over. Nothing is touched on disk before the first
-    `save`. Every host of a run must make the same calls."""
+    Args:
+      directory: a path, or the URL of a bucket's.
+      keep_last: how many of the newest are kept.
+      keep_best: how many of those lowest in `metric` are kept besides.
+      metric: a name among the metrics that `save` gets.
+      warn: gets one line where a damaged checkpoint is passed over.
+
+    Raises ValueError for fewer than one newest or zero best."""
 
     def __init__(
         self,
@@ -75,10 +83,10 @@ class Checkpoints:
         return "_manager" in self.__dict__
 
     def steps(self) -> list[int]:
-        """The steps that have a finished checkpoint, ascending, without those found damaged."""
+        """The steps that have a finished checkpoint, ascending, without those known to be damaged."""
         if not self._started and not ("://" in self.directory or os.path.isdir(self.directory)):
             return []
-        with self._cured("read"):
+        with self._explained("read"):
             return sorted(set(self._manager.all_steps()) - self._damaged)
 
     @property
@@ -99,13 +107,13 @@ class Checkpoints:
         if step in self.steps():
             return
         arrays = _flat(state)
-        numbers = {name: float(value) for name, value in (metrics or {}).items()}
-        about = {"step": step, "metrics": numbers, "extra": dict(extra or {}), "arrays": _describe(arrays)}
+        scores = {name: float(value) for name, value in (metrics or {}).items()}
+        about = {"step": step, "metrics": scores, "extra": dict(extra or {}), "arrays": _describe(arrays)}
         try:
             about["digest"] = _digest(about)
         except TypeError as error:
             raise ValueError(f"a checkpoint's metrics and extra are plain JSON data: {error}") from None
-        with self._cured("write"):
+        with self._explained("write"):
             self._clean()
             self._scores[step] = _score(about, self.metric)
             save = _orbax().args
@@ -115,7 +123,7 @@ class Checkpoints:
     def wait(self) -> None:
         """Until what `save` began is on disk. Raises ValueError when the disk refused it."""
         if self._started:
-            with self._cured("write"):
+            with self._explained("write"):
                 self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -127,7 +135,7 @@ class Checkpoints:
                 self.__dict__.pop("_manager").close()
 
     def _clean(self) -> None:
-        """Away with what a killed run left half written, and with the damaged, whose steps come again."""
+        """Delete what a killed run left half written, and damaged checkpoints, whose steps will be saved again."""
         for step in sorted(self._damaged & set(self._manager.all_steps())):
             self._manager.delete(step)
         self._damaged.clear()
@@ -138,7 +146,7 @@ class Checkpoints:
         self._cleaned = True
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Orbax asks: which of `checkpoints`, oldest first, are kept?"""
+        """Which of `checkpoints`, oldest first, to keep: Orbax's preservation policy."""
         steps = [checkpoint.step for checkpoint in checkpoints]
         scored = [step for step in steps if math.isfinite(self._score_of(step))]
         best = sorted(scored, key=self._score_of)[: self.keep_best]
@@ -155,11 +163,11 @@ class Checkpoints:
     # ------------------------------------------------------------ reading
 
     def restore(self, abstract: T) -> tuple[T, dict[str, Any], int]:
-        """(state, extra, step) of the newest checkpoint that is whole.
+        """(state, extra, step) of the newest checkpoint that is intact.
 
-        `abstract` is a state of ShapeDtypeStructs whose shardings say where the arrays go, whatever mesh they were
-        saved from; or a dictionary of some of a state's parts, {"params": ...}, to read those alone. Raises ValueError
-        when there is no checkpoint, none is whole, or the newest has arrays of other names, shapes or dtypes."""
+        `abstract` is a state of ShapeDtypeStructs, whose shardings place the arrays whatever mesh they were saved from;
+        or a dictionary of some of a state's parts, {"params": ...}, to read those alone. Raises ValueError where there
+        is no checkpoint, none is intact, or the newest has arrays of other names, shapes or dtypes."""
         wanted, failures = _flat(abstract), []
         for step in reversed(self.steps()):
             try:
@@ -189,9 +197,9 @@ class Checkpoints:
 
     def _read(self, step: int, abstract: T, wanted: dict[str, Any], saved: dict[str, Any]) -> T:
         ocp = _orbax()
-        here = SingleDeviceSharding(jax.devices()[0])
+        default = SingleDeviceSharding(jax.devices()[0])
         args = {
-            name: ocp.ArrayRestoreArgs(sharding=array.sharding or here, global_shape=array.shape, dtype=array.dtype)
+            name: ocp.ArrayRestoreArgs(sharding=array.sharding or default, global_shape=array.shape, dtype=array.dtype)
             for name, array in wanted.items()
         }
         request = ocp.args.PyTreeRestore(item=wanted, restore_args=args, partial_restore=True)
@@ -201,37 +209,28 @@ class Checkpoints:
                 raise ValueError(f"{name} does not match its checksum")
         return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in wanted])
 
-    def _cured(self, verb: str) -> "_Cured":
-        return _Cured(verb, self.directory)
-
-
-class _Cured:
-    """Inside it, whatever the disk or Orbax raises becomes one line that names the folder and what to do."""
-
-    def __init__(self, verb: str, directory: str) -> None:
-        self.verb, self.directory = verb, directory
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception):
-            what = f"cannot {self.verb} checkpoints in {self.directory} ({_first_line(error)})"
-            raise ValueError(f"{what}: {CURES[self.verb]}") from error
+    @contextlib.contextmanager
+    def _explained(self, verb: str) -> Iterator[None]:
+        """Inside it, whatever the disk or Orbax raises becomes one line that names the directory and the cure."""
+        try:
+            yield
+        except Exception as error:
+            what = f"cannot {verb} checkpoints in {self.directory} ({_first_line(error)})"
+            raise ValueError(f"{what}: {CURES[verb]}") from error
 
 
 @functools.cache
 def _orbax() -> Any:
-    """orbax.checkpoint, kept from logging: what its user must know, this module says."""
+    """orbax.checkpoint, with its logging filtered: this module reports what a user must know."""
     import orbax.checkpoint as ocp
 
     logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
-    # a write that the disk refused is told by `save` or `wait`; its task, thrown away, is not told a second time
+    # `save` or `wait` reports a write that failed; its abandoned task would report it once more
     logging.getLogger("asyncio").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.getMessage())
     before = sys.unraisablehook
 
     def hook(raised: Any) -> None:
-        # When one read finds its file damaged, Orbax abandons those under way, and Python would print each one's end.
+        # where one read fails, Orbax abandons the others in flight, and Python would print how each of them ended
         code = getattr(raised.object, "cr_code", None)
         abandoned = code is not None and f"{os.sep}orbax{os.sep}" in code.co_filename
         if not abandoned and str(raised.exc_value) != "Event loop is closed":
@@ -242,7 +241,7 @@ def _orbax() -> Any:
 
 
 def _first_line(error: BaseException) -> str:
-    """The first line of what was wrong in the first place."""
+    """The first line of the original error."""
     while error.__cause__:
         error = error.__cause__
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -257,16 +256,16 @@ def _flat(tree: Any) -> dict[str, Any]:
 
 def _describe(arrays: Mapping[str, jax.Array]) -> dict[str, list[Any]]:
     """[shape, dtype, checksum] of each array, as JSON data."""
-    sums = np.asarray(_summed(list(arrays.values()))).tolist()
+    sums = np.asarray(_sums(list(arrays.values()))).tolist()
     return {k: [list(a.shape), str(a.dtype), s] for (k, a), s in zip(arrays.items(), sums, strict=True)}
 
 
-def _summed(arrays: list[jax.Array]) -> jax.Array:
-    """Their checksums, uint32 [len(arrays)]; where they lie over several processes, in each of these."""
+def _sums(arrays: list[jax.Array]) -> jax.Array:
+    """Their checksums, uint32 [len(arrays)]; of arrays sharded over several processes, in each of these."""
     if all(a.is_fully_addressable for a in arrays):
         return _checksums(arrays)
     mesh = next(a.sharding.mesh for a in arrays if isinstance(a.sharding, NamedSharding))
-    return _everywhere(NamedSharding(mesh, PartitionSpec()))(arrays)
+    return _replicated_checksums(NamedSharding(mesh, PartitionSpec()))(arrays)
 
 
 def _checksums_of(arrays: list[jax.Array]) -> jax.Array:
@@ -277,18 +276,18 @@ _checksums = jax.jit(_checksums_of)
 
 
 @functools.cache
-def _everywhere(placing: NamedSharding) -> Callable[[list[jax.Array]], jax.Array]:
+def _replicated_checksums(placing: NamedSharding) -> Callable[[list[jax.Array]], jax.Array]:
     return jax.jit(_checksums_of, out_shardings=placing)
 
 
 def checksum(x: jax.Array) -> jax.Array:
-    """A uint32 that a change of any one word of `x` changes: the sum of its words, each times an odd number that its
-    place gives, modulo 2^32. Made on the devices that hold `x`, whatever its sharding."""
+    """A uint32 that a change of any one word of `x` changes: the sum of its words, each times an odd number made from
+    its position, modulo 2^32. Computed on the devices that hold `x`, whatever its sharding."""
     bits = x.astype(jnp.uint8) if x.dtype == bool else jax.lax.bitcast_convert_type(x, _word(x.dtype))
-    place = jnp.zeros(bits.shape, jnp.uint32)
+    position = jnp.zeros(bits.shape, jnp.uint32)
     for axis, size in enumerate(bits.shape):  # not an iota of the flattened array: that would gather a sharded one
-        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-    return jnp.sum(bits.astype(jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)
+        position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    return jnp.sum(bits.astype(jnp.uint32) * (2 * position + 1), dtype=jnp.uint32)
 
 
 def _word(dtype: Any) -> Any:
@@ -304,15 +303,15 @@ def _score(about: Mapping[str, Any], metric: str) -> float:
 
 
 def _mismatch(wanted: Mapping[str, Any], saved: Mapping[str, Any]) -> str:
-    """What keeps `wanted` arrays from being read from those `saved`: one line, empty when nothing does."""
+    """Why the `wanted` arrays cannot be restored from the `saved` ones: one line, empty where they can."""
     parts = {name.partition(".")[0] for name in wanted}
     missing = [name for name in wanted if name not in saved]
     if missing:
         return f"it has no {missing[0]}; {suggest(missing[0], [n for n in saved if n.partition('.')[0] in parts][:20])}"
     if extra := [name for name in saved if name not in wanted and name.partition(".")[0] in parts]:
-        return f"it has {extra[0]}, which is not wanted"
+        return f"it has {extra[0]}, which this run does not have"
     for name, array in wanted.items():
         shape, dtype, _ = saved[name]
         if tuple(shape) != tuple(array.shape) or dtype != str(array.dtype):
-            return f"{name} is {dtype}{shape} there, {array.dtype}{list(array.shape)} here"
+            return f"{name} is {dtype}{shape} in the checkpoint, {array.dtype}{list(array.shape)} in this run"
     return ""

@@ -1,7 +1,7 @@
-"""The training loop: it hands the state from step to step and never waits for the device.
+"""The training loop: it passes the state from step to step and never waits for the device.
 
-A step's metrics are read when the device is two steps further on. Where the run stops to look (an evaluation, a
-checkpoint, the end), what is outstanding is read first, so that no state is kept whose loss was not a number.
+The metrics of a step are read two steps later. Where the run pauses (for an evaluation, a checkpoint, the end),
+outstanding metrics are read first, so that no state is kept whose loss was not finite.
 """
 
 import math
@@ -16,11 +16,11 @@ from lm.train.method import Batch
 from lm.train.state import TrainState
 from lm.train.step import Rollout, Step
 
-AHEAD = 2  # steps that may be under way while their metrics are not read yet
+AHEAD = 2  # steps that are dispatched before the metrics of the first of them are read
 
 
 class NotFinite(ValueError):
-    """The loss of a step was infinite or not a number."""
+    """The loss or the gradient of a step was infinite or not a number."""
 
 
 def train(
@@ -33,24 +33,24 @@ def train(
     should_pause: Callable[[int], bool],
     on_pause: Callable[[int, TrainState], bool],
 ) -> Iterator[TrainState]:
-    """Train until `steps`, and give the state of each step as soon as it is dispatched.
+    """Train until `steps`, and yield the state of each step once that is dispatched.
 
     Args:
-      state: where training starts; the first step donates it.
+      state: the state to start from; the first step donates it.
       step: (state, batch) -> (state one step on, metrics).
       batches: on the devices, one a step, from the state's step on.
       rollout: (step, state, batch) -> the batch to train on, from the state that the step starts from.
-      steps: the step to end after.
-      observe: gets (n, metrics) of every step n, late, in their order.
-      should_pause: whether to stop and look after step n.
-      on_pause: gets (n, state) then, with nothing outstanding; True ends the run.
+      steps: the last step.
+      observe: gets (n, metrics) of every step n, in order, up to AHEAD steps late.
+      should_pause: whether to pause after step n.
+      on_pause: gets (n, state) in a pause, when no metrics are outstanding; True ends the run.
 
-    Raises NotFinite, naming the step whose loss or gradient was not a number."""
-    waiting: deque[tuple[int, Metrics]] = deque()
+    Raises NotFinite, naming the step whose loss or gradient was not finite."""
+    outstanding: deque[tuple[int, Metrics]] = deque()
 
     def read(most: int) -> None:
-        while len(waiting) > most:
-            n, metrics = waiting.popleft()
+        while len(outstanding) > most:
+            n, metrics = outstanding.popleft()
             values = {name: float(v) for name, v in jax.device_get(metrics).items()}
             if not math.isfinite(values["total"]) or not math.isfinite(values["grad_norm"]):
                 raise NotFinite(
@@ -60,7 +60,7 @@ def train(
 
     for n in range(int(state.step) + 1, steps + 1):
         state, metrics = step(state, rollout(n - 1, state, next(batches)))
-        waiting.append((n, metrics))
+        outstanding.append((n, metrics))
         yield state
         paused = should_pause(n)
         read(0 if paused else AHEAD)

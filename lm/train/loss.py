@@ -1,8 +1,8 @@
 """The pretraining loss: cross-entropy and z-loss, a chunk of the sequence at a time.
 
 The head's logits are the largest array of a small model's step: at a vocabulary of 128k one sequence of 8,192 tokens
-has 4 GB of them. So the loss goes over the sequence by chunks, and since it is a sum, each chunk's gradient is taken in
-the same visit, while its logits are at hand: nothing of size [B, T, V] ever exists and nothing is computed twice.
+has 4 GB of them. So the loss is scanned over chunks of the sequence, and since it is a sum, each chunk's gradient is
+taken in the same pass, while its logits exist: no array is [B, T, V], and nothing is computed twice.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.sharding.collectives import manual_data_parallel
-from lm.sharding.tracing import axis_size, constrain, rows_divide
+from lm.sharding.tracing import axis_size, constrain, splits_evenly
 
 Metrics = dict[str, jax.Array]
 ChunkLoss = Callable[[Any, jax.Array, Any], tuple[jax.Array, Metrics]]
@@ -36,7 +36,7 @@ def cross_entropy(
     return total, {"loss": nll, "accuracy": right}
 
 
-def by_chunks(
+def chunked_loss(
     chunk_loss: ChunkLoss,
     params: Any,
     x: jax.Array,
@@ -45,19 +45,27 @@ def by_chunks(
     axes: Any = None,
     dtypes: Any = (jnp.float32, jnp.float32),
 ) -> tuple[jax.Array, Metrics]:
-    """The sum of chunk_loss(params, x[:, c], rest[:, c]) over chunks c of `chunk` tokens of axis 1 (0: all at once).
+    """The sum of chunk_loss(params, x[:, c], rest[:, c]) over chunks c of the sequence.
 
-    x is [B, T, D]; `rest` a tree of [B, T] arrays that need no gradient. Where a mesh splits the rows or the sequence,
-    each device goes over its own part of them, all at the same time; given the parameters' logical `axes` it first
-    gathers them, and its gradients join the others' once, after the last chunk, in the two `dtypes`."""
-    if axes is not None and chunk > 0 and rows_divide(*x.shape[:2]):
+    Where a mesh splits the rows or the sequence, each device scans its own part; given `axes`, the parameters are
+    gathered once before the first chunk, and their gradients summed over the devices once after the last.
+
+    Args:
+      chunk_loss: (params, x, rest) of one chunk -> (loss, metrics), both sums over its tokens.
+      params: a tree of arrays.
+      x: [B, T, D] hidden states.
+      rest: a tree of [B, T] arrays that need no gradient.
+      chunk: tokens of a sequence at a time (0: all at once).
+      axes: the logical axes of `params`.
+      dtypes: of the parameters when gathered, and of their gradients when summed over devices."""
+    if axes is not None and chunk > 0 and splits_evenly(*x.shape[:2]):
         leaves = tuple(jax.tree.leaves(axes, is_leaf=lambda a: isinstance(a, tuple)))
-        return _apart(chunk_loss, chunk, leaves, tuple(dtypes), params, x, rest)
+        return _per_device(chunk_loss, chunk, leaves, tuple(dtypes), params, x, rest)
     parts = axis_size("context") if x.shape[1] % axis_size("context") == 0 else 1
     if chunk <= 0 or x.shape[1] // parts <= chunk:
         return chunk_loss(params, x, rest)
     split = partial(_split, chunk, parts)
-    return _summed(chunk_loss, params, split(x), jax.tree.map(split, rest))
+    return _scan_chunks(chunk_loss, params, split(x), jax.tree.map(split, rest))
 
 
 def _split(chunk: int, parts: int, a: jax.Array) -> jax.Array:
@@ -74,7 +82,7 @@ def _split(chunk: int, parts: int, a: jax.Array) -> jax.Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _summed(chunk_loss: ChunkLoss, params: Any, xs: jax.Array, rests: Any) -> tuple[jax.Array, Metrics]:
+def _scan_chunks(chunk_loss: ChunkLoss, params: Any, xs: jax.Array, rests: Any) -> tuple[jax.Array, Metrics]:
     def body(total: Any, c: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, chunk_loss(params, *c)), None
 
@@ -90,7 +98,7 @@ def _first(tree: Any) -> Any:
     return jax.tree.map(lambda a: a[0], tree)
 
 
-def _summed_forward(chunk_loss: ChunkLoss, params: Any, xs: jax.Array, rests: Any) -> tuple[Any, Any]:
+def _scan_chunks_forward(chunk_loss: ChunkLoss, params: Any, xs: jax.Array, rests: Any) -> tuple[Any, Any]:
     def body(total: Any, c: Any) -> tuple[Any, jax.Array]:
         x, rest = c
         loss, pull, metrics = jax.vjp(lambda p, x: chunk_loss(p, x, rest), params, x, has_aux=True)
@@ -104,14 +112,14 @@ def _summed_forward(chunk_loss: ChunkLoss, params: Any, xs: jax.Array, rests: An
     return out, (dparams, dxs, rests)
 
 
-def _summed_backward(chunk_loss: ChunkLoss, saved: Any, cotangent: Any) -> tuple[Any, jax.Array, Any]:
+def _scan_chunks_backward(chunk_loss: ChunkLoss, saved: Any, cotangent: Any) -> tuple[Any, jax.Array, Any]:
     dparams, dxs, rests = saved
     scale = lambda a: (a * cotangent[0]).astype(a.dtype)  # noqa: E731
     return jax.tree.map(scale, dparams), scale(dxs), jax.tree.map(_no_gradient, rests)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def _apart(
+def _per_device(
     chunk_loss: ChunkLoss, chunk: int, axes: Any, dtypes: Any, params: Any, x: jax.Array, rest: Any
 ) -> tuple[jax.Array, Metrics]:
     leaves, treedef = jax.tree.flatten(params)
@@ -119,20 +127,22 @@ def _apart(
 
     def own(leaves: Any, rows: Any) -> Any:
         x, rest = rows
-        return by_chunks(chunk_loss, tree.unflatten(leaves), x, rest, chunk), [], ()
+        return chunked_loss(chunk_loss, tree.unflatten(leaves), x, rest, chunk), [], ()
 
     dtype, sums = dtypes
-    run = manual_data_parallel(own, axes, dtype, sums, learns=False)
+    run = manual_data_parallel(own, axes, dtype, sums, has_gradients=False)
     return cast(tuple[jax.Array, Metrics], run(leaves, (x, rest))[0])
 
 
-def _apart_forward(chunk_loss: ChunkLoss, chunk: int, axes: Any, dtypes: Any, params: Any, x: Any, rest: Any) -> Any:
+def _per_device_forward(
+    chunk_loss: ChunkLoss, chunk: int, axes: Any, dtypes: Any, params: Any, x: Any, rest: Any
+) -> Any:
     leaves, treedef = jax.tree.flatten(params)
     tree: Any = treedef
 
     def own(leaves: Any, rows: Any) -> Any:
         split, (B, T, D) = partial(_split, chunk, 1), rows[0].shape
-        out, (gradients, dxs, _) = _summed_forward(
+        out, (gradients, dxs, _) = _scan_chunks_forward(
             chunk_loss, tree.unflatten(leaves), split(rows[0]), jax.tree.map(split, rows[1])
         )
         dx = jnp.moveaxis(dxs, 0, 1).reshape(B, -1, D)[:, :T]
@@ -149,5 +159,5 @@ def _no_gradient(a: jax.Array) -> Any:
     return np.zeros(a.shape, jax.dtypes.float0) if integer else jnp.zeros_like(a)
 
 
-_summed.defvjp(_summed_forward, _summed_backward)
-_apart.defvjp(_apart_forward, lambda *given: _summed_backward(*given[:1], *given[4:]))
+_scan_chunks.defvjp(_scan_chunks_forward, _scan_chunks_backward)
+_per_device.defvjp(_per_device_forward, lambda *given: _scan_chunks_backward(*given[:1], *given[4:]))

@@ -1,9 +1,9 @@
 """Methods: what is learned, as a value of the experiment. Each is one file in lm/tune/.
 
-A `Method` is declared: plain data, open to `--set` and ablations, and it answers what can be asked without a model (its
-objective, its measures). `build` binds it to a model and its data, as an optimizer's value becomes an Optax
-transformation. The `Learner` that comes of it is what a run uses: pure functions of what they are handed. The training
-loop, checkpoints, evaluation and the report know nothing else about the method.
+A `Method` is plain data, open to `--set` and ablations, and has what needs no model: its objective and its measures.
+`build` binds it to a model and data, as an optimizer's value is built into an Optax transformation. The result is a
+`Learner`, the pure functions of which a run is made. The training loop, checkpoints, evaluation and the report know
+nothing else about the method.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,7 +26,7 @@ Batch = dict[str, Any]
 
 
 class Sample(NamedTuple):
-    """`prompt` is what the model was given, `text` that with what it made of it; `title` names the two."""
+    """A `prompt`, and the `text` of the prompt and the model's output, under a `title`."""
 
     title: str
     prompt: str
@@ -34,7 +34,7 @@ class Sample(NamedTuple):
 
 
 class SampleSettings(Protocol):
-    """What samples are drawn by; an Experiment has it."""
+    """What samples are drawn with: the fields of an Experiment."""
 
     @property
     def prompts(self) -> tuple[str, ...]: ...
@@ -50,7 +50,7 @@ class SampleSettings(Protocol):
 
 
 class Writer(Protocol):
-    """A model with its parameters and tokenizer, which writes text; a Pretrained (lm/pretrained/model.py) is one."""
+    """A model with its parameters and tokenizer, such as a Pretrained (lm/pretrained/model.py)."""
 
     @property
     def model(self) -> Transformer: ...
@@ -63,13 +63,25 @@ class Writer(Protocol):
     def stream(self, prompt: str, max_new_tokens: int, sampling: Any, seed: int) -> Iterator[list[str]]: ...
 
 
+class BatchReader(Protocol):
+    """An iterator of host batches that reads ahead until it is closed; a generator is one too."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def __next__(self) -> Batch: ...
+
+    def close(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class Method:
-    """What is learned: the value that an experiment declares.
+    """What is learned, as an experiment declares it.
 
-    `objective` turns rows of its data into batches, `target_name` is what one loss is of. `measures` are what held-out
-    data are measured in: the first is the one that training lowers (each step has a metric of that name, and the best
-    checkpoints are lowest in it), and `headline` is the one to show where there is room for one."""
+    - `objective`: turns rows of the data into batches.
+    - `target_name`: what a loss is of ("token").
+    - `measures`: of held-out data. Training minimises the first: a step has a metric of its name, and the best
+      checkpoints are lowest in it.
+    - `headline`: the measure to show where there is room for one."""
 
     @property
     def objective(self) -> Objective:
@@ -88,26 +100,27 @@ class Method:
         return "token"
 
     def check(self, model: ModelConfig) -> None:
-        """Raises ValueError where `model` cannot learn by it."""
+        """Raises ValueError where `model` cannot be trained by this method."""
         raise NotImplementedError
 
-    def build(self, model: Transformer, data: "Batches | None" = None, own: np.ndarray | None = None) -> "Learner":
-        """This method for `model`, reading `data` (None: only shapes and losses are asked for), of whose batches this
-        process reads the rows `own` (None: all)."""
+    def build(
+        self, model: Transformer, data: "Batches | None" = None, local_rows: np.ndarray | None = None
+    ) -> "Learner":
+        """Bind the method to `model` and `data` (None: for shapes and losses only), of whose batches this process reads
+        the `local_rows` (None: all)."""
         raise NotImplementedError
 
 
 class Learner:
-    """A method bound to a model and data: the functions of which a run is made.
+    """A method bound to a model and data.
 
-    `params` is the tree that is trained, `frozen` one that the loss reads and nothing updates (a reference model, the
-    weights below an adapter; a tree without leaves where there is none). Frozen parameters have neither optimizer state
-    nor moving average. They are part of the state and of its checkpoints all the same: what they were made from (a
-    file, another run's folder) may have changed or gone by the time a run goes on, and a run that then trained
-    against another reference would not notice.
+    `params` are trained. `frozen` are parameters that the loss reads and no update changes (a reference model, the
+    weights under an adapter; a tree without leaves where there are none): they have neither optimizer state nor moving
+    average. They are in checkpoints all the same: the file or run that they were read from may be changed or gone when
+    a run resumes, and training against another reference would go unnoticed.
 
-    `weights` names the arrays of a batch that weigh its losses, and their sums in an evaluation: over a whole training
-    batch each is scaled to the sum 1, so that the losses and gradients of micro-batches add up. "weights" is one."""
+    `weights` maps the arrays of a batch that weigh its losses to the names of their sums in an evaluation. In a batch
+    of training each is scaled to the sum 1, so that losses and gradients of micro-batches add up. "weights" is one."""
 
     weights: ClassVar[Mapping[str, str]] = {"weights": "tokens"}
 
@@ -124,23 +137,23 @@ class Learner:
         return ()
 
     def loss(self, params: Params, frozen: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
-        """The loss of a batch, and metrics: both are sums weighed by the arrays that `weights` names. Traced; `key` is
-        None where nothing may be random (evaluation)."""
+        """(loss, metrics) of a batch, sums weighed by the arrays that `weights` names. Traced; `key` is None where
+        nothing may be random (evaluation)."""
         raise NotImplementedError
 
-    def batches(self, step: int) -> Iterator[Batch]:
-        """The host batches of `step` and those after it: a pure function of the seed and the step, read ahead."""
+    def batches(self, step: int) -> "BatchReader":
+        """The host batches from `step` on, prefetched: each a pure function of the seed and its step."""
         raise NotImplementedError
 
     def rollout(self, params: Params, frozen: Any, batch: Batch, key: jax.Array) -> Batch:
-        """`batch` with what the parameters make of it, for methods that learn from a model's own outputs.
+        """The batch to train on, for methods that learn from a model's own outputs; by default `batch` itself.
 
-        Called on the host before each step, with the parameters that the step is about to update, so that a batch is a
-        pure function of (seed, step, params). It may run several programs and look at what they give.
+        Called on the host before each step, with the parameters that the step then updates, so that a batch is a pure
+        function of (seed, step, params). It may run several programs and read their results.
 
         Args:
-          params, frozen: the current parameters, on the devices; the step donates `params`, so what is returned must
-            hold none of them.
+          params, frozen: the current parameters, on the devices. The step donates `params`, so the batch that is
+            returned must not contain them.
           batch: arrays [B, ...] on the devices, rows split over the mesh.
           key: from the seed and the step.
 
@@ -149,22 +162,22 @@ class Learner:
 
     @property
     def has_rollout(self) -> bool:
-        """Whether `rollout` is more than the batch itself."""
+        """Whether the method has a rollout of its own."""
         return type(self).rollout is not Learner.rollout
 
     def evaluate(self, params: Params, frozen: Any, batch: Batch) -> Metrics:
-        """What a held-out batch adds to the sums from which `measure` makes measures. Traced."""
+        """Sums over a held-out batch, from which `measure` computes the measures. Traced."""
         counts = {total: batch[name].sum() for name, total in self.weights.items() if name in batch}
         return {**self.loss(params, frozen, batch, None)[1], **counts}
 
     def measure(self, sums: Mapping[str, float], data: "Batches", source: str) -> dict[str, float]:
-        """The method's measures of the held-out data of `source`, from the sums of `evaluate` over all its batches."""
+        """name -> value of the measures of a source, from the sums of `evaluate` over all of its held-out `data`."""
         raise NotImplementedError
 
     def baselines(self, data: "Batches") -> dict[str, dict[str, float]]:
-        """source -> {name: what something simpler reaches in the headline measure}."""
+        """source -> {name: value of a simpler method in the headline measure}."""
         return {}
 
     def samples(self, model: Writer, settings: SampleSettings) -> Iterator[Sample]:
-        """What a finished run shows of its model."""
+        """Samples of a finished run's model."""
         yield from ()

@@ -5,9 +5,9 @@ matrices are stacked, heads and head_dim are one side of a matrix, and what is l
 vector. Vectors are not decayed; Muon and Adafactor work on each matrix of a stack by itself, as their papers mean it.
 Weight decay is decoupled (Loshchilov & Hutter 2019, arXiv:1711.05101), and multiplied by the rate as in PyTorch.
 
-Where axes have grown over a base model (muP, lm/model/parametrisation.py), each optimizer says what that does to a
-parameter's rate. It does nothing to its decay: the share of a weight that goes in a step, learning_rate x weight_decay,
-is the same at every width (Wang & Aitchison 2024, arXiv:2405.13698).
+Where axes are wider than a base model's (muP, lm/model/parametrisation.py), each optimizer has its multiplier of a
+parameter's learning rate. Decay has none: the share of a weight that a step decays, learning_rate x weight_decay, is
+the same at every width (Wang & Aitchison 2024, arXiv:2405.13698).
 """
 
 import dataclasses
@@ -53,8 +53,8 @@ def _matrices(x: jax.Array, axes: Axes) -> jax.Array:
 # ---------------------------------------------------------------- optimizers
 
 
-def is_on(number: Any) -> bool:
-    """Whether a number whose 0 means none is another; what is data of a program (lm/train/program.py) always is."""
+def is_enabled(number: Any) -> bool:
+    """Whether a hyperparameter that 0 turns off is on; a traced one (lm/train/program.py) always is."""
     return isinstance(number, jax.core.Tracer) or bool(number)
 
 
@@ -92,39 +92,39 @@ class Optimizer:
         """The transformation for a run of `total_steps` over parameters whose logical axes are the tree `params_axes`.
 
         Raises ValueError when the schedule does not fit in the run."""
-        clip = [optax.clip_by_global_norm(self.clip)] if is_on(self.clip) else []
+        clip = [optax.clip_by_global_norm(self.clip)] if is_enabled(self.clip) else []
         return optax.chain(*clip, self.descent(total_steps, params_axes))
 
     def descent(self, total_steps: int, params_axes: Any) -> optax.GradientTransformation:
         """Clipped gradients -> what is added to the parameters."""
         mask = self.decay_mask(params_axes)
-        decay = [optax.add_decayed_weights(self.weight_decay, mask)] if is_on(self.weight_decay) else []
+        decay = [optax.add_decayed_weights(self.weight_decay, mask)] if is_enabled(self.weight_decay) else []
         rate = optax.scale_by_learning_rate(self.schedule_fn(total_steps))
         return optax.chain(self.direction(params_axes), *self._rates(params_axes), *decay, rate)
 
     def _rates(self, params_axes: Any) -> list[optax.GradientTransformation]:
-        """Directions -> directions times `rate_factor`, where a parametrisation asks for it."""
+        """Directions -> directions times `lr_multiplier`, where the parametrisation has one."""
         leaves = jax.tree.leaves(params_axes, is_leaf=lambda x: isinstance(x, tuple))
-        factors = [self.rate_factor(axes) for axes in leaves if isinstance(axes, MultipliedAxes)]
+        factors = [self.lr_multiplier(axes) for axes in leaves if isinstance(axes, MultipliedAxes)]
         if all(factor == 1 for factor in factors):
             return []
 
         def scaled(updates: Any, params: Any = None) -> Any:
-            return jax.tree.map(lambda u, axes: u * self.rate_factor(axes), updates, params_axes)
+            return jax.tree.map(lambda u, axes: u * self.lr_multiplier(axes), updates, params_axes)
 
         return [optax.stateless(scaled)]
 
-    def rate_factor(self, axes: Axes) -> float:
+    def lr_multiplier(self, axes: Axes) -> float:
         """What the learning rate of a parameter is multiplied by, as it has grown over that of the base model; for
         plain gradient descent, fan-out over fan-in (2203.03466, table 3).
 
         Raises ValueError where this optimizer knows no such rule."""
         if type(self).direction is not Optimizer.direction:
             raise ValueError(
-                f"{type(self).__name__} has no rule for the rates of a widened model (rate_factor), which MuP needs: "
+                f"{type(self).__name__} has no lr_multiplier, which MuP needs for the learning rates of a wider model: "
                 "take AdamW, or the standard Parametrisation()"
             )
-        if is_on(self.clip):
+        if is_enabled(self.clip):
             raise ValueError(
                 f"optimizer.clip={self.clip}: plain gradient descent follows the gradient's norm, which under MuP "
                 "grows with the width, so set clip=0"
@@ -148,7 +148,7 @@ class AdamW(Optimizer):
     def direction(self, params_axes: Any) -> optax.GradientTransformation:
         return optax.scale_by_adam(self.b1, self.b2, self.eps)
 
-    def rate_factor(self, axes: Axes) -> float:
+    def lr_multiplier(self, axes: Axes) -> float:
         """1 / fan-in: entries of an update are of one size (2203.03466, table 3)."""
         return 1 / fan_multipliers(axes)[0]
 
@@ -165,7 +165,7 @@ class Lion(Optimizer):
     def direction(self, params_axes: Any) -> optax.GradientTransformation:
         return optax.scale_by_lion(self.b1, self.b2)
 
-    def rate_factor(self, axes: Axes) -> float:
+    def lr_multiplier(self, axes: Axes) -> float:
         """1 / fan-in, as for Adam."""
         return 1 / fan_multipliers(axes)[0]
 
@@ -186,17 +186,17 @@ class Adafactor(Optimizer):
 
     def direction(self, params_axes: Any) -> optax.GradientTransformation:
         moments = optax.scale_by_factored_rms(True, self.decay_rate, min_dim_size_to_factor=self.min_side)
-        clip = [optax.clip_by_block_rms(self.clip_rms)] if is_on(self.clip_rms) else []
-        return _each_matrix(optax.chain(moments, *clip, optax.scale_by_param_block_rms()), params_axes)
+        clip = [optax.clip_by_block_rms(self.clip_rms)] if is_enabled(self.clip_rms) else []
+        return _per_matrix(optax.chain(moments, *clip, optax.scale_by_param_block_rms()), params_axes)
 
-    def rate_factor(self, axes: Axes) -> float:
+    def lr_multiplier(self, axes: Axes) -> float:
         """Adam's 1 / fan-in, less what the matrix's root mean square, that of its first values, brings of it already:
         1 / fan-in in an output, fan-in^-0.5 in a hidden layer."""
         inputs, outputs = fan_multipliers(axes)
         return 1.0 if outputs == 1 else inputs**-0.5
 
 
-def _each_matrix(inner: optax.GradientTransformation, params_axes: Any) -> optax.GradientTransformation:
+def _per_matrix(inner: optax.GradientTransformation, params_axes: Any) -> optax.GradientTransformation:
     """`inner` applied to each matrix of each parameter by itself, as if every layer were a parameter of its own."""
 
     def init(params: Any) -> Any:
@@ -246,7 +246,7 @@ class Muon(Optimizer):
 
         return optax.chain(optax.trace(self.momentum, nesterov=True), optax.stateless(orthogonal))
 
-    def rate_factor(self, axes: Axes) -> float:
+    def lr_multiplier(self, axes: Axes) -> float:
         """1: `direction` sees to it, and AdamW to the others."""
         return 1.0
 
@@ -255,14 +255,14 @@ class Muon(Optimizer):
         rows, columns = matrices.shape[1:]
         inputs, outputs = fan_multipliers(axes)
         scale = 0.2 * math.sqrt(max(rows / inputs, columns / outputs)) * math.sqrt(outputs / inputs)
-        return scale * orthogonalised(matrices, self.newton_schulz_steps).reshape(x.shape)
+        return scale * orthogonalize(matrices, self.newton_schulz_steps).reshape(x.shape)
 
 
-def orthogonalised(x: jax.Array, steps: int = 5) -> jax.Array:
+def orthogonalize(x: jax.Array, steps: int = 5) -> jax.Array:
     """Each matrix of x [stack, rows, columns] with its singular values brought near 1 (0.7 to 1.2 after 5 steps) and
     its singular vectors kept: a quintic Newton-Schulz iteration, https://kellerjordan.github.io/posts/muon/."""
     if x.shape[1] > x.shape[2]:  # the smaller Gram matrix is the cheaper one
-        return orthogonalised(x.swapaxes(1, 2), steps).swapaxes(1, 2)
+        return orthogonalize(x.swapaxes(1, 2), steps).swapaxes(1, 2)
 
     def step(_: int, m: jax.Array) -> jax.Array:
         gram = m @ m.T

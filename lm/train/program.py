@@ -1,8 +1,8 @@
 """The step of a run, with the optimizer's hyperparameters as data: runs that differ in those alone share a program.
 
-Learning rate, decay and betas are arguments of the compiled step, its schedule is a table by step, and the seed is an
-argument too. So a run computes the same bits alone and beside others (lm/study/together.py), and at another learning
-rate it finds its program in the compilation cache.
+Learning rate, decay and betas are arguments of the compiled step, the schedule is a table by step, and the seed is an
+argument too. So a run computes the same bits alone and in a process with others (lm/study/together.py), and with
+another learning rate it takes its program from the compilation cache.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from lm.sharding.rules import Layout
 from lm.train.method import Learner
 from lm.train.optim import Optimizer
 from lm.train.schedule import Constant
-from lm.train.step import Step, compiled, one_step, under
+from lm.train.step import Step, jit_step, step_function, with_mesh
 
 BLOCK = 4096  # steps: a table has a multiple of so many entries, so that runs of other lengths share a program
 
@@ -50,7 +50,11 @@ def traced_hyperparameters(optimizer: Optimizer) -> dict[str, np.float32]:
 
 class Program:
     """The compiled step of `learner` under `optimizer`, and under those that differ from it in schedule and traced
-    hyperparameters alone. The other arguments are those of `build_step`."""
+    hyperparameters alone.
+
+    Args:
+      learner, mesh, accumulate, ema, layout: see `build_step`.
+      optimizer: one of those that it serves."""
 
     def __init__(
         self,
@@ -64,15 +68,15 @@ class Program:
         self.learner, self.optimizer, self.mesh = learner, optimizer, mesh
         self.accumulate, self.ema, self.layout = accumulate, ema, layout
         any_length = dataclasses.replace(optimizer, schedule=Constant()).build(BLOCK, learner.axes())
-        self.jitted = compiled(self.one_step, learner, any_length, mesh, ema, layout)
+        self.jitted = jit_step(self.step_function, learner, any_length, mesh, ema, layout)
 
-    def one_step(self, state: Any, batch: Any, data: Mapping[str, Any]) -> Any:
+    def step_function(self, state: Any, batch: Any, data: Mapping[str, Any]) -> Any:
         """What is compiled: (state one step on, metrics). `data` has the "hyperparameters" of the optimizer, the table
         of its "schedule", and the "seed"."""
         schedule: Any = TabulatedSchedule(data["schedule"])
         rule = dataclasses.replace(self.optimizer, **data["hyperparameters"], schedule=schedule)
         chain = rule.build(BLOCK, self.learner.axes())
-        return one_step(self.learner, chain, self.accumulate, self.ema)(state, batch, data["seed"])
+        return step_function(self.learner, chain, self.accumulate, self.ema)(state, batch, data["seed"])
 
     def step(self, optimizer: Optimizer, steps: int, seed: int) -> Step:
         """(state, batch) -> (state one step on, metrics) of a run of `steps`; see `build_step`."""
@@ -82,4 +86,4 @@ class Program:
             "seed": np.uint32(seed),
         }
         placed = jax.device_put(data, NamedSharding(self.mesh, PartitionSpec()))
-        return under(self.mesh, self.jitted, placed, layout=self.layout)
+        return with_mesh(self.mesh, self.jitted, placed, layout=self.layout)

@@ -1,6 +1,6 @@
 """Learning-rate schedules as frozen values: a warm-up, then a shape, in steps.
 
-A schedule knows neither the peak nor the length of the run: the optimizer hands it both, so that a sweep changes one
+A schedule contains neither the peak nor the length of the run: the optimizer passes both, so that a sweep changes one
 number and the schedule follows.
 """
 
@@ -20,7 +20,7 @@ def _require(valid: bool, message: str) -> None:
         raise ValueError(message)
 
 
-# A decay's shape: the fraction done, in [0, 1] -> the height left, 1 to 0.
+# A decay's shape: the fraction of it that is over, in [0, 1] -> the multiplier, 1 to 0.
 SHAPES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "linear": lambda x: 1 - x,
     "cosine": lambda x: 0.5 * (1 + jnp.cos(jnp.pi * x)),  # arXiv:1608.03983
@@ -31,9 +31,9 @@ SHAPES: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How the learning rate moves: a line up over `warmup_steps`, then what the subclass says.
+    """The learning rate by step: a linear warm-up over `warmup_steps`, then the subclass's shape.
 
-    Step 0 has peak / (warmup_steps + 1), step `warmup_steps` the peak; what a decay ends at would be reached at step
+    Step 0 has peak / (warmup_steps + 1), step `warmup_steps` the peak; a decay would reach its final value at step
     `total_steps`, one after the last. So no step is spent at a rate of zero."""
 
     warmup_steps: int = 0
@@ -112,7 +112,7 @@ class WSD(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.shape in SHAPES, f"no decay has the shape {self.shape!r}: {suggest(self.shape, SHAPES)}")
+        _require(self.shape in SHAPES, f"shape={self.shape!r} is no shape of a decay: {suggest(self.shape, SHAPES)}")
         _require(self.decay_steps >= 0, f"decay_steps={self.decay_steps}: expected a number of steps, at least 0")
         _require(0 <= self.decay_fraction <= 1, f"decay_fraction={self.decay_fraction}: expected a number from 0 to 1")
 

@@ -35,7 +35,7 @@ def new_state(params: Any, optimizer: optax.GradientTransformation, ema: bool = 
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average, frozen)
 
 
-def averaged(ema: Any, params: Any, decay: float) -> Any:
+def update_ema(ema: Any, params: Any, decay: float) -> Any:
     """`ema` one step on: decay * ema + (1 - decay) * params. The empty tuple stays empty."""
     if not jax.tree.leaves(ema):
         return ema

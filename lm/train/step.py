@@ -1,7 +1,7 @@
 """One step of training: gradients (summed over micro-batches), the optimizer, the moving average.
 
-It is jitted once, with the shardings of its state and batch, and the state that goes in is donated. What a method makes
-of its current parameters before a step (its rollout), and what it makes of held-out batches, is here too.
+It is jitted once, with the shardings of its state and batch, and donates the state. A method's rollouts, before a step,
+and its evaluation of held-out batches are here too.
 """
 
 from collections.abc import Callable
@@ -15,17 +15,17 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lm.sharding.rules import Layout, spec
+from lm.sharding.rules import Layout
 from lm.sharding.shardings import batch_sharding, on_host, shardings, shardings_like
-from lm.sharding.tracing import as_state, to_device, using
+from lm.sharding.tracing import shard_as_state, to_device_memory, use_mesh
 from lm.train.loss import Metrics
 from lm.train.method import Batch, Learner
-from lm.train.state import TrainState, averaged, new_state
+from lm.train.state import TrainState, new_state, update_ema
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 Rollout = Callable[[int, TrainState, Batch], Batch]
 Evaluate = Callable[[Any, Any, Batch, int], Metrics]
-ROLLOUTS = 2**32 - 1  # folded into the seed in the place of a step, which none reaches: their keys are their own
+ROLLOUTS = 2**32 - 1  # folded into the seed in place of a step's index, which none reaches
 
 
 def state_shardings(
@@ -38,11 +38,11 @@ def state_shardings(
     """The training state as ShapeDtypeStructs that carry their shardings, and those shardings as a tree.
 
     Args:
-      learner: whose parameters, trained and frozen, the state holds; their logical axes place them.
-      optimizer: whose state is placed as the parameters are, by the rules that `layout` has for it.
+      learner: the method, whose parameters, trained and frozen, have logical axes.
+      optimizer: its state is sharded as the parameters are, by the layout's rules for it.
       mesh: the devices.
-      ema: the decay of the moving average; 0 for a state without one.
-      layout: which variant of the rules; it may keep the optimizer's state on the host."""
+      ema: the decay of the moving average (0: none).
+      layout: the variant of the sharding rules; it may keep the optimizer's state on the host."""
     shapes = jax.eval_shape(lambda key: fresh_state(learner, optimizer, ema, key), jax.random.key(0))
     axes = learner.axes()
     params = shardings(shapes.params, axes, mesh, layout.rules)
@@ -50,28 +50,28 @@ def state_shardings(
     frozen = shardings(shapes.frozen, learner.frozen_axes(), mesh, layout.rules)
     placed = shardings_like(shapes, shapes.params, params, mesh)
     opt_state = shardings_like(shapes.opt_state, shapes.params, moments, mesh)
-    if layout.optimizer_on_host:
+    if layout.offload_optimizer:
         opt_state = on_host(shapes.opt_state, opt_state, mesh)
     placed = replace(placed, opt_state=opt_state, ema=moments if ema else (), frozen=frozen)
-    return described(shapes, placed), placed
+    return abstract_arrays(shapes, placed), placed
 
 
 def params_shardings(learner: Learner, mesh: Mesh, layout: Layout = Layout()) -> tuple[Any, Any]:
-    """(params, frozen) as ShapeDtypeStructs that carry their shardings, for those who want no more of the state."""
+    """(params, frozen) as ShapeDtypeStructs that carry their shardings: the state without the optimizer's."""
     params, frozen = jax.eval_shape(learner.init, jax.random.key(0))
     return (
-        described(params, shardings(params, learner.axes(), mesh, layout.rules)),
-        described(frozen, shardings(frozen, learner.frozen_axes(), mesh, layout.rules)),
+        abstract_arrays(params, shardings(params, learner.axes(), mesh, layout.rules)),
+        abstract_arrays(frozen, shardings(frozen, learner.frozen_axes(), mesh, layout.rules)),
     )
 
 
-def described(shapes: Any, placed: Any) -> Any:
+def abstract_arrays(shapes: Any, placed: Any) -> Any:
     """A tree of arrays or their shapes as ShapeDtypeStructs with the shardings `placed`."""
     return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placed)
 
 
 def fresh_state(learner: Learner, optimizer: optax.GradientTransformation, ema: float, key: jax.Array) -> TrainState:
-    """The state before the first step, wherever it comes to lie: what `init_state` compiles."""
+    """The state before the first step, on any device: what `init_state` compiles."""
     params, frozen = learner.init(key)
     return new_state(params, optimizer, bool(ema), frozen)
 
@@ -84,12 +84,14 @@ def init_state(
     ema: float = 0.0,
     layout: Layout = Layout(),
 ) -> TrainState:
-    """The state before the first step, each array made where it lives. The same numbers on any mesh.
+    """The state before the first step, each array initialised on the devices that hold it: the same values on any mesh.
 
-    Args: as of `state_shardings`; `seed` is what the parameters are drawn from."""
+    Args:
+      learner, optimizer, mesh, ema, layout: see `state_shardings`.
+      seed: of the initial parameters."""
     _, placed = state_shardings(learner, optimizer, mesh, ema, layout)
     make = jax.jit(lambda key: fresh_state(learner, optimizer, ema, key), out_shardings=placed)
-    with using(mesh, layout):
+    with use_mesh(mesh, layout):
         return make(jax.random.key(seed))
 
 
@@ -105,22 +107,22 @@ def build_step(
     """(state, batch) -> (state one step on, metrics), compiled once; the state that goes in is donated.
 
     Args:
-      learner: whose loss is lowered.
-      optimizer: what makes updates of gradients.
+      learner: the method, whose loss is minimised.
+      optimizer: gradients -> updates.
       mesh: the devices.
-      seed: of all that is random in a step.
+      seed: of dropout and whatever else is random in a step.
       accumulate: micro-batches, one at a time in memory, whose gradients are summed.
       ema: the decay of the moving average of the parameters (0: none).
-      layout: which variant of the sharding rules.
+      layout: the variant of the sharding rules.
 
     Returns: the step. Its metrics are scalars on the devices: those of the learner's loss (weighted means), total (the
-    loss that was differentiated), grad_norm (before clipping) and tokens (the sum of the batch's weights)."""
-    jitted = compiled(one_step(learner, optimizer, accumulate, ema), learner, optimizer, mesh, ema, layout)
+    loss that is differentiated), grad_norm (before clipping) and tokens (the sum of the batch's weights)."""
+    jitted = jit_step(step_function(learner, optimizer, accumulate, ema), learner, optimizer, mesh, ema, layout)
     # the seed is data, not a constant of the program: runs that differ in it alone share what is compiled
-    return under(mesh, jitted, np.uint32(seed), layout=layout)
+    return with_mesh(mesh, jitted, np.uint32(seed), layout=layout)
 
 
-def compiled(
+def jit_step(
     step: Any,
     learner: Learner,
     optimizer: optax.GradientTransformation,
@@ -128,21 +130,26 @@ def compiled(
     ema: float = 0.0,
     layout: Layout = Layout(),
 ) -> Any:
-    """`step`, (state, batch, hyperparameters) -> (state, metrics), jitted with the shardings of the state, which is
-    donated. The other arguments are those of `build_step`."""
+    """`step`, (state, batch, data) -> (state, metrics), jitted with the shardings of the state, which is donated.
+
+    Args:
+      step: what is compiled; its `data` are small replicated arrays, a seed for instance.
+      learner, optimizer, mesh, ema, layout: see `build_step`."""
     _, placed = state_shardings(learner, optimizer, mesh, ema, layout)
     scalars = NamedSharding(mesh, PartitionSpec())
     return jax.jit(step, in_shardings=(placed, None, None), out_shardings=(placed, scalars), donate_argnums=0)
 
 
-def one_step(learner: Learner, optimizer: optax.GradientTransformation, accumulate: int = 1, ema: float = 0.0) -> Any:
+def step_function(
+    learner: Learner, optimizer: optax.GradientTransformation, accumulate: int = 1, ema: float = 0.0
+) -> Any:
     """(state, batch, seed) -> (state one step on, metrics): what is compiled."""
 
     axes = learner.axes()
 
     def gradients(params: Any, frozen: Any, batch: Batch, key: jax.Array) -> tuple[Metrics, Any]:
         (total, metrics), grads = jax.value_and_grad(learner.loss, has_aux=True)(params, frozen, batch, key)
-        return {**metrics, "total": total}, as_state(grads, axes)
+        return {**metrics, "total": total}, shard_as_state(grads, axes)
 
     def step(state: TrainState, batch: Batch, seed: jax.Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -151,17 +158,19 @@ def one_step(learner: Learner, optimizer: optax.GradientTransformation, accumula
         if accumulate == 1:
             metrics, grads = gradients(state.params, state.frozen, batch, key)
         else:
-            metrics, grads = _accumulated(partial(gradients, state.params, state.frozen), batch, key, accumulate)
-        opt_state = to_device(state.opt_state)
+            metrics, grads = _accumulate_gradients(
+                partial(gradients, state.params, state.frozen), batch, key, accumulate
+            )
+        opt_state = to_device_memory(state.opt_state)
         updates, opt_state = optimizer.update(grads, opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        new = TrainState(state.step + 1, params, opt_state, averaged(state.ema, params, ema), state.frozen)
+        new = TrainState(state.step + 1, params, opt_state, update_ema(state.ema, params, ema), state.frozen)
         return new, {**metrics, "grad_norm": optax.global_norm(grads), "tokens": tokens}
 
     return step
 
 
-def _accumulated(gradients: Any, batch: Batch, key: jax.Array, parts: int) -> Any:
+def _accumulate_gradients(gradients: Any, batch: Batch, key: jax.Array, parts: int) -> Any:
     """The sum of `gradients(batch, key)` over `parts` equal slices of the rows, one at a time in memory."""
     # row i goes to slice i % parts, so that each slice keeps every device's share of the rows
     split = {n: jnp.moveaxis(a.reshape(a.shape[0] // parts, parts, *a.shape[1:]), 1, 0) for n, a in batch.items()}
@@ -176,96 +185,64 @@ def _accumulated(gradients: Any, batch: Batch, key: jax.Array, parts: int) -> An
     return jax.lax.scan(body, zero, (split, jax.random.split(key, parts)))[0]
 
 
-def as_given(step: int, state: TrainState, batch: Batch) -> Batch:
+def no_rollout(step: int, state: TrainState, batch: Batch) -> Batch:
     """No rollout: the batch itself."""
     return batch
 
 
 def build_rollout(learner: Learner, mesh: Mesh, seed: int, layout: Layout = Layout()) -> Rollout:
-    """(step, state, batch) -> the batch that `step` trains on, made with the parameters of `state`, from which that
-    step starts. For a learner without rollouts, `as_given`: nothing is dispatched."""
+    """(step, state, batch) -> the batch that `step` trains on, by the parameters of `state`, from which it starts.
+
+    For a learner without rollouts it is `no_rollout`: nothing is dispatched."""
     if not learner.has_rollout:
-        return as_given
+        return no_rollout
 
     def rollout(step: int, state: TrainState, batch: Batch) -> Batch:
-        return rolled_out(learner, mesh, state.params, state.frozen, batch, rollout_key(seed, step), layout)
+        return run_rollout(learner, mesh, state.params, state.frozen, batch, rollout_key(seed, step), layout)
 
     return rollout
 
 
-def rolled_out(
+def run_rollout(
     learner: Learner, mesh: Mesh, params: Any, frozen: Any, batch: Batch, key: jax.Array, layout: Layout = Layout()
 ) -> Batch:
-    """The learner's rollout of a batch that lies on the devices, laid over `mesh` as every batch is; the arguments are
-    those of `Learner.rollout`."""
-    with using(mesh, layout):
+    """`learner.rollout` of a batch on the devices, its result sharded over `mesh` as every batch is.
+
+    Args:
+      learner, params, frozen, batch, key: the method, and what its `rollout` gets.
+      mesh, layout: under which its programs are compiled."""
+    with use_mesh(mesh, layout):
         return jax.device_put(learner.rollout(params, frozen, batch, key), batch_sharding(mesh))
 
 
 def rollout_key(seed: int, step: int) -> jax.Array:
-    """The key of a step's rollout, or of that of a held-out batch of this number."""
+    """The key of the rollout of a step, or of a held-out batch of this index."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), np.uint32(ROLLOUTS)), step)
 
 
 def build_eval(learner: Learner, mesh: Mesh, layout: Layout = Layout()) -> Evaluate:
-    """(params, frozen, batch, number) -> the sums of `Learner.evaluate` over the held-out batch of that number, which
-    seeds its rollout where the method makes one: the same for every run."""
-    jitted = under(mesh, jax.jit(learner.evaluate), layout=layout)
+    """(params, frozen, batch, index) -> the sums of `Learner.evaluate` over a held-out batch; its index is the seed of
+    its rollout, if any, so that all runs draw alike."""
+    jitted = with_mesh(mesh, jax.jit(learner.evaluate), layout=layout)
 
-    def evaluate(params: Any, frozen: Any, batch: Batch, number: int) -> Metrics:
+    def evaluate(params: Any, frozen: Any, batch: Batch, index: int) -> Metrics:
         if learner.has_rollout:
-            batch = rolled_out(learner, mesh, params, frozen, batch, rollout_key(0, number), layout)
+            batch = run_rollout(learner, mesh, params, frozen, batch, rollout_key(0, index), layout)
         return jitted(params, frozen, batch)
 
     return evaluate
 
 
-def under(mesh: Mesh, jitted: Any, *last: Any, layout: Layout = Layout()) -> Any:
+def with_mesh(mesh: Mesh, jitted: Any, *last: Any, layout: Layout = Layout()) -> Any:
     """`jitted` with `last` as its last arguments, called under `mesh`."""
 
     def call(*args: Any) -> Any:
-        with using(mesh, layout):
+        with use_mesh(mesh, layout):
             return jitted(*args, *last)
 
     def lower(*args: Any) -> Any:
-        with using(mesh, layout):
+        with use_mesh(mesh, layout):
             return jitted.lower(*args, *last)
 
     call.lower = lower  # type: ignore[attr-defined]
     return call
-
-
-def own_rows(mesh: Mesh, rows: int) -> np.ndarray | None:
-    """The numbers, ascending, of those rows of a batch of `rows` that this process's devices hold; None: all."""
-    held: Any = NamedSharding(mesh, spec(("batch",))).addressable_devices_indices_map((rows,))
-    own = np.unique(np.concatenate([np.arange(rows)[index] for index in held.values()]))
-    return None if len(own) == rows else own
-
-
-def place(batch: Batch, mesh: Mesh, own: np.ndarray | None = None, rows: int = 0) -> Batch:
-    """The global arrays of a batch that is given whole, or of which the rows `own` of `rows` are given."""
-    placing = batch_sharding(mesh)
-    if jax.process_count() == 1:
-        return {name: jax.make_array_from_process_local_data(placing, array) for name, array in batch.items()}
-
-    def part(array: np.ndarray) -> jax.Array:
-        there = np.arange(len(array)) if own is None else own
-        shape = (len(array) if own is None else rows, *array.shape[1:])
-        wanted = np.arange(shape[0])
-
-        def piece(index: Any) -> np.ndarray:
-            return np.asarray(array[np.searchsorted(there, wanted[index[0]])][(slice(None), *index[1:])])
-
-        return jax.make_array_from_callback(shape, placing, piece)
-
-    return {name: part(array) for name, array in batch.items()}
-
-
-def whole(tree: Any) -> Any:
-    """A tree of arrays that lie over several processes, whole on one device of each. All processes call it."""
-
-    def gathered(x: jax.Array) -> jax.Array:
-        everywhere = NamedSharding(x.sharding.mesh, PartitionSpec())  # type: ignore[attr-defined]
-        return jax.jit(lambda a: a, out_shardings=everywhere)(x).addressable_data(0)
-
-    return jax.tree.map(gathered, tree)

@@ -1,7 +1,7 @@
-"""Pretraining: to predict what an objective asks of rows of text.
+"""Pretraining: maximum likelihood of an objective's targets in rows of text.
 
-It is the first method, and an example of the contract (lm/train/method.py): `Pretrain` is the value, `Pretraining` what
-it becomes for a model and data.
+The first method, and an example of the contract (lm/train/method.py): `Pretrain` is the value, and `Pretraining` the
+learner that it builds.
 """
 
 import math
@@ -19,8 +19,8 @@ from lm.model.context import shard_sequence
 from lm.model.inputs import Inputs
 from lm.model.transformer import Params, Transformer
 from lm.page.measure import Measure
-from lm.train.loss import Metrics, by_chunks, cross_entropy
-from lm.train.method import Batch, Learner, Method, Sample, SampleSettings, Writer
+from lm.train.loss import Metrics, chunked_loss, cross_entropy
+from lm.train.method import Batch, BatchReader, Learner, Method, Sample, SampleSettings, Writer
 from lm.tune import samples
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pretrain(Method):
-    """Learn to predict what `objective` asks of rows of text, with a `z_loss` (lm/train/loss.py) of that weight."""
+    """Predict the targets of `objective` by cross-entropy, with a z-loss of weight `z_loss` (lm/train/loss.py)."""
 
     objective: Objective = CausalLM()
     z_loss: float = 0.0
@@ -61,19 +61,21 @@ class Pretrain(Method):
     def check(self, model: ModelConfig) -> None:
         self.objective.check(model)
 
-    def build(self, model: Transformer, data: "Batches | None" = None, own: np.ndarray | None = None) -> "Pretraining":
-        return Pretraining(model, data, self, own)
+    def build(
+        self, model: Transformer, data: "Batches | None" = None, local_rows: np.ndarray | None = None
+    ) -> "Pretraining":
+        return Pretraining(model, data, self, local_rows)
 
 
 @dataclass(frozen=True)
 class Pretraining(Learner):
     """Cross-entropy of the targets under `model`, with z-loss, and of next sentences where a batch has them; batches
-    from `data`, one a step, of which this process reads the rows `own` (None: all)."""
+    from `data`, one a step, of which this process reads the `local_rows` (None: all)."""
 
     model: Transformer
     data: Any = None
     method: Pretrain = Pretrain()
-    own: np.ndarray | None = None
+    local_rows: np.ndarray | None = None
 
     weights = {"weights": "tokens", "next_sentence_weights": "pairs"}
 
@@ -84,7 +86,7 @@ class Pretraining(Learner):
         return self.model.axes()
 
     def loss(self, params: Params, frozen: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
-        """The weighted sum of the tokens' losses, and metrics that are such sums too."""
+        """The weighted sum of the tokens' losses, and metrics that are weighted sums too."""
         key = key if self.model.cfg.dropout else None
         batch, zigzag = shard_sequence(batch, self.model.cfg.causal)
         x, _, losses = self.model.hidden(params, Inputs.of(batch, zigzag), key=key)
@@ -97,47 +99,47 @@ class Pretraining(Learner):
         axes, compute = self.model.axes(), self.model.compute
         head_axes = {"head": axes["head"], "stem": {"tokens": axes["stem"]["tokens"]}}
         dtypes = compute.matmul, compute.exchanged
-        total, metrics = by_chunks(chunk_loss, head, x, rest, compute.loss_chunk, head_axes, dtypes)
-        share = batch["weights"].sum()  # of the whole batch: what is a mean over tokens counts by it
+        total, metrics = chunked_loss(chunk_loss, head, x, rest, compute.loss_chunk, head_axes, dtypes)
+        share = batch["weights"].sum()  # of the whole batch's weights: means over tokens count by it
         metrics |= {name: value * share for name, value in losses.items()}
         total += sum(losses.values()) * share
         if "next_sentence" in batch:
-            nll, found = self._next_sentence(params, x, batch)
-            total, metrics = total + nll, metrics | found
+            nll, own = self._next_sentence(params, x, batch)
+            total, metrics = total + nll, metrics | own
         return total, metrics
 
     def _next_sentence(self, params: Params, x: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
-        """The weighted sums over rows of the loss and of the right answers (`next_sentence`), of hidden states x."""
+        """The weighted sums over rows of the loss and of correct predictions (`next_sentence`), of hidden states x."""
         logits = self.model.next_sentence(params, x)
-        nll, found = cross_entropy(logits, batch["next_sentence"], batch["next_sentence_weights"])
-        return nll, {"next_sentence_loss": nll, "next_sentence": found["accuracy"]}
+        nll, metrics = cross_entropy(logits, batch["next_sentence"], batch["next_sentence_weights"])
+        return nll, {"next_sentence_loss": nll, "next_sentence": metrics["accuracy"]}
 
-    def batches(self, step: int) -> Iterator[Batch]:
-        return self.data.batches(step, self.own)
+    def batches(self, step: int) -> BatchReader:
+        return self.data.batches(step, self.local_rows)
 
     def measure(self, sums: Mapping[str, float], data: "Batches", source: str) -> dict[str, float]:
-        found = measured(sums, data.stores[source, "heldout"])
-        return {name: found[name] for name in data.objective.measures}
+        every = measured(sums, data.stores[source, "heldout"])
+        return {name: every[name] for name in data.objective.measures}
 
     def baselines(self, data: "Batches") -> dict[str, dict[str, float]]:
-        """What gzip and xz need, where the model's own bits per byte can be compared with it."""
+        """Bits per byte of gzip and xz, where the objective has bits per byte."""
         return {s: data.compression(s) for s in data.sources if "bits_per_byte" in data.objective.measures}
 
     def samples(self, model: Writer, settings: SampleSettings) -> Iterator[Sample]:
-        """Continuations of the prompts; of another objective than CausalLM, answers to held-out rows."""
+        """Continuations of the prompts; under an objective other than CausalLM, reconstructions of held-out rows."""
         if isinstance(self.method.objective, CausalLM):
             return samples.continuations(model, settings)
         return samples.reconstructions(model, settings, self.data)
 
 
 def measured(sums: Mapping[str, float], store: TokenStore) -> dict[str, float]:
-    """All that pretraining measures, from sums over the targets of a held-out text.
+    """Every measure of pretraining, from sums over the targets of a held-out text.
 
     Args:
-      sums: of the losses (nats) and right answers, of `tokens` (targets) and `pairs` of sentences.
-      store: the text. Its bits per byte are those of coding every token but each document's first at the mean loss.
+      sums: losses (nats) and correct predictions, over `tokens` targets and `pairs` of sentences.
+      store: the text; its bits per byte are of every token but each document's first, coded at the mean loss.
 
-    Returns: loss (nats a target), perplexity, accuracy, next_sentence (the share that is right), bits_per_byte."""
+    Returns: loss (nats a target), perplexity, accuracy, next_sentence (an accuracy), bits_per_byte."""
     loss = sums["loss"] / max(sums["tokens"], 1.0)
     targets = store.total_tokens - len(store)
     return {

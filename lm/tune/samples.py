@@ -1,7 +1,7 @@
-"""What a method shows of its model at the end: prompts that it continues, or held-out text that it reconstructs.
+"""Samples of a model: continuations of prompts, and reconstructions of held-out rows.
 
-A reconstruction is of the beginning of a source's held-out text, as the objective asks it: masks are filled, missing
-spans and what follows a prefix are written, always the likeliest token.
+A reconstruction fills the objective's masks, or writes its missing spans or what follows a prefix, always with the
+likeliest token.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,38 +34,38 @@ def continuations(model: Writer, settings: SampleSettings) -> Iterator[Sample]:
 
 
 def reconstructions(model: Writer, settings: SampleSettings, data: "Batches") -> Iterator[Sample]:
-    """The first held-out row of each source, as the objective asks it and as the model answers."""
+    """The first held-out row of each source: the objective's input, and the model's output."""
     for source in data.sources if settings.sample_tokens else []:
         batch = next(data.heldout(source, 1))
-        answer = fill_masks if isinstance(data.objective, MaskedLM) else continue_targets
-        prompt, text = answer(model, data, batch, settings.sample_tokens)
+        reconstruct = fill_masks if isinstance(data.objective, MaskedLM) else write_targets
+        prompt, text = reconstruct(model, data, batch, settings.sample_tokens)
         if text:
             yield Sample(f"{source}, reconstructed", prompt, f"{prompt}\n\n{text}")
 
 
 def fill_masks(model: Writer, data: "Batches", batch: Batch, most: int) -> tuple[str, str]:
-    """The row with its chosen tokens in brackets, and with the likeliest ones there."""
-    there, asked = batch["segment_ids"][0] > 0, batch["weights"][0] > 0
-    if not asked.any():
+    """The row with its target positions in brackets, and with the likeliest tokens there."""
+    real, targets = batch["segment_ids"][0] > 0, batch["weights"][0] > 0
+    if not targets.any():
         return "", ""
     guesses = np.asarray(_logits(model, batch)(jnp.asarray(batch["tokens"])))[0, :, : data.context.vocab].argmax(-1)
-    shown, tokenizer = batch["tokens"][0], data.tokenizer
-    hidden = {mask_id(data.context): "…"}
+    tokens, tokenizer = batch["tokens"][0], data.tokenizer
+    names = {mask_id(data.context): "…"}
     return (
-        render_ids(tokenizer, shown[there], asked[there], hidden),
-        render_ids(tokenizer, np.where(asked, guesses, shown)[there], asked[there], hidden),
+        render_ids(tokenizer, tokens[real], targets[real], names),
+        render_ids(tokenizer, np.where(targets, guesses, tokens)[real], targets[real], names),
     )
 
 
-def continue_targets(model: Writer, data: "Batches", batch: Batch, most: int) -> tuple[str, str]:
-    """What the row gives to read, and the likeliest tokens after it: at most `most`, up to the end."""
-    asked = np.flatnonzero(batch["weights"][0])
-    if not len(asked):
+def write_targets(model: Writer, data: "Batches", batch: Batch, most: int) -> tuple[str, str]:
+    """The row's input, and the likeliest tokens after it: at most `most`, up to the end."""
+    targets = np.flatnonzero(batch["weights"][0])
+    if not len(targets):
         return "", ""
-    first, tokens = int(asked[0]), batch["tokens"].copy()
+    first, tokens = int(targets[0]), batch["tokens"].copy()
     logits, written = _logits(model, batch), list[int]()
     end = end_id(getattr(data.objective, "sentinels", 1), data.context)
-    for at in range(first, min(first + most, int(asked[-1]) + 1)):
+    for at in range(first, min(first + most, int(targets[-1]) + 1)):
         written.append(int(np.asarray(logits(jnp.asarray(tokens)))[0, at].argmax()))
         if written[-1] == end:
             break

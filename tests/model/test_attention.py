@@ -18,7 +18,7 @@ from lm.model.parts import FeedForward
 from lm.model.scoring import Mask, Scoring, Span, _cut, product
 from lm.model.transformer import Transformer
 from lm.sharding.mesh import make_mesh
-from lm.sharding.tracing import using
+from lm.sharding.tracing import use_mesh
 from lm.tune.pretrain import Pretrain
 from tests.model.reference import LLAMA, SIMPLE, close, lively, run, tokens, trees_close
 
@@ -246,7 +246,7 @@ def test_splash_is_plain(options: dict[str, Any]) -> None:
 
 def test_splash_on_a_mesh_is_single() -> None:
     mesh, arrays = make_mesh({"data": 2, "tensor": 2}, jax.devices()[:4]), long_heads(128)
-    with using(mesh):
+    with use_mesh(mesh):
         close(call("splash", arrays, Mask()), call("plain", arrays, Mask()))
 
 

@@ -12,7 +12,7 @@ from lm.model.context import attend, zigzag_shard, zigzag_unshard
 from lm.model.kernels import KERNELS
 from lm.model.scoring import Mask, Scoring
 from lm.sharding.mesh import make_mesh
-from lm.sharding.tracing import using
+from lm.sharding.tracing import use_mesh
 from tests.model.reference import SIMPLE, close, trees_close
 
 RNG = np.random.default_rng(0)
@@ -80,7 +80,7 @@ def test_spread_is_whole(name: str, options: dict[str, Any], mesh: dict[str, int
 
     given = (*arrays(T), options.get("bias"))
     over = (0, 1, 2, 3) if given[3] is not None else (0, 1, 2)
-    with using(make_mesh(mesh)):
+    with use_mesh(make_mesh(mesh)):
         gradients, found = jax.jit(jax.grad(loss, over, has_aux=True))(*given)
     more, right = jax.jit(jax.grad(expected, over, has_aux=True))(*given)
     close(found[:, :13], right[:, :13])
@@ -100,7 +100,7 @@ def test_splash_spread_is_whole(options: dict[str, Any]) -> None:
             return attend(q, k, v, shared, compute)
         return zigzag_unshard(attend(*(zigzag_shard(a, 2) for a in (q, k, v)), shared, compute), 2)
 
-    with using(make_mesh({"context": 2, "tensor": 2}, jax.devices()[:4])):
+    with use_mesh(make_mesh({"context": 2, "tensor": 2}, jax.devices()[:4])):
         traced = jax.jit(shard_sequence).trace(q, k, v)
         found = traced.lower().compile()(q, k, v)
     assert "splash" in str(traced.jaxpr)

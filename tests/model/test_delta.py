@@ -29,7 +29,7 @@ from lm.model.transformer import Transformer
 from lm.plan import analytic
 from lm.plan.topology import parse_topology
 from lm.sharding.mesh import make_mesh
-from lm.sharding.tracing import using
+from lm.sharding.tracing import use_mesh
 from lm.train.optim import AdamW
 from tests.model.reference import (
     DELTA,
@@ -359,7 +359,7 @@ def test_heads_are_split_over_tensor_and_rows_over_data() -> None:
     model, params = Transformer(PAIR, SIMPLE), lively(PAIR)
     given = batch()
     expected = jax.jit(jax.value_and_grad(partial(mean_loss, model)))(params, given)
-    with using(make_mesh({"tensor": 2, "data": 2}, jax.devices()[:4])):
+    with use_mesh(make_mesh({"tensor": 2, "data": 2}, jax.devices()[:4])):
         compiled = jax.jit(jax.value_and_grad(partial(mean_loss, model))).lower(params, given).compile()
         trees_close(compiled(params, given), expected, 3e-4)
     program = compiled.as_text()

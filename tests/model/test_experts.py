@@ -17,7 +17,7 @@ from lm.model.parts import FeedForward
 from lm.model.transformer import Transformer
 from lm.sharding.mesh import make_mesh
 from lm.sharding.shardings import shardings
-from lm.sharding.tracing import using
+from lm.sharding.tracing import use_mesh
 from tests.model.reference import LLAMA, SIMPLE, close, lively, run, silu, tokens, trees_close
 
 CFG = mixtral(vocab=29, layers=2, width=12, heads=2, mlp=10, context=24, experts=5, top_k=2)
@@ -129,7 +129,7 @@ def test_sharded_over_experts_is_single() -> None:
     mesh = make_mesh({"expert": 2, "data": 2}, jax.devices()[:4])
     placed = jax.device_put(params, shardings(model.shapes(), model.axes(), mesh))
     assert placed["layers"]["0"]["up"].sharding.shard_shape((2, 4, 12, 10)) == (2, 2, 12, 10)
-    with using(mesh):
+    with use_mesh(mesh):
         value, gradient = jax.jit(jax.value_and_grad(loss))(placed)
     expected_value, expected = jax.jit(jax.value_and_grad(loss))(params)
     np.testing.assert_allclose(value, expected_value, rtol=1e-5)

@@ -11,7 +11,7 @@ import pytest
 
 from lm.experiment import Experiment
 from lm.run import course
-from lm.run.evaluate import evaluate, on_devices_here
+from lm.run.evaluate import evaluate, on_available_devices
 from lm.sharding.rules import Layout
 from lm.train.optim import AdamW
 from tests.tiny import experiment, lines, write_texts
@@ -23,7 +23,7 @@ TOLERANCE = 1e-5
 @pytest.fixture(scope="module")
 def declared(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     base = experiment(write_texts(tmp_path_factory.mktemp("texts"))).replace(prompts=(), compute=dict(matmul="float32"))
-    return replace(base, steps=4, mesh={"fsdp": 4, "tensor": 2}, layout=Layout(sequence=True))
+    return replace(base, steps=4, mesh={"fsdp": 4, "tensor": 2}, layout=Layout(sequence_parallel=True))
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_the_mesh_of_training_or_what_divides(
 ) -> None:
     devices = jax.devices()
     monkeypatch.setattr(jax, "devices", lambda: devices[:count])
-    one, mesh = on_devices_here(declared)
+    one, mesh = on_available_devices(declared)
     assert {axis: size for axis, size in mesh.shape.items() if size > 1} == shape
     assert one.layout == (declared.layout if count == 8 else Layout())
 
@@ -75,5 +75,5 @@ def test_where_the_width_does_not_divide_rows_do(declared: Experiment, monkeypat
     odd = declared.replace(model=dict(width=18))
     devices = jax.devices()
     monkeypatch.setattr(jax, "devices", lambda: devices[:4])
-    _, mesh = on_devices_here(odd)
+    _, mesh = on_available_devices(odd)
     assert {axis: size for axis, size in mesh.shape.items() if size > 1} == {"data": 4}

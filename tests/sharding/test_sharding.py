@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from lm.sharding.mesh import make_mesh
 from lm.sharding.rules import MESH_AXES, RULES, Layout, check_axes, spec
 from lm.sharding.shardings import batch_sharding, shardings, shardings_like
-from lm.sharding.tracing import constrain, using
+from lm.sharding.tracing import constrain, use_mesh
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 ZERO = ("fsdp", "expert", "context")
@@ -98,7 +98,7 @@ def lowered(*axes: str | None) -> str:
 
 
 def test_constrain_is_in_the_program() -> None:
-    with using(make_mesh(MESH)):
+    with use_mesh(make_mesh(MESH)):
         text = lowered("batch", "seq", "vocab")
     constraint = re.search(r"sharding_constraint.*", text)
     assert constraint is not None
@@ -107,7 +107,7 @@ def test_constrain_is_in_the_program() -> None:
 
 def test_constrain_moves_the_array() -> None:
     mesh = make_mesh(MESH)
-    with using(mesh):
+    with use_mesh(mesh):
         y = jax.jit(lambda x: constrain(x * 2, "batch", "vocab"))(jnp.ones((8, 8)))
     assert y.sharding.is_equivalent_to(NamedSharding(mesh, P(("data", "fsdp"), "tensor")), 2)
     assert {shard.data.shape for shard in y.addressable_shards} == {(2, 4)}
@@ -145,7 +145,7 @@ def test_a_dimension_that_does_not_divide_is_refused() -> None:
     odd = {"tokens": jax.ShapeDtypeStruct((5, 8), jnp.float32)}
     with pytest.raises(ValueError, match=r"'tokens'.* \(5, 8\): vocab 5 .* over mesh tensor=2: .*whole=\('vocab',\)"):
         shardings(odd, {"tokens": ("vocab", "embed")}, make_mesh(MESH))
-    kept = shardings(odd, {"tokens": ("vocab", "embed")}, make_mesh(MESH), Layout(whole=("vocab",)).rules)
+    kept = shardings(odd, {"tokens": ("vocab", "embed")}, make_mesh(MESH), Layout(replicated=("vocab",)).rules)
     assert kept["tokens"].spec == P(None, ZERO)
 
 

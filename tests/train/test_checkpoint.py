@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from lm.sharding.mesh import make_mesh
 from lm.sharding.shardings import shardings, shardings_like
 from lm.train.checkpoint import Checkpoints, checksum
-from lm.train.state import TrainState, averaged, new_state
+from lm.train.state import TrainState, new_state, update_ema
 
 ROOT = Path(__file__).parent.parent.parent
 AXES = {"layers": {"up": ("layers", "embed", "mlp"), "scale": ("layers", "norm")}, "tokens": ("vocab", "embed")}
@@ -259,10 +259,12 @@ def test_another_model_is_an_error_not_damage(open_at: Callable[..., Checkpoints
     filled(open_at, 1, 2)
     wanted = abstract()
     wider = {**wanted.params, "tokens": jax.ShapeDtypeStruct((32, 65), jnp.float32)}
-    with pytest.raises(ValueError, match=r"params.tokens is float32\[32, 64\] there, float32\[32, 65\] here"):
+    with pytest.raises(
+        ValueError, match=r"params.tokens is float32\[32, 64\] in the checkpoint, float32\[32, 65\] in this run"
+    ):
         open_at(warn=pytest.fail).restore(dataclasses.replace(wanted, params=wider))
     fewer = {"tokens": wanted.params["tokens"]}
-    with pytest.raises(ValueError, match="it has params.layers.scale, which is not wanted"):
+    with pytest.raises(ValueError, match="it has params.layers.scale, which this run does not have"):
         open_at(warn=pytest.fail).restore({"params": fewer})
 
 
@@ -387,5 +389,5 @@ CHECKSUM = jax.jit(checksum)
 
 def test_the_moving_average() -> None:
     ema, new = {"w": jnp.asarray([0.0, 4.0])}, {"w": jnp.asarray([10.0, 4.0])}
-    np.testing.assert_allclose(averaged(ema, new, 0.9)["w"], [1.0, 4.0], rtol=1e-6)
-    assert averaged((), new, 0.9) == ()
+    np.testing.assert_allclose(update_ema(ema, new, 0.9)["w"], [1.0, 4.0], rtol=1e-6)
+    assert update_ema((), new, 0.9) == ()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lm.model.families import bert, llama, mixtral
 from lm.model.inputs import Inputs
 from lm.model.transformer import Transformer
-from lm.train.loss import by_chunks, cross_entropy
+from lm.train.loss import chunked_loss, cross_entropy
 from lm.tune.pretrain import Pretrain
 from tests.model.reference import GPT, LLAMA, SIMPLE, lively, tokens, trees_close
 
@@ -64,7 +64,7 @@ def chunk_loss(head: Any, x: jax.Array, rest: Any) -> Any:
 
 
 def chunked(chunk: int, head: Any, x: Any) -> Any:
-    total, metrics = by_chunks(chunk_loss, head, x, REST, chunk)
+    total, metrics = chunked_loss(chunk_loss, head, x, REST, chunk)
     return 3 * total, metrics  # a cotangent that is not 1
 
 
@@ -83,7 +83,7 @@ def test_gradients_of_chunks_add_up_in_float32() -> None:
     """In bfloat16 the parameters' gradient would stay at 256, since 256 + 1 is 256 there."""
     x = jnp.asarray([256.0] + [1.0] * 64)[None, :, None]
     add = lambda p, x, rest: ((p * x).sum().astype(jnp.float32), {})  # noqa: E731
-    gradient = jax.grad(lambda p: by_chunks(add, p, x, {}, 1)[0])(jnp.ones((), jnp.bfloat16))
+    gradient = jax.grad(lambda p: chunked_loss(add, p, x, {}, 1)[0])(jnp.ones((), jnp.bfloat16))
     assert float(gradient) == 320
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from lm.sharding.mesh import make_mesh
 from lm.sharding.shardings import shardings, shardings_like
-from lm.train.optim import Adafactor, AdamW, Lion, Muon, Optimizer, matrix_dims, orthogonalised
+from lm.train.optim import Adafactor, AdamW, Lion, Muon, Optimizer, matrix_dims, orthogonalize
 from lm.train.schedule import Constant, Cosine, Linear
 from lm.value import build, parse, plain
 
@@ -147,7 +147,7 @@ def test_muon_as_the_paper_says() -> None:
 def test_orthogonalised_keeps_the_directions_and_evens_the_lengths(shape: tuple[int, ...]) -> None:
     x = jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
     x = x.at[0].multiply(1e-3)  # one matrix of a stack must not lean on another
-    for before, after in zip(np.asarray(x), np.asarray(orthogonalised(x)), strict=True):
+    for before, after in zip(np.asarray(x), np.asarray(orthogonalize(x)), strict=True):
         u, _, v = np.linalg.svd(before, full_matrices=False)
         inner = u.T @ after @ v.T
         values = np.diag(inner)

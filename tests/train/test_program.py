@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
+from lm.sharding.batches import place_batch
 from lm.train.optim import Adafactor, AdamW, Lion, Muon, Optimizer
 from lm.train.program import BLOCK, Program, tabulate_schedule
 from lm.train.schedule import WSD, Constant, Cosine, InverseSquareRoot, Linear
-from lm.train.step import build_step, place, state_shardings
+from lm.train.step import build_step, state_shardings
 from tests.model.reference import trees_close
 from tests.train.test_step import DROPOUT, LLAMA, batch, begun, learner_of, make_mesh
 
@@ -20,7 +21,7 @@ def lowered(first: Optimizer, other: Optimizer, steps: int, seed: int) -> str:
     learner, mesh = learner_of(LLAMA), make_mesh({"data": 1}, jax.devices()[:1])
     state, _ = state_shardings(learner, other.build(steps, learner.axes()), mesh)
     step: Any = Program(learner, first, mesh).step(other, steps, seed)
-    return str(step.lower(state, place(batch(0), mesh)).as_text())
+    return str(step.lower(state, place_batch(batch(0), mesh)).as_text())
 
 
 @pytest.mark.parametrize("one", [AdamW(), Muon(), Lion(), Adafactor(weight_decay=0.1)], ids=lambda o: type(o).__name__)
@@ -43,7 +44,7 @@ def test_a_program_is_the_step_of_its_run() -> None:
     ):
         state, losses = begun(learner, chain, mesh), []
         for n in range(4):
-            state, metrics = step(state, place(batch(n), mesh))
+            state, metrics = step(state, place_batch(batch(n), mesh))
             losses.append(float(metrics["loss"]))
         results.append((losses, jax.device_get(state.params)))
     np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-5)

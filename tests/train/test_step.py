@@ -16,12 +16,13 @@ from lm.model.compute import Compute
 from lm.model.config import ModelConfig
 from lm.model.families import bert, gpt, llama
 from lm.model.transformer import Transformer
+from lm.sharding.batches import place_batch
 from lm.sharding.mesh import make_mesh
 from lm.train.loop import NotFinite, train
 from lm.train.optim import AdamW, Muon, Optimizer
 from lm.train.schedule import Constant
 from lm.train.state import TrainState, new_state
-from lm.train.step import as_given, build_eval, build_step, init_state, place, state_shardings
+from lm.train.step import build_eval, build_step, init_state, no_rollout, state_shardings
 from lm.tune.pretrain import Pretrain, Pretraining
 from tests.model.reference import trees_close
 
@@ -73,7 +74,7 @@ def run(
     state, step = begun(learner, chain, mesh, ema), build_step(learner, chain, mesh, 0, **options)
     metrics = []
     for n in range(steps):
-        state, found = step(state, place(batch(n), mesh))
+        state, found = step(state, place_batch(batch(n), mesh))
         metrics.append({name: float(value) for name, value in found.items()})
     return metrics, state
 
@@ -138,12 +139,12 @@ def test_next_sentences_in_pieces_are_those_of_the_whole_batch() -> None:
     }
     learner, mesh = learner_of(cfg), make_mesh({"data": 2}, jax.devices()[:2])
     chain = ADAMW.build(4, learner.axes())
-    found = build_eval(learner, mesh)(begun(learner, chain, mesh).params, (), place(data, mesh), 0)
+    found = build_eval(learner, mesh)(begun(learner, chain, mesh).params, (), place_batch(data, mesh), 0)
     assert float(found["pairs"]) == asking.sum()
     stepped = []
     for accumulate in (1, 2, 4):
         _, metrics = build_step(learner, chain, mesh, accumulate=accumulate)(
-            begun(learner, chain, mesh), place(data, mesh)
+            begun(learner, chain, mesh), place_batch(data, mesh)
         )
         stepped.append(np.array([metrics[k] for k in ("total", "next_sentence_loss", "next_sentence", "grad_norm")]))
     np.testing.assert_allclose(stepped[1:], [stepped[0]] * 2, rtol=1e-5)
@@ -155,7 +156,7 @@ def test_the_state_is_donated() -> None:
     learner, mesh = learner_of(LLAMA), make_mesh()
     chain = ADAMW.build(4, learner.axes())
     before, step = begun(learner, chain, mesh, 0.9), build_step(learner, chain, mesh, ema=0.9)
-    after, _ = step(before, place(batch(0), mesh))
+    after, _ = step(before, place_batch(batch(0), mesh))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
     assert int(after.step) == 1
@@ -249,7 +250,7 @@ def test_it_learns_a_text(cfg: ModelConfig) -> None:
             state,
             step,
             repeat(data),
-            as_given,
+            no_rollout,
             60,
             lambda n, m: seen.append(m["loss"]),
             lambda n: False,
@@ -277,7 +278,7 @@ def test_a_loss_that_is_not_a_number_stops_at_its_step() -> None:
                 state,
                 spoiled,
                 (batch(n) for n in range(9)),
-                as_given,
+                no_rollout,
                 9,
                 lambda n, m: seen.append(n),
                 lambda n: n == 6,

@@ -27,13 +27,13 @@ class EvenTokens(Method):
     def check(self, model: Any) -> None:
         self.objective.check(model)
 
-    def build(self, model: Transformer, data: Any = None, own: Any = None) -> "Evening":
-        return Evening(model, data, self, own)
+    def build(self, model: Transformer, data: Any = None, local_rows: Any = None) -> "Evening":
+        return Evening(model, data, self, local_rows)
 
 
 class Evening(Learner):
-    def __init__(self, model: Transformer, data: Any, method: EvenTokens, own: Any):
-        self.model, self.data, self.method, self.own = model, data, method, own
+    def __init__(self, model: Transformer, data: Any, method: EvenTokens, local_rows: Any):
+        self.model, self.data, self.method, self.local_rows = model, data, method, local_rows
         self.drawn = jax.jit(lambda p, tokens, key: jax.random.categorical(key, model(p, tokens)).astype(jnp.int32))
 
     def init(self, key: jax.Array) -> Any:
@@ -47,7 +47,7 @@ class Evening(Learner):
         return self.model.axes()
 
     def batches(self, step: int) -> Iterator[Batch]:
-        return self.data.batches(step, self.own)
+        return self.data.batches(step, self.local_rows)
 
     def rollout(self, params: Any, frozen: Any, batch: Batch, key: jax.Array) -> Batch:
         return {**batch, "targets": self.drawn(params, batch["tokens"], key)}

@@ -20,7 +20,7 @@ from lm.sharding.mesh import make_mesh
 from lm.study.vmapped import unable
 from lm.train.checkpoint import Checkpoints
 from lm.train.state import new_state
-from lm.train.step import as_given, build_rollout, build_step, init_state, rollout_key, state_shardings
+from lm.train.step import build_rollout, build_step, init_state, no_rollout, rollout_key, state_shardings
 from tests.tiny import experiment, lines, of, write_texts
 from tests.train.test_step import ADAMW, LLAMA, batch, learner_of
 from tests.tune.even import EvenTokens
@@ -124,9 +124,9 @@ def test_a_rollout_follows_from_seed_step_and_parameters() -> None:
 
 def test_pretraining_has_no_rollout_and_nothing_frozen() -> None:
     learner, mesh = learner_of(LLAMA), make_mesh({"data": 8})
-    assert build_rollout(learner, mesh, seed=0) is as_given and not learner.has_rollout
+    assert build_rollout(learner, mesh, seed=0) is no_rollout and not learner.has_rollout
     given = batch(0)
-    assert as_given(0, None, given) is given  # type: ignore[arg-type]
+    assert no_rollout(0, None, given) is given  # type: ignore[arg-type]
     assert init_state(learner, ADAMW.build(4, learner.axes()), mesh, 0).frozen == ()
 
 
