@@ -99,8 +99,8 @@ class _Denoising(Objective):
         needed = spans + (context.eos is None)  # without eos the last sentinel is the end
         if needed > self.sentinels:
             raise ValueError(
-                f"a row of {length} tokens has up to {spans} spans and objective.sentinels={self.sentinels}: "
-                f"set objective.sentinels={needed}, or a smaller seq_len"
+                f"a row of {length} tokens has up to {spans} spans and sentinels={self.sentinels}: "
+                f"set sentinels={needed} in the objective, or a smaller seq_len"
             )
         return length
 
@@ -165,7 +165,7 @@ class UL2(_Denoising):
 
     def __post_init__(self) -> None:
         if self.sentinels < 1:
-            raise ValueError(f"objective.sentinels={self.sentinels}: expected at least 1")
+            raise ValueError(f"{type(self).__name__}.sentinels={self.sentinels}: expected at least 1")
 
     @property
     def denoisers(self) -> tuple[Denoiser, ...]:

@@ -136,7 +136,7 @@ class Batches:
             if self.objective.reads_row_pairs and plan.rows_per_epoch < 2:
                 raise ValueError(
                     f"source {source!r} has one row of {split} text, and next-sentence prediction needs two: "
-                    "give it more text or a shorter seq_len, or objective.next_sentence=False"
+                    "give it more text or a shorter seq_len, or next_sentence=False in the objective"
                 )
 
     def batch(self, step: int, rows: RowSelection | None = None) -> Batch:

@@ -39,7 +39,9 @@ class MaskedLM(Objective):
 
     def __post_init__(self) -> None:
         if not 0 < self.rate < 1:
-            raise ValueError(f"objective.rate={self.rate}: expected a fraction between 0 and 1, for instance 0.15")
+            raise ValueError(
+                f"{type(self).__name__}.rate={self.rate}: expected a fraction between 0 and 1, for instance 0.15"
+            )
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -118,7 +120,7 @@ class MaskedLM(Objective):
             raise ValueError(
                 f"MaskedLM with next_sentence needs an output for it and types of tokens, and "
                 f"model.output.next_sentence={model.output.next_sentence}, model.token_types={model.token_types}: "
-                "set model.output.next_sentence=True and model.token_types=2, or objective.next_sentence=False"
+                "set model.output.next_sentence=True and model.token_types=2, or next_sentence=False in the objective"
             )
 
 

@@ -44,7 +44,7 @@ def text_tokens(context: ObjectiveContext) -> int:
     if context.seq_len < controls + MIN_TOKENS:
         raise ValueError(
             f"seq_len={context.seq_len} has no room for two texts and {controls} control tokens: "
-            f"take at least {controls + MIN_TOKENS}, or objective.next_sentence=False"
+            f"take at least {controls + MIN_TOKENS}, or next_sentence=False in the objective"
         )
     return context.seq_len - controls
 

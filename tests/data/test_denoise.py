@@ -155,12 +155,12 @@ def test_without_eos_the_last_sentinel_ends() -> None:
     found = context(64, eos=None)
     batch = SpanCorruption().batch(rows_of(2, SpanCorruption().row_tokens(found)), found)
     assert (batch["targets"][:, -1] == VOCAB).all()
-    with pytest.raises(ValueError, match="up to 3 spans and objective.sentinels=3: set objective.sentinels=4"):
+    with pytest.raises(ValueError, match="up to 3 spans and sentinels=3: set sentinels=4 in"):
         SpanCorruption(sentinels=3).row_tokens(found)
 
 
 def test_mistakes_are_told() -> None:
-    with pytest.raises(ValueError, match="up to 28 spans and objective.sentinels=10: set objective.sentinels=28"):
+    with pytest.raises(ValueError, match="up to 28 spans and sentinels=10: set sentinels=28 in"):
         SpanCorruption(sentinels=10).row_tokens(context(512))
     with pytest.raises(ValueError, match="seq_len=2: no corrupted row fits"):
         SpanCorruption().row_tokens(context(2))

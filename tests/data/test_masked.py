@@ -130,10 +130,10 @@ def test_next_sentences_are_asked_of_a_model_that_can_tell() -> None:
     for unable in (model, replace(able, token_types=1)):
         with pytest.raises(ValueError, match="MaskedLM with next_sentence .*set model.output.next_sentence=True and"):
             PAIRS.check(unable)
-    with pytest.raises(ValueError, match="needs a bidirectional model"):
+    with pytest.raises(ValueError, match="needs an encoder alone"):
         PAIRS.check(llama(vocab=9, layers=1, width=8, heads=1, mlp=8, context=8))
 
 
 def test_a_rate_must_leave_something() -> None:
-    with pytest.raises(ValueError, match="objective.rate=1.0: expected a fraction between 0 and 1"):
+    with pytest.raises(ValueError, match="MaskedLM.rate=1.0: expected a fraction between 0 and 1"):
         MaskedLM(rate=1.0)

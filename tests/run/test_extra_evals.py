@@ -95,7 +95,7 @@ def test_an_objective_without_room_is_refused_before_training(tiny: Experiment) 
     ):
         extra_evals.batches(spans, data)
     few = tiny.replace(model=dict(vocab=300), evaluations={"spans": Evaluation(8, SpanCorruption(sentinels=9))})
-    with pytest.raises(ValueError, match="evaluations.spans: a row of .* set objective.sentinels="):
+    with pytest.raises(ValueError, match="evaluations.spans: a row of .* set sentinels="):
         extra_evals.batches(few, data)
 
 
