@@ -4,20 +4,12 @@ import argparse
 import json
 from typing import Any
 
-COLUMNS = {
-    "loss": "loss",
-    "perplexity": "perplexity",
-    "accuracy": "accuracy",
-    "next_sentence": "next sentence",
-    "bits_per_byte": "bits per byte",
-    "gzip": "gzip -9",
-    "xz": "xz -9e",
-}
+COMPRESSORS = {"gzip": "gzip -9", "xz": "xz -9e"}
 EPILOG = """\
-Loss is in nats a token: of those that the run's objective asks for (masked ones, for MaskedLM), and accuracy is the
-share of them that are right. Bits per byte, and gzip and xz beside it (of the same held-out files, one by one), are
-told where every token is predicted. Rows NAME/SOURCE are the experiment's extra `evaluations`: longer rows, or
-another objective.
+The measures are those of the run's method. Of pretraining, loss is in nats a target of its objective (a masked token,
+for MaskedLM), and accuracy is the fraction of targets predicted. Bits per byte, with those of gzip and xz on the same
+held-out files, one by one, are reported where every token is predicted. Rows NAME/SOURCE are the experiment's extra
+`evaluations`: longer rows, or another objective.
 
 examples:
   lm evaluate runs/quickstart
@@ -58,24 +50,25 @@ def run(args: argparse.Namespace) -> None:
     folder = buckets.local_mirror(args.run_folder)
     if not args.text and not is_run(folder):
         raise ValueError(f"{args.run_folder} is no run, so it has no held-out text of its own: name files with --text")
-    # what is told on the way must not end up in the JSON
+    # progress must not end up in the JSON
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
-        found = score(load(folder), args.text) if args.text else evaluate(folder)
+        measured = score(load(folder), args.text) if args.text else evaluate(folder)
     if args.json:
-        print(json.dumps(found))
+        print(json.dumps(measured))
     else:
-        _show(found)
+        _show(measured)
 
 
-def _show(found: dict[str, dict[str, float]]) -> None:
+def _show(measured: dict[str, dict[str, float]]) -> None:
+    """A table of source -> measure -> value."""
     from rich.table import Table
 
     from lm.machine.monitor import terminal
 
-    there = [k for k in COLUMNS if any(k in values for values in found.values())]
-    table = Table("source", *(COLUMNS[k] for k in there))
+    names = list(dict.fromkeys(name for values in measured.values() for name in values))
+    table = Table("source", *(COMPRESSORS.get(name, name.replace("_", " ")) for name in names))
     for column in table.columns[1:]:
         column.justify = "right"
-    for source, values in found.items():
-        table.add_row(source, *(f"{values[k]:.3f}" if k in values else "" for k in there))
+    for source, values in measured.items():
+        table.add_row(source, *(f"{values[name]:.3f}" if name in values else "" for name in names))
     terminal().print(table)

@@ -22,6 +22,10 @@ TESTS = {
         "train/test_step",
         *("the_metrics_are_the_batch_s", "dropout_s_keys_come_from_the_seed_and_the_step"),
         "each_micro_batch_has_a_key_of_its_own",
+    )
+    + of(
+        "tune/test_method",
+        *("a_rollout_follows_from_seed_step_and_parameters", "what_is_frozen_is_sharded_and_handed_on"),
     ),
     "lm/tune/pretrain.py": ("tests/train/test_loss.py", "tests/tune/test_pretrain.py"),
     "lm/model/scoring.py": KERNELS,
@@ -120,6 +124,17 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("keys do not depend on the seed", "fold_in(jax.random.key(seed), state", "fold_in(jax.random.key(0), state"),
         ("micro-batches share a key", "jax.random.split(key, parts)", "jnp.stack([key] * parts)"),
         ("the gradient norm is that of the updates", "optax.global_norm(grads)", "optax.global_norm(updates)"),
+        ("every step has one rollout", "np.uint32(ROLLOUTS)), step)", "np.uint32(ROLLOUTS)), 0)"),
+        (
+            "rollouts do not depend on the seed",
+            "fold_in(jax.random.key(seed), np.uint32",
+            "fold_in(jax.random.key(0), np.uint32",
+        ),
+        (
+            "frozen parameters are updated",
+            "update_ema(state.ema, params, ema), state.frozen)",
+            "update_ema(state.ema, params, ema), params)",
+        ),
     ),
     "lm/tune/pretrain.py": (
         ("bits per byte are nats", "/ store.total_bytes / math.log(2)", "/ store.total_bytes"),
@@ -129,19 +144,20 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "lm/train/loop.py": (
         ("a resumed run repeats a step", "int(state.step) + 1", "int(state.step)"),
-        ("metrics are outstanding at a visit", "read(0 if paused else AHEAD)", "read(AHEAD)"),
+        ("metrics are outstanding in a pause", "read(0 if paused else AHEAD)", "read(AHEAD)"),
+        ("a rollout is of another step", "rollout(n - 1, state", "rollout(n, state"),
     ),
     "lm/train/checkpoint.py": (
         ("one more checkpoint is kept", "steps[-self.keep_last :]", "steps[-self.keep_last - 1 :]"),
         ("the highest loss is the best", "key=self._score_of)", "key=self._score_of, reverse=True)"),
-        ("the checksum ignores the order", "(2 * place + 1)", "1"),
+        ("the checksum ignores the order", "(2 * position + 1)", "1"),
     ),
     "lm/train/program.py": (
         ("the schedule is a step ahead", "jnp.minimum(step, len", "jnp.minimum(step + 1, len"),
         ("the seed is not passed on", '(state, batch, data["seed"])', "(state, batch, 0)"),
     ),
     "lm/train/word2vec.py": (
-        ("random tokens attract", "jax.nn.log_sigmoid(-far)", "jax.nn.log_sigmoid(far)"),
+        ("random tokens attract", "jax.nn.log_sigmoid(-negative)", "jax.nn.log_sigmoid(negative)"),
         ("noise is drawn by the count", "np.cumsum(counts**0.75) / (counts**0.75)", "np.cumsum(counts) / counts"),
     ),
     "lm/decode/sampling.py": (

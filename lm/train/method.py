@@ -171,7 +171,8 @@ class Learner:
         return {**self.loss(params, frozen, batch, None)[1], **counts}
 
     def measure(self, sums: Mapping[str, float], data: "Batches", source: str) -> dict[str, float]:
-        """name -> value of the measures of a source, from the sums of `evaluate` over all of its held-out `data`."""
+        """name -> value of the measures of a source, from the sums of `evaluate` over all of its held-out `data`;
+        in the order of `Method.measures`."""
         raise NotImplementedError
 
     def baselines(self, data: "Batches") -> dict[str, dict[str, float]]:

@@ -30,7 +30,7 @@ def continuations(model: Writer, settings: SampleSettings) -> Iterator[Sample]:
     for prompt in settings.prompts:
         room = model.model.cfg.context - len(model.encode(prompt))
         streamed = model.stream(prompt, min(settings.sample_tokens, room), settings.sampling, settings.seed)
-        yield Sample(f"{prompt!r} goes on", prompt, prompt + "".join(rows[0] for rows in streamed))
+        yield Sample(f"{prompt!r}, continued", prompt, prompt + "".join(rows[0] for rows in streamed))
 
 
 def reconstructions(model: Writer, settings: SampleSettings, data: "Batches") -> Iterator[Sample]:
