@@ -14,7 +14,7 @@ and 2.986. With one seed an arm no interval can be given: the data do not tell t
 """
 
 from experiments.ablations.small import experiment as small
-from lm.study.space import Log, Uniform, Whole
+from lm.study.space import Integer, LogUniform, Uniform
 from lm.study.sweep import Sweep
 
 sweep = Sweep(
@@ -27,9 +27,9 @@ sweep = Sweep(
         eval_tokens=4_096,
     ),
     space={
-        "optimizer.learning_rate": Log(5e-4, 5e-2),
+        "optimizer.learning_rate": LogUniform(5e-4, 5e-2),
         "optimizer.weight_decay": Uniform(0.01, 0.5),
-        "optimizer.schedule.warmup_steps": Whole(1, 40),
+        "optimizer.schedule.warmup_steps": Integer(1, 40),
     },
     method="tpe",
     count=16,

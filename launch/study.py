@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
 
     note = {"study": reference, "set": args.set, "text": args.text, "seeds": args.seeds, "command": args.command}
     with watch.table(study.measure) as shown:
-        runner.run(runner.Chosen(study, args.only), folder, note, executor(args), shown, share=args.together != "no")
+        runner.run(runner.SomeArms(study, args.only), folder, note, executor(args), shown, share=args.together != "no")
     write(folder)
 
 
@@ -82,12 +82,10 @@ def asked(study: Any, settings: list[str], text: str, seeds: int, folder: Path) 
 def executor(args: argparse.Namespace) -> Any:
     """What runs the study's processes."""
     together = "auto" if args.together == "no" else args.together
+    from lm.study.executors import Local, Slurm
+
     if args.executor == "slurm":
-        from lm.study.slurm import Slurm
-
         return Slurm(args.sbatch, args.devices, together)
-    from lm.study.local import Local
-
     return Local(args.workers, args.devices, together)
 
 
@@ -100,4 +98,4 @@ def write(folder: Path) -> None:
     note = json.loads((folder / runner.NOTE).read_text())
     study, _ = find_study(note["study"])
     study = asked(study, note["set"], note["text"], note["seeds"], folder)
-    print(f"report: {report.write_study(folder, study, runner.results(study, folder), note)}")
+    print(f"report: {report.write_study(folder, study, runner.read_results(study, folder), note)}")

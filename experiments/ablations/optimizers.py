@@ -29,7 +29,7 @@ the matrices' rate was swept.
 
 from experiments.ablations.small import experiment as small
 from lm.study.ablation import Ablation
-from lm.study.space import Log
+from lm.study.space import LogUniform
 from lm.study.sweep import Sweep
 from lm.train.optim import Adafactor, AdamW, Lion, Muon, Optimizer
 from lm.train.schedule import Cosine
@@ -37,7 +37,7 @@ from lm.train.schedule import Cosine
 
 def rates(optimizer: Optimizer, low: float, high: float) -> Sweep:
     """Five learning rates, evenly spaced in their logarithm."""
-    space = {"optimizer.learning_rate": Log(low, high, points=5)}
+    space = {"optimizer.learning_rate": LogUniform(low, high, points=5)}
     return Sweep(small.replace(optimizer=optimizer), space, method="grid", seeds=(0,), measure="bits_per_byte")
 
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +29,31 @@ class RunRecord:
     """The files of `folder`. Raises ValueError where it is no run's, or a file cannot be read."""
 
     def __init__(self, folder: Path):
-        declared = _read_json(folder / "experiment.json", None)
+        self.folder = folder
+        declared = read_json(folder / "experiment.json", None)
         if declared is None:
             raise ValueError(f"{folder} is not a run: it has no experiment.json; `lm train` makes one")
         self.reference, self.experiment = declared.get("experiment", ""), declared["value"]
-        self.about: dict[str, Any] = _read_json(folder / "about.json", {})
+        self.about: dict[str, Any] = read_json(folder / "about.json", {})
         lines = read_metrics(folder)
         self.evaluations = [line for line in lines if any(key.startswith("eval/") for key in line)]
         self.final = self.evaluations[-1] if self.evaluations else {}
         self.steps = max((line["step"] for line in lines), default=0)
-        self.samples = _samples(folder)
         self.sources = list(self.experiment.get("data", {}).get("mixture", {}).get("sources", {}))
         method = self.about.get("method", {})
         self.measures = [Measure(**measure) for measure in method.get("measures", [])] or self._measures_before()
         self.loss, self.headline = self.measures[0], self._headline(method.get("headline", ""))
         self.training = [line for line in lines if line.get(self.loss.name) is not None]
         self.evaluated = [s for s in self.sources if f"eval/{s}/{self.headline.name}" in self.final]
+
+    @cached_property
+    def samples(self) -> list[tuple[str, str]]:
+        """(prompt, prompt and continuation) of each; without samples.json the text as it stands, and no prompt."""
+        if listed := read_json(self.folder / "samples.json", []):
+            return [(sample["prompt"], sample["text"]) for sample in listed]
+        file = self.folder / "samples.txt"
+        texts = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+        return [("", text.strip("\n")) for text in texts.split("\n" + "=" * 80 + "\n") if texts]
 
     @property
     def finished(self) -> bool:
@@ -102,19 +112,11 @@ def recent(lines: Metrics, key: str) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def _read_json(file: Path, otherwise: Any) -> Any:
+def read_json(file: Path, otherwise: Any) -> Any:
+    """The data in a JSON file; `otherwise`, where there is none. Raises ValueError where it cannot be read."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return otherwise
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from None
-
-
-def _samples(folder: Path) -> list[tuple[str, str]]:
-    """(prompt, prompt and continuation) of each sample; without samples.json the text as it stands, and no prompt."""
-    if listed := _read_json(folder / "samples.json", []):
-        return [(sample["prompt"], sample["text"]) for sample in listed]
-    file = folder / "samples.txt"
-    texts = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-    return [("", text.strip("\n")) for text in texts.split("\n" + "=" * 80 + "\n") if texts]

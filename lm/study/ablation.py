@@ -10,7 +10,7 @@ declare is refused.
 import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lm import value
@@ -86,8 +86,8 @@ class Ablation:
 
     def trials(self, results: Sequence[Result] = ()) -> list[Trial]:
         """Every arm at every seed, seed by seed: what is finished early on has all arms in it."""
-        arms = {name: arm for name, (arm, _) in self.resolved.items()}
-        return every_seed(arms, self.seeds, {name: resized for name, (_, resized) in self.resolved.items()})
+        trials = every_seed({name: arm for name, (arm, _) in self.resolved.items()}, self.seeds)
+        return [replace(trial, resized=self.resolved[trial.arm][1]) for trial in trials]
 
 
 def paths(changes: Changes, above: str = "") -> list[str]:

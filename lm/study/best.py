@@ -9,7 +9,7 @@ from lm.page import plots
 from lm.page.markup import Markup, charts, figure, section, tag, wide
 from lm.page.plots import Axis, Dots
 from lm.page.tables import Table, csv_text
-from lm.page.words import ALPHA, LEVEL, interval, join_and, span
+from lm.page.words import ALPHA, LEVEL, NONE, interval, join_and, span
 from lm.study.report import Findings
 from lm.study.space import Choice, Draw, Range, Settings, Space, label, ranges
 from lm.study.statistics import Measured, differences, measured
@@ -175,8 +175,8 @@ def _table(found: Best) -> Table:
     rows = tuple(
         (
             *(one.arm, one.status),
-            *(_short(one.settings[path]) if path in one.settings else "–" for path in paths),
-            f"{one.mean:.4g}" if one.seeds else "–",
+            *(_short(one.settings[path]) if path in one.settings else NONE for path in paths),
+            f"{one.mean:.4g}" if one.seeds else NONE,
             span(one.low, one.high),
         )
         for one in found.arms[:MOST_ROWS]
@@ -226,10 +226,16 @@ def _parallel(found: Best) -> Markup:
         ]
         for arm in done
     ]
-    along = [Axis(path, one.ticks()[:MOST_LABELS]) for path, one in shared.items()]
+    along = [Axis(path, _ticks(one)) for path, one in shared.items()]
     along.append(Axis(title(found.measure), [(0.0, f"{low:.4g}"), (1.0, f"{high:.4g}")]))
     drawn = plots.parallel("parallel", along, lines, best=max(1, len(done) // 5))
     return wide(figure("All settings", drawn, "a line an arm; in colour the best fifth"))
+
+
+def _ticks(one: Range) -> list[tuple[float, str]]:
+    """Places on an axis from 0 to 1, and what is written there."""
+    drawn = one.labels[:MOST_LABELS] or sorted({one.at(share) for share in (0.0, 0.5, 1.0)})
+    return [(one.place(x), _short(x)) for x in drawn]
 
 
 def _slices(found: Best) -> Iterator[Markup]:
@@ -237,8 +243,10 @@ def _slices(found: Best) -> Iterator[Markup]:
     for i, (path, one) in enumerate(found.ranges.items()):
         arms = [arm for arm in found.arms if path in arm.drawn and math.isfinite(arm.mean)]
         if arms:
-            x, y = [one.number(arm.drawn[path]) for arm in arms], [arm.mean for arm in arms]
+            drawn = [arm.drawn[path] for arm in arms]
+            x = [one.labels.index(option) for option in drawn] if one.labels else drawn
+            y = [arm.mean for arm in arms]
             dots = Dots(x, y, colour=i, low=[arm.low for arm in arms], high=[arm.high for arm in arms])
             ticks = [name[:16] for name in one.labels]
-            drawn = plots.chart(f"slice{i}", [dots], across=path, log=one.log, ticks=ticks)
-            yield figure(path, drawn, title(found.measure))
+            chart = plots.chart(f"slice{i}", [dots], across=path, log=one.log, ticks=ticks)
+            yield figure(path, chart, title(found.measure))

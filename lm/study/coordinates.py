@@ -79,7 +79,7 @@ class Coordinates:
 def run(study: Coordinates, folder: Path) -> Analysis:
     """Measure, and write coordinates.csv and report.html in `folder`."""
     analysis = measure(study)
-    coordinates_page.write(folder, study.base.name, analysis, _trained(study))
+    coordinates_page.write_report(folder, study.base.name, analysis, _trained(study))
     return analysis
 
 

@@ -42,7 +42,26 @@ class Analysis:
     @property
     def drift(self) -> list[Slope]:
         """The places of the judged parametrisation where activations drift with the width."""
-        return [s for s in self.slopes if s.parametrisation == self.judged and s.verdict not in ("flat", "still")]
+        return [slope for slope in self.of(self.judged) if slope.verdict not in ("flat", "still")]
+
+    @property
+    def twins(self) -> list[Slope]:
+        """The slopes of the parametrisation that is measured for comparison, if any."""
+        return [slope for slope in self.slopes if slope.parametrisation != self.judged]
+
+    @property
+    def widths(self) -> list[int]:
+        """Rising."""
+        return sorted({row.width for row in self.rows})
+
+    @property
+    def steps(self) -> int:
+        """Of training, at each width."""
+        return max(row.step for row in self.rows)
+
+    def of(self, parametrisation: str) -> list[Slope]:
+        """The slopes of one parametrisation."""
+        return [slope for slope in self.slopes if slope.parametrisation == parametrisation]
 
 
 def analyse(rows: Sequence[Row], judged: str, tolerance: float) -> Analysis:

@@ -70,7 +70,7 @@ def pruned(results: Sequence[Result], measure: str, sign: int, at_once: int) -> 
             pruner, reached = pruners[result.trial.seed], evaluations(result, measure)
             step = pruner.stops_at(reached, result.trial.experiment.steps)
             if step is not None:
-                found[result.trial.arm, result.trial.seed] = step
+                found[result.key] = step
             elif result.finished and reached:
                 finished.append((pruner, reached))
         for pruner, reached in finished:
@@ -78,12 +78,13 @@ def pruned(results: Sequence[Result], measure: str, sign: int, at_once: int) -> 
     return found
 
 
-def outcome(runs: Sequence[Result], stops: Mapping[tuple[str, int], int], measure: str) -> Outcome | None:
-    """What came of an arm, given its runs, one a seed, and where runs were stopped; None where one is not over."""
-    if any(run.status in (MISSING, STOPPED) for run in runs):
+def outcome(results: Sequence[Result | None], stops: Mapping[tuple[str, int], int], measure: str) -> Outcome | None:
+    """What came of an arm, given the result of each seed, and where runs were stopped; None where one is not over."""
+    runs = [run for run in results if run and run.status not in (MISSING, STOPPED)]
+    if len(runs) < len(results):
         return None
     for run in runs:
-        last = stops.get((run.trial.arm, run.trial.seed))
+        last = stops.get(run.key)
         if last is not None:
             return Outcome(evaluations=tuple(one for one in evaluations(run, measure) if one[0] <= last))
     ended = [run for run in runs if run.status != FAILED]

@@ -1,6 +1,6 @@
 """Running what is missing of a study: nothing that is finished is run again, and no arm that fails stops the others.
 
-The order of things: the folder is claimed, what is there is read, the missing runs are grouped into processes and
+The order of things: the folder is locked, what is there is read, the missing runs are grouped into processes and
 handed to an executor (local.py, slurm.py), and the study is asked again, until it has no new trials.
 """
 
@@ -12,20 +12,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lm.run.folder import claim, write_json
-from lm.study.trial import (
-    DIVERGED,
-    FAILED,
-    OUTCOME,
-    PRUNED,
-    SAID,
-    STOP,
-    STOPPED,
-    Result,
-    Trial,
-    leave_word,
-    read,
-    stopped,
-)
+from lm.study.together import PROGRAM, groups
+from lm.study.trial import FAILED, OUTCOME, PRUNED, STOP, STOPPED, Result, Trial, read_result, write_outcome
+from lm.value import suggest
 
 NOTE = "study.json"
 Execute = Callable[[Sequence[Sequence[Trial]], Path, Callable[[], None]], None]
@@ -42,7 +31,7 @@ class Study(Protocol):
     def trials(self, results: Sequence[Result]) -> list[Trial]: ...
 
 
-class Chosen:
+class SomeArms:
     """`study` with only some of its `arms` (none: all)."""
 
     def __init__(self, study: Study, arms: Sequence[str] = ()):
@@ -50,9 +39,7 @@ class Chosen:
         self.to_stop = getattr(study, "to_stop", None)
 
     def trials(self, results: Sequence[Result]) -> list[Trial]:
-        """The trials of the chosen arms. Raises ValueError for an arm that there is not."""
-        from lm.value import suggest
-
+        """The trials of these arms. Raises ValueError for an arm that there is not."""
         found = self.study.trials(results)
         known = dict.fromkeys(trial.arm for trial in found)
         for arm in self.arms:
@@ -62,7 +49,7 @@ class Chosen:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, note: Mapping[str, Any]) -> Iterator[None]:
+def locked(folder: Path, note: Mapping[str, Any]) -> Iterator[None]:
     """The study's folder for this process alone, if its study.json is of the study of `note`. Raises ValueError where
     it is another's, or one is under way."""
     file = folder / NOTE
@@ -82,29 +69,18 @@ def claimed(folder: Path, note: Mapping[str, Any]) -> Iterator[None]:
         yield
 
 
-def results(study: Study, folder: Path) -> list[Result]:
-    """What came of every trial of `study`, as far as its folder tells. A run that the study stops counts up to where it
-    does, also where it had gone further before anybody looked: so what is told does not follow from who was faster."""
+def read_results(study: Study, folder: Path) -> list[Result]:
+    """What came of every trial of `study`, as far as its folder says. A run that the study stops counts up to where it
+    does, also where it had gone further before anybody looked: so results do not follow from which run was faster."""
     found: dict[tuple[str, int], Result] = {}
+    to_stop = getattr(study, "to_stop", None)
     while True:
-        trials = study.trials(list(found.values()))
-        new = [trial for trial in trials if (trial.arm, trial.seed) not in found]
+        new = [read_result(t, folder) for t in study.trials(list(found.values())) if (t.arm, t.seed) not in found]
         if not new:
             return list(found.values())
-        found |= {(trial.arm, trial.seed): read(trial, folder) for trial in new}
-        for key, step in to_stop(study, list(found.values())).items():
-            found[key] = stopped(found[key], step)
-
-
-def to_stop(study: Study, found: Sequence[Result]) -> Mapping[tuple[str, int], int]:
-    """The runs that the study stops, and at which step."""
-    asked = getattr(study, "to_stop", None)
-    return asked(found) if asked else {}
-
-
-def over(result: Result) -> bool:
-    """Whether there is nothing left to run of it: it is finished, or would end the same way again."""
-    return result.finished or result.status in (DIVERGED, PRUNED)
+        found |= {result.key: result for result in new}
+        for key, step in (to_stop(list(found.values())) if to_stop else {}).items():
+            found[key] = found[key].until(step)
 
 
 def run(
@@ -115,66 +91,71 @@ def run(
     watch: Callable[[list[Result]], None] = lambda found: None,
     share: bool = True,
 ) -> list[Result]:
-    """Run what is missing of `study` in `folder`; the results of all. Runs that can `share` a program do.
+    """Run what is missing of a study.
 
-    `note` is kept in study.json: "study" names it (module:name). `watch` is told of all results now and then. Raises
-    ValueError for anything that the user can mend."""
+    Args:
+      study: what has the trials.
+      folder: where its runs are kept.
+      note: is kept in study.json; "study" names the study (module:name).
+      execute: runs groups of trials, each in a process, and calls back now and then (local.py, slurm.py).
+      watch: gets all results now and then.
+      share: whether runs that can share a program do.
+
+    Returns: the results of all trials.
+
+    Raises:
+      ValueError: anything that the user can mend.
+    """
     tried: set[tuple[str, int]] = set()
 
     def look() -> None:
-        found = results(study, folder)
+        found = read_results(study, folder)
         for result in found:
             if result.status == PRUNED:
                 (result.trial.folder(folder) / STOP).touch()
         watch(found)
 
-    with claimed(folder, note):
+    with locked(folder, note):
         while True:
-            found = results(study, folder)  # raises where an arm cannot be built: then the folder is nobody's
+            found = read_results(study, folder)  # raises where an arm cannot be built: then the folder is nobody's
             write_json(folder / NOTE, note)
-            missing = [r.trial for r in found if not over(r) and (r.trial.arm, r.trial.seed) not in tried]
+            missing = [r.trial for r in found if not r.over and r.key not in tried]
             if not missing:
                 watch(found)
                 return found
             for trial in missing:
-                prepare(trial, folder, note["study"])
+                _prepare(trial, folder, note["study"])
             tried |= {(trial.arm, trial.seed) for trial in missing}
-            groups = grouped(missing) if share else [[trial] for trial in missing]
-            how = "" if len(groups) < len(missing) else ", one a run"
-            print(f"runs to do: {len(missing)}; programs: {len(groups)}{how}", flush=True)
-            execute(groups, folder, look)
-            for said in dict.fromkeys(how for group in groups for how in _how(group[0], folder)):
-                print(said, flush=True)
+            processes = groups(missing) if share else [[trial] for trial in missing]
+            how = "" if len(processes) < len(missing) else ", one a run"
+            print(f"runs to do: {len(missing)}; programs: {len(processes)}{how}", flush=True)
+            execute(processes, folder, look)
+            for line in dict.fromkeys(line for group in processes for line in _program_line(group[0], folder)):
+                print(line, flush=True)
             for trial in missing:
-                _left(trial, folder)
+                _note_failure(trial, folder)
 
 
-def grouped(trials: Sequence[Trial]) -> list[list[Trial]]:
-    """The trials by the program that they share."""
-    from lm.study.together import groups
-
-    return groups(trials)
-
-
-def prepare(trial: Trial, study: Path, reference: str) -> None:
-    """The folder of a trial, ready for a worker."""
+def _prepare(trial: Trial, study: Path, reference: str) -> None:
+    """Make the folder of a trial ready for a worker."""
     folder = trial.folder(study)
     claim(folder, trial.experiment, reference)
-    for word in (OUTCOME, STOP):
-        (folder / word).unlink(missing_ok=True)
+    for name in (OUTCOME, STOP):
+        (folder / name).unlink(missing_ok=True)
 
 
-def _how(trial: Trial, study: Path) -> list[str]:
+def _log(trial: Trial, study: Path) -> list[str]:
+    file = trial.folder(study) / "log.txt"
+    return file.read_text(errors="replace").strip().splitlines() if file.exists() else []
+
+
+def _program_line(trial: Trial, study: Path) -> list[str]:
     """How the runs went that shared a process with `trial`, as its log says."""
-    log = trial.folder(study) / "log.txt"
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    return [line for line in lines if line.startswith(SAID)][-1:]
+    return [line for line in _log(trial, study) if line.startswith(PROGRAM)][-1:]
 
 
-def _left(trial: Trial, study: Path) -> None:
-    """Note that a run failed whose process could not."""
-    result = read(trial, study)
-    if result.status == STOPPED:
-        log = trial.folder(study) / "log.txt"
-        lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-        leave_word(trial.folder(study), FAILED, lines[-1] if lines else "its process ended without a word")
+def _note_failure(trial: Trial, study: Path) -> None:
+    """Write that a run failed whose process could not."""
+    if read_result(trial, study).status == STOPPED:
+        lines = _log(trial, study)
+        write_outcome(trial.folder(study), FAILED, lines[-1] if lines else "its process ended without a word")

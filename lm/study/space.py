@@ -1,12 +1,12 @@
 """What a sweep may choose from: a range for each field, by the field's dotted path.
 
-    {"optimizer.learning_rate": Log(1e-4, 1e-2), "model.layers": Whole(2, 6), "method.z_loss": Choice(0.0, 1e-4)}
+    {"optimizer.learning_rate": LogUniform(1e-4, 1e-2), "model.layers": Integer(2, 6), "model.dropout": Choice(0.0, 0.1)}
 
 An option of a Choice may bring fields that only it has, or that only then are free:
 
     {"optimizer": Choice(
-        With(AdamW(), {"optimizer.learning_rate": Log(1e-3, 1e-2), "optimizer.eps": Log(1e-10, 1e-6)}),
-        With(Lion(), {"optimizer.learning_rate": Log(1e-4, 1e-3)}),
+        With(AdamW(), {"optimizer.learning_rate": LogUniform(1e-3, 1e-2), "optimizer.eps": LogUniform(1e-10, 1e-6)}),
+        With(Lion(), {"optimizer.learning_rate": LogUniform(1e-4, 1e-3)}),
     )}
 
 A *draw* is one choice from every range in force, by name, in numbers and labels; `settings` are the values that it
@@ -17,7 +17,7 @@ of the options that brought it: "optimizer.learning_rate [Lion]".
 import dataclasses
 import math
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,27 +30,26 @@ from lm.value import suggest
 
 Draw = dict[str, Any]  # name -> number, or label of an option
 Settings = dict[str, Any]  # path -> value
-KINDS = "Uniform, Log, Whole or Choice"
+KINDS = "Uniform, LogUniform, Integer or Choice"
 
 
 @dataclass(frozen=True)
 class Range:
-    """From `low` to `high`, both included; `points` evenly spaced ones in a grid. The contract of all ranges."""
+    """From `low` to `high`, both included; `points` evenly spaced ones in a grid. With `log`, steps of equal ratio are
+    equal steps. The contract of all ranges."""
 
     low: float
     high: float
     points: int = 0
+    log: bool = False
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
             raise ValueError(f"{self}: expected finite numbers, low below high")
         if self.points < 0 or self.points == 1:
             raise ValueError(f"{self}: expected at least 2 points, or 0 where no grid is wanted")
-
-    @property
-    def log(self) -> bool:
-        """Whether steps of equal ratio are equal steps."""
-        return False
+        if self.log and self.low <= 0:
+            raise ValueError(f"{self}: a logarithmic range lies above 0; raise low, or use Uniform")
 
     @property
     def labels(self) -> list[str]:
@@ -82,21 +81,9 @@ class Range:
         """Whether a number or label lies in the range."""
         return isinstance(drawn, float | int) and self.low <= drawn <= self.high
 
-    def number(self, drawn: Any) -> float:
-        """Where it stands on the axis of a chart."""
-        return float(drawn)
-
-    def ticks(self) -> list[tuple[float, str]]:
-        """(share of the way, what is written there) for an axis."""
-        return [(share, f"{self.at(share):.3g}") for share in (0.0, 0.5, 1.0)]
-
-    def read(self, drawn: Any) -> Any:
-        """The value that a number or label stands for."""
-        return drawn
-
-    def below(self, drawn: Any) -> "Space":
-        """What is free only when this was drawn."""
-        return {}
+    def option(self, drawn: Any) -> "With":
+        """The value that a number or label stands for, and what is free only when it was drawn."""
+        return With(drawn, {})
 
 
 Space = Mapping[str, Range]
@@ -108,51 +95,31 @@ class Uniform(Range):
 
 
 @dataclass(frozen=True)
-class Log(Range):
+class LogUniform(Range):
     """A number from low to high, above 0, its logarithm uniform."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.low <= 0:
-            raise ValueError(f"{self}: a logarithmic range lies above 0; raise low, or use Uniform")
-
-    @property
-    def log(self) -> bool:
-        return True
+    log: bool = True
 
 
 @dataclass(frozen=True)
-class Whole(Range):
-    """A whole number from low to high, or its logarithm uniform where `logarithmic`. A grid has all, or `points`."""
-
-    logarithmic: bool = False
+class Integer(Range):
+    """A whole number from low to high, or its logarithm uniform with `log`. A grid has all, or `points`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (isinstance(self.low, int) and isinstance(self.high, int)):
             raise ValueError(f"{self}: expected whole numbers")
-        if self.logarithmic and self.low < 1:
-            raise ValueError(f"{self}: a logarithmic range lies above 0; raise low, or make it plain")
-
-    @property
-    def log(self) -> bool:
-        return self.logarithmic
 
     def at(self, share: float) -> int:
         """The nearest whole number; plain ranges give each the same share."""
-        if self.log:
-            return int(min(max(round(self._between(share)), self.low), self.high))
-        return int(min(self.low + math.floor(share * (self.high - self.low + 1)), self.high))
+        near = round(self._between(share)) if self.log else self.low + math.floor(share * (self.high - self.low + 1))
+        return int(min(max(near, self.low), self.high))
 
     def grid(self) -> list[int]:
         """All whole numbers, or as many as `points` says, less those that come twice."""
         if not self.points:
             return list(range(int(self.low), int(self.high) + 1))
         return sorted({round(self._between(share)) for share in np.linspace(0, 1, self.points)})
-
-    def ticks(self) -> list[tuple[float, str]]:
-        middle = round(self._between(0.5))
-        return [(self.place(n), str(n)) for n in sorted({int(self.low), middle, int(self.high)})]
 
 
 @dataclass(frozen=True)
@@ -167,16 +134,15 @@ class With:
 class Choice(Range):
     """One of several values, or nested changes; one that is a `With` brings ranges of its own."""
 
-    options: tuple[Any, ...] = ()
+    options: tuple[With, ...] = ()
 
     def __init__(self, *options: Any):
-        object.__setattr__(self, "options", options)
-        for name, number in (("low", 0), ("high", len(options) - 1), ("points", 0)):
-            object.__setattr__(self, name, number)
-        labels = self.labels
+        known = tuple(one if isinstance(one, With) else With(one, {}) for one in options)
+        for name, field in (("options", known), ("low", 0), ("high", len(options) - 1), ("points", 0), ("log", False)):
+            object.__setattr__(self, name, field)
         if not options:
             raise ValueError("Choice(): expected options, as in Choice(True, False)")
-        if twice := [label for label in labels if labels.count(label) > 1]:
+        if twice := [label for label in self.labels if self.labels.count(label) > 1]:
             raise ValueError(f"Choice: the option {twice[0]} is there twice")
 
     def __repr__(self) -> str:
@@ -185,11 +151,7 @@ class Choice(Range):
     @property
     def labels(self) -> list[str]:
         """The options as text, each different."""
-        return [label(self._value(option)) for option in self.options]
-
-    @staticmethod
-    def _value(option: Any) -> Any:
-        return option.value if isinstance(option, With) else option
+        return [label(option.value) for option in self.options]
 
     def at(self, share: float) -> str:
         return self.labels[min(int(share * len(self.options)), len(self.options) - 1)]
@@ -204,18 +166,8 @@ class Choice(Range):
     def holds(self, drawn: Any) -> bool:
         return drawn in self.labels
 
-    def number(self, drawn: Any) -> float:
-        return float(self.labels.index(drawn))
-
-    def ticks(self) -> list[tuple[float, str]]:
-        return [(self.place(one), one) for one in self.labels]
-
-    def read(self, drawn: Any) -> Any:
-        return self._value(self.options[self.labels.index(drawn)])
-
-    def below(self, drawn: Any) -> Space:
-        option = self.options[self.labels.index(drawn)]
-        return option.space if isinstance(option, With) else {}
+    def option(self, drawn: Any) -> With:
+        return self.options[self.labels.index(drawn)]
 
 
 def label(one: Any) -> str:
@@ -238,14 +190,31 @@ def _default(field: "dataclasses.Field[Any]") -> Any:
 # ---------------------------------------------------------------- draws
 
 
-def draw(space: Space, choose: Callable[[str, Range], Any], above: tuple[str, ...] = ()) -> Draw:
-    """A draw, `choose` asked for each range in force, by its name."""
-    found: Draw = {}
+def _walk(
+    space: Space, choose: Callable[[str, Range], Any], above: tuple[str, ...] = ()
+) -> Iterator[tuple[str, str, Range, Any]]:
+    """(name, path, range, what was drawn) of each range in force, `choose` asked for each by its name."""
     for path, one in space.items():
         name = _name(path, above)
-        found[name] = choose(name, one)
-        found |= draw(one.below(found[name]), choose, (*above, str(found[name])))
-    return found
+        drawn = choose(name, one)
+        yield name, path, one, drawn
+        yield from _walk(one.option(drawn).space, choose, (*above, str(drawn)))
+
+
+def draw(space: Space, choose: Callable[[str, Range], Any]) -> Draw:
+    """A draw, `choose` asked for each range in force, by its name."""
+    return {name: drawn for name, _, _, drawn in _walk(space, choose)}
+
+
+def settings(space: Space, drawn: Draw) -> Settings:
+    """The values that a draw stands for, by path. Raises ValueError where it is not one of this space."""
+
+    def known(name: str, one: Range) -> Any:
+        if name not in drawn or not one.holds(drawn[name]):
+            raise ValueError(f"{name}={drawn.get(name)!r}: expected one of {one}")
+        return drawn[name]
+
+    return {path: one.option(chosen).value for _, path, one, chosen in _walk(space, known)}
 
 
 def grid(space: Space, above: tuple[str, ...] = ()) -> list[Draw]:
@@ -255,7 +224,7 @@ def grid(space: Space, above: tuple[str, ...] = ()) -> list[Draw]:
         each = [
             {_name(path, above): drawn, **rest}
             for drawn in one.grid()
-            for rest in grid(one.below(drawn), (*above, str(drawn)))
+            for rest in grid(one.option(drawn).space, (*above, str(drawn)))
         ]
         found = [{**before, **new} for before in found for new in each]
     return found
@@ -289,7 +258,7 @@ def ranges(space: Space, above: tuple[str, ...] = ()) -> dict[str, Range]:
     for path, one in space.items():
         found[_name(path, above)] = one
         for option in one.labels:
-            found |= ranges(one.below(option), (*above, option))
+            found |= ranges(one.option(option).space, (*above, option))
     return found
 
 
@@ -297,23 +266,11 @@ def _name(path: str, above: tuple[str, ...]) -> str:
     return f"{path} [{', '.join(above)}]" if above else path
 
 
-def settings(space: Space, drawn: Draw, above: tuple[str, ...] = ()) -> Settings:
-    """The values that a draw stands for, by path. Raises ValueError where it is not one of this space."""
-    found: Settings = {}
-    for path, one in space.items():
-        name = _name(path, above)
-        if name not in drawn or not one.holds(drawn[name]):
-            raise ValueError(f"{name}={drawn.get(name)!r}: expected one of {one}")
-        found[path] = one.read(drawn[name])
-        found |= settings(one.below(drawn[name]), drawn, (*above, str(drawn[name])))
-    return found
-
-
 def changed(base: Experiment, chosen: Settings) -> Experiment:
     """`base` with the settings: those of a part after the part itself, all at once."""
     done: Settings = {}
     for path in sorted(chosen, key=lambda path: path.count(".")):
-        part = next((p for p in sorted(done, key=len, reverse=True) if path.startswith(f"{p}.")), "")
+        part = max((p for p in done if path.startswith(f"{p}.")), key=len, default="")
         if part:
             done[part] = value.replace(done[part], nested({path.removeprefix(f"{part}."): chosen[path]}))
         else:
@@ -336,40 +293,39 @@ def _check(base: Experiment, space: Space, several: list[Settings]) -> list[Sett
     given: Any
     for path, given in space.items():
         if not isinstance(given, Range):
-            hint = (
-                f"; for these values: Choice({', '.join(map(label, given))})" if isinstance(given, list | tuple) else ""
-            )
+            listed = isinstance(given, list | tuple)
+            hint = f"; for these values: Choice({', '.join(map(label, given))})" if listed else ""
             raise ValueError(f"space[{path!r}]={given!r}: expected {KINDS}{hint}")
-        one = given
         if path in ("seed", "name"):
             raise ValueError(f"space[{path!r}]: the study sets it; seeds= takes the seeds")
+        one: Range = given
         after: list[Settings] = []
         for before in several:
             if path in before:
                 raise ValueError(f"space[{path!r}]: the field is there twice")
-            _look(base, path, one, before)
-            after += [{**before, path: None}] if not one.labels else []
-            for drawn in one.labels:
-                after += _check(base, one.below(drawn), [{**before, path: one.read(drawn)}])
+            _check_field(base, path, one, before)
+            after += [] if one.labels else [{**before, path: None}]
+            for option in map(one.option, one.labels):
+                after += _check(base, option.space, [{**before, path: option.value}])
         several = after
     return several
 
 
-def _look(base: Experiment, path: str, one: Range, chosen: Mapping[str, Any]) -> None:
+def _check_field(base: Experiment, path: str, one: Range, chosen: Mapping[str, Any]) -> None:
     """Raises ValueError where there is no field at `path`, or it is of another kind than the range."""
-    above = sorted((p for p in chosen if path.startswith(f"{p}.")), key=len)
-    here = chosen[above[-1]] if above else base
-    *folders, last = path.removeprefix(f"{above[-1]}." if above else "").split(".")
+    part = max((p for p in chosen if path.startswith(f"{p}.")), key=len, default="")
+    holder = chosen[part] if part else base
+    *folders, last = path.removeprefix(f"{part}." if part else "").split(".")
     for i, name in enumerate((*folders, last)):
-        if isinstance(here, Mapping) and above and i == 0:
+        if isinstance(holder, Mapping) and part and i == 0:
             return  # a nested change: what it changes is not looked at
-        if not isinstance(here, Mapping) and not dataclasses.is_dataclass(here):
-            raise ValueError(f"space[{path!r}]: {label(here)} has no fields")
-        known = value.field_names(here)
-        if name not in known and not (isinstance(here, Mapping) and i == len(folders)):
-            raise ValueError(f"space[{path!r}]: {type(here).__name__} has no field {name!r}: {suggest(name, known)}")
+        if not isinstance(holder, Mapping) and not dataclasses.is_dataclass(holder):
+            raise ValueError(f"space[{path!r}]: {label(holder)} has no fields")
+        known = value.field_names(holder)
+        if name not in known and not (isinstance(holder, Mapping) and i == len(folders)):
+            raise ValueError(f"space[{path!r}]: {type(holder).__name__} has no field {name!r}: {suggest(name, known)}")
         if i < len(folders):
-            here = here[name] if isinstance(here, Mapping) else getattr(here, name)
-    whole = dataclasses.is_dataclass(here) and typing.get_type_hints(type(here)).get(last) is int
-    if whole and not isinstance(one, Whole | Choice):
-        raise ValueError(f"space[{path!r}]={one}: the field is a whole number; use Whole")
+            holder = holder[name] if isinstance(holder, Mapping) else getattr(holder, name)
+    whole = dataclasses.is_dataclass(holder) and typing.get_type_hints(type(holder)).get(last) is int
+    if whole and not isinstance(one, Integer | Choice):
+        raise ValueError(f"space[{path!r}]={one}: the field is a whole number; use Integer")

@@ -1,6 +1,7 @@
 """A sweep: a base experiment and ranges of its fields, from which arms are drawn, and the best of them is looked for.
 
-    Sweep(base, {"optimizer.learning_rate": Log(1e-4, 1e-2), "model.layers": Whole(2, 6)}, method="tpe", count=32)
+    space = {"optimizer.learning_rate": LogUniform(1e-4, 1e-2), "model.layers": Integer(2, 6)}
+    Sweep(base, space, method="tpe", count=32)
 
 Arms are numbered. Those of a grid, of random search and of a Latin hypercube are known before the first run. TPE asks
 for `at_once` of them when all before are over (tpe.py). What it asks follows from what came of those and from its seed,
@@ -151,15 +152,9 @@ class Sweep:
     def _outcomes(self, count: int, results: Sequence[Result]) -> list[Outcome | None]:
         """What came of the first `count` arms; None for one that is not over."""
         stops = self.to_stop(results)
-        runs = {(result.trial.arm, result.trial.seed): result for result in results}
-        return [self._outcome(self._arm(i), runs, stops) for i in range(count)]
-
-    def _outcome(
-        self, arm: str, runs: dict[tuple[str, int], Result], stops: dict[tuple[str, int], int]
-    ) -> Outcome | None:
-        if any((arm, seed) not in runs for seed in self.seeds):
-            return None
-        return outcome([runs[arm, seed] for seed in self.seeds], stops, self.measure)
+        runs = {result.key: result for result in results}
+        by_arm = [[runs.get((self._arm(i), seed)) for seed in self.seeds] for i in range(count)]
+        return [outcome(found, stops, self.measure) for found in by_arm]
 
     # ------------------------------------------------------------ what it tells
 

@@ -22,12 +22,13 @@ from lm.machine.cache import cache_dir
 from lm.machine.monitor import Bar
 from lm.machine.processes import catch_signals
 from lm.run.course import Interrupted, Run
-from lm.study.trial import DIVERGED, FAILED, PRUNED, SAID, STOP, Trial, leave_word
+from lm.study.trial import DIVERGED, FAILED, PRUNED, STOP, Trial, write_outcome
 from lm.study.vmapped import Vmapped, faster, unable
 from lm.train.loop import NotFinite
 
 MOST = 16  # runs in a process: each has its state in memory
 HOW = ("auto", "turns", "vmap")
+PROGRAM = "one program: "  # what begins the line of a process's log that says how its runs go
 Course = Generator[int, None, None]
 HOST = {
     *INERT,
@@ -81,7 +82,7 @@ class Spoken(Bar):
 
 def train(experiments: Sequence[Experiment], folders: Sequence[Path], how: str = "auto") -> None:
     """Train all `experiments`, whose `key` is one, each in its folder; what cannot go on leaves word there. `how`, one
-    of HOW: in turn, side by side, or as is faster; a line that begins with SAID tells.
+    of HOW: in turn, side by side, or as is faster; a line that begins with PROGRAM tells.
 
     Raises Interrupted after SIGTERM or SIGINT, when all have written a checkpoint."""
     hardware.set_cpu_devices(experiments[0].compute.devices)
@@ -142,7 +143,7 @@ def _charge(whose: Run | None, runs: Iterable[Run], seconds: float) -> None:
 def _lost(folder: Path, status: str, reason: str) -> None:
     """Leave word of a run that ends here, in its folder and in the log."""
     first = next(iter(reason.splitlines()), "without a word")
-    leave_word(folder, status, first)
+    write_outcome(folder, status, first)
     print(f"{folder.parent.name}/{folder.name}: {status}, {first}", flush=True)
 
 
@@ -172,5 +173,5 @@ def beside(runs: Sequence[Run], how: str) -> Vmapped | None:
         why = "faster on CPUs"
     elif how == "auto":
         side_by_side, why = faster(runs)
-    print(f"{SAID}{len(runs)} runs, {'side by side' if side_by_side else 'in turn'} ({why})", flush=True)
+    print(f"{PROGRAM}{len(runs)} runs, {'side by side' if side_by_side else 'in turn'} ({why})", flush=True)
     return Vmapped(runs) if side_by_side else None

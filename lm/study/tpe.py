@@ -25,7 +25,7 @@ except ModuleNotFoundError as error:
     raise ValueError(f'TPE and PED-ANOVA need {error.name}: pip install -e ".[sweep]"') from None
 
 from lm.study.pruning import Outcome
-from lm.study.space import Draw, Range, Space, Whole, draw, latin, ranges, settings
+from lm.study.space import Draw, Integer, Range, Space, draw, latin, ranges, settings
 
 NAME = "sweep"  # of the Optuna study
 FIRST = 8  # arms that are a Latin hypercube
@@ -132,7 +132,7 @@ def _state(outcome: Outcome | None) -> TrialState:
 def _distribution(one: Range) -> BaseDistribution:
     if one.labels:
         return CategoricalDistribution(one.labels)
-    if isinstance(one, Whole):
+    if isinstance(one, Integer):
         return IntDistribution(int(one.low), int(one.high), log=one.log)
     return FloatDistribution(one.low, one.high, log=one.log)
 
@@ -158,7 +158,7 @@ def _ask(study: optuna.Study, space: Space, seed: int, known: Sequence[Draw]) ->
 def _suggest(trial: optuna.Trial, name: str, one: Range) -> Any:
     if one.labels:
         return trial.suggest_categorical(name, one.labels)
-    if isinstance(one, Whole):
+    if isinstance(one, Integer):
         return trial.suggest_int(name, int(one.low), int(one.high), log=one.log)
     return trial.suggest_float(name, one.low, one.high, log=one.log)
 

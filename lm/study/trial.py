@@ -12,14 +12,14 @@ from typing import Any
 
 from lm import value
 from lm.experiment import Experiment, changed
-from lm.machine.monitor import read_metrics
 from lm.model import count
+from lm.page.markup import write
+from lm.page.run_record import RunRecord, read_json
 
 FINISHED, MISSING, STOPPED = "finished", "missing", "stopped"  # stopped: under way, or it can go on
 FAILED, DIVERGED, PRUNED = "failed", "diverged", "pruned"  # what a run's OUTCOME says
-EVALUATED = EVAL, FURTHER = "eval", "evaluations"  # what the names of measures begin with in metrics.jsonl
+EVAL, EXTRA = "eval", "evaluations"  # what the names of measures begin with in metrics.jsonl
 OUTCOME = "outcome.json"  # in a run's folder: why it ended before its end
-SAID = "one program: "  # what begins the line of a process's log that says how its runs go
 STOP = "stop"  # in a run's folder, while it runs: the study asks it to end
 Resized = Mapping[str, tuple[Any, Any]]  # path -> (as declared, as run)
 
@@ -43,8 +43,8 @@ class Result:
     """What came of a trial: a `status` and, where it is not finished, the `reason`.
 
     `measures` of the last evaluation: loss, the mean over the sources, bits_per_byte likewise where they have it, and
-    SOURCE/MEASURE. `curve` (step, loss) pairs of training, `evaluations` (step, measures) on the way. `flops` are those
-    of training as the model counts them; `seconds` are wall time, 0 where unknown."""
+    SOURCE/MEASURE. `curve` (step, loss) pairs of training, `evaluations` (step, measures) on the way. `seconds` are
+    wall time, 0 where unknown."""
 
     trial: Trial
     status: str
@@ -55,8 +55,18 @@ class Result:
     seconds: float = 0.0
 
     @property
+    def key(self) -> tuple[str, int]:
+        """(arm, seed)."""
+        return self.trial.arm, self.trial.seed
+
+    @property
     def finished(self) -> bool:
         return self.status == FINISHED
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing left to run: it is finished, or would end the same way again."""
+        return self.status in (FINISHED, DIVERGED, PRUNED)
 
     @property
     def tokens(self) -> int:
@@ -65,11 +75,19 @@ class Result:
 
     @property
     def flops(self) -> float:
+        """Those of a whole run's training, as the model counts them."""
         return training_flops(self.trial.experiment)
 
     @property
     def parameters(self) -> int:
         return count.parameters(self.trial.experiment.model)
+
+    def until(self, step: int) -> "Result":
+        """As it stands where the study stops it, after `step`."""
+        curve = tuple(point for point in self.curve if point[0] <= step)
+        evaluations = tuple(one for one in self.evaluations if one[0] <= step)
+        reason = f"stopped after step {step}: worse than half of the earlier runs were there"
+        return Result(self.trial, PRUNED, reason, curve=curve, evaluations=evaluations)
 
 
 def distinct_seeds(seeds: Iterable[int]) -> tuple[int, ...]:
@@ -80,14 +98,9 @@ def distinct_seeds(seeds: Iterable[int]) -> tuple[int, ...]:
     return listed
 
 
-def every_seed(
-    arms: Mapping[str, Experiment], seeds: Iterable[int], resized: Mapping[str, Resized] | None = None
-) -> list[Trial]:
+def every_seed(arms: Mapping[str, Experiment], seeds: Iterable[int]) -> list[Trial]:
     """Every arm at every seed, seed by seed: what is finished early on has all arms in it."""
-    by_arm = resized or {}
-    return [
-        Trial(name, seed, arm.replace(seed=seed), by_arm.get(name, {})) for seed in seeds for name, arm in arms.items()
-    ]
+    return [Trial(name, seed, arm.replace(seed=seed)) for seed in seeds for name, arm in arms.items()]
 
 
 def training_flops(experiment: Experiment) -> float:
@@ -100,44 +113,34 @@ def step_flops(experiment: Experiment) -> float:
     return float(count.flops_per_token(experiment.model, experiment.length)) * experiment.batch_tokens
 
 
-def read(trial: Trial, study: Path) -> Result:
-    """What the folder of `trial` tells. Raises ValueError where it holds the run of another experiment."""
+# ---------------------------------------------------------------- its folder
+
+
+def read_result(trial: Trial, study: Path) -> Result:
+    """What the folder of `trial` says. Raises ValueError where it holds the run of another experiment."""
     folder = trial.folder(study)
-    declared, about = _json(folder / "experiment.json"), _json(folder / "about.json")
-    if not declared:
+    if not (folder / "experiment.json").exists():
         return Result(trial, MISSING)
-    different = changed(declared["value"], value.plain(trial.experiment))
-    if different:
+    record, outcome = RunRecord(folder), read_json(folder / OUTCOME, {})
+    if different := changed(record.experiment, value.plain(trial.experiment)):
         path, old, new = different[0]
         raise ValueError(
             f"{folder} holds a run of a different experiment ({path} was {old!r}, is {new!r}): choose another "
             "--workdir for the study, or remove that folder"
         )
-    lines = read_metrics(folder)
-    curve = tuple((line["step"], line["loss"]) for line in lines if line.get("loss") is not None)
-    evaluations = tuple((line["step"], measures(line)) for line in lines if "eval/loss" in line)
-    outcome = _json(folder / OUTCOME)
-    if about.get("finished"):
-        status, reason = FINISHED, ""
-    else:
-        status, reason = outcome.get("status", STOPPED), outcome.get("reason", "")
-    last = evaluations[-1][1] if evaluations and status == FINISHED else {}
-    return Result(trial, status, reason, last, curve, evaluations, float(about.get("seconds") or 0.0))
+    curve = tuple((line["step"], line["loss"]) for line in record.training)
+    evaluations = tuple((line["step"], measures(line)) for line in record.evaluations)
+    result = Result(trial, outcome.get("status", STOPPED), outcome.get("reason", ""), {}, curve, evaluations)
+    seconds = float(record.about.get("seconds") or 0.0)
+    if not record.finished:
+        return replace(result, seconds=seconds)
+    last = evaluations[-1][1] if evaluations else {}
+    return replace(result, status=FINISHED, reason="", measures=last, seconds=seconds)
 
 
-def stopped(result: Result, step: int) -> Result:
-    """`result` as it stands where the study stops it, after `step`."""
-    curve = tuple(point for point in result.curve if point[0] <= step)
-    way = tuple(one for one in result.evaluations if one[0] <= step)
-    reason = f"stopped after step {step}: worse than half of the earlier runs were there"
-    return replace(result, status=PRUNED, reason=reason, measures={}, curve=curve, evaluations=way, seconds=0.0)
-
-
-def leave_word(folder: Path, status: str, reason: str) -> None:
-    """Write why the run in `folder` ended, whole or not at all."""
-    part = folder / f".{OUTCOME}.part"
-    part.write_text(json.dumps({"status": status, "reason": reason}) + "\n", encoding="utf-8")
-    part.replace(folder / OUTCOME)
+def write_outcome(folder: Path, status: str, reason: str) -> None:
+    """Write why the run in `folder` ended."""
+    write(folder / OUTCOME, json.dumps({"status": status, "reason": reason}) + "\n")
 
 
 def measures(line: Mapping[str, Any]) -> dict[str, float]:
@@ -145,21 +148,12 @@ def measures(line: Mapping[str, Any]) -> dict[str, float]:
     NAME/SOURCE/MEASURE, and NAME/MEASURE for the means, those of its extra evaluations."""
     found: dict[str, float] = {}
     bits: dict[str, list[float]] = {}
-    for key, value_ in line.items():
+    for key, number in line.items():
         kind, _, name = key.partition("/")
-        if value_ is None or kind not in EVALUATED:
+        if number is None or kind not in (EVAL, EXTRA):
             continue
-        found[name] = value_
+        found[name] = number
         if name.endswith("/bits_per_byte"):
-            over = f"{name.partition('/')[0]}/bits_per_byte" if kind == FURTHER else "bits_per_byte"
-            bits.setdefault(over, []).append(value_)
+            over = f"{name.partition('/')[0]}/bits_per_byte" if kind == EXTRA else "bits_per_byte"
+            bits.setdefault(over, []).append(number)
     return found | {name: sum(values) / len(values) for name, values in bits.items()}
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from None

@@ -1,4 +1,4 @@
-"""What a study shows while it runs: a table of its runs that moves on a terminal, a line a finished run elsewhere."""
+"""What a study shows while it runs: on a terminal a live table of its runs, elsewhere a line a finished run."""
 
 import contextlib
 import time
@@ -11,13 +11,13 @@ from rich.table import Table
 from lm.machine.monitor import duration, terminal
 from lm.study.trial import FINISHED, MISSING, STOPPED, Result
 
-Shown = Callable[[Sequence[Result]], None]
+Show = Callable[[Sequence[Result]], None]
 COLOURS = {FINISHED: "green", MISSING: "dim", STOPPED: "cyan"}
 MOST_ROWS = 40  # of the table; of a larger study those that are not finished come first
 
 
 @contextlib.contextmanager
-def table(measure: str, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> Iterator[Shown]:
+def table(measure: str, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> Iterator[Show]:
     """Gives the function to call with all results, again and again."""
     console = console or terminal()
     if not console.is_terminal:
@@ -25,10 +25,10 @@ def table(measure: str, console: Console | None = None, clock: Callable[[], floa
         return
     began = clock()
     with Live(console=console, refresh_per_second=2) as live:
-        yield lambda results: live.update(drawn(results, measure, clock() - began))
+        yield lambda results: live.update(render(results, measure, clock() - began))
 
 
-def drawn(results: Sequence[Result], measure: str, seconds: float) -> Table:
+def render(results: Sequence[Result], measure: str, seconds: float) -> Table:
     """The table: a row a run, with how far it is and what it has reached."""
     done = sum(result.finished for result in results)
     title = f"{done} of {len(results)} runs finished, {duration(seconds)}"
@@ -56,7 +56,7 @@ def _state(result: Result) -> str:
     return "running" if result.status == STOPPED else "waiting" if result.status == MISSING else result.status
 
 
-def _lines(console: Console, measure: str) -> Shown:
+def _lines(console: Console, measure: str) -> Show:
     said: dict[tuple[str, int], str] = {}
 
     def show(results: Sequence[Result]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from lm.machine import hardware
-from lm.study.trial import FAILED, leave_word
+from lm.study.trial import FAILED, write_outcome
 
 
 def _end_with_parent() -> None:
@@ -53,7 +53,7 @@ def work(folders: list[Path], how: str) -> int:
         known = isinstance(error, (ValueError, OSError))
         said = str(error).splitlines()[0] if str(error) else ""
         for folder in folders:
-            leave_word(folder, FAILED, said if known else f"{type(error).__name__}: {said}")
+            write_outcome(folder, FAILED, said if known else f"{type(error).__name__}: {said}")
         return 1
     return 0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lm.experiment import Experiment
 from lm.run.folder import write_json
-from lm.study.trial import FAILED, FINISHED, PRUNED, STOP, Result, Trial, leave_word
+from lm.study.trial import FAILED, FINISHED, PRUNED, STOP, Result, Trial, write_outcome
 from tests.tiny import experiment
 
 BASE = experiment(Path("texts")).replace(steps=200)
@@ -54,7 +54,7 @@ class Pretend:
     def _run(self, trial: Trial, folder: Path, watch: Callable[[], None]) -> None:
         reached, steps = self.loss(trial.experiment), trial.experiment.steps
         if not math.isfinite(reached):
-            return leave_word(folder, FAILED, "it was told to")
+            return write_outcome(folder, FAILED, "it was told to")
         lines = ""
         for share in (0.25, 0.5, 0.75, 1.0):
             line = {"step": round(share * steps), "loss": reached / share, "eval/loss": reached / share}
@@ -63,5 +63,5 @@ class Pretend:
                 (folder / "metrics.jsonl").write_text(lines)
                 watch()
             if (folder / STOP).exists():
-                return leave_word(folder, PRUNED, "stopped by the study")
+                return write_outcome(folder, PRUNED, "stopped by the study")
         return write_json(folder / "about.json", {"finished": "now", "seconds": 1.0})

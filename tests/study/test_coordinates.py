@@ -211,9 +211,9 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], message: str) -> Non
 
 
 def test_a_folder_that_cannot_be_written(texts: Path) -> None:
-    from lm.study.coordinates_page import write
+    from lm.study.coordinates_page import write_report
 
     file = texts.parent / "file"
     file.write_text("")
     with pytest.raises(ValueError, match="choose another --workdir"):
-        write(file / "folder", "x", analyse(rows(0, 0), "MuP", 0.35), [])
+        write_report(file / "folder", "x", analyse(rows(0, 0), "MuP", 0.35), [])

@@ -80,7 +80,7 @@ def test_a_run_of_a_study_is_an_ordinary_one(broken: Path) -> None:
 def test_a_folder_is_of_one_study(broken: Path, texts: Path) -> None:
     told = said(start(texts, "pair", broken), code=1)
     assert "holds the study tests.study.page:broken, not tests.study.page:pair: choose another --workdir" in told
-    with runner.claimed(broken, {"study": "tests.study.page:broken"}):
+    with runner.locked(broken, {"study": "tests.study.page:broken"}):
         told = said(start(texts, "broken", broken), code=1)
     assert "a study is under way in" in told and "Traceback" not in told
     told = said(start(texts, "pair", broken / "other", "--only", "alib"), code=1)

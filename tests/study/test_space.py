@@ -10,17 +10,17 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lm.study import space
-from lm.study.space import Choice, Log, Range, Space, Uniform, Whole, With
+from lm.study.space import Choice, Integer, LogUniform, Range, Space, Uniform, With
 from lm.train.optim import AdamW, Lion
 from tests.tiny import experiment
 
 BASE = experiment(Path("texts"))
 SPACE: Space = {
     "optimizer": Choice(
-        With(AdamW(), {"optimizer.learning_rate": Log(1e-3, 1e-1), "optimizer.b2": Uniform(0.9, 0.999)}),
-        With(Lion(), {"optimizer.learning_rate": Log(1e-4, 1e-2)}),
+        With(AdamW(), {"optimizer.learning_rate": LogUniform(1e-3, 1e-1), "optimizer.b2": Uniform(0.9, 0.999)}),
+        With(Lion(), {"optimizer.learning_rate": LogUniform(1e-4, 1e-2)}),
     ),
-    "model.layers": Whole(1, 4),
+    "model.layers": Integer(1, 4),
     "model.dropout": Uniform(0.0, 0.5),
     "method.z_loss": Choice(0.0, 1e-4),
 }
@@ -28,9 +28,9 @@ bounds = st.tuples(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6)).map(sorted).filte
 wholes = st.tuples(st.integers(1, 10**6), st.integers(1, 10**6)).map(sorted).filter(lambda b: b[0] < b[1])
 RANGES = st.one_of(
     bounds.map(lambda b: Uniform(*b)),
-    bounds.map(lambda b: Log(*b)),
-    wholes.map(lambda b: Whole(*b)),
-    wholes.map(lambda b: Whole(*b, logarithmic=True)),
+    bounds.map(lambda b: LogUniform(*b)),
+    wholes.map(lambda b: Integer(*b)),
+    wholes.map(lambda b: Integer(*b, log=True)),
     st.integers(1, 6).map(lambda n: Choice(*range(n))),
 )
 
@@ -46,13 +46,13 @@ def test_a_draw_lies_in_its_range(one: Range, share: float) -> None:
 @given(bounds, st.floats(0, 1))
 def test_equal_shares_are_equal_ratios_on_a_logarithmic_range(ends: list[float], share: float) -> None:
     assume(ends[1] > 1.001 * ends[0])  # shares of neighbouring floats cannot be told apart
-    one = Log(*ends)
+    one = LogUniform(*ends)
     assert one.place(one.at(share)) == pytest.approx(share, abs=1e-6)
     assert math.isclose(one.at(0.5), math.sqrt(ends[0] * ends[1]), rel_tol=1e-9)
 
 
 def test_whole_numbers_are_equally_likely() -> None:
-    found = [Whole(2, 5).at(share) for share in np.linspace(0, 1, 4001)]
+    found = [Integer(2, 5).at(share) for share in np.linspace(0, 1, 4001)]
     assert np.bincount(found)[2:].tolist() == pytest.approx([1000] * 4, abs=1)
 
 
@@ -73,8 +73,9 @@ def test_a_draw_is_an_experiment_of_what_is_in_force(seed: int) -> None:
 
 def test_a_grid_has_every_combination_of_what_is_in_force() -> None:
     lr = "optimizer.learning_rate"
-    options = Choice(With(AdamW(), {lr: Log(1e-3, 1e-1, points=3)}), With(Lion(), {lr: Log(1e-4, 1e-2, points=2)}))
-    found = space.grid({"optimizer": options, "model.layers": Whole(1, 2)})
+    adamw, lion = {lr: LogUniform(1e-3, 1e-1, points=3)}, {lr: LogUniform(1e-4, 1e-2, points=2)}
+    options = Choice(With(AdamW(), adamw), With(Lion(), lion))
+    found = space.grid({"optimizer": options, "model.layers": Integer(1, 2)})
     assert len(found) == (3 + 2) * 2 and len({tuple(one.items()) for one in found}) == 10
     assert [one[f"{lr} [AdamW]"] for one in found[:6:2]] == pytest.approx([1e-3, 1e-2, 1e-1])
 
@@ -83,11 +84,17 @@ def test_a_grid_has_every_combination_of_what_is_in_force() -> None:
     ("wrong", "said"),
     [
         ({}, "expected a range for at least one field"),
-        ({"optimizer.learning_rat": Log(1e-4, 1)}, "AdamW has no field 'learning_rat': did you mean learning_rate"),
-        ({"model.layers": Uniform(1, 4)}, "the field is a whole number; use Whole"),
-        ({"model.layers": [1, 2]}, r"expected Uniform, Log, Whole or Choice; for these values: Choice\(1, 2\)"),
-        ({"seed": Whole(0, 3)}, "the study sets it; seeds= takes the seeds"),
-        ({"optimizer": Choice(With(Lion(), {"optimizer.eps": Log(1e-9, 1e-6)}))}, "Lion has no field 'eps'"),
+        (
+            {"optimizer.learning_rat": Uniform(1e-4, 1)},
+            "AdamW has no field 'learning_rat': did you mean learning_rate",
+        ),
+        ({"model.layers": Uniform(1, 4)}, "the field is a whole number; use Integer"),
+        (
+            {"model.layers": [1, 2]},
+            r"expected Uniform, .*Integer or Choice; for these values: Choice\(1, 2\)",
+        ),
+        ({"seed": Integer(0, 3)}, "the study sets it; seeds= takes the seeds"),
+        ({"optimizer": Choice(With(Lion(), {"optimizer.eps": LogUniform(1e-9, 1e-6)}))}, "Lion has no field 'eps'"),
         ({"method.z_loss": Choice(With(0.0, {"method.z_loss": Uniform(0, 1)}))}, "the field is there twice"),
     ],
 )
@@ -100,8 +107,8 @@ def test_a_space_that_is_none(wrong: Any, said: str) -> None:
     ("make", "said"),
     [
         (lambda: Uniform(2, 1), "low below high"),
-        (lambda: Log(0, 1), "lies above 0"),
-        (lambda: Whole(1.5, 3), "expected whole numbers"),
+        (lambda: LogUniform(0, 1), "lies above 0"),
+        (lambda: Integer(1.5, 3), "expected whole numbers"),
         (lambda: Choice(), "expected options"),
         (lambda: Choice(1, 1), "the option 1 is there twice"),
         (lambda: space.grid({"method.z_loss": Uniform(0, 1)}), "a grid needs to know how many, as in Uniform"),

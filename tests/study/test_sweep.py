@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from lm.experiment import Experiment
 from lm.study import report, runner
 from lm.study.pruning import MedianPruner
-from lm.study.space import Choice, Log, Uniform, With
+from lm.study.space import Choice, LogUniform, Uniform, With
 from lm.study.sweep import JOURNAL, METHODS, Sweep
 from lm.study.trial import FAILED, FINISHED, PRUNED, Result
 from lm.train.optim import AdamW, Lion
@@ -27,7 +27,7 @@ from tests.tiny import experiment
 
 BASE = experiment(Path("texts")).replace(steps=20)
 LR = "optimizer.learning_rate"
-SPACE = {LR: Log(1e-4, 1e-1, points=4), "model.dropout": Uniform(0.0, 0.5, points=3)}
+SPACE = {LR: LogUniform(1e-4, 1e-1, points=4), "model.dropout": Uniform(0.0, 0.5, points=3)}
 NOTE = {"study": "tests:sweep", "command": "lm study tests:sweep"}
 FILES = ("results.csv", "differences.csv", "settings.csv", "report.md", "report.tex", "report.html")
 
@@ -180,7 +180,7 @@ def test_an_arm_that_fails_does_not_end_the_search(tmp_path: Path) -> None:
 
 
 def test_options_bring_settings_of_their_own(tmp_path: Path) -> None:
-    optimizers = Choice(With(AdamW(), {LR: Log(1e-3, 1e-1), "optimizer.b2": Uniform(0.9, 0.99)}), Lion())
+    optimizers = Choice(With(AdamW(), {LR: LogUniform(1e-3, 1e-1), "optimizer.b2": Uniform(0.9, 0.99)}), Lion())
     found = done(Sweep(BASE, {"optimizer": optimizers}, "tpe", count=10), tmp_path, Pretend(loss))
     kinds = {r.trial.arm: type(r.trial.experiment.optimizer).__name__ for r in found}
     rows = {row["arm"]: row for row in csv.DictReader((tmp_path / "settings.csv").read_text().splitlines())}
@@ -190,7 +190,7 @@ def test_options_bring_settings_of_their_own(tmp_path: Path) -> None:
 
 def test_a_folder_of_another_space_is_refused(tmp_path: Path) -> None:
     done(sweep(), tmp_path, Pretend(loss))
-    other = replace(sweep(), space={LR: Log(1e-9, 1e-8)}).at(tmp_path)
+    other = replace(sweep(), space={LR: LogUniform(1e-9, 1e-8)}).at(tmp_path)
     with pytest.raises(ValueError, match="is of another space: .*choose another --workdir"):
         other.trials()
 
@@ -202,7 +202,7 @@ def test_a_folder_of_another_space_is_refused(tmp_path: Path) -> None:
         (dict(count=0), "count=0: expected a number of arms"),
         (dict(seeds=()), "expected different numbers"),
         (dict(measure="lss"), "measure='lss': expected one of loss"),
-        (dict(method="grid", space={LR: Log(1e-3, 1e-1)}), "a grid needs to know how many"),
+        (dict(method="grid", space={LR: LogUniform(1e-3, 1e-1)}), "a grid needs to know how many"),
         (dict(space={"steps.x": Uniform(0, 1)}), "has no fields"),
     ],
 )

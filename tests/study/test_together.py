@@ -12,9 +12,9 @@ import pytest
 from lm.experiment import Experiment
 from lm.run import course
 from lm.study.ablation import Ablation
-from lm.study.local import spread
-from lm.study.together import MOST, Spoken, beside, groups, key, train
-from lm.study.trial import OUTCOME, SAID, STOP
+from lm.study.executors import split
+from lm.study.together import MOST, PROGRAM, Spoken, beside, groups, key, train
+from lm.study.trial import OUTCOME, STOP
 from lm.study.vmapped import faster
 from lm.train.optim import Adafactor, AdamW, Lion, Muon
 from lm.train.schedule import WSD, Constant, Cosine
@@ -103,7 +103,7 @@ def test_which_way_is_said_and_can_be_refused(
     assert beside(runs, "auto") is None and beside(runs, "turns") is None and beside(runs, "vmap") is not None
     said = capsys.readouterr().out.splitlines()
     ways = "in turn (faster on CPUs)", "in turn (as asked)", "side by side (as asked)"
-    assert said == [f"{SAID}2 runs, {way}" for way in ways]
+    assert said == [f"{PROGRAM}2 runs, {way}" for way in ways]
     sharded = base.replace(mesh=dict(data=4, fsdp=2))
     runs = [course.Run(sharded, course.claim(tmp_path / "sharded", sharded, ""))] * 2
     assert beside(runs, "auto") is None
@@ -164,7 +164,7 @@ def test_a_run_that_the_study_stops_leaves_the_others(base: Experiment, tmp_path
 
 def test_a_group_is_spread_over_the_workers(base: Experiment) -> None:
     trials = Ablation(base, {"base": {}}, seeds=range(5)).trials()
-    assert [len(group) for group in spread([trials], 1)] == [5]
-    assert [len(group) for group in spread([trials], 3)] == [2, 1, 2]
-    assert sorted(t.seed for group in spread([trials], 9) for t in group) == list(range(5))
-    assert spread([], 2) == []
+    assert [len(group) for group in split([trials], 1)] == [5]
+    assert [len(group) for group in split([trials], 3)] == [2, 1, 2]
+    assert sorted(t.seed for group in split([trials], 9) for t in group) == list(range(5))
+    assert split([], 2) == []

@@ -1,0 +1,146 @@
+"""Where a study's processes run: on this machine, some at a time, or as one array of Slurm, a task for each group of
+runs. The processes are those of worker.py."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from lm.study.trial import Trial
+
+LOOK_SECONDS, SLURM_SECONDS = 0.5, 2.0  # between two looks at the processes, and at Slurm's queue
+PATIENCE_SECONDS = 30.0  # for a process that was asked to end to write its checkpoint
+TASKS = "slurm-tasks.txt"  # in the study's folder: a command line a task
+Groups = Sequence[Sequence[Trial]]
+
+
+def worker_command(group: Sequence[Trial], study: Path, *options: str) -> list[str]:
+    """The command line of the process that trains the runs of `group`."""
+    return [sys.executable, "-m", "lm.study.worker", *(str(trial.folder(study)) for trial in group), *options]
+
+
+def log_file(group: Sequence[Trial], study: Path) -> Path:
+    """Where that process writes: in the folder of the first of its runs."""
+    return group[0].folder(study) / "log.txt"
+
+
+# ---------------------------------------------------------------- this machine
+
+
+def core_sets(workers: int) -> list[str]:
+    """The cores of each of `workers` processes, as 0,1,2; nothing where one has all, or there are too few."""
+    if workers == 1 or not hasattr(os, "sched_getaffinity"):
+        return [""] * workers
+    cores = sorted(os.sched_getaffinity(0))
+    size = len(cores) // workers
+    return [",".join(map(str, cores[i * size : (i + 1) * size])) for i in range(workers)]
+
+
+def split(groups: Groups, workers: int) -> list[Sequence[Trial]]:
+    """The groups, the largest halved until each of `workers` has one: two programs on two cores beat one on one."""
+    found = list(groups)
+    while len(found) < workers and len(largest := max(found, key=len, default=())) > 1:
+        at, middle = found.index(largest), (len(largest) + 1) // 2
+        found[at : at + 1] = [largest[:middle], largest[middle:]]
+    return found
+
+
+class Local:
+    """`workers` processes at a time, on `devices` (cpu, gpu, tpu or the best there is); runs that share a process go
+    `together` as lm/study/together.py's HOW says."""
+
+    def __init__(self, workers: int = 1, devices: str = "", together: str = "auto"):
+        if workers < 1:
+            raise ValueError(f"--workers {workers}: expected at least 1")
+        self.workers, self.devices, self.together = workers, devices, together
+
+    def __call__(self, groups: Groups, study: Path, watch: Callable[[], None]) -> None:
+        """Run all `groups`, and call `watch` now and then. What is running ends with this process."""
+        waiting = split(groups, self.workers)
+        free = core_sets(self.workers)
+        running: list[tuple[subprocess.Popen[bytes], str]] = []
+        with ExitStack() as stack:
+            stack.callback(lambda: _terminate([process for process, _ in running]))
+            while waiting or running:
+                while waiting and free:
+                    cores = free.pop(0)
+                    running.append((self._start(waiting.pop(0), study, cores), cores))
+                time.sleep(LOOK_SECONDS)
+                ended = [one for one in running if one[0].poll() is not None]
+                running = [one for one in running if one not in ended]
+                free += [cores for _, cores in ended]
+                watch()
+
+    def _start(self, group: Sequence[Trial], study: Path, cores: str) -> subprocess.Popen[bytes]:
+        options = ["--watched", "--devices", self.devices, "--cores", cores, "--together", self.together]
+        command = worker_command(group, study, *options)
+        with log_file(group, study).open("ab") as log:
+            return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
+
+
+def _terminate(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Let the processes write their checkpoints and end: their standard input closes."""
+    for process in processes:
+        if process.stdin:
+            process.stdin.close()
+    until = time.monotonic() + PATIENCE_SECONDS
+    for process in processes:
+        try:
+            process.wait(max(0.1, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+# ---------------------------------------------------------------- Slurm
+
+
+class Slurm:
+    """An array job submitted with `options` of sbatch (partition, time, devices), its tasks on `devices`; runs that
+    share a task go `together`. This process waits, and cancels the array where it is interrupted."""
+
+    def __init__(self, options: str = "", devices: str = "", together: str = "auto"):
+        if not shutil.which("sbatch"):
+            raise ValueError("--executor slurm: sbatch is not on the PATH; run on a node that submits jobs")
+        self.options, self.devices, self.together = shlex.split(options), devices, together
+
+    def __call__(self, groups: Groups, study: Path, watch: Callable[[], None]) -> None:
+        """Submit all `groups`, and wait until none is waiting or running."""
+        job = self._submit(groups, study.resolve())
+        try:
+            while _in_queue(job):
+                time.sleep(SLURM_SECONDS)
+                watch()
+        except BaseException:
+            subprocess.run(["scancel", job], check=False)
+            raise
+
+    def _submit(self, groups: Groups, study: Path) -> str:
+        """The job's number; its tasks read their command lines from a file."""
+        options = "--devices", self.devices, "--together", self.together
+        lines = [
+            f"{shlex.join(worker_command(group, study, *options))} >> {shlex.quote(str(log_file(group, study)))} 2>&1"
+            for group in groups
+        ]
+        (study / TASKS).write_text("\n".join(lines) + "\n")
+        task = f'eval "$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(study / TASKS))})"'
+        command = ["sbatch", "--parsable", f"--array=0-{len(groups) - 1}", f"--job-name={study.name}"]
+        command += [f"--output={study}/slurm-%A_%a.log", *self.options, "--wrap", task]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ValueError(f"sbatch refused the study: {done.stderr.strip() or done.stdout.strip()}")
+        return done.stdout.strip().partition(";")[0]
+
+
+def _in_queue(job: str) -> bool:
+    """Whether a task of `job` is waiting or running; a queue that does not answer counts as yes."""
+    command = ["squeue", "--noheader", "--format=%t", "--jobs", job]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return "Invalid job id" not in done.stderr
+    return bool(done.stdout.strip())
