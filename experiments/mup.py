@@ -30,11 +30,11 @@ anew, is the better one at width 256.
 from dataclasses import replace
 
 from experiments.quickstart import experiment as quickstart
+from lm.coordinates.check import Coordinates
 from lm.data.mixture import Mixture
 from lm.data.stdlib import Stdlib
 from lm.model.families import llama
 from lm.model.parametrisation import MuP, Parametrisation
-from lm.study.coordinates import Coordinates
 from lm.study.transfer import Transfer
 from lm.text.tokenizer import SentencePieceSpec
 from lm.train.optim import AdamW

@@ -64,6 +64,27 @@ def replace(value: T, changes: Mapping[str, Any]) -> T:
     return typing.cast(T, _with(value, new))
 
 
+def paths(changes: Mapping[str, Any], above: str = "") -> list[str]:
+    """The dotted paths that a nested change sets."""
+    found: list[str] = []
+    for name, change in changes.items():
+        path = f"{above}{name}"
+        found += paths(change, f"{path}.") if isinstance(change, Mapping) and change else [path]
+    return found
+
+
+def nested(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted paths to values, as a nested change."""
+    out: dict[str, Any] = {}
+    for path, new in changes.items():
+        *folders, name = path.split(".")
+        here = out
+        for folder in folders:
+            here = here.setdefault(folder, {})
+        here[name] = new
+    return out
+
+
 def parse(value: T, setting: str) -> T:
     """`value` after one `path.to.field=text`, with the text parsed as the field's type: `steps=100`, `model.layers=4`,
     `model.positions=Rotary(theta=5e5)`, `compute.dtype=bfloat16`, `compute.keep=attention,out`."""

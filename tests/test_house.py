@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("lm.legal", "lm.pretrained"),
     ("lm.plan",),
     ("lm.run", "lm.serve"),
-    ("lm.study",),
+    ("lm.study", "lm.coordinates"),
     ("experiments", "benchmarks"),
     ("launch",),
 )

@@ -25,7 +25,7 @@ from lm.model.wiring import PreNorm, Wiring
 from lm.text.tokenizer import Bytes, Characters, SentencePieceSpec, TokenizerFile
 from lm.train.optim import Adafactor, AdamW, Lion, Muon
 from lm.train.schedule import WSD, Cosine
-from lm.value import build, differences, fingerprint, parse, plain, replace, suggest
+from lm.value import build, differences, fingerprint, nested, parse, paths, plain, replace, suggest
 
 EXPERIMENT = Experiment(
     name="first",
@@ -312,3 +312,9 @@ def test_suggest_puts_the_near_ones_first() -> None:
     assert suggest("layrs", ["width", "layers"]) == "did you mean layers? known: width, layers"
     assert suggest("zzz", ["width"]) == "known: width"
     assert suggest("zzz", []) == "known: none"
+
+
+def test_paths_and_nested_are_inverse() -> None:
+    changes = {"model": {"layers": 3, "positions": Positions()}, "steps": 5, "mesh": {"data": 2}}
+    assert paths(changes) == ["model.layers", "model.positions", "steps", "mesh.data"]
+    assert nested({"model.layers": 3, "model.positions": Positions(), "steps": 5, "mesh.data": 2}) == changes

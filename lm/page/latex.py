@@ -16,7 +16,7 @@ ESCAPES = str.maketrans(
 )
 
 
-def document(title: str, tables: Iterable[Table]) -> str:
+def tables_document(title: str, tables: Iterable[Table]) -> str:
     """The tables, to be read with `\\input`."""
     head = f"% {escaped(title)}: tables of `lm report`. They need \\usepackage{{booktabs}}.\n"
     return "\n".join([head, *map(latex, tables)])

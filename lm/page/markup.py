@@ -79,7 +79,7 @@ def header(title: str, state: str, done: bool, lead: str, values: Iterable[tuple
       title: the page's heading.
       state: a word or two in a badge beside it.
       done: whether the badge is green.
-      lead: what was found, in a sentence or two.
+      lead: the outcome, in a sentence or two.
       values: the tiles: (what, value, remark).
     """
     badge = tag("span", state, class_="state done" if done else "state")

@@ -1,4 +1,4 @@
-"""What a run's folder tells, as data: its experiment, what about.json says of it, its metrics and its samples.
+"""A run's folder as data: its experiment, what about.json says of it, its metrics and its samples.
 
 A run that is under way, or was never evaluated, has less of them: what is missing is empty."""
 
@@ -62,8 +62,8 @@ class RunRecord:
     @property
     def target(self) -> str:
         """What one loss is of: a token, or what else the run learns to predict."""
-        said = self.about.get("method") or self.about.get("objective", {})
-        return str(said.get("target_name") or said.get("asked") or "token")
+        learned = self.about.get("method") or self.about.get("objective", {})
+        return str(learned.get("target_name") or learned.get("asked") or "token")
 
     def _measures_before(self) -> list[Measure]:
         """Those of a run whose about.json does not list them."""
@@ -92,18 +92,18 @@ class RunRecord:
 
     def extra_evaluations(self) -> dict[tuple[str, str], dict[str, float]]:
         """(evaluation, source) -> measure -> value, of the last ones."""
-        found: dict[tuple[str, str], dict[str, float]] = {}
+        values: dict[tuple[str, str], dict[str, float]] = {}
         for key, value in self.final.items():
             kind, *names = key.split("/")
             if kind == "evaluations" and len(names) > 2 and value is not None:
-                found.setdefault((names[0], "/".join(names[1:-1])), {})[names[-1]] = value
-        return found
+                values.setdefault((names[0], "/".join(names[1:-1])), {})[names[-1]] = value
+        return values
 
 
 def series(lines: Metrics, key: str) -> tuple[list[float], list[float]]:
     """The steps and values of the lines that have `key`."""
-    found = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-    return [x for x, _ in found], [y for _, y in found]
+    points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+    return [x for x, _ in points], [y for _, y in points]
 
 
 def recent(lines: Metrics, key: str) -> float:

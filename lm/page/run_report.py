@@ -86,11 +86,11 @@ class RunReport:
                 others = [f"{record.loss.title} {record.value(source, record.loss.name):.2f}"]
             shown = measure.format(value) if measure.percent else f"{value:.2f} {measure.title}"
             parts.append(f"{shown} on {source}" + (f" ({', '.join(others)})" if others else ""))
-        said = {
+        sentences = {
             "bits_per_byte": "It codes held-out text in {}.",
             "accuracy": f"Of every {record.target} of held-out text it gets right {{}}.",
         }
-        return said.get(measure.name, "On held-out text: {}.").format(join_and(parts)) if parts else ""
+        return sentences.get(measure.name, "On held-out text: {}.").format(join_and(parts)) if parts else ""
 
     def _tiles(self) -> Iterator[tuple[str, str, str]]:
         record, model = self.record, self.about.get("model", {})
@@ -160,14 +160,14 @@ class RunReport:
         return tag("span", shown, class_="win") if best else shown
 
     def _baseline_cells(self, source: str, names: Sequence[str]) -> list[str]:
-        found = self.record.baselines(source)
-        return [self.record.headline.format(found.get(name)) for name in names]
+        known = self.record.baselines(source)
+        return [self.record.headline.format(known.get(name)) for name in names]
 
     def _extra_evaluations(self) -> Markup:
-        """What the experiment's extra evaluations found in the end, and why some were not made."""
-        found = self.record.extra_evaluations()
-        measures = [m for m in self.record.extra_measures if any(m.name in values for values in found.values())]
-        rows = [[*at, *(m.format(values.get(m.name)) for m in measures)] for at, values in found.items()]
+        """What the experiment's extra evaluations measured in the end, and why some were not made."""
+        measured = self.record.extra_evaluations()
+        measures = [m for m in self.record.extra_measures if any(m.name in values for values in measured.values())]
+        rows = [[*at, *(m.format(values.get(m.name)) for m in measures)] for at, values in measured.items()]
         head = ["evaluation", "source", *(m.title for m in measures)]
         left_out = self.about.get("not_evaluated", {}).items()
         return section(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 LEVEL = 0.95  # of every interval
 ALPHA = 1 - LEVEL
@@ -69,11 +70,30 @@ def between(low: float, high: float, digits: int) -> str:
     return NONE if math.isnan(low) else f"[{number(low, digits)}, {number(high, digits)}]"
 
 
-def span(low: float, high: float, write: Callable[[float], str] = "{:.4g}".format) -> str:
-    """An interval as `low to high`; a dash where there is none."""
-    return NONE if math.isnan(low) else f"{write(low)} to {write(high)}"
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its 95% interval, nan where none can be given."""
 
+    value: float
+    low: float = math.nan
+    high: float = math.nan
 
-def interval(low: float, high: float, write: Callable[[float], str] = "{:.4g}".format) -> str:
-    """An interval in a sentence."""
-    return f"{LEVEL:.0%} interval {span(low, high, write)}"
+    def __contains__(self, number: float) -> bool:
+        return self.low <= number <= self.high
+
+    @property
+    def half_width(self) -> float:
+        """Of the interval."""
+        return (self.high - self.low) / 2
+
+    def span(self, write: Callable[[float], str] = "{:.4g}".format) -> str:
+        """The interval as `low to high`; a dash where there is none."""
+        return NONE if math.isnan(self.low) else f"{write(self.low)} to {write(self.high)}"
+
+    def interval(self, write: Callable[[float], str] = "{:.4g}".format) -> str:
+        """The interval in a sentence."""
+        return f"{LEVEL:.0%} interval {self.span(write)}"
+
+    def over_seeds(self, seeds: int, write: Callable[[float], str] = "{:.4g}".format) -> str:
+        """The interval in brackets, and how many seeds it is from."""
+        return f"({self.interval(write)}, {seeds} seeds)" if seeds > 1 else "(one seed: no interval)"

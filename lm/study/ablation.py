@@ -16,13 +16,11 @@ from typing import Any
 from lm import value
 from lm.experiment import Experiment
 from lm.model import count
-from lm.study.trial import Resized, Result, Trial, distinct_seeds, every_seed, step_flops, training_flops
+from lm.study.trial import LEAN, Resized, Result, Trial, distinct_seeds, every_seed, step_flops, training_flops
 from lm.value import suggest
 
 Changes = Mapping[str, Any]
 WIDTH_STEP = 8  # a resized width is a multiple of it
-# a study compares numbers: its runs keep one checkpoint, to go on from, and write no samples
-LEAN: Changes = {"keep_last": 1, "keep_best": 0, "prompts": ()}
 
 
 @dataclass(frozen=True)
@@ -68,11 +66,11 @@ class Ablation:
     def _arm(self, name: str, changes: Changes | Experiment) -> tuple[Experiment, Resized]:
         try:
             arm = changes if isinstance(changes, Experiment) else self.base.replace(changes)
-            declared = self.declared if isinstance(changes, Experiment) else (*self.declared, *paths(changes))
+            declared = self.declared if isinstance(changes, Experiment) else (*self.declared, *value.paths(changes))
             check_declared(self.base, arm, declared)
             resized = MATCHES[self.match](self.base, arm)
             new = {path: change[1] for path, change in resized.items()}
-            return arm.replace(nested(new)).replace(LEAN, name=name), resized
+            return arm.replace(value.nested(new)).replace(LEAN, name=name), resized
         except ValueError as error:
             raise ValueError(f"arm {name!r}: {error}") from None
 
@@ -88,27 +86,6 @@ class Ablation:
         """Every arm at every seed, seed by seed: what is finished early on has all arms in it."""
         trials = every_seed({name: arm for name, (arm, _) in self.resolved.items()}, self.seeds)
         return [replace(trial, resized=self.resolved[trial.arm][1]) for trial in trials]
-
-
-def paths(changes: Changes, above: str = "") -> list[str]:
-    """The dotted paths that a nested change sets."""
-    found = []
-    for name, change in changes.items():
-        path = f"{above}{name}"
-        found += paths(change, f"{path}.") if isinstance(change, Mapping) and change else [path]
-    return found
-
-
-def nested(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted paths to values, as a nested change."""
-    out: dict[str, Any] = {}
-    for path, new in changes.items():
-        *folders, name = path.split(".")
-        here = out
-        for folder in folders:
-            here = here.setdefault(folder, {})
-        here[name] = new
-    return out
 
 
 def check_declared(base: Experiment, arm: Experiment, declared: Iterable[str]) -> None:

@@ -1,15 +1,15 @@
-"""What a sweep tells: the best settings and how sure that is, which settings matter, and the measure over each."""
+"""The outcome of a sweep: the best settings and how sure that is, which settings matter, and the measure over each."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from lm.page import plots
 from lm.page.markup import Markup, charts, figure, section, tag, wide
 from lm.page.plots import Axis, Dots
 from lm.page.tables import Table, csv_text
-from lm.page.words import ALPHA, LEVEL, NONE, interval, join_and, span
+from lm.page.words import ALPHA, LEVEL, NONE, join_and
 from lm.study.report import Findings
 from lm.study.space import Choice, Draw, Range, Settings, Space, label, ranges
 from lm.study.statistics import Measured, differences, measured
@@ -51,15 +51,6 @@ class ArmResult:
         """Over the seeds that finished; nan where there are none."""
         return self.reached.mean
 
-    @property
-    def low(self) -> float:
-        """Student's interval of the mean, nan below two seeds."""
-        return self.mean - self.reached.half_width
-
-    @property
-    def high(self) -> float:
-        return self.mean + self.reached.half_width
-
 
 @dataclass(frozen=True)
 class Best:
@@ -79,18 +70,13 @@ class Best:
     def headline(self) -> str:
         """The best settings, and how sure that is."""
         first, early = self.arms[0], sum(one.status == PRUNED for one in self.arms)
-        sure = (
-            f"{interval(first.low, first.high)} over {first.seeds} seeds"
-            if first.seeds > 1
-            else "one seed: no interval"
-        )
-        said = f"Of {len(self.arms)} arms{f', {early} of them stopped early' if early else ''}, {first.arm} has the "
-        said += f"{extreme(self.sign)} {title(self.measure)}: {first.mean:.4g} ({sure}), with "
-        said += f"{join_and(f'{path} {_short(one)}' for path, one in first.settings.items())}."
-        said += f" The data do not tell it from {join_and(self.tied, MOST_TIED)}." if self.tied else ""
-        return said + "".join(
-            f" Its {path} is at the end of the range: the best may lie beyond." for path in self.edges
-        )
+        text = f"Of {len(self.arms)} arms{f', {early} of them stopped early' if early else ''}, {first.arm} has the "
+        text += f"{extreme(self.sign)} {title(self.measure)}: {first.mean:.4g} "
+        text += f"{first.reached.estimate.over_seeds(first.seeds)}, with "
+        text += f"{join_and(f'{path} {_short(one)}' for path, one in first.settings.items())}."
+        text += f" The data do not tell it from {join_and(self.tied, MOST_TIED)}." if self.tied else ""
+        edges = [f" Its {path} is at the end of the range: the best may lie beyond." for path in self.edges]
+        return text + "".join(edges)
 
 
 def best(
@@ -110,41 +96,45 @@ def best(
     """
     reached = measured(results, measure)
     arms = sorted(
-        (_arm_result(arm, *what, reached.get(arm, Measured(arm)), results) for arm, what in chosen.items()),
+        (
+            ArmResult(arm, drawn, known, reached.get(arm, Measured(arm)), _status(arm, results, measure))
+            for arm, (drawn, known) in chosen.items()
+        ),
         key=lambda one: (one.status != FINISHED, not one.seeds, -sign * one.mean if one.seeds else 0.0),
     )
     if not arms or not arms[0].seeds:
         raise ValueError("no run has finished")
     done, first, every = [one for one in arms if one.status == FINISHED], arms[0], ranges(space)
     edges = tuple(name for name, drawn in first.drawn.items() if _at_edge(every[name], drawn))
-    return Best(
-        measure, sign, tuple(arms), every, _tied(results, done, first, measure), _weigh(done, every, sign), edges
-    )
+    tied, weighed = _tied(results, done, first, measure), _weigh(done, space, sign)
+    return Best(measure, sign, tuple(arms), every, tied, weighed, edges)
 
 
-def _arm_result(arm: str, drawn: Draw, settings: Settings, reached: Measured, results: Sequence[Result]) -> ArmResult:
+def _status(arm: str, results: Sequence[Result], measure: str) -> str:
+    """Of the first run that did not finish; FINISHED where all did, with a finite value."""
     runs = [result for result in results if result.trial.arm == arm]
-    unfinished = [run.status for run in runs if not run.finished]
-    complete = FINISHED if len(reached.values) == len(runs) > 0 else "without a value"
-    return ArmResult(arm, drawn, settings, reached, unfinished[0] if unfinished else complete)
+    if unfinished := [run.status for run in runs if not run.finished]:
+        return unfinished[0]
+    known = [run for run in runs if math.isfinite(run.measures.get(measure, math.nan))]
+    return FINISHED if len(known) == len(runs) > 0 else "without a value"
 
 
 def _tied(results: Sequence[Result], done: Sequence[ArmResult], first: ArmResult, measure: str) -> tuple[str, ...]:
     """The arms that a paired t-test with Holm's correction does not tell from the first; none with one seed, which
-    tells nothing."""
+    leaves it open."""
     if first.seeds < 2:
         return ()
     arms = {one.arm for one in done} | {first.arm}
-    found = differences([r for r in results if r.trial.arm in arms], first.arm, measure)
-    return tuple(one.arm for one in found if not one.p_holm < ALPHA)
+    compared = differences([r for r in results if r.trial.arm in arms], first.arm, measure)
+    return tuple(one.arm for one in compared if not one.p_holm < ALPHA)
 
 
-def _weigh(done: Sequence[ArmResult], ranges: Mapping[str, Range], sign: int) -> Mapping[str, float] | str:
+def _weigh(done: Sequence[ArmResult], space: Space, sign: int) -> Mapping[str, float] | str:
     try:
-        from lm.study.tpe import importance
+        from lm.study.tpe import Search
     except ValueError as error:
         return str(error)
-    return importance([one.drawn for one in done], [one.mean for one in done], ranges, sign)
+    return Search(space, sign).importance([one.drawn for one in done], [one.mean for one in done])
 
 
 def _at_edge(one: Range, drawn: object) -> bool:
@@ -159,51 +149,47 @@ def _short(one: object) -> str:
 # ---------------------------------------------------------------- for the report
 
 
-def findings(found: Best) -> Findings:
+def findings(analysis: Best) -> Findings:
     """The charts, tables and record of a sweep."""
-    drawn = charts([_parallel(found), *_slices(found)])
+    drawn = charts([_parallel(analysis), *_slices(analysis)])
     return Findings(
-        found.headline,
-        [section("Settings", drawn), *_importance(found), _table(found)],
-        {"settings.csv": _record(found)},
+        analysis.headline,
+        [section("Settings", drawn), *_importance(analysis), _table(analysis)],
+        {"settings.csv": _record(analysis)},
         lists_arms=True,
     )
 
 
-def _table(found: Best) -> Table:
-    paths = list(dict.fromkeys(path for one in found.arms for path in one.settings))
+def _table(analysis: Best) -> Table:
+    paths = list(dict.fromkeys(path for one in analysis.arms for path in one.settings))
     rows = tuple(
         (
             *(one.arm, one.status),
             *(_short(one.settings[path]) if path in one.settings else NONE for path in paths),
             f"{one.mean:.4g}" if one.seeds else NONE,
-            span(one.low, one.high),
+            one.reached.estimate.span(),
         )
-        for one in found.arms[:MOST_ROWS]
+        for one in analysis.arms[:MOST_ROWS]
     )
-    head = ("arm", "status", *paths, title(found.measure), f"{LEVEL:.0%} interval")
+    head = ("arm", "status", *paths, title(analysis.measure), f"{LEVEL:.0%} interval")
     return Table("Arms, the best first", head, rows, FLATTERED, text_columns=2)
 
 
-def _importance(found: Best) -> Iterator[Markup | Table]:
+def _importance(analysis: Best) -> Iterator[Markup | Table]:
     name = "Which settings matter"
-    if isinstance(found.importance, str):
-        yield section(name, tag("p", f"Not weighed: {found.importance}."))
-    elif found.importance:
-        rows = tuple((setting, f"{share:.0%}") for setting, share in found.importance.items())
+    if isinstance(analysis.importance, str):
+        yield section(name, tag("p", f"Not weighed: {analysis.importance}."))
+    elif analysis.importance:
+        rows = tuple((setting, f"{share:.0%}") for setting, share in analysis.importance.items())
         yield Table(name, ("setting", "share"), rows, WEIGHED)
 
 
-def _record(found: Best) -> str:
+def _record(analysis: Best) -> str:
     """A row an arm, in their order: its settings, and what it reached."""
-    paths = sorted({path for one in found.arms for path in one.settings})
+    paths = sorted({path for one in analysis.arms for path in one.settings})
     rows = [
-        [
-            *(one.arm, one.status),
-            *(_cell(one.settings.get(path)) for path in paths),
-            *(one.seeds, one.mean, one.low, one.high),
-        ]
-        for one in sorted(found.arms, key=lambda one: one.arm)
+        [one.arm, one.status, *(_cell(one.settings.get(p)) for p in paths), one.seeds, *astuple(one.reached.estimate)]
+        for one in sorted(analysis.arms, key=lambda one: one.arm)
     ]
     return csv_text(["arm", "status", *paths, "seeds", "mean", "low", "high"], rows)
 
@@ -212,10 +198,10 @@ def _cell(setting: Any) -> Any:
     return "" if setting is None else setting if isinstance(setting, float | int) else label(setting)
 
 
-def _parallel(found: Best) -> Markup:
+def _parallel(analysis: Best) -> Markup:
     """A line an arm across the settings that all have, the last axis its measure: the best fifth in colour."""
-    done = sorted((one for one in found.arms if one.seeds), key=lambda one: found.sign * one.mean)
-    shared = {path: one for path, one in found.ranges.items() if all(path in arm.drawn for arm in done)}
+    done = sorted((one for one in analysis.arms if one.seeds), key=lambda one: analysis.sign * one.mean)
+    shared = {path: one for path, one in analysis.ranges.items() if all(path in arm.drawn for arm in done)}
     if len(done) < 2 or not shared:
         return Markup("")
     low, high = sorted((done[0].mean, done[-1].mean))
@@ -227,7 +213,7 @@ def _parallel(found: Best) -> Markup:
         for arm in done
     ]
     along = [Axis(path, _ticks(one)) for path, one in shared.items()]
-    along.append(Axis(title(found.measure), [(0.0, f"{low:.4g}"), (1.0, f"{high:.4g}")]))
+    along.append(Axis(title(analysis.measure), [(0.0, f"{low:.4g}"), (1.0, f"{high:.4g}")]))
     drawn = plots.parallel("parallel", along, lines, best=max(1, len(done) // 5))
     return wide(figure("All settings", drawn, "a line an arm; in colour the best fifth"))
 
@@ -238,15 +224,16 @@ def _ticks(one: Range) -> list[tuple[float, str]]:
     return [(one.place(x), _short(x)) for x in drawn]
 
 
-def _slices(found: Best) -> Iterator[Markup]:
+def _slices(analysis: Best) -> Iterator[Markup]:
     """The measure over one setting at a time, of the arms that have it: a dot a mean, with its interval over seeds."""
-    for i, (path, one) in enumerate(found.ranges.items()):
-        arms = [arm for arm in found.arms if path in arm.drawn and math.isfinite(arm.mean)]
+    for i, (path, one) in enumerate(analysis.ranges.items()):
+        arms = [arm for arm in analysis.arms if path in arm.drawn and math.isfinite(arm.mean)]
         if arms:
             drawn = [arm.drawn[path] for arm in arms]
             x = [one.labels.index(option) for option in drawn] if one.labels else drawn
             y = [arm.mean for arm in arms]
-            dots = Dots(x, y, colour=i, low=[arm.low for arm in arms], high=[arm.high for arm in arms])
+            low, high = ([getattr(arm.reached.estimate, end) for arm in arms] for end in ("low", "high"))
+            dots = Dots(x, y, colour=i, low=low, high=high)
             ticks = [name[:16] for name in one.labels]
             chart = plots.chart(f"slice{i}", [dots], across=path, log=one.log, ticks=ticks)
-            yield figure(path, chart, title(found.measure))
+            yield figure(path, chart, title(analysis.measure))

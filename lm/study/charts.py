@@ -25,7 +25,7 @@ GREY = -1
 COLOUR = {"better": 2, "worse": 4}
 
 
-def forest(results: Sequence[Result], found: Sequence[Difference], base: str, measure: str) -> Markup:
+def forest(results: Sequence[Result], compared: Sequence[Difference], base: str, measure: str) -> Markup:
     """The differences with their intervals, best first; nothing, where no seed has finished in two arms."""
     arms = measured(results, measure)
     rows = [
@@ -38,7 +38,7 @@ def forest(results: Sequence[Result], found: Sequence[Difference], base: str, me
             [ours - reference for _, reference, ours in pairs(arms[base], arms[d.arm])],
             COLOUR.get(word(d, measure), GREY),
         )
-        for d in best_first([d for d in found if d.seeds], measure)
+        for d in best_first([d for d in compared if d.seeds], measure)
     ]
     if not rows:
         return Markup("")
@@ -124,7 +124,7 @@ class Curves:
     def _reached(self, result: Result) -> Points:
         """The evaluations, without those of the first part."""
         least, scale = CUT * result.trial.experiment.steps, self.scales[result.trial.arm]
-        known = [(step, found[self.measure]) for step, found in result.evaluations if self.measure in found]
+        known = [(step, measures[self.measure]) for step, measures in result.evaluations if self.measure in measures]
         return [(step * scale, value) for step, value in known if step >= least]
 
     def _training(self) -> Markup:
@@ -165,11 +165,11 @@ class Curves:
             reference, steps = runs.get(result.trial.seed), result.trial.experiment.steps
             if reference is None or reference.trial.experiment.steps != steps:
                 return []
-            theirs = {step: found.get(self.measure, math.nan) for step, found in reference.evaluations}
+            theirs = {step: measures.get(self.measure, math.nan) for step, measures in reference.evaluations}
             return [
-                (step, found[self.measure] - theirs[step])
-                for step, found in result.evaluations
-                if self.measure in found and step in theirs and step >= SETTLED * steps
+                (step, measures[self.measure] - theirs[step])
+                for step, measures in result.evaluations
+                if self.measure in measures and step in theirs and step >= SETTLED * steps
             ]
 
         others = [arm for arm in self.colours if arm != self.base]

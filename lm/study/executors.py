@@ -43,11 +43,11 @@ def core_sets(workers: int) -> list[str]:
 
 def split(groups: Groups, workers: int) -> list[Sequence[Trial]]:
     """The groups, the largest halved until each of `workers` has one: two programs on two cores beat one on one."""
-    found = list(groups)
-    while len(found) < workers and len(largest := max(found, key=len, default=())) > 1:
-        at, middle = found.index(largest), (len(largest) + 1) // 2
-        found[at : at + 1] = [largest[:middle], largest[middle:]]
-    return found
+    parts = list(groups)
+    while len(parts) < workers and len(largest := max(parts, key=len, default=())) > 1:
+        at, middle = parts.index(largest), (len(largest) + 1) // 2
+        parts[at : at + 1] = [largest[:middle], largest[middle:]]
+    return parts
 
 
 class Local:

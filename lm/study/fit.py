@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize, nnls
 
-from lm.page.words import ALPHA
+from lm.page.words import ALPHA, Estimate
 
 TAIL = round(50 * ALPHA, 9)  # per cent of the draws on each side of an interval
 COEFFICIENTS = 5
@@ -26,18 +26,6 @@ LEAST_SPARE = 4  # runs beyond the three of each parabola: with three of them in
 LEAST_SHARE = 0.1
 TINY = 1e-9  # of the widest axis: none is taken for narrower
 Numbers = Sequence[float] | np.ndarray
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number and its 95% interval, nan where none can be given."""
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
-
-    def __contains__(self, number: float) -> bool:
-        return self.low <= number <= self.high
 
 
 @dataclass(frozen=True)
@@ -94,16 +82,23 @@ def fit(
     """Approach 3 of 2203.15556 (section 3.3): the least sum over runs of Huber_delta(log LSE(a - alpha log N, b - beta
     log D, e) - log L), with A = exp a, B = exp b, E = exp e, by L-BFGS from a grid of starts.
 
-    The bootstrap draws residuals, as sizes and tokens were chosen and not drawn; see `_noise`. Raises ValueError for
-    points that do not determine the law."""
+    Args:
+      parameters, tokens, losses: N, D and L (nats) of each run.
+      bootstrap: draws for the intervals, of residuals, as sizes and tokens were chosen and not drawn; see `_noise`.
+      seed: of the draws.
+      delta: of Huber's loss, in the logarithm of the loss.
+
+    Raises:
+      ValueError: the points do not determine the law.
+    """
     N, D, L = (np.asarray(x, float) for x in (parameters, tokens, losses))
     _check_points(N, D, L)
     u, v, y = np.log(N), np.log(D), np.log(L)
     middle = u.mean(), v.mean()
     u, v = u - middle[0], v - middle[1]
     starts = _starts(u, v, y)
-    found = _least(starts, np.tile(y, (len(starts), 1)), u, v, delta, 1e-9)
-    best = found[[np.argmin([_huber(y - _log_loss(x[None], u, v)[0], delta).sum() for x in found])]]
+    fits = _least(starts, np.tile(y, (len(starts), 1)), u, v, delta, 1e-9)
+    best = fits[[np.argmin([_huber(y - _log_loss(x[None], u, v)[0], delta).sum() for x in fits])]]
     best = _least(best, y[None], u, v, delta, 1e-14)
     noise = _noise(best, y, u, v)
     drawn = _log_loss(best, u, v)[0] + np.random.default_rng(seed).choice(noise, (bootstrap, len(y)))
@@ -135,15 +130,15 @@ def _starts(u: np.ndarray, v: np.ndarray, y: np.ndarray) -> np.ndarray:
     """[STARTS, 5] of (a, alpha, b, beta, e): of each pair of exponents the least squares of the relative errors, in
     which A, B and E are linear; those with the least. No term begins at less than a LEAST_SHARE of the least loss: far
     below the others it would have no slope to come back by."""
-    inverse, found = np.exp(-y), []
+    inverse, starts = np.exp(-y), []
     floor = LEAST_SHARE * math.exp(y.min())
     for alpha in EXPONENTS:
         for beta in EXPONENTS:
             columns = np.stack([np.exp(-alpha * u), np.exp(-beta * v), np.ones_like(u)], 1) * inverse[:, None]
             terms, error = nnls(columns, np.ones_like(y))
             a, b, e = np.log(np.maximum(terms, floor)).tolist()
-            found.append((error, [a, alpha, b, beta, e]))
-    return np.array([x for _, x in sorted(found)[:STARTS]])
+            starts.append((error, [a, alpha, b, beta, e]))
+    return np.array([x for _, x in sorted(starts)[:STARTS]])
 
 
 def _terms(x: np.ndarray, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -168,7 +163,8 @@ def _huber(residuals: np.ndarray, delta: float) -> np.ndarray:
 
 
 def _least(x: np.ndarray, y: np.ndarray, u: np.ndarray, v: np.ndarray, delta: float, tolerance: float) -> np.ndarray:
-    """The coefficients [R, 5] that fit the logarithms of losses [R, n], from the starts `x`.
+    """The coefficients [R, 5] that fit the logarithms `y` of losses [R, n] at the sizes `u` and tokens `v` [n] (centred
+    logarithms), from the starts `x` [R, 5]; `delta` is Huber's, `tolerance` the optimizer's.
 
     The R problems are solved as one, as their sum is least where each is: they have the same sizes and tokens, so that
     one memory of L-BFGS serves all. The steps are taken along the axes of the Gauss-Newton matrix at the first start,
@@ -185,8 +181,8 @@ def _least(x: np.ndarray, y: np.ndarray, u: np.ndarray, v: np.ndarray, delta: fl
 
     options = dict(maxiter=500, maxfun=1000, maxcor=20, ftol=tolerance, gtol=1e-9)
     with np.errstate(over="ignore", invalid="ignore"):
-        found = minimize(objective, np.zeros(x.size), jac=True, method="L-BFGS-B", options=options)
-    return x + found.x.reshape(x.shape) @ scale
+        solution = minimize(objective, np.zeros(x.size), jac=True, method="L-BFGS-B", options=options)
+    return x + solution.x.reshape(x.shape) @ scale
 
 
 def _noise(best: np.ndarray, y: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -244,17 +240,25 @@ def iso_flop(
     through their minima.
 
     Tokens follow from the size along a line in the logarithms, budget by budget. A budget whose parabola has no minimum
-    among the sizes tried is left out. The bootstrap draws residuals of all budgets together; where there are fewer than
-    LEAST_SPARE runs beyond three a budget, or one in twenty draws has no minimum, the intervals are nan. Raises
-    ValueError where fewer than two budgets are left."""
+    among the sizes tried is left out. Where there are fewer than LEAST_SPARE runs beyond three a budget, or one in
+    twenty draws has no minimum, the intervals are nan.
+
+    Args:
+      flops, parameters, tokens, losses: C, N, D and L of each run.
+      bootstrap: draws for the intervals, of residuals of all budgets together.
+      seed: of the draws.
+
+    Raises:
+      ValueError: fewer than two budgets are left.
+    """
     C, N, D, L = (np.asarray(x, float) for x in (flops, parameters, tokens, losses))
     groups = [np.flatnonzero(budget == C) for budget in np.unique(C)]
     profiles = tuple(iso_flop_profile(float(C[g[0]]), N[g], D[g], L[g]) for g in groups)
     good = [(g, one) for g, one in zip(groups, profiles, strict=True) if not one.fault]
     if len(good) < 2:
         faults = "; ".join(f"at {one.flops:.3g} FLOPs {one.fault}" for one in profiles if one.fault)
-        said = f"budgets with a best size among those tried: {len(good)}, an exponent needs two"
-        raise ValueError(f"{said}{': ' if faults else ''}{faults}")
+        message = f"budgets with a best size among those tried: {len(good)}, an exponent needs two"
+        raise ValueError(f"{message}{': ' if faults else ''}{faults}")
     x = np.log([one.flops for _, one in good])
     by_size, by_tokens = (
         np.polyfit(x, np.log([getattr(one, name) for _, one in good]), 1) for name in ("parameters", "tokens")

@@ -6,7 +6,7 @@ logarithm of the rate. How it goes with the width is an exponent a seed, by leas
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 
 import numpy as np
@@ -15,14 +15,14 @@ from lm.page import plots
 from lm.page.markup import Markup, charts, figure, section
 from lm.page.plots import Dots, Line
 from lm.page.tables import Table
-from lm.page.words import LEVEL, interval, join_and, signed, span
+from lm.page.words import LEVEL, Estimate, join_and, signed
 from lm.study.report import Findings
-from lm.study.statistics import Measured, half_width, mean
+from lm.study.statistics import Measured, student
 from lm.study.verdicts import UNKNOWN, direction, title
 
 TRANSFERS, MOVES = "transfers", "moves"
 STEEP = 3.0  # how far above the best losses a chart goes, in distances between the best of the widths
-exponent = partial(signed, spec=".2f")
+write = partial(signed, spec=".2f")  # an exponent
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,9 @@ class LrCurve:
         return [self.measured[rate].mean for rate in self.rates]
 
     @property
-    def rate(self) -> float:
-        """The geometric mean of the best rates of the seeds."""
-        return math.exp(mean(map(math.log, self.best.values())))
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Student's 95% interval of it, in the logarithm; nan below two seeds."""
-        half = half_width([math.log(rate) for rate in self.best.values()])
-        return self.rate * math.exp(-half), self.rate * math.exp(half)
+    def rate(self) -> Estimate:
+        """The geometric mean of the best rates of the seeds, with Student's interval in the logarithm."""
+        return Estimate(*map(math.exp, astuple(student([math.log(rate) for rate in self.best.values()]))))
 
     def at(self, rate: float) -> float:
         """The measure at a rate between those tried, on lines between the means."""
@@ -69,9 +63,7 @@ class LrTransfer:
 
     rule: str
     curves: tuple[LrCurve, ...]
-    exponent: float
-    low: float
-    high: float
+    exponent: Estimate
     seeds: int
     tolerance: float
 
@@ -82,9 +74,9 @@ class LrTransfer:
 
     @property
     def verdict(self) -> str:
-        if self.low * self.high > 0 and abs(self.exponent) > self.tolerance:
+        if self.exponent.low * self.exponent.high > 0 and abs(self.exponent.value) > self.tolerance:
             return MOVES
-        within = -self.tolerance <= self.low and self.high <= self.tolerance
+        within = -self.tolerance <= self.exponent.low and self.exponent.high <= self.tolerance
         return TRANSFERS if within and not self.ended else UNKNOWN
 
     @property
@@ -94,21 +86,16 @@ class LrTransfer:
 
     @property
     def headline(self) -> str:
-        """What was found, in a sentence or two."""
-        if math.isnan(self.exponent):
-            return f"In {self.where}, nothing can be told yet: two widths are needed that a seed has finished."
-        said = f"the best learning rate {self.verdict}"
+        """The outcome, in a sentence or two."""
+        if math.isnan(self.exponent.value):
+            return f"In {self.where}, no conclusion yet: one seed must have finished at two widths."
+        text = f"the best learning rate {self.verdict}"
         if self.verdict == UNKNOWN:
-            said = f"whether the best learning rate {TRANSFERS}, the data cannot tell,"
-        sure = (
-            f"{interval(self.low, self.high, exponent)}, {self.seeds} seeds"
-            if self.seeds > 1
-            else "one seed: no interval"
-        )
-        span = f"from width {self.curves[0].width} to {self.curves[-1].width}"
-        said += f" {span}: as width^{exponent(self.exponent)} ({sure})"
+            text = f"whether the best learning rate {TRANSFERS}, the data cannot tell,"
+        text += f" from width {self.curves[0].width} to {self.curves[-1].width}"
+        sure = f"as width^{write(self.exponent.value)} {self.exponent.over_seeds(self.seeds, write)}"
         ended = f" At width {join_and(self.ended)} it is at an end of the rates tried: it may lie beyond."
-        return f"In {self.where}, {said}.{ended if self.ended else ''}"
+        return f"In {self.where}, {text}: {sure}.{ended if self.ended else ''}"
 
 
 def lr_transfer(
@@ -122,16 +109,15 @@ def lr_transfer(
         float(np.polyfit(np.log(widths), [math.log(curve.best[seed]) for curve in curves], 1)[0])
         for seed in (shared if len(widths) > 1 else [])
     ]
-    middle, half = mean(slopes), half_width(slopes)
-    return LrTransfer(rule, tuple(curves), middle, middle - half, middle + half, len(slopes), tolerance)
+    return LrTransfer(rule, tuple(curves), student(slopes), len(slopes), tolerance)
 
 
-def _curve(width: int, found: Mapping[float, Measured], measure: str) -> LrCurve:
-    rates, sign = sorted(found), 1 if direction(measure) > 0 else -1
-    seeds = sorted({seed for one in found.values() for seed in one.values})
-    lows = {seed: lowest(rates, [-sign * found[rate].values.get(seed, math.nan) for rate in rates]) for seed in seeds}
+def _curve(width: int, by_rate: Mapping[float, Measured], measure: str) -> LrCurve:
+    rates, sign = sorted(by_rate), 1 if direction(measure) > 0 else -1
+    seeds = sorted({seed for one in by_rate.values() for seed in one.values})
+    lows = {seed: lowest(rates, [-sign * by_rate[rate].values.get(seed, math.nan) for rate in rates]) for seed in seeds}
     best = {seed: rate for seed, (rate, _) in lows.items()}
-    return LrCurve(width, found, best, any(end for _, end in lows.values()))
+    return LrCurve(width, by_rate, best, any(end for _, end in lows.values()))
 
 
 def lowest(rates: Sequence[float], losses: Sequence[float]) -> tuple[float, bool]:
@@ -150,45 +136,47 @@ def lowest(rates: Sequence[float], losses: Sequence[float]) -> tuple[float, bool
 # ---------------------------------------------------------------- for the report
 
 
-def findings(found: Sequence[LrTransfer], measure: str) -> Findings:
+def findings(transfers: Sequence[LrTransfer], measure: str) -> Findings:
     """The charts and tables of a sweep of rates over widths, and a sentence a parametrisation."""
-    if not found:
+    if not transfers:
         return Findings("No run has finished yet.")
-    best = [curve.at(curve.rate) for one in found for curve in one.curves]
+    best = [curve.at(curve.rate.value) for one in transfers for curve in one.curves]
     # rates that are far too large would flatten all else
     top = max(best) + max(STEEP * (max(best) - min(best)), 0.05 * abs(max(best)))
-    drawn = [_chart(i, one, top) for i, one in enumerate(found)]
+    drawn = [_chart(i, one, top) for i, one in enumerate(transfers)]
     note = f"Held-out {title(measure)} against the peak learning rate; the large dots are the best rates."
     shown = section("Learning rates", charts(drawn), note=note)
-    return Findings(" ".join(one.headline for one in found), [shown, _verdicts(found), _rates(found, measure)])
+    return Findings(
+        " ".join(one.headline for one in transfers), [shown, _verdicts(transfers), _rates(transfers, measure)]
+    )
 
 
-def _verdicts(found: Sequence[LrTransfer]) -> Table:
+def _verdicts(transfers: Sequence[LrTransfer]) -> Table:
     rows = tuple(
-        (one.rule, one.verdict, exponent(one.exponent), span(one.low, one.high, exponent), str(one.seeds))
-        for one in found
-        if not math.isnan(one.exponent)
+        (one.rule, one.verdict, write(one.exponent.value), one.exponent.span(write), str(one.seeds))
+        for one in transfers
+        if not math.isnan(one.exponent.value)
     )
     note = (
         "The exponent a of width^a in the best rate. It transfers where the interval lies within "
-        f"{found[0].tolerance:g} of 0, and moves where the interval leaves out 0 and the exponent is beyond that."
+        f"{transfers[0].tolerance:g} of 0, and moves where the interval leaves out 0 and the exponent is beyond that."
     )
     head = ("parametrisation", "best rate", "exponent", f"{LEVEL:.0%} interval", "seeds")
     return Table("Does the best learning rate transfer?", head, rows, note, text_columns=2)
 
 
-def _rates(found: Sequence[LrTransfer], measure: str) -> Table:
+def _rates(transfers: Sequence[LrTransfer], measure: str) -> Table:
     rows = tuple(
         (
-            *(one.rule, str(curve.width), f"{curve.rate:.3g}{' (at an end)' if curve.ended else ''}"),
-            span(*curve.interval, "{:.2g}".format),
-            f"{curve.at(curve.rate):.4g}",
-            f"{curve.at(one.curves[0].rate):.4g}",
+            *(one.rule, str(curve.width), f"{curve.rate.value:.3g}{' (at an end)' if curve.ended else ''}"),
+            curve.rate.span("{:.2g}".format),
+            f"{curve.at(curve.rate.value):.4g}",
+            f"{curve.at(one.curves[0].rate.value):.4g}",
         )
-        for one in found
+        for one in transfers
         for curve in one.curves
     )
-    smallest, name = min(curve.width for one in found for curve in one.curves), title(measure)
+    smallest, name = min(curve.width for one in transfers for curve in one.curves), title(measure)
     head = ("parametrisation", "width", "best rate", f"{LEVEL:.0%} interval", f"{name} there", f"at that of {smallest}")
     note = f"The last column is the {name} at the best rate of width {smallest}: what taking it over costs."
     return Table("Best rates", head, rows, note)
@@ -200,6 +188,6 @@ def _chart(i: int, one: LrTransfer, top: float) -> Markup:
         values = [list(curve.measured[rate].values.values()) for rate in curve.rates]
         low, high = ([of(seeds) for seeds in values] for of in (min, max))
         series.append(Line(curve.rates, curve.means, str(curve.width), n, dots=True, low=low, high=high))
-        series.append(Dots([curve.rate], [curve.at(curve.rate)], colour=n, size=6.5))
+        series.append(Dots([curve.rate.value], [curve.at(curve.rate.value)], colour=n, size=6.5))
     drawn = plots.chart(f"rates{i}", series, across="learning rate", log=True, top=top)
     return figure(one.where[0].upper() + one.where[1:], drawn, "a line a width; its band is the range over seeds")

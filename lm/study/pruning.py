@@ -51,8 +51,8 @@ class MedianPruner:
 
 def evaluations(result: Result, measure: str) -> list[tuple[int, float]]:
     """The run's finite evaluations by `measure`, on the way and at the end."""
-    found = [(step, measures[measure]) for step, measures in result.evaluations if measure in measures]
-    return [(step, value) for step, value in found if math.isfinite(value)]
+    known = [(step, measures[measure]) for step, measures in result.evaluations if measure in measures]
+    return [(step, value) for step, value in known if math.isfinite(value)]
 
 
 def pruned(results: Sequence[Result], measure: str, sign: int, at_once: int) -> dict[tuple[str, int], int]:
@@ -62,7 +62,7 @@ def pruned(results: Sequence[Result], measure: str, sign: int, at_once: int) -> 
     def batch_of(result: Result) -> int:
         return int(result.trial.arm) // at_once
 
-    found: dict[tuple[str, int], int] = {}
+    stops: dict[tuple[str, int], int] = {}
     pruners = {result.trial.seed: MedianPruner(sign) for result in results}
     for _, batch in itertools.groupby(sorted(results, key=batch_of), batch_of):
         finished = []
@@ -70,12 +70,12 @@ def pruned(results: Sequence[Result], measure: str, sign: int, at_once: int) -> 
             pruner, reached = pruners[result.trial.seed], evaluations(result, measure)
             step = pruner.stops_at(reached, result.trial.experiment.steps)
             if step is not None:
-                found[result.key] = step
+                stops[result.key] = step
             elif result.finished and reached:
                 finished.append((pruner, reached))
         for pruner, reached in finished:
             pruner.add(reached)
-    return found
+    return stops
 
 
 def outcome(results: Sequence[Result | None], stops: Mapping[tuple[str, int], int], measure: str) -> Outcome | None:

@@ -1,10 +1,9 @@
 """The report of a study, as one would put it in a paper: a page, the same in Markdown and LaTeX, and two CSV files.
 
-It says what the data can tell and what it cannot. What a kind of study adds of its own are `Findings`.
+It says what the data show and what they leave open. What a kind of study adds of its own are `Findings`.
 """
 
 import contextlib
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from typing import Any
 
 from lm.machine.monitor import duration, human
 from lm.page.markup import Markup, document, header, section, table, tag, write
+from lm.page.run_record import read_json
 from lm.page.tables import Table, html, markdown
 from lm.page.words import NONE, decimals, join_and, median, number, plural, signed, size
 from lm.study import charts, tables
@@ -31,8 +31,8 @@ MATCHED = {
 
 @dataclass(frozen=True)
 class Findings:
-    """What a kind of study tells of its own: a `headline`, `parts` of the page (tables are in the other forms too), and
-    records, the text of `files` by name. `lists_arms`: its parts have a table of the arms."""
+    """What a kind of study adds to its report: a `headline`, `parts` of the page (tables are in the other forms too),
+    and records, the text of `files` by name. `lists_arms`: its parts have a table of the arms."""
 
     headline: str = ""
     parts: Sequence[Markup | Table] = ()
@@ -96,28 +96,28 @@ class StudyReport:
         return measured(self.results, self.measure)
 
     @cached_property
-    def found(self) -> list[Difference]:
+    def differences(self) -> list[Difference]:
         """How the arms differ from the base."""
         return differences(self.results, self.base, self.measure) if self.base else []
 
     @property
     def headline(self) -> str:
-        """What the study found, in a sentence or two."""
-        own = self.own.headline or first_sentence(self.found, self.base, self.measure)
+        """What the study shows, in a sentence or two."""
+        own = self.own.headline or first_sentence(self.differences, self.base, self.measure)
         return own or best_arm(self.arms.values(), self.measure)
 
     @cached_property
     def parts(self) -> list[Markup | Table]:
         """The sections between the first screen and the last, in their order. A table without rows shows nothing."""
-        arms = tables.arms_table(self.results, self.base, self.measure, self.found)
-        forest = charts.forest(self.results, self.found, self.base, self.measure) if self.base else Markup("")
+        arms = tables.arms_table(self.results, self.base, self.measure, self.differences)
+        forest = charts.forest(self.results, self.differences, self.base, self.measure) if self.base else Markup("")
         return [
             *self.own.parts,
             replace(arms, rows=() if self.own.lists_arms else arms.rows, figure=forest),
-            tables.verdicts_table(self.found, self.measure),
+            tables.verdicts_table(self.differences, self.measure),
             section("Training", charts.curves(self.results, self.base, self.measure)),
             *tables.sources_tables(self.results, self.base, self.measure),
-            tables.pairing_table(self.found),
+            tables.pairing_table(self.differences),
             tables.declared_table(self.declared, self.base),
             tables.resized_table(self.results),
             tables.unfinished_table(self.results),
@@ -139,9 +139,9 @@ class StudyReport:
     def latex(self) -> dict[str, str]:
         """report.tex, with the tables; nothing, where lm/page/latex.py is left out."""
         with contextlib.suppress(ModuleNotFoundError):
-            from lm.page import latex
+            from lm.page.latex import tables_document
 
-            return {"report.tex": latex.document(self.name, [one for one in self.tables if one.paper])}
+            return {"report.tex": tables_document(self.name, [one for one in self.tables if one.paper])}
         return {}
 
     def page(self) -> str:
@@ -183,8 +183,12 @@ class StudyReport:
             what = f"{extreme(sign)} {title(self.measure)}"
             yield what, number(best.mean, decimals([best.deviation])), best.arm
         if self.base:
-            apart = sum(word(d, self.measure) not in (UNKNOWN, SAME) for d in self.found)
-            yield f"told apart from {self.base}", f"{apart} of {len(self.found)}", "other arms, p < 0.05 after Holm"
+            distinct = sum(word(d, self.measure) not in (UNKNOWN, SAME) for d in self.differences)
+            yield (
+                f"distinguished from {self.base}",
+                f"{distinct} of {len(self.differences)}",
+                "other arms, p < 0.05 after Holm",
+            )
             yield self._uncertainty_tile()
         lost, seconds = sum(map(self._lost, self.arms)), sum(r.seconds for r in self.results)
         remark = f"{lost} diverged or failed" if lost else f"{duration(seconds)} in all" if seconds else "none failed"
@@ -193,8 +197,8 @@ class StudyReport:
             yield "FLOPs", human(sum(r.flops for r in self.results if r.finished)), "of training, in all"
 
     def _uncertainty_tile(self) -> tuple[str, str, str]:
-        width = median(d.half_width for d in self.found)
-        gain = median(d.unpaired_half_width / d.half_width for d in self.found if d.half_width > 0)
+        width = median(d.half_width for d in self.differences)
+        gain = median(d.unpaired_half_width / d.half_width for d in self.differences if d.half_width > 0)
         if math.isnan(width):
             return "uncertainty", NONE, "no interval can be given"
         gained = f", by pairing {gain:.1f}× narrower" if gain >= 1.05 else "; pairing does not narrow it"
@@ -207,53 +211,46 @@ class StudyReport:
 
     def _run_again(self) -> Markup:
         command = tag("pre", "\n".join(f"$ {line}" for line in self._commands().splitlines()), class_="command")
-        found = environments(self.folder, self.results)
+        known = environments(self.folder, self.results)
         rows = []
-        for key in dict.fromkeys(key for one in found for key in one):
-            values = [one[key] for one in found if one.get(key) not in (None, "")]
+        for key in dict.fromkeys(key for one in known for key in one):
+            values = [one[key] for one in known if one.get(key) not in (None, "")]
             shown = dict.fromkeys(size(v) if key.endswith("_bytes") else str(v) for v in values)
             rows += [[key.removesuffix("_bytes"), " / ".join(shown)]] if shown else []
-        note = f"The runs were made in {len(found)} different environments." if len(found) > 1 else ""
+        note = f"The runs were made in {len(known)} different environments." if len(known) > 1 else ""
         return section("Run it again", command, tag("p"), table(["environment", ""], rows, 2), note=note)
 
 
 def environments(folder: Path, results: Sequence[Result]) -> list[dict[str, Any]]:
-    """The different environments in which the runs were made, as far as their folders tell."""
-    found: list[dict[str, Any]] = []
-    for result in results:
-        try:
-            about = json.loads((result.trial.folder(folder) / "about.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        environment = about.get("environment") or {}
-        if environment and environment not in found:
-            found.append(environment)
-    return found
+    """The different environments in which the runs were made, as far as their folders say."""
+    metadata = [read_json(result.trial.folder(folder) / "about.json", {}) for result in results]
+    known = [one["environment"] for one in metadata if one.get("environment")]
+    return [one for i, one in enumerate(known) if one not in known[:i]]
 
 
 # ---------------------------------------------------------------- headlines
 
 
-def first_sentence(found: Sequence[Difference], base: str, measure: str) -> str:
+def first_sentence(compared: Sequence[Difference], base: str, measure: str) -> str:
     """How the arms differ from the base, in a sentence or two; nothing, where no two arms have finished a seed."""
-    known = best_first([d for d in found if d.seeds], measure)
+    known = best_first([d for d in compared if d.seeds], measure)
     if not known:
         return ""
     if max(d.seeds for d in known) < 2:
         shown = ", ".join(f"{d.arm} {signed(d.difference)}" for d in known)
         return (
-            "With one seed no interval can be given, and it cannot be told which arm is better. "
+            "With one seed no interval can be given, so which arm is better remains open. "
             f"At that seed, in {title(measure)} against {base}: {shown}."
         )
     groups: dict[str, list[Difference]] = {}
-    for d in found:
+    for d in compared:
         groups.setdefault(word(d, measure), []).append(d)
     kinds = [kind for kind in ("better", "worse", "higher", "lower", SAME, UNKNOWN) if kind in groups]
     return f"Against {base}, in {title(measure)}: {'; '.join(_group(kind, groups[kind], measure) for kind in kinds)}."
 
 
 def _group(kind: str, arms: Sequence[Difference], measure: str) -> str:
-    """What is said of all arms of one verdict."""
+    """The clause on all arms of one verdict."""
     if kind == UNKNOWN:
         return f"of {join_and(d.arm for d in arms)} the data cannot tell"
     if kind == SAME:

@@ -1,7 +1,7 @@
 """Running what is missing of a study: nothing that is finished is run again, and no arm that fails stops the others.
 
 The order of things: the folder is locked, what is there is read, the missing runs are grouped into processes and
-handed to an executor (local.py, slurm.py), and the study is asked again, until it has no new trials.
+handed to an executor (executors.py); then the study is asked for trials again, until it has no new ones.
 """
 
 import contextlib
@@ -40,12 +40,12 @@ class SomeArms:
 
     def trials(self, results: Sequence[Result]) -> list[Trial]:
         """The trials of these arms. Raises ValueError for an arm that there is not."""
-        found = self.study.trials(results)
-        known = dict.fromkeys(trial.arm for trial in found)
+        trials = self.study.trials(results)
+        known = dict.fromkeys(trial.arm for trial in trials)
         for arm in self.arms:
             if arm not in known:
                 raise ValueError(f"no arm {arm!r}: {suggest(arm, known)}")
-        return [trial for trial in found if not self.arms or trial.arm in self.arms]
+        return [trial for trial in trials if not self.arms or trial.arm in self.arms]
 
 
 @contextlib.contextmanager
@@ -72,15 +72,15 @@ def locked(folder: Path, note: Mapping[str, Any]) -> Iterator[None]:
 def read_results(study: Study, folder: Path) -> list[Result]:
     """What came of every trial of `study`, as far as its folder says. A run that the study stops counts up to where it
     does, also where it had gone further before anybody looked: so results do not follow from which run was faster."""
-    found: dict[tuple[str, int], Result] = {}
+    results: dict[tuple[str, int], Result] = {}
     to_stop = getattr(study, "to_stop", None)
     while True:
-        new = [read_result(t, folder) for t in study.trials(list(found.values())) if (t.arm, t.seed) not in found]
+        new = [read_result(t, folder) for t in study.trials(list(results.values())) if (t.arm, t.seed) not in results]
         if not new:
-            return list(found.values())
-        found |= {result.key: result for result in new}
-        for key, step in (to_stop(list(found.values())) if to_stop else {}).items():
-            found[key] = found[key].until(step)
+            return list(results.values())
+        results |= {result.key: result for result in new}
+        for key, step in (to_stop(list(results.values())) if to_stop else {}).items():
+            results[key] = results[key].until(step)
 
 
 def run(
@@ -88,7 +88,7 @@ def run(
     folder: Path,
     note: Mapping[str, Any],
     execute: Execute,
-    watch: Callable[[list[Result]], None] = lambda found: None,
+    watch: Callable[[list[Result]], None] = lambda results: None,
     share: bool = True,
 ) -> list[Result]:
     """Run what is missing of a study.
@@ -97,32 +97,32 @@ def run(
       study: what has the trials.
       folder: where its runs are kept.
       note: is kept in study.json; "study" names the study (module:name).
-      execute: runs groups of trials, each in a process, and calls back now and then (local.py, slurm.py).
+      execute: runs groups of trials, each in a process, and calls back now and then (executors.py).
       watch: gets all results now and then.
       share: whether runs that can share a program do.
 
     Returns: the results of all trials.
 
     Raises:
-      ValueError: anything that the user can mend.
+      ValueError: anything that the user can correct.
     """
     tried: set[tuple[str, int]] = set()
 
     def look() -> None:
-        found = read_results(study, folder)
-        for result in found:
+        results = read_results(study, folder)
+        for result in results:
             if result.status == PRUNED:
                 (result.trial.folder(folder) / STOP).touch()
-        watch(found)
+        watch(results)
 
     with locked(folder, note):
         while True:
-            found = read_results(study, folder)  # raises where an arm cannot be built: then the folder is nobody's
+            results = read_results(study, folder)  # raises where an arm cannot be built: then the folder is nobody's
             write_json(folder / NOTE, note)
-            missing = [r.trial for r in found if not r.over and r.key not in tried]
+            missing = [r.trial for r in results if not r.over and r.key not in tried]
             if not missing:
-                watch(found)
-                return found
+                watch(results)
+                return results
             for trial in missing:
                 _prepare(trial, folder, note["study"])
             tried |= {(trial.arm, trial.seed) for trial in missing}

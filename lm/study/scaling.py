@@ -3,7 +3,7 @@
     ladder = Ladder(base, compute=(1e13, 3e13, 1e14), shapes=(dict(model=dict(layers=2, width=64)), ...))
 
 Each shape is trained at each budget for as many steps as the budget pays. The law L(N, D) is fitted to all budgets but
-the largest, and has to predict what was found there: `analyse` scores it (score.py). See fit.py for the fits.
+the largest, and has to predict the losses there: `analyse` scores it (score.py). See fit.py for the fits.
 """
 
 import functools
@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 
 import jax
 
+from lm import value
 from lm.experiment import Experiment
 from lm.model import count
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig
 from lm.model.transformer import Transformer
-from lm.study.ablation import LEAN, Changes, paths
-from lm.study.trial import MISSING, STOPPED, Result, Trial, distinct_seeds, every_seed, step_flops
+from lm.study.ablation import Changes
+from lm.study.trial import LEAN, MISSING, STOPPED, Result, Trial, distinct_seeds, every_seed, step_flops
 from lm.train.optim import is_table
 from lm.value import suggest
 
@@ -74,7 +75,7 @@ class Ladder:
         if self.bootstrap < 100:
             raise ValueError(f"bootstrap={self.bootstrap}: expected at least 100 draws for an interval of 95%")
         for shape in self.shapes:
-            if taken := [path for path in paths(shape) if path in ("steps", "seed", "name")]:
+            if taken := [path for path in value.paths(shape) if path in ("steps", "seed", "name")]:
                 raise ValueError(
                     f"a shape sets {taken[0]}: steps follow from the budget, seeds and names are the study's"
                 )
@@ -105,7 +106,7 @@ class Ladder:
         """Every arm at every seed, seed by seed, the budgets as declared."""
         return every_seed({name: arm for name, (_, arm) in self.arms.items()}, self.seeds)
 
-    # ------------------------------------------------------------ what it tells
+    # ------------------------------------------------------------ for the report
 
     def points(self, results: Sequence[Result]) -> "list[Point]":
         """A point an arm that has finished: the mean over its seeds. Raises ValueError where runs have finished, and
@@ -121,26 +122,26 @@ class Ladder:
         return points
 
     def analyse(self, results: Sequence[Result]) -> "Scaling":
-        """What the runs tell of the law. What cannot be told is None, and a fault says why. Raises ValueError where no
+        """What the runs show of the law. What they leave open is None, and a fault says why. Raises ValueError where no
         run has finished, or none has the measure."""
         from lm.study.score import score
 
         points = self.points(results)
         if not points:
             raise ValueError("no run has finished")
-        lost = [r for r in results if not r.finished and r.status not in (MISSING, STOPPED)]
-        said = tuple(f"{r.trial.arm}, seed {r.trial.seed}: {r.status}" for r in lost)
-        return score(points, self.measure, self.parameters, self.bootstrap, said)
+        unfinished = [r for r in results if not r.finished and r.status not in (MISSING, STOPPED)]
+        lost = tuple(f"{r.trial.arm}, seed {r.trial.seed}: {r.status}" for r in unfinished)
+        return score(points, self.measure, self.parameters, self.bootstrap, lost)
 
     def findings(self, results: Sequence[Result]) -> "Findings":
         """What a ladder adds to the report of a study: the score of its prediction first."""
         from lm.study import report, score
 
         try:
-            found = self.analyse(results)
+            analysis = self.analyse(results)
         except ValueError as error:
-            return report.Findings(f"Nothing can be told yet: {error}.")
-        return score.findings(found)
+            return report.Findings(f"No conclusion yet: {error}.")
+        return score.findings(analysis)
 
 
 def arm_name(flops: float, shape: Changes) -> str:
@@ -154,11 +155,11 @@ def _budget(flops: float) -> str:
 
 
 def _parts(shape: Changes) -> list[str]:
-    found = []
+    parts = []
     for name, new in shape.items():
         if isinstance(new, Mapping):
-            found += _parts(new)
+            parts += _parts(new)
         else:
             plain = isinstance(new, (int, float, str, bool)) or new is None
-            found.append(re.sub(r"[^\w.+-]", "", f"{name}{new if plain else type(new).__name__}"))
-    return found
+            parts.append(re.sub(r"[^\w.+-]", "", f"{name}{new if plain else type(new).__name__}"))
+    return parts

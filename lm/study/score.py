@@ -1,4 +1,4 @@
-"""What a ladder tells: the law of its losses, how well that predicted the largest budget, and the best sizes."""
+"""The outcome of a ladder: the law of its losses, how well that predicted the largest budget, and the best sizes."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,9 +11,9 @@ from lm.page import plots
 from lm.page.markup import Markup, charts, figure, section
 from lm.page.plots import Dots, Line
 from lm.page.tables import Table, csv_text
-from lm.page.words import signed, span
+from lm.page.words import Estimate, signed
 from lm.study import fit
-from lm.study.fit import ComputeOptimal, Estimate, Fit, IsoFlopProfile, iso_flop_profile
+from lm.study.fit import ComputeOptimal, Fit, IsoFlopProfile, iso_flop_profile
 from lm.study.report import Findings
 from lm.study.verdicts import title
 
@@ -36,7 +36,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the law said of a point that it had not seen."""
+    """The law's prediction of a point that it was not fitted to."""
 
     point: Point
     predicted: Estimate
@@ -54,9 +54,9 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Scaling:
-    """What a ladder tells: the `law` (approach 3) and the `optimum` (approach 2) of all budgets but the largest, how
-    well the law predicted that one, and its `profile`, with the best size found there. None, where the runs do not
-    suffice; then `faults` say why. `lost` runs came to no end."""
+    """The outcome of a ladder: the `law` (approach 3) and the `optimum` (approach 2) of all budgets but the largest,
+    how well the law predicted that one, and its `profile`, with its own best size. None, where the runs do not suffice;
+    then `faults` say why. `lost` runs came to no end."""
 
     measure: str
     convention: str
@@ -135,61 +135,63 @@ def _profile(points: Sequence[Point]) -> IsoFlopProfile:
 # ---------------------------------------------------------------- for the report
 
 
-def findings(found: Scaling) -> Findings:
+def findings(analysis: Scaling) -> Findings:
     """The charts, tables and record of a ladder, the score of its prediction first."""
     law = "fitted to all budgets but the largest by approach 3 of arXiv:2203.15556"
-    convention = "all parameters" if found.convention == "all" else "parameters without embeddings"
-    notes = (*found.faults, *(f"left out: {run}" for run in found.lost))
+    convention = "all parameters" if analysis.convention == "all" else "parameters without embeddings"
+    notes = (*analysis.faults, *(f"left out: {run}" for run in analysis.lost))
     tables = [
         Table(
             "The law",
             ("", "value", "95% interval"),
-            tuple((name, *_cells(estimate)) for name, estimate in _estimates(found)),
+            tuple((name, *_cells(estimate)) for name, estimate in _estimates(analysis)),
             f"L(N, D) = E + A/N^alpha + B/D^beta with N {convention}, {law}; approach 2 finds the best size of each "
             "budget by a parabola.",
         ),
         Table(
             "The largest budget, held out",
             ("arm", "N", "tokens", "predicted", "95% interval", "measured", "error", "inside"),
-            tuple(_scored(p) for p in found.predictions),
-            " ".join(["The law was fitted without these runs.", *_best_size(found)]),
+            tuple(_scored(p) for p in analysis.predictions),
+            " ".join(["The law was fitted without these runs.", *_best_size(analysis)]),
         ),
-        Table("What cannot be told", ("",), tuple((note,) for note in notes)),
+        Table("Not determined", ("",), tuple((note,) for note in notes)),
     ]
-    drawn = section("Scaling", charts([isoflop(found), predicted(found)]))
-    return Findings(found.headline, [drawn, *(one for one in tables if one.rows)], {"scaling.csv": _record(found)})
+    drawn = section("Scaling", charts([isoflop(analysis), predicted(analysis)]))
+    return Findings(
+        analysis.headline, [drawn, *(one for one in tables if one.rows)], {"scaling.csv": _record(analysis)}
+    )
 
 
-def _record(found: Scaling) -> str:
+def _record(analysis: Scaling) -> str:
     """A row an arm: its budget, N, D and loss; of those held out, what was predicted, and between what."""
-    said = {p.point.arm: p.predicted for p in found.predictions}
+    predicted_by_arm = {p.point.arm: p.predicted for p in analysis.predictions}
     rows = []
-    for p in found.points:
-        estimate = said.get(p.arm, Estimate(math.nan))
+    for p in analysis.points:
+        estimate = predicted_by_arm.get(p.arm, Estimate(math.nan))
         numbers = float(p.flops), p.parameters, p.tokens, p.seeds, float(p.loss)
         rows.append([p.arm, *numbers, "yes" if p.heldout else "no", estimate.value, estimate.low, estimate.high])
     names = ("arm", "flops", "parameters", "tokens", "seeds", "mean", "heldout", "predicted", "low", "high")
     return csv_text(names, rows)
 
 
-def _best_size(found: Scaling) -> Iterable[str]:
-    said, measured = found.best_size
-    if not math.isnan(said + measured):
-        yield f"Approach 2 predicted a best size of {human(said)} parameters; measured were {human(measured)}."
+def _best_size(analysis: Scaling) -> Iterable[str]:
+    size, measured = analysis.best_size
+    if not math.isnan(size + measured):
+        yield f"Approach 2 predicted a best size of {human(size)} parameters; measured were {human(measured)}."
 
 
-def _estimates(found: Scaling) -> Iterable[tuple[str, Estimate]]:
-    if law := found.law:
+def _estimates(analysis: Scaling) -> Iterable[tuple[str, Estimate]]:
+    if law := analysis.law:
         for name in ("E", "A", "B", "alpha", "beta"):
             yield name, law.estimate(name)
         yield "N_best ~ C^a, approach 3", law.estimate("parameters_exponent")
-    if found.optimum:
-        yield "N_best ~ C^a, approach 2", found.optimum.parameters_exponent
-        yield "D_best ~ C^b, approach 2", found.optimum.tokens_exponent
+    if analysis.optimum:
+        yield "N_best ~ C^a, approach 2", analysis.optimum.parameters_exponent
+        yield "D_best ~ C^b, approach 2", analysis.optimum.tokens_exponent
 
 
 def _cells(estimate: Estimate) -> tuple[str, str]:
-    return f"{estimate.value:.4g}", span(estimate.low, estimate.high)
+    return f"{estimate.value:.4g}", estimate.span()
 
 
 def _scored(p: Prediction) -> tuple[str, ...]:
@@ -198,11 +200,11 @@ def _scored(p: Prediction) -> tuple[str, ...]:
     return (p.point.arm, *counts, *_cells(p.predicted), *measured)
 
 
-def isoflop(found: Scaling) -> Markup:
+def isoflop(analysis: Scaling) -> Markup:
     """Loss over size, a curve a budget: approach 2's parabolas, the minima marked; the held-out budget in grey."""
     series: list[Line | Dots] = []
-    for i, flops in enumerate(sorted({p.flops for p in found.points})):
-        points = sorted((p for p in found.points if p.flops == flops), key=lambda p: (p.parameters, p.loss))
+    for i, flops in enumerate(sorted({p.flops for p in analysis.points})):
+        points = sorted((p for p in analysis.points if p.flops == flops), key=lambda p: (p.parameters, p.loss))
         colour, profile = GREY if points[0].heldout else i, _profile(points)
         sizes = [p.parameters for p in points]
         series.append(Dots(sizes, [p.loss for p in points], human(flops), colour))
@@ -213,21 +215,21 @@ def isoflop(found: Scaling) -> Markup:
             series.append(Dots([profile.parameters], [profile.loss], colour=colour, marker="x", size=6))
     if not series:
         return Markup("")
-    held = "; grey: held out" if any(p.heldout for p in found.points) else ""
-    note = f"{title(found.measure)} over size, a curve a budget of FLOPs; crosses: best sizes{held}"
+    held = "; grey: held out" if any(p.heldout for p in analysis.points) else ""
+    note = f"{title(analysis.measure)} over size, a curve a budget of FLOPs; crosses: best sizes{held}"
     return figure("Equal FLOPs", plots.chart("isoflop", series, across="parameters", log=True), note)
 
 
-def predicted(found: Scaling) -> Markup:
+def predicted(analysis: Scaling) -> Markup:
     """What the law says over what was measured: faint where it was fitted, with intervals where it was not."""
-    if found.law is None:
+    if analysis.law is None:
         return Markup("")
-    seen = [p for p in found.points if not p.heldout]
-    fitted = [float(found.law.law.loss(p.parameters, p.tokens)) for p in seen]
+    seen = [p for p in analysis.points if not p.heldout]
+    fitted = [float(analysis.law.law.loss(p.parameters, p.tokens)) for p in seen]
     series = [Dots([p.loss for p in seen], fitted, "fitted", GREY, faint=True, size=3.5)]
-    if new := found.predictions:
+    if new := analysis.predictions:
         x, y = [p.point.loss for p in new], [p.predicted.value for p in new]
         low, high = [p.predicted.low for p in new], [p.predicted.high for p in new]
         series.append(Dots(x, y, "predicted", low=low, high=high))
     drawn = plots.chart("predicted", series, across="measured", diagonal=True)
-    return figure("Predicted and measured", drawn, f"{title(found.measure)}, 95% intervals")
+    return figure("Predicted and measured", drawn, f"{title(analysis.measure)}, 95% intervals")

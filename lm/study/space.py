@@ -25,7 +25,6 @@ import numpy as np
 
 from lm import value
 from lm.experiment import Experiment
-from lm.study.ablation import nested
 from lm.value import suggest
 
 Draw = dict[str, Any]  # name -> number, or label of an option
@@ -72,7 +71,7 @@ class Range:
         return float((drawn - self.low) / (self.high - self.low))
 
     def grid(self) -> list[Any]:
-        """The numbers or labels of a grid. Raises ValueError where it is not said how many."""
+        """The numbers or labels of a grid. Raises ValueError where their number is open."""
         if not self.points:
             raise ValueError(f"{self}: a grid needs to know how many, as in {dataclasses.replace(self, points=5)}")
         return [self.at(share) for share in np.linspace(0, 1, self.points)]
@@ -193,7 +192,7 @@ def _default(field: "dataclasses.Field[Any]") -> Any:
 def _walk(
     space: Space, choose: Callable[[str, Range], Any], above: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, str, Range, Any]]:
-    """(name, path, range, what was drawn) of each range in force, `choose` asked for each by its name."""
+    """(name, path, range, what was drawn) of each range in force, each chosen by `choose` of its name."""
     for path, one in space.items():
         name = _name(path, above)
         drawn = choose(name, one)
@@ -202,7 +201,7 @@ def _walk(
 
 
 def draw(space: Space, choose: Callable[[str, Range], Any]) -> Draw:
-    """A draw, `choose` asked for each range in force, by its name."""
+    """A draw, each range in force chosen by `choose` of its name."""
     return {name: drawn for name, _, _, drawn in _walk(space, choose)}
 
 
@@ -219,15 +218,15 @@ def settings(space: Space, drawn: Draw) -> Settings:
 
 def grid(space: Space, above: tuple[str, ...] = ()) -> list[Draw]:
     """Every combination, the last range changing fastest."""
-    found: list[Draw] = [{}]
+    draws: list[Draw] = [{}]
     for path, one in space.items():
         each = [
             {_name(path, above): drawn, **rest}
             for drawn in one.grid()
             for rest in grid(one.option(drawn).space, (*above, str(drawn)))
         ]
-        found = [{**before, **new} for before in found for new in each]
-    return found
+        draws = [{**before, **new} for before in draws for new in each]
+    return draws
 
 
 def random(space: Space, count: int, seed: int) -> list[Draw]:
@@ -254,12 +253,12 @@ def latin(space: Space, count: int, seed: int) -> list[Draw]:
 
 def ranges(space: Space, above: tuple[str, ...] = ()) -> dict[str, Range]:
     """All ranges by name, those that options bring after the choice between them."""
-    found: dict[str, Range] = {}
+    by_name: dict[str, Range] = {}
     for path, one in space.items():
-        found[_name(path, above)] = one
+        by_name[_name(path, above)] = one
         for option in one.labels:
-            found |= ranges(one.option(option).space, (*above, option))
-    return found
+            by_name |= ranges(one.option(option).space, (*above, option))
+    return by_name
 
 
 def _name(path: str, above: tuple[str, ...]) -> str:
@@ -272,10 +271,10 @@ def changed(base: Experiment, chosen: Settings) -> Experiment:
     for path in sorted(chosen, key=lambda path: path.count(".")):
         part = max((p for p in done if path.startswith(f"{p}.")), key=len, default="")
         if part:
-            done[part] = value.replace(done[part], nested({path.removeprefix(f"{part}."): chosen[path]}))
+            done[part] = value.replace(done[part], value.nested({path.removeprefix(f"{part}."): chosen[path]}))
         else:
             done[path] = chosen[path]
-    return base.replace(nested(done))
+    return base.replace(value.nested(done))
 
 
 # ---------------------------------------------------------------- whether it makes sense

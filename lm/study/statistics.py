@@ -3,7 +3,7 @@
 Runs of one seed share the order of the data and the first values of the parameters, so a good part of what moves a
 result from seed to seed moves all arms alike. Differences are therefore formed seed by seed, and tested as pairs
 (Student's t). Several arms are several chances to be fooled: their p-values are corrected (Holm). The distributions
-are scipy's; what is ours is which runs they get, and what is said where there is nothing to say (verdicts.py).
+are scipy's; which runs they get, and where there is no result, is ours. The words are in verdicts.py.
 """
 
 import bisect
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import stats
 
-from lm.page.words import ALPHA, LEVEL
+from lm.page.words import ALPHA, LEVEL, Estimate
 from lm.study.trial import DIVERGED, FAILED, PRUNED, Result
 from lm.value import suggest
 
@@ -47,9 +47,9 @@ class Measured:
         return float(np.std(list(self.values.values()), ddof=1)) if len(self.values) > 1 else math.nan
 
     @property
-    def half_width(self) -> float:
-        """Half of Student's interval of the mean; nan below two seeds."""
-        return half_width(list(self.values.values()))
+    def estimate(self) -> Estimate:
+        """The mean with Student's interval."""
+        return student(list(self.values.values()))
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,10 @@ def _measured(arm: str, runs: Iterable[Result], measure: str) -> Measured:
 def differences(results: Sequence[Result], base: str, measure: str) -> list[Difference]:
     """How every arm but `base` differs from it in `measure`. Raises ValueError where there is no such arm, or no such
     measure."""
-    found = uncorrected(results, base, measure)
-    return [dataclasses.replace(one, p_holm=p) for one, p in zip(found, holm([one.p for one in found]), strict=True)]
+    compared = uncorrected(results, base, measure)
+    return [
+        dataclasses.replace(one, p_holm=p) for one, p in zip(compared, holm([one.p for one in compared]), strict=True)
+    ]
 
 
 def uncorrected(results: Sequence[Result], base: str, measure: str) -> list[Difference]:
@@ -165,18 +167,19 @@ def mean(values: Iterable[float]) -> float:
 # ---------------------------------------------------------------- intervals and tests
 
 
-def half_width(values: Sequence[float]) -> float:
-    """Half of Student's interval of the mean of `values`: t(0.975, n - 1) s / sqrt(n); nan below two."""
-    n = len(values)
-    return float(stats.t.ppf(1 - ALPHA / 2, n - 1) * np.std(values, ddof=1) / n**0.5) if n > 1 else math.nan
+def student(values: Sequence[float]) -> Estimate:
+    """The mean of `values` and its interval, mean ± t(0.975, n - 1) s / sqrt(n) (Student 1908)."""
+    n, middle = len(values), mean(values)
+    half = float(stats.t.ppf(1 - ALPHA / 2, n - 1) * np.std(values, ddof=1) / n**0.5) if n > 1 else math.nan
+    return Estimate(middle, middle - half, middle + half)
 
 
 def paired(base: np.ndarray, arm: np.ndarray) -> tuple[float, float, float]:
     """(low, high, p) of the mean of `arm` - `base`, both [seeds]: d ± t(0.975, n - 1) s / sqrt(n), and the paired
     t-test (Student 1908).
 
-    Nan below two seeds, and where the difference is one and the same at every seed: nothing then tells how it would
-    vary. Where that one difference is none at all, the interval is [0, 0] and p is 1."""
+    Nan below two seeds, and where the difference is one and the same at every seed: its variance is
+    then unknown. Where that one difference is none at all, the interval is [0, 0] and p is 1."""
     if len(base) < 2:
         return math.nan, math.nan, math.nan
     if _constant(base, arm):

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm.experiment import Experiment
-from lm.study.ablation import LEAN
 from lm.study.pruning import Outcome, outcome, pruned
-from lm.study.space import Draw, Settings, Space, changed, check, grid, label, latin, random, settings
-from lm.study.trial import Result, Trial, distinct_seeds, every_seed
+from lm.study.space import Draw, Space, changed, check, grid, label, latin, random, settings
+from lm.study.trial import LEAN, Result, Trial, distinct_seeds, every_seed
 from lm.value import suggest
 
 if TYPE_CHECKING:
@@ -65,10 +64,10 @@ class Sweep:
         assert self.sign  # raises where it is not known what is better
         check(self.base, self.space)
         if self.method == "grid":
-            grid(self.space)  # raises where it is not said how many points
+            grid(self.space)  # raises where it is open how many points
 
     def at(self, folder: Path) -> "Sweep":
-        """This sweep in a study's folder: what TPE has asked for there stays as it is."""
+        """This sweep in a study's folder: what TPE has suggested there stays as it is."""
         return replace(self, folder=folder)
 
     # ------------------------------------------------------------ arms
@@ -77,26 +76,18 @@ class Sweep:
         """What the arms known now are, in their order: see space.py."""
         return self._search.draws(lambda n: self._outcomes(n, results)) if self.method == "tpe" else self._declared
 
-    def settings(self, arm: str, results: Sequence[Result] = ()) -> Settings:
-        """path -> value of one arm. Raises ValueError where there is no such arm, given these results."""
-        draws = self.draws(results)
-        names = [self._arm(i) for i in range(len(draws))]
-        if arm not in names:
-            raise ValueError(f"no arm {arm!r}: {suggest(arm, names)}")
-        return settings(self.space, draws[names.index(arm)])
-
     def trials(self, results: Sequence[Result] = ()) -> list[Trial]:
         """Every arm known now at every seed, batch by batch, and in each seed by seed."""
         draws = self.draws(results)
         size = self.at_once if self.method == "tpe" or self.prune else len(draws)
         outcomes = self._outcomes(len(draws), results) if self.prune and self.method != "tpe" else []
-        found: list[Trial] = []
+        trials: list[Trial] = []
         for start in range(0, len(draws), size):
             if None in outcomes[:start]:
                 break
             batch = [(i, self._experiment(i, draws[i])) for i in range(start, min(start + size, len(draws)))]
-            found += every_seed({self._arm(i): arm for i, arm in batch}, self.seeds)
-        return found
+            trials += every_seed({self._arm(i): arm for i, arm in batch}, self.seeds)
+        return trials
 
     @staticmethod
     def _arm(number: int) -> str:
@@ -115,7 +106,7 @@ class Sweep:
         from lm.study.tpe import Search  # raises ValueError without Optuna
 
         file = self.folder / JOURNAL if self.folder else None
-        return Search(self.space, self.count, self.at_once, self.search_seed, self.sign, file)
+        return Search(self.space, self.sign, self.count, self.at_once, self.search_seed, file)
 
     @functools.cached_property
     def _built(self) -> dict[tuple[Any, ...], Experiment]:
@@ -128,8 +119,8 @@ class Sweep:
             try:
                 self._built[key] = changed(self.base, chosen).replace(LEAN, name=self._arm(number))
             except ValueError as error:
-                said = ", ".join(f"{path}={label(one)}" for path, one in chosen.items())
-                raise ValueError(f"arm {self._arm(number)!r} ({said}): {error}") from None
+                chosen_text = ", ".join(f"{path}={label(one)}" for path, one in chosen.items())
+                raise ValueError(f"arm {self._arm(number)!r} ({chosen_text}): {error}") from None
         return self._built[key]
 
     # ------------------------------------------------------------ what came of them
@@ -152,11 +143,11 @@ class Sweep:
     def _outcomes(self, count: int, results: Sequence[Result]) -> list[Outcome | None]:
         """What came of the first `count` arms; None for one that is not over."""
         stops = self.to_stop(results)
-        runs = {result.key: result for result in results}
-        by_arm = [[runs.get((self._arm(i), seed)) for seed in self.seeds] for i in range(count)]
-        return [outcome(found, stops, self.measure) for found in by_arm]
+        by_key = {result.key: result for result in results}
+        by_arm = [[by_key.get((self._arm(i), seed)) for seed in self.seeds] for i in range(count)]
+        return [outcome(runs, stops, self.measure) for runs in by_arm]
 
-    # ------------------------------------------------------------ what it tells
+    # ------------------------------------------------------------ for the report
 
     def analyse(self, results: Sequence[Result]) -> "Best":
         """Which settings are best, and how sure that is. Raises ValueError where no run has finished."""
@@ -171,7 +162,7 @@ class Sweep:
         from lm.study import best, report
 
         try:
-            found = self.analyse(results)
+            analysis = self.analyse(results)
         except ValueError as error:
-            return report.Findings(f"Nothing can be told yet: {error}.")
-        return best.findings(found)
+            return report.Findings(f"No conclusion yet: {error}.")
+        return best.findings(analysis)

@@ -44,8 +44,8 @@ def results_csv(results: Sequence[Result]) -> str:
 
 def measures(results: Iterable[Result]) -> list[str]:
     """The measures that any run has: those over all sources, then the others by name."""
-    found = {name for result in results for name in result.measures}
-    return [*(name for name in FIRST if name in found), *sorted(found - {*FIRST})]
+    known = {name for result in results for name in result.measures}
+    return [*(name for name in FIRST if name in known), *sorted(known - {*FIRST})]
 
 
 def differences_csv(results: Sequence[Result], base: str, measure: str) -> str:
@@ -63,12 +63,12 @@ def differences_csv(results: Sequence[Result], base: str, measure: str) -> str:
 # ---------------------------------------------------------------- arms and sources
 
 
-def arms_table(results: Sequence[Result], base: str, measure: str, found: Sequence[Difference]) -> Table:
+def arms_table(results: Sequence[Result], base: str, measure: str, compared: Sequence[Difference]) -> Table:
     """The table of arms, the base first: what each reached, how it differs from the base, and what it took."""
     arms = measured(results, measure)
     first = {r.trial.arm: r for r in reversed(results)}
-    digits = decimals([*(d.half_width for d in found), *(a.deviation for a in arms.values())])
-    by_arm = {d.arm: d for d in found}
+    digits = decimals([*(d.half_width for d in compared), *(a.deviation for a in arms.values())])
+    by_arm = {d.arm: d for d in compared}
     rows = []
     for arm in sorted(arms, key=lambda arm: arm != base):
         d = by_arm.get(arm)
@@ -83,8 +83,8 @@ def arms_table(results: Sequence[Result], base: str, measure: str, found: Sequen
             f", the difference to {base} paired by seed with its 95% interval (Student's t), and p of the paired "
             "t-test after Holm's correction over the arms. An arm is called better or worse where p is below 0.05"
         )
-    compared = ("difference", "95% interval", "p", "verdict") if base else ()
-    head = ("arm", "seeds", title(measure), *compared, "tokens", "FLOPs", "parameters", "wall time")
+    columns = ("difference", "95% interval", "p", "verdict") if base else ()
+    head = ("arm", "seeds", title(measure), *columns, "tokens", "FLOPs", "parameters", "wall time")
     return Table("Arms", head, tuple(rows), f"{note}. Wall time is the mean of a run.")
 
 
@@ -111,15 +111,15 @@ def sources_tables(results: Sequence[Result], base: str, measure: str) -> list[T
     kinds = sorted(dict.fromkeys(name.rpartition("/")[2] for name in known), key=lambda kind: kind != wanted)
     fair = [kind for kind in kinds if kind in ("bits_per_byte", wanted) or alike(results)]
     note = "Means over the sources; own is the arm's own evaluation."
-    found: list[Table] = []
+    tables: list[Table] = []
     for kind in kinds:
         extra = {f"{name}/{kind}": name for name in evaluations if f"{name}/{kind}" in known}
         columns = ({kind: "own"} if kind in known and kind in fair else {}) | extra
-        found += [_columns(results, base, f"{title(kind)} by evaluation", columns, note)] if extra else []
+        tables += [_columns(results, base, f"{title(kind)} by evaluation", columns, note)] if extra else []
     for kind in fair:
         columns = {name: name.rpartition("/")[0] for name in own if name.rpartition("/")[2] == kind}
-        found += [_columns(results, base, f"{title(kind)} by source", columns)] if columns else []
-    return found
+        tables += [_columns(results, base, f"{title(kind)} by source", columns)] if columns else []
+    return tables
 
 
 def alike(results: Sequence[Result]) -> bool:
@@ -141,7 +141,7 @@ def _columns(results: Sequence[Result], base: str, name: str, heads: Mapping[str
     """
     columns = {measure: measured(results, measure) for measure in heads}
     against = {measure: {d.arm: d for d in uncorrected(results, base, measure)} if base else {} for measure in heads}
-    widths = [d.half_width for found in against.values() for d in found.values()]
+    widths = [d.half_width for by_arm in against.values() for d in by_arm.values()]
     digits = decimals(widths or [a.deviation for arms in columns.values() for a in arms.values()])
     narrow, rows = len(heads) > WIDE, []
     for arm in sorted(next(iter(columns.values())), key=lambda arm: arm != base):
@@ -151,8 +151,8 @@ def _columns(results: Sequence[Result], base: str, name: str, heads: Mapping[str
     each = ("difference",) if base and not narrow else ()
     head = ("arm", *(cell for name in heads.values() for cell in (name, *each)))
     where = f"Differences to {base}{' (in brackets)' if narrow else ''}"
-    compared = f"{where}, paired by seed, with half of their 95% interval, uncorrected." if base else ""
-    return Table(name.capitalize(), head, tuple(rows), f"{note} {compared}".strip())
+    explained = f"{where}, paired by seed, with half of their 95% interval, uncorrected." if base else ""
+    return Table(name.capitalize(), head, tuple(rows), f"{note} {explained}".strip())
 
 
 def _source(arm: Measured, against: Mapping[str, Difference], digits: int, base: str) -> tuple[str, ...]:
@@ -166,20 +166,20 @@ def _source(arm: Measured, against: Mapping[str, Difference], digits: int, base:
 # ---------------------------------------------------------------- the others
 
 
-def verdicts_table(found: Sequence[Difference], measure: str) -> Table:
+def verdicts_table(compared: Sequence[Difference], measure: str) -> Table:
     """Arm by arm, in words."""
-    rows = tuple((d.arm, verdict(d, measure)) for d in best_first(found, measure))
+    rows = tuple((d.arm, verdict(d, measure)) for d in best_first(compared, measure))
     note = (
         "The number of seeds is that with which a paired t-test would see a difference as large as the observed one, "
         "relative to its spread, with power 0.8 at the 5% level."
     )
-    return Table("What can be said", ("arm", title(measure)), rows, note, text_columns=2, paper=False)
+    return Table("Conclusions", ("arm", title(measure)), rows, note, text_columns=2, paper=False)
 
 
-def pairing_table(found: Sequence[Difference]) -> Table:
+def pairing_table(compared: Sequence[Difference]) -> Table:
     """What pairing by seed gains: the widths of both intervals."""
     rows = []
-    for d in found:
+    for d in compared:
         if d.half_width > 0 and d.unpaired_half_width > 0:
             halves = (f"± {number(half, decimals([d.half_width]))}" for half in (d.half_width, d.unpaired_half_width))
             rows.append((d.arm, str(d.seeds), *halves, f"{d.unpaired_half_width / d.half_width:.2f}×"))
@@ -187,24 +187,24 @@ def pairing_table(found: Sequence[Difference]) -> Table:
         "Half of the 95% interval of the difference: paired by seed, and by Welch's test as if the runs of the two "
         "arms were unrelated. Above 1×, pairing made it narrower."
     )
-    return Table("What pairing gains", ("arm", "seeds", "paired", "unpaired", "ratio"), tuple(rows), note)
+    return Table("Gain from pairing", ("arm", "seeds", "paired", "unpaired", "ratio"), tuple(rows), note)
 
 
 def declared_table(declared: Declared, base: str) -> Table:
     """What every arm differs in."""
-    rows = tuple((arm, *change) for arm, found in declared.items() for change in _changes(found))
+    rows = tuple((arm, *change) for arm, changes in declared.items() for change in _changes(changes))
     head = ("arm", "field", f"in {base or 'the base'}", "in the arm")
     note = "All else is equal, for each seed."
     return Table("What the arms differ in", head, rows, note, text_columns=4, paper=False)
 
 
-def _changes(found: Sequence[tuple[str, Any, Any]]) -> Iterator[tuple[str, str, str]]:
+def _changes(changes: Sequence[tuple[str, Any, Any]]) -> Iterator[tuple[str, str, str]]:
     """(path, before, after) in text; where a value gave way to one of another class, both in one, with the fields that
     they do not share."""
-    classes = [path.removesuffix(".type") for path, _, _ in found if path.endswith(".type")]
+    classes = [path.removesuffix(".type") for path, _, _ in changes if path.endswith(".type")]
     values: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
     rows: dict[str, tuple[Any, Any]] = {}
-    for path, old, new in found:
+    for path, old, new in changes:
         inside = next((above for above in classes if path.startswith(f"{above}.")), None)
         if inside is None:
             rows[path] = old, new

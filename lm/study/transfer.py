@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lm.experiment import Experiment
 from lm.model.parametrisation import Parametrisation
-from lm.study.ablation import LEAN
-from lm.study.trial import Result, Trial, distinct_seeds, every_seed
-from lm.study.widths import name_of, widened
+from lm.model.widths import name_of, widened
+from lm.study.trial import LEAN, Result, Trial, distinct_seeds, every_seed
 from lm.train.optim import Optimizer
 
 if TYPE_CHECKING:
@@ -59,9 +58,9 @@ class Transfer:
         for name, values in (("widths", self.widths), ("rates", self.rates), ("seeds", distinct_seeds(self.seeds))):
             object.__setattr__(self, name, tuple(values))
         for name, least in (("widths", 2), ("rates", 3)):
-            found = getattr(self, name)
-            if len(found) < least or sorted(set(found)) != list(found) or found[0] <= 0:
-                raise ValueError(f"{name}={found}: expected at least {least} above 0, rising")
+            values = getattr(self, name)
+            if len(values) < least or sorted(set(values)) != list(values) or values[0] <= 0:
+                raise ValueError(f"{name}={values}: expected at least {least} above 0, rising")
         if not all(map(math.isfinite, self.rates)) or len({f"{rate:g}" for rate in self.rates}) < len(self.rates):
             raise ValueError(f"rates={self.rates}: expected numbers that differ in their first six digits")
         if not self.tolerance > 0:
@@ -91,7 +90,7 @@ class Transfer:
         """Every arm at every seed, seed by seed."""
         return every_seed({arm.name: self._experiment(arm) for arm in self.arms}, self.seeds)
 
-    # ------------------------------------------------------------ what it tells
+    # ------------------------------------------------------------ for the report
 
     def analyse(self, results: Sequence[Result]) -> "list[LrTransfer]":
         """Of each parametrisation of which a run has finished, where the best rates are and whether they transfer.
@@ -99,8 +98,8 @@ class Transfer:
         from lm.study.optimum import lr_transfer
         from lm.study.statistics import measured
 
-        found = measured(results, self.measure)
-        ran = [(arm, found[arm.name]) for arm in self.arms if arm.name in found]
+        reached = measured(results, self.measure)
+        ran = [(arm, reached[arm.name]) for arm in self.arms if arm.name in reached]
         known = {(arm.rule, arm.width) for arm, one in ran if one.values}
         by_rule: dict[str, dict[tuple[int, float], Measured]] = {}
         for arm, one in ran:

@@ -21,6 +21,8 @@ FAILED, DIVERGED, PRUNED = "failed", "diverged", "pruned"  # what a run's OUTCOM
 EVAL, EXTRA = "eval", "evaluations"  # what the names of measures begin with in metrics.jsonl
 OUTCOME = "outcome.json"  # in a run's folder: why it ended before its end
 STOP = "stop"  # in a run's folder, while it runs: the study asks it to end
+# a study compares numbers: its runs keep one checkpoint, to go on from, and write no samples
+LEAN: Mapping[str, Any] = {"keep_last": 1, "keep_best": 0, "prompts": ()}
 Resized = Mapping[str, tuple[Any, Any]]  # path -> (as declared, as run)
 
 
@@ -146,14 +148,14 @@ def write_outcome(folder: Path, status: str, reason: str) -> None:
 def measures(line: Mapping[str, Any]) -> dict[str, float]:
     """The measures of one line of metrics.jsonl, and the sources' mean bits per byte. SOURCE/MEASURE are the run's own;
     NAME/SOURCE/MEASURE, and NAME/MEASURE for the means, those of its extra evaluations."""
-    found: dict[str, float] = {}
+    named: dict[str, float] = {}
     bits: dict[str, list[float]] = {}
     for key, number in line.items():
         kind, _, name = key.partition("/")
         if number is None or kind not in (EVAL, EXTRA):
             continue
-        found[name] = number
+        named[name] = number
         if name.endswith("/bits_per_byte"):
             over = f"{name.partition('/')[0]}/bits_per_byte" if kind == EXTRA else "bits_per_byte"
             bits.setdefault(over, []).append(number)
-    return found | {name: sum(values) / len(values) for name, values in bits.items()}
+    return named | {name: sum(values) / len(values) for name, values in bits.items()}

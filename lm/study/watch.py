@@ -57,17 +57,17 @@ def _state(result: Result) -> str:
 
 
 def _lines(console: Console, measure: str) -> Show:
-    said: dict[tuple[str, int], str] = {}
+    printed: dict[tuple[str, int], str] = {}
 
     def show(results: Sequence[Result]) -> None:
         for result in results:
             key = result.trial.arm, result.trial.seed
-            if result.status in (MISSING, STOPPED) or said.get(key) == result.status:
+            if result.status in (MISSING, STOPPED) or printed.get(key) == result.status:
                 continue
-            if said or not result.finished or any(r.status in (MISSING, STOPPED) for r in results):
+            if printed or not result.finished or any(r.status in (MISSING, STOPPED) for r in results):
                 reached = result.measures.get(measure)
                 what = f"{measure} {reached:.4f}" if reached is not None else result.reason
                 console.print(f"{key[0]}, seed {key[1]}: {result.status}, {what}", markup=False, soft_wrap=True)
-            said[key] = result.status
+            printed[key] = result.status
 
     return show

@@ -1,4 +1,4 @@
-"""A process of a study: trains the runs in the folders that it is given, and leaves word where one ends too soon.
+"""A process of a study: trains the runs in the folders that it is given, and writes why where one ends too soon.
 
     python -m lm.study.worker FOLDER ...
 
@@ -51,9 +51,9 @@ def work(folders: list[Path], how: str) -> int:
     except Exception as error:  # the study goes on without these
         traceback.print_exc()
         known = isinstance(error, (ValueError, OSError))
-        said = str(error).splitlines()[0] if str(error) else ""
+        line = str(error).splitlines()[0] if str(error) else ""
         for folder in folders:
-            write_outcome(folder, FAILED, said if known else f"{type(error).__name__}: {said}")
+            write_outcome(folder, FAILED, line if known else f"{type(error).__name__}: {line}")
         return 1
     return 0
 

@@ -10,13 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.experiment import Experiment
 from lm.model import count
 from lm.model.compute import Compute
 from lm.model.parts import LayerNorm
-from lm.model.positions import Alibi, Learned, Positions
+from lm.model.positions import Alibi, Learned
 from lm.model.transformer import Transformer
-from lm.study.ablation import Ablation, nested, paths
+from lm.study.ablation import Ablation
 from lm.study.trial import training_flops
 from tests.tiny import experiment
 
@@ -116,10 +115,3 @@ def test_what_arms_differ_in_is_told_with_what_was_resized() -> None:
 def test_mistakes(change: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Ablation(**{"base": BASE, "arms": ARMS, **change}).trials()
-
-
-def test_paths_and_nested_are_inverse() -> None:
-    changes = {"model": {"layers": 3, "positions": Positions()}, "steps": 5, "mesh": {"data": 2}}
-    assert paths(changes) == ["model.layers", "model.positions", "steps", "mesh.data"]
-    assert nested({"model.layers": 3, "model.positions": Positions(), "steps": 5, "mesh.data": 2}) == changes
-    assert isinstance(BASE, Experiment)

@@ -1,6 +1,7 @@
 """The report says what came of a study, all of it, whatever came of it."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,7 +55,7 @@ def test_a_study_from_the_verdict_to_the_command(tmp_path: Path) -> None:
     assert (
         "of other the data cannot tell. 16 of 16 runs finished, 4 seeds an arm. All arms were given the FLOPs" in said
     )
-    for part in ("Arms", "What can be said", "Training", "Loss by source", "Accuracy by source", "What pairing gains"):
+    for part in ("Arms", "Conclusions", "Training", "Loss by source", "Accuracy by source", "Gain from pairing"):
         assert part in said
     assert (
         "would need about" in said and "$ lm study experiments.some:study" in said and f"lm report {tmp_path}" in said
@@ -63,6 +64,12 @@ def test_a_study_from_the_verdict_to_the_command(tmp_path: Path) -> None:
     for name in ("report.md", "report.tex"):
         written = (tmp_path / name).read_text()
         assert "−0.10" in written.replace("$-$", "−") and "cannot tell" in written
+
+
+def test_latex_can_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm.page.latex", None)  # as if the file were not there
+    StudyReport("a study", runs(ARMS), "base", "loss", folder=tmp_path).write()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(set(FILES) - {"report.tex"})
 
 
 def test_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
@@ -74,9 +81,9 @@ def test_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_one_seed(tmp_path: Path) -> None:
     said = text(tmp_path, runs({arm: {0: losses[0]} for arm, losses in ARMS.items()}))
-    assert "With one seed no interval can be given, and it cannot be told which arm is better." in said
+    assert "With one seed no interval can be given, so which arm is better remains open." in said
     assert "At that seed, in loss against base: good −0.1, other +0.1, bad +0.2." in said
-    assert "1 seed an arm" in said and "What pairing gains" not in said and "nan" not in said
+    assert "1 seed an arm" in said and "Gain from pairing" not in said and "nan" not in said
 
 
 def test_what_diverged_is_marked_and_in_no_mean(tmp_path: Path) -> None:
@@ -112,7 +119,7 @@ def test_nothing_to_compare_with_and_parts_of_one_s_own(tmp_path: Path) -> None:
     extra = [Table("Best settings", ("field", "best"), (("lr", "0.1"),)), tag("section", "drawn <here>")]
     said = text(tmp_path, runs(ARMS), base="", own=Findings("The best learning rate is 0.1.", extra))
     assert said.index("The best learning rate is 0.1.") < said.index("Best settings") < said.index("Arms")
-    assert "drawn <here>" in said and "What can be said" not in said and "Difference to" not in said
+    assert "drawn <here>" in said and "Conclusions" not in said and "Difference to" not in said
     for name in ("report.md", "report.tex"):
         assert "Best settings" in (tmp_path / name).read_text() and "drawn" not in (tmp_path / name).read_text()
     assert "Of 4 arms, good has the highest accuracy on sums" not in said

@@ -67,7 +67,7 @@ def test_what_cannot_be_told_is_said(tmp_path: Path) -> None:
     own = study.findings(found)
     assert own.headline.startswith("The law cannot be scored: 4 runs to fit L(N, D) with: its 5 coefficients need")
     assert any("left out: 2e8-width8-mlp16, seed 0: failed" in str(part) for part in own.parts)
-    assert study.findings([]).headline == "Nothing can be told yet: no run has finished."
+    assert study.findings([]).headline == "No conclusion yet: no run has finished."
 
 
 def test_known_coefficients_are_found_again_inside_the_intervals() -> None:

@@ -86,10 +86,10 @@ def test_it_transfers_under_mup_and_moves_without() -> None:
     found = results(STUDY, EXPONENTS, noise=0.03)
     mup, standard = STUDY.analyse(found)
     assert (mup.verdict, standard.verdict) == (TRANSFERS, MOVES)
-    assert mup.low < 0 < mup.high and standard.low < -0.7 < standard.high
-    assert mup.exponent == pytest.approx(0, abs=0.1) and standard.exponent == pytest.approx(-0.7, abs=0.1)
+    assert 0 in mup.exponent and -0.7 in standard.exponent
+    assert mup.exponent.value == pytest.approx(0, abs=0.1) and standard.exponent.value == pytest.approx(-0.7, abs=0.1)
     assert [curve.width for curve in mup.curves] == [16, 32, 64]
-    assert mup.curves[0].rate == pytest.approx(8e-3, rel=0.1)
+    assert mup.curves[0].rate.value == pytest.approx(8e-3, rel=0.1)
     said = STUDY.findings(found).headline
     assert said.startswith("In MuP, the best learning rate transfers from width 16 to 64: as width^")
     assert "In the standard parametrisation, the best learning rate moves" in said and "3 seeds)" in said
@@ -100,7 +100,7 @@ def test_what_cannot_be_told() -> None:
     assert noisy.verdict == UNKNOWN and "whether the best learning rate transfers, the data cannot" in noisy.headline
     alone = replace(STUDY, seeds=[0])
     one = alone.analyse(results(alone, EXPONENTS))[1]
-    assert one.verdict == UNKNOWN and math.isnan(one.low) and "one seed: no interval" in one.headline
+    assert one.verdict == UNKNOWN and math.isnan(one.exponent.low) and "one seed: no interval" in one.headline
     ended = STUDY.analyse(results(STUDY, {"MuP": 0.01, "standard": -2.0}, noise=0.01, best=1.05e-3))[0]
     assert ended.verdict == UNKNOWN and ended.ended == [16, 32, 64]
     assert "At width 16, 32 and 64 it is at an end of the rates tried" in ended.headline
@@ -111,7 +111,7 @@ def test_what_cannot_be_told() -> None:
 def test_a_rate_at_which_all_diverge_is_above_the_best() -> None:
     """It bounds the best rate from above: that is then not at an end of those tried."""
     mup = STUDY.analyse(results(STUDY, EXPONENTS, noise=0.01, beyond=8e-3))[0]
-    assert mup.ended == [] and all(0.004 < curve.rate < 0.0081 for curve in mup.curves)
+    assert mup.ended == [] and all(0.004 < curve.rate.value < 0.0081 for curve in mup.curves)
     assert mup.curves[0].rates[-1] == 8e-3
 
 

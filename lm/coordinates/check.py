@@ -14,18 +14,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lm.coordinates.activations import activations
+from lm.coordinates.drift import Analysis, Row, analyse
+from lm.coordinates.report import write_report
 from lm.data.loader import Batches, prepare
 from lm.experiment import Experiment
 from lm.machine.monitor import preparing
 from lm.model.config import ModelConfig
 from lm.model.parametrisation import Parametrisation
 from lm.model.transformer import Transformer
+from lm.model.widths import attention_of, name_of, widened
 from lm.sharding.batches import place_batch
 from lm.sharding.mesh import make_mesh
-from lm.study import coordinates_page
-from lm.study.activations import activations
-from lm.study.drift import Analysis, Row, analyse
-from lm.study.widths import attention_of, name_of, widened
 from lm.train.schedule import Constant
 from lm.train.state import TrainState
 from lm.train.step import Step, build_step, fresh_state
@@ -79,7 +79,7 @@ class Coordinates:
 def run(study: Coordinates, folder: Path) -> Analysis:
     """Measure, and write coordinates.csv and report.html in `folder`."""
     analysis = measure(study)
-    coordinates_page.write_report(folder, study.base.name, analysis, _trained(study))
+    write_report(folder, study.base.name, analysis, _trained(study))
     return analysis
 
 

@@ -5,12 +5,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from lm.coordinates.drift import Analysis, Row, Slope
 from lm.page import plots
 from lm.page.markup import Markup, charts, document, figure, header, section, table, tag, write
 from lm.page.plots import Line
 from lm.page.tables import csv_text
 from lm.page.words import plural
-from lm.study.drift import Analysis, Row, Slope
 
 KINDS: Mapping[str, str] = {
     "": "Residual stream",
@@ -28,7 +28,7 @@ HOW = (
 
 
 def write_report(folder: Path, name: str, analysis: Analysis, trained: Iterable[tuple[str, str]]) -> Path:
-    """Write both in `folder`, for the model `name`, of which `trained` tells what and how; the path of the page. Raises
+    """Write both in `folder`, for the model `name`, trained as `trained` says; the path of the page. Raises
     ValueError where it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def html(name: str, analysis: Analysis, trained: Iterable[tuple[str, str]]) -> s
 
 
 def headline(analysis: Analysis) -> str:
-    """What was found, in a sentence."""
+    """The outcome, in a sentence."""
     widths = f"from width {analysis.widths[0]} to {analysis.widths[-1]}"
     if not analysis.drift:
         return f"Under {analysis.judged} no activation drifts with the width, {widths}."

@@ -32,7 +32,7 @@ class Slope(NamedTuple):
 
 @dataclass(frozen=True)
 class Analysis:
-    """What a coordinate check found: all its rows and slopes; those that `drift` are the judged ones that fail."""
+    """The outcome of a coordinate check: all its rows and slopes; those that `drift` are the judged ones that fail."""
 
     rows: tuple[Row, ...]
     slopes: tuple[Slope, ...]
@@ -91,7 +91,7 @@ def _verdict(changes: Sequence[tuple[int, float]], at_first: float, change: floa
 
 
 def exponent(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """The slope of log y against log x by least squares, and half of its 95% interval; nan where it cannot be told."""
+    """The slope of log y against log x by least squares, and half of its 95% interval; nan below two widths."""
     from scipy import stats
 
     known = [(math.log(x), math.log(y)) for x, y in points if y > 0 and math.isfinite(y)]

@@ -13,6 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lm.coordinates.activations import activations
+from lm.coordinates.check import Coordinates, run
+from lm.coordinates.drift import Analysis, Row, analyse, exponent
+from lm.coordinates.report import headline, html
 from lm.experiment import Experiment
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig
@@ -21,11 +25,7 @@ from lm.model.inputs import Inputs
 from lm.model.parametrisation import MuP, Parametrisation
 from lm.model.parts import FeedForward
 from lm.model.transformer import Transformer
-from lm.study.activations import activations
-from lm.study.coordinates import Coordinates, run
-from lm.study.coordinates_page import headline, html
-from lm.study.drift import Analysis, Row, analyse, exponent
-from lm.study.widths import widened
+from lm.model.widths import widened
 from lm.train.optim import AdamW
 from tests.model.reference import GEMMA2, GPT, LLAMA, MODELS, SIMPLE, close, lively, tokens
 from tests.tiny import experiment, write_texts
@@ -186,7 +186,7 @@ def test_the_folder_tells_all(texts: Path) -> None:
 
 def test_a_drift_fails_the_command_and_says_where(texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, bad = checked(texts, Parametrisation())
-    monkeypatch.setattr("lm.study.coordinates.measure", lambda study: bad)
+    monkeypatch.setattr("lm.coordinates.check.measure", lambda study: bad)
     study = Coordinates(base(texts, Parametrisation()), (64, 512))
     with pytest.raises(ValueError, match=r"drift with the width in standard: .*layer 1 .*exponent \+\d.*report.html"):
         study.report(texts.parent / "failed")
@@ -211,7 +211,7 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], message: str) -> Non
 
 
 def test_a_folder_that_cannot_be_written(texts: Path) -> None:
-    from lm.study.coordinates_page import write_report
+    from lm.coordinates.report import write_report
 
     file = texts.parent / "file"
     file.write_text("")
