@@ -43,6 +43,15 @@ def _check_field(value: Any, name: str) -> None:
         raise ValueError(f"{type(value).__name__} has no field {name!r}: {cure}")
 
 
+def field(value: Any, name: str) -> Any:
+    """The field `name` of `value`, or the entry of a mapping, None where it has none. Raises ValueError for an unknown
+    field, with the known ones, and for a value without fields."""
+    if not isinstance(value, Mapping) and not dataclasses.is_dataclass(value):
+        raise ValueError(f"{value!r} has no fields, so {name!r} cannot be set in it")
+    _check_field(value, name)
+    return _get(value, name)
+
+
 def _get(value: Any, name: str) -> Any:
     return value.get(name) if isinstance(value, Mapping) else getattr(value, name)
 
@@ -57,8 +66,7 @@ def replace(value: T, changes: Mapping[str, Any]) -> T:
     Raises ValueError for an unknown field, with the known ones."""
     new = {}
     for name, change in changes.items():
-        _check_field(value, name)
-        old = _get(value, name)
+        old = field(value, name)
         nested = isinstance(change, Mapping) and (dataclasses.is_dataclass(old) or isinstance(old, Mapping))
         new[name] = replace(old, change) if nested else change
     return typing.cast(T, _with(value, new))

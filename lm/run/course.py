@@ -71,7 +71,7 @@ class Run:
       experiment: what to train.
       folder: claimed for it (lm/run/folder.py).
       command: the command line, for the report.
-      like: a run of the same program (lm/study/together.py), whose compiled step and evaluations this one shares.
+      like: a run of the same program (lm/run/together.py), whose compiled step and evaluations this one shares.
 
     Raises ValueError for what cannot be prepared (see `prepare_run`)."""
 
@@ -242,7 +242,7 @@ class Run:
 
 
 class Stepper:
-    """Takes the steps of a run by its own program. Runs under vmap have another (lm/study/vmapped.py)."""
+    """Takes the steps of a run by its own program. Runs under vmap have another (lm/run/vmapped.py)."""
 
     def __init__(self, run: Run):
         self.run, e = run, run.experiment

@@ -7,6 +7,7 @@ in all arms; `match` gives them one budget; and an arm whose resolved experiment
 declare is refused.
 """
 
+import bisect
 import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -47,9 +48,7 @@ class Ablation:
             raise ValueError("arms={}: expected at least one, a name and what it changes")
         for name in self.arms:
             if not re.fullmatch(r"[\w.+-]+", name) or name.startswith("."):
-                raise ValueError(
-                    f"arm {name!r}: expected letters, digits and -_.+, as its runs are in a folder named so"
-                )
+                raise ValueError(f"arm {name!r}: expected letters, digits and -_.+, as a folder is named so")
 
     @property
     def base_arm(self) -> str:
@@ -117,13 +116,11 @@ def match_params(base: Experiment, arm: Experiment) -> Resized:
 
     if parameters(arm.model.width) == wanted:
         return {}
-    low, high = 1, 2
-    while parameters(high * WIDTH_STEP) < wanted:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if parameters(middle * WIDTH_STEP) < wanted else (low, middle)
-    width = WIDTH_STEP * min((low, high), key=lambda n: abs(parameters(n * WIDTH_STEP) - wanted))
+    most = 2  # in units of WIDTH_STEP
+    while parameters(most * WIDTH_STEP) < wanted:
+        most *= 2
+    n = bisect.bisect_left(range(most), wanted, lo=1, key=lambda n: parameters(n * WIDTH_STEP))
+    width = WIDTH_STEP * min((max(n - 1, 1), n), key=lambda n: abs(parameters(n * WIDTH_STEP) - wanted))
     nearer = abs(parameters(width) - wanted) < abs(parameters(arm.model.width) - wanted)
     return {"model.width": (arm.model.width, width)} if nearer else {}
 

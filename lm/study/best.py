@@ -10,46 +10,30 @@ from lm.page.markup import Markup, charts, figure, section, tag, wide
 from lm.page.plots import Axis, Dots
 from lm.page.tables import Table, csv_text
 from lm.page.words import ALPHA, LEVEL, NONE, join_and
+from lm.run.outcome import PRUNED
 from lm.study.report import Findings
 from lm.study.space import Choice, Draw, Range, Settings, Space, label, ranges
 from lm.study.statistics import Measured, differences, measured
-from lm.study.trial import FINISHED, PRUNED, Result
+from lm.study.trial import FINISHED, Result
 from lm.study.verdicts import extreme, title
 
 EDGE = 0.02  # a share of a range this near to its end is at its end
 MOST_LABELS = 8  # of options on an axis
 MOST_ROWS = 50  # of the table of arms: the best
 MOST_TIED = 5  # arms in a sentence
-FLATTERED = (
-    "The best of many arms was chosen by the same runs, which flatters it: run it with other seeds before you rely on "
-    "its value."
-)
+FLATTERED = "The value of the best arm is flattered, as the same runs selected it: confirm it with other seeds."
 WEIGHED = (
-    "How much each setting decides whether an arm is among the best, by PED-ANOVA (arXiv:2304.10255). With few arms it "
-    "is a hint."
+    "How much each setting decides whether an arm is among the best: PED-ANOVA, arXiv:2304.10255. A hint, of few arms."
 )
 
 
-@dataclass(frozen=True)
-class ArmResult:
-    """An arm: what was drawn for it, its `settings`, what its seeds reached, and the `status` of a run that did not
-    finish, if there is one."""
+@dataclass(frozen=True, kw_only=True)
+class ArmResult(Measured):
+    """An arm with what was drawn for it, its `settings`, and the `status` of a run that did not finish, if any."""
 
-    arm: str
     drawn: Draw
     settings: Settings
-    reached: Measured
     status: str
-
-    @property
-    def seeds(self) -> int:
-        """Those that finished."""
-        return len(self.reached.values)
-
-    @property
-    def mean(self) -> float:
-        """Over the seeds that finished; nan where there are none."""
-        return self.reached.mean
 
 
 @dataclass(frozen=True)
@@ -72,7 +56,7 @@ class Best:
         first, early = self.arms[0], sum(one.status == PRUNED for one in self.arms)
         text = f"Of {len(self.arms)} arms{f', {early} of them stopped early' if early else ''}, {first.arm} has the "
         text += f"{extreme(self.sign)} {title(self.measure)}: {first.mean:.4g} "
-        text += f"{first.reached.estimate.over_seeds(first.seeds)}, with "
+        text += f"{first.estimate.over_seeds(len(first.values))}, with "
         text += f"{join_and(f'{path} {_short(one)}' for path, one in first.settings.items())}."
         text += f" The data do not tell it from {join_and(self.tied, MOST_TIED)}." if self.tied else ""
         edges = [f" Its {path} is at the end of the range: the best may lie beyond." for path in self.edges]
@@ -97,12 +81,13 @@ def best(
     reached = measured(results, measure)
     arms = sorted(
         (
-            ArmResult(arm, drawn, known, reached.get(arm, Measured(arm)), _status(arm, results, measure))
+            ArmResult(**vars(one), drawn=drawn, settings=known, status=_status(arm, results, measure))
             for arm, (drawn, known) in chosen.items()
+            for one in [reached.get(arm, Measured(arm))]
         ),
-        key=lambda one: (one.status != FINISHED, not one.seeds, -sign * one.mean if one.seeds else 0.0),
+        key=lambda one: (one.status != FINISHED, not one.values, -sign * one.mean if one.values else 0.0),
     )
-    if not arms or not arms[0].seeds:
+    if not arms or not arms[0].values:
         raise ValueError("no run has finished")
     done, first, every = [one for one in arms if one.status == FINISHED], arms[0], ranges(space)
     edges = tuple(name for name, drawn in first.drawn.items() if _at_edge(every[name], drawn))
@@ -122,7 +107,7 @@ def _status(arm: str, results: Sequence[Result], measure: str) -> str:
 def _tied(results: Sequence[Result], done: Sequence[ArmResult], first: ArmResult, measure: str) -> tuple[str, ...]:
     """The arms that a paired t-test with Holm's correction does not tell from the first; none with one seed, which
     leaves it open."""
-    if first.seeds < 2:
+    if len(first.values) < 2:
         return ()
     arms = {one.arm for one in done} | {first.arm}
     compared = differences([r for r in results if r.trial.arm in arms], first.arm, measure)
@@ -166,8 +151,8 @@ def _table(analysis: Best) -> Table:
         (
             *(one.arm, one.status),
             *(_short(one.settings[path]) if path in one.settings else NONE for path in paths),
-            f"{one.mean:.4g}" if one.seeds else NONE,
-            one.reached.estimate.span(),
+            f"{one.mean:.4g}" if one.values else NONE,
+            one.estimate.span(),
         )
         for one in analysis.arms[:MOST_ROWS]
     )
@@ -188,7 +173,7 @@ def _record(analysis: Best) -> str:
     """A row an arm, in their order: its settings, and what it reached."""
     paths = sorted({path for one in analysis.arms for path in one.settings})
     rows = [
-        [one.arm, one.status, *(_cell(one.settings.get(p)) for p in paths), one.seeds, *astuple(one.reached.estimate)]
+        [one.arm, one.status, *(_cell(one.settings.get(p)) for p in paths), len(one.values), *astuple(one.estimate)]
         for one in sorted(analysis.arms, key=lambda one: one.arm)
     ]
     return csv_text(["arm", "status", *paths, "seeds", "mean", "low", "high"], rows)
@@ -200,7 +185,7 @@ def _cell(setting: Any) -> Any:
 
 def _parallel(analysis: Best) -> Markup:
     """A line an arm across the settings that all have, the last axis its measure: the best fifth in colour."""
-    done = sorted((one for one in analysis.arms if one.seeds), key=lambda one: analysis.sign * one.mean)
+    done = sorted((one for one in analysis.arms if one.values), key=lambda one: analysis.sign * one.mean)
     shared = {path: one for path, one in analysis.ranges.items() if all(path in arm.drawn for arm in done)}
     if len(done) < 2 or not shared:
         return Markup("")
@@ -232,7 +217,7 @@ def _slices(analysis: Best) -> Iterator[Markup]:
             drawn = [arm.drawn[path] for arm in arms]
             x = [one.labels.index(option) for option in drawn] if one.labels else drawn
             y = [arm.mean for arm in arms]
-            low, high = ([getattr(arm.reached.estimate, end) for arm in arms] for end in ("low", "high"))
+            low, high = ([getattr(arm.estimate, end) for arm in arms] for end in ("low", "high"))
             dots = Dots(x, y, colour=i, low=low, high=high)
             ticks = [name[:16] for name in one.labels]
             chart = plots.chart(f"slice{i}", [dots], across=path, log=one.log, ticks=ticks)

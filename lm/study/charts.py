@@ -8,12 +8,13 @@ from functools import cached_property
 import numpy as np
 
 from lm.page import markup, plots
-from lm.page.markup import Markup, figure, wide
+from lm.page.markup import Markup, figure
 from lm.page.plots import HALF, WIDE, Interval, Line
 from lm.page.svg import COLOURS
+from lm.run.outcome import DIVERGED
 from lm.study.statistics import Difference, measured, pairs
 from lm.study.tables import alike
-from lm.study.trial import DIVERGED, Result, step_flops
+from lm.study.trial import Result, step_flops
 from lm.study.verdicts import best_first, direction, title, word
 
 Points = Sequence[tuple[float, float]]
@@ -28,18 +29,11 @@ COLOUR = {"better": 2, "worse": 4}
 def forest(results: Sequence[Result], compared: Sequence[Difference], base: str, measure: str) -> Markup:
     """The differences with their intervals, best first; nothing, where no seed has finished in two arms."""
     arms = measured(results, measure)
-    rows = [
-        Interval(
-            d.arm,
-            d.difference,
-            d.low,
-            d.high,
-            (d.unpaired_low, d.unpaired_high),
-            [ours - reference for _, reference, ours in pairs(arms[base], arms[d.arm])],
-            COLOUR.get(word(d, measure), GREY),
-        )
-        for d in best_first([d for d in compared if d.seeds], measure)
-    ]
+    rows = []
+    for d in best_first([d for d in compared if d.seeds], measure):
+        dots = [ours - reference for _, reference, ours in pairs(arms[base], arms[d.arm])]
+        wide, colour = (d.unpaired_low, d.unpaired_high), COLOUR.get(word(d, measure), GREY)
+        rows.append(Interval(d.arm, d.difference, d.low, d.high, wide, dots, colour))
     if not rows:
         return Markup("")
     side = {-1: ": left is better", 1: ": right is better"}.get(direction(measure), "")
@@ -144,7 +138,7 @@ class Curves:
         note = "nats; smoothed, the mean and the range over seeds"
         note += "; thin: runs that diverged" if faint else ""
         note += f"; the {len(self.colours)} best arms, {left} are left out" if left > 0 else ""
-        return wide(figure("Training loss", drawn, note))
+        return markup.wide(figure("Training loss", drawn, note))
 
     def _evaluated(self, named: bool) -> Markup:
         """The held-out measure; `named`: this chart names the arms, as there is no larger one that does."""
@@ -155,7 +149,7 @@ class Curves:
         drawn = plots.chart("heldout", lines, size=WIDE if named else HALF, across=self.across, percent=percent)
         note = "mean and range over seeds" + ("" if named else ", colours as above")
         shown = figure(f"Held-out {title(self.measure)}", drawn, note)
-        return wide(shown) if named else shown
+        return markup.wide(shown) if named else shown
 
     def _on_the_way(self) -> Markup:
         """The difference to the base at every evaluation, of arms with as many steps."""

@@ -52,7 +52,7 @@ def split(groups: Groups, workers: int) -> list[Sequence[Trial]]:
 
 class Local:
     """`workers` processes at a time, on `devices` (cpu, gpu, tpu or the best there is); runs that share a process go
-    `together` as lm/study/together.py's HOW says."""
+    `together` as lm/run/together.py's HOW says."""
 
     def __init__(self, workers: int = 1, devices: str = "", together: str = "auto"):
         if workers < 1:

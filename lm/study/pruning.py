@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lm.study.trial import FAILED, FINISHED, MISSING, STOPPED, Result
+from lm.run.outcome import FAILED
+from lm.study.trial import FINISHED, MISSING, STOPPED, Result
 
 WARMUP = 0.25  # of a run's steps: in these none is stopped
 STARTUP = 4  # runs that have finished, below which none is stopped

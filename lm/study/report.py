@@ -16,9 +16,10 @@ from lm.page.markup import Markup, document, header, section, table, tag, write
 from lm.page.run_record import read_json
 from lm.page.tables import Table, html, markdown
 from lm.page.words import NONE, decimals, join_and, median, number, plural, signed, size
+from lm.run.outcome import PRUNED
 from lm.study import charts, tables
 from lm.study.statistics import Difference, Measured, differences, measured
-from lm.study.trial import MISSING, PRUNED, STOPPED, Result
+from lm.study.trial import MISSING, STOPPED, Result
 from lm.study.verdicts import SAME, UNKNOWN, amount, best_first, direction, extreme, title, word
 
 MOST_NAMED = 5  # arms in a sentence

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lm.run.folder import claim, write_json
-from lm.study.together import PROGRAM, groups
-from lm.study.trial import FAILED, OUTCOME, PRUNED, STOP, STOPPED, Result, Trial, read_result, write_outcome
+from lm.run.outcome import FAILED, OUTCOME, PRUNED, STOP, write_outcome
+from lm.run.together import MOST, PROGRAM, program_key
+from lm.study.trial import STOPPED, Result, Trial, read_result
 from lm.value import suggest
 
 NOTE = "study.json"
@@ -81,6 +82,14 @@ def read_results(study: Study, folder: Path) -> list[Result]:
         results |= {result.key: result for result in new}
         for key, step in (to_stop(list(results.values())) if to_stop else {}).items():
             results[key] = results[key].until(step)
+
+
+def groups(trials: Sequence[Trial]) -> list[list[Trial]]:
+    """The trials by the program that they share, in their order, at most MOST in a process."""
+    by_key: dict[str, list[Trial]] = {}
+    for trial in trials:
+        by_key.setdefault(program_key(trial.experiment), []).append(trial)
+    return [same[i : i + MOST] for same in by_key.values() for i in range(0, len(same), MOST)]
 
 
 def run(

@@ -76,9 +76,7 @@ class Ladder:
             raise ValueError(f"bootstrap={self.bootstrap}: expected at least 100 draws for an interval of 95%")
         for shape in self.shapes:
             if taken := [path for path in value.paths(shape) if path in ("steps", "seed", "name")]:
-                raise ValueError(
-                    f"a shape sets {taken[0]}: steps follow from the budget, seeds and names are the study's"
-                )
+                raise ValueError(f"a shape sets {taken[0]}: steps follow from the budget, the study sets seed and name")
         names = [arm_name(c, shape) for c in self.compute for shape in self.shapes]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"two arms are named {twice[0]!r}: two budgets or shapes are the same, or nearly so")

@@ -18,7 +18,8 @@ import numpy as np
 from scipy import stats
 
 from lm.page.words import ALPHA, LEVEL, Estimate
-from lm.study.trial import DIVERGED, FAILED, PRUNED, Result
+from lm.run.outcome import DIVERGED, FAILED, PRUNED
+from lm.study.trial import Result
 from lm.value import suggest
 
 POWER = 0.8
@@ -114,18 +115,12 @@ def _measured(arm: str, runs: Iterable[Result], measure: str) -> Measured:
 def differences(results: Sequence[Result], base: str, measure: str) -> list[Difference]:
     """How every arm but `base` differs from it in `measure`. Raises ValueError where there is no such arm, or no such
     measure."""
-    compared = uncorrected(results, base, measure)
-    return [
-        dataclasses.replace(one, p_holm=p) for one, p in zip(compared, holm([one.p for one in compared]), strict=True)
-    ]
-
-
-def uncorrected(results: Sequence[Result], base: str, measure: str) -> list[Difference]:
-    """The same, with no `p_holm`."""
     arms = measured(results, measure)
     if base not in arms:
         raise ValueError(f"no arm {base!r} to compare with: {suggest(base, arms)}")
-    return [_difference(arms[base], arm) for name, arm in arms.items() if name != base]
+    compared = [_difference(arms[base], arm) for name, arm in arms.items() if name != base]
+    corrected = holm([d.p for d in compared])
+    return [dataclasses.replace(d, p_holm=p) for d, p in zip(compared, corrected, strict=True)]
 
 
 def pairs(base: Measured, arm: Measured) -> list[tuple[int, float, float]]:
@@ -141,20 +136,14 @@ def shared(base: Measured, arm: Measured) -> Measured:
 def _difference(base: Measured, arm: Measured) -> Difference:
     both = pairs(base, arm)
     reference, ours = np.array([b for _, b, _ in both]), np.array([a for _, _, a in both])
-    low, high, p = paired(reference, ours)
-    unpaired_low, unpaired_high = unpaired(reference, ours)
+    low, high = unpaired(reference, ours)
     return Difference(
-        arm=arm.arm,
-        mean=mean(ours),
-        difference=mean(ours - reference),
-        low=low,
-        high=high,
-        p=p,
+        *(arm.arm, mean(ours), mean(ours - reference), *paired(reference, ours)),
         seeds=len(both),
         seeds_needed=seeds_needed(reference, ours),
         diverged=len(base.lost | arm.lost),
-        unpaired_low=unpaired_low,
-        unpaired_high=unpaired_high,
+        unpaired_low=low,
+        unpaired_high=high,
     )
 
 

@@ -73,8 +73,12 @@ class Sweep:
     # ------------------------------------------------------------ arms
 
     def draws(self, results: Sequence[Result] = ()) -> list[Draw]:
-        """What the arms known now are, in their order: see space.py."""
-        return self._search.draws(lambda n: self._outcomes(n, results)) if self.method == "tpe" else self._declared
+        """What is drawn for the arms known now, in their order: see space.py."""
+        if self.method == "tpe":
+            return self._search.draws(lambda n: self._outcomes(n, results))
+        if self.method == "grid":
+            return grid(self.space)
+        return (random if self.method == "random" else latin)(self.space, self.count, self.search_seed)
 
     def trials(self, results: Sequence[Result] = ()) -> list[Trial]:
         """Every arm known now at every seed, batch by batch, and in each seed by seed."""
@@ -92,14 +96,6 @@ class Sweep:
     @staticmethod
     def _arm(number: int) -> str:
         return f"{number:03d}"
-
-    @functools.cached_property
-    def _declared(self) -> list[Draw]:
-        """The arms that do not wait for others."""
-        if self.method == "grid":
-            return grid(self.space)
-        drawn_by = random if self.method == "random" else latin
-        return drawn_by(self.space, self.count, self.search_seed)
 
     @functools.cached_property
     def _search(self) -> "Search":

@@ -6,21 +6,24 @@ are written with all their digits, and one that there is not is written nan.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, fields
+from dataclasses import astuple, fields, replace
+from functools import partial
 from typing import Any
 
 from lm.machine.monitor import duration, human
 from lm.page.source import as_python, with_commas
 from lm.page.tables import Table, csv_text
 from lm.page.words import NONE, between, decimals, number, probability
-from lm.study.statistics import Difference, Measured, differences, measured, shared, uncorrected
-from lm.study.trial import DIVERGED, MISSING, PRUNED, STOPPED, Result
+from lm.run.outcome import DIVERGED, PRUNED
+from lm.study.statistics import Difference, Measured, differences, measured, shared
+from lm.study.trial import MISSING, STOPPED, Result
 from lm.study.verdicts import best_first, title, verdict, word
 
 FIRST = ("loss", "bits_per_byte")  # of the measures: those that are over all sources
 COLUMNS = tuple(field.name for field in fields(Difference))
 WIDE = 3  # columns of measures: beyond, each holds its differences too
 WHY = {MISSING: "not run yet", STOPPED: "under way, or stopped", PRUNED: "stopped early by the study"}
+code = partial(as_python, write=with_commas)
 Declared = Mapping[str, Sequence[tuple[str, Any, Any]]]  # arm -> (path, base's value, the arm's)
 
 
@@ -115,7 +118,8 @@ def sources_tables(results: Sequence[Result], base: str, measure: str) -> list[T
     for kind in kinds:
         extra = {f"{name}/{kind}": name for name in evaluations if f"{name}/{kind}" in known}
         columns = ({kind: "own"} if kind in known and kind in fair else {}) | extra
-        tables += [_columns(results, base, f"{title(kind)} by evaluation", columns, note)] if extra else []
+        table = _columns(results, base, f"{title(kind)} by evaluation", columns) if extra else None
+        tables += [replace(table, note=f"{note} {table.note}".strip())] if table else []
     for kind in fair:
         columns = {name: name.rpartition("/")[0] for name in own if name.rpartition("/")[2] == kind}
         tables += [_columns(results, base, f"{title(kind)} by source", columns)] if columns else []
@@ -129,18 +133,10 @@ def alike(results: Sequence[Result]) -> bool:
     return len({repr(of(r.trial.experiment)) for r in results}) < 2
 
 
-def _columns(results: Sequence[Result], base: str, name: str, heads: Mapping[str, str], note: str = "") -> Table:
-    """A table with a column for each measure of `heads`, under its head, and the differences to the base.
-
-    Args:
-      results: of all arms.
-      base: the arm to compare with; "" compares with none.
-      name: the table's title.
-      heads: measure -> the head of its column.
-      note: what the table says before its differences are explained.
-    """
+def _columns(results: Sequence[Result], base: str, name: str, heads: Mapping[str, str]) -> Table:
+    """A table `name` with a column for each measure of `heads`, under its head, and the differences to the base."""
     columns = {measure: measured(results, measure) for measure in heads}
-    against = {measure: {d.arm: d for d in uncorrected(results, base, measure)} if base else {} for measure in heads}
+    against = {measure: {d.arm: d for d in differences(results, base, measure)} if base else {} for measure in heads}
     widths = [d.half_width for by_arm in against.values() for d in by_arm.values()]
     digits = decimals(widths or [a.deviation for arms in columns.values() for a in arms.values()])
     narrow, rows = len(heads) > WIDE, []
@@ -152,7 +148,7 @@ def _columns(results: Sequence[Result], base: str, name: str, heads: Mapping[str
     head = ("arm", *(cell for name in heads.values() for cell in (name, *each)))
     where = f"Differences to {base}{' (in brackets)' if narrow else ''}"
     explained = f"{where}, paired by seed, with half of their 95% interval, uncorrected." if base else ""
-    return Table(name.capitalize(), head, tuple(rows), f"{note} {explained}".strip())
+    return Table(name.capitalize(), head, tuple(rows), explained)
 
 
 def _source(arm: Measured, against: Mapping[str, Difference], digits: int, base: str) -> tuple[str, ...]:
@@ -213,17 +209,13 @@ def _changes(changes: Sequence[tuple[str, Any, Any]]) -> Iterator[tuple[str, str
         for side, data in zip(values[inside], (old, new), strict=True):
             side |= {} if data is None else {path.removeprefix(f"{inside}."): data}
     for path, (old, new) in rows.items():
-        yield path, as_python(old, with_commas), as_python(new, with_commas)
+        yield path, code(old), code(new)
 
 
 def resized_table(results: Iterable[Result]) -> Table:
     """What was changed to match the arms."""
     first = {r.trial.arm: r.trial.resized for r in results}
-    rows = tuple(
-        (arm, path, as_python(old, with_commas), as_python(new, with_commas))
-        for arm, by_path in first.items()
-        for path, (old, new) in by_path.items()
-    )
+    rows = tuple((arm, path, code(old), code(new)) for arm, by in first.items() for path, (old, new) in by.items())
     return Table("What was resized", ("arm", "field", "declared", "run as"), rows, text_columns=2)
 
 

@@ -4,7 +4,6 @@ Each is an ordinary run in `runs/ARM/SEED/` of the study's folder: finished when
 experiment, whoever ran it.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,14 +12,11 @@ from typing import Any
 from lm import value
 from lm.experiment import Experiment, changed
 from lm.model import count
-from lm.page.markup import write
 from lm.page.run_record import RunRecord, read_json
+from lm.run.outcome import DIVERGED, OUTCOME, PRUNED
 
 FINISHED, MISSING, STOPPED = "finished", "missing", "stopped"  # stopped: under way, or it can go on
-FAILED, DIVERGED, PRUNED = "failed", "diverged", "pruned"  # what a run's OUTCOME says
 EVAL, EXTRA = "eval", "evaluations"  # what the names of measures begin with in metrics.jsonl
-OUTCOME = "outcome.json"  # in a run's folder: why it ended before its end
-STOP = "stop"  # in a run's folder, while it runs: the study asks it to end
 # a study compares numbers: its runs keep one checkpoint, to go on from, and write no samples
 LEAN: Mapping[str, Any] = {"keep_last": 1, "keep_best": 0, "prompts": ()}
 Resized = Mapping[str, tuple[Any, Any]]  # path -> (as declared, as run)
@@ -138,11 +134,6 @@ def read_result(trial: Trial, study: Path) -> Result:
         return replace(result, seconds=seconds)
     last = evaluations[-1][1] if evaluations else {}
     return replace(result, status=FINISHED, reason="", measures=last, seconds=seconds)
-
-
-def write_outcome(folder: Path, status: str, reason: str) -> None:
-    """Write why the run in `folder` ended."""
-    write(folder / OUTCOME, json.dumps({"status": status, "reason": reason}) + "\n")
 
 
 def measures(line: Mapping[str, Any]) -> dict[str, float]:

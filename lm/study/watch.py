@@ -12,6 +12,7 @@ from lm.machine.monitor import duration, terminal
 from lm.study.trial import FINISHED, MISSING, STOPPED, Result
 
 Show = Callable[[Sequence[Result]], None]
+STATES = {STOPPED: "running", MISSING: "waiting"}
 COLOURS = {FINISHED: "green", MISSING: "dim", STOPPED: "cyan"}
 MOST_ROWS = 40  # of the table; of a larger study those that are not finished come first
 
@@ -37,14 +38,13 @@ def render(results: Sequence[Result], measure: str, seconds: float) -> Table:
         column.justify = "right"
     first = sorted(results, key=lambda r: r.finished) if len(results) > MOST_ROWS else results
     for result in first[:MOST_ROWS]:
-        steps = result.trial.experiment.steps
+        (arm, seed), steps = result.key, result.trial.experiment.steps
         step, loss = result.curve[-1] if result.curve else (0, None)
         reached = result.evaluations[-1][1].get(measure) if result.evaluations else None
         colour = COLOURS.get(result.status, "red")
         shown.add_row(
-            result.trial.arm,
-            str(result.trial.seed),
-            f"[{colour}]{_state(result)}[/]",
+            *(arm, str(seed)),
+            f"[{colour}]{STATES.get(result.status, result.status)}[/]",
             f"{step:,}/{steps:,}" if step else "",
             "" if loss is None else f"{loss:.3f}",
             "" if reached is None else f"{reached:.4f}",
@@ -52,16 +52,12 @@ def render(results: Sequence[Result], measure: str, seconds: float) -> Table:
     return shown
 
 
-def _state(result: Result) -> str:
-    return "running" if result.status == STOPPED else "waiting" if result.status == MISSING else result.status
-
-
 def _lines(console: Console, measure: str) -> Show:
     printed: dict[tuple[str, int], str] = {}
 
     def show(results: Sequence[Result]) -> None:
         for result in results:
-            key = result.trial.arm, result.trial.seed
+            key = result.key
             if result.status in (MISSING, STOPPED) or printed.get(key) == result.status:
                 continue
             if printed or not result.finished or any(r.status in (MISSING, STOPPED) for r in results):

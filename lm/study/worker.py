@@ -2,8 +2,8 @@
 
     python -m lm.study.worker FOLDER ...
 
-Each folder has its experiment.json already. Several folders are runs that share one program (together.py). The process
-ends, after a checkpoint, when the one that started it is gone: its standard input closes.
+Each folder has its experiment.json already. Several folders are runs that share one program (lm/run/together.py). The
+process ends, after a checkpoint, when the one that started it is gone: its standard input closes.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from lm.machine import hardware
-from lm.study.trial import FAILED, write_outcome
+from lm.run.outcome import FAILED, write_outcome
 
 
 def _end_with_parent() -> None:
@@ -41,7 +41,7 @@ def work(folders: list[Path], how: str) -> int:
     """Train the runs, `how` they share a program; the exit code."""
     from lm.pretrained import read_experiment
     from lm.run.course import Interrupted
-    from lm.study.together import train
+    from lm.run.together import train
 
     try:
         train([read_experiment(folder) for folder in folders], folders, how)

@@ -1,7 +1,7 @@
 """The step of a run, with the optimizer's hyperparameters as data: runs that differ in those alone share a program.
 
 Learning rate, decay and betas are arguments of the compiled step, the schedule is a table by step, and the seed is an
-argument too. So a run computes the same bits alone and in a process with others (lm/study/together.py), and with
+argument too. So a run computes the same bits alone and in a process with others (lm/run/together.py), and with
 another learning rate it takes its program from the compilation cache.
 """
 

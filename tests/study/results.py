@@ -7,7 +7,8 @@ from pathlib import Path
 
 from lm.experiment import Experiment
 from lm.run.folder import write_json
-from lm.study.trial import FAILED, FINISHED, PRUNED, STOP, Result, Trial, write_outcome
+from lm.run.outcome import FAILED, PRUNED, STOP, write_outcome
+from lm.study.trial import FINISHED, Result, Trial
 from tests.tiny import experiment
 
 BASE = experiment(Path("texts")).replace(steps=200)

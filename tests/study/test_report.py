@@ -13,12 +13,13 @@ from lm.page import plots
 from lm.page.markup import Markup, tag
 from lm.page.source import as_python, with_commas
 from lm.page.tables import Table
+from lm.run.outcome import DIVERGED, FAILED
 from lm.study import charts
 from lm.study.ablation import Ablation
 from lm.study.report import Findings, StudyReport, first_sentence, write_study
 from lm.study.statistics import differences
 from lm.study.tables import declared_table
-from lm.study.trial import DIVERGED, FAILED, FINISHED, MISSING, Result, Trial
+from lm.study.trial import FINISHED, MISSING, Result, Trial
 from lm.text.tokenizer import Bytes, Characters
 from tests.page.test_run_report import HOSTILE, parsed
 from tests.study.results import BASE, run, runs

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from lm.run.outcome import DIVERGED, FAILED
 from lm.study import runner
-from lm.study.trial import DIVERGED, FAILED, FINISHED, MISSING, STOPPED, Result
+from lm.study.trial import FINISHED, MISSING, STOPPED, Result
 from lm.study.watch import table
 from tests.study import page
 from tests.tiny import write_texts

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
+from lm.run.outcome import DIVERGED, FAILED
 from lm.study.statistics import (
     Difference,
     differences,
@@ -21,7 +22,7 @@ from lm.study.statistics import (
     seeds_needed,
     unpaired,
 )
-from lm.study.trial import DIVERGED, FAILED, MISSING, STOPPED
+from lm.study.trial import MISSING, STOPPED
 from lm.study.verdicts import direction, verdict, word
 from tests.study.results import run, runs
 

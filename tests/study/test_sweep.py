@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.experiment import Experiment
+from lm.run.outcome import FAILED, PRUNED
 from lm.study import report, runner
 from lm.study.pruning import MedianPruner
 from lm.study.space import Choice, LogUniform, Uniform, With
 from lm.study.sweep import JOURNAL, METHODS, Sweep
-from lm.study.trial import FAILED, FINISHED, PRUNED, Result
+from lm.study.trial import FINISHED, Result
 from lm.train.optim import AdamW, Lion
 from tests.page.test_run_report import parsed
 from tests.study.results import Pretend

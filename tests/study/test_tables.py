@@ -16,9 +16,10 @@ from lm.experiment import Evaluation
 from lm.page.latex import escaped, latex
 from lm.page.tables import Table, markdown
 from lm.page.words import between, decimals, number, probability
+from lm.run.outcome import DIVERGED
 from lm.study.statistics import differences
 from lm.study.tables import COLUMNS, arms_table, differences_csv, results_csv, sources_tables
-from lm.study.trial import DIVERGED, MISSING
+from lm.study.trial import MISSING
 from lm.study.verdicts import title
 from tests.study.results import BASE, run, runs
 

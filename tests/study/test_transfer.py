@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.model.parametrisation import MuP, Parametrisation
+from lm.run.outcome import DIVERGED
 from lm.study.optimum import MOVES, TRANSFERS, lowest
 from lm.study.report import Findings, write_study
-from lm.study.together import groups
+from lm.study.runner import groups
 from lm.study.transfer import Transfer, with_rate
-from lm.study.trial import DIVERGED, FINISHED, MISSING, Result
+from lm.study.trial import FINISHED, MISSING, Result
 from lm.study.verdicts import UNKNOWN
 from lm.train.optim import AdamW, Muon, Optimizer
 from tests.tiny import experiment

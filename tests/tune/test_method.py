@@ -16,8 +16,8 @@ from lm.machine.monitor import Bar
 from lm.pretrained import read_experiment
 from lm.run import course
 from lm.run.evaluate import evaluate
+from lm.run.vmapped import obstacle
 from lm.sharding.mesh import make_mesh
-from lm.study.vmapped import unable
 from lm.train.checkpoint import Checkpoints
 from lm.train.state import new_state
 from lm.train.step import build_rollout, build_step, init_state, no_rollout, rollout_key, state_shardings
@@ -132,4 +132,4 @@ def test_pretraining_has_no_rollout_and_nothing_frozen() -> None:
 
 def test_runs_with_rollouts_take_turns(declared: Experiment, tmp_path: Path) -> None:
     run = course.Run(declared, course.claim(tmp_path, declared, ""))
-    assert unable([run]) == "each batch is made with the run's own parameters"
+    assert obstacle([run]) == "each batch is made with the run's own parameters"

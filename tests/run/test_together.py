@@ -11,11 +11,12 @@ import pytest
 
 from lm.experiment import Experiment
 from lm.run import course
+from lm.run.outcome import OUTCOME, STOP
+from lm.run.together import MOST, PROGRAM, LinesOnly, plan_execution, program_key, train
+from lm.run.vmapped import faster
 from lm.study.ablation import Ablation
 from lm.study.executors import split
-from lm.study.together import MOST, PROGRAM, Spoken, beside, groups, key, train
-from lm.study.trial import OUTCOME, STOP
-from lm.study.vmapped import faster
+from lm.study.runner import groups
 from lm.train.optim import Adafactor, AdamW, Lion, Muon
 from lm.train.schedule import WSD, Constant, Cosine
 from tests.tiny import experiment, lines, of, write_texts
@@ -52,7 +53,7 @@ ARMS: dict[str, list[dict[str, Any]]] = {
 @pytest.mark.parametrize("name", ARMS)
 def test_one_program_is_separate_runs(base: Experiment, name: str, tmp_path: Path) -> None:
     experiments = [base.replace(change) for change in ARMS[name]]
-    assert len({key(e) for e in experiments}) == 1
+    assert len({program_key(e) for e in experiments}) == 1
     for i, folder in enumerate(together(experiments, tmp_path / "together")):
         course.train(experiments[i], tmp_path / str(i))
         found, wanted = (of(lines(f), "loss") for f in (folder, tmp_path / str(i)))
@@ -82,7 +83,7 @@ def test_side_by_side_an_interruption_changes_no_bit(
     wanted = together(experiments, tmp_path / "whole", "vmap")
     with monkeypatch.context() as patch:
         once = iter([signal.SIGTERM])
-        patch.setattr(Spoken, "update", lambda _, n, *__: n == 5 and [signal.raise_signal(one) for one in once])
+        patch.setattr(LinesOnly, "update", lambda _, n, *__: n == 5 and [signal.raise_signal(one) for one in once])
         with pytest.raises(course.Interrupted):
             together(experiments, tmp_path / "cut", "vmap")
     assert all(max(of(lines(tmp_path / "cut" / str(i)), "loss")) < 12 for i in (0, 1))
@@ -100,15 +101,19 @@ def test_which_way_is_said_and_can_be_refused(
     runs.append(course.Run(experiments[1], course.claim(tmp_path / "1", experiments[1], ""), like=runs[0]))
     side_by_side, words = faster(runs)
     assert isinstance(side_by_side, bool) and "in turn" in words and "side by side" in words
-    assert beside(runs, "auto") is None and beside(runs, "turns") is None and beside(runs, "vmap") is not None
+    assert (
+        plan_execution(runs, "auto") is None
+        and plan_execution(runs, "turns") is None
+        and plan_execution(runs, "vmap") is not None
+    )
     said = capsys.readouterr().out.splitlines()
     ways = "in turn (faster on CPUs)", "in turn (as asked)", "side by side (as asked)"
     assert said == [f"{PROGRAM}2 runs, {way}" for way in ways]
     sharded = base.replace(mesh=dict(data=4, fsdp=2))
     runs = [course.Run(sharded, course.claim(tmp_path / "sharded", sharded, ""))] * 2
-    assert beside(runs, "auto") is None
+    assert plan_execution(runs, "auto") is None
     with pytest.raises(ValueError, match="mesh.fsdp splits each run over devices; --together turns can"):
-        beside(runs, "vmap")
+        plan_execution(runs, "vmap")
 
 
 @pytest.mark.parametrize("optimizer", [Muon(), Lion(), Adafactor(min_side=8)], ids=lambda o: type(o).__name__)
@@ -116,7 +121,7 @@ def test_every_optimizer_takes_its_numbers_as_data(base: Experiment, optimizer: 
     short = base.replace(steps=12, optimizer=replace(optimizer, schedule=Constant()))
     experiments = [short, short.replace(optimizer=dict(learning_rate=2 * optimizer.learning_rate, weight_decay=0.2))]
     if not optimizer.weight_decay:  # none is another program
-        assert key(experiments[0]) != key(experiments[1])
+        assert program_key(experiments[0]) != program_key(experiments[1])
         experiments[1] = short.replace(optimizer=dict(learning_rate=2 * optimizer.learning_rate))
     folders = together(experiments, tmp_path)
     course.train(experiments[1], tmp_path / "apart")

@@ -1,11 +1,11 @@
 """Runs that differ only in numbers, in one process and one compiled program.
 
 What differs between them (learning rates, decay, betas, the schedule and its length, the seed) is data of the step
-(lm/train/program.py). Each is an ordinary run in its own folder, that ends, fails or goes on by itself; start-up and
+(lm/train/program.py). Each is an ordinary run in its own folder, that ends, fails or continues by itself; start-up and
 compilation are paid once. Mixtures and initial scales are no part of the step, and may differ too.
 
 The runs take their steps in turn (turns), with the bits that they would have alone; or side by side under vmap (vmap,
-lm/study/vmapped.py), with the same numbers but for rounding. On CPUs turns are faster; elsewhere both are measured.
+lm/run/vmapped.py), with the same numbers but for rounding. On CPUs turns are faster; elsewhere both are measured.
 """
 
 import json
@@ -22,15 +22,15 @@ from lm.machine.cache import cache_dir
 from lm.machine.monitor import Bar
 from lm.machine.processes import catch_signals
 from lm.run.course import Interrupted, Run
-from lm.study.trial import DIVERGED, FAILED, PRUNED, STOP, Trial, write_outcome
-from lm.study.vmapped import Vmapped, faster, unable
+from lm.run.outcome import DIVERGED, FAILED, PRUNED, STOP, write_outcome
+from lm.run.vmapped import Vmapped, faster, obstacle
 from lm.train.loop import NotFinite
 
 MOST = 16  # runs in a process: each has its state in memory
 HOW = ("auto", "turns", "vmap")
-PROGRAM = "one program: "  # what begins the line of a process's log that says how its runs go
-Course = Generator[int, None, None]
-HOST = {
+PROGRAM = "one program: "  # what begins the line of the log that says how the runs go
+Steps = Generator[int, None, None]
+HOST = {  # fields that the step does not read
     *INERT,
     *EVERY,
     "steps",
@@ -39,10 +39,10 @@ HOST = {
     "embedding",
     "eval_tokens",
     "evaluations",
-}  # fields that the step does not see
+}
 
 
-def key(experiment: Experiment) -> str:
+def program_key(experiment: Experiment) -> str:
     """Text that experiments share exactly when one program serves them: their plain value less what may differ."""
     data = {name: field for name, field in value.plain(experiment).items() if name not in HOST}
     data["model"] = {**data["model"], "init_scale": None}
@@ -52,118 +52,111 @@ def key(experiment: Experiment) -> str:
     return json.dumps(data, sort_keys=True)
 
 
-def groups(trials: Sequence[Trial]) -> list[list[Trial]]:
-    """The trials by the program that they share, in their order, at most MOST together."""
-    by_key: dict[str, list[Trial]] = {}
-    for trial in trials:
-        by_key.setdefault(key(trial.experiment), []).append(trial)
-    return [same[i : i + MOST] for same in by_key.values() for i in range(0, len(same), MOST)]
-
-
-class Spoken(Bar):
-    """In the place of a bar: what a run says, under its name."""
+class LinesOnly(Bar):
+    """In place of a progress bar: the lines that a run prints, after its name."""
 
     def __init__(self, name: str, total_steps: int, start_step: int):
         self.name = name
 
-    def __enter__(self) -> "Spoken":
+    def __enter__(self) -> "LinesOnly":
         return self
 
     def __exit__(self, *_: object) -> None:
         pass
 
     def update(self, *_: object) -> None:
-        """Nothing: the study's table shows it."""
+        """Nothing: who started the runs shows their progress."""
 
     def say(self, what: Any) -> None:
-        """Print a text."""
+        """Print a line."""
         print(f"{self.name}: {what}", flush=True)
 
 
 def train(experiments: Sequence[Experiment], folders: Sequence[Path], how: str = "auto") -> None:
-    """Train all `experiments`, whose `key` is one, each in its folder; what cannot go on leaves word there. `how`, one
-    of HOW: in turn, side by side, or as is faster; a line that begins with PROGRAM tells.
+    """Train all `experiments`, which share a `program_key`, each in its folder; a run that cannot go on has its outcome
+    written there. They go in turn or side by side, as `how` (one of HOW) says; a line that begins with PROGRAM reports
+    the choice.
 
     Raises Interrupted after SIGTERM or SIGINT, when all have written a checkpoint."""
     hardware.set_cpu_devices(experiments[0].compute.devices)
     hardware.use_compilation_cache(cache_dir())
-    with catch_signals() as asked:
+    with catch_signals() as signals:
         began = time.time()
-        runs = list(_runs(experiments, folders))
-        for run in runs:  # each has its equal share of what it took until here
+        runs = list(_prepare(experiments, folders))
+        for run in runs:  # each has its equal share of the time until here
             run.exclude_time(time.time() - run.began - (time.time() - began) / len(runs))
-        whole = beside(runs, how) if len(runs) > 1 else None
-        courses: dict[Run, Course] = {}
+        stack = plan_execution(runs, how) if len(runs) > 1 else None
+        steps: dict[Run, Steps] = {}
         for run in runs:
-            spoken = partial(Spoken, f"{run.folder.parent.name}/{run.folder.name}")
-            courses[run] = run.steps(asked, spoken, whole.seat(run) if whole else None)
-        stopped: list[Interrupted] = []
-        while courses:
-            for run in list(courses):
+            bar = partial(LinesOnly, f"{run.folder.parent.name}/{run.folder.name}")
+            steps[run] = run.steps(signals, bar, stack.slot(run) if stack else None)
+        interrupted: list[Interrupted] = []
+        while steps:
+            for run in list(steps):
                 began = time.time()
-                goes_on = _goes_on(run.folder, courses[run], stopped)
-                _charge(None if whole and goes_on else run, courses, time.time() - began)
-                if not goes_on:
-                    del courses[run]
-            if whole:
+                continues = _should_continue(run.folder, steps[run], interrupted)
+                _charge_wall_time(None if stack and continues else run, steps, time.time() - began)
+                if not continues:
+                    del steps[run]
+            if stack:
                 began = time.time()
-                whole.go()
-                _charge(None, courses, time.time() - began)
-    if stopped:
-        raise stopped[-1]
+                stack.run_requested_step()
+                _charge_wall_time(None, steps, time.time() - began)
+    if interrupted:
+        raise interrupted[-1]
 
 
-def _goes_on(folder: Path, course: Course, stopped: list[Interrupted]) -> bool:
-    """Whether a run goes on after its next step; why not is left in its folder, or an interruption in `stopped`."""
+def _should_continue(folder: Path, steps: Steps, interrupted: list[Interrupted]) -> bool:
+    """Whether a run continues after its next step; if not, its outcome is written, or it is added to `interrupted`."""
     try:
-        next(course)
+        next(steps)
         if not (folder / STOP).exists():
             return True
-        course.close()
-        _lost(folder, PRUNED, "stopped by the study")
+        steps.close()
+        _end(folder, PRUNED, "stopped by the study")
     except StopIteration:
         pass
     except Interrupted as error:
-        stopped.append(error)
+        interrupted.append(error)
     except NotFinite as error:
-        _lost(folder, DIVERGED, str(error))
+        _end(folder, DIVERGED, str(error))
     except (ValueError, OSError) as error:
-        _lost(folder, FAILED, str(error))
+        _end(folder, FAILED, str(error))
     return False
 
 
-def _charge(whose: Run | None, runs: Iterable[Run], seconds: float) -> None:
-    """The last seconds are those of one run, or of all in equal shares: side by side they wait for one another."""
+def _charge_wall_time(whose: Run | None, runs: Iterable[Run], seconds: float) -> None:
+    """Count the last seconds to one run, or to all in equal shares: side by side they wait for one another."""
     runs = list(runs)
     for run in runs:
         if run is not whose:
             run.exclude_time(seconds * (1 - 1 / len(runs)) if whose is None else seconds)
 
 
-def _lost(folder: Path, status: str, reason: str) -> None:
-    """Leave word of a run that ends here, in its folder and in the log."""
+def _end(folder: Path, status: str, reason: str) -> None:
+    """Write the outcome of a run that ends here, and a line to the log."""
     first = next(iter(reason.splitlines()), "without a word")
     write_outcome(folder, status, first)
     print(f"{folder.parent.name}/{folder.name}: {status}, {first}", flush=True)
 
 
-def _runs(experiments: Sequence[Experiment], folders: Sequence[Path]) -> Iterator[Run]:
+def _prepare(experiments: Sequence[Experiment], folders: Sequence[Path]) -> Iterator[Run]:
     """Each run that can begin, all with the program of the first."""
     first: Run | None = None
     for experiment, folder in zip(experiments, folders, strict=True):
         try:
             run = Run(experiment, folder, like=first)
         except (ValueError, OSError) as error:
-            _lost(folder, FAILED, str(error))
+            _end(folder, FAILED, str(error))
             continue
         first = first or run
         yield run
 
 
-def beside(runs: Sequence[Run], how: str) -> Vmapped | None:
-    """What takes the runs on side by side; None, where they take turns. Raises ValueError where `how` is vmap and they
-    cannot."""
-    hindered = unable(runs)
+def plan_execution(runs: Sequence[Run], how: str) -> Vmapped | None:
+    """The stack in which the runs go side by side; None where they take turns. Raises ValueError where `how` is vmap
+    and they cannot."""
+    hindered = obstacle(runs)
     if how == "vmap" and hindered:
         raise ValueError(f"--together vmap: {hindered}; --together turns can")
     side_by_side, why = how == "vmap", "as asked"
