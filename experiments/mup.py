@@ -16,7 +16,7 @@ Measured over 3 seeds, 120 steps of 512 tokens each (13 minutes on one core): th
 parabola, its 95% interval, the loss there, and the loss at the best rate of width 64.
 
     parametrisation  width  best rate  interval          loss    at that of 64   exponent of the width in the best rate
-    MuP                 64     0.0094  0.0067 to 0.013   5.495   5.495           +0.07 (-0.07 to +0.21): stands still
+    MuP                 64     0.0094  0.0067 to 0.013   5.495   5.495           +0.07 (-0.07 to +0.21): transfers
                        128     0.0120  0.0065 to 0.022   5.343   5.345
                        256     0.0104  0.0061 to 0.018   5.269   5.264
     standard            64     0.0094  0.0067 to 0.013   5.495   5.495           -0.68 (-0.93 to -0.44): moves

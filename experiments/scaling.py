@@ -17,7 +17,7 @@ Measured (20 minutes on one busy CPU core; bits per byte, mean over the sources,
 
 The prediction fails: the median error is 5.3%, and 2 of 5 runs lie in their intervals. In runs as short as these
 (14,000 to 439,000 tokens) the loss falls by more at each doubling of the tokens: no sum of powers of N and D does, E
-comes out as 0, and the smallest size is the best at every budget, so that approach 2 finds no valley. What the report
+comes out as 0, and the smallest size is the best at every budget, so that approach 2 finds no minimum. What the report
 says, then, is that these budgets are too small for a law.
 """
 

@@ -22,9 +22,7 @@ MOST_LABELS = 8  # of options on an axis
 MOST_ROWS = 50  # of the table of arms: the best
 MOST_TIED = 5  # arms in a sentence
 FLATTERED = "The value of the best arm is flattered, as the same runs selected it: confirm it with other seeds."
-WEIGHED = (
-    "How much each setting decides whether an arm is among the best: PED-ANOVA, arXiv:2304.10255. A hint, of few arms."
-)
+WEIGHED = "Each setting's share in being among the best arms (PED-ANOVA, arXiv:2304.10255); a hint with few arms."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -217,7 +217,7 @@ def isoflop(analysis: Scaling) -> Markup:
         return Markup("")
     held = "; grey: held out" if any(p.heldout for p in analysis.points) else ""
     note = f"{title(analysis.measure)} over size, a curve a budget of FLOPs; crosses: best sizes{held}"
-    return figure("Equal FLOPs", plots.chart("isoflop", series, across="parameters", log=True), note)
+    return figure("Iso-FLOP profiles", plots.chart("isoflop", series, across="parameters", log=True), note)
 
 
 def predicted(analysis: Scaling) -> Markup:

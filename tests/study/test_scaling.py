@@ -48,7 +48,11 @@ def test_a_ladder_from_its_runs_to_its_score(tmp_path: Path) -> None:
     found = runner.run(study, tmp_path, NOTE, Pretend(loss), share=False)
     report.write_study(tmp_path, study, found, NOTE)
     page = parsed(tmp_path / "report.html").text
-    for part in ("Fitted to 3 budgets, the law predicted the 5 runs of 2 times the largest", "Equal FLOPs", "The law"):
+    for part in (
+        "Fitted to 3 budgets, the law predicted the 5 runs of 2 times the largest",
+        "Iso-FLOP profiles",
+        "The law",
+    ):
         assert part in page
     assert "The largest budget, held out" in (tmp_path / "report.md").read_text()
     assert "Predicted and measured" in page and "The law" in (tmp_path / "report.tex").read_text()
