@@ -241,6 +241,8 @@ class Transformer:
         if positions is None:
             start = offset if fresh else jnp.broadcast_to(offset, (B,))[:, None]
             positions = jnp.broadcast_to(jnp.arange(T) + start, inputs.tokens.shape)
+            if inputs.segments is not None:  # what reads the last position (Dynamic) is not to see padding
+                positions = jnp.where(inputs.segments > 0, positions, 0)
         rngs = {} if key is None else {"dropout": key}
         x = Stem(cfg, self.compute).apply({"params": stem}, inputs.tokens, positions, inputs.token_types, rngs=rngs)
         table = {name: distances[name] for name in distances if name != "layers"}

@@ -17,7 +17,8 @@ from lm.model.compute import Compute
 from lm.model.config import LayerKind, ModelConfig
 from lm.model.inputs import Inputs
 from lm.model.parts import FeedForward, LayerNorm
-from lm.model.positions import Learned, Positions
+from lm.model.positions import Learned, Positions, Rotary
+from lm.model.scaling import Dynamic
 from lm.model.transformer import Transformer
 from tests.model.reference import (
     GEMMA2,
@@ -231,6 +232,17 @@ def test_rows_of_a_cache_are_at_offsets_of_their_own(cfg: ModelConfig, compute: 
     assert kept.length.tolist() == [11, 8]
     close(np.concatenate(parts[0])[None], run(Transformer(cfg, SIMPLE), params, ids[:1]), 3e-5)
     close(np.concatenate(parts[1])[None], run(Transformer(cfg, SIMPLE), params, ids[1:, :8]), 3e-5)
+
+
+def test_padding_does_not_lengthen_a_text() -> None:
+    """The angles of Dynamic follow from the last position, of a prompt of 6 tokens in a row of 11."""
+    cfg = replace(LLAMA, positions=Rotary(100.0, Dynamic(2.0, original_context=8)))
+    model, params, ids = Transformer(cfg, SIMPLE), lively(LLAMA), tokens(LLAMA, 1, 11)
+    segments = (np.arange(11) < 6).astype(np.int32)[None]
+    expected = run(model, params, ids[:, :6])
+    close(run(model, params, ids, segments=segments)[:, :6], expected)
+    close(prefill(model, params, Inputs(ids, segments=segments))[0][:, :6], expected)
+    assert np.abs(run(model, params, ids)[:, :6] - expected).max() > 1e-3
 
 
 def test_a_windowed_layer_caches_no_more_than_its_window() -> None:
