@@ -7,6 +7,7 @@ starts sees the machine as a user's command does (but stays on the CPU, and shar
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,18 @@ os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # most of a test
 import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", DEVICES)
+
+
+MOST_MAPS = 30_000  # of a process; Linux gives it 65,530, a program takes several, and XLA crashes without one
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs() -> Iterator[None]:
+    """Lets go of compiled programs after a file of tests, where there are many."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_text().count("\n") > MOST_MAPS:
+        jax.clear_caches()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
