@@ -3,6 +3,7 @@
 import bisect
 import functools
 import glob
+import importlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -107,8 +108,7 @@ class Tfds(Source):
         return not_empty(Documents(len(records), lambda i: text_of(records[i], self.field, self.name)), self, split)
 
     def _builder(self) -> Any:
-        import tensorflow_datasets as tfds
-
+        tfds = _extra("tensorflow_datasets")
         try:
             builder = tfds.builder(self.name, data_dir=self.data_dir, file_format="array_record")
             builder.download_and_prepare()
@@ -123,6 +123,15 @@ class Tfds(Source):
     def fingerprint(self) -> str:
         info = self._builder().info
         return digest(self, info.full_name, {n: [s.num_examples, s.num_bytes] for n, s in info.splits.items()})
+
+
+def _extra(module: str) -> Any:
+    """A module of the extra "datasets". Raises ValueError, with how to install it, where it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        cure = 'pip install -e ".[datasets]"'
+        raise ValueError(f"Parquet files and TFDS data sets need the extra datasets: {cure} ({error})") from None
 
 
 def _path_of(source: Jsonl | Parquet, split: str) -> str:
@@ -162,9 +171,7 @@ def _line_starts(file: Path) -> np.ndarray:
 @functools.lru_cache(maxsize=64)
 def _parquet_starts(file: Path, field: str) -> list[int]:
     """The first row of each row group, then the number of rows."""
-    import pyarrow
-    from pyarrow import parquet
-
+    pyarrow, parquet = _extra("pyarrow"), _extra("pyarrow.parquet")
     try:
         opened = parquet.ParquetFile(file)
     except (pyarrow.ArrowInvalid, OSError) as error:
@@ -177,6 +184,4 @@ def _parquet_starts(file: Path, field: str) -> list[int]:
 
 @functools.lru_cache(maxsize=4)
 def _parquet_group(file: Path, group: int, field: str) -> Any:
-    from pyarrow import parquet
-
-    return parquet.ParquetFile(file).read_row_group(group, columns=[field]).column(0)
+    return _extra("pyarrow.parquet").ParquetFile(file).read_row_group(group, columns=[field]).column(0)

@@ -106,3 +106,12 @@ def test_a_tfds_data_set_that_is_not_there_is_one_clear_error(tmp_path: Path) ->
     with pytest.raises(ValueError, match="cannot get the TFDS data set 'no_such_set_at_all'.*network") as caught:
         Tfds("no_such_set_at_all", data_dir=str(tmp_path)).documents("train")
     assert "\n" not in str(caught.value)
+
+
+def test_what_the_extra_lacks_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    for source in (Parquet(str(tmp_path / "a.parquet")), Tfds("no_such_set", data_dir=str(tmp_path))):
+        with pytest.raises(ValueError, match=r'need the extra datasets: pip install -e "\.\[datasets\]"'):
+            source.documents("train")
