@@ -34,7 +34,9 @@ def under(cfg: ModelConfig, base: int, **others: int) -> ModelConfig:
     return replace(cfg, parametrisation=MuP(base, **others))
 
 
-GROWN = {name: cfg for name, cfg in MODELS.items() if isinstance(cfg.attention, Attention)}
+GROWN = {
+    name: cfg for name, cfg in MODELS.items() if all(isinstance(slot.mixer, Attention) for slot in cfg.slots.values())
+}
 every_model = pytest.mark.parametrize("cfg", [*GROWN.values(), PAIRED, T5], ids=[*GROWN, "bert", "t5"])
 
 
