@@ -37,6 +37,16 @@ TESTS = {
         *("logits_are_the_paper_s", "absorbed_or_expanded_it_is_the_same", "what_is_cheaper_is_done"),
     )
     + of("model/test_remat", "what_a_mixer_says_is_what_is_kept"),
+    "lm/model/delta_rule.py": of(
+        "model/test_delta",
+        *("chunks_are_the_recurrence", "one_token_after_the_other_is_the_recurrence"),
+        "padding_between_and_before_documents_is_not_read",
+    ),
+    "lm/model/delta.py": of(
+        "model/test_delta",
+        *("logits_are_the_paper_s", "padding_between_and_before_documents_is_not_read"),
+        "padding_leaves_a_row_as_it_is",
+    ),
     "lm/model/inputs.py": of("train/test_loss", "a_document_s_loss_is_its_own"),
     "lm/model/output.py": of("model/test_transformer", "bfloat16_is_close_to_float32") + RECORDED,
     "lm/model/scaling.py": ("tests/model/test_positions.py",),
@@ -240,6 +250,23 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("many queries absorb", "< self.kv_lora_rank * head", "< 2 * self.kv_lora_rank * head"),
         ("the rotated key is read as a value", "[..., : self.kv_lora_rank]", "[..., -self.kv_lora_rank :]"),
         ("low ranks are no activations", "self.qk_head_dim + self.q_lora_rank, key=key", "self.qk_head_dim, key=key"),
+    ),
+    "lm/model/delta_rule.py": (
+        ("a token corrects itself", "_matmul(k, k.swapaxes(-1, -2)), -1)", "_matmul(k, k.swapaxes(-1, -2)), 0)"),
+        ("a sign of a block's inverse", "corner = -_matmul(", "corner = _matmul("),
+        ("the state does not decay within a chunk", "[v, past * k]", "[v, k]"),
+        ("another document's state is kept", "same & jnp.tri(C, C + 1, 1", "jnp.tri(C, C + 1, 1"),
+    ),
+    "lm/model/delta.py": (
+        ("a convolution reads another document", "jnp.where(same[..., None, None], part, 0)", "part"),
+        ("the state grows", "g = -jnp.exp(", "g = jnp.exp("),
+        ("queries are not scaled", "q * self.key_dim**-0.5", "q"),
+        (
+            "groups of heads are interleaved",
+            "jnp.repeat(_unit(a), self.value_heads // self.key_heads, axis=2)",
+            "jnp.tile(_unit(a), (1, 1, self.value_heads // self.key_heads, 1))",
+        ),
+        ("padding decays the state", "if rows.real is not None:", "if False:"),
     ),
     "lm/model/stack.py": (
         ("slots share the keys of dropout", "keys[first + p :: P]", "keys[first::P]"),
