@@ -32,7 +32,7 @@ def test_the_losses_are_those_of_one_device(family: str, mesh: dict[str, int], l
         {axis for entry in a.sharding.spec if entry for axis in ((entry,) if isinstance(entry, str) else entry)}
         for a in (state.params["layers"]["0"]["query"], state.opt_state[1][0].mu["layers"]["0"]["query"])
     ]
-    if layout.get("zero") == 1:
+    if layout.get("zero_stage") == 1:
         assert "fsdp" not in split[0] and {"fsdp", "data"} <= split[1]
     else:
         assert split[0] == split[1] and {"fsdp", "context", "tensor"} <= split[0]
@@ -57,7 +57,7 @@ def constraints(text: str) -> set[str]:
 
 
 def test_the_program_has_its_constraints() -> None:
-    text = lowered("llama", {"fsdp": 2, "context": 2, "tensor": 2}, sequence=True)
+    text = lowered("llama", {"fsdp": 2, "context": 2, "tensor": 2}, sequence_parallel=True)
     found = constraints(text)
     assert '[{"fsdp"}, {"context", "tensor"}, {}]> : tensor<8x32x16xf32>' in found  # the residual stream
     assert '[{"fsdp"}, {"context"}, {"tensor"}, {}]> : tensor<8x32x8x2xf32>' in found  # queries
