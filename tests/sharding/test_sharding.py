@@ -143,9 +143,7 @@ AXES = {
 
 def test_a_dimension_that_does_not_divide_is_refused() -> None:
     odd = {"tokens": jax.ShapeDtypeStruct((5, 8), jnp.float32)}
-    with pytest.raises(
-        ValueError, match=r"'tokens'.* \(5, 8\): vocab 5 .* mesh tensor=2: .*replicated=\('vocab',\)"
-    ):
+    with pytest.raises(ValueError, match=r"'tokens'.* \(5, 8\): vocab 5 .* mesh tensor=2: .*replicated=\('vocab',\)"):
         shardings(odd, {"tokens": ("vocab", "embed")}, make_mesh(MESH))
     kept = shardings(odd, {"tokens": ("vocab", "embed")}, make_mesh(MESH), Layout(replicated=("vocab",)).rules)
     assert kept["tokens"].spec == P(None, ZERO)
