@@ -138,10 +138,11 @@ class GatedDeltaNet(Mixer):
         assert mask.causal and not mask.window and not mask.zigzag, mask  # lm/model/config.py, lm/legal.py
         old = cache or self.empty_cache(B, 0, 0, 0, compute.dtype)
         y = self._project(module, x, compute)
-        # the backward pass keeps the projections, and nothing that grows with a state's size
+        # the backward pass keeps the projections, and neither states nor matrices of chunks
         mix = jax.checkpoint(self._mix)
         read, new = mix(y, self._vectors(module), _Rows.of(mask, B, T), old.behind(mask.offset))
-        read = checkpoint_name(constrain(read, "batch", "seq", "heads", "head_dim"), "attention")
+        read = constrain(read.astype(compute.dtype), "batch", "seq", "heads", "head_dim")
+        read = checkpoint_name(read, "attention")
         gated = self.norm(module, "value_norm", read) * jax.nn.silu(y["out_gate"].astype(jnp.float32))
         inner = self.value_heads * self.value_dim
         shape, axes = (self.value_heads, self.value_dim, D), ("heads", "head_dim", "embed")

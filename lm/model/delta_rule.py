@@ -80,8 +80,8 @@ def _by_chunk(x: jax.Array, C: int, padding: Any) -> jax.Array:
 
 
 def _kept(g: jax.Array, document: jax.Array) -> jax.Array:
-    """The share [n, B, N, C, 1 + C] that token i of a chunk finds of the state before the chunk (0), and of what token
-    j of the chunk wrote (1 + j): exp(g_j+1 + ... + g_i), but nothing of a later token or of another document."""
+    """The share [n, B, N, C, 1 + C] that is left at token i of a chunk of the state before the chunk (0) and of what
+    token j of the chunk wrote (1 + j): exp(g_j+1 + ... + g_i), and nothing of a later token or of another document."""
     C = g.shape[-1]
     before = jnp.pad(document[:-1, ..., -1:], [(1, 0), *[(0, 0)] * 3])
     sums = jnp.cumsum(g, -1)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax._src.ad_checkpoint import saved_residuals
 
 from certificates.mixers import MIXERS, MixerCase
 from certificates.ours import LIMIT, mixer_outputs
@@ -219,6 +220,23 @@ def test_a_model_does_not_depend_on_chunks(chunk: int) -> None:
 )
 def test_a_model_does_not_depend_on_how_it_is_computed(compute: Compute) -> None:
     trees_close(gradients(alone(), compute.resolve("cpu")), simple(), 1e-4)
+
+
+def saved(compute: Compute) -> set[tuple[int, ...]]:
+    """The shapes of what a loss keeps of the layer's activations for its gradient."""
+    model, T = Transformer(alone(), compute), 24
+    loss = lambda p: (model(p, tokens(DELTA, 2, T)) ** 2).mean()  # noqa: E731
+    kept = (value.shape for value, source in saved_residuals(loss, model.shapes()) if "argument" not in source)
+    return {shape[1:] for shape in kept if shape[:1] == (1,) and shape[2:3] != (16,)} - {(2, T, 16)}
+
+
+def test_the_backward_pass_keeps_projections_and_no_states() -> None:
+    query, value, rate = (2, 24, 2, 6), (2, 24, 4, 3), (2, 24, 4)
+    assert saved(replace(SIMPLE, remat="names", keep=("value",))) == {value, rate}
+    assert saved(replace(SIMPLE, remat="names", keep=("query",))) == {query}
+    assert saved(replace(SIMPLE, remat="names", keep=("attention",))) == {value}
+    most = max(np.prod(shape) for shape in saved(SIMPLE))
+    assert most <= 2 * 24 * 20 and {query, value, rate} <= saved(SIMPLE)
 
 
 def test_bfloat16_is_close_to_float32() -> None:
