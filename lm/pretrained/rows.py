@@ -7,7 +7,8 @@ part of a leaf reads only that part of the file.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -184,7 +185,10 @@ def tensors(rows: Sequence[Row], shapes: Mapping[str, Shape]) -> list[Tensor]:
 
     Raises ValueError for a leaf that is in no row."""
     result = [
-        tensor for row in rows for paths, slot in _slots(row, shapes) for tensor in _of_slot(row, paths, slot, shapes)
+        tensor
+        for row in rows
+        for paths, layers in _slots(row, shapes)
+        for tensor in _of_slot(row, paths, layers, shapes)
     ]
     missing = sorted(set(shapes) - {path for tensor in result for path in tensor.paths})
     if missing:
@@ -192,21 +196,30 @@ def tensors(rows: Sequence[Row], shapes: Mapping[str, Shape]) -> list[Tensor]:
     return result
 
 
-def _slots(row: Row, shapes: Mapping[str, Shape]) -> Iterator[tuple[tuple[str, ...], tuple[int, int]]]:
-    """The row's paths in each slot that has them, with (slot, number of slots)."""
+def _slots(row: Row, shapes: Mapping[str, Shape]) -> Iterator[tuple[tuple[str, ...], range]]:
+    """The row's paths in each slot that has them, with the layers of the slot."""
     folder, star, _ = row.ours[0].partition("*")
-    slots = sorted({int(p[len(folder) :].split("/")[0]) for p in shapes if p.startswith(folder)}) if star else [0]
-    for slot in slots:
-        paths = tuple(path.replace("*", str(slot)) for path in row.ours)
+    names = {path[len(folder) :].split("/")[0] for path in shapes if path.startswith(folder)} if star else {"0"}
+    for name, layers in _layers(names).items():
+        paths = tuple(path.replace("*", name) for path in row.ours)
         if all(path in shapes for path in paths):
-            yield paths, (slot, len(slots))
+            yield paths, layers
 
 
-def _of_slot(row: Row, paths: tuple[str, ...], slot: tuple[int, int], shapes: Mapping[str, Shape]) -> Iterator[Tensor]:
+def _layers(names: Collection[str]) -> dict[str, range]:
+    """The layers of each slot of ModelConfig.slots: "first0", ... are one layer each, "0", ... repeat after them."""
+    pattern = sorted((name for name in names if name.isdecimal()), key=int)
+    first = len(names) - len(pattern)
+    return {f"first{i}": range(i, i + 1) for i in range(first)} | {
+        name: range(first + i, sys.maxsize, len(pattern)) for i, name in enumerate(pattern)
+    }
+
+
+def _of_slot(row: Row, paths: tuple[str, ...], layers: range, shapes: Mapping[str, Shape]) -> Iterator[Tensor]:
     axes = [axis for axis in ("{i}", "{e}") if axis in row.theirs]
     inner = [shapes[path][len(axes) :] for path in paths]
     for index in np.ndindex(shapes[paths[0]][: len(axes)]):
         along = dict(zip(axes, index, strict=True))
-        name = row.theirs.replace("{i}", str(slot[0] + slot[1] * along.get("{i}", 0)))
+        name = row.theirs.replace("{i}", str(layers[along.get("{i}", 0)]))
         name = name.replace("{e}", str(along.get("{e}", 0)))
         yield Tensor(name, row.conversion.theirs_shape(inner), paths, index, row.conversion)

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from lm.model.config import LayerKind
 from lm.model.families import gpt, llama, t5_v1_1
 from lm.model.parametrisation import MuP
 from lm.model.transformer import Transformer
@@ -119,6 +120,19 @@ def test_what_was_trained_under_mup_goes_out_as_an_ordinary_model(tmp_path: Path
     assert (tmp_path / "mup" / SINGLE).read_bytes() == (tmp_path / "standard" / SINGLE).read_bytes()
     with pytest.raises(ValueError, match="none of .* can express this model"):
         model(llama(**SIZES, tied=True, parametrisation=MuP(4))).save(tmp_path / "tied")
+
+
+def test_layers_have_their_numbers_wherever_they_are_stacked(tmp_path: Path) -> None:
+    """First layers, then two that repeat: the same folder as of five layers in one stack."""
+    one = llama(**SIZES | dict(layers=5))
+    parts = replace(one, first_layers=(LayerKind(),), pattern=(LayerKind(), LayerKind()))
+    assert set(parts.slots) == {"first0", "0", "1"}
+    for cfg, folder in ((one, "one"), (parts, "parts")):
+        Pretrained(
+            cfg, Transformer(cfg, SIMPLE).init(jax.random.key(0)), ByteTokenizer(), Transformer(cfg, SIMPLE)
+        ).save(tmp_path / folder)
+    assert said(tmp_path / "one") == said(tmp_path / "parts")
+    assert (tmp_path / "one" / SINGLE).read_bytes() == (tmp_path / "parts" / SINGLE).read_bytes()
 
 
 def test_a_run_goes_out(tmp_path: Path) -> None:
