@@ -2,18 +2,23 @@
 
 `Checkpoints(directory)` is one folder of them, a subfolder a step. A checkpoint holds the arrays of a state in one flat
 dictionary keyed by path ("params.layers.attention.q"), so that a part of it can be read alone, and about.json: metrics,
-the caller's own data, and each array's shape, dtype and checksum. What does not match them is damaged, and the
-checkpoint before it is read instead. Orbax is imported when first needed: it takes part of a second.
+the caller's own data, and each array's shape, dtype and checksum. What does not match them, or is no checkpoint's
+format, is damaged: the checkpoint before it is read instead, and the damaged one is renamed, and deleted once a newer
+one is whole. Any other error in reading (a network file system, memory, permissions) is no damage: it is raised.
+Orbax is imported when first needed: it takes part of a second.
 """
 
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import math
 import os
 import sys
+import time
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -22,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from lm.machine import processes
 from lm.value import suggest
 
 T = TypeVar("T")
@@ -31,6 +37,10 @@ CURES = {
     "read": "is it the checkpoints folder of a run, and may you read it?",
 }
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that is still being written
+DAMAGED = ".damaged"  # after the step, in the name of a folder that was set aside
+# the statuses of TensorStore that say what the bytes are, not how they were reached
+FORMAT_ERRORS = ("DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "NOT_FOUND", "OUT_OF_RANGE")
+ATTEMPTS, PAUSE_SECONDS = 3, 2.0  # to read a checkpoint where the error is no damage
 
 
 def _warn(line: str) -> None:
@@ -131,32 +141,55 @@ class Checkpoints:
         if self._started:
             try:
                 self.wait()
+                if self._cleaned and processes.is_first():
+                    self._delete_set_aside()
             finally:
                 self.__dict__.pop("_manager").close()
 
     def _clean(self) -> None:
-        """Delete what a killed run left half written, and damaged checkpoints, whose steps will be saved again."""
-        for step in sorted(self._damaged & set(self._manager.all_steps())):
-            self._manager.delete(step)
+        """Delete what a killed run left half written, and set damaged checkpoints aside, whose steps will be saved
+        again. All processes."""
+        if self._damaged or not self._cleaned:
+            processes.on_first_process("clean checkpoints", self._tidy)
+        if self._damaged:
+            self._manager.reload()
         self._damaged.clear()
-        if not self._cleaned and jax.process_index() == 0:
-            for path in self._manager.directory.iterdir():
-                if UNFINISHED in path.name:
-                    path.rmtree()
         self._cleaned = True
+
+    def _tidy(self) -> None:
+        folder = self._manager.directory
+        for step in sorted(self._damaged & set(self._manager.all_steps())):
+            names = (f"{step}{DAMAGED}{n or ''}" for n in itertools.count())
+            (folder / str(step)).rename(next(folder / name for name in names if not (folder / name).exists()))
+        for path in folder.iterdir():
+            if UNFINISHED in path.name:
+                path.rmtree()
+
+    def _delete_set_aside(self) -> None:
+        """Delete the damaged checkpoints that a whole one is not older than."""
+        with self._explained("write"):
+            newest = max(self._manager.all_steps(), default=-1)
+            for path in self._manager.directory.iterdir():
+                step, is_damaged, _ = path.name.partition(DAMAGED)
+                if is_damaged and step.isdigit() and int(step) <= newest:
+                    path.rmtree()
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Which of `checkpoints`, oldest first, to keep: Orbax's preservation policy."""
         steps = [checkpoint.step for checkpoint in checkpoints]
-        scored = [step for step in steps if math.isfinite(self._score_of(step))]
-        best = sorted(scored, key=self._score_of)[: self.keep_best]
-        return [step in best or step in steps[-self.keep_last :] for step in steps]
+        scores = {step: self._score_of(step) for step in steps}
+        known = {step: score for step, score in scores.items() if score is not None and math.isfinite(score)}
+        best = sorted(known, key=known.__getitem__)[: self.keep_best]
+        return [step in best or step in steps[-self.keep_last :] or scores[step] is None for step in steps]
 
-    def _score_of(self, step: int) -> float:
+    def _score_of(self, step: int) -> float | None:
+        """The metric of a checkpoint, infinite where it has none; None where it cannot be read at the moment."""
         if step not in self._scores:
             try:
                 self._scores[step] = _score(self._about(step), self.metric)
-            except Exception:  # damaged: not among the best
+            except Exception as error:
+                if not _is_damage(error):
+                    return None
                 self._scores[step] = math.inf
         return self._scores[step]
 
@@ -167,15 +200,15 @@ class Checkpoints:
 
         `abstract` is a state of ShapeDtypeStructs, whose shardings place the arrays whatever mesh they were saved from;
         or a dictionary of some of a state's parts, {"params": ...}, to read those alone. Raises ValueError where there
-        is no checkpoint, none is intact, or the newest has arrays of other names, shapes or dtypes."""
+        is no checkpoint, none is intact, the newest has arrays of other names, shapes or dtypes, or cannot be read for
+        another reason than damage."""
         wanted, failures = _flat(abstract), []
         for step in reversed(self.steps()):
             try:
-                about = self._about(step)
-                mismatch = _mismatch(wanted, about["arrays"])
-                if not mismatch:
-                    state = self._read(step, abstract, wanted, about["arrays"])
+                state, extra, mismatch = self._patiently(functools.partial(self._load, step, abstract, wanted))
             except Exception as error:
+                if not _is_damage(error):
+                    raise ValueError(self._unreadable(step, error)) from error
                 failures.append((step, _first_line(error)))
                 continue
             if mismatch:
@@ -185,9 +218,35 @@ class Checkpoints:
                 self.warn(
                     f"checkpoint {damaged} in {self.directory} is damaged ({reason}): going back to checkpoint {step}"
                 )
-            return state, about["extra"], step
+            return typing.cast(T, state), extra, step
         reasons = "".join(f"; checkpoint {step} is damaged ({reason})" for step, reason in failures)
         raise ValueError(f"no checkpoint to read in {self.directory}{reasons}: start over in an empty folder")
+
+    def _load(self, step: int, abstract: T, wanted: dict[str, Any]) -> tuple[T | None, dict[str, Any], str]:
+        """The state and the caller's data of a checkpoint; or how its arrays are others than those `wanted`."""
+        about = self._about(step)
+        mismatch = _mismatch(wanted, about["arrays"])
+        return None if mismatch else self._read(step, abstract, wanted, about["arrays"]), about["extra"], mismatch
+
+    def _patiently(self, read: Callable[[], T]) -> T:
+        """`read()`, again after a pause where it fails by another error than damage."""
+        for attempt in range(1, ATTEMPTS):
+            try:
+                return read()
+            except Exception as error:
+                if _is_damage(error):
+                    raise
+                self.warn(f"cannot read a checkpoint in {self.directory} ({_first_line(error)}): trying again")
+            time.sleep(attempt * PAUSE_SECONDS)
+        return read()
+
+    def _unreadable(self, step: int, error: Exception) -> str:
+        older = max((s for s in self.steps() if s < step), default=None)
+        back = f", or move {self.directory}/{step} away to go back to checkpoint {older}" if older is not None else ""
+        return (
+            f"checkpoint {step} in {self.directory} cannot be read ({_first_line(error)}), which is no damage, and "
+            f"nothing was changed: try again{back}"
+        )
 
     def _about(self, step: int) -> dict[str, Any]:
         about = json.loads((self._manager.directory / str(step) / ABOUT / "about.json").read_text())
@@ -240,10 +299,25 @@ def _orbax() -> Any:
     return ocp
 
 
-def _first_line(error: BaseException) -> str:
-    """The first line of the original error."""
+def _is_damage(error: BaseException) -> bool:
+    """Whether an error in reading says that a checkpoint's files are missing, incomplete or altered: a checksum or
+    format that does not match. Whatever else fails may succeed later."""
+    error = _original(error)
+    status, _, rest = str(error).partition(":")
+    if status.isupper():  # TensorStore's; it names the errors of the operating system
+        return status in FORMAT_ERRORS and "OS error" not in rest
+    return isinstance(error, FileNotFoundError | ValueError | LookupError | TypeError)
+
+
+def _original(error: BaseException) -> BaseException:
     while error.__cause__:
         error = error.__cause__
+    return error
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of the original error."""
+    error = _original(error)
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return line if len(line) <= 200 else line[:197] + "..."
 

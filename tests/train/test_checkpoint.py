@@ -57,20 +57,6 @@ def same(a: Any, b: Any) -> None:
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
 
 
-@pytest.fixture
-def open_at(tmp_path: Path) -> Any:
-    """Opens the folder as often as asked, and closes what was opened."""
-    opened = []
-
-    def start(**options: Any) -> Checkpoints:
-        opened.append(Checkpoints(tmp_path / "checkpoints", **options))
-        return opened[-1]
-
-    yield start
-    for checkpoints in opened:
-        checkpoints.close()
-
-
 def filled(open_at: Callable[..., Checkpoints], *steps: int) -> Path:
     checkpoints = open_at(keep_last=len(steps))
     for step in steps:
@@ -158,94 +144,6 @@ def test_a_step_is_saved_once(open_at: Callable[..., Checkpoints]) -> None:
     checkpoints.save(at(1), extra={"first": False})
     checkpoints.wait()
     assert checkpoints.restore(abstract())[1] == {"first": True}
-
-
-def largest(folder: Path) -> Path:
-    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 4
-    path.write_bytes(data)
-
-
-HARM: dict[str, Callable[[Path], None]] = {
-    "a flipped bit": lambda folder: flip(largest(folder / "state")),
-    "a truncated file": lambda folder: largest(folder / "state").write_bytes(b"short"),
-    "a missing file": lambda folder: largest(folder / "state").unlink(),
-    "no manifest": lambda folder: (folder / "state" / "manifest.ocdbt").unlink(),
-    "no about": lambda folder: (folder / "about" / "about.json").unlink(),
-    "half an about": lambda folder: (folder / "about" / "about.json").write_text('{"step": 2, "arr'),
-    "another about": lambda folder: (folder / "about" / "about.json").write_text(
-        (folder / "about" / "about.json").read_text().replace('"tokens": 20', '"tokens": 21')
-    ),
-}
-
-
-@pytest.mark.parametrize("harm", HARM)
-def test_a_damaged_newest_falls_back_to_the_one_before(harm: str, open_at: Callable[..., Checkpoints]) -> None:
-    folder = filled(open_at, 1, 2)
-    HARM[harm](folder / "2")
-    said: list[str] = []
-    checkpoints = open_at(warn=said.append)
-    state, extra, step = checkpoints.restore(abstract())
-    same(state, at(1))
-    assert (extra, step, checkpoints.latest) == ({"tokens": 10}, 1, 1)
-    assert len(said) == 1 and "\n" not in said[0]
-    assert "checkpoint 2 in" in said[0] and "is damaged (" in said[0] and "going back to checkpoint 1" in said[0]
-    checkpoints.save(at(2), extra={"again": True})  # the run comes to that step again
-    checkpoints.wait()
-    state, extra, step = open_at(warn=pytest.fail).restore(abstract())
-    same(state, at(2))
-    assert (extra, step) == ({"again": True}, 2)
-
-
-BROKEN = """
-import sys
-import jax, jax.numpy as jnp
-from lm.train.checkpoint import Checkpoints
-
-array = jax.ShapeDtypeStruct((64, 64), jnp.float32)
-checkpoints = Checkpoints(sys.argv[1])
-print(checkpoints.restore({"params": {"w": array, "v": array}})[2])
-checkpoints.close()
-"""
-
-
-@pytest.mark.parametrize("harm", ["a truncated file", "a missing file", "no manifest"])
-def test_one_line_is_all_that_is_said(harm: str, tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path)
-    for step in (1, 2):
-        arrays = {"w": jnp.arange(4096.0).reshape(64, 64), "v": jnp.ones((64, 64))}
-        checkpoints.save(TrainState(jnp.asarray(step, jnp.int32), arrays, ()))
-    checkpoints.close()
-    HARM[harm](tmp_path / "2")
-    done = python(BROKEN, str(tmp_path))
-    assert done.stdout == "1\n" and done.returncode == 0, done.stderr
-    assert done.stderr.count("\n") == 1 and "going back to checkpoint 1" in done.stderr
-
-
-def test_any_file_of_a_checkpoint_may_be_lost(open_at: Callable[..., Checkpoints]) -> None:
-    """Whatever file is emptied, what comes back is right: the newest if the file did not matter, else the older."""
-    folder = filled(open_at, 1, 2)
-    files = sorted(p for p in (folder / "2").rglob("*") if p.is_file())
-    assert len(files) > 5
-    for path in files:
-        before = path.read_bytes()
-        path.write_bytes(b"")
-        state, _, step = open_at(warn=lambda line: None).restore({"params": abstract().params})
-        same(state, {"params": params(step)})
-        path.write_bytes(before)
-
-
-def test_none_whole_is_an_error_that_names_each(open_at: Callable[..., Checkpoints]) -> None:
-    folder = filled(open_at, 1, 2)
-    for step in "12":
-        (folder / step / "about" / "about.json").unlink()
-    with pytest.raises(ValueError, match="checkpoint 2 is damaged .* checkpoint 1 is damaged") as error:
-        open_at().restore(abstract())
-    assert "\n" not in str(error.value)
 
 
 def test_none_at_all_is_an_error_and_makes_no_folder(open_at: Callable[..., Checkpoints]) -> None:
