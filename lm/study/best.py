@@ -9,11 +9,11 @@ from lm.page import plots
 from lm.page.markup import Markup, charts, figure, section, tag, wide
 from lm.page.plots import Axis, Dots
 from lm.page.tables import Table, csv_text
-from lm.page.words import ALPHA, LEVEL, NONE, join_and
+from lm.page.words import ALPHA, LEVEL, NONE, Estimate, join_and, probability
 from lm.run.outcome import PRUNED
 from lm.study.report import Findings
 from lm.study.space import Choice, Draw, Range, Settings, Space, label, ranges
-from lm.study.statistics import Measured, differences, measured
+from lm.study.statistics import Measured, measured, pairwise, student
 from lm.study.trial import FINISHED, Result
 from lm.study.verdicts import extreme, title
 
@@ -21,17 +21,31 @@ EDGE = 0.02  # a share of a range this near to its end is at its end
 MOST_LABELS = 8  # of options on an axis
 MOST_ROWS = 50  # of the table of arms: the best
 MOST_TIED = 5  # arms in a sentence
-FLATTERED = "The value of the best arm is flattered, as the same runs selected it: confirm it with other seeds."
+FLATTERED = (
+    "The same runs selected the best arm, so its mean is flattered: confirm it with other seeds. Intervals and p are "
+    "corrected for the choice: the intervals hold for all arms at once (Student's t, Bonferroni), and p is that of the "
+    "paired t-test against the best arm after Holm's correction over all pairs of arms."
+)
 WEIGHED = "Each setting's share in being among the best arms (PED-ANOVA, arXiv:2304.10255); a hint with few arms."
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArmResult(Measured):
-    """An arm with what was drawn for it, its `settings`, and the `status` of a run that did not finish, if any."""
+    """An arm with what was drawn for it, its `settings`, and the `status` of a run that did not finish, if any.
+
+    `among` is the number of arms that the best was chosen from. `p` says how surely the arm differs from the best: that
+    of their paired t-test after Holm's correction over all pairs of arms; nan where there is no test."""
 
     drawn: Draw
     settings: Settings
     status: str
+    among: int
+    p: float
+
+    @property
+    def estimate(self) -> Estimate:
+        """The mean with an interval that holds although the arm may have been chosen by these values."""
+        return student(list(self.values.values()), self.among)
 
 
 @dataclass(frozen=True)
@@ -54,11 +68,18 @@ class Best:
         first, early = self.arms[0], sum(one.status == PRUNED for one in self.arms)
         text = f"Of {len(self.arms)} arms{f', {early} of them stopped early' if early else ''}, {first.arm} has the "
         text += f"{extreme(self.sign)} {title(self.measure)}: {first.mean:.4g} "
-        text += f"{first.estimate.over_seeds(len(first.values))}, with "
+        text += f"{self._interval()}, with "
         text += f"{join_and(f'{path} {_short(one)}' for path, one in first.settings.items())}."
         text += f" The data do not tell it from {join_and(self.tied, MOST_TIED)}." if self.tied else ""
         edges = [f" Its {path} is at the end of the range: the best may lie beyond." for path in self.edges]
         return text + "".join(edges)
+
+    def _interval(self) -> str:
+        """That of the best arm, in brackets."""
+        first = self.arms[0]
+        told = first.estimate.over_seeds(len(first.values))
+        corrected = len(first.values) > 1 and first.among > 1
+        return told.replace(")", f", corrected for the choice among {first.among} arms)") if corrected else told
 
 
 def best(
@@ -76,21 +97,31 @@ def best(
     Raises:
       ValueError: no run has finished, or none has the measure.
     """
-    reached = measured(results, measure)
-    arms = sorted(
-        (
-            ArmResult(**vars(one), drawn=drawn, settings=known, status=_status(arm, results, measure))
-            for arm, (drawn, known) in chosen.items()
-            for one in [reached.get(arm, Measured(arm))]
-        ),
-        key=lambda one: (one.status != FINISHED, not one.values, -sign * one.mean if one.values else 0.0),
+    found, every = measured(results, measure), ranges(space)
+    status = {arm: _status(arm, results, measure) for arm in chosen}
+    reached = sorted(
+        (found.get(arm, Measured(arm)) for arm in chosen),
+        key=lambda one: (status[one.arm] != FINISHED, not one.values, -sign * one.mean if one.values else 0.0),
     )
-    if not arms or not arms[0].values:
+    if not reached or not reached[0].values:
         raise ValueError("no run has finished")
-    done, first, every = [one for one in arms if one.status == FINISHED], arms[0], ranges(space)
+    begun = [one for one in reached if one.values or one.lost]
+    p = dict(zip((one.arm for one in begun), pairwise(begun)[0], strict=True))
+    arms = tuple(
+        ArmResult(
+            **vars(one),
+            drawn=drawn,
+            settings=known,
+            status=status[one.arm],
+            among=len(begun),
+            p=float(p.get(one.arm, math.nan)),
+        )
+        for one in reached
+        for drawn, known in [chosen[one.arm]]
+    )
+    done, first = [one for one in arms if one.status == FINISHED], arms[0]
     edges = tuple(name for name, drawn in first.drawn.items() if _at_edge(every[name], drawn))
-    tied, weighed = _tied(results, done, first, measure), _weigh(done, space, sign)
-    return Best(measure, sign, tuple(arms), every, tied, weighed, edges)
+    return Best(measure, sign, arms, every, _tied(done, first), _weigh(done, space, sign), edges)
 
 
 def _status(arm: str, results: Sequence[Result], measure: str) -> str:
@@ -102,14 +133,9 @@ def _status(arm: str, results: Sequence[Result], measure: str) -> str:
     return FINISHED if len(known) == len(runs) > 0 else "without a value"
 
 
-def _tied(results: Sequence[Result], done: Sequence[ArmResult], first: ArmResult, measure: str) -> tuple[str, ...]:
-    """The arms that a paired t-test with Holm's correction does not tell from the first; none with one seed, which
-    leaves it open."""
-    if len(first.values) < 2:
-        return ()
-    arms = {one.arm for one in done} | {first.arm}
-    compared = differences([r for r in results if r.trial.arm in arms], first.arm, measure)
-    return tuple(one.arm for one in compared if not one.p_holm < ALPHA)
+def _tied(done: Sequence[ArmResult], first: ArmResult) -> tuple[str, ...]:
+    """The arms that are not told from the first; none with one seed, which leaves it open."""
+    return tuple(one.arm for one in done if one.arm != first.arm and not one.p < ALPHA and len(first.values) > 1)
 
 
 def _weigh(done: Sequence[ArmResult], space: Space, sign: int) -> Mapping[str, float] | str:
@@ -151,10 +177,11 @@ def _table(analysis: Best) -> Table:
             *(_short(one.settings[path]) if path in one.settings else NONE for path in paths),
             f"{one.mean:.4g}" if one.values else NONE,
             one.estimate.span(),
+            probability(one.p),
         )
         for one in analysis.arms[:MOST_ROWS]
     )
-    head = ("arm", "status", *paths, title(analysis.measure), f"{LEVEL:.0%} interval")
+    head = ("arm", "status", *paths, title(analysis.measure), f"{LEVEL:.0%} interval", "p")
     return Table("Arms, the best first", head, rows, FLATTERED, text_columns=2)
 
 
@@ -168,13 +195,16 @@ def _importance(analysis: Best) -> Iterator[Markup | Table]:
 
 
 def _record(analysis: Best) -> str:
-    """A row an arm, in their order: its settings, and what it reached."""
+    """A row an arm, in their order: its settings, what it reached, and p_holm against the best."""
     paths = sorted({path for one in analysis.arms for path in one.settings})
     rows = [
-        [one.arm, one.status, *(_cell(one.settings.get(p)) for p in paths), len(one.values), *astuple(one.estimate)]
+        [
+            *(one.arm, one.status, *(_cell(one.settings.get(path)) for path in paths)),
+            *(len(one.values), *astuple(one.estimate), one.p),
+        ]
         for one in sorted(analysis.arms, key=lambda one: one.arm)
     ]
-    return csv_text(["arm", "status", *paths, "seeds", "mean", "low", "high"], rows)
+    return csv_text(["arm", "status", *paths, "seeds", "mean", "low", "high", "p_holm"], rows)
 
 
 def _cell(setting: Any) -> Any:

@@ -2,20 +2,22 @@
 
 Runs of one seed share the order of the data and the first values of the parameters, so a good part of what moves a
 result from seed to seed moves all arms alike. Differences are therefore formed seed by seed, and tested as pairs
-(Student's t). Several arms are several chances to be fooled: their p-values are corrected (Holm). The distributions
-are scipy's; which runs they get, and where there is no result, is ours. The words are in verdicts.py.
+(Student's t). Several arms are several chances to be fooled: their p-values are corrected (Holm). Where the data chose
+the arm that the others are compared with, as in a sweep, every pair is a chance. The distributions are scipy's; which
+runs they get, and where there is no result, is ours. The words are in verdicts.py.
 """
 
 import bisect
 import contextlib
 import dataclasses
+import itertools
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from lm.page.words import ALPHA, LEVEL, Estimate
 from lm.run.outcome import DIVERGED, FAILED, PRUNED
@@ -156,11 +158,38 @@ def mean(values: Iterable[float]) -> float:
 # ---------------------------------------------------------------- intervals and tests
 
 
-def student(values: Sequence[float]) -> Estimate:
-    """The mean of `values` and its interval, mean ± t(0.975, n - 1) s / sqrt(n) (Student 1908)."""
+def student(values: Sequence[float], among: int = 1) -> Estimate:
+    """The mean of `values` and its interval, mean ± t(1 - 0.025 / among, n - 1) s / sqrt(n) (Student 1908).
+
+    The intervals of `among` means hold for all of them at once with 95% (Bonferroni), and therefore for whichever of
+    them the same values selected. That of one mean alone does not: the least of 16 equal means lies outside it in 10 to
+    20% of the cases."""
     n, middle = len(values), mean(values)
-    half = float(stats.t.ppf(1 - ALPHA / 2, n - 1) * np.std(values, ddof=1) / n**0.5) if n > 1 else math.nan
+    half = float(stats.t.isf(ALPHA / (2 * among), n - 1) * np.std(values, ddof=1) / n**0.5) if n > 1 else math.nan
     return Estimate(middle, middle - half, middle + half)
+
+
+def pairwise(arms: Sequence[Measured]) -> np.ndarray:
+    """P-values [arms, arms] of the paired t-tests of every two arms, after Holm's correction over all pairs: they hold
+    for the pairs with whichever arm the data selected. Nan where there is no test, which counts as one all the same, as
+    the arm might have been selected; the diagonal is nan."""
+    corrected = np.full((len(arms), len(arms)), math.nan)
+    pairs = list(itertools.combinations(range(len(arms)), 2))
+    tests = [_paired_p(arms[i], arms[j]) for i, j in pairs]
+    for (i, j), p, test in zip(pairs, holm([1.0 if math.isnan(p) else p for p in tests]), tests, strict=True):
+        corrected[i, j] = corrected[j, i] = p if math.isfinite(test) else math.nan
+    return corrected
+
+
+def _paired_p(base: Measured, arm: Measured) -> float:
+    """The p-value of `paired`, without its interval: a sweep has thousands of pairs."""
+    both = pairs(base, arm)
+    reference, ours = np.array([b for _, b, _ in both]), np.array([a for _, _, a in both])
+    if len(both) < 2 or _constant(reference, ours):
+        return 1.0 if len(both) > 1 and np.array_equal(reference, ours) else math.nan
+    with _quiet():
+        t = np.mean(ours - reference) / np.std(ours - reference, ddof=1) * len(both) ** 0.5
+        return float(2 * special.stdtr(len(both) - 1, -abs(t)))
 
 
 def paired(base: np.ndarray, arm: np.ndarray) -> tuple[float, float, float]:

@@ -18,8 +18,10 @@ from lm.study.statistics import (
     holm,
     measured,
     paired,
+    pairwise,
     power,
     seeds_needed,
+    student,
     unpaired,
 )
 from lm.study.trial import MISSING, STOPPED
@@ -121,6 +123,33 @@ def test_holm_as_statsmodels(p_values: list[float], corrected: list[float]) -> N
 def test_holm_over_the_arms() -> None:
     found = differences(runs({"base": A, "arm": B, "same": A, "one": {0: 2.0}}), "base", "loss")
     assert [d.p_holm for d in found[:2]] == pytest.approx(by_hand([found[0].p, 1.0])) and math.isnan(found[2].p_holm)
+
+
+def test_every_pair_of_arms_is_a_test_where_the_data_chose_the_best() -> None:
+    arms = measured(runs({"a": A, "b": B, "same": A, "one": {0: 2.0}}), "loss")
+    found = pairwise(list(arms.values()))
+    alone = [paired(np.array(list(A.values())), np.array(list(B.values())))[2], 1.0]
+    # six pairs, the three with the arm of one seed are no tests, and count
+    wanted = dict(zip("abcd", by_hand([alone[0], alone[0], 1.0, 1.0, 1.0, 1.0]), strict=False))
+    assert found[0, 1] == found[1, 0] == pytest.approx(wanted["a"]) and found[1, 2] == pytest.approx(wanted["b"])
+    assert found[0, 2] == 1 and np.isnan(found[3]).all() and np.isnan(np.diag(found)).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(samples)
+def test_a_pair_of_arms_is_a_paired_t_test(pairs: list[tuple[float, float]]) -> None:
+    a, b = (dict(enumerate(values)) for values in zip(*pairs, strict=True))
+    found = pairwise(list(measured(runs({"a": a, "b": b}), "loss").values()))
+    p = paired(np.array(list(a.values())), np.array(list(b.values())))[2]
+    assert found[0, 1] == pytest.approx(p, rel=1e-6, abs=1e-12, nan_ok=True)
+
+
+def test_intervals_of_several_means_are_bonferroni_s() -> None:
+    one, of_ten = student([1.0, 2.0, 4.0]), student([1.0, 2.0, 4.0], 10)
+    deviation = np.std([1.0, 2.0, 4.0], ddof=1) / 3**0.5
+    assert one.half_width == pytest.approx(4.30265273 * deviation)
+    assert of_ten.half_width == pytest.approx(14.08904727 * deviation)  # t(0.9975, 2), of Student's table
+    assert one.value == of_ten.value == pytest.approx(7 / 3)
 
 
 @settings(max_examples=30, deadline=None)

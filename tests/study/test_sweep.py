@@ -15,10 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.experiment import Experiment
+from lm.page.words import probability
 from lm.run.outcome import FAILED, PRUNED
 from lm.study import report, runner
 from lm.study.pruning import MedianPruner
 from lm.study.space import Choice, LogUniform, Uniform, With
+from lm.study.statistics import pairwise, student
 from lm.study.sweep import JOURNAL, METHODS, Sweep
 from lm.study.trial import FINISHED, Result
 from lm.train.optim import AdamW, Lion
@@ -71,6 +73,29 @@ def test_a_sweep_from_its_arms_to_its_report(method: str, tmp_path: Path) -> Non
     assert "Arms, the best first" in (tmp_path / "report.md").read_text() and all(
         (tmp_path / f).exists() for f in FILES
     )
+
+
+def test_intervals_and_p_are_corrected_for_the_choice_of_the_best(tmp_path: Path) -> None:
+    """In the headline, the table and settings.csv alike."""
+
+    def noisy(e: Experiment) -> float:
+        drawn = np.random.default_rng([e.seed, int(e.name)])
+        return 2.0 + (0.5 if e.name == "003" else 0.0) + 0.01 * drawn.normal()
+
+    study = sweep("random", seeds=range(5), count=6)
+    found = done(study, tmp_path, Pretend(noisy))
+    analysis = study.analyse(found)
+    first = analysis.arms[0]
+    interval = student(list(first.values.values()), 6)
+    told = f"(95% interval {interval.span()}, 5 seeds, corrected for the choice among 6 arms)"
+    p = dict(zip([one.arm for one in analysis.arms], pairwise(analysis.arms)[0], strict=True))
+    assert p["003"] < 0.05 and set(analysis.tied) == {arm for arm in p if arm not in ("003", first.arm)}
+    assert told in analysis.headline and told in (tmp_path / "report.md").read_text()
+    for row in csv.DictReader((tmp_path / "settings.csv").read_text().splitlines()):
+        own = student([r.measures["loss"] for r in found if r.trial.arm == row["arm"]], 6)
+        assert (float(row["low"]), float(row["high"])) == pytest.approx((own.low, own.high))
+        assert float(row["p_holm"]) == pytest.approx(p[row["arm"]], nan_ok=True)
+        assert f"{own.span()}{probability(p[row['arm']])}" in parsed(tmp_path / "report.html").text
 
 
 def test_along_each_range_a_latin_hypercube_has_an_arm_in_each_part() -> None:
