@@ -14,12 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.decode.sampling import Sampling, row_keys
+from lm.decode.sampling import NONE, Sampling, row_keys
 from lm.model.cache import Cache
 from lm.model.inputs import Inputs
 from lm.model.transformer import Params, Transformer
 
 CHUNK = 16  # tokens drawn between two looks of the host
+
+
+class NonFiniteLogits(ValueError):
+    """The logits of a row were NaN or infinite, so that no token could be drawn."""
 
 
 @jax.tree_util.register_dataclass
@@ -103,8 +107,9 @@ def stream(
       seed: of the draws.
       encoder: what the encoder reads, a row a prompt, where the model has one.
 
-    Raises ValueError for an empty prompt, an id outside the vocabulary, or a prompt that leaves no room in the
-    context."""
+    Raises:
+      ValueError: for an empty prompt, an id outside the vocabulary, or a prompt that leaves no room in the context.
+      NonFiniteLogits: after the tokens before it, naming the first token that could not be drawn."""
     check_prompts(prompts, model.cfg.vocab, model.cfg.context, max_new_tokens)
     if max_new_tokens == 0:
         return
@@ -125,6 +130,12 @@ def stream(
             end = next((j for j, t in enumerate(ids) if t in stop), len(ids))
             rows.append([] if stopped[i] else ids[:end])
             stopped[i] |= end < len(ids)
+        if undrawn := [row.index(NONE) for row in rows if NONE in row]:
+            token = max_new_tokens - left + min(undrawn) + 1
+            raise NonFiniteLogits(
+                f"the logits of new token {token} are NaN or infinite: the model's parameters are not finite, or too "
+                "large for its activations' dtype (try compute.dtype=float32)"
+            )
         left -= size
         yield rows
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 NEAR = 1024  # a nucleus of up to so many tokens is found without sorting the vocabulary
+NONE = -1  # in place of a token, where the logits say nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +38,19 @@ class Sampling:
         return self.temperature == 0 or self.top_k == 1
 
     def __call__(self, logits: jax.Array, key: jax.Array) -> jax.Array:
-        """Logits [B, V] -> tokens [B] int32. Logits of -inf are never drawn.
+        """Logits [B, V] -> tokens [B] int32. Logits of -inf are never drawn; a row whose maximum is not finite (NaN
+        among its logits, or nothing to draw) gets NONE.
 
         `key` is one for the batch, of which row i takes fold_in(key, i), or one a row [B]."""
+        most = jnp.max(logits, axis=-1)
+        return jnp.where(jnp.isfinite(most), self._choose(logits, most, key), NONE)
+
+    def _choose(self, logits: jax.Array, most: jax.Array, key: jax.Array) -> jax.Array:
+        """Tokens [B] for rows whose maximum `most` [B] is finite."""
         if self.greedy:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        logits = logits.astype(jnp.float32)
         # the maximum goes first: a tiny temperature then gives -inf, not inf - inf
-        logits = (logits - jnp.max(logits, axis=-1, keepdims=True)) / self.temperature
+        logits = (logits.astype(jnp.float32) - most[:, None].astype(jnp.float32)) / self.temperature
         keys = row_keys(key, logits.shape[0])
         vocab = logits.shape[-1]
         width = min(self.top_k or vocab, vocab)

@@ -26,7 +26,8 @@ class Experts(FeedForward):
     logits, weighted by the softmax over those (`renormalize`) or over all.
 
     `load_balance_weight` is that of the load-balancing loss (2101.03961, equation 4, summed over the choices as Mixtral
-    has it), `router_z_weight` that of the router's z-loss (2202.08906, equation 5)."""
+    has it), `router_z_weight` that of the router's z-loss (2202.08906, equation 5). Both are statistics of all
+    tokens of a batch, on all devices and without padding; with micro-batches (`accumulate`), of each micro-batch."""
 
     experts: int = 8
     top_k: int = 2
@@ -40,9 +41,11 @@ class Experts(FeedForward):
         if not 1 <= self.top_k <= self.experts:
             raise ValueError(f"ffn.top_k={self.top_k} of ffn.experts={self.experts}: expected 1 to {self.experts}")
 
-    def __call__(self, module: nn.Module, x: jax.Array, compute: Compute, depth: int) -> jax.Array:
+    def __call__(
+        self, module: nn.Module, x: jax.Array, compute: Compute, depth: int, is_token: jax.Array | None = None
+    ) -> jax.Array:
         D, E, F = x.shape[-1], self.experts, self.mlp
-        weights, expert = self._route(module, x)  # [B, T, C] both
+        weights, expert = self._route(module, x, is_token)  # [B, T, C] both
         arrays: dict[str, jax.Array] = {}
         axes: dict[str, tuple[str, ...]] = {}
         for name in (*self.inputs, "down"):
@@ -111,7 +114,7 @@ class Experts(FeedForward):
             y = psum_scatter(y, "expert", 0)
         return psum(y, "tensor") if F < self.mlp else y
 
-    def _route(self, module: nn.Module, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _route(self, module: nn.Module, x: jax.Array, is_token: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """The weights and numbers [B, T, C] of the experts of tokens x [B, T, D], in float32."""
         D, E = x.shape[-1], self.experts
         router = param(module, "router", (D, E), ("embed", None), fan_in(D))
@@ -119,16 +122,24 @@ class Experts(FeedForward):
         if self.router_bias:
             logits = add_bias(module, "router_bias", logits, (None,))
         top, expert = jax.lax.top_k(logits, self.top_k)
+        mean = partial(_mean, is_token=is_token)
         log_z = jax.nn.logsumexp(top if self.renormalize else logits, axis=-1, keepdims=True)
         if self.load_balance_weight:
-            share = jax.nn.one_hot(expert, E).sum(2).mean((0, 1))  # of the tokens that each expert gets: no gradient
-            router_probs = jax.nn.softmax(logits).mean((0, 1))
+            share = mean(jax.nn.one_hot(expert, E).sum(2))  # of the tokens that each expert gets: no gradient
+            router_probs = mean(jax.nn.softmax(logits))
             add_aux_loss(module, "balance", self.load_balance_weight * E * (share * router_probs).sum())
         if self.router_z_weight:
-            add_aux_loss(
-                module, "router_z", self.router_z_weight * jnp.square(jax.nn.logsumexp(logits, axis=-1)).mean()
-            )
+            z = jax.nn.logsumexp(logits, axis=-1)
+            add_aux_loss(module, "router_z", self.router_z_weight * mean(jnp.square(z)))
         return jnp.exp(top - log_z), expert
+
+
+def _mean(values: jax.Array, is_token: jax.Array | None) -> jax.Array:
+    """The mean of values [B, T, ...] over tokens that are not padding."""
+    if is_token is None:
+        return values.mean((0, 1))
+    mask = is_token.astype(values.dtype)
+    return jnp.einsum("bt,bt...->...", mask, values) / jnp.maximum(mask.sum(), 1)
 
 
 def _gathered(w: jax.Array, axes: tuple[str, ...], width: int) -> jax.Array:

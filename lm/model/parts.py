@@ -121,8 +121,17 @@ class FeedForward:
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"unknown activation {self.activation!r}: {suggest(self.activation, ACTIVATIONS)}")
 
-    def __call__(self, module: nn.Module, x: jax.Array, compute: Compute, depth: int) -> jax.Array:
-        """x [B, T, D] -> [B, T, D]; `depth` layers share the residual stream's variance (GPT-2's initial values)."""
+    def __call__(
+        self, module: nn.Module, x: jax.Array, compute: Compute, depth: int, is_token: jax.Array | None = None
+    ) -> jax.Array:
+        """x [B, T, D] -> [B, T, D], token by token.
+
+        Args:
+          module: the layer, in which parameters are declared.
+          x: [B, T, D].
+          compute: how it is computed.
+          depth: layers that share the residual stream's variance (GPT-2's initial values).
+          is_token: [B, T], true for tokens and false for padding, which no statistic counts; None: all are tokens."""
         D, F = x.shape[-1], self.mlp
 
         weights = [param(module, name, (D, F), ("embed", "mlp"), fan_in(D)) for name in self.inputs]

@@ -40,6 +40,11 @@ class Mask:
     zigzag: bool = False
     key_positions: jax.Array | None = None
 
+    @property
+    def is_token(self) -> jax.Array | None:
+        """[B, T] booleans, false for queries that are padding; None where there are no segments."""
+        return None if self.query_segments is None else self.query_segments > 0
+
     def allowed(self, rows: "Span", columns: "Span") -> jax.Array | None:
         """The [B or 1, T, S] booleans of these queries and keys, or None where all are allowed."""
         keys = columns.index[None] if self.key_positions is None else columns.of(self.key_positions)

@@ -85,7 +85,7 @@ class Layer(nn.Module):
             return dropout(self, constrain_residual(y, compute), cfg.dropout)
 
         def feed(h: jax.Array) -> jax.Array:
-            y = checkpoint_name(slot.ffn(self, h, compute, cfg.layers), "mlp_out")
+            y = checkpoint_name(slot.ffn(self, h, compute, cfg.layers, inputs.mask.is_token), "mlp_out")
             return dropout(self, constrain_residual(y, compute), cfg.dropout)
 
         crossing = {"cross": cross} if inputs.encoder is not None else {}

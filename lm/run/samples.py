@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from lm.decode.generate import NonFiniteLogits
 from lm.machine import processes
 from lm.model import count
 from lm.pretrained import Pretrained
@@ -22,9 +23,12 @@ def write_samples(prepared: Prepared, params: Any, step: int, say: Callable[[str
     e = prepared.experiment
     model = Pretrained(e.model, gathered, prepared.data.tokenizer, prepared.model, step)
     samples = []
-    for sample in prepared.learner.samples(model, e):
-        say(f"--- {sample.title}:\n{sample.text}")
-        samples.append(sample)
+    try:
+        for sample in prepared.learner.samples(model, e):
+            say(f"--- {sample.title}:\n{sample.text}")
+            samples.append(sample)
+    except NonFiniteLogits as error:  # the run itself is whole
+        say(f"no more samples: {error}")
     if samples:
         texts = ("\n" + "=" * 80 + "\n").join(sample.text for sample in samples)
         (prepared.folder / "samples.txt").write_text(texts + "\n")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.decode.generate import CHUNK, extend, generate, prefill, stream
+from lm.decode.generate import CHUNK, NonFiniteLogits, extend, generate, prefill, stream
 from lm.decode.sampling import Sampling, row_keys
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig
@@ -148,3 +148,15 @@ def test_nothing_asked_nothing_given() -> None:
 def test_what_cannot_be_continued_says_why(prompts: Any, new: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         written(LLAMA, prompts, new)
+
+
+@pytest.mark.parametrize("at", [2, 20, 40])
+def test_logits_that_are_not_finite_end_the_text(at: int) -> None:
+    """With what came before them, naming the token."""
+    stem = lively(GPT)["stem"]
+    params = {**lively(GPT), "stem": {**stem, "positions": stem["positions"].at[at].set(jnp.nan)}}
+    expected, texts = written(GPT, [PROMPTS[2]], 45)[0], []
+    with pytest.raises(NonFiniteLogits, match=f"^the logits of new token {at - 1} are NaN"):
+        for rows in stream(Transformer(GPT, COMPUTE), params, [PROMPTS[2], [1]], 45, GREEDY):
+            texts.append(rows[0])
+    assert (got := sum(texts, [])) == expected[: len(got)] and len(got) == (at - 2) // CHUNK * CHUNK

@@ -51,6 +51,14 @@ def test_the_distribution_is_the_reference(s: Sampling, near: int, monkeypatch: 
     assert chi2 <= freedom + 5 * np.sqrt(2 * freedom) + 1e-9  # about five standard deviations
 
 
+@pytest.mark.parametrize("s", [Sampling(0.0), Sampling(), Sampling(top_k=2), Sampling(top_p=0.9)], ids=str)
+def test_logits_that_say_nothing_give_no_token(s: Sampling) -> None:
+    """A NaN anywhere in a row, or no finite logit in it; the rows beside it are drawn as ever."""
+    nan, inf = jnp.nan, jnp.inf
+    rows = jnp.array([[nan] * 4, [0, 1, 50, nan], [-inf] * 4, [0, inf, 0, 0], [-inf, 50, 0, -50]])
+    assert jax.jit(s)(rows, jax.random.key(0)).tolist() == [-1, -1, -1, -1, 1]
+
+
 def test_greedy_takes_the_largest_and_needs_no_luck() -> None:
     logits = jnp.asarray(np.random.default_rng(1).standard_normal((5, 40)), jnp.float32)
     for s in (Sampling(0.0), Sampling(0.0, top_k=7, top_p=0.5), Sampling(top_k=1), Sampling(1e-6)):

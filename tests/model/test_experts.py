@@ -13,6 +13,7 @@ from lm.model.compute import Compute
 from lm.model.config import LayerKind
 from lm.model.experts import Experts
 from lm.model.families import mixtral
+from lm.model.inputs import Inputs
 from lm.model.parts import FeedForward
 from lm.model.transformer import Transformer
 from lm.sharding.mesh import make_mesh
@@ -113,6 +114,22 @@ def test_the_losses_reach_the_caller_and_the_router() -> None:
     value, gradient = jax.value_and_grad(total)(lively(cfg))
     assert float(value) > 1.0 and float(jnp.abs(gradient["layers"]["0"]["router"]).max()) > 0
     assert Transformer(LLAMA, SIMPLE).hidden(lively(LLAMA), ids).losses == {}
+
+
+@pytest.mark.parametrize("more", [1, 11])
+def test_padding_counts_nothing(more: int) -> None:
+    """The router's losses and their gradients are those of the rows without padding, an empty row included."""
+    cfg = replace(CFG, layers=1, ffn=replace(CFG.ffn, load_balance_weight=1.0, router_z_weight=1.0))
+    model, params, ids = Transformer(cfg, SIMPLE), lively(cfg), tokens(cfg, 2, 11)
+    padded = jnp.pad(ids, ((0, 1), (0, more)), constant_values=3)
+    segments = jnp.pad(jnp.ones_like(ids), ((0, 1), (0, more)))
+
+    def losses(inputs: Inputs) -> Any:
+        each = lambda p: (sum((a := model.hidden(p, inputs).losses).values()), a)  # noqa: E731
+        grads, values = jax.grad(each, has_aux=True)(params)
+        return grads["layers"]["0"]["router"], values
+
+    trees_close(losses(Inputs(padded, segments=segments)), losses(Inputs(ids)), 1e-5)
 
 
 def test_dense_and_experts_in_turn() -> None:

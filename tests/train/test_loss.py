@@ -115,7 +115,8 @@ def test_what_has_no_weight_does_not_count() -> None:
 @pytest.mark.parametrize("cfg", [GPT, LLAMA], ids=["gpt", "llama"])
 def test_a_document_s_loss_is_its_own(cfg: Any) -> None:
     """Packed behind another, whatever that says, as alone; a prefix is seen from its start."""
-    loss = jax.jit(lambda data: Pretrain().build(Transformer(cfg, SIMPLE)).loss(lively(cfg), (), data, None)[0])
+    params, learner = lively(cfg), Pretrain().build(Transformer(cfg, SIMPLE))
+    loss = jax.jit(lambda data: learner.loss(params, (), data, None)[0])
     second = np.arange(T) >= 5
     packed = {
         **batch(cfg),
