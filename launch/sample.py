@@ -50,13 +50,15 @@ def run(args: argparse.Namespace) -> None:
 
     hardware.prepare(args.devices)
     from lm.decode.sampling import Sampling
+    from lm.machine import buckets
     from lm.machine.cache import cache_dir
     from lm.pretrained import is_run, load, read_experiment
 
-    if is_run(args.run_folder):
-        hardware.set_cpu_devices(read_experiment(args.run_folder).compute.devices)
+    folder = buckets.local_mirror(args.run_folder)
+    if is_run(folder):
+        hardware.set_cpu_devices(read_experiment(folder).compute.devices)
     hardware.use_compilation_cache(cache_dir())
-    model = load(args.run_folder)
+    model = load(folder)
     sampling = Sampling(args.temperature, args.top_k, args.top_p)
     others = [""] * (args.n - 1)
     stream = model.stream(args.prompt, args.max_new_tokens, sampling, args.seed, args.n)

@@ -2,23 +2,29 @@
 
 Orbax writes checkpoints to the bucket directly. The other files are small, and a bucket can neither append to a file
 nor rename a folder: so they live in a local mirror of the folder, and those that changed are uploaded before each
-checkpoint and at the end. A checkpoint in the bucket therefore never precedes the files that belong to it.
+checkpoint and at the end. A checkpoint in the bucket therefore never precedes the files that belong to it. A mirror
+belongs to one process: what another one reads of the same URL is a mirror of its own.
 """
 
 import contextlib
+import fcntl
 import hashlib
+import itertools
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from lm.machine import processes
 from lm.machine.cache import cache_dir
 
 URL_FILE = "remote.txt"  # in the mirror: the URL of the folder
 CHECKPOINTS = "checkpoints"
+LOCK, LEASE = ".lock", "lease.json"  # of who writes the folder (lm/machine/locks.py)
+NOT_MIRRORED = (URL_FILE, LOCK, LEASE)
 Stamp = tuple[int, int]  # of a file: mtime in ns, size in bytes
 _uploaded: dict[Path, dict[str, Stamp]] = {}  # mirror -> its files as the bucket has them
+_mirrors: dict[str, tuple[Path, IO[str]]] = {}  # URL -> this process's mirror, and the lock that keeps it
 
 
 def local_mirror(path: str | Path) -> Path:
@@ -28,12 +34,29 @@ def local_mirror(path: str | Path) -> Path:
     if "://" not in str(path):
         return Path(path).expanduser()
     url = str(path).rstrip("/")
-    mirror = cache_dir() / "remote" / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{processes.index()}"
+    if url not in _mirrors:
+        _mirrors[url] = _reserve(cache_dir() / "remote", hashlib.sha256(url.encode()).hexdigest()[:16])
+    mirror = _mirrors[url][0]
     shutil.rmtree(mirror, ignore_errors=True)
     mirror.mkdir(parents=True)
     (mirror / URL_FILE).write_text(url)
     download(mirror)
     return mirror
+
+
+def _reserve(mirrors: Path, name: str) -> tuple[Path, IO[str]]:
+    """The first folder `name`-0, `name`-1, ... of `mirrors` that no running process has, and the lock that keeps it."""
+    mirrors.mkdir(parents=True, exist_ok=True)
+    for n in itertools.count():
+        lock = (mirrors / f"{name}-{n}.lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return mirrors / f"{name}-{n}", lock
+        except BlockingIOError:
+            lock.close()
+        except OSError:  # a file system without locks
+            return mirrors / f"{name}-process-{os.getpid()}", lock
+    raise AssertionError
 
 
 def remote_url(folder: Path) -> str:
@@ -58,14 +81,25 @@ def download(folder: Path) -> None:
     url = remote_url(folder)
     if not url:
         return
-    with _as_value_error("read", url) as (fs, root):
+    with file_system("read", url) as (fs, root):
         fs.invalidate_cache()
         for file in fs.find(root) if fs.exists(root) else []:
-            name = file[len(root) :].strip("/")
-            if name.split("/")[0] != CHECKPOINTS:
+            name = _name_below(root, file)
+            if name.split("/")[0] not in (CHECKPOINTS, *NOT_MIRRORED):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 fs.get_file(file, str(folder / name))
     _uploaded[folder] = _stamps(folder)
+
+
+def _name_below(root: str, file: str) -> str:
+    """The path of `file` from `root` on. Raises ValueError for one that would lead out of a folder."""
+    name = file[len(root) :].removeprefix("/")
+    parts = name.split("/")
+    if not file.startswith(root) or "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
+        raise ValueError(
+            f"the object {file!r} is not named as a file of a run's folder is: remove it, nothing was written"
+        )
+    return name
 
 
 def upload(folder: Path) -> None:
@@ -74,7 +108,7 @@ def upload(folder: Path) -> None:
     if not url:
         return
     before, now = _uploaded.get(folder, {}), _stamps(folder)
-    with _as_value_error("write", url) as (fs, root):
+    with file_system("write", url) as (fs, root):
         for name in (name for name, stamp in now.items() if before.get(name) != stamp):
             fs.makedirs(f"{root}/{name}".rpartition("/")[0], exist_ok=True)
             fs.put_file(str(folder / name), f"{root}/{name}")
@@ -83,7 +117,7 @@ def upload(folder: Path) -> None:
 
 def check_writable(url: str) -> None:
     """Raises ValueError where nothing can be written to `url`."""
-    with _as_value_error("write", url) as (fs, root):
+    with file_system("write", url) as (fs, root):
         fs.makedirs(root, exist_ok=True)
         fs.pipe_file(f"{root}/.writable", b"")
         fs.rm_file(f"{root}/.writable")
@@ -91,12 +125,12 @@ def check_writable(url: str) -> None:
 
 def _stamps(folder: Path) -> dict[str, Stamp]:
     """The small files of `folder`, without those still being written."""
-    files = (f for f in sorted(folder.rglob("*")) if f.is_file() and f.suffix != ".part" and f.name != URL_FILE)
+    files = (f for f in sorted(folder.rglob("*")) if f.is_file() and f.suffix != ".part" and f.name not in NOT_MIRRORED)
     return {f.relative_to(folder).as_posix(): (f.stat().st_mtime_ns, f.stat().st_size) for f in files}
 
 
 @contextlib.contextmanager
-def _as_value_error(verb: str, url: str) -> Iterator[tuple[Any, str]]:
+def file_system(verb: str, url: str) -> Iterator[tuple[Any, str]]:
     """fsspec's file system for `url` and the path in it; any error in its use becomes a ValueError of one line."""
     extra = {"gs": "gcs", "gcs": "gcs", "s3": "s3"}.get(url.partition("://")[0])
     try:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.experiment import Experiment
-from lm.machine import buckets, hardware, processes
+from lm.machine import buckets, hardware, locks, processes
 from lm.machine.cache import cache_dir
 from lm.machine.monitor import Bar, Metrics
 from lm.machine.processes import catch_signals
@@ -51,14 +51,19 @@ def train(experiment: Experiment, workdir: str | Path, reference: str = "", comm
     has one; returns the report's path.
 
     `reference` (module:name) and `command` are recorded in the folder. Raises ValueError for what the user can cure,
-    Interrupted after SIGTERM or SIGINT, PeerLost where another process of the run died."""
+    another process that trains in the folder included; Interrupted after SIGTERM or SIGINT; PeerLost where another
+    process of the run died."""
     processes.initialize()
     hardware.set_cpu_devices(experiment.compute.devices)
     hardware.use_compilation_cache(cache_dir())
     experiment = experiment.on(jax.device_count())
-    with processes.translate_peer_errors():
+    with contextlib.ExitStack() as stack, processes.translate_peer_errors():
         processes.connect()
-        folder = claim(buckets.local_mirror(workdir), experiment, reference)
+        folder = buckets.local_mirror(workdir)
+        processes.on_first_process("lock", lambda: stack.enter_context(locks.exclusive(folder)))
+        claim(folder, experiment, reference)
+        if processes.is_first():
+            locks.sign(folder)
         report = Run(experiment, folder, command).train()
         processes.barrier("end")
     return report

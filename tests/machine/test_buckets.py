@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.__main__ import main
 from lm.machine import buckets
 from lm.machine.monitor import read_metrics
 from lm.run import course
@@ -56,6 +57,40 @@ def test_what_changed_is_sent_and_fetched(monkeypatch: pytest.MonkeyPatch) -> No
     assert (again / "metrics.jsonl").read_text() == "{}\n{}\n"
 
 
+def test_another_process_reads_a_mirror_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And leaves alone the one that a run writes to."""
+    running = buckets.local_mirror(URL)
+    (running / "metrics.jsonl").write_text("{}\n")
+    with monkeypatch.context() as other:
+        other.setattr(buckets, "_mirrors", {})
+        read = buckets.local_mirror(URL)
+        assert read != running and not (read / "metrics.jsonl").exists()
+        (read / "report.html").write_text("")
+        buckets.upload(read)
+    assert (running / "metrics.jsonl").read_text() == "{}\n" and not (running / "report.html").exists()
+    assert buckets.local_mirror(URL) == running
+
+
+@pytest.mark.parametrize("name", ["../../out", "a/../../../out", "..", "a//b", "./a", "..\\..\\out", "a/\0"])
+def test_no_object_is_written_outside_the_mirror(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    written: list[str] = []
+    monkeypatch.setattr(MemoryFileSystem, "exists", lambda *_: True)
+    monkeypatch.setattr(MemoryFileSystem, "find", lambda *_: [f"/bucket/run/{name}"])
+    monkeypatch.setattr(MemoryFileSystem, "get_file", lambda fs, there, here: written.append(here))
+    with pytest.raises(ValueError, match="is not named as a file of a run's folder is") as raised:
+        buckets.local_mirror(URL)
+    assert not written and "\n" not in str(raised.value)
+
+
+def test_no_object_names_the_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    MemoryFileSystem().pipe_file("/bucket/run/remote.txt", b"memory://elsewhere")
+    assert buckets.remote_url(buckets.local_mirror(URL)) == URL
+
+
 def test_what_cannot_be_written_or_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     buckets.check_writable(URL)
     from fsspec.implementations.memory import MemoryFileSystem
@@ -70,7 +105,7 @@ def test_what_cannot_be_written_or_reached(monkeypatch: pytest.MonkeyPatch) -> N
         buckets.local_mirror("nowhere://bucket")
 
 
-def test_a_run_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Its small files; Orbax writes checkpoints to stores of its own, so these stay here."""
     monkeypatch.setattr(buckets, "checkpoint_path", lambda folder: str(tmp_path / "checkpoints"))
     declared = experiment(write_texts(tmp_path / "texts")).replace(steps=8, prompts=())
@@ -85,3 +120,6 @@ def test_a_run_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     course.train(declared, URL)  # finished: left as it is
     assert lines(buckets.local_mirror(URL)) == before
     assert evaluate(URL)["sums"]["loss"] == pytest.approx(before[-1]["eval/sums/loss"], rel=1e-5)
+    capsys.readouterr()
+    assert main(["sample", URL, "--prompt", "the ", "--max-new-tokens", "4"]) == 0
+    assert capsys.readouterr().out.startswith("the ")

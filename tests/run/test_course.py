@@ -51,7 +51,7 @@ def test_the_folder_holds_what_it_should(finished: Path) -> None:
         "report.html",
         "data.json",
     }
-    assert files | {"tensorboard", "checkpoints", "tokenizer"} == there
+    assert files | {".lock", "tensorboard", "checkpoints", "tokenizer"} == there
     assert any(p.stat().st_size for p in (finished / "tensorboard").iterdir())
     assert Checkpoints(finished / "checkpoints").steps() == [8, 12]  # the best is among the last two
 
