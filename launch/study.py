@@ -30,7 +30,7 @@ def add(verbs: Any) -> None:
     )
     verb.add_argument("study", metavar="STUDY", help="module:name; the name may be missing where a page has one study")
     verb.add_argument("--workdir", metavar="DIR", help="the study's folder (default: runs/NAME)")
-    verb.add_argument("--seeds", type=int, default=0, metavar="N", help="seeds 0 to N-1 in place of the study's own")
+    verb.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N-1 in place of the study's own")
     verb.add_argument("--only", nargs="+", default=[], metavar="ARM", help="run these arms only")
     verb.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="change fields of the base"
@@ -57,6 +57,8 @@ def run(args: argparse.Namespace) -> None:
     from lm.machine import hardware
 
     hardware.prepare("cpu")  # this process computes nothing: the devices are its workers'
+    if args.seeds is not None and args.seeds < 1:
+        raise ValueError(f"--seeds {args.seeds}: expected how many seeds, at least 1; --seeds 3 runs 0, 1 and 2")
     study, reference = find_study(args.study)
     folder = Path(args.workdir or f"runs/{reference.partition(':')[2]}")
     study = asked(study, args.set, args.text, args.seeds, folder)
@@ -65,13 +67,15 @@ def run(args: argparse.Namespace) -> None:
         return
     from lm.study import runner, watch
 
+    if remark := getattr(study, "remark", ""):
+        print(remark, flush=True)
     note = {"study": reference, "set": args.set, "text": args.text, "seeds": args.seeds, "command": args.command}
     with watch.table(study.measure) as shown:
         runner.run(runner.SomeArms(study, args.only), folder, note, executor(args), shown, share=args.together != "no")
     write(folder)
 
 
-def asked(study: Any, settings: list[str], text: str, seeds: int, folder: Path) -> Any:
+def asked(study: Any, settings: list[str], text: str, seeds: int | None, folder: Path) -> Any:
     """`study` with its base and seeds changed as the command line says, in `folder` where it keeps something there."""
     study = study.at(folder) if hasattr(study, "at") else study
     if settings or text:

@@ -40,6 +40,8 @@ def on_first_process(what: str, folder: Path, f: Callable[[], Any]) -> None:
 def _claim(folder: Path, experiment: Experiment, reference: str) -> None:
     file = folder / "experiment.json"
     new = value.plain(experiment)
+    if (folder / "study.json").exists():
+        raise ValueError(f"{folder} is a study's folder, whose report this would replace: choose another --workdir")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if file.exists():

@@ -52,7 +52,7 @@ class ArmResult(Measured):
 class Best:
     """The `arms`, best first and those without a result last. `tied` are those that the data do not tell from the best;
     `importance` is by the names of the settings (tpe.py), or why it could not be had; `edges` are the settings of the
-    best arm that stand at the end of their range."""
+    best arm that stand at the end of their range; `remark` is on the number of arms."""
 
     measure: str
     sign: int
@@ -61,6 +61,7 @@ class Best:
     tied: tuple[str, ...]
     importance: Mapping[str, float] | str
     edges: tuple[str, ...]
+    remark: str = ""
 
     @property
     def headline(self) -> str:
@@ -72,7 +73,7 @@ class Best:
         text += f"{join_and(f'{path} {_short(one)}' for path, one in first.settings.items())}."
         text += f" The data do not tell it from {join_and(self.tied, MOST_TIED)}." if self.tied else ""
         edges = [f" Its {path} is at the end of the range: the best may lie beyond." for path in self.edges]
-        return text + "".join(edges)
+        return text + "".join(edges) + (f" {self.remark}" if self.remark else "")
 
     def _interval(self) -> str:
         """That of the best arm, in brackets."""

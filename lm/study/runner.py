@@ -52,8 +52,10 @@ class SomeArms:
 @contextlib.contextmanager
 def locked(folder: Path, note: Mapping[str, Any]) -> Iterator[None]:
     """The study's folder for this process alone, if its study.json is of the study of `note`. Raises ValueError where
-    it is another's, or one is under way."""
+    it is another's or a run's, or one is under way."""
     file = folder / NOTE
+    if (folder / "experiment.json").exists():
+        raise ValueError(f"{folder} is a run's folder, whose report this would replace: choose another --workdir")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")

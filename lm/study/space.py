@@ -15,9 +15,10 @@ of the options that brought it: "optimizer.learning_rate [Lion]".
 """
 
 import dataclasses
+import itertools
 import math
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ from lm.experiment import Experiment
 
 Draw = dict[str, Any]  # name -> number, or label of an option
 Settings = dict[str, Any]  # path -> value
+TRIES = 1000  # draws for each arm, where the others were there already
 KINDS = "Uniform, LogUniform, Integer or Choice"
 
 
@@ -53,6 +55,15 @@ class Range:
     def labels(self) -> list[str]:
         """Of options; a range of numbers has none."""
         return []
+
+    @property
+    def size(self) -> float:
+        """How many different numbers, or options with what they bring, it has; infinity where it is continuous."""
+        return math.inf
+
+    def exhaustive(self) -> "Range":
+        """The range with all it has in a grid, where that is finite."""
+        return self
 
     def at(self, share: float) -> Any:
         """The number or label at a share of the way from low to high, 0 to 1."""
@@ -108,6 +119,13 @@ class Integer(Range):
         if not (isinstance(self.low, int) and isinstance(self.high, int)):
             raise ValueError(f"{self}: expected whole numbers")
 
+    @property
+    def size(self) -> float:
+        return self.high - self.low + 1
+
+    def exhaustive(self) -> "Integer":
+        return dataclasses.replace(self, points=0)
+
     def at(self, share: float) -> int:
         """The nearest whole number; plain ranges give each the same share."""
         near = round(self._between(share)) if self.log else self.low + math.floor(share * (self.high - self.low + 1))
@@ -150,6 +168,13 @@ class Choice(Range):
     def labels(self) -> list[str]:
         """The options as text, each different."""
         return [label(option.value) for option in self.options]
+
+    @property
+    def size(self) -> float:
+        return sum(size(option.space) for option in self.options)
+
+    def exhaustive(self) -> "Choice":
+        return Choice(*(With(option.value, _exhaustive(option.space)) for option in self.options))
 
     def at(self, share: float) -> str:
         return self.labels[min(int(share * len(self.options)), len(self.options) - 1)]
@@ -228,17 +253,19 @@ def grid(space: Space, above: tuple[str, ...] = ()) -> list[Draw]:
     return draws
 
 
-def random(space: Space, count: int, seed: int) -> list[Draw]:
-    """`count` draws, each by a generator of its own."""
-
-    def drawn(rng: np.random.Generator) -> Draw:
-        return draw(space, lambda _, one: one.at(rng.random()))
-
-    return [drawn(np.random.default_rng([seed, i])) for i in range(count)]
+def random(space: Space, count: int, seed: int) -> dict[int, Draw]:
+    """`count` different draws by number, each by a generator of its own."""
+    return _distinct(space, [_random(space, seed, i) for i in range(count)], seed)
 
 
-def latin(space: Space, count: int, seed: int) -> list[Draw]:
-    """A Latin hypercube (McKay et al. 1979): along each range, one draw in each of `count` equal parts."""
+def _random(space: Space, seed: int, number: int) -> Draw:
+    rng = np.random.default_rng([seed, number])
+    return draw(space, lambda _, one: one.at(rng.random()))
+
+
+def latin(space: Space, count: int, seed: int) -> dict[int, Draw]:
+    """A Latin hypercube (McKay et al. 1979) by number: along each range, one draw in each of `count` equal parts. Of
+    draws that coincide, as a range has few values, one is kept, and others are drawn at random."""
     from scipy.stats import qmc
 
     names = list(ranges(space))
@@ -247,7 +274,35 @@ def latin(space: Space, count: int, seed: int) -> list[Draw]:
     def placed(row: Mapping[str, float]) -> Draw:
         return draw(space, lambda name, one: one.at(row[name]))
 
-    return [placed(dict(zip(names, row, strict=True))) for row in shares]
+    return _distinct(space, [placed(dict(zip(names, row, strict=True))) for row in shares], seed)
+
+
+def _distinct(space: Space, draws: Sequence[Draw], seed: int) -> dict[int, Draw]:
+    """The different ones of `draws` by their numbers, and as many others, whose numbers go on from there, as were there
+    already: at random, or all that are left where the space has no more than `draws`."""
+    count = len(draws)
+    others = grid(_exhaustive(space)) if size(space) <= count else _further(space, seed, count)
+    found: dict[tuple[Any, ...], tuple[int, Draw]] = {}
+    for number, drawn in enumerate(itertools.chain(draws, others)):
+        if number >= count and len(found) == count:
+            break
+        found.setdefault(tuple(drawn.items()), (number, drawn))
+    return dict(found.values())
+
+
+def _further(space: Space, seed: int, count: int) -> Iterator[Draw]:
+    """Random draws after the first `count`; not without end, as a value may be next to never drawn."""
+    return (_random(space, seed, i) for i in range(count, TRIES * count))
+
+
+def size(space: Space) -> float:
+    """How many different draws there are; infinity where a range is continuous."""
+    return math.prod(one.size for one in space.values())
+
+
+def _exhaustive(space: Space) -> Space:
+    """`space` with all of its whole numbers in a grid, whatever `points` says."""
+    return {path: one.exhaustive() for path, one in space.items()}
 
 
 def ranges(space: Space, above: tuple[str, ...] = ()) -> dict[str, Range]:

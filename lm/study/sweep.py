@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm.experiment import Experiment
 from lm.study.pruning import Outcome, outcome, pruned
-from lm.study.space import Draw, Space, changed, check, grid, label, latin, random, settings
+from lm.study.space import Draw, Space, changed, check, grid, label, latin, random, settings, size
 from lm.study.trial import LEAN, Result, Trial, distinct_seeds, every_seed
 from lm.value import suggest
 
@@ -35,6 +35,8 @@ JOURNAL = "optuna.journal"  # in the study's folder
 class Sweep:
     """Arms drawn from `space` (see space.py) around `base`: the whole "grid", or `count` by "random" search, from a
     "latin" hypercube, or by "tpe", tree-structured Parzen estimators (Bergstra et al. 2011; Optuna's, multivariate).
+    No arm is there twice: what is drawn again is drawn anew, and a space of fewer arms than `count` is a grid (`remark`
+    says so).
 
     `seeds` are those of each arm's runs, `search_seed` is the search's own. With `prune`, a run that is worse at an
     evaluation than half of those of earlier batches were there is to be stopped (`to_stop`); arms then come `at_once`
@@ -72,30 +74,44 @@ class Sweep:
 
     # ------------------------------------------------------------ arms
 
-    def draws(self, results: Sequence[Result] = ()) -> list[Draw]:
-        """What is drawn for the arms known now, in their order: see space.py."""
+    def arms(self, results: Sequence[Result] = ()) -> dict[str, Draw]:
+        """What is drawn for the arms known now, by their names, in their order: see space.py."""
         if self.method == "tpe":
-            return self._search.draws(lambda n: self._outcomes(n, results))
+            numbered = enumerate(self._search.draws(lambda n: self._outcomes(map(_name, range(n)), results)))
+            return {_name(i): drawn for i, drawn in numbered}
+        return {_name(i): drawn for i, drawn in self._fixed.items()}
+
+    @functools.cached_property
+    def _fixed(self) -> dict[int, Draw]:
+        """The draws by number, where they do not follow from results."""
         if self.method == "grid":
-            return grid(self.space)
+            return dict(enumerate(grid(self.space)))
         return (random if self.method == "random" else latin)(self.space, self.count, self.search_seed)
+
+    @property
+    def remark(self) -> str:
+        """What is to be known of the number of arms: that the space has fewer than `count`, or that some were drawn
+        again. Empty where there is nothing."""
+        if self.method == "grid":
+            return ""
+        arms = size(self.space) if self.method == "tpe" else len(self._fixed)
+        if arms < self.count:
+            return f"The space has {arms:.0f} different arms, fewer than count={self.count}."
+        again = 0 if self.method == "tpe" else sum(number >= self.count for number in self._fixed)
+        return f"Of {self.count} draws, {again} came again: others took their place." if again else ""
 
     def trials(self, results: Sequence[Result] = ()) -> list[Trial]:
         """Every arm known now at every seed, batch by batch, and in each seed by seed."""
-        draws = self.draws(results)
-        size = self.at_once if self.method == "tpe" or self.prune else len(draws)
-        outcomes = self._outcomes(len(draws), results) if self.prune and self.method != "tpe" else []
+        draws = list(self.arms(results).items())
+        step = self.at_once if self.method == "tpe" or self.prune else len(draws)
+        outcomes = self._outcomes(dict(draws), results) if self.prune and self.method != "tpe" else []
         trials: list[Trial] = []
-        for start in range(0, len(draws), size):
+        for start in range(0, len(draws), step):
             if None in outcomes[:start]:
                 break
-            batch = [(i, self._experiment(i, draws[i])) for i in range(start, min(start + size, len(draws)))]
-            trials += every_seed({self._arm(i): arm for i, arm in batch}, self.seeds)
+            batch = {name: self._experiment(name, drawn) for name, drawn in draws[start : start + step]}
+            trials += every_seed(batch, self.seeds)
         return trials
-
-    @staticmethod
-    def _arm(number: int) -> str:
-        return f"{number:03d}"
 
     @functools.cached_property
     def _search(self) -> "Search":
@@ -108,15 +124,15 @@ class Sweep:
     def _built(self) -> dict[tuple[Any, ...], Experiment]:
         return {}
 
-    def _experiment(self, number: int, drawn: Draw) -> Experiment:
-        key = number, *drawn.items()
+    def _experiment(self, name: str, drawn: Draw) -> Experiment:
+        key = name, *drawn.items()
         if key not in self._built:
             chosen = settings(self.space, drawn)
             try:
-                self._built[key] = changed(self.base, chosen).replace(LEAN, name=self._arm(number))
+                self._built[key] = changed(self.base, chosen).replace(LEAN, name=name)
             except ValueError as error:
                 chosen_text = ", ".join(f"{path}={label(one)}" for path, one in chosen.items())
-                raise ValueError(f"arm {self._arm(number)!r} ({chosen_text}): {error}") from None
+                raise ValueError(f"arm {name!r} ({chosen_text}): {error}") from None
         return self._built[key]
 
     # ------------------------------------------------------------ what came of them
@@ -136,11 +152,11 @@ class Sweep:
         that was over before anybody looked is among them too."""
         return pruned(results, self.measure, self.sign, self.at_once) if self.prune else {}
 
-    def _outcomes(self, count: int, results: Sequence[Result]) -> list[Outcome | None]:
-        """What came of the first `count` arms; None for one that is not over."""
+    def _outcomes(self, arms: Iterable[str], results: Sequence[Result]) -> list[Outcome | None]:
+        """What came of these arms; None for one that is not over."""
         stops = self.to_stop(results)
         by_key = {result.key: result for result in results}
-        by_arm = [[by_key.get((self._arm(i), seed)) for seed in self.seeds] for i in range(count)]
+        by_arm = [[by_key.get((name, seed)) for seed in self.seeds] for name in arms]
         return [outcome(runs, stops, self.measure) for runs in by_arm]
 
     # ------------------------------------------------------------ for the report
@@ -149,9 +165,8 @@ class Sweep:
         """Which settings are best, and how sure that is. Raises ValueError where no run has finished."""
         from lm.study.best import best
 
-        draws = self.draws(results)
-        chosen = {self._arm(i): (drawn, settings(self.space, drawn)) for i, drawn in enumerate(draws)}
-        return best(results, chosen, self.space, self.measure, self.sign)
+        chosen = {name: (drawn, settings(self.space, drawn)) for name, drawn in self.arms(results).items()}
+        return replace(best(results, chosen, self.space, self.measure, self.sign), remark=self.remark)
 
     def findings(self, results: Sequence[Result]) -> "Findings":
         """What a sweep adds to the report of a study."""
@@ -162,3 +177,8 @@ class Sweep:
         except ValueError as error:
             return report.Findings(f"No conclusion yet: {error}.")
         return best.findings(analysis)
+
+
+def _name(number: int) -> str:
+    """Of the arm of that draw: a draw that was there already leaves a gap."""
+    return f"{number:03d}"

@@ -26,7 +26,7 @@ except ModuleNotFoundError as error:
     raise ValueError(f'TPE and PED-ANOVA need {error.name}: pip install -e ".[sweep]"') from None
 
 from lm.study.pruning import Outcome
-from lm.study.space import Draw, Integer, Range, Space, draw, latin, ranges, settings
+from lm.study.space import Draw, Integer, Range, Space, draw, latin, ranges, settings, size
 
 NAME = "sweep"  # of the Optuna study
 FIRST = 8  # arms that are a Latin hypercube
@@ -37,9 +37,9 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 @dataclass
 class Search:
-    """The `count` arms of a sweep of `space` by TPE (Bergstra et al. 2011; Optuna's, multivariate): the first FIRST
-    from a Latin hypercube, the others suggested `at_once` when all before are over. `sign`: -1 where less of the
-    measure is better, 1 where more is.
+    """The `count` arms, or all where `space` has fewer, of a sweep by TPE (Bergstra et al. 2011; Optuna's,
+    multivariate): the first FIRST from a Latin hypercube, the others suggested `at_once` when all before are over.
+    `sign`: -1 where less of the measure is better, 1 where more is.
 
     What it suggests follows from the outcomes and from `seed`: each arm has a generator of its own. Draws that the
     Optuna journal in `file` has stay as they are (None: there is no file)."""
@@ -53,6 +53,7 @@ class Search:
 
     def __post_init__(self) -> None:
         self.ranges = ranges(self.space)
+        self.count = int(min(self.count, max(size(self.space), len(self.known))))
         self.written: Sequence[Outcome | None] = [None] * len(self.known)
         self.batches: dict[tuple[Outcome | None, ...], list[Draw]] = {}
 
@@ -89,7 +90,7 @@ class Search:
         key = tuple(outcomes)
         if key not in self.batches:
             number = min(self.at_once, self.count - len(draws))
-            batch = latin(self.space, FIRST, self.seed)[len(draws) : len(draws) + number]
+            batch = list(latin(self.space, FIRST, self.seed).values())[len(draws) : len(draws) + number]
             if len(batch) < number:
                 study = self._study(draws + batch, [*outcomes, *[None] * len(batch)])
                 while len(batch) < number:

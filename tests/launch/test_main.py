@@ -43,6 +43,8 @@ def test_help_teaches(argv: list[str], capsys: pytest.CaptureFixture[str]) -> No
         (["show", "experiments.quickstrat"], 1, "did you mean experiments.quickstart"),
         (["show", "experiments.quickstart", "--set", "model.layer=3"], 1, "did you mean layers"),
         (["show", "experiments.quickstart", "--set", "steps=many"], 1, "steps=many"),
+        (["study", "experiments.ablations.heads", "--seeds", "0"], 1, "--seeds 0: expected how many seeds, at least 1"),
+        (["study", "experiments.ablations.heads", "--seeds", "-2"], 1, "--seeds -2: expected how many seeds"),
         (["sample", "nowhere", "-n", "0"], 1, "at least 1"),
         (["sample", "nowhere"], 1, "nowhere is not a run"),
         (["report", "nowhere"], 1, "nowhere is not a run"),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from lm.run.folder import claim
 from lm.run.outcome import DIVERGED, FAILED
 from lm.study import runner
 from lm.study.trial import FINISHED, MISSING, STOPPED, Result
@@ -86,6 +87,16 @@ def test_a_folder_is_of_one_study(broken: Path, texts: Path) -> None:
     assert "a study is under way in" in told and "Traceback" not in told
     told = said(start(texts, "pair", broken / "other", "--only", "alib"), code=1)
     assert "no arm 'alib': did you mean alibi" in told
+
+
+def test_a_folder_of_a_run_is_not_a_study_s_nor_the_other_way_round(broken: Path) -> None:
+    run, before = broken / "runs" / "base" / "0", (broken / "runs" / "base" / "0" / "report.html").read_bytes()
+    with pytest.raises(ValueError, match="is a run's folder, .*: choose another --workdir"):
+        runner.run(page.pair, run, {"study": "tests.study.page:pair"}, lambda *_: None)
+    assert (run / "report.html").read_bytes() == before and not (run / "study.json").exists()
+    with pytest.raises(ValueError, match="is a study's folder, .*: choose another --workdir"):
+        claim(broken, page.BASE, "tests.study.page:BASE")
+    assert not (broken / "experiment.json").exists()
 
 
 def test_killed_at_any_moment_and_gone_on_with(texts: Path, tmp_path: Path) -> None:

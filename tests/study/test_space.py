@@ -80,6 +80,20 @@ def test_a_grid_has_every_combination_of_what_is_in_force() -> None:
     assert [one[f"{lr} [AdamW]"] for one in found[:6:2]] == pytest.approx([1e-3, 1e-2, 1e-1])
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 30), st.integers(0, 99), st.sampled_from([space.random, space.latin]))
+def test_draws_differ_and_are_all_there_where_the_space_is_small(count: int, seed: int, draws: Any) -> None:
+    adamw = {"optimizer.b2": Choice(0.9, 0.95)}
+    few: Space = {
+        "optimizer": Choice(With(AdamW(), adamw), Lion()),
+        "model.layers": Integer(1, 5, points=2, log=True),
+    }
+    assert space.size(few) == 15 and space.size(SPACE) == math.inf
+    found = list(draws(few, count, seed).values())
+    assert len(found) == len({str(one) for one in found}) == min(count, 15)
+    assert all(space.settings(few, one) for one in found)
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [

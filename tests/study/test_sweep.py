@@ -19,7 +19,7 @@ from lm.page.words import probability
 from lm.run.outcome import FAILED, PRUNED
 from lm.study import report, runner
 from lm.study.pruning import MedianPruner
-from lm.study.space import Choice, LogUniform, Uniform, With
+from lm.study.space import Choice, Integer, LogUniform, Uniform, With
 from lm.study.statistics import pairwise, student
 from lm.study.sweep import JOURNAL, METHODS, Sweep
 from lm.study.trial import FINISHED, Result
@@ -99,9 +99,33 @@ def test_intervals_and_p_are_corrected_for_the_choice_of_the_best(tmp_path: Path
 
 
 def test_along_each_range_a_latin_hypercube_has_an_arm_in_each_part() -> None:
-    drawn = sweep("latin").draws()
+    drawn = sweep("latin").arms().values()
     for name, one in SPACE.items():
         assert sorted(int(one.place(draw[name]) * 12) for draw in drawn) == list(range(12))
+
+
+FEW = {"model.layers": Integer(1, 2), "model.tied": Choice(True, False)}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("count", [3, 6])
+def test_no_arm_is_run_twice(method: str, count: int, tmp_path: Path) -> None:
+    """Of a space of four: three different ones, or all, and a word where that is fewer than were asked for."""
+    study = Sweep(BASE, FEW, method, count=count, seeds=range(2))
+    found = done(study, tmp_path, Pretend(lambda e: 2 + e.model.layers + 0.1 * e.model.tied + 0.01 * e.seed))
+    arms = {(r.trial.experiment.model.layers, r.trial.experiment.model.tied) for r in found}
+    assert len(found) == 2 * len(arms) and len(arms) == (4 if method == "grid" else min(count, 4))
+    told = "The space has 4 different arms, fewer than count=6."
+    assert (told in (tmp_path / "report.md").read_text()) == (count == 6 and method != "grid")
+
+
+def test_what_is_drawn_again_is_drawn_anew_and_the_others_keep_their_names() -> None:
+    one = Integer(1, 5)
+    before = {f"{i:03d}": {"model.layers": one.at(np.random.default_rng([2, i]).random())} for i in range(40)}
+    study = Sweep(BASE, {"model.layers": one}, "random", count=4, search_seed=2)
+    assert list(study.arms()) == ["000", "001", "004", "007"] and study.arms().items() <= before.items()
+    assert study.remark == "Of 4 draws, 2 came again: others took their place."
+    assert Sweep(BASE, SPACE, "random", count=12).remark == ""
 
 
 def test_tpe_looks_where_it_was_good(tmp_path: Path) -> None:
