@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.decode.sampling import NONE, Sampling, row_keys
+from lm.decode.sampling import NONE, FirstIds, Sampling, row_keys
 from lm.model.cache import Cache
 from lm.model.inputs import Inputs
 from lm.model.transformer import Params, Transformer
 
+Draw = Sampling | FirstIds
 CHUNK = 16  # tokens drawn between two looks of the host
 
 
@@ -42,7 +43,7 @@ class Decoding:
 
 @partial(jax.jit, static_argnums=(0, 4, 5))
 def prefill(
-    model: Transformer, params: Params, inputs: Inputs, key: jax.Array, max_length: int, sampling: Sampling
+    model: Transformer, params: Params, inputs: Inputs, key: jax.Array, max_length: int, sampling: Draw
 ) -> Decoding:
     """Read prompts into a cache, and draw the next token of each.
 
@@ -69,7 +70,12 @@ def _keys_at(keys: jax.Array, length: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnums=(0, 3, 4, 5), donate_argnums=2)
 def extend(
-    model: Transformer, params: Params, state: Decoding, tokens: int, sampling: Sampling, stop: tuple[int, ...]
+    model: Transformer,
+    params: Params,
+    state: Decoding,
+    tokens: int,
+    sampling: Draw,
+    stop: tuple[int, ...],
 ) -> tuple[Decoding, jax.Array]:
     """`tokens` more tokens of each row: [B, tokens], starting with `state.last`. After a stop token (an id of `stop`) a
     row repeats it."""
@@ -91,7 +97,7 @@ def stream(
     params: Params,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
-    sampling: Sampling = Sampling(),
+    sampling: Draw = Sampling(),
     stop: Sequence[int] = (),
     seed: int = 0,
     encoder: Inputs | None = None,

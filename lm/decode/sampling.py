@@ -91,6 +91,19 @@ class Sampling:
         return _pick(tokens, _draw(keys, nucleus)), reached[:, -1] >= self.top_p
 
 
+@dataclasses.dataclass(frozen=True)
+class FirstIds:
+    """`sampling` among the first `count` ids: those that a padded vocabulary has beyond its tokenizer's are never
+    drawn."""
+
+    sampling: Sampling
+    count: int
+
+    def __call__(self, logits: jax.Array, key: jax.Array) -> jax.Array:
+        """As Sampling's."""
+        return self.sampling(jnp.where(jnp.arange(logits.shape[-1]) < self.count, logits, -jnp.inf), key)
+
+
 def _draw(keys: jax.Array, logits: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 

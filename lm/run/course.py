@@ -85,6 +85,7 @@ class Run:
         self.experiment, self.folder, self.command = experiment, folder, command
         self.prepared: Prepared = prepare_run(experiment, folder, like=like.prepared if like else None)
         e, mesh, learner = experiment, self.prepared.mesh, self.prepared.learner
+        learner.check_samples(e)
         self.program: Program = (
             like.program if like else Program(learner, e.optimizer, mesh, e.accumulate, e.ema, e.layout)
         )

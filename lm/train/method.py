@@ -179,6 +179,10 @@ class Learner:
         """source -> {name: value of a simpler method in the headline measure}."""
         return {}
 
+    def check_samples(self, settings: SampleSettings) -> None:
+        """Raises ValueError where `samples` would: called before the first step, for a run shall not fail at its
+        end."""
+
     def samples(self, model: Writer, settings: SampleSettings) -> Iterator[Sample]:
         """Samples of a finished run's model."""
         yield from ()

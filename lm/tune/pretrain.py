@@ -125,6 +125,10 @@ class Pretraining(Learner):
         """Bits per byte of gzip and xz, where the objective has bits per byte."""
         return {s: data.compression(s) for s in data.sources if "bits_per_byte" in data.objective.measures}
 
+    def check_samples(self, settings: SampleSettings) -> None:
+        if isinstance(self.method.objective, CausalLM):
+            samples.check_prompts(self.data.tokenizer, self.model.cfg, settings.prompts)
+
     def samples(self, model: Writer, settings: SampleSettings) -> Iterator[Sample]:
         """Continuations of the prompts; under an objective other than CausalLM, reconstructions of held-out rows."""
         if isinstance(self.method.objective, CausalLM):

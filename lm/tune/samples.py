@@ -15,6 +15,8 @@ import numpy as np
 from lm.data.denoise import end_id, mode_id, sentinel_id
 from lm.data.masked import MaskedLM, mask_id
 from lm.data.objective import Batch
+from lm.decode.generate import check_prompts as check_ids
+from lm.model.config import ModelConfig
 from lm.model.inputs import Inputs
 from lm.text.tokenizer import Tokenizer
 from lm.train.method import Sample, SampleSettings, Writer
@@ -22,7 +24,18 @@ from lm.train.method import Sample, SampleSettings, Writer
 if TYPE_CHECKING:
     from lm.data.loader import Batches
 
+SHOWN = 40  # characters of a prompt in a message
 Logits = Callable[[jax.Array], jax.Array]  # tokens [1, T] -> logits [1, T, V]
+
+
+def check_prompts(tokenizer: Tokenizer, model: ModelConfig, prompts: tuple[str, ...]) -> None:
+    """Raises ValueError, naming the prompt, for one that the model cannot continue by a token."""
+    for prompt in prompts:
+        try:
+            check_ids([tokenizer.encode_prompt(prompt)], model.vocab, model.context, 1)
+        except ValueError as error:
+            shown = prompt if len(prompt) <= SHOWN else f"{prompt[:SHOWN]}…"
+            raise ValueError(f"prompts: {shown!r}: {error}") from None
 
 
 def continuations(model: Writer, settings: SampleSettings) -> Iterator[Sample]:

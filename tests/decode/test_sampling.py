@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lm.decode import sampling
-from lm.decode.sampling import Sampling
+from lm.decode.sampling import FirstIds, Sampling
 
 DRAWS = 6000
 
@@ -49,6 +49,16 @@ def test_the_distribution_is_the_reference(s: Sampling, near: int, monkeypatch: 
     chi2 = ((got[support] - expected) ** 2 / expected).sum()
     freedom = support.sum() - 1
     assert chi2 <= freedom + 5 * np.sqrt(2 * freedom) + 1e-9  # about five standard deviations
+
+
+@pytest.mark.parametrize("s", [*CASES, Sampling(0.0)], ids=str)
+def test_of_the_first_ids_alone_as_if_there_were_no_others(s: Sampling) -> None:
+    logits = np.random.default_rng(0).standard_normal(12) * 1.5
+    logits[5:] += 9
+    rows = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (DRAWS, 12))
+    got = np.bincount(np.asarray(jax.jit(FirstIds(s, 5))(rows, jax.random.key(0))), minlength=12)
+    want = reference(logits[:5], s) if s.temperature else np.eye(5)[logits[:5].argmax()]
+    assert got[5:].sum() == 0 and np.abs(got[:5] / DRAWS - want).max() < 0.03
 
 
 @pytest.mark.parametrize("s", [Sampling(0.0), Sampling(), Sampling(top_k=2), Sampling(top_p=0.9)], ids=str)

@@ -16,6 +16,7 @@ from lm.run import course
 from lm.run.evaluate import evaluate
 from lm.run.folder import write_json
 from lm.sharding.rules import MESH_AXES
+from lm.text.tokenizer import ByteTokenizer
 from lm.train.checkpoint import Checkpoints
 from lm.train.loop import NotFinite
 from tests.tiny import STEPS, experiment, lines, of, write_texts
@@ -232,6 +233,35 @@ def test_a_vocabulary_smaller_than_the_tokenizer(texts: Path, tmp_path: Path) ->
         course.train(small, tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("x" * 41, "prompts: 'x{40}…': a prompt of 42 tokens and 1 new ones do not fit the context of 32: shorten"),
+        ("x" * 31, "a prompt of 32 tokens and 1 new ones do not fit the context of 32"),
+        ("", "prompts: '': the prompt has no tokens.*give at least one character"),
+    ],
+)
+def test_a_prompt_that_cannot_be_continued_is_refused_before_the_first_step(
+    prompt: str, message: str, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declared = experiment(texts).replace(prompts=("the ", prompt))
+    if not prompt:
+        monkeypatch.setattr(ByteTokenizer, "encode_prompt", lambda self, text: self.encode(text))
+    with pytest.raises(ValueError, match=message):
+        course.train(declared, tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_padded_vocabulary_draws_what_the_tokenizer_has(texts: Path, tmp_path: Path) -> None:
+    """Of 4,096 ids that two steps have hardly told apart, all but 258 mean nothing."""
+    padded = experiment(texts).replace(
+        steps=2, model=dict(vocab=4096), prompts=("the ",), sampling=dict(temperature=1.0, top_p=1.0)
+    )
+    course.train(padded, tmp_path / "run")
+    assert len(json.loads((tmp_path / "run" / "samples.json").read_text())) == 1
+    assert len(load(tmp_path / "run").generate("the ", 12)) > 0
+
+
 def test_a_source_that_is_not_there(texts: Path, tmp_path: Path) -> None:
     missing = experiment(texts / "nowhere")
     with pytest.raises(ValueError, match="no such file or folder"):
@@ -251,7 +281,6 @@ def test_a_loss_that_is_not_a_number_keeps_the_last_checkpoint(texts: Path, tmp_
 
 def test_killed_while_it_saves_its_tokenizer(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder without a file in it, or with half of one, is no tokenizer."""
-    from lm.text.tokenizer import ByteTokenizer
 
     class Killed(BaseException):
         pass
