@@ -108,11 +108,13 @@ def costs(experiment: "Experiment") -> Any:
     from lm.model import count
 
     e = experiment
-    flops, tokens = count.flops_per_token(e.model, e.length), e.steps * e.batch_tokens
+    flops, tokens = e.flops_per_token, e.steps * e.batch_tokens
+    encoder, length = e.lengths
+    row = f"an input of {encoder} and a target of {length}" if encoder else f"sequence of {length}"
     total = count.parameters(e.model)
     table = Table(show_header=False, box=None, padding=(0, 2))
     for what, how_much in (
-        ("FLOPs per token", f"{flops:,} (forward and backward, sequence of {e.length})"),
+        ("FLOPs per token", f"{flops:,.0f} (forward and backward, {row})"),
         ("the run", f"{human(flops * tokens)} FLOPs"),
         (
             "steps",

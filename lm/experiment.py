@@ -14,8 +14,9 @@ from lm import value
 from lm.data.denoise import UL2, SpanCorruption  # noqa: F401 - `--set method.objective=UL2()` finds what is imported
 from lm.data.masked import MaskedLM  # noqa: F401
 from lm.data.mixture import Data
-from lm.data.objective import Objective
+from lm.data.objective import Objective, ObjectiveContext
 from lm.decode.sampling import Sampling
+from lm.model import count
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig
 from lm.sharding.rules import Layout
@@ -129,6 +130,18 @@ class Experiment:
     def rows(self) -> int:
         """Rows a step, over all micro-batches and devices."""
         return self.batch_tokens // self.length
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """(S, T) of a row, as the method's objective makes it: the tokens that an encoder reads, 0 where there is none,
+        and those with outputs."""
+        return self.method.objective.lengths(ObjectiveContext(self.length, encoder=self.model.has_encoder))
+
+    @property
+    def flops_per_token(self) -> float:
+        """Model FLOPs of a row's forward and backward pass, by its `length` tokens (count.flops_per_row)."""
+        encoder, tokens = self.lengths
+        return count.flops_per_row(self.model, tokens, encoder) / self.length
 
     def on(self, devices: int) -> "Experiment":
         """This experiment on that many devices: `batch_tokens` from `rows_per_device`, and the mesh without -1. Raises

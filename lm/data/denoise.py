@@ -104,6 +104,12 @@ class _Denoising(Objective):
             )
         return length
 
+    def lengths(self, context: ObjectiveContext) -> tuple[int, int]:
+        if not context.encoder:
+            return super().lengths(context)
+        length = max_row_tokens(self.denoisers, context.seq_len, True)
+        return context.seq_len, max(d.lengths(length)[1] for d in self.denoisers)
+
     def extra_tokens(self, context: ObjectiveContext) -> int:
         modes = len({d.mode for d in self.denoisers if d.mode >= 0})
         return modes + (self.sentinels if context.sentinel is None else 0)
@@ -119,8 +125,8 @@ class _Denoising(Objective):
         pairs = [self._pair(t[:-1], d[:-1], context, row_rng(i)) for i, (t, d, _) in enumerate(zip(*rows, strict=True))]
         if not context.encoder:
             return _prefix_batch(pairs, context.seq_len)
-        length = self.row_tokens(context)
-        return _encoder_decoder_batch(pairs, context.seq_len, max(d.lengths(length)[1] for d in self.denoisers))
+        self.row_tokens(context)  # raises where there are too few sentinels
+        return _encoder_decoder_batch(pairs, *self.lengths(context))
 
     def _pair(
         self, tokens: np.ndarray, documents: np.ndarray, context: ObjectiveContext, random: np.random.Generator

@@ -140,6 +140,11 @@ class Objective:
         fit."""
         return context.seq_len
 
+    def lengths(self, context: ObjectiveContext) -> tuple[int, int]:
+        """S and T, the tokens of a row that the encoder reads (0 where there is none) and those with outputs: the
+        widths of a batch's arrays."""
+        return 0, context.seq_len
+
     def extra_tokens(self, context: ObjectiveContext) -> int:
         """The ids that it needs beyond the tokenizer's."""
         return 0

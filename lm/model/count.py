@@ -32,22 +32,26 @@ def by_part(cfg: ModelConfig) -> dict[str, int]:
     return {"/".join(k.key for k in path): math.prod(leaf.shape) for path, leaf in flat}
 
 
-@functools.cache
 def flops_per_token(cfg: ModelConfig, length: int) -> int:
-    """Model FLOPs of one token's forward and backward pass in a sequence of `length` tokens.
-
-    6 for each parameter that a matrix product uses for the token (of experts those chosen) and three times what mixers
-    say of their forward pass, attention 4 N H for each key that it looks at, counted in full but for windows
-    (2204.02311, appendix B). What a kernel skips or computes again is not in it. With an encoder: one token of
-    each, an input as long as the target."""
-    return sum(_stack_flops(stack, length) for stack in _stacks(cfg)) + 6 * cfg.vocab * cfg.width
+    """Model FLOPs of one token's forward and backward pass in a sequence of `length` tokens; with an encoder, of one
+    token of each, an input as long as the target. See `flops_per_row`; an experiment has its own lengths."""
+    return flops_per_row(cfg, length, length if cfg.has_encoder else 0) // length
 
 
-def _stacks(cfg: ModelConfig) -> list[ModelConfig]:
-    return [cfg, cfg.encoder_config] if cfg.has_encoder else [cfg]
+@functools.cache
+def flops_per_row(cfg: ModelConfig, length: int, encoder_length: int = 0) -> int:
+    """Model FLOPs of the forward and backward pass of a row of `length` tokens, of which an encoder, where there is
+    one, reads `encoder_length` others.
+
+    For each token, 6 for each parameter that a matrix product uses for it (of experts those chosen) and three times
+    what mixers say of their forward pass, attention 4 N H for each key that it looks at, counted in full but for
+    windows (2204.02311, appendix B). What a kernel skips or computes again is not in it."""
+    encoder = _stack_flops(cfg.encoder_config, encoder_length, 0) if cfg.has_encoder else 0
+    return encoder + _stack_flops(cfg, length, encoder_length) + 6 * cfg.vocab * cfg.width * length
 
 
-def _stack_flops(cfg: ModelConfig, length: int) -> int:
+def _stack_flops(cfg: ModelConfig, length: int, encoder_length: int) -> int:
+    """Those of the layers alone, in a row; keys and values of cross-attention are made for the encoder's tokens."""
     flops = 0
     model = Transformer(cfg, Compute().resolve("cpu"))
     shapes, axes = model.shapes()["layers"], model.axes()["layers"]
@@ -57,9 +61,10 @@ def _stack_flops(cfg: ModelConfig, length: int) -> int:
         for name, shape in shapes[at].items():
             names = axes[at][name]
             if CONTRACTED & set(names) and len(names) > 2:
-                flops += int(6 * math.prod(shape.shape) * (share if "experts" in names[:-1] else 1))
-        flops += int(3 * layers * slot.mixer.flops(min(length, slot.window or length)))
-        flops += int(3 * layers * slot.mixer.flops(length)) if cfg.has_encoder else 0
+                tokens = encoder_length if name in ("cross_key", "cross_value") else length
+                flops += tokens * int(6 * math.prod(shape.shape) * (share if "experts" in names[:-1] else 1))
+        flops += length * int(3 * layers * slot.mixer.flops(min(length, slot.window or length)))
+        flops += length * int(3 * layers * slot.mixer.flops(encoder_length)) if cfg.has_encoder else 0
     return flops
 
 

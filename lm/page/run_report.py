@@ -243,7 +243,7 @@ class RunReport:
         ]
         rows.append([tag("b", "all"), "", tag("b", f"{total:,}"), "100%"])
         facts = [
-            ["FLOPs per token, forward and backward", f"{model['flops_per_token']:,}"],
+            ["FLOPs per token, forward and backward", f"{model['flops_per_token']:,.0f}"],
             ["training state (parameters, optimizer, averages)", size(model["state_bytes"])],
             ["peak of all devices", f"{human(self.about.get('peak_flops', math.nan))}FLOP/s"],
             ["the peak is from", self.about.get("peak_source", "")],

@@ -106,7 +106,8 @@ class Step:
     def flops(self) -> float:
         """Hardware FLOPs of a device: the model's, and those of the layers' forward pass that are recomputed."""
         e, model = self.experiment, self.experiment.model
-        total, share = base_fields(e, self.topology)["model_flops"], e.batch_tokens / self.topology.devices
+        total = base_fields(e, self.topology)["model_flops"]
+        outputs = e.rows * e.lengths[1] / self.topology.devices
         products = ("query", "key", "value", "mlp_in") if e.compute.remat != "nothing" else ()
         recomputed: tuple[str, ...] = tuple(name for name in products if name not in self.kept())
         if e.compute.remat != "nothing" and ("attention" not in self.kept()):
@@ -115,7 +116,7 @@ class Step:
             recomputed = (*recomputed, "out")  # the feed-forward reads it; its own last product is not read again
         forward = self.forward
         fraction = sum(forward.get(name, 0.0) for name in recomputed) / sum(forward.values())
-        return total + (total - 6 * model.vocab * model.width * share) / 3 * fraction
+        return total + (total - 6 * model.vocab * model.width * outputs) / 3 * fraction
 
     def rest(self) -> float:
         """Seconds bound by memory bandwidth: in each micro-batch every weight is gathered and read twice in bfloat16,

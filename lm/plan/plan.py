@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm.experiment import Experiment
-from lm.model import count
 from lm.plan.compile import Compiled
 from lm.plan.cost import Cost
 from lm.plan.topology import Topology
@@ -131,7 +130,7 @@ class Plan:
 def base_fields(experiment: Experiment, topology: Topology) -> dict[str, Any]:
     """The fields of a plan that do not depend on its source."""
     e = experiment
-    flops = count.flops_per_token(e.model, e.length) * e.batch_tokens / topology.devices
+    flops = e.flops_per_token * e.batch_tokens / topology.devices
     return dict(
         name=e.name,
         topology=topology.name,

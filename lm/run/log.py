@@ -75,7 +75,7 @@ class RunLogger(NullLogger):
         self.metrics, self.bar, self.began = metrics, bar, began
         self.say = bar.say  # type: ignore[method-assign]
         self.clock = Clock(experiment.batch_tokens, step)
-        self.flops = count.flops_per_token(experiment.model, experiment.length)
+        self.flops = experiment.flops_per_token
         self.learning_rate = experiment.optimizer.schedule_fn(experiment.steps)
         write_json(folder / "about.json", metadata)
 
@@ -192,7 +192,7 @@ def run_metadata(prepared: Prepared, state: Any, command: str, began: float) -> 
         "model": {
             "parameters": count.parameters(e.model),
             "by_part": count.by_part(e.model),
-            "flops_per_token": count.flops_per_token(e.model, e.length),
+            "flops_per_token": e.flops_per_token,
             "state_bytes": count.tree_bytes(state),
         },
         "peak_flops": peak,

@@ -50,6 +50,11 @@ class Ablation:
             if not re.fullmatch(r"[\w.+-]+", name) or name.startswith("."):
                 raise ValueError(f"arm {name!r}: expected letters, digits and -_.+, as a folder is named so")
 
+        if self.arms.get("base", {}) not in ({}, self.base):
+            raise ValueError(
+                "arm 'base' has changes, and base is what arms are compared with: rename it, as in 'longer'"
+            )
+
     @property
     def base_arm(self) -> str:
         """The arm that the others are compared with."""

@@ -108,7 +108,7 @@ def training_flops(experiment: Experiment) -> float:
 
 def step_flops(experiment: Experiment) -> float:
     """Model FLOPs of one step."""
-    return float(count.flops_per_token(experiment.model, experiment.length)) * experiment.batch_tokens
+    return experiment.flops_per_token * experiment.batch_tokens
 
 
 # ---------------------------------------------------------------- its folder

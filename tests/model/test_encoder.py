@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,14 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.t5 import experiment as t5_small
+from experiments.t5 import t5_base
+from lm.data.denoise import UL2, SpanCorruption
+from lm.data.objective import Objective
 from lm.decode.generate import generate
 from lm.decode.sampling import Sampling
+from lm.experiment import published
 from lm.model import count
 from lm.model.families import bert, llama, t5, t5_v1_1
 from lm.model.inputs import Inputs
 from lm.model.parametrisation import MuP
 from lm.model.transformer import Transformer
+from lm.plan.compile import batch_shapes
+from lm.tune.pretrain import Pretrain
 from tests.model.reference import LLAMA, SIMPLE, close, lively, run, tokens, trees_close
+from tests.tiny import experiment
 
 BERT = bert(vocab=31, layers=2, width=12, heads=3, mlp=20, context=24)
 T5 = t5(vocab=31, layers=2, width=12, heads=3, head_dim=6, mlp=20, context=24, buckets=8, max_distance=16)
@@ -131,6 +140,36 @@ def test_an_encoder_of_its_own_is_that_model() -> None:
     layer, decoder = (6 * (4 * w * w + 2 * w * f) + 12 * w * 7 for w, f in ((16, 24), (12, 0)))
     decoder += 6 * 3 * 12 * 20 + 6 * 2 * (12 * 12 + 16 * 12) + 12 * 12 * 7  # a gate, and cross-attention
     assert count.flops_per_token(OWN, 7) == 3 * layer + 2 * decoder + 6 * 31 * 12
+
+
+def test_flops_of_a_row_are_those_of_what_each_side_reads() -> None:
+    """Keys and values of cross-attention are made for the encoder's tokens, and looked at by the decoder's."""
+    S, T, D, A, F = 7, 3, 12, 18, 20
+    layer = lambda n: n * (6 * (4 * D * A + 2 * D * F) + 12 * A * n)  # noqa: E731 - with self-attention, of n tokens
+    cross = 6 * 2 * D * A * (T + S) + T * 12 * A * S
+    assert count.flops_per_row(T5, T, S) == 2 * (layer(S) + layer(T) + cross) + 6 * 31 * D * T
+    assert count.flops_per_row(T5, T, T) == count.flops_per_token(T5, T) * T
+
+
+@pytest.mark.parametrize("objective", [SpanCorruption(), UL2()], ids=lambda one: type(one).__name__)
+def test_flops_are_those_of_the_compiled_forward_pass(objective: Objective) -> None:
+    """Of the objective's own batch, as XLA counts them, less what is no matrix product."""
+    cfg = t5(vocab=300, layers=1, width=128, heads=2, head_dim=64, mlp=512, context=128)
+    method = Pretrain(objective=objective)
+    e = experiment(Path("texts")).replace(model=cfg, method=method, batch_tokens=2 * 128, seq_len=128)
+    batch = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in batch_shapes(e).items()}
+    assert (batch["encoder_tokens"].shape[1], batch["tokens"].shape[1]) == e.lengths and e.lengths[1] != 128
+    model = Transformer(cfg, SIMPLE)
+    forward = jax.jit(lambda params, batch: model(params, Inputs.of(batch))).lower(model.shapes(), batch)
+    counted = forward.compile().cost_analysis()["flops"]
+    assert e.flops_per_token * e.batch_tokens / 3 == pytest.approx(counted, rel=0.05)
+
+
+def test_flops_of_published_sizes_at_their_lengths() -> None:
+    """T5-base reads 512 tokens and writes 114: 1.81 times less than two stacks of 512 would take."""
+    e = published(t5_small, "base", t5_base)
+    assert e.lengths == (512, 114)
+    assert count.flops_per_token(t5_base, 512) / e.flops_per_token == pytest.approx(1.81, abs=0.005)
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lm.data.denoise import SpanCorruption
 from lm.model import count
 from lm.model.compute import Compute
+from lm.model.families import t5
 from lm.model.parts import LayerNorm
 from lm.model.positions import Alibi, Learned
 from lm.model.transformer import Transformer
-from lm.study.ablation import Ablation
-from lm.study.trial import training_flops
+from lm.study.ablation import Ablation, match_flops
+from lm.study.trial import step_flops, training_flops
+from lm.tune.pretrain import Pretrain
 from tests.tiny import experiment
 
 BASE = experiment(Path("texts"))
@@ -103,6 +106,8 @@ def test_what_arms_differ_in_is_told_with_what_was_resized() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        (dict(arms={"base": dict(steps=5), "x": {}}), "arm 'base' has changes, .*: rename it"),
+        (dict(arms={"base": BASE.replace(steps=5)}), "arm 'base' has changes, .*: rename it"),
         (dict(match="time"), "match='time': known: flops, params, steps"),
         (dict(seeds=[]), "expected different numbers"),
         (dict(seeds=[1, 1]), "expected different numbers"),
@@ -115,3 +120,13 @@ def test_what_arms_differ_in_is_told_with_what_was_resized() -> None:
 def test_mistakes(change: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Ablation(**{"base": BASE, "arms": ARMS, **change}).trials()
+
+
+def test_an_encoder_decoder_has_the_budget_of_what_it_reads_and_writes() -> None:
+    model = t5(vocab=400, layers=2, width=16, heads=2, head_dim=8, mlp=32, context=64)
+    arm = BASE.replace(model=model, method=Pretrain(objective=SpanCorruption()), batch_tokens=8 * 64)
+    encoder, decoder = arm.lengths
+    assert encoder == 64 and decoder < 32
+    assert step_flops(arm) == 8 * count.flops_per_row(model, decoder, encoder)
+    steps = match_flops(BASE, arm)["steps"][1]
+    assert steps * step_flops(arm) == pytest.approx(training_flops(BASE), rel=0.5 / steps)
