@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> None:
 def _show(measured: dict[str, dict[str, float]]) -> None:
     """A table of source -> measure -> value."""
     from rich.table import Table
+    from rich.text import Text
 
     from lm.machine.monitor import terminal
 
@@ -70,5 +71,5 @@ def _show(measured: dict[str, dict[str, float]]) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     for source, values in measured.items():
-        table.add_row(source, *(f"{values[name]:.3f}" if name in values else "" for name in names))
+        table.add_row(Text(source), *(f"{values[name]:.3f}" if name in values else "" for name in names))
     terminal().print(table)

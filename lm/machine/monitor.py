@@ -256,7 +256,7 @@ def preparing(console: Console | None = None) -> Iterator[PreparationProgress]:
         return
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description:<24}"),
+        TextColumn("{task.description:<24}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lm.page.svg import DASHED, INK, MUTED, new_axes, series_colour, svg
+from lm.page.svg import DASHED, INK, MUTED, drawing, literal, new_axes, series_colour, svg
 
 FAR = 6  # times as far from zero as the middle interval: too far to be drawn with it
 WIDE, HALF = (10.0, 3.1), (4.9, 2.35)  # inches: 72 units of the drawing each, 96 pixels on the page
@@ -27,14 +27,15 @@ class Line:
     low: Sequence[float] = ()
     high: Sequence[float] = ()
 
-    def draw(self, axes: Any) -> None:
-        """Draw it on matplotlib's axes."""
+    def draw(self, axes: Any) -> Any:
+        """Draw it on matplotlib's axes; what a legend shows of it."""
         colour = series_colour(self.colour)
         if len(self.low):
             axes.fill_between(self.x, self.low, self.high, color=colour, alpha=0.16, linewidth=0)
         width, alpha = (0.8, 0.35) if self.faint else (1.7, 1.0)
         marker = dict(marker="o", markersize=3.5) if self.dots else {}
-        axes.plot(self.x, self.y, color=colour, linewidth=width, alpha=alpha, label=self.label or "_", **marker)
+        (line,) = axes.plot(self.x, self.y, color=colour, linewidth=width, alpha=alpha, **marker)
+        return line
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,15 @@ class Dots:
     low: Sequence[float] = ()
     high: Sequence[float] = ()
 
-    def draw(self, axes: Any) -> None:
-        """Draw them on matplotlib's axes."""
+    def draw(self, axes: Any) -> Any:
+        """Draw them on matplotlib's axes; what a legend shows of them."""
         colour, edge = series_colour(self.colour), 1.6 if self.marker == "x" else 1.0
         look = dict(color=colour, markersize=self.size, markeredgewidth=edge, alpha=0.6 if self.faint else 0.9)
-        axes.plot(self.x, self.y, self.marker, label=self.label or "_", **look)
+        (dots,) = axes.plot(self.x, self.y, self.marker, **look)
         for x, low, high in zip(self.x, self.low, self.high, strict=False):
             if math.isfinite(low + high):
                 axes.plot([x, x], [low, high], color=colour, linewidth=1.2, alpha=0.7)
+        return dots
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class Interval:
         return [x for x in (self.middle, self.low, self.high, *self.wide, *self.dots) if math.isfinite(x)]
 
 
+@drawing
 def chart(
     name: str,
     series: Sequence[Line | Dots],
@@ -113,12 +116,11 @@ def chart(
       diagonal: whether y = x is drawn, between the least and the largest x.
     """
     figure, axes = new_axes(name, size)
-    axes.set_xlabel(across)
+    axes.set_xlabel(literal(across))
     if diagonal:
         ends = [end(x for one in series for x in one.x) for end in (min, max)]
         axes.plot(ends, ends, **DASHED)
-    for one in series:
-        one.draw(axes)
+    drawn = [(one.draw(axes), one.label) for one in series]
     _draw_levels(axes, levels or {})
     bottom = 0.0 if from_zero else axes.get_ylim()[0]
     if from_zero or top is not None:
@@ -127,10 +129,11 @@ def chart(
     _scale_y(axes, percent)
     if right is not None:
         _second_scale(axes, right)
-    _legend(axes, sum(bool(one.label) for one in series))
+    _legend(axes, [(line, label) for line, label in drawn if label])
     return svg(figure, name)
 
 
+@drawing
 def intervals(name: str, rows: Sequence[Interval], across: str, width: float = WIDE[0]) -> str:
     """Intervals, one below the other, against zero; `across` says what the numbers are. One that lies far beyond the
     others is an arrow at the edge, with its number: it would leave no room for them."""
@@ -139,7 +142,7 @@ def intervals(name: str, rows: Sequence[Interval], across: str, width: float = W
     inside = [x for row in rows if abs(row.middle) <= most for x in (0.0, *row.extent)]
     low, high = min(inside), max(inside)
     edges = low - 0.04 * (high - low), high + 0.04 * (high - low)
-    axes.set_xlabel(across)
+    axes.set_xlabel(literal(across))
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x")
     axes.axvline(0, **DASHED)
@@ -148,7 +151,7 @@ def intervals(name: str, rows: Sequence[Interval], across: str, width: float = W
             _draw_arrow(axes, y, row, edges)
         else:
             _draw_interval(axes, y, row)
-    axes.set_yticks(range(len(rows)), [row.label for row in rows], color=INK)
+    axes.set_yticks(range(len(rows)), [literal(row.label) for row in rows], color=INK)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     if low < high:
         axes.set_xlim(*edges)
@@ -171,6 +174,7 @@ def _draw_arrow(axes: Any, y: int, row: Interval, edges: tuple[float, float]) ->
     axes.annotate(text, (edges[right], y), ha="right" if right else "left", color=colour, **where)
 
 
+@drawing
 def shares(
     name: str, steps: Sequence[float], by_source: Mapping[str, Sequence[float]], size: tuple[float, float] = HALF
 ) -> str:
@@ -178,12 +182,12 @@ def shares(
     figure, axes = new_axes(name, size)
     axes.set_xlabel("step")
     colours = [series_colour(i) for i in range(len(by_source))]
-    axes.stackplot(steps, *by_source.values(), labels=list(by_source), colors=colours, alpha=0.75, linewidth=0)
+    areas = axes.stackplot(steps, *by_source.values(), colors=colours, alpha=0.75, linewidth=0)
     axes.set_ylim(0, 1)
     axes.set_xlim(min(steps), max(steps))
     _scale_x(axes)
     _scale_y(axes, percent=True)
-    _legend(axes, len(by_source), at_least=1)
+    _legend(axes, list(zip(areas, by_source, strict=True)), at_least=1)
     return svg(figure, name)
 
 
@@ -195,6 +199,7 @@ class Axis:
     ticks: Sequence[tuple[float, str]]
 
 
+@drawing
 def parallel(name: str, along: Sequence[Axis], lines: Sequence[Sequence[float]], best: int) -> str:
     """Parallel coordinates: a line across all axes for each of `lines`, which has a place from 0 to 1 on each. The last
     `best` lines are drawn in colour, the others grey."""
@@ -209,8 +214,8 @@ def parallel(name: str, along: Sequence[Axis], lines: Sequence[Sequence[float]],
         axes.axvline(x, color=MUTED, linewidth=0.6)
         beside = dict(xytext=(4, 0), textcoords="offset points", va="center")
         for place, text in one.ticks:
-            axes.annotate(text, (x, place), color=MUTED, fontsize=TICK_TEXT, **beside)
-    axes.set_xticks(range(len(along)), [one.label for one in along], color=INK)
+            axes.annotate(literal(text), (x, place), color=MUTED, fontsize=TICK_TEXT, **beside)
+    axes.set_xticks(range(len(along)), [literal(one.label) for one in along], color=INK)
     axes.set_yticks([])
     axes.set_ylim(-0.06, 1.06)
     axes.margins(x=0.09)
@@ -239,7 +244,7 @@ def _draw_levels(axes: Any, levels: Mapping[str, float]) -> None:
         axes.axhline(y, **DASHED)
         above = y == top
         axes.annotate(
-            f"{label}  {y:.2f}",
+            f"{literal(label)}  {y:.2f}",
             (1, y),
             xycoords=("axes fraction", "data"),
             xytext=(-2, 2.5 if above else -2.5),
@@ -259,7 +264,7 @@ def _scale_x(axes: Any, log: bool = False, ticks: Sequence[str] = (), whole: boo
     if log:
         axes.set_xscale("log")
     elif ticks:
-        axes.set_xticks(range(len(ticks)), ticks)
+        axes.set_xticks(range(len(ticks)), [literal(tick) for tick in ticks])
         axes.margins(x=0.15)
     elif whole:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
@@ -291,15 +296,21 @@ def _second_scale(axes: Any, factor: float) -> None:
     scale.spines["right"].set_visible(False)
 
 
-def _legend(axes: Any, labelled: int, at_least: int = 2) -> None:
-    if labelled >= at_least:
-        axes.legend(
-            loc="lower left",
-            bbox_to_anchor=(0, 1.0),
-            ncols=min(labelled, 6),
-            frameon=False,
-            fontsize=8.5,
-            handlelength=1.4,
-            borderaxespad=0.1,
-            columnspacing=1.4,
-        )
+def _legend(axes: Any, named: Sequence[tuple[Any, str]], at_least: int = 2) -> None:
+    """A legend of (what is drawn, its name), where there are `at_least` so many."""
+    if len(named) < at_least:
+        return
+    legend = axes.legend(
+        [drawn for drawn, _ in named],
+        [str(i) for i in range(len(named))],  # matplotlib would leave out a name that begins with _
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+        ncols=min(len(named), 6),
+        frameon=False,
+        fontsize=8.5,
+        handlelength=1.4,
+        borderaxespad=0.1,
+        columnspacing=1.4,
+    )
+    for text, (_, name) in zip(legend.get_texts(), named, strict=True):
+        text.set_text(literal(name))

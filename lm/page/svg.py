@@ -1,13 +1,17 @@
 """Drawings as SVG text for a page, in the colours of its style sheet: right on a light screen, a dark one and paper.
 
 Matplotlib draws with placeholder colours, which become CSS variables: --ink, --muted, --line, and --c0 to --c5 for
-series. The same numbers give the same bytes. Matplotlib is imported when the first chart is drawn: it takes half a
-second."""
+series. The same numbers give the same bytes, and the caller's matplotlib settings stay as they are. Matplotlib is
+imported when the first chart is drawn: it takes half a second."""
 
+import functools
 import io
 import re
-from typing import Any
+import warnings
+from collections.abc import Callable
+from typing import Any, ParamSpec
 
+P = ParamSpec("P")
 COLOURS = 6
 INK, MUTED, LINE = "#010101", "#020202", "#030303"  # placeholders; see `svg`
 DASHED = dict(color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
@@ -34,15 +38,34 @@ def series_colour(index: int) -> str:
     return f"#0a0a{index % COLOURS:02x}" if index >= 0 else MUTED
 
 
+def drawing(draw: Callable[P, str]) -> Callable[P, str]:
+    """`draw` under the settings of these drawings, and no others."""
+
+    @functools.wraps(draw)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> str:
+        import matplotlib
+
+        default = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")}
+        with matplotlib.rc_context({**default, **STYLE}), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the reader's browser has others
+            return draw(*args, **kwargs)
+
+    return styled
+
+
+def literal(text: str) -> str:
+    """`text` as matplotlib shows it literally: without formulas between dollar signs."""
+    return text.replace("$", r"\$")
+
+
 def new_axes(name: str, size: tuple[float, float]) -> tuple[Any, Any]:
-    """A matplotlib figure of `size` inches and its axes, with horizontal grid lines. `name` (letters) keeps the
-    drawing's ids apart from those of other drawings on the page."""
+    """A matplotlib figure of `size` inches and its axes, with horizontal grid lines, inside a function that is a
+    `drawing`. `name` (letters) keeps the drawing's ids apart from those of other drawings on the page."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    matplotlib.rcParams.update(matplotlib.rcParamsDefault)
-    matplotlib.rcParams.update({"backend": "svg", "svg.hashsalt": name, **STYLE})
+    matplotlib.rcParams["svg.hashsalt"] = name
     figure = Figure(figsize=size, layout="constrained")  # not pyplot: it would keep every figure, and look for a screen
     FigureCanvasSVG(figure)
     figure.patch.set_alpha(0)
@@ -63,9 +86,14 @@ def svg(figure: Any, name: str) -> str:
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", text)  # an inline drawing needs none
-    text = re.sub(r'\b(id="|xlink:href="#|url\(#)', rf"\g<1>{name}-", text).replace("xlink:href", "href")
+    return re.sub("<[^>]*>", lambda match: _inline(match.group(), name), text)  # not between tags: names stand there
+
+
+def _inline(tag: str, name: str) -> str:
+    """A tag of matplotlib's as it stands in a page."""
+    tag = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", tag)  # an inline drawing needs none
+    tag = re.sub(r'\b(id="|xlink:href="#|url\(#)', rf"\g<1>{name}-", tag).replace("xlink:href", "href")
     placeholders = {INK: "ink", MUTED: "muted", LINE: "line"} | {series_colour(i): f"c{i}" for i in range(COLOURS)}
     for placeholder, variable in placeholders.items():
-        text = text.replace(placeholder, f"var(--{variable})")
-    return text
+        tag = tag.replace(placeholder, f"var(--{variable})")
+    return tag
