@@ -129,7 +129,7 @@ def out_of_memory(experiment: "Experiment", topology: "Topology", message: str) 
 
 
 def run_search(experiment: "Experiment", topology: "Topology", analytic: bool, most: int) -> "list[Candidate]":
-    """The ranked candidates, printed."""
+    """The ranked candidates, printed, and the best of them to paste. Raises ValueError where none fits."""
     from lm.machine.monitor import terminal
     from lm.plan.search import search
 
@@ -141,10 +141,22 @@ def run_search(experiment: "Experiment", topology: "Topology", analytic: bool, m
     ranked = search(experiment, topology, None if analytic else compile_one, most, console.print)
     console.print(ranking(ranked[:12]))
     best = ranked[0]
+    if not best.fits:
+        raise ValueError(nothing_fits(experiment, ranked, topology))
     show(best.best, best.experiment)
     console.print(f"[bold]paste[/]  {best.paste}", soft_wrap=True, highlight=False)
     console.print(f"[bold]or[/]     --set {best.settings}", soft_wrap=True, highlight=False)
     return ranked
+
+
+def nothing_fits(experiment: "Experiment", ranked: "list[Candidate]", topology: "Topology") -> str:
+    """That none of the candidates does, and by how much the nearest misses."""
+    peak = min(c.best.memory["peak"] for c in ranked)
+    return (
+        f"{experiment.name} fits {topology.name} in none of the {len(ranked)} settings that were tried; the smallest "
+        f"takes {peak / 1e9:.1f} of {topology.hbm / 1e9:.1f} GB, as far as known: take more chips, fewer "
+        "rows_per_device, or a shorter seq_len"
+    )
 
 
 def ranking(candidates: "list[Candidate]") -> Any:
@@ -160,7 +172,7 @@ def ranking(candidates: "list[Candidate]") -> Any:
         table.add_row(
             *(mesh_text(e.mesh), kept(e), str(e.accumulate), str(e.compute.block), plan.source),
             *(f"{low:.2f} - {high:.2f}", f"{plan.mfu:.1%}", f"{plan.memory['peak'] / 1e9:.1f}"),
-            "does not fit" if c.failure or not plan.fits else "",
+            "" if c.fits else "does not fit",
         )
     return table
 

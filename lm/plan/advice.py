@@ -1,4 +1,8 @@
-"""Advice for a step that does not fit: the changes whose analytic plan fits, the least costly first."""
+"""Advice for a step that does not fit: the changes whose analytic plan fits, the least costly first.
+
+Where none of the usual ones does, the fastest of all that `lm plan --search` tries and that fits is advised: "nothing
+fits" is said only where the search would say so too.
+"""
 
 import dataclasses
 import re
@@ -6,6 +10,7 @@ import re
 from lm.experiment import Experiment
 from lm.legal import check_mesh
 from lm.plan import analytic
+from lm.plan.search import candidates
 from lm.plan.topology import Topology
 
 
@@ -20,6 +25,7 @@ def excess(message: str) -> str:
 def advice(experiment: Experiment, topology: Topology) -> str:
     """The first three changes whose analytic plan fits, or how many more chips it takes, as text."""
     fitting = [text for text, changed in variants(experiment, topology) if _fits(changed, topology)]
+    fitting = fitting or [c.settings for c in candidates(experiment, topology) if c.fits][:1]
     if not fitting:
         need = analytic.plan(experiment, topology).memory["peak"] / topology.hbm
         return f"no setting that was tried fits: take about {max(2, round(need + 0.5))} times the chips"

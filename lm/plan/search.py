@@ -51,6 +51,11 @@ class Candidate:
         return self.compiled or self.analytic
 
     @property
+    def fits(self) -> bool:
+        """As the compiler says where it was asked, else by arithmetic."""
+        return not self.failure and self.best.fits
+
+    @property
     def settings(self) -> str:
         """The arguments of --set."""
         e = self.experiment
@@ -115,7 +120,7 @@ def search(
     most: int = 3,
     report: Callable[[str], Any] = print,
 ) -> list[Candidate]:
-    """The candidates, the fastest first.
+    """The candidates: those that fit before those that do not, compiled ones first, the fastest of each first.
 
     Args:
       experiment: what is varied.
@@ -134,7 +139,7 @@ def search(
             "fewer rows_per_device, or a shorter seq_len"
         )
     if compile_one is None:
-        return ranked
+        return sorted(ranked, key=_rank)
     done: list[Candidate] = []
     queue = list(ranked)
     while queue and len(done) < 3 * most and sum(c.compiled is not None for c in done) < most:
@@ -147,11 +152,11 @@ def search(
             done.append(dataclasses.replace(candidate, failure=str(error)))
             peak = candidate.analytic.memory["peak"]  # of the same remat, only those that need less may fit
             queue = [c for c in queue if _remat(c) != _remat(candidate) or c.analytic.memory["peak"] < peak]
-    best = next((c for c in sorted(done, key=_speed) if c.compiled), None)
-    if best:
+    best = min(done, key=_rank)
+    if best.compiled:
         done += _other_blocks(best, compile_one, report)
     tried = [c.experiment for c in done]
-    return sorted(done, key=_speed) + [c for c in ranked if c.experiment not in tried]
+    return sorted([*done, *(c for c in ranked if c.experiment not in tried)], key=_rank)
 
 
 def _other_blocks(
@@ -177,5 +182,6 @@ def _remat(candidate: Candidate) -> tuple[str, tuple[str, ...]]:
     return compute.remat, compute.keep
 
 
-def _speed(candidate: Candidate) -> tuple[bool, float]:
-    return not candidate.compiled, candidate.best.seconds[1]
+def _rank(candidate: Candidate) -> tuple[bool, bool, float]:
+    seconds = candidate.best.seconds[1] if candidate.compiled else sum(candidate.best.seconds)
+    return not candidate.fits, not candidate.compiled, seconds

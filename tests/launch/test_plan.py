@@ -26,6 +26,23 @@ def test_a_search_ends_with_what_to_paste(tmp_path: Path, capsys: pytest.Capture
     assert plans[0]["settings"] in " ".join(said.split())
 
 
+def test_a_search_pastes_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["plan", "experiments.llama:llama3_70b", "--topology", "v5p:4x4x4", "--search", "--analytic"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "paste" in said and "DOES NOT FIT" not in said and "no setting that was tried" not in said
+
+
+def test_a_search_in_which_nothing_fits_pastes_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lm.plan.plan.Plan.fits", False)
+    assert main(["plan", "experiments.gpt:gpt2", "--topology", "h100:8", "--search"]) == 1
+    said = capsys.readouterr()
+    assert "paste" not in said.out and "does not fit" in said.out
+    assert "gpt2 fits h100:8 in none of the" in said.err and "take more chips" in said.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -92,6 +92,33 @@ def test_the_search_ranks_what_may_fit() -> None:
         search(on(llama3_70b, "v5e:2x2"), parse_topology("v5e:2x2"), None)
 
 
+def test_what_fits_comes_first() -> None:
+    """Without a compiler too, where candidates within SLACK of the memory are kept, and some of them are faster."""
+    e = on(llama3_70b)
+    found = search(e, V5P, None)
+    fits = [c.fits for c in found]
+    assert fits == sorted(fits, reverse=True) and fits[0] and not fits[-1]
+    assert sum(found[0].analytic.seconds) > min(sum(c.analytic.seconds) for c in found if not c.fits)
+    assert sum(found[0].analytic.seconds) == min(sum(c.analytic.seconds) for c in found if c.fits)
+
+
+def test_what_the_compiler_refuses_comes_last() -> None:
+    def compile_one(e: Experiment) -> Plan:
+        raise ValueError("does not fit")
+
+    found = search(on(llama3_8b), V5P, compile_one, most=2, report=lambda _: None)
+    refused = [bool(c.failure) for c in found]
+    assert any(refused) and refused == sorted(refused) and found[0].fits and not found[0].compiled
+
+
+def test_nothing_fits_is_said_only_where_the_search_says_so_too() -> None:
+    """Where the usual changes do not do, the best of the search is advised."""
+    v5e = parse_topology("v5e:16x16")
+    e = on(llama3_70b, "v5e:16x16")
+    (best, *_) = [c for c in search(e, v5e, None) if c.fits]
+    assert advice(e, v5e) == f"what would fit, by arithmetic: {best.settings}"
+
+
 def test_what_a_search_prints_can_be_set_and_pasted() -> None:
     found = candidates(on(llama3_8b), V5P)
     kinds = {(str(c.experiment.compute), tuple(c.experiment.mesh)): c for c in found}
