@@ -102,13 +102,14 @@ def test_what_fits_comes_first() -> None:
     assert sum(found[0].analytic.seconds) == min(sum(c.analytic.seconds) for c in found if c.fits)
 
 
-def test_what_the_compiler_refuses_comes_last() -> None:
+def test_what_the_compiler_refuses_is_not_said_to_fit() -> None:
     def compile_one(e: Experiment) -> Plan:
         raise ValueError("does not fit")
 
     found = search(on(llama3_8b), V5P, compile_one, most=2, report=lambda _: None)
-    refused = [bool(c.failure) for c in found]
-    assert any(refused) and refused == sorted(refused) and found[0].fits and not found[0].compiled
+    refused = [i for i, c in enumerate(found) if c.failure]
+    assert refused and min(refused) >= sum(c.fits for c in found) > 0
+    assert all(found[i].analytic.fits for i in refused)  # which arithmetic alone would paste
 
 
 def test_nothing_fits_is_said_only_where_the_search_says_so_too() -> None:
