@@ -4,6 +4,8 @@ import argparse
 import json
 from typing import Any
 
+from launch.find import filled
+
 COMPRESSORS = {"gzip": "gzip -9", "xz": "xz -9e"}
 EPILOG = """\
 The measures are those of the run's method. Of pretraining, loss is in nats a target of its objective (a masked token,
@@ -25,7 +27,12 @@ def add(verbs: Any) -> None:
     )
     verb.add_argument("run_folder", metavar="MODEL", help="a run's folder; with --text also a published model")
     verb.add_argument(
-        "--text", nargs="+", default=[], metavar="FILE", help="the held-out text of a published model, in UTF-8"
+        "--text",
+        nargs="+",
+        default=[],
+        type=filled,
+        metavar="PATH",
+        help="the held-out text of a published model: UTF-8, .jsonl or .parquet",
     )
     verb.add_argument("--json", action="store_true", help="print one JSON object: source -> measure -> number")
     verb.add_argument(

@@ -1,5 +1,6 @@
 """Resolving `experiments.quickstart`, or `module:name`, to the experiment defined in that module."""
 
+import argparse
 import importlib
 import importlib.util
 import os
@@ -122,7 +123,18 @@ def _where(error: Exception, name: str) -> str:
     return f"{own[-1].filename}:{own[-1].lineno}"
 
 
-def changed(experiment: "Experiment", settings: list[str], text: str = "", host_devices: int = 0) -> "Experiment":
+def filled(text: str) -> str:
+    """An argument's text. Raises ArgumentTypeError where it is empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(
+            "it is empty, as an unset shell variable is: give a path, or leave the option out"
+        )
+    return text
+
+
+def changed(
+    experiment: "Experiment", settings: list[str], text: str | None = None, host_devices: int = 0
+) -> "Experiment":
     """`experiment` with the changes of the command line: each `a.b=c` of `settings`, the user's `text` in place of all
     sources, and `host_devices` CPU devices."""
     if text:
@@ -154,11 +166,9 @@ def _with_text(data: Any, text: str) -> Any:
     import dataclasses
 
     from lm.data.mixture import Mixture
-    from lm.data.source import TextFile, TextFolder, existing
+    from lm.data.paths import source_at
 
-    path = existing(text).resolve()
-    source: Any = TextFile(str(path))
-    if path.is_dir():
-        plain = next(path.glob("**/*.txt"), None) is not None
-        source = TextFolder(str(path)) if plain else TextFolder(str(path), pattern="**/*")
+    source, told = source_at(text)
+    if told:
+        print(f"--text {text}: {told}", file=sys.stderr)
     return dataclasses.replace(data, mixture=Mixture({"text": source}, {"text": 1.0}))

@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from launch.find import changed, find_study
+from launch.find import changed, filled, find_study
 
 EPILOG = """\
 A finished run is recognised and not run again; a study that was killed goes on where it stopped; an arm that fails is
@@ -29,13 +29,13 @@ def add(verbs: Any) -> None:
         "study", help="run an ablation, a sweep or a scaling ladder", description=__doc__, epilog=EPILOG
     )
     verb.add_argument("study", metavar="STUDY", help="module:name; the name may be missing where a page has one study")
-    verb.add_argument("--workdir", metavar="DIR", help="the study's folder (default: runs/NAME)")
+    verb.add_argument("--workdir", type=filled, metavar="DIR", help="the study's folder (default: runs/NAME)")
     verb.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N-1 in place of the study's own")
     verb.add_argument("--only", nargs="+", default=[], metavar="ARM", help="run these arms only")
     verb.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="change fields of the base"
     )
-    verb.add_argument("--text", default="", metavar="PATH", help="train on this folder (or file) of UTF-8 text")
+    verb.add_argument("--text", type=filled, metavar="PATH", help="train on this folder (or file) of UTF-8 text")
     verb.add_argument("--workers", type=int, default=1, metavar="N", help="processes at a time on this machine (1)")
     verb.add_argument(
         "--together",
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     write(folder)
 
 
-def asked(study: Any, settings: list[str], text: str, seeds: int | None, folder: Path) -> Any:
+def asked(study: Any, settings: list[str], text: str | None, seeds: int | None, folder: Path) -> Any:
     """`study` with its base and seeds changed as the command line says, in `folder` where it keeps something there."""
     study = study.at(folder) if hasattr(study, "at") else study
     if settings or text:

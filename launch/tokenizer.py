@@ -2,9 +2,9 @@
 
 import argparse
 import itertools
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from launch.find import filled
 
 if TYPE_CHECKING:
     from lm.text.tokenizer import Tokenizer
@@ -45,14 +45,20 @@ def add(verbs: Any) -> None:
         epilog=TRAIN_EPILOG,
     )
     new.add_argument(
-        "--text", nargs="+", action="extend", required=True, metavar="PATH", help="files and folders to train on"
+        "--text",
+        nargs="+",
+        action="extend",
+        required=True,
+        type=filled,
+        metavar="PATH",
+        help="files and folders to train on",
     )
     new.add_argument("--vocab-size", type=int, default=4096, metavar="N", help="pieces, 256 bytes among them (4096)")
     new.add_argument("--model-type", choices=("bpe", "unigram"), default="bpe", help="the algorithm (bpe)")
     new.add_argument(
         "--train-bytes", type=int, default=10_000_000, metavar="N", help="the most text to train on (10 million)"
     )
-    new.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
+    new.add_argument("--output", required=True, type=filled, metavar="DIR", help="the folder to write")
     new.set_defaults(run=train)
     old = action.add_parser(
         "inspect",
@@ -64,7 +70,7 @@ def add(verbs: Any) -> None:
         "folder", metavar="RUN_OR_DIR", help="a run's folder, a tokenizer's, or a SentencePiece .model file"
     )
     old.add_argument("sentence", metavar="TEXT", nargs="?", default="", help="a text to tokenise")
-    old.add_argument("--text", metavar="FILE", help="a file to tokenise, and to measure fertility on")
+    old.add_argument("--text", type=filled, metavar="FILE", help="a file to tokenise, and to measure fertility on")
     old.set_defaults(run=inspect)
 
 
@@ -73,10 +79,11 @@ def add(verbs: Any) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """Train a tokenizer on all documents of the paths, and save it."""
+    from lm.data.paths import texts
     from lm.text.tokenizer import SentencePieceSpec
 
     spec = SentencePieceSpec(vocab_size=args.vocab_size, model_type=args.model_type, train_bytes=args.train_bytes)
-    tokenizer = spec.make(itertools.chain.from_iterable(texts(Path(p).expanduser()) for p in args.text))
+    tokenizer = spec.make(itertools.chain.from_iterable(map(texts, args.text)))
     try:
         tokenizer.save(args.output)
     except OSError as error:
@@ -84,42 +91,19 @@ def train(args: argparse.Namespace) -> None:
     print(f"{tokenizer.vocab_size} pieces in {args.output}")
 
 
-def texts(path: Path) -> Iterator[str]:
-    """The documents of a file, or of all files under a folder. Raises ValueError where there are none, or for what is
-    not text."""
-    from lm.data.source import existing, read_text
-
-    if existing(path).is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-        if not files:
-            raise ValueError(f"{path} holds no file")
-        for file in files:
-            yield from texts(file)
-    elif path.suffix in (".jsonl", ".parquet"):
-        yield from _records(path)
-    else:
-        yield read_text(path)
-
-
-def _records(path: Path) -> Iterator[str]:
-    from lm.data.records import Jsonl, Parquet
-
-    source = (Jsonl if path.suffix == ".jsonl" else Parquet)(str(path), heldout=str(path))  # no record is held out
-    yield from source.documents("train")
-
-
 # ---------------------------------------------------------------- inspect
 
 
 def inspect(args: argparse.Namespace) -> None:
     """Print a tokenizer's pieces, its fertility, and a text with its tokens in colours."""
-    from lm.data.source import existing, read_text
+    from lm.data.paths import texts
+    from lm.data.source import existing
     from lm.machine.monitor import terminal
     from lm.text.tokenizer import read
 
     folder = existing(args.folder)
     tokenizer = read(folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder)
-    text = args.sentence or (read_text(existing(args.text)) if args.text else SAMPLE)
+    text = args.sentence or ("\n".join(texts(args.text)) if args.text else SAMPLE)
     console = terminal()
     console.print(
         f"{type(tokenizer).__name__}, {tokenizer.vocab_size:,} pieces, bos {tokenizer.bos}, eos {tokenizer.eos}"

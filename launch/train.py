@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from launch.find import changed, find
+from launch.find import changed, filled, find
 
 EPILOG = """\
 On the same workdir it resumes from the last checkpoint; a workdir of a different experiment is refused. Ctrl-C or
@@ -33,9 +33,9 @@ def add_experiment_arguments(verb: Any) -> None:
     )
     verb.add_argument(
         "--text",
-        default="",
+        type=filled,
         metavar="PATH",
-        help="train on this folder (or file) of UTF-8 text in place of the experiment's sources",
+        help="train on this folder (or file) of UTF-8 text, .jsonl or .parquet in place of the experiment's sources",
     )
     verb.add_argument(
         "--devices", default="", choices=("cpu", "gpu", "tpu"), help="where to run (default: the best there is)"
@@ -47,7 +47,7 @@ def add(verbs: Any) -> None:
     """Declare `lm train`."""
     verb = verbs.add_parser("train", help="train an experiment, or resume it", description=__doc__, epilog=EPILOG)
     add_experiment_arguments(verb)
-    verb.add_argument("--workdir", metavar="DIR", help="the run's folder (default: runs/NAME)")
+    verb.add_argument("--workdir", type=filled, metavar="DIR", help="the run's folder (default: runs/NAME)")
     verb.set_defaults(run=run)
 
 

@@ -167,8 +167,12 @@ class Experiment:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that change with anything that the result depends on."""
-        return value.fingerprint(self)
+        """16 hex digits that change with anything that the result depends on.
+
+        Batches depend on the order of the sources, which JSON's objects do not have: one that is not alphabetical is
+        part of the fingerprint."""
+        order = list(self.data.mixture.sources)
+        return value.fingerprint(self) if order == sorted(order) else value.fingerprint([self, order])
 
 
 def published(base: Experiment, name: str, model: ModelConfig) -> Experiment:

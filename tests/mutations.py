@@ -147,7 +147,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ),
     ),
     "lm/tune/pretrain.py": (
-        ("bits per byte are nats", "/ store.total_bytes / math.log(2)", "/ store.total_bytes"),
+        ("bits per byte are nats", "/ store.coded_bytes / math.log(2)", "/ store.coded_bytes"),
         ("the first tokens of documents are coded too", "store.total_tokens - len(store)", "store.total_tokens"),
         ("routers' losses are left out", "total += sum(losses.values()) * share", "total += 0"),
         ("each micro-batch has all of routers' losses", "sum(losses.values()) * share", "sum(losses.values())"),

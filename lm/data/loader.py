@@ -5,11 +5,12 @@ the batch of any step as a pure function of (seed, step), all rows or those of o
 in threads.
 """
 
+import contextlib
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -58,10 +59,8 @@ def prepare(
     for split in SPLITS:
         for name, source in data.mixture.sources.items():
             report = (lambda done, total, what=f"{name}, {split}": progress(what, done, total)) if progress else None
-            try:
+            with _naming(name):
                 stores[name, split] = open_store(source, split, tokenizer, report)
-            except ValueError as error:
-                raise ValueError(f"source {name!r}: {error}") from None
     return Batches(data, tokenizer, stores, seq_len, batch_rows, seed, objective or CausalLM(), encoder)
 
 
@@ -75,11 +74,24 @@ def make_tokenizer(data: Data, progress: Progress | None = None) -> Tokenizer:
         pass
     if progress:
         progress("tokenizer", 0, 1)
-    tokenizer = data.tokenizer.make(training_texts([s.documents("train") for s in data.mixture.sources.values()]))
+    train = []
+    for name, source in data.mixture.sources.items():
+        with _naming(name):
+            train.append(source.documents("train"))
+    tokenizer = data.tokenizer.make(training_texts(train))
     write_folder(folder, tokenizer.save)
     if progress:
         progress("tokenizer", 1, 1)
     return tokenizer
+
+
+@contextlib.contextmanager
+def _naming(source: str) -> Iterator[None]:
+    """A ValueError within begins with the name of the source."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"source {source!r}: {error}") from None
 
 
 def training_texts(sources: list[Documents]) -> Iterator[str]:
@@ -100,11 +112,13 @@ def training_texts(sources: list[Documents]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class SplitSize:
-    """The size of a split."""
+    """The size of a split; `duplicates` are those of its documents that are equal to an earlier one (None: not
+    counted)."""
 
     documents: int
     tokens: int
     bytes: int
+    duplicates: int | None = field(default=None, compare=False)
 
 
 class Batches:
@@ -196,8 +210,9 @@ class Batches:
         return -(-self._plans[self._known(source), "heldout"].rows_per_epoch // (batch_rows or self.batch_rows))
 
     def heldout_bytes(self, source: str) -> int:
-        """The UTF-8 bytes of the held-out documents of `source`: the denominator of bits per byte."""
-        return self.stores[self._known(source), "heldout"].total_bytes
+        """The UTF-8 bytes that are predicted in the held-out documents of `source`: the denominator of bits per
+        byte."""
+        return self.stores[self._known(source), "heldout"].coded_bytes
 
     def compression(self, source: str) -> dict[str, float]:
         """Bits per byte of gzip -9 and xz -9e on the held-out documents of `source`, one by one."""
@@ -209,8 +224,24 @@ class Batches:
 
     def summary(self) -> dict[str, dict[str, SplitSize]]:
         """The sizes of all splits: source -> split -> size."""
-        sizes = {key: SplitSize(len(s), s.total_tokens, s.total_bytes) for key, s in self.stores.items()}
+        sizes = {key: SplitSize(len(s), s.total_tokens, s.total_bytes, s.duplicates) for key, s in self.stores.items()}
         return {name: {split: sizes[name, split] for split in SPLITS} for name in self.sources}
+
+    def remarks(self) -> list[str]:
+        """What one should know about the documents: what is left out, duplicates, what is on both sides."""
+        trained = [s.hashes for (_, split), s in self.stores.items() if split == "train" and s.hashes is not None]
+        lines = []
+        for name, source in self.data.mixture.sources.items():
+            if left_out := source.left_out():
+                lines.append(f"source {name!r}: left out are {left_out}")
+            for split in SPLITS:
+                store = self.stores[name, split]
+                if count := store.duplicates:
+                    lines.append(f"source {name!r}, {split}: {count:,} of {len(store):,} documents equal another")
+            held = self.stores[name, "heldout"].hashes
+            if trained and held is not None and (shared := int(np.isin(held, np.concatenate(trained)).sum())):
+                lines.append(f"source {name!r}: {shared:,} of {len(held):,} held-out documents are trained on too")
+        return lines
 
     def _known(self, source: str) -> str:
         if source not in self.sources:

@@ -5,7 +5,7 @@ import functools
 import glob
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from lm.data.source import (
+    Collection,
     Documents,
     Source,
-    check_fraction,
+    check_uncompressed,
     content,
     digest,
     first_line,
-    held_out,
     is_train,
     not_empty,
     paths,
@@ -28,54 +28,53 @@ from lm.data.source import (
 
 
 @dataclass(frozen=True)
-class Jsonl(Source):
+class Jsonl(Collection):
     """A document for every line of a JSONL file: the text in `field` of its object. `path` may be a glob pattern. A
-    fraction `heldout` of the lines is held out, or the file of that path."""
+    fraction `heldout` of the documents is held out, or the file of that path."""
 
     path: str
     field: str = "text"
     heldout: float | str = 0.05
 
-    def __post_init__(self) -> None:
-        check_fraction(self.heldout)
-
-    def documents(self, split: str) -> Documents:
-        files = [(file, _line_starts(file)) for file in _matching(_path_of(self, split))]
-        return _of_split(self, split, files, self._line)
+    def _named(self, path: str, hidden: bool = False) -> tuple[Iterable[str], Documents]:
+        return _numbered([(file, _line_starts(file)) for file in _matching(path)], self._line)
 
     def _line(self, file: Path, start: int) -> str:
         with file.open("rb") as stream:
             stream.seek(start)
             raw = stream.readline()
         try:
-            record = json.loads(raw)
+            return self._text(raw, f"the line at byte {start}")
         except ValueError as error:
-            raise ValueError(f"{file}: the line at byte {start} is not JSON: {error}") from None
-        if not isinstance(record, dict):
-            raise ValueError(
-                f"{file}: the line at byte {start} is {type(record).__name__}, expected an object with {self.field!r}"
-            )
-        return text_of(record, self.field, f"{file}, the line at byte {start}")
+            with file.open("rb") as stream:
+                number = stream.read(start).count(b"\n") + 1
+            raise ValueError(f"{file}: {error} (line {number})") from None
 
-    def fingerprint(self) -> str:
-        return digest(self, content([f for p in paths(self.path, self.heldout) for f in _matching(p)]))
+    def _text(self, raw: bytes, where: str) -> str:
+        try:
+            record = json.loads(raw)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where} is not JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise ValueError(f"{where} is {type(record).__name__}, expected an object with {self.field!r}")
+        return text_of(record, self.field, where)
+
+    def _identity(self, hidden: bool = False) -> list[Any]:
+        return [content([f for p in paths(self.path, self.heldout) for f in _matching(p)])]
 
 
 @dataclass(frozen=True)
-class Parquet(Source):
+class Parquet(Collection):
     """A document for every row of a Parquet file: the text in column `field`. `path` may be a glob pattern. A fraction
-    `heldout` of the rows is held out, or the file of that path."""
+    `heldout` of the documents is held out, or the file of that path."""
 
     path: str
     field: str = "text"
     heldout: float | str = 0.05
 
-    def __post_init__(self) -> None:
-        check_fraction(self.heldout)
-
-    def documents(self, split: str) -> Documents:
-        files = [(file, np.arange(_parquet_starts(file, self.field)[-1])) for file in _matching(_path_of(self, split))]
-        return _of_split(self, split, files, self._row)
+    def _named(self, path: str, hidden: bool = False) -> tuple[Iterable[str], Documents]:
+        files = [(file, np.arange(_parquet_starts(file, self.field)[-1])) for file in _matching(path)]
+        return _numbered(files, self._row)
 
     def _row(self, file: Path, row: int) -> str:
         starts = _parquet_starts(file, self.field)
@@ -83,8 +82,8 @@ class Parquet(Source):
         text = _parquet_group(file, group, self.field)[row - starts[group]].as_py()
         return text_of({self.field: text}, self.field, f"{file}, row {row}")
 
-    def fingerprint(self) -> str:
-        return digest(self, content([f for p in paths(self.path, self.heldout) for f in _matching(p)]))
+    def _identity(self, hidden: bool = False) -> list[Any]:
+        return [content([f for p in paths(self.path, self.heldout) for f in _matching(p)])]
 
 
 @dataclass(frozen=True)
@@ -134,27 +133,27 @@ def _extra(module: str) -> Any:
         raise ValueError(f"Parquet files and TFDS data sets need the extra datasets: {cure} ({error})") from None
 
 
-def _path_of(source: Jsonl | Parquet, split: str) -> str:
-    return source.heldout if isinstance(source.heldout, str) and not is_train(split) else source.path
-
-
 def _matching(pattern: str) -> list[Path]:
-    files = sorted(Path(p) for p in glob.glob(str(Path(pattern).expanduser()), recursive=True) if Path(p).is_file())
+    path = Path(pattern).expanduser()
+    if path.is_dir():
+        raise ValueError(f"{pattern} is a folder: expected a file, or a pattern of files as in {pattern}/*.jsonl")
+    named = [path] if path.is_file() else map(Path, glob.glob(str(path), recursive=True))
+    files = sorted(file for file in named if file.is_file())
     if not files:
         raise ValueError(f"no such file: {pattern}")
+    for file in files:
+        check_uncompressed(file)
     return files
 
 
-def _of_split(
-    source: Jsonl | Parquet, split: str, files: list[tuple[Path, np.ndarray]], read: Callable[[Path, int], str]
-) -> Documents:
-    """The records of `split` in `files`, each a file with the locations of its records, which `read` takes."""
+def _numbered(
+    files: list[tuple[Path, np.ndarray]], read: Callable[[Path, int], str]
+) -> tuple[Iterable[str], Documents]:
+    """The records of `files`, each a file with the locations of its records, which `read` takes; and their numbers."""
     which = np.repeat(np.arange(len(files)), [len(records) for _, records in files])
     records = np.concatenate([records for _, records in files])
-    if not isinstance(source.heldout, str):
-        selected = np.array([held_out(str(i), source.heldout) != is_train(split) for i in range(len(records))], bool)
-        which, records = which[selected], records[selected]
-    return not_empty(Documents(len(records), lambda i: read(files[which[i]][0], int(records[i]))), source, split)
+    documents = Documents(len(records), lambda i: read(files[which[i]][0], int(records[i])))
+    return map(str, range(len(records))), documents
 
 
 def _line_starts(file: Path) -> np.ndarray:

@@ -1,16 +1,20 @@
 """Sources: where documents come from.
 
 A `Source` is a frozen value of an experiment; `documents(split)` opens it as a random-access sequence of texts, for
-split "train" or "heldout". The split of a document is a hash of its name or index, so that it does not change when
-others are added.
+split "train" or "heldout". Which documents of a `Collection` are held out is decided by a hash of their text: identical
+ones are never on both sides, and none changes sides when others are added, moved or renamed.
 """
 
+import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
+
+import numpy as np
 
 SPLITS = ("train", "heldout")
 HASHED_BYTES = 64 * 2**20  # sources up to this size are fingerprinted by content, larger ones by sizes and mtimes
@@ -43,8 +47,80 @@ class Source:
         raise NotImplementedError
 
     def fingerprint(self) -> str:
-        """16 hex digits that change when the documents do."""
+        """16 hex digits that change when the documents or their split do."""
         raise NotImplementedError
+
+    def earlier(self) -> "Source | None":
+        """This source as an earlier version split it, for runs that began with that; None where nothing has changed."""
+        return None
+
+    def left_out(self) -> str:
+        """What is there and not read, in words; "" where everything is read."""
+        return ""
+
+
+class Collection(Source):
+    """A source of many documents. `heldout` is the fraction of them that is held out, or the path of others that are.
+
+    A subclass has these fields, and a pair of methods: `_named` is all documents at a path with their names, in which
+    `hidden` files are among them or not, and `_identity` is of what determines them."""
+
+    path: str
+    heldout: float | str
+
+    def __post_init__(self) -> None:
+        check_fraction(self.heldout)
+
+    def _named(self, path: str, hidden: bool = False) -> tuple[Iterable[str], Documents]:
+        raise NotImplementedError
+
+    def _identity(self, hidden: bool = False) -> list[Any]:
+        raise NotImplementedError
+
+    def documents(self, split: str) -> Documents:
+        if isinstance(self.heldout, str):
+            return not_empty(self._named(self.path if is_train(split) else self.heldout)[1], self, split)
+        limit = math.ceil(self.heldout * 2**64)
+        held = _content_hashes(self, self.fingerprint()) < np.uint64(limit)
+        return not_empty(_selected(self._named(self.path)[1], held != is_train(split)), self, split)
+
+    def fingerprint(self) -> str:
+        split = [] if isinstance(self.heldout, str) else ["split by content"]
+        return digest(self, *self._identity(), *split)
+
+    def earlier(self) -> Source:
+        return _SplitByName(self)
+
+
+@dataclass(frozen=True)
+class _SplitByName(Source):
+    """`source` as it was split until November 2026: by the names of files in a folder, hidden ones included, and by the
+    numbers of records over all files. Runs that began with it go on with it (lm/run/folder.py)."""
+
+    source: Collection
+
+    def documents(self, split: str) -> Documents:
+        source, heldout = self.source, self.source.heldout
+        if isinstance(heldout, str):
+            return not_empty(source._named(source.path if is_train(split) else heldout, hidden=True)[1], source, split)
+        names, documents = source._named(source.path, hidden=True)
+        chosen = np.array([held_out(name, heldout) != is_train(split) for name in names], bool)
+        return not_empty(_selected(documents, chosen), source, split)
+
+    def fingerprint(self) -> str:
+        return digest(self.source, *self.source._identity(hidden=True))
+
+
+def _selected(documents: Documents, chosen: np.ndarray) -> Documents:
+    """Those of `documents` where `chosen` [N] is true."""
+    indices = np.flatnonzero(chosen)
+    return Documents(len(indices), lambda i: documents[int(indices[i])])
+
+
+@functools.lru_cache(maxsize=8)
+def _content_hashes(source: Collection, fingerprint: str) -> np.ndarray:
+    """[N] uint64: a hash of the text of each document of `source`, which has that `fingerprint` now."""
+    return np.array([text_hash(text) for text in source._named(source.path)[1]], np.uint64)
 
 
 @dataclass(frozen=True)
@@ -72,45 +148,65 @@ class TextFile(Source):
 
 
 @dataclass(frozen=True)
-class TextFolder(Source):
-    """A document for every UTF-8 file under `path` that matches `pattern`. A fraction `heldout` of the files is held
-    out, or those of the folder of that path."""
+class TextFolder(Collection):
+    """A document for every UTF-8 file under `path` that matches `pattern`, without hidden ones (.git/,
+    .ipynb_checkpoints/) unless the pattern names them. A fraction `heldout` of the documents is held out, or those of
+    the folder of that path."""
 
     path: str
     pattern: str = "**/*.txt"
     heldout: float | str = 0.1
 
-    def __post_init__(self) -> None:
-        check_fraction(self.heldout)
-
-    def _files(self, path: str) -> tuple[Path, list[str]]:
+    def _files(self, path: str, hidden: bool = False) -> tuple[Path, list[str]]:
         folder = existing(path)
+        if not folder.is_dir():
+            raise ValueError(f"{path} is a file: expected a folder of them, or TextFile({str(path)!r})")
         names = sorted(p.relative_to(folder).as_posix() for p in folder.glob(self.pattern) if p.is_file())
-        if not names:
-            raise ValueError(f"no file in {folder} matches {self.pattern!r}: expected text files, or another pattern")
-        return folder, names
+        kept = [name for name in names if hidden or not self._is_hidden(name)]
+        if not kept:
+            others = f" but {len(names)} hidden ones" if names else ""
+            raise ValueError(
+                f"no file in {folder} matches {self.pattern!r}{others}: expected text files, or another pattern"
+            )
+        return folder, kept
 
-    def documents(self, split: str) -> Documents:
-        folder, names = self._files(
-            self.heldout if isinstance(self.heldout, str) and not is_train(split) else self.path
-        )
-        if not isinstance(self.heldout, str):
-            names = [n for n in names if held_out(n, self.heldout) != is_train(split)]
-        return not_empty(Documents(len(names), lambda i: read_text(folder / names[i])), self, split)
+    def _is_hidden(self, name: str) -> bool:
+        return is_hidden(name) and not is_hidden(self.pattern)
 
-    def fingerprint(self) -> str:
-        folders = [self._files(path) for path in paths(self.path, self.heldout)]
+    def _named(self, path: str, hidden: bool = False) -> tuple[Iterable[str], Documents]:
+        folder, names = self._files(path, hidden)
+        return names, Documents(len(names), lambda i: read_text(folder / names[i]))
+
+    def _identity(self, hidden: bool = False) -> list[Any]:
+        folders = [self._files(path, hidden) for path in paths(self.path, self.heldout)]
         files = [folder / name for folder, names in folders for name in names]
-        return digest(self, [name for _, names in folders for name in names], content(files))
+        return [[name for _, names in folders for name in names], content(files)]
+
+    def left_out(self) -> str:
+        every = [name for path in paths(self.path, self.heldout) for name in self._files(path, hidden=True)[1]]
+        names = [name for name in every if self._is_hidden(name)]
+        return f"{len(names)} hidden files ({names[0]}{', …' * (len(names) > 1)})" if names else ""
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a file, or a folder that it is in, has a name that begins with a dot; `path` is relative to the whole."""
+    return any(part.startswith(".") for part in PurePath(path).parts)
+
+
+def text_hash(text: str) -> int:
+    """64 bits of the SHA-256 of a text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 def held_out(name: str, fraction: float) -> bool:
     """Whether the document `name` is in the held-out split, by a hash of its name."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") < fraction * 2**64
+    return text_hash(name) < fraction * 2**64
 
 
 def existing(path: str | Path) -> Path:
-    """`path` with ~ expanded. Raises ValueError where nothing is there."""
+    """`path` with ~ expanded. Raises ValueError where nothing is there, or it is empty."""
+    if not str(path):
+        raise ValueError("the path of a text is empty: expected a file or a folder")
     expanded = Path(path).expanduser()
     if not expanded.exists():
         raise ValueError(f"no such file or folder: {path}")
@@ -122,12 +218,35 @@ def read_text(file: Path) -> str:
     try:
         return file.read_bytes().decode()
     except UnicodeDecodeError as error:
+        check_uncompressed(file)
+        line = error.object.count(b"\n", 0, error.start) + 1
         raise ValueError(
-            f"{file} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}; "
+            f"{file} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}, in line {line}; "
             "convert the file, or leave it out"
         ) from None
     except OSError as error:
         raise ValueError(f"cannot read {file}: {error.strerror}") from None
+
+
+# the first bytes of a compressed file -> what makes it a plain one
+COMPRESSED = {
+    b"\x1f\x8b": "gunzip",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+    b"BZh": "bunzip2",
+    b"\xfd7zXZ\x00": "unxz",
+    b"PK\x03\x04": "unzip",
+}
+
+
+def check_uncompressed(file: Path) -> None:
+    """Raises ValueError for a compressed file: documents are read at random, which it does not allow."""
+    with file.open("rb") as stream:
+        start = stream.read(8)
+    for magic, command in COMPRESSED.items():
+        if start.startswith(magic):
+            raise ValueError(
+                f"{file} is compressed: unpack it first ({command} {file}) and give the file that is in it"
+            )
 
 
 def text_of(record: dict[str, Any], field: str, where: str) -> str:
@@ -137,7 +256,13 @@ def text_of(record: dict[str, Any], field: str, where: str) -> str:
     text = record[field]
     if not isinstance(text, (str, bytes)):
         raise ValueError(f"{where}: field {field!r} holds {type(text).__name__}, expected text")
-    return text if isinstance(text, str) else text.decode()
+    try:
+        text = text if isinstance(text, str) else text.decode()
+        text.encode()
+    except UnicodeError as error:
+        bad = f"lone surrogate {error.object[error.start]!r}" if isinstance(error, UnicodeEncodeError) else str(error)
+        raise ValueError(f"{where}: field {field!r} has no UTF-8 form, remove what is broken: {bad}") from None
+    return text
 
 
 def not_empty(documents: Documents, source: Source, split: str) -> Documents:

@@ -7,13 +7,16 @@ A folder with `tokens.bin` (the ids of all documents, concatenated and memory-ma
 import hashlib
 import itertools
 import json
+from array import array
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from lm.data.source import Documents, Source
+from lm.data.source import Documents, Source, text_hash
 from lm.machine.cache import cache_dir, discard, is_complete, locked, write_folder
+from lm.text.protocol import first_token_bytes
 from lm.text.tokenizer import Tokenizer
 
 FORMAT = 1  # of the files: raise it when it changes
@@ -25,6 +28,9 @@ Progress = Callable[[int, int], None]  # (documents done, documents in all)
 class TokenStore:
     """N tokenised documents. `store[i]` is an array of ids; `lengths` [N] in tokens and `bytes` [N] in UTF-8 bytes are
     the sizes of the documents; `tokens` the ids of all, of which document i has `offsets[i]` to `offsets[i + 1]`.
+    `coded_bytes` are those of the text that has a token before it: without a begin token, a document's first token is
+    not predicted, and its bytes are not among them. `hashes` [N] are of the documents' texts (None where an earlier
+    version wrote the store).
 
     Raises ValueError where the files are damaged."""
 
@@ -42,6 +48,9 @@ class TokenStore:
         if not consistent:
             raise ValueError(f"the token store {folder} is damaged: its files are not of the sizes in store.json")
         self.vocab_size: int = about["vocab_size"]
+        self.coded_bytes: int = self.total_bytes - about.get("first_bytes", 0)
+        hashes = self.folder / "hashes.npy"
+        self.hashes: np.ndarray | None = np.load(hashes) if hashes.exists() else None
         self.lengths: np.ndarray = np.diff(self.offsets)
 
     def __len__(self) -> int:
@@ -60,12 +69,18 @@ class TokenStore:
     def total_bytes(self) -> int:
         return int(self.bytes.sum())
 
+    @property
+    def duplicates(self) -> int | None:
+        """How many documents are equal to an earlier one (None: not known)."""
+        return None if self.hashes is None else len(self) - len(np.unique(self.hashes))
+
 
 def open_store(source: Source, split: str, tokenizer: Tokenizer, progress: Progress | None = None) -> TokenStore:
     """The store of a split, from the cache or written now. Only one process writes it; a damaged one is rewritten.
 
     Raises ValueError where the source has no tokens."""
-    key = json.dumps([FORMAT, source.fingerprint(), split, tokenizer.fingerprint])
+    counted = [] if tokenizer.bos is not None else ["first bytes"]  # stores of before have no such count
+    key = json.dumps([FORMAT, source.fingerprint(), split, tokenizer.fingerprint, *counted])
     folder = cache_dir() / "tokens" / hashlib.sha256(key.encode()).hexdigest()[:16]
     if is_complete(folder):
         return TokenStore(folder)
@@ -97,13 +112,16 @@ def write_store(
     """
 
     def fill(temporary: Path) -> None:
-        lengths, sizes = _write_tokens(temporary / "tokens.bin", documents, tokenizer, progress)
-        if not sum(lengths):
+        counts = _write_tokens(temporary / "tokens.bin", documents, tokenizer, progress)
+        tokens = sum(counts.lengths)
+        if not tokens:
             raise ValueError(f"no tokens in the {name}: its {len(documents)} documents are empty")
-        np.save(temporary / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
-        np.save(temporary / "bytes.npy", np.array(sizes, np.int64))
-        about = {"dtype": np.dtype(_dtype(tokenizer)).name, "documents": len(lengths), "tokens": sum(lengths)}
-        (temporary / "store.json").write_text(json.dumps({**about, "vocab_size": tokenizer.vocab_size}))
+        np.save(temporary / "offsets.npy", np.concatenate([[0], np.cumsum(counts.lengths)]).astype(np.int64))
+        np.save(temporary / "bytes.npy", np.array(counts.sizes, np.int64))
+        np.save(temporary / "hashes.npy", np.array(counts.hashes, np.uint64))
+        about = {"dtype": np.dtype(_dtype(tokenizer)).name, "documents": len(counts.lengths), "tokens": tokens}
+        about |= {"vocab_size": tokenizer.vocab_size, "first_bytes": counts.first_bytes}
+        (temporary / "store.json").write_text(json.dumps(about))
 
     return TokenStore(write_folder(folder, fill))
 
@@ -112,25 +130,36 @@ def _dtype(tokenizer: Tokenizer) -> type:
     return np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
 
 
+@dataclass
+class _Counts:
+    """The size of each document in tokens and in bytes, the hash of its text, and the bytes of all first tokens that
+    nothing comes before."""
+
+    lengths: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    hashes: "array[int]" = field(default_factory=lambda: array("Q"))
+    first_bytes: int = 0
+
+
 def _write_tokens(
     file: Path, documents: Documents | list[str], tokenizer: Tokenizer, progress: Progress | None
-) -> tuple[list[int], list[int]]:
-    """Write every document's ids to `file`; returns the sizes of each, in tokens and in bytes."""
-    lengths: list[int] = []
-    sizes: list[int] = []
-    done = 0
+) -> _Counts:
+    """Write every document's ids to `file`."""
+    counts, done = _Counts(), 0
     with file.open("wb") as out:
         for texts in _batches(documents):
             done += len(texts)
             texts = [text for text in texts if text]
-            for ids in tokenizer.encode_batch(texts):
-                array = _framed(ids, tokenizer)
-                out.write(array.astype(_dtype(tokenizer)).tobytes())
-                lengths.append(len(array))
-            sizes.extend(len(text.encode()) for text in texts)
+            for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+                framed = _framed(ids, tokenizer)
+                out.write(framed.astype(_dtype(tokenizer)).tobytes())
+                counts.lengths.append(len(framed))
+                counts.sizes.append(len(text.encode()))
+                counts.hashes.append(text_hash(text))
+                counts.first_bytes += first_token_bytes(tokenizer, text, ids) if tokenizer.bos is None else 0
             if progress:
                 progress(done, len(documents))
-    return lengths, sizes
+    return counts
 
 
 def _framed(ids: list[int], tokenizer: Tokenizer) -> np.ndarray:

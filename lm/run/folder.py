@@ -6,10 +6,13 @@ All processes of a run read it; the first one writes.
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lm import value
+from lm.data.mixture import Data
+from lm.data.source import Source
 from lm.experiment import Experiment, changed
 from lm.machine import buckets, processes
 from lm.text.tokenizer import Tokenizer
@@ -95,7 +98,28 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         raise ValueError(f"cannot write {folder}: {error.strerror or error}; choose another --workdir") from None
 
 
-def check_sources(folder: Path, sources: Mapping[str, Any]) -> None:
+def as_begun(folder: Path, data: Data) -> Data:
+    """`data` as the run in `folder` began with it: batches follow from the order of the sources, and from how that
+    version split their documents. Of a new run, `data` itself."""
+    try:
+        recorded = json.loads((folder / "data.json").read_text())
+    except FileNotFoundError:
+        return data
+    sources = data.mixture.sources
+    ordered = sorted(sources, key=[*recorded, *sources].index)
+    begun = {name: _as_recorded(sources[name], recorded.get(name, "")) for name in ordered}
+    return replace(data, mixture=replace(data.mixture, sources=begun))
+
+
+def _as_recorded(source: Source, fingerprint: str) -> Source:
+    """`source`, or what it was to an earlier version where that has the `fingerprint`."""
+    earlier = source.earlier()
+    if earlier is None or fingerprint in ("", source.fingerprint()):
+        return source
+    return earlier if earlier.fingerprint() == fingerprint else source
+
+
+def check_sources(folder: Path, sources: Mapping[str, Source]) -> None:
     """Check that the sources are what they were when the run began: data.json has fingerprints of their content, an
     experiment only their names.
 

@@ -4,7 +4,7 @@ A collective: all processes of a run prepare together.
 """
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from lm.machine.monitor import preparing
 from lm.model.compute import Compute
 from lm.model.transformer import Transformer
 from lm.run.extra_evals import extra_evals
-from lm.run.folder import check_sources, on_first_process, save_tokenizer
+from lm.run.folder import as_begun, check_sources, on_first_process, save_tokenizer
 from lm.run.heldout import HeldOut
 from lm.sharding.batches import local_rows
 from lm.sharding.mesh import make_mesh
@@ -79,7 +79,7 @@ def prepare_run(
 
 def _data(experiment: Experiment, folder: Path) -> Batches:
     """The experiment's batches. The first process trains the tokenizer; each machine tokenises what it reads."""
-    e, saved = experiment, folder / "tokenizer"
+    e, saved = replace(experiment, data=as_begun(folder, experiment.data)), folder / "tokenizer"
     encoder = e.model.has_encoder
     with preparing() if processes.is_first() else contextlib.nullcontext() as progress:
         on_first_process("tokenizer", folder, lambda: _train_tokenizer(e, saved, progress))
@@ -91,6 +91,8 @@ def _data(experiment: Experiment, folder: Path) -> Batches:
         )
     check_vocabulary(e, data.context)
     check_sources(folder, e.data.mixture.sources)
+    if processes.is_first():
+        print(*data.remarks(), sep="\n", end="\n" * bool(data.remarks()))
     return data
 
 

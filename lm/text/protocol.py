@@ -206,6 +206,19 @@ def offsets_of_bytes(text: str, pieces: Sequence[tuple[int, bytes]]) -> Offsets:
     return offsets
 
 
+def first_token_bytes(tokenizer: Tokenizer, text: str, ids: Sequence[int]) -> int:
+    """The UTF-8 bytes of `text` that the first of its `ids` covers: those that nothing predicts, without a token before
+    it."""
+    if not ids:
+        return 0
+    raw, data = tokenizer.bytes_of(ids[0]), text.encode()
+    for own in (raw, raw.removeprefix(b" ")):  # some put a space before a text
+        if raw and data.startswith(own):
+            return len(own)
+    tokens = tokenizer.encode_with_offsets(text)  # of a tokenizer that changes the text, its case for instance
+    return len(text[: tokens[0][2]].encode()) if tokens else 0
+
+
 def config_file(tokenizer: Tokenizer, original: bytes = b"{}") -> bytes:
     """A tokenizer_config.json for a tokenizer.json of transformers' generic class: the control ids with a role, the
     chat template, and the other fields of the `original` one."""

@@ -141,7 +141,8 @@ def measured(sums: Mapping[str, float], store: TokenStore) -> dict[str, float]:
 
     Args:
       sums: losses (nats) and correct predictions, over `tokens` targets and `pairs` of sentences.
-      store: the text; its bits per byte are of every token but each document's first, coded at the mean loss.
+      store: the text; its bits per byte are of every token but each document's first, coded at the mean loss, over the
+        bytes of the same tokens.
 
     Returns: loss (nats a target), perplexity, accuracy, next_sentence (an accuracy), bits_per_byte."""
     loss = sums["loss"] / max(sums["tokens"], 1.0)
@@ -151,5 +152,5 @@ def measured(sums: Mapping[str, float], store: TokenStore) -> dict[str, float]:
         "perplexity": math.exp(min(loss, 700.0)),
         "accuracy": sums["accuracy"] / max(sums["tokens"], 1.0),
         "next_sentence": sums.get("next_sentence", 0.0) / max(sums.get("pairs", 0.0), 1.0),
-        "bits_per_byte": loss * targets / store.total_bytes / math.log(2),
+        "bits_per_byte": loss * targets / store.coded_bytes / math.log(2),
     }

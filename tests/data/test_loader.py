@@ -219,3 +219,20 @@ def test_a_lone_row_has_no_other_to_be_set_beside(mixture: Mixture) -> None:
         ValueError, match="source '[ab]' has one row of heldout text, and next-sentence prediction needs two"
     ):
         prepare(Data(mixture, Bytes()), 2048, 8, objective=MaskedLM(next_sentence=True))
+
+
+def test_what_one_should_know_of_the_documents_is_said(tmp_path: Path) -> None:
+    for i in range(20):
+        (tmp_path / f"{i}.txt").write_text(f"document {i % 18}")
+    (tmp_path / "other").mkdir()
+    for i in (3, 100):
+        (tmp_path / "other" / f".{i}.txt").write_text(f"document {i}")
+        (tmp_path / "other" / f"{i}.txt").write_text(f"document {i}")
+    source = TextFolder(str(tmp_path), pattern="*.txt", heldout=str(tmp_path / "other"))
+    batches = prepare(Data(Mixture({"text": source}, {"text": 1.0}), Bytes()), 32, 8)
+    assert batches.remarks() == [
+        "source 'text': left out are 2 hidden files (.100.txt, …)",
+        "source 'text', train: 2 of 20 documents equal another",
+        "source 'text': 1 of 2 held-out documents are trained on too",
+    ]
+    assert batches.summary()["text"]["train"].duplicates == 2

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from lm.data.records import Jsonl, Parquet, Tfds
+from lm.data.source import held_out
 
 TEXTS = [f"text {i} é\n" for i in range(100)]
 
@@ -47,6 +49,7 @@ def test_bad_records_are_named(files: Path) -> None:
     (files / "list.jsonl").write_text("[1]\n")
     (files / "number.jsonl").write_text('{"text": 3}\n')
     (files / "blank.jsonl").write_text("\n\n")
+    (files / "half.jsonl").write_text('{"text": "a"}\n\n{"text": "b\\ud800"}\n')
     (files / "bad.parquet").write_text("no parquet")
     field = "no field 'content'; there are: text, id"
     cases = [
@@ -58,6 +61,11 @@ def test_bad_records_are_named(files: Path) -> None:
         ("has no train documents", Jsonl(str(files / "blank.jsonl"))),
         ("bad.parquet is not a Parquet file", Parquet(str(files / "bad.parquet"))),
         ("no such file: .*missing", Jsonl(str(files / "missing.jsonl"))),
+        (r"is a folder: expected a file, or a pattern of files as in .*/\*.jsonl", Jsonl(str(files))),
+        (
+            r"half.jsonl: the line at byte 15: field 'text' has no UTF-8 form.*lone surrogate '\\ud800' \(line 3\)",
+            Jsonl(str(files / "half.jsonl")),
+        ),
     ]
     for message, source in cases:
         with pytest.raises(ValueError, match=message):
@@ -115,3 +123,30 @@ def test_what_the_extra_lacks_is_one_line(tmp_path: Path, monkeypatch: pytest.Mo
     for source in (Parquet(str(tmp_path / "a.parquet")), Tfds("no_such_set", data_dir=str(tmp_path))):
         with pytest.raises(ValueError, match=r'need the extra datasets: pip install -e "\.\[datasets\]"'):
             source.documents("train")
+
+
+@pytest.mark.parametrize("kind", [Jsonl, Parquet])
+def test_another_file_moves_none_to_the_other_split(kind, files: Path) -> None:
+    """Also one that comes before the others by name, with documents that are there already."""
+    end = kind.__name__.lower()
+    source = kind(str(files / f"*.{end}"), heldout=0.2)
+    before = {split: set(source.documents(split)) for split in ("train", "heldout")}
+    if kind is Jsonl:
+        (files / "-first.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in ["new", *TEXTS[:9]]))
+    else:
+        pyarrow.parquet.write_table(pyarrow.table({"text": ["new", *TEXTS[:9]]}), files / "-first.parquet")
+    after = {split: list(source.documents(split)) for split in before}
+    assert all(before[split] == set(after[split]) - {"new"} for split in before)
+    assert sum(map(len, after.values())) == 110
+
+
+@pytest.mark.parametrize("kind", [Jsonl, Parquet])
+def test_records_of_before_are_split_by_number(kind, files: Path) -> None:
+    source = kind(str(files / f"*.{kind.__name__.lower()}"), heldout=0.2)
+    before = source.earlier()
+    assert list(before.documents("heldout")) == [text for i, text in enumerate(TEXTS) if held_out(str(i), 0.2)]
+    assert list(before.documents("train")) == [text for i, text in enumerate(TEXTS) if not held_out(str(i), 0.2)]
+    paths = sorted(files.glob(f"*.{kind.__name__.lower()}"))
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    text = json.dumps([kind.__name__, {"field": "text", "heldout": 0.2}, hashes], sort_keys=True)
+    assert before.fingerprint() == hashlib.sha256(text.encode()).hexdigest()[:16] != source.fingerprint()

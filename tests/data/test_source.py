@@ -1,4 +1,6 @@
 import dataclasses
+import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -110,3 +112,51 @@ def test_a_folder_in_place_of_a_file_is_named(tmp_path: Path) -> None:
     for read in (TextFile(str(tmp_path)).fingerprint, lambda: TextFile(str(tmp_path)).documents("train")):
         with pytest.raises(ValueError, match="cannot read .*: Is a directory"):
             read()
+
+
+def test_identical_documents_are_never_on_both_sides(tmp_path: Path) -> None:
+    for i in range(40):
+        (tmp_path / f"{i}.txt").write_text(f"document {i}")
+        (tmp_path / f"copy of {i}.txt").write_text(f"document {i}")
+    source = TextFolder(str(tmp_path), heldout=0.3)
+    train, heldout = (list(source.documents(split)) for split in ("train", "heldout"))
+    assert len(train) + len(heldout) == 80 and heldout and not set(train) & set(heldout)
+
+
+def test_neither_a_name_nor_other_files_change_the_side_of_a_document(tmp_path: Path, folder: Path) -> None:
+    before = list(TextFolder(str(folder)).documents("heldout"))
+    for i, file in enumerate(sorted(folder.rglob("*.txt"))):
+        file.rename(folder / f"{i:03}.txt")
+    (folder / "a copy.txt").write_text(before[0], newline="")  # before the others by name
+    assert sorted({*TextFolder(str(folder)).documents("heldout")}) == sorted(before)
+
+
+def test_hidden_files_are_left_out_and_said(folder: Path) -> None:
+    (folder / ".ipynb_checkpoints").mkdir()
+    for file in (folder / ".ipynb_checkpoints" / "0-checkpoint.txt", folder / "1" / ".draft.txt"):
+        file.write_text("hidden")
+    source = TextFolder(str(folder))
+    texts = [*source.documents("train"), *source.documents("heldout")]
+    assert len(texts) == 60 and "hidden" not in texts
+    assert source.left_out() == "2 hidden files (.ipynb_checkpoints/0-checkpoint.txt, …)"
+    named = TextFolder(str(folder), pattern=".ipynb_checkpoints/*.txt", heldout=str(folder))
+    assert list(named.documents("train")) == ["hidden"] and not named.left_out()
+    with pytest.raises(ValueError, match=r"matches '\*\*/0-\*' but 1 hidden ones"):
+        TextFolder(str(folder), pattern="**/0-*").documents("train")
+
+
+def test_a_source_of_before_has_its_split_and_its_fingerprint(folder: Path) -> None:
+    (folder / ".hidden.txt").write_text("hidden")
+    before = TextFolder(str(folder), heldout=0.2).earlier()
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.txt"))
+    for split in ("train", "heldout"):
+        wanted = [
+            (folder / name).read_bytes().decode() for name in names if held_out(name, 0.2) == (split == "heldout")
+        ]
+        assert list(before.documents(split)) == wanted
+    fields = {"pattern": "**/*.txt", "heldout": 0.2}
+    hashes = [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names]
+    text = json.dumps(["TextFolder", fields, names, hashes], sort_keys=True)
+    assert before.fingerprint() == hashlib.sha256(text.encode()).hexdigest()[:16]
+    assert before.fingerprint() != TextFolder(str(folder), heldout=0.2).fingerprint()
+    assert TextFile("a").earlier() is None

@@ -103,3 +103,16 @@ def test_progress_reaches_the_number_of_documents(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     write_store(TEXTS, BYTES, tmp_path / "store", progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (5, 5)
+
+
+def test_a_document_s_first_token_is_coded_where_a_begin_token_is_before_it(tmp_path: Path) -> None:
+    texts = ["éab", "b", "ab"]
+    with_begin = write_store(texts, BYTES, tmp_path / "bytes")
+    assert with_begin.coded_bytes == with_begin.total_bytes == 7
+    assert write_store(texts, Characters().make(texts), tmp_path / "characters").coded_bytes == 7 - 2 - 1 - 1
+
+
+def test_duplicates_are_counted(tmp_path: Path) -> None:
+    assert write_store(["a", "b", "a", "", "", "a"], BYTES, tmp_path / "store").duplicates == 2
+    (tmp_path / "store" / "hashes.npy").unlink()
+    assert TokenStore(tmp_path / "store").duplicates is None

@@ -18,6 +18,18 @@ def machine_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lm.machine.hardware, "prepare", lambda devices="": None)
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [["train", "e", "--text"], ["train", "e", "--workdir"], ["show", "e", "--text"], ["study", "e", "--workdir"]]
+    + [["study", "e", "--text"], ["evaluate", "e", "--text"], ["launch", "local", "e", "--workdir"]]
+    + [["tokenizer", "train", "--output", "o", "--text"], ["tokenizer", "train", "--text", "t", "--output"]],
+    ids=" ".join,
+)
+def test_an_empty_path_is_an_unset_variable(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*argv, ""]) == 2
+    assert f"argument {argv[-1]}: it is empty, as an unset shell variable is" in capsys.readouterr().err
+
+
 def test_settings_add_up() -> None:
     args = parser().parse_args(["train", "e", "--set", "a=1", "b.c=2", "--workdir", "w", "--set", "d=3"])
     assert (args.experiment, args.workdir, args.set) == ("e", "w", ["a=1", "b.c=2", "d=3"])

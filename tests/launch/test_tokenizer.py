@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
-from launch.tokenizer import fertility, split, texts
+from launch.tokenizer import fertility, split
 from lm.text.tokenizer import ByteTokenizer, load_tokenizer
 
 TEXT = "".join(inspect.getsource(m) for m in (inspect, json))
@@ -20,10 +20,6 @@ def corpus(tmp_path: Path) -> Path:
     (folder / "a.txt").write_text(TEXT)
     (folder / "inner" / "b.jsonl").write_text("".join(json.dumps({"text": f"line {i}"}) + "\n" for i in range(3)))
     return folder
-
-
-def test_every_document_of_every_file_is_read(corpus: Path) -> None:
-    assert list(texts(corpus)) == [TEXT, "line 0", "line 1", "line 2"]
 
 
 @pytest.mark.parametrize("model", ["bpe", "unigram"])

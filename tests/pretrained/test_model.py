@@ -1,5 +1,6 @@
 """A loaded model: padding has no effect, texts go in and out, and unsupported input is refused."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from lm.decode.sampling import Sampling
 from lm.model.families import bert, llama, t5_v1_1
 from lm.pretrained import Pretrained, load
 from lm.pretrained.score import score
-from lm.text.tokenizer import ByteTokenizer
+from lm.text.tokenizer import ByteTokenizer, CharacterTokenizer
 from tests.model.reference import SIMPLE, lively
 from tests.pretrained.small import BERT, BY_NAME, T5, checkpoint
 
@@ -95,6 +96,26 @@ def test_a_text_is_scored_by_hand(tmp_path: Path) -> None:
     assert measures["perplexity"] == pytest.approx(np.exp(measures["loss"]))
     tokens = len(TOKENIZER.encode(text))
     assert measures["bits_per_byte"] == pytest.approx(measures["loss"] * tokens / len(text) / np.log(2), rel=0.1)
+
+
+def test_bits_per_byte_are_those_of_the_predicted_bytes(tmp_path: Path) -> None:
+    """Documents are read one by one; without a begin token each one's first token is not predicted."""
+    lines = ["abcabc", "éa", "b"]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    characters = Pretrained(WRITER.config, WRITER.params, CharacterTokenizer("abcé"), WRITER.model)
+    for model, begin in ((WRITER, True), (characters, False)):
+        documents = [model.encode(line) for line in lines]
+        targets = sum(len(ids) - 1 for ids in documents)
+        size = sum(len(line[0 if begin else 1 :].encode()) for line in lines)
+        measures = score(model, [tmp_path / "t.jsonl"])[str(tmp_path / "t.jsonl")]
+        logits = [np.asarray(model.logits([ids]))[0] for ids in documents]
+        nats = [
+            np.log(np.exp(row).sum()) - row[target]
+            for ids, rows in zip(documents, logits, strict=True)
+            for row, target in zip(rows, ids[1:], strict=False)
+        ]
+        assert measures["loss"] == pytest.approx(np.mean(nats), rel=1e-4) and len(nats) == targets
+        assert measures["bits_per_byte"] == pytest.approx(np.sum(nats) / np.log(2) / size, rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from lm.text.files import MERGES, TOKENIZER_FILES
-from lm.text.protocol import Tokenizer
+from lm.text.protocol import Tokenizer, first_token_bytes
 from lm.text.published import GPT2_PATTERN, LLAMA3_PATTERN
 from lm.text.ranks import ENCODINGS, EncodingSpec, TiktokenTokenizer, load_saved
 from lm.text.sentence import SentencePiece, SentencePieceOptions
@@ -101,6 +101,18 @@ def test_any_ids_decode_as_the_library_decodes_and_a_stream_gives_the_same(
         assert ours.decode(ids) == REFERENCES[kind].decode(ids, skip_special_tokens=True)
     stream = ours.incremental_decoder()
     assert "".join([stream.push(i) for i in ids]) + stream.close() == ours.decode(ids)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "size"),
+    [("words", "CAFÉ t", 5), ("words", "unaffable", 2), ("fallback", "ab a", 2), ("fallback", " ab", 1)]
+    + [("fallback", "😀", 0), ("bytes", "😀", 1), ("bytes", "", 0)],
+)
+def test_the_first_token_covers_bytes_of_the_text(
+    published: dict[str, Tokenizer], kind: str, text: str, size: int
+) -> None:
+    """Not of the piece, which may have another case, no accent, or a space before it."""
+    assert first_token_bytes(published[kind], text, published[kind].encode(text)) == size
 
 
 def test_bytes_that_are_no_utf8_become_what_each_library_makes_of_them(published: dict[str, Tokenizer]) -> None:

@@ -1,0 +1,62 @@
+"""Paths that a user names, as documents: text files, JSONL and Parquet, or folders of them.
+
+Of records the field "text" is read. Hidden files are left out.
+"""
+
+import glob
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lm.data.records import Jsonl, Parquet
+from lm.data.source import Source, TextFile, TextFolder, check_uncompressed, existing, is_hidden, read_text
+
+RECORDS: dict[str, type[Jsonl] | type[Parquet]] = {".jsonl": Jsonl, ".parquet": Parquet}
+
+
+def texts(path: str | Path) -> Iterator[str]:
+    """The documents of a file, or of all files under a folder. Raises ValueError where there are none, or for what is
+    not text."""
+    path = existing(path)
+    if path.is_dir():
+        files = _visible(path)
+        if not files:
+            raise ValueError(f"{path} holds no file")
+        for file in files:
+            yield from texts(file)
+    elif path.suffix in RECORDS:
+        yield from RECORDS[path.suffix](str(path), heldout=str(path)).documents("train")  # no record is held out
+    else:
+        yield read_text(path)
+
+
+def source_at(path: str | Path) -> tuple[Source, str]:
+    """The source that reads `path`, and what to tell of it ("": it is as one would think).
+
+    A folder with .txt files is read as those alone; one without them as its .jsonl files, else its .parquet files, else
+    as all its files. Raises ValueError where nothing is there, or it is compressed."""
+    file = existing(path).resolve()
+    if not file.is_dir():
+        check_uncompressed(file)
+        if kind := RECORDS.get(file.suffix):
+            return kind(str(file)), "the field 'text' of each record is read"
+        return TextFile(str(file)), ""
+    found = Counter(one.suffix for one in _visible(file))
+    suffix = next((suffix for suffix in (".txt", *RECORDS) if found[suffix]), None)
+    if suffix is None:
+        return TextFolder(str(file), pattern="**/*"), ""
+    told = _left_out(suffix, found)
+    if suffix == ".txt":
+        cure = "; --set data.mixture.sources.text.pattern='**/*' reads all" if told else ""
+        return TextFolder(str(file)), told + cure
+    told = f"the field 'text' of each record is read{'; ' * bool(told)}{told}"
+    return RECORDS[suffix](f"{glob.escape(str(file))}/**/*{suffix}"), told
+
+
+def _left_out(suffix: str, found: Counter[str]) -> str:
+    others = [f"{n} {other or 'without a suffix'}" for other, n in sorted(found.items()) if other != suffix]
+    return f"only its {found[suffix]} {suffix} files are read, left out are {', '.join(others)}" if others else ""
+
+
+def _visible(folder: Path) -> Sequence[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file() and not is_hidden(p.relative_to(folder).as_posix()))
