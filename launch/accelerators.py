@@ -3,6 +3,7 @@
 From Google's tables of TPU and GPU machines (cloud.google.com/tpu/docs, cloud.google.com/kubernetes-engine/docs).
 """
 
+import itertools
 from dataclasses import dataclass
 from math import prod
 
@@ -21,6 +22,8 @@ class Tpu:
       dims: the sides of a topology.
       cores: per chip, as counted in `type`.
       runtime: version of the TPU VM.
+      most: chips of a slice.
+      per_chip: devices that JAX counts.
     """
 
     label: str
@@ -30,6 +33,20 @@ class Tpu:
     dims: int
     cores: int
     runtime: str
+    most: int
+    per_chip: int = 1
+
+    def devices(self, chips: int) -> int:
+        """As JAX counts them."""
+        return chips * self.per_chip
+
+    def sizes(self) -> list[int]:
+        """The chips of the slices there are, in ascending order."""
+        if self.dims == 2:
+            return sorted({chips(topology) for topology in (*self.alone, *LITE)})
+        sides = [2, *range(4, MOST_SIDE + 1, 4)]
+        cubes = {prod(c) for c in itertools.combinations_with_replacement(sides, 3) if prod(c) <= self.most}
+        return sorted({*map(chips, self.alone), *cubes})
 
     def hosts(self, topology: str) -> int:
         """Machines of a slice of `topology`."""
@@ -37,11 +54,11 @@ class Tpu:
 
 
 TPUS = {
-    "v4": Tpu("tpu-v4-podslice", "v4", 4, ("2x2x1",), 3, 2, "tpu-ubuntu2204-base"),
-    "v5e": Tpu("tpu-v5-lite-podslice", "v5litepod", 4, ("1x1", "2x2", "2x4"), 2, 1, "v2-alpha-tpuv5-lite"),
-    "v5p": Tpu("tpu-v5p-slice", "v5p", 4, ("2x2x1",), 3, 2, "v2-alpha-tpuv5"),
-    "v6e": Tpu("tpu-v6e-slice", "v6e", 4, ("1x1", "2x2", "2x4"), 2, 1, "v2-alpha-tpuv6e"),
-    "tpu7x": Tpu("tpu7x", "tpu7x", 4, ("2x2x1",), 3, 2, "v2-alpha-tpu7"),
+    "v4": Tpu("tpu-v4-podslice", "v4", 4, ("2x2x1",), 3, 2, "tpu-ubuntu2204-base", 4096),
+    "v5e": Tpu("tpu-v5-lite-podslice", "v5litepod", 4, ("1x1", "2x2", "2x4"), 2, 1, "v2-alpha-tpuv5-lite", 256),
+    "v5p": Tpu("tpu-v5p-slice", "v5p", 4, ("2x2x1",), 3, 2, "v2-alpha-tpuv5", 6144),
+    "v6e": Tpu("tpu-v6e-slice", "v6e", 4, ("1x1", "2x2", "2x4"), 2, 1, "v2-alpha-tpuv6e", 256),
+    "tpu7x": Tpu("tpu7x", "tpu7x", 4, ("2x2x1",), 3, 2, "v2-alpha-tpu7", 9216, 2),
 }
 # the label of GKE, and GPUs of the usual machine
 GPUS = {
@@ -55,15 +72,26 @@ GPUS = {
 }
 
 
-def machines(type: str) -> int:
-    """The machines of an accelerator type of gcloud, as v5p-128. Raises ValueError for an unknown one."""
+def parse_type(type: str) -> tuple[Tpu, int]:
+    """The generation and the chips of an accelerator type of gcloud, as v5p-128. Raises ValueError for one that does
+    not exist."""
     kind, _, number = type.rpartition("-")
     tpu = next((t for t in TPUS.values() if t.type == kind), None)
     if not kind or not number.isdigit():
         raise ValueError(f"--type {type or 'is missing'}: expected an accelerator type, as in v6e-16 or v5p-128")
     if tpu is None:
         raise ValueError(f"unknown accelerator type {type!r}: {suggest(kind, [t.type for t in TPUS.values()])}")
-    count = int(number) // tpu.cores  # of chips
+    known = [size * tpu.cores for size in tpu.sizes()]
+    if int(number) not in known:
+        below, above = [n for n in known if n < int(number)][-2:], [n for n in known if n > int(number)][:2]
+        near = " or ".join(f"{kind}-{n}" for n in (*below, *above))
+        raise ValueError(f"--type {type}: no such slice; the nearest are {near}")
+    return tpu, int(number) // tpu.cores
+
+
+def machines(type: str) -> int:
+    """The machines of an accelerator type of gcloud. Raises ValueError as `parse_type` does."""
+    tpu, count = parse_type(type)
     return 1 if tpu.dims == 2 and count == 8 else max(1, count // tpu.chips_per_host)
 
 
@@ -88,11 +116,14 @@ def parse_slice(text: str) -> tuple[Tpu, str]:
         raise ValueError(f"--tpu {text}: no such slice; there are {', '.join([*tpu.alone, *LITE])}")
     if tpu.dims == 3 and topology not in tpu.alone and not _cuboid([int(s) for s in sides]):
         raise ValueError(
-            f"--tpu {text}: no such slice; sides are in ascending order, each 1, 2 or a multiple of 4, as in 2x2x4"
+            f"--tpu {text}: no such slice; sides are in ascending order, each 2 or a multiple of 4, as in 2x2x4"
         )
+    if chips(topology) > tpu.most:
+        raise ValueError(f"--tpu {text}: {chips(topology):,} chips, and a slice of {name} has at most {tpu.most:,}")
     return tpu, topology
 
 
+MOST_SIDE = 48  # of a cuboid
 LITE = ("4x4", "4x8", "8x8", "8x16", "16x16")  # slices of v5e and v6e of more than one machine
 
 

@@ -5,6 +5,7 @@ that `xpk workload list` and `delete` find it, and Kueue queues it. kubectl appl
 """
 
 import argparse
+import math
 import re
 import subprocess
 from typing import Any
@@ -19,11 +20,15 @@ the pods share.
 
 examples:
   lm launch gke --tpu v5p:4x4x4 --image IMAGE experiments.llama:llama3_8b --workdir gs://bucket/run --dry-run
-  lm launch gke --tpu v6e:16x16 --slices 4 --queue multislice-queue --image IMAGE experiments.llama --workdir gs://b/run
-  lm launch gke --gpu h100 --machines 4 --image IMAGE experiments.llama --workdir gs://bucket/run
+  lm launch gke --tpu v6e:16x16 --slices 4 --image IMAGE experiments.llama:llama3_8b --workdir gs://bucket/run \\
+      --set mesh.replica=4 --queue multislice-queue
+  lm launch gke --gpu h100 --machines 4 --image IMAGE experiments.llama:llama3_8b --workdir gs://bucket/run
 """
 JOB, PORT = "slice-job", 55527  # xpk's name of the replicated job; the port of the first GPU pod
 GRACE_SECONDS = 120  # from SIGTERM to SIGKILL, for a checkpoint
+FINAL = (1, 2)  # exit codes of an error that a restart would repeat
+PLAIN = r"[A-Za-z][A-Za-z0-9_./-]*"  # text that needs no quotes in YAML, unless a parser takes it for
+NO_TEXT = frozenset(["y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf"])
 
 
 def add(engines: Any) -> Any:
@@ -47,9 +52,7 @@ def add(engines: Any) -> Any:
 
 def run(args: argparse.Namespace, job: Job) -> None:
     """Apply the manifest, or print it."""
-    import yaml
-
-    text = yaml.safe_dump(manifest(args, job), sort_keys=False)
+    text = as_yaml(manifest(args, job))
     if args.dry_run:
         print(text, end="")
         return
@@ -70,15 +73,37 @@ def run(args: argparse.Namespace, job: Job) -> None:
     print(f"{follow} get jobset {job.name}; {follow} logs -f job/{job.name}-{JOB}-0")
 
 
+def as_yaml(data: dict[str, Any]) -> str:
+    """`data` as YAML that parsers of versions 1.1 and 1.2 read alike: every text is quoted that one of them could take
+    for something else, as 1e3, 08 or no."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    def text(dumper: yaml.SafeDumper, one: str) -> yaml.ScalarNode:
+        plain = re.fullmatch(PLAIN, one) and one.lower() not in NO_TEXT
+        return dumper.represent_scalar("tag:yaml.org,2002:str", one, style=None if plain else '"')
+
+    Dumper.add_representer(str, text)
+    return str(yaml.dump(data, Dumper=Dumper, sort_keys=False, width=math.inf, allow_unicode=False))
+
+
+def literal(text: str) -> str:
+    """`text` so that Kubernetes, which replaces $(NAME) in commands and environments by a variable, leaves it alone."""
+    return text.replace("$", "$$")
+
+
 def manifest(args: argparse.Namespace, job: Job) -> dict[str, Any]:
     """The JobSet. Raises ValueError for anything that a cluster would refuse."""
     check(args, job)
     pods, replicas, nodes, resource, env = _tpu(args) if args.tpu else _gpu(args, job)
-    env += [{"name": name, "value": text} for name, _, text in (e.partition("=") for e in args.env)]
+    env += [{"name": name, "value": literal(text)} for name, _, text in (e.partition("=") for e in args.env)]
     container = {
         "name": "jax-tpu" if args.tpu else "jax-gpu",
         "image": args.image,
-        "command": ["python", "-m", "launch", *job.command],
+        "command": ["python", "-m", "launch", *map(literal, job.command)],
         "env": env,
         "ports": [{"containerPort": port} for port in ((8471, 8080, 8482) if args.tpu else (PORT,))],
         "resources": {"requests": dict(resource), "limits": dict(resource)},
@@ -100,6 +125,9 @@ def manifest(args: argparse.Namespace, job: Job) -> dict[str, Any]:
     ours = {"xpk.google.com/workload": job.name}
     queue = {"kueue.x-k8s.io/queue-name": args.queue} if args.queue else {}  # of the set: Kueue would queue pods, too
     spec = {"parallelism": pods, "completions": pods, "completionMode": "Indexed", "backoffLimit": 0}
+    spec["podFailurePolicy"] = {
+        "rules": [{"action": "FailJob", "onExitCodes": {"operator": "In", "values": list(FINAL)}}]
+    }
     template = {"spec": {**spec, "template": {"metadata": {"labels": dict(ours)}, "spec": pod}}}
     pool = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
     return {
@@ -112,7 +140,10 @@ def manifest(args: argparse.Namespace, job: Job) -> dict[str, Any]:
             **({"annotations": pool} if args.tpu else {}),
         },
         "spec": {
-            "failurePolicy": {"maxRestarts": args.restarts},
+            "failurePolicy": {
+                "maxRestarts": args.restarts,
+                "rules": [{"name": "error", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
+            },
             "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
             "replicatedJobs": [{"name": JOB, "replicas": replicas, "template": template}],
         },
@@ -136,6 +167,13 @@ def check(args: argparse.Namespace, job: Job) -> None:
         raise ValueError(f"lm {job.verb} is one process: choose one machine, as in --tpu v6e:2x4")
     if job.workdir.startswith("runs/"):
         raise ValueError("a pod's disk goes with it: name a bucket or a shared disk, --workdir gs://BUCKET/RUN")
+    if args.tpu:
+        tpu, topology = parse_slice(args.tpu)
+        slices = f"{args.slices} x " if args.slices > 1 else ""
+        job.check_devices(tpu.devices(chips(topology)) * args.slices, args.slices, f"--tpu {slices}{args.tpu}")
+    else:
+        gpus = gpus_per_machine(args)
+        job.check_devices(gpus * args.machines, 1, f"{args.machines} x {gpus} {args.gpu}")
 
 
 def hosts(text: str) -> int:
@@ -156,14 +194,20 @@ def _tpu(args: argparse.Namespace) -> tuple[int, int, dict[str, str], dict[str, 
 
 def _gpu(args: argparse.Namespace, job: Job) -> tuple[int, int, dict[str, str], dict[str, int], list[dict[str, Any]]]:
     """As `_tpu`; a pod has all GPUs of a machine, and the first pod is found by its name."""
-    if args.gpu not in GPUS:
-        raise ValueError(f"unknown GPU {args.gpu!r}: {suggest(args.gpu, GPUS)}")
-    label, usual = GPUS[args.gpu]
     index = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
     env: list[dict[str, Any]] = [
         {"name": "LM_COORDINATOR", "value": f"{job.name}-{JOB}-0-0.{job.name}:{PORT}"},
         {"name": "LM_PROCESSES", "value": str(args.machines)},
         {"name": "LM_PROCESS", "valueFrom": {"fieldRef": {"fieldPath": index}}},
     ]
-    nodes = {"cloud.google.com/gke-accelerator": label}
-    return args.machines, 1, nodes, {"nvidia.com/gpu": args.gpus_per_machine or usual}, env
+    nodes = {"cloud.google.com/gke-accelerator": GPUS[args.gpu][0]}
+    return args.machines, 1, nodes, {"nvidia.com/gpu": gpus_per_machine(args)}, env
+
+
+def gpus_per_machine(args: argparse.Namespace) -> int:
+    """As asked for, or the usual number. Raises ValueError for a GPU that is not known, and a negative number."""
+    if args.gpu not in GPUS:
+        raise ValueError(f"unknown GPU {args.gpu!r}: {suggest(args.gpu, GPUS)}")
+    if args.gpus_per_machine < 0:
+        raise ValueError(f"--gpus-per-machine {args.gpus_per_machine}: expected at least 1")
+    return args.gpus_per_machine or GPUS[args.gpu][1]

@@ -23,11 +23,12 @@ After the engine comes an lm command; without a verb it is `train`. The engine's
 
 examples:
   lm launch local -n 2 experiments.quickstart                            two processes here
-  lm launch slurm --nodes 4 --tasks-per-node 8 experiments.quickstart --workdir /shared/run --dry-run
+  lm launch slurm --nodes 4 --tasks-per-node 8 experiments.llama:llama3_8b --workdir /shared/run --dry-run
   lm launch slurm study experiments.ablations.heads --workdir /shared/heads
   lm launch gke --tpu v5p:4x4x4 --image IMAGE experiments.llama:llama3_8b --workdir gs://bucket/run
-  lm launch tpu-vm --type v6e-16 --zone us-east5-b --spot experiments.quickstart --workdir gs://bucket/run
+  lm launch tpu-vm --type v6e-16 --zone us-east5-b --spot experiments.llama:llama3_2_1b --workdir gs://bucket/run
 
+The batch and the mesh are checked against the devices that are asked for before anything is submitted or printed.
 On SIGTERM a run writes a checkpoint in all its processes and exits with 143; a run that lost a process exits with 75,
 or is aborted by JAX (134). The same command resumes it. See also lm launch ENGINE --help.
 """
@@ -103,13 +104,15 @@ def parse_job(top: Any, words: Sequence[str], name: str = "") -> Job:
     if words[0] in top._subparsers._group_actions[0].choices and words[0] not in VERBS:
         raise ValueError(f"lm {words[0]} cannot be launched: {', '.join(VERBS)} can")
     command = list(words) if words[0] in VERBS else ["train", *words]
-    args = top.parse_args(command)
+    args, experiment = top.parse_args(command), None
     if command[0] == "train":
         experiment = changed(find(args.experiment)[0], args.set, args.text, args.host_devices)
         name = name or experiment.name
     elif command[0] == "study":
         if "://" in (args.workdir or ""):
             raise ValueError(f"--workdir {args.workdir}: a study's folder is on a disk, not in a bucket")
-        name = name or find_study(args.study)[1].rpartition(":")[2]
-    name = re.sub(r"[^a-z0-9-]+", "-", (name or command[0]).lower()).strip("-")
-    return Job(tuple(command), args, name)
+        study, full = find_study(args.study)
+        experiment = changed(study.base, args.set, args.text) if hasattr(study, "base") else None
+        name = name or full.rpartition(":")[2]
+    name = re.sub(r"[^a-z0-9-]+", "-", (name or command[0]).lower()).strip("-") or command[0]
+    return Job(tuple(command), args, name, experiment)

@@ -74,17 +74,12 @@ def run(args: argparse.Namespace) -> None:
 
 def check(experiment: "Experiment", topology: "Topology") -> None:
     """Raises ValueError where the experiment's mesh or batch does not divide over the topology's devices."""
-    from lm.legal import check_mesh
-    from lm.sharding.mesh import check_shape
+    import dataclasses
+
+    from lm.legal import check_devices
 
     mesh = experiment.mesh or {"data": topology.devices}
-    check_shape(mesh, topology.devices)
-    check_mesh(experiment, mesh)
-    if topology.slices > 1 and mesh.get("replica", 1) % topology.slices:
-        raise ValueError(
-            f"mesh axis replica={mesh.get('replica', 1)}: {topology.name} has {topology.slices} slices, which only "
-            f"replica crosses: set mesh.replica={topology.slices}"
-        )
+    check_devices(dataclasses.replace(experiment, mesh=mesh), topology.devices, topology.slices)
 
 
 def has_compiler() -> bool:

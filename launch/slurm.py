@@ -6,6 +6,7 @@ receives SIGTERM: all tasks write a checkpoint, and the job requeues itself.
 
 import argparse
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -16,12 +17,13 @@ from typing import Any
 from launch.job import Job
 
 EPILOG = """\
-Each process uses one GPU: give as many tasks per node as GPUs. The workdir must be on a disk that all nodes share, or
-in a bucket. `lm study --executor slurm` submits each run of a study as a job of its own.
+Each of several processes uses one GPU: give as many tasks per node as GPUs. The workdir must be on a disk that all
+nodes share, or in a bucket. `lm study --executor slurm` submits each run of a study as a job of its own.
 
 examples:
   lm launch slurm experiments.quickstart --dry-run
-  lm launch slurm --nodes 2 --tasks-per-node 8 --sbatch "--gres=gpu:8 --time=4:00:00 -p long" experiments.llama
+  lm launch slurm --nodes 2 --tasks-per-node 8 --sbatch "--gres=gpu:8 --time=4:00:00 -p long" \\
+      experiments.llama:llama3_8b --workdir /shared/run
   lm launch slurm study experiments.ablations.heads
 """
 # 143: stopped on SIGTERM, after a checkpoint; 75, 134 (JAX aborts): lost a task, for instance with its node
@@ -30,7 +32,7 @@ SCRIPT = Template("""\
 #SBATCH --job-name=$name
 #SBATCH --nodes=$nodes
 #SBATCH --ntasks-per-node=$tasks
-#SBATCH --output=$log
+#SBATCH $output
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=B:TERM@$grace
@@ -66,6 +68,7 @@ def run(args: argparse.Namespace, job: Job) -> None:
         raise ValueError(f"--nodes {args.nodes} --tasks-per-node {args.tasks_per_node}: expected at least 1 of each")
     if job.verb != "train" and args.nodes * args.tasks_per_node > 1:
         raise ValueError(f"lm {job.verb} is one task; lm study --executor slurm submits a job for each of its runs")
+    check_devices(args, job)
     text = script(args, job)
     if args.dry_run:
         print(text, end="")
@@ -78,20 +81,65 @@ def run(args: argparse.Namespace, job: Job) -> None:
     if done.returncode:
         raise ValueError(f"sbatch refused the job: {done.stderr.strip() or done.stdout.strip()}")
     number = done.stdout.strip().partition(";")[0]
-    print(f"job {number}: squeue --job {number}; tail -f {log(job).replace('%j', number)}")
+    print(f"job {number}: squeue --job {number}; tail -f {shlex.quote(f'{log_folder(job)}slurm-{number}.log')}")
+
+
+def check_devices(args: argparse.Namespace, job: Job) -> None:
+    """Raises ValueError where the experiment does not fit on the devices of the tasks: a GPU each, or the devices into
+    which each splits its CPU. What a single task finds is known only where the options say it."""
+    cpu = getattr(job.parsed, "devices", "") == "cpu"
+    tasks, gpus = args.nodes * args.tasks_per_node, 0 if cpu else gpus_per_node(args)
+    split = job.experiment.compute.devices or 1 if job.experiment else 1
+    if tasks > 1 and gpus and gpus != args.tasks_per_node:
+        raise ValueError(
+            f"--tasks-per-node {args.tasks_per_node} with {gpus} GPUs a node: each process uses one, so give "
+            f"--tasks-per-node {gpus}"
+        )
+    if tasks > 1 or gpus or cpu:
+        each = 1 if tasks > 1 and gpus else gpus or split
+        job.check_devices(tasks * each, 1, f"{args.nodes} x {args.tasks_per_node} tasks")
+
+
+def gpus_per_node(args: argparse.Namespace) -> int:
+    """The GPUs of a node that the options of sbatch ask for, as in --gres=gpu:h100:8; 0 where none does."""
+    shares = {"--gres": 1, "--gpus-per-node": 1, "--gpus-per-task": args.tasks_per_node, "--gpus": 1 / args.nodes}
+    for option in _joined(words(args.sbatch)):
+        name, _, text = re.sub("^-G", "--gpus=", option).partition("=")
+        wanted = [part for part in text.split(",") if name != "--gres" or re.match(r"gpu\b", part)]
+        if name in shares and wanted:
+            number = wanted[0].rpartition(":")[2]
+            return int((int(number) if number.isdigit() else 1) * shares[name])
+    return 0
+
+
+def words(options: str) -> list[str]:
+    """The text of --sbatch as words. Raises ValueError where a quote is not closed."""
+    try:
+        return shlex.split(options)
+    except ValueError as error:
+        raise ValueError(f"--sbatch {options!r} cannot be read: {error}") from None
+
+
+def quoted(option: str) -> str:
+    """`option` as sbatch reads it from a line of a script: in quotes, where a backslash escapes. Raises ValueError for
+    text that no line can hold."""
+    if not option.isprintable():
+        raise ValueError(f"{option!r}: an option of sbatch is one line of printable text")
+    if re.fullmatch(r"[\w./:=,%@+-]+", option):
+        return option
+    return '"' + re.sub(r'(["\\])', r"\\\1", option) + '"'
 
 
 def script(args: argparse.Namespace, job: Job) -> str:
     """The batch script."""
     command = [sys.executable, "-m", "launch", *job.command]
-    options = shlex.split(args.sbatch)
     return SCRIPT.substitute(
         name=job.name,
         nodes=args.nodes,
         tasks=args.tasks_per_node,
-        log=log(job),
+        output=quoted(f"--output={pattern(job)}"),
         grace=args.grace,
-        options="".join(f"#SBATCH {option}\n" for option in _joined(options)),
+        options="".join(f"#SBATCH {quoted(option)}\n" for option in _joined(words(args.sbatch))),
         here=shlex.quote(os.getcwd()),
         processes="auto" if args.nodes * args.tasks_per_node > 1 else "1",
         command=shlex.join(command),
@@ -110,9 +158,18 @@ def _joined(options: list[str]) -> list[str]:
     return lines
 
 
-def log(job: Job) -> str:
-    """The file of the output of all tasks."""
-    return "slurm-%j.log" if "://" in job.workdir else f"{Path(job.workdir).resolve()}/slurm-%j.log"
+def pattern(job: Job) -> str:
+    """The file of the output of all tasks as Slurm's file name pattern, in which %j is the job's number. Raises
+    ValueError for a workdir with a backslash, which makes Slurm replace nothing."""
+    folder = log_folder(job)
+    if "\\" in folder:
+        raise ValueError(f"--workdir {job.workdir}: Slurm cannot write its log into a folder with a backslash")
+    return f"{folder.replace('%', '%%')}slurm-%j.log"
+
+
+def log_folder(job: Job) -> str:
+    """Where Slurm writes the output, with a slash at the end; nothing for a bucket."""
+    return "" if "://" in job.workdir else f"{Path(job.workdir).resolve()}/"
 
 
 def check_name(name: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from launch.accelerators import TPUS, machines
+from launch.accelerators import machines, parse_type
 from launch.job import Job
 
 EPILOG = """\
@@ -21,8 +21,8 @@ The commit HEAD is what runs. The machines' disks are deleted with them, so the 
 machines are deleted too: the same command resumes from the last checkpoint.
 
 examples:
-  lm launch tpu-vm --type v6e-16 --zone us-east5-b --spot experiments.quickstart --workdir gs://bucket/run --dry-run
-  lm launch tpu-vm --type v5p-128 --zone us-east5-a --reserved --project mine experiments.llama --workdir gs://bucket/run
+  lm launch tpu-vm --type v6e-16 --zone us-east5-b --spot experiments.llama:llama3_2_1b --workdir gs://b/run --dry-run
+  lm launch tpu-vm --type v5p-128 --zone us-east5-a --reserved --project p experiments.llama:llama3_8b --workdir gs://b/run
 """
 CODE = "lm.tar.gz"
 # the machines' own Python is too old; uv installs another
@@ -109,8 +109,9 @@ def check(args: argparse.Namespace, job: Job) -> str:
         raise ValueError(
             "the machines' disks go with them: name a bucket, --workdir gs://BUCKET/RUN, or --keep the slice"
         )
-    kind = args.type.rpartition("-")[0]
-    return args.runtime or next(tpu.runtime for tpu in TPUS.values() if tpu.type == kind)
+    tpu, count = parse_type(args.type)
+    job.check_devices(tpu.devices(count), 1, f"--type {args.type}")
+    return args.runtime or tpu.runtime
 
 
 def _run_step(command: list[str]) -> None:

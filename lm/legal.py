@@ -13,6 +13,7 @@ from lm.model.config import ModelConfig
 from lm.model.experts import Experts
 from lm.model.mixer import Mixer
 from lm.model.parts import FeedForward
+from lm.sharding.mesh import check_shape
 from lm.sharding.rules import MAY_REPLICATE, ZERO_AXES
 
 KEPT_WHOLE = ("vocab", "rank")  # sizes that were published and seldom divide
@@ -29,6 +30,20 @@ class Dimension:
     unit: int = 1
     axis: str = ""
     what: str = ""
+
+
+def check_devices(experiment: Experiment, devices: int, slices: int = 1) -> None:
+    """Raise ValueError where `experiment` cannot run on so many devices, in slices of equal size that only the mesh
+    axis replica crosses: its batch, its mesh, or its model does not divide. Asks no device."""
+    e = experiment.on(devices)
+    mesh = e.mesh or ({"replica": slices} if slices > 1 else {}) | {"data": devices // slices}
+    check_shape(mesh, devices)
+    if mesh.get("replica", 1) % slices:
+        raise ValueError(
+            f"mesh axis replica={mesh.get('replica', 1)}: only replica crosses the {slices} slices: set mesh.replica="
+            f"{slices}"
+        )
+    check_mesh(e, mesh)
 
 
 def check_mesh(experiment: Experiment, mesh: Mapping[str, int]) -> None:

@@ -130,7 +130,7 @@ class Slurm:
         (study / TASKS).write_text("\n".join(lines) + "\n")
         task = f'eval "$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(study / TASKS))})"'
         command = ["sbatch", "--parsable", f"--array=0-{len(groups) - 1}", f"--job-name={study.name}"]
-        command += [f"--output={study}/slurm-%A_%a.log", *self.options, "--wrap", task]
+        command += [f"--output={str(study).replace('%', '%%')}/slurm-%A_%a.log", *self.options, "--wrap", task]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ValueError(f"sbatch refused the study: {done.stderr.strip() or done.stdout.strip()}")

@@ -9,7 +9,8 @@ from launch.__main__ import main
 
 Tool = Callable[[str, str], Path]  # (name, script) -> the file in which its calls are noted
 PAGE = "experiments.quickstart"
-GKE = ("launch", "gke", "--image", "IMAGE", "--dry-run", PAGE, "--workdir", "gs://bucket/run")
+SCALED = ("--set", "rows_per_device=1")  # a batch for any number of devices
+GKE = ("launch", "gke", "--image", "IMAGE", "--dry-run", PAGE, *SCALED, "--workdir", "gs://bucket/run")
 
 
 def said(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:

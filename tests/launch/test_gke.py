@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from launch.accelerators import parse_slice
-from tests.launch.commands import GKE, PAGE, Tool, said
+from tests.launch.commands import GKE, PAGE, SCALED, Tool, said
 
 SCHEMA = Path(__file__).parents[2] / ".." / "shared" / "data" / "schemas" / "jobset-crd.yaml"
 
@@ -48,7 +48,7 @@ def test_slices_and_their_machines(
     (container,) = pod["containers"]
     assert container["resources"]["limits"] == {"google.com/tpu": chips} == container["resources"]["requests"]
     assert container["env"] == [{"name": "LM_PROCESSES", "value": "auto"}]
-    assert container["command"] == ["python", "-m", "launch", "train", PAGE, "--workdir", "gs://bucket/run"]
+    assert container["command"] == ["python", "-m", "launch", "train", PAGE, *SCALED, "--workdir", "gs://bucket/run"]
     whole(made)
 
 

@@ -14,9 +14,9 @@ from launch import local
 from launch.__main__ import main
 from launch.launch import split_options
 from lm.machine import buckets
-from tests.launch.commands import GKE, PAGE, Tool, said
+from tests.launch.commands import GKE, PAGE, SCALED, Tool, said
 
-TPU = ("launch", "tpu-vm", "--type", "v6e-16", "--zone", "z", PAGE, "--workdir", "gs://bucket/run")
+TPU = ("launch", "tpu-vm", "--type", "v6e-16", "--zone", "z", PAGE, *SCALED, "--workdir", "gs://bucket/run")
 
 CHECK = buckets.check_writable
 
@@ -202,7 +202,8 @@ def test_a_slice_is_made_used_and_deleted(
     assert verbs(calls) == ["describe", "create", "describe", "scp", "ssh", "delete"]
     text = calls.read_text()
     assert "--accelerator-type=v6e-16 --runtime-version=v2-alpha-tpuv6e" in text
-    assert f"LM_PROCESSES=auto .venv/bin/python -m launch train {PAGE} --workdir gs://bucket/run" in text
+    command = f"train {PAGE} --set rows_per_device=1 --workdir gs://bucket/run"
+    assert f"LM_PROCESSES=auto .venv/bin/python -m launch {command}" in text
     assert text.splitlines()[-1] == "compute tpus queued-resources delete quickstart --zone=z --force --quiet"
     assert not (tmp_path / "lm.tar.gz").exists()
 
