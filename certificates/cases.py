@@ -61,6 +61,19 @@ DEEPSEEK = dict(
     rms_norm_eps=1e-5,
 )
 GEMMA = dict(head_dim=12, pad_token_id=0)
+TEXT = {  # of a model that also reads pictures
+    **{name: LLAMA[name] for name in ("hidden_size", "intermediate_size", "max_position_embeddings", "bos_token_id")},
+    **GEMMA,
+    "vocab_size": V,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "sliding_window": 7,
+    "query_pre_attn_scalar": 20,
+    "eos_token_id": None,
+}
+VISION = dict(hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2, image_size=28)
+VISION |= dict(patch_size=14, model_type="siglip_vision_model", vision_use_head=False)
 QWEN = dict(head_dim=24, use_sliding_window=False)
 OSS = dict(head_dim=8, num_local_experts=5, num_experts_per_tok=2, sliding_window=7)
 GPT2 = dict(vocab_size=V, n_embd=32, n_layer=3, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=None)
@@ -150,6 +163,7 @@ CASES = (
             "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
         },
     ),
+    Case("text half", "Gemma3ForConditionalGeneration", {"text_config": TEXT, "vision_config": VISION}),
     Case("1.0", "T5ForConditionalGeneration", {**T5, "tie_word_embeddings": True}),
     Case(
         "1.1, 3 encoder layers",
@@ -168,7 +182,9 @@ CASES = (
         {**T5, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 20},
     ),
     Case("output", "BertForMaskedLM", BERT),
+    Case("untied", "BertForMaskedLM", {**BERT, "tie_word_embeddings": False}),
     Case("three token types, relu", "BertForPreTraining", {**BERT, "type_vocab_size": 3, "hidden_act": "relu"}),
+    Case("untied", "BertForPreTraining", {**BERT, "tie_word_embeddings": False}),
     Case("bare", "BertModel", {**BERT, "num_attention_heads": 2}),
 )
 

@@ -5,6 +5,7 @@ python -m certificates.reference check FOLDER     the logits of our exports
 python -m certificates.reference record FOLDER    a few of the numbers, for the tests: their recorded.json
 """
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -22,18 +23,22 @@ from certificates.mixers import MIXERS, MixerCase, attention_mask, hidden_states
 CONFIGS = {
     "GPT2": "GPT2Config",
     "GptOss": "GptOssConfig",
+    "Gemma3ForConditionalGeneration": "Gemma3Config",
     "Gemma3": "Gemma3TextConfig",
     "T5": "T5Config",
     "Bert": "BertConfig",
 }
 
 
+def config_class(case: Case) -> type:
+    """The class of a case's configuration."""
+    name = next((name for start, name in CONFIGS.items() if case.architecture.startswith(start)), None)
+    return getattr(transformers, name or case.architecture.replace("ForCausalLM", "Config"))
+
+
 def config(case: Case) -> object:
     """The configuration of a case."""
-    for start, name in CONFIGS.items():
-        if case.architecture.startswith(start):
-            return getattr(transformers, name)(**case.fields)
-    return getattr(transformers, case.architecture.replace("ForCausalLM", "Config"))(**case.fields)
+    return config_class(case)(**copy.deepcopy(case.fields))
 
 
 def make(case: Case, folder: Path) -> None:

@@ -49,7 +49,9 @@ def load(path: str | Path, mesh: Mesh | None = None, dtype: str = "float32") -> 
     model = Transformer(checkpoint.cfg, Compute(dtype=dtype, matmul=dtype, unroll=1).resolve())
     tokenizer, ids = _tokenizer(path, checkpoint), _ids(path, checkpoint)
     params = place_params(checkpoint, model, mesh)
-    return Pretrained(checkpoint.cfg, params, tokenizer, model, 0, checkpoint.architecture, ids)
+    return Pretrained(
+        checkpoint.cfg, params, tokenizer, model, 0, checkpoint.architecture, ids, unused=checkpoint.unused()
+    )
 
 
 def is_run(path: str | Path) -> bool:

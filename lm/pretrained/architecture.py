@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from lm.model.attention import Attention
@@ -36,22 +37,30 @@ class Architecture:
 
     Args:
       name, model_type: of config.json ("LlamaForCausalLM", "llama").
+      defaults: what its class of transformers takes a missing field for (lm/pretrained/defaults.py).
       read: the fields of a config.json -> the model's config. Raises ValueError for what is not supported.
       write: the inverse. Raises ValueError for a config that it cannot express.
       rows: a config -> the table of tensors.
       ignored: a pattern of tensors that are not read: buffers, copies of tied ones, heads of other tasks.
+      unused: a pattern of tensors that its class has and that no number of ours depends on: they are written back.
       prefix: of the tensors' names, missing in a checkpoint of the bare model.
       renamed: (old, new) parts of tensors' names.
     """
 
     name: str
     model_type: str
+    defaults: Mapping[str, Any]
     read: Callable[[Fields], ModelConfig]
     write: Callable[[ModelConfig], dict[str, Any]]
     rows: Callable[[ModelConfig], Sequence[Row]]
     ignored: str = r"(?!)"
+    unused: str = r"(?!)"
     prefix: str = ""
     renamed: tuple[tuple[str, str], ...] = ()
+
+    def fields(self, values: Mapping[str, Any], file: Path | str) -> Fields:
+        """The fields that `read` reads: `values`, of a config.json called `file`."""
+        return Fields(values, file, self.defaults)
 
     def ignores(self, name: str) -> bool:
         """Whether the tensor `name` is not read."""
@@ -60,14 +69,14 @@ class Architecture:
     def can_express(self, cfg: ModelConfig) -> bool:
         """Whether a config.json of this architecture can express `cfg`."""
         try:
-            return canonical(self.read(Fields(self.write(cfg), self.name))) == canonical(cfg)
+            return canonical(self.read(self.fields(self.write(cfg), self.name))) == canonical(cfg)
         except ValueError:
             return False
 
 
 def canonical(cfg: ModelConfig) -> ModelConfig:
     """`cfg` in a canonical form, equal for configs of the same forward pass: a pattern of all layers, and default
-    values for what only training reads."""
+    values for what only training reads, and for a context that is no more than a limit."""
     positions = replace(cfg.positions, init_scale=0.02) if isinstance(cfg.positions, Learned) else cfg.positions
 
     def kind(slot: Slot) -> LayerKind:
@@ -76,6 +85,7 @@ def canonical(cfg: ModelConfig) -> ModelConfig:
 
     return replace(
         cfg,
+        context=cfg.context if isinstance(positions, Learned) else 1,
         attention=_canonical_mixer(cfg.attention),
         ffn=_canonical_ffn(cfg.ffn),
         positions=positions,
@@ -120,11 +130,15 @@ def shortest_pattern(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:
 
 def layer_kinds(fields: Fields, layers: int, windowed: LayerKind, full: Callable[[int], bool]) -> tuple[LayerKind, ...]:
     """The pattern of the field `layer_types`; where it is missing, layer i has full attention if `full(i)`, else is
-    `windowed`. Raises ValueError for other types."""
-    types = fields.take("layer_types", ["full_attention" if full(i) else "sliding_attention" for i in range(layers)])
+    `windowed`. Raises ValueError for other types, and for windowed layers without a window."""
+    types = fields.take("layer_types")
+    if types is None:
+        types = ["full_attention" if full(i) else "sliding_attention" for i in range(layers)]
     known = {"full_attention": LayerKind(), "sliding_attention": windowed}
     if not isinstance(types, list) or len(types) != layers or not all(str(t) in known for t in types):
         raise fields.unsupported("layer_types", types, f"a list of {layers}, each {' or '.join(known)}")
+    if "sliding_attention" in types and not windowed.window:
+        raise fields.unsupported("sliding_window", None, "a window, since some layers have sliding_attention")
     return shortest_pattern([known[t] for t in types])
 
 

@@ -8,6 +8,7 @@ from lm.model.config import ModelConfig
 from lm.model.families import bert, head_size
 from lm.model.output import NoOutput, Output
 from lm.model.parts import FeedForward, LayerNorm
+from lm.pretrained import defaults
 from lm.pretrained.architecture import (
     ACTIVATION,
     Architecture,
@@ -57,32 +58,32 @@ ROWS = [
     *_dense("head/transform", PREDICTIONS + "transform.dense"),
     *_norm("head/transform_norm", PREDICTIONS + "transform.LayerNorm"),
     linear("head/kernel", PREDICTIONS + "decoder.weight"),
-    same("head/bias", PREDICTIONS + "bias"),
     *_dense("head/pooler", "bert.pooler.dense"),
     *_dense("head/next_sentence", "cls.seq_relationship"),
 ]
 
 
 def rows(cfg: ModelConfig) -> list[Row]:
-    """The table of BERT."""
-    return ROWS
+    """The table of BERT. The output's bias has two names, of which transformers reads the first where the output is
+    tied, and the second where it is not."""
+    first, second = PREDICTIONS + "bias", PREDICTIONS + "decoder.bias"
+    bias = [same("head/bias", first)] if cfg.tied else [same("head/bias", second), row("head/bias", first, copy=True)]
+    return [*ROWS, *bias]
 
 
 def _read(fields: Fields, output: Output) -> ModelConfig:
     known = read_sizes(fields, SIZES)
-    norm = LayerNorm(eps=float(fields.number("layer_norm_eps", 1e-12)))
-    activation = fields.choose("hidden_act", ACTIVATION, "gelu")
-    fields.expect("is_decoder", False)
-    fields.expect("add_cross_attention", False)
+    norm = LayerNorm(eps=float(fields.number("layer_norm_eps")))
+    activation = fields.choose("hidden_act", ACTIVATION)
     fields.expect("position_embedding_type", "absolute")
-    writes, tied = not isinstance(output, NoOutput), fields.flag("tie_word_embeddings", True)
+    writes, tied = not isinstance(output, NoOutput), fields.flag("tie_word_embeddings")
     cfg = bert(
         **known,
         attention=Attention(known["heads"], head_size(known["width"], known["heads"]), bias=True),
         ffn=FeedForward(known["mlp"], activation, bias=True),
         norm=norm,
         embed_norm=norm,
-        token_types=fields.integer("type_vocab_size", 2),
+        token_types=fields.integer("type_vocab_size"),
         output=replace(output, transform=activation) if writes else output,
         tied=tied or not writes,
     )
@@ -123,9 +124,24 @@ def write(cfg: ModelConfig) -> dict[str, Any]:
 
 
 # where they are not in the table, pooler and next-sentence output are for other tasks; decoder.bias is a copy of
-# predictions.bias
+# predictions.bias where the output is tied
 IGNORED = r"(^|\.)pooler\.|^cls\.seq_relationship\.|^cls\.predictions\.decoder\.bias$|position_ids$"
 RENAMED = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
-MASKED = Architecture("BertForMaskedLM", "bert", read_masked, write, rows, IGNORED, "bert.", RENAMED)
-BOTH = Architecture("BertForPreTraining", "bert", read_both, write, rows, IGNORED, "bert.", RENAMED)
-BARE = Architecture("BertModel", "bert", read_bare, write, rows, IGNORED + r"|^cls\.", "bert.", RENAMED)
+MASKED = Architecture(
+    "BertForMaskedLM", "bert", defaults.BERT, read_masked, write, rows, IGNORED, prefix="bert.", renamed=RENAMED
+)
+BOTH = Architecture(
+    "BertForPreTraining", "bert", defaults.BERT, read_both, write, rows, IGNORED, prefix="bert.", renamed=RENAMED
+)
+BARE = Architecture(
+    "BertModel",
+    "bert",
+    defaults.BERT,
+    read_bare,
+    write,
+    rows,
+    IGNORED + r"|^cls\.",
+    unused=r"^bert\.pooler\.",
+    prefix="bert.",
+    renamed=RENAMED,
+)

@@ -1,5 +1,6 @@
 """A published checkpoint, opened but not loaded: its config, and the tensor of each parameter."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from lm.pretrained.architecture import Architecture
 from lm.pretrained.fields import Fields, read_json
 from lm.pretrained.files import Safetensors, refuse_pickle
 from lm.pretrained.known import architecture_of
-from lm.pretrained.rows import Row, Tensor, flatten, tensors
+from lm.pretrained.rows import Row, Tensor, flatten, tensors, without_copies
 
 
 class TensorSource(Protocol):
@@ -51,6 +52,11 @@ class Checkpoint:
     stored: Mapping[str, str]
     metadata: Mapping[str, Any]
 
+    def unused(self) -> dict[str, np.ndarray]:
+        """The architecture's tensors that are in the files and that the model does not use, in float32."""
+        names = [name for name in self.stored if re.search(self.architecture.unused, name)]
+        return {name: self.source.read(self.stored[name]).astype(np.float32) for name in names}
+
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in a model directory or a GGUF file.
@@ -61,8 +67,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     file = path / "config.json"
     values = read_json(file)
     architecture = architecture_of(values, file)
-    cfg = _read(architecture, Fields(values, file))
-    return _match(architecture, cfg, architecture.rows(cfg), Safetensors(path), values)
+    cfg = _read(architecture, architecture.fields(values, file))
+    return _match(architecture, cfg, Safetensors(path), values)
 
 
 def _open_gguf(path: Path) -> Checkpoint:
@@ -72,8 +78,15 @@ def _open_gguf(path: Path) -> Checkpoint:
     source = gguf.GGUF(path)
     kind, fields = gguf.fields(source)
     cfg = _read(kind.architecture, fields)
-    named = replace(kind.architecture, ignored=r"^rope_freqs\.weight$", prefix="", renamed=())
-    return replace(_match(named, cfg, kind.rows, source, source.metadata), architecture=kind.architecture)
+    named = replace(
+        kind.architecture,
+        rows=lambda _: kind.rows,
+        ignored=r"^rope_freqs\.weight$",
+        unused="(?!)",
+        prefix="",
+        renamed=(),
+    )
+    return replace(_match(named, cfg, source, source.metadata), architecture=kind.architecture)
 
 
 def _read(architecture: Architecture, fields: Fields) -> ModelConfig:
@@ -86,17 +99,19 @@ def _read(architecture: Architecture, fields: Fields) -> ModelConfig:
 
 
 def _match(
-    architecture: Architecture, cfg: ModelConfig, rows: Sequence[Row], source: TensorSource, metadata: Mapping[str, Any]
+    architecture: Architecture, cfg: ModelConfig, source: TensorSource, metadata: Mapping[str, Any]
 ) -> Checkpoint:
     stored = _canonical(architecture, source)
-    cfg = _untied(cfg, rows, source, stored)
+    cfg = _untied(cfg, architecture.rows(cfg), source, stored)
+    rows = architecture.rows(cfg)
     shapes = Transformer(cfg, Compute().resolve("cpu")).shapes()
-    expected = tensors(rows, {path: leaf.shape for path, leaf in flatten(shapes).items()})
+    known = tensors(rows, {path: leaf.shape for path, leaf in flatten(shapes).items()})
+    expected = without_copies(known, stored)
     missing = [t for t in expected if t.name not in stored]
     if missing:
         more = f" (and {len(missing) - 1} more)" if missing[1:] else ""
         raise ValueError(f"{source.path}: tensor {missing[0].name} is missing{more}: it is {missing[0].paths[0]}")
-    names = {t.name for t in expected}
+    names = {t.name for t in known}
     for name, where in stored.items():
         if name not in names and not architecture.ignores(name) and not _tied_copy(cfg, rows, name):
             raise ValueError(f"{source.where(where)} is unexpected: {architecture.name} with this config has none")

@@ -10,13 +10,13 @@ from lm.model.latent import LatentAttention
 from lm.model.parts import RMSNorm
 from lm.model.positions import Rotary
 from lm.model.scaling import YaRN
-from lm.pretrained import llama, rope
+from lm.pretrained import defaults, llama, rope
 from lm.pretrained.architecture import Architecture, linear, require, same
 from lm.pretrained.fields import Fields
 from lm.pretrained.llama import AT
 from lm.pretrained.rows import ConcatenatedHeads, Row, row
 
-SIZES = dict(qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128, kv_lora_rank=512)  # as transformers has them
+SIZES = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank")
 NORM = RMSNorm(1e-6)  # of latents, whatever rms_norm_eps is
 EXPERTS = (
     "aux_loss_alpha moe_intermediate_size moe_layer_freq n_group n_routed_experts n_shared_experts norm_topk_prob "
@@ -44,25 +44,24 @@ def rows(cfg: ModelConfig) -> list[Row]:
 def read(fields: Fields) -> ModelConfig:
     """DeepSeek-V2's config.json. Raises ValueError for expert layers, and for a field that is not supported."""
     _refuse_experts(fields)
-    positions = rope.read(fields, fields.integer("max_position_embeddings"))
+    positions, context = rope.read(fields)
     mixer = LatentAttention(
         heads=fields.integer("num_attention_heads"),
-        q_lora_rank=fields.integer("q_lora_rank", 0 if "q_lora_rank" in fields.values else 1536),
+        q_lora_rank=fields.integer("q_lora_rank") or 0,
         norm=NORM,
-        **{name: fields.integer(name, default) for name, default in SIZES.items()},
+        **{name: fields.integer(name) for name in SIZES},
     )
     fields.expect("num_key_value_heads", mixer.heads)
-    fields.expect("head_dim", mixer.qk_rope_head_dim)
+    fields.take("head_dim")  # its class overwrites it
     fields.expect("qk_head_dim", mixer.qk_head_dim)
     fields.expect("attention_bias", False)
-    ffn = llama.dense(fields, fields.flag("mlp_bias", False))
-    return llama.read(
-        fields, attention=_scaled(mixer, positions, rope.parameters(fields)), positions=positions, ffn=ffn
-    )
+    ffn = llama.dense(fields, fields.flag("mlp_bias"))
+    mixer = _scaled(mixer, positions, rope.parameters(fields) or {})
+    return llama.read(fields, attention=mixer, positions=positions, context=context, ffn=ffn)
 
 
 def _refuse_experts(fields: Fields) -> None:
-    layers, dense = fields.integer("num_hidden_layers"), fields.number("first_k_dense_replace", 0)
+    layers, dense = fields.integer("num_hidden_layers"), fields.number("first_k_dense_replace")
     if dense < layers:
         raise fields.unsupported(
             "first_k_dense_replace",
@@ -108,4 +107,6 @@ def _mscale(mixer: LatentAttention, positions: Rotary) -> dict[str, float]:
     return {"mscale_all_dim": round((size - 1) / (0.1 * math.log(factor)), 9)}
 
 
-DEEPSEEK_V2 = Architecture("DeepseekV2ForCausalLM", "deepseek_v2", read, write, rows, llama.IGNORED)
+DEEPSEEK_V2 = Architecture(
+    "DeepseekV2ForCausalLM", "deepseek_v2", defaults.DEEPSEEK_V2, read, write, rows, llama.IGNORED
+)

@@ -1,5 +1,6 @@
 """Gemma 1, 2 and 3: Llama's names, and from 2 on norms before and after each sublayer."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ from lm.model.output import Output
 from lm.model.parts import FeedForward, RMSNorm
 from lm.model.positions import Rotary
 from lm.model.wiring import Sandwich
-from lm.pretrained import llama, rope
+from lm.pretrained import defaults, llama, rope
 from lm.pretrained.architecture import (
     ACTIVATION,
     Architecture,
@@ -23,6 +24,8 @@ from lm.pretrained.fields import Fields
 from lm.pretrained.llama import AT, ATTENTION, DENSE, EMBEDDING, IGNORED, OUTPUT
 from lm.pretrained.rows import Row
 
+KINDS = ("full_attention", "sliding_attention")  # of layers, with rotary positions each
+VISION = ("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index", "image_token_index")
 SANDWICH = [
     same("layers/*/attention_post_norm_scale", AT + "post_attention_layernorm.weight"),
     same("layers/*/ffn_norm_scale", AT + "pre_feedforward_layernorm.weight"),
@@ -40,17 +43,16 @@ def _read(fields: Fields, activation: str, attention: Mapping[str, Any], **parts
     fields.expect("use_bidirectional_attention", False)
     return llama.read(
         fields,
-        attention=llama.attention(fields, bias=fields.flag("attention_bias", False), **attention),
+        attention=llama.attention(fields, bias=fields.flag("attention_bias"), **attention),
         ffn=FeedForward(fields.integer("intermediate_size"), activation, gated=True),
         norm=_norm(fields),
-        tied=fields.flag("tie_word_embeddings", True),
         embed_scale=fields.integer("hidden_size") ** 0.5,
         **parts,
     )
 
 
 def _norm(fields: Fields) -> RMSNorm:
-    return RMSNorm(float(fields.number("rms_norm_eps", 1e-6)), plus_one=True)
+    return RMSNorm(float(fields.number("rms_norm_eps")), plus_one=True)
 
 
 def read_gemma(fields: Fields) -> ModelConfig:
@@ -63,59 +65,76 @@ def read_gemma(fields: Fields) -> ModelConfig:
 
 def read_gemma2(fields: Fields) -> ModelConfig:
     """Gemma 2's config.json: windows in every second layer, soft caps."""
-    window = fields.integer("sliding_window", 4096)
+    window = fields.integer("sliding_window")
     fields.expect("sliding_window_size", window)  # in old files, both
-    return _later(fields, 50.0, 30.0, {}, pattern=_pattern(fields, LayerKind(window=window), every=2))
+    softcap = float(fields.number("attn_logit_softcapping") or 0)
+    return _later(fields, {"softcap": softcap}, pattern=_pattern(fields, LayerKind(window=window or 0), every=2))
 
 
 def read_gemma3(fields: Fields) -> ModelConfig:
     """Gemma 3's config.json: five windowed layers to each full one, with rotary positions of their own."""
-    context = fields.integer("max_position_embeddings")
-    full, local = _two_rotaries(fields, context)
-    every = fields.integer("sliding_window_pattern", 6)
+    context = fields.integer("max_position_embeddings")  # scaled already
+    full, local = _two_rotaries(fields)
+    every = fields.integer("sliding_window_pattern")
     fields.expect("_sliding_window_pattern", every)
-    kind = LayerKind(window=fields.integer("sliding_window", 4096), positions=local)
-    norms = {"qk_norm": _norm(fields)}
-    return _later(fields, 0.0, 0.0, norms, positions=full, pattern=_pattern(fields, kind, every))
+    fields.number("attn_logit_softcapping", 0)  # its class has it and never applies it
+    kind = LayerKind(window=fields.integer("sliding_window") or 0, positions=local)
+    pattern = _pattern(fields, kind, every)
+    return _later(fields, {"qk_norm": _norm(fields)}, positions=full, context=context, pattern=pattern)
 
 
-def _later(
-    fields: Fields, softcap: float, final_softcap: float, attention: Mapping[str, Any], **parts: Any
-) -> ModelConfig:
-    """The fields common to Gemma 2 and 3; `softcap` and `final_softcap` are defaults."""
-    scale = float(fields.number("query_pre_attn_scalar", 256, above=0)) ** -0.5
-    softcap, final_softcap = (
-        _cap(fields, "attn_logit_softcapping", softcap),
-        _cap(fields, "final_logit_softcapping", final_softcap),
-    )
+def read_text_half(fields: Fields) -> ModelConfig:
+    """The config.json of Gemma 3 with vision, of whose halves the text's is read. Warns that the other is not."""
+    text = fields.take("text_config", {})
+    if not isinstance(text, dict):
+        raise fields.unsupported("text_config", text, "an object")
+    tied = fields.take("tie_word_embeddings") is not None and fields.flag("tie_word_embeddings")
+    values = {**text, "tie_word_embeddings": tied}  # what the text's own config has here is overruled
+    cfg = read_gemma3(Fields(values, f"{fields.file}: text_config", defaults.GEMMA3))
+    for name in VISION:
+        fields.take(name, None)
+    fields.finish()
+    warnings.warn(f"{fields.file}: the text half is read; the vision tower and its projector are not", stacklevel=2)
+    return cfg
+
+
+def _later(fields: Fields, attention: Mapping[str, Any], **parts: Any) -> ModelConfig:
+    """The fields common to Gemma 2 and 3."""
+    scale = float(fields.number("query_pre_attn_scalar", above=0)) ** -0.5
     fields.expect("hidden_act", "gelu_pytorch_tanh")
     return _read(
         fields,
-        fields.choose("hidden_activation", ACTIVATION, "gelu_pytorch_tanh"),
-        {"scale": scale, "softcap": softcap, **attention},
+        fields.choose("hidden_activation", ACTIVATION),
+        {"scale": scale, **attention},
         wiring=Sandwich(),
-        output=Output(softcap=final_softcap),
+        output=Output(softcap=float(fields.number("final_logit_softcapping") or 0)),
         **parts,
     )
-
-
-def _cap(fields: Fields, name: str, default: float) -> float:
-    """A soft cap; null means none, a missing field the default."""
-    return float(fields.number(name, 0.0 if name in fields.values else default))
 
 
 def _pattern(fields: Fields, windowed: LayerKind, every: int) -> tuple[LayerKind, ...]:
     return layer_kinds(fields, fields.integer("num_hidden_layers"), windowed, lambda i: (i + 1) % every == 0)
 
 
-def _two_rotaries(fields: Fields, context: int) -> tuple[Rotary, Rotary]:
+def _two_rotaries(fields: Fields) -> tuple[Rotary, Rotary]:
     """Those of the full and of the windowed layers: a dict each, or a theta each and a scaling for the full ones."""
-    both = fields.take("rope_parameters", {"full_attention": rope.parameters(fields)})
-    thetas = fields.number("rope_theta", 1e6, above=1), fields.number("rope_local_base_freq", 1e4, above=1)
-    if not isinstance(both, dict) or not set(both) <= {"full_attention", "sliding_attention"}:
-        raise fields.unsupported("rope_parameters", both, "one object for full_attention and one for sliding_attention")
-    full, local = (both.get(kind) or {} for kind in ("full_attention", "sliding_attention"))
-    return rope.rotary(fields, full, context, thetas[0]), rope.rotary(fields, local, context, thetas[1])
+    both, scaling = fields.take("rope_parameters"), fields.take("rope_scaling")
+    for name, values in (("rope_parameters", both or {}), ("rope_scaling", scaling or {})):
+        if not isinstance(values, dict) or name == "rope_parameters" and not set(values) <= set(KINDS):
+            raise fields.unsupported(name, values, f"an object{f' for each of {KINDS}' if values is both else ''}")
+    full, local = ((both or {}).get(kind) or {} for kind in KINDS)
+    for kind, values in zip(KINDS, (full, local), strict=True):
+        if not isinstance(values, dict):
+            raise fields.unsupported("rope_parameters", both, f"an object for {kind}")
+    if scaling and any(full.get(name, value) != value for name, value in scaling.items()):
+        raise fields.unsupported("rope_scaling", scaling, f"rope_parameters of full_attention, {full}")
+    thetas = (fields.number(name, above=1) for name in ("rope_theta", "rope_local_base_freq"))
+    rotaries = (
+        rope.rotary(fields, values, theta)
+        for values, theta in zip(({**full, **(scaling or {})}, local), thetas, strict=True)
+    )
+    first, second = (positions.rotary for positions in rotaries)
+    return first, second
 
 
 def write_gemma(cfg: ModelConfig) -> dict[str, Any]:
@@ -144,10 +163,23 @@ def write_gemma3(cfg: ModelConfig) -> dict[str, Any]:
     both = {"full_attention": cfg.positions, "sliding_attention": local}
     return {
         **write_gemma2(cfg),
+        "max_position_embeddings": cfg.context,
         "rope_parameters": {kind: rope.write(require(positions, Rotary)) for kind, positions in both.items()},
     }
 
 
-GEMMA = Architecture("GemmaForCausalLM", "gemma", read_gemma, write_gemma, llama.dense_rows, IGNORED)
-GEMMA2 = Architecture("Gemma2ForCausalLM", "gemma2", read_gemma2, write_gemma2, sandwich_rows, IGNORED)
-GEMMA3 = Architecture("Gemma3ForCausalLM", "gemma3_text", read_gemma3, write_gemma3, sandwich_rows, IGNORED)
+GEMMA = Architecture("GemmaForCausalLM", "gemma", defaults.GEMMA, read_gemma, write_gemma, llama.dense_rows, IGNORED)
+GEMMA2 = Architecture("Gemma2ForCausalLM", "gemma2", defaults.GEMMA2, read_gemma2, write_gemma2, sandwich_rows, IGNORED)
+GEMMA3 = Architecture(
+    "Gemma3ForCausalLM", "gemma3_text", defaults.GEMMA3, read_gemma3, write_gemma3, sandwich_rows, IGNORED
+)
+TEXT_HALF = Architecture(
+    "Gemma3ForConditionalGeneration",
+    "gemma3",
+    defaults.GEMMA3_WITH_VISION,
+    read_text_half,
+    write_gemma3,  # which says GEMMA3, as which it is written
+    sandwich_rows,
+    IGNORED + r"|^(model\.)?(vision_tower|multi_modal_projector)\.",
+    renamed=(("language_model.model.", "model."), ("model.language_model.", "model."), ("language_model.", "")),
+)

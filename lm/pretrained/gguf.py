@@ -143,6 +143,7 @@ FIELDS = {
     "rope.freq_base": "rope_theta",
     "rope.freq_base_swa": "rope_local_base_freq",
 }
+REQUIRED = tuple(FIELDS.values())[:5] + ("rms_norm_eps",)
 ROPE = {
     "rope.scaling.type": "rope_type",
     "rope.scaling.factor": "factor",
@@ -157,11 +158,13 @@ OFF = {"expert_count": 0, "expert_used_count": 0, "attention.causal": True, "rop
 
 class GGUFArchitecture(NamedTuple):
     """A GGUF architecture: the published one, its rows, and the number of layers of the family's largest model, whose
-    queries are scaled by 1/sqrt(D/N) rather than 1/sqrt(H), which GGUF does not record (0: none is)."""
+    queries are scaled by 1/sqrt(D/N) rather than 1/sqrt(H), which GGUF does not record (0: none is). llama.cpp has no
+    defaults for the keys of the fields `required`."""
 
     architecture: Architecture
     rows: list[Row]
     largest: int = 0
+    required: tuple[str, ...] = REQUIRED
 
 
 ARCHITECTURES = {
@@ -170,7 +173,7 @@ ARCHITECTURES = {
     "qwen3": GGUFArchitecture(llama.QWEN3, PLAIN),
     "gemma": GGUFArchitecture(gemma.GEMMA, GEMMA),
     "gemma2": GGUFArchitecture(gemma.GEMMA2, SANDWICH, largest=46),
-    "gemma3": GGUFArchitecture(gemma.GEMMA3, SANDWICH, largest=62),
+    "gemma3": GGUFArchitecture(gemma.GEMMA3, SANDWICH, largest=62, required=(*REQUIRED, "sliding_window")),
 }
 
 
@@ -182,7 +185,9 @@ def fields(file: GGUF) -> tuple[GGUFArchitecture, Fields]:
         raise ValueError(f"{file.path}: unknown architecture {name!r}: known: {', '.join(ARCHITECTURES)}")
     architecture, start = ARCHITECTURES[name], f"{name}."
     own = {key.removeprefix(start): value for key, value in file.metadata.items() if key.startswith(start)}
-    return architecture, Fields(_config_fields(file, architecture, own), f"{file.path} (as config.json)")
+    return architecture, architecture.architecture.fields(
+        _config_fields(file, architecture, own), f"{file.path} (as config.json)"
+    )
 
 
 def _config_fields(file: GGUF, architecture: GGUFArchitecture, own: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,13 +195,19 @@ def _config_fields(file: GGUF, architecture: GGUFArchitecture, own: Mapping[str,
     config = {field: own[key] for key, field in FIELDS.items() if key in own}
     scaling = {field: own[key] for key, field in ROPE.items() if key in own}
     checked = Fields(config, f"{file.path} (as config.json)")
+    for field in architecture.required:
+        checked.take(field)
     width, heads = checked.integer("hidden_size"), checked.integer("num_attention_heads")
     head_dim = config["head_dim"] = checked.integer("head_dim", width // heads)
+    config.setdefault("num_key_value_heads", heads)
+    config.setdefault("rope_theta", 10000.0)  # llama.cpp's default for all
     expected = {**OFF, **dict.fromkeys(HEAD_SIZES, head_dim)}
     for key, value in own.items():
         if key not in FIELDS and key not in ROPE and key not in INERT and expected.get(key) != value:
             raise ValueError(f"{file.path}: {key}={value!r} is not supported: it could change the results")
-    config["vocab_size"] = file.shape("token_embd.weight")[0] if "token_embd.weight" in file.tensors else None
+    if "token_embd.weight" not in file.tensors:
+        raise ValueError(f"{file.path}: tensor token_embd.weight is missing: it is stem/tokens")
+    config["vocab_size"] = file.shape("token_embd.weight")[0]
     config["tie_word_embeddings"] = "output.weight" not in file.tensors
     if architecture.largest:
         is_largest = checked.integer("num_hidden_layers") == architecture.largest

@@ -6,6 +6,7 @@ from lm.model.attention import Attention
 from lm.model.config import ModelConfig
 from lm.model.families import gpt, head_size
 from lm.model.parts import FeedForward, LayerNorm
+from lm.pretrained import defaults
 from lm.pretrained.architecture import ACTIVATION, Architecture, attention_of, linear, read_sizes, require, same
 from lm.pretrained.fields import Fields
 from lm.pretrained.rows import Concatenated, Flattened, Kernel, Row, row
@@ -45,16 +46,16 @@ def read(fields: Fields) -> ModelConfig:
     known = read_sizes(fields, SIZES)
     width = known["width"]
     fields.expect("scale_attn_weights", True)
-    for name in ("scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "add_cross_attention"):
+    for name in ("scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"):
         fields.expect(name, False)
     fields.expect("n_ctx", known["context"])
-    activation = fields.choose("activation_function", ACTIVATION, "gelu_new")
+    activation = fields.choose("activation_function", ACTIVATION)
     cfg = gpt(
         **known,
         attention=Attention(known["heads"], head_size(width, known["heads"]), bias=True),
-        ffn=FeedForward(fields.integer("n_inner", 4 * width), activation, bias=True),
-        norm=LayerNorm(eps=float(fields.number("layer_norm_epsilon", 1e-5))),
-        tied=fields.flag("tie_word_embeddings", True),
+        ffn=FeedForward(fields.integer("n_inner") or 4 * width, activation, bias=True),
+        norm=LayerNorm(eps=float(fields.number("layer_norm_epsilon"))),
+        tied=fields.flag("tie_word_embeddings"),
     )
     fields.finish()
     return cfg
@@ -78,5 +79,12 @@ def write(cfg: ModelConfig) -> dict[str, Any]:
 
 
 GPT2 = Architecture(
-    "GPT2LMHeadModel", "gpt2", read, write, rows, ignored=r"\.attn\.(masked_)?bias$", prefix="transformer."
+    "GPT2LMHeadModel",
+    "gpt2",
+    defaults.GPT2,
+    read,
+    write,
+    rows,
+    ignored=r"\.attn\.(masked_)?bias$",
+    prefix="transformer.",
 )

@@ -22,6 +22,7 @@ ARCHITECTURES = (
     gemma.GEMMA,
     gemma.GEMMA2,
     gemma.GEMMA3,
+    gemma.TEXT_HALF,
     t5.T5,
     bert.MASKED,
     bert.BOTH,

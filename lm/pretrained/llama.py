@@ -8,8 +8,7 @@ from lm.model.experts import Experts
 from lm.model.families import GPT_OSS_SCALING
 from lm.model.parts import FeedForward, RMSNorm
 from lm.model.positions import Rotary
-from lm.model.scaling import Dynamic
-from lm.pretrained import rope
+from lm.pretrained import defaults, rope
 from lm.pretrained.architecture import (
     ACTIVATION,
     Architecture,
@@ -89,41 +88,36 @@ def gpt_oss_rows(cfg: ModelConfig) -> list[Row]:
 
 
 def attention(fields: Fields, **parts: Any) -> Attention:
-    """Heads, kv heads (default: as many) and their size (default: width / heads); `parts` are the family's other fields
-    of Attention."""
+    """Heads, kv heads (null: as many) and their size (null: width / heads); `parts` are the family's other fields of
+    Attention."""
     heads, width = fields.integer("num_attention_heads"), fields.integer("hidden_size")
     return Attention(
         heads=heads,
-        head_dim=fields.integer("head_dim", width // heads),
-        kv_heads=fields.integer("num_key_value_heads", heads),
+        head_dim=fields.integer("head_dim") or width // heads,
+        kv_heads=fields.integer("num_key_value_heads") or heads,
         **parts,
     )
 
 
-def read(fields: Fields, theta: float = 10000.0, eps: float = 1e-6, **parts: Any) -> ModelConfig:
-    """The fields common to all; `parts` are the fields of ModelConfig that the family reads itself, `theta` and `eps`
-    its defaults. Raises ValueError for a field that is not supported."""
-    known = read_sizes(fields, SIZES)
-    positions = parts.get("positions") or rope.read(fields, known["context"], theta)
-    if isinstance(positions.scaling, Dynamic):  # which extends the context beyond that of training
-        known["context"] = int(known["context"] * positions.scaling.factor)
-    parts = {
-        "norm": RMSNorm(float(fields.number("rms_norm_eps", eps))),
-        "ffn": dense(fields, bias=False) if "ffn" not in parts else None,
-        "positions": positions,
-        "tied": fields.flag("tie_word_embeddings", False),
-        **parts,
+def read(fields: Fields, **parts: Any) -> ModelConfig:
+    """The fields common to all; `parts` are the fields of ModelConfig that the family reads itself. Raises ValueError
+    for a field that is not supported."""
+    if "positions" not in parts:
+        parts["positions"], parts["context"] = rope.read(fields)
+    own = {
+        "norm": lambda: RMSNorm(float(fields.number("rms_norm_eps"))),
+        "ffn": lambda: dense(fields, bias=False),
+        "tied": lambda: fields.flag("tie_word_embeddings"),
     }
-    fields.expect("pretraining_tp", 1)
-    fields.expect("rope_interleaved", False)
-    cfg = ModelConfig(**known, **parts)
+    parts |= {name: part() for name, part in own.items() if name not in parts}
+    cfg = ModelConfig(**read_sizes(fields, SIZES) | parts)
     fields.finish()
     return cfg
 
 
 def dense(fields: Fields, bias: bool) -> FeedForward:
     """The gated feed-forward."""
-    activation = fields.choose("hidden_act", ACTIVATION, "silu")
+    activation = fields.choose("hidden_act", ACTIVATION)
     return FeedForward(fields.integer("intermediate_size"), activation, gated=True, bias=bias)
 
 
@@ -137,12 +131,11 @@ def write(cfg: ModelConfig) -> dict[str, Any]:
 def write_common(cfg: ModelConfig) -> dict[str, Any]:
     """The fields that `read` reads itself. Raises ValueError for a config without rotary positions and RMSNorm."""
     positions, norm = require(cfg.positions, Rotary), require(cfg.norm, RMSNorm)
-    scaling = positions.scaling
     return {
         "vocab_size": cfg.vocab,
         "num_hidden_layers": cfg.layers,
         "hidden_size": cfg.width,
-        "max_position_embeddings": scaling.original_context if isinstance(scaling, Dynamic) else cfg.context,
+        "max_position_embeddings": rope.written_context(cfg.context, positions),
         "intermediate_size": cfg.ffn.mlp,
         "hidden_act": hf_activation(cfg.ffn.activation),
         "rms_norm_eps": norm.eps,
@@ -153,11 +146,10 @@ def write_common(cfg: ModelConfig) -> dict[str, Any]:
 
 def read_llama(fields: Fields) -> ModelConfig:
     """Llama's config.json."""
-    bias = fields.flag("attention_bias", False)
     return read(
         fields,
-        attention=attention(fields, bias=bias),
-        ffn=dense(fields, fields.flag("mlp_bias", False)),
+        attention=attention(fields, bias=fields.flag("attention_bias")),
+        ffn=dense(fields, fields.flag("mlp_bias")),
     )
 
 
@@ -171,7 +163,7 @@ def read_mistral(fields: Fields) -> ModelConfig:
     return read(
         fields,
         attention=attention(fields, bias=False),
-        pattern=(LayerKind(window=fields.integer("sliding_window", 0)),),
+        pattern=(LayerKind(window=fields.integer("sliding_window") or 0),),
     )
 
 
@@ -184,19 +176,25 @@ def read_mixtral(fields: Fields) -> ModelConfig:
     """Mixtral's config.json: experts in every layer."""
     return read(
         fields,
-        theta=1e6,
-        eps=1e-5,
         attention=attention(fields, bias=False),
-        pattern=(LayerKind(window=fields.integer("sliding_window", 0)),),
+        pattern=(LayerKind(window=fields.integer("sliding_window") or 0),),
         ffn=Experts(
             mlp=fields.integer("intermediate_size"),
-            activation=fields.choose("hidden_act", ACTIVATION, "silu"),
+            activation=fields.choose("hidden_act", ACTIVATION),
             gated=True,
-            experts=fields.integer("num_local_experts", 8),
-            top_k=fields.integer("num_experts_per_tok", 2),
-            load_balance_weight=float(fields.number("router_aux_loss_coef", 0.001)),
+            experts=_expert_count(fields),
+            top_k=fields.integer("num_experts_per_tok"),
+            load_balance_weight=float(fields.number("router_aux_loss_coef")),
         ),
     )
+
+
+def _expert_count(fields: Fields) -> int:
+    """num_local_experts, which transformers also reads as num_experts. Raises ValueError where they differ."""
+    count, alias = fields.integer("num_local_experts"), fields.integer("num_experts", None)
+    if alias and "num_local_experts" in fields.values and alias != count:
+        raise fields.unsupported("num_experts", alias, f"num_local_experts={count}")
+    return int(alias or count)
 
 
 def write_mixtral(cfg: ModelConfig) -> dict[str, Any]:
@@ -213,10 +211,13 @@ def _experts(cfg: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _qwen_pattern(fields: Fields, layers: int) -> tuple[LayerKind, ...]:
-    size = fields.integer("sliding_window", 4096) if fields.flag("use_sliding_window", False) else 0
-    first = fields.number("max_window_layers", 28)
-    return layer_kinds(fields, layers, LayerKind(window=size), lambda i: not size or i < first)
+def _qwen_pattern(fields: Fields) -> tuple[LayerKind, ...]:
+    """Windows from layer `max_window_layers` on, where they are used; else sliding_window may be there to no effect."""
+    used = fields.flag("use_sliding_window") and fields.take("sliding_window") is not None
+    kind = LayerKind(window=fields.integer("sliding_window") if used else 0)
+    fields.take("sliding_window")
+    first = fields.number("max_window_layers")
+    return layer_kinds(fields, fields.integer("num_hidden_layers"), kind, lambda i: not used or i < first)
 
 
 def read_qwen2(fields: Fields) -> ModelConfig:
@@ -224,18 +225,17 @@ def read_qwen2(fields: Fields) -> ModelConfig:
     return read(
         fields,
         attention=attention(fields, bias=True, out_bias=False),
-        pattern=_qwen_pattern(fields, fields.integer("num_hidden_layers")),
+        pattern=_qwen_pattern(fields),
     )
 
 
 def read_qwen3(fields: Fields) -> ModelConfig:
     """Qwen 3's config.json: norms on queries and keys."""
-    norm = RMSNorm(float(fields.number("rms_norm_eps", 1e-6)))
-    bias = fields.flag("attention_bias", False)
+    norm = RMSNorm(float(fields.number("rms_norm_eps")))
     return read(
         fields,
-        attention=attention(fields, bias=bias, qk_norm=norm),
-        pattern=_qwen_pattern(fields, fields.integer("num_hidden_layers")),
+        attention=attention(fields, bias=fields.flag("attention_bias"), qk_norm=norm),
+        pattern=_qwen_pattern(fields),
     )
 
 
@@ -252,31 +252,27 @@ def read_gpt_oss(fields: Fields) -> ModelConfig:
     fields.expect("hidden_act", "silu")
     fields.expect("swiglu_alpha", 1.702)
     fields.expect("attention_bias", True)
-    top_k = fields.integer("num_experts_per_tok", 4)
+    top_k = fields.integer("num_experts_per_tok")
     fields.expect("experts_per_token", top_k)
+    kind = LayerKind(window=fields.integer("sliding_window") or 0)
     parts: dict[str, Any] = dict(
-        theta=150000.0,
-        eps=1e-5,
         attention=attention(fields, bias=True, sinks=True),
         ffn=Experts(
             mlp=fields.integer("intermediate_size"),
             activation="quick_gelu",
             gated=True,
             bias=True,
-            clamp=float(fields.number("swiglu_limit", 7.0)),
+            clamp=float(fields.number("swiglu_limit")),
             offset=1.0,
-            experts=fields.integer("num_local_experts"),
+            experts=_expert_count(fields),
             top_k=top_k,
             router_bias=True,
-            load_balance_weight=float(fields.number("router_aux_loss_coef", 0.001)),
+            load_balance_weight=float(fields.number("router_aux_loss_coef")),
         ),
-        pattern=layer_kinds(
-            fields, layers, LayerKind(window=fields.integer("sliding_window", 128)), lambda i: i % 2 == 1
-        ),
+        pattern=layer_kinds(fields, layers, kind, lambda i: i % 2 == 1),
     )
-    if not rope.parameters(fields):
-        theta = float(fields.number("rope_theta", 150000.0, above=1))
-        parts["positions"] = Rotary(theta, GPT_OSS_SCALING)
+    if rope.parameters(fields) is None:
+        parts["positions"] = Rotary(float(fields.number("rope_theta", above=1)), GPT_OSS_SCALING)
     return read(fields, **parts)
 
 
@@ -286,9 +282,15 @@ def write_gpt_oss(cfg: ModelConfig) -> dict[str, Any]:
     return {**fields, "hidden_act": "silu", "swiglu_limit": cfg.ffn.clamp}
 
 
-LLAMA = Architecture("LlamaForCausalLM", "llama", read_llama, write_llama, dense_rows, IGNORED)
-MISTRAL = Architecture("MistralForCausalLM", "mistral", read_mistral, write_windowed, dense_rows, IGNORED)
-MIXTRAL = Architecture("MixtralForCausalLM", "mixtral", read_mixtral, write_mixtral, mixtral_rows, IGNORED)
-QWEN2 = Architecture("Qwen2ForCausalLM", "qwen2", read_qwen2, write_qwen, dense_rows, IGNORED)
-QWEN3 = Architecture("Qwen3ForCausalLM", "qwen3", read_qwen3, write_qwen, dense_rows, IGNORED)
-GPT_OSS = Architecture("GptOssForCausalLM", "gpt_oss", read_gpt_oss, write_gpt_oss, gpt_oss_rows, IGNORED)
+LLAMA = Architecture("LlamaForCausalLM", "llama", defaults.LLAMA, read_llama, write_llama, dense_rows, IGNORED)
+MISTRAL = Architecture(
+    "MistralForCausalLM", "mistral", defaults.MISTRAL, read_mistral, write_windowed, dense_rows, IGNORED
+)
+MIXTRAL = Architecture(
+    "MixtralForCausalLM", "mixtral", defaults.MIXTRAL, read_mixtral, write_mixtral, mixtral_rows, IGNORED
+)
+QWEN2 = Architecture("Qwen2ForCausalLM", "qwen2", defaults.QWEN2, read_qwen2, write_qwen, dense_rows, IGNORED)
+QWEN3 = Architecture("Qwen3ForCausalLM", "qwen3", defaults.QWEN3, read_qwen3, write_qwen, dense_rows, IGNORED)
+GPT_OSS = Architecture(
+    "GptOssForCausalLM", "gpt_oss", defaults.GPT_OSS, read_gpt_oss, write_gpt_oss, gpt_oss_rows, IGNORED
+)

@@ -39,6 +39,8 @@ class Pretrained:
       step: the updates of a run of ours; 0 for a published model.
       architecture: of a published model.
       ids: the token ids of a published model's config files (IDS).
+      unused: tensors of a published model that its class has and ours does not use (BertModel's pooler), by their name
+        there: `save` writes them back.
     """
 
     config: ModelConfig
@@ -48,6 +50,7 @@ class Pretrained:
     step: int = 0
     architecture: Architecture | None = None
     ids: Mapping[str, Any] = field(default_factory=dict)
+    unused: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def logits(
         self,
@@ -219,7 +222,8 @@ class Pretrained:
             ids["eos_token_id"] = list(stops) if stops[1:] else stops[0]
         if self.config.has_encoder:
             ids["decoder_start_token_id"] = self._decoder_start()
-        saving.save(Path(directory), architecture, cfg, self.params, self.tokenizer, ids, shard_bytes)
+        unused = self.unused if architecture == self.architecture else {}
+        saving.save(Path(directory), architecture, cfg, self.params, self.tokenizer, ids, shard_bytes, unused)
 
 
 def _as_integers(what: str, values: Any) -> np.ndarray:

@@ -2,21 +2,34 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from lm.model.positions import Rotary
 from lm.model.scaling import Dynamic, Linear, Llama3, Scaling, YaRN
 from lm.pretrained.fields import Fields
 
-ReadScaling = Callable[[Fields, int], Scaling]  # (fields, context)
+
+class Scaled(NamedTuple):
+    """A scaling, and the tokens of one sequence that it is for."""
+
+    scaling: Scaling
+    context: int
 
 
-def _yarn(fields: Fields, context: int) -> Scaling:
+ReadScaling = Callable[[Fields, int], Scaled]  # (fields, max_position_embeddings)
+
+
+def _stretched(factor: float, context: int, original: int) -> int:
+    """The tokens that a scaling is for: `context`, or `factor` times it where it was left at the `original`."""
+    return int(context * max(1.0, factor)) if context == original else context
+
+
+def _yarn(fields: Fields, context: int) -> Scaled:
     original = fields.integer("original_max_position_embeddings", context)
     factor = float(fields.number("factor", context / original, above=0))
     own, all_dim = fields.number("mscale", 0), fields.number("mscale_all_dim", 0)
     attention = mscale(factor, own) / mscale(factor, all_dim) if own and all_dim else 0.0
-    return YaRN(
+    scaling = YaRN(
         factor=factor,
         original_context=original,
         beta_fast=float(fields.number("beta_fast", 32.0, above=0)),
@@ -24,6 +37,7 @@ def _yarn(fields: Fields, context: int) -> Scaling:
         attention_factor=float(fields.number("attention_factor", attention)),
         truncate=fields.flag("truncate", True),
     )
+    return Scaled(scaling, _stretched(factor, context, original))
 
 
 def mscale(factor: float, multiplier: float) -> float:
@@ -32,59 +46,82 @@ def mscale(factor: float, multiplier: float) -> float:
     return 0.1 * multiplier * math.log(factor) + 1 if factor > 1 else 1.0
 
 
-def _llama3(fields: Fields, context: int) -> Scaling:
+def _llama3(fields: Fields, context: int) -> Scaled:
     low = float(fields.number("low_freq_factor"))
-    return Llama3(
+    original = fields.integer("original_max_position_embeddings", context)
+    scaling = Llama3(
         factor=float(fields.number("factor", above=0)),
         low_freq_factor=low,
         high_freq_factor=float(fields.number("high_freq_factor", above=low)),
-        original_context=fields.integer("original_max_position_embeddings", context),
+        original_context=original,
     )
+    return Scaled(scaling, _stretched(scaling.factor, context, original))
 
 
-def _dynamic(fields: Fields, context: int) -> Scaling:
+def _dynamic(fields: Fields, context: int) -> Scaled:
     # transformers scales the context of the config, and ignores original_max_position_embeddings here
     fields.expect("original_max_position_embeddings", context)
-    return Dynamic(float(fields.number("factor", above=0)), context)
+    factor = float(fields.number("factor", above=0))
+    return Scaled(Dynamic(factor, context), int(context * factor))
+
+
+def _linear(fields: Fields, context: int) -> Scaled:
+    factor = float(fields.number("factor", above=0))
+    original = fields.integer("original_max_position_embeddings", context)  # GGUF's alone
+    return Scaled(Linear(factor), _stretched(factor, context, original))
 
 
 SCALINGS: Mapping[str, ReadScaling] = {
-    "default": lambda fields, context: Scaling(),
-    "linear": lambda fields, context: Linear(float(fields.number("factor", above=0))),
+    "default": lambda fields, context: Scaled(Scaling(), context),
+    "linear": _linear,
     "dynamic": _dynamic,
     "llama3": _llama3,
     "yarn": _yarn,
 }
 
 
-def read(fields: Fields, context: int, theta: float = 10000.0) -> Rotary:
-    """The rotary positions of a config; `theta` is the family's default."""
-    theta = fields.number("rope_theta", theta, above=1)
-    return rotary(fields, parameters(fields), context, theta)
+class Positions(NamedTuple):
+    """Rotary positions, and the tokens of one sequence that they are for."""
+
+    rotary: Rotary
+    context: int
 
 
-def parameters(fields: Fields) -> Any:
-    """The field rope_parameters, or rope_scaling as it was called before. Raises ValueError where both are there and
-    differ."""
-    new = fields.take("rope_parameters", None)
-    if new is None:
-        return fields.take("rope_scaling", {})
-    fields.expect("rope_scaling", new)
-    return new
+def read(fields: Fields) -> Positions:
+    """The rotary positions of a config. Raises ValueError for parameters that are not supported."""
+    given = parameters(fields)
+    return rotary(fields, {} if given is None else given, fields.number("rope_theta", above=1))
 
 
-def rotary(config: Fields, values: Any, context: int, theta: float) -> Rotary:
-    """Rotary positions from one dict of parameters in `config`; `context` and `theta` are defaults. Raises ValueError
-    for parameters that are not supported."""
-    if not isinstance(values, dict):
-        raise config.unsupported("rope_parameters", values, "an object")
+def parameters(fields: Fields) -> dict[str, Any] | None:
+    """The field rope_parameters, or rope_scaling as it was called before; None where both are missing or null. Raises
+    ValueError where both are there and differ."""
+    new, old = fields.take("rope_parameters"), fields.take("rope_scaling")
+    for name, values in (("rope_parameters", new), ("rope_scaling", old)):
+        if values is not None and not isinstance(values, dict):
+            raise fields.unsupported(name, values, "an object")
+    if not old:
+        return new
+    if new and _plain(new, fields) != _plain(old, fields):
+        raise fields.unsupported("rope_scaling", old, f"rope_parameters, {new}")
+    return dict(old)
+
+
+def _plain(values: Mapping[str, Any], fields: Fields) -> dict[str, Any]:
+    """Rotary parameters with the type and theta that they have by default, and without nulls."""
+    default = {"rope_theta": fields.take("rope_theta"), "rope_type": values.get("type", "default")}
+    return {k: v for k, v in {**default, **values}.items() if k != "type" and v is not None}
+
+
+def rotary(config: Fields, values: Mapping[str, Any], theta: float) -> Positions:
+    """Rotary positions from one dict of parameters in `config`, which says the context; `theta` is the default. Raises
+    ValueError for parameters that are not supported."""
     fields = Fields({"rope_type": values.get("type", "default"), **values}, f"{config.file}: rope_parameters")
     fields.take("type", None)
     theta = float(fields.number("rope_theta", theta, above=1))
-    fields.expect("partial_rotary_factor", 1, 1.0)
-    scaling = fields.choose("rope_type", SCALINGS)(fields, context)
+    scaled = fields.choose("rope_type", SCALINGS)(fields, config.integer("max_position_embeddings"))
     fields.finish()
-    return Rotary(theta, scaling)
+    return Positions(Rotary(theta, scaled.scaling), scaled.context)
 
 
 def write(rotary: Rotary) -> dict[str, Any]:
@@ -107,3 +144,12 @@ def write(rotary: Rotary) -> dict[str, Any]:
         fields |= dict(original_max_position_embeddings=s.original_context)
         fields |= dict(attention_factor=s.attention_factor) if s.attention_factor else {}
     return {"rope_theta": rotary.theta, **fields}
+
+
+def written_context(context: int, rotary: Rotary) -> int:
+    """The field max_position_embeddings of a model that reads `context` tokens: of scalings that leave it at the
+    original, that (as the documentation of transformers 4 asks, and vLLM reads it)."""
+    s = rotary.scaling
+    if isinstance(s, Dynamic):
+        return s.original_context
+    return math.ceil(context / max(1.0, s.factor)) if isinstance(s, Linear) else context

@@ -152,27 +152,30 @@ class ConcatenatedHeads(Identity):
 
 
 class Row(NamedTuple):
-    """Our paths, their name, and the conversion between them."""
+    """Our paths, their name, and the conversion between them. A `copy` of another row is written beside it, and read
+    only where that one's tensor is missing."""
 
     ours: tuple[str, ...]
     theirs: str
     conversion: Identity = Identity()
+    copy: bool = False
 
 
 class Tensor(NamedTuple):
     """One tensor of theirs: its name and shape, the paths of our leaves in it, and its index on their axes of layers
-    and experts."""
+    and experts; whether it is a `copy` of another."""
 
     name: str
     shape: Shape
     paths: tuple[str, ...]
     leaf_index: tuple[int, ...]
     conversion: Identity
+    copy: bool = False
 
 
-def row(ours: str, theirs: str, conversion: Identity = Identity()) -> Row:
+def row(ours: str, theirs: str, conversion: Identity = Identity(), copy: bool = False) -> Row:
     """A Row; `ours` are one or more paths separated by spaces."""
-    return Row(tuple(ours.split()), theirs, conversion)
+    return Row(tuple(ours.split()), theirs, conversion, copy)
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,4 +225,12 @@ def _of_slot(row: Row, paths: tuple[str, ...], layers: range, shapes: Mapping[st
         along = dict(zip(axes, index, strict=True))
         name = row.theirs.replace("{i}", str(layers[along.get("{i}", 0)]))
         name = name.replace("{e}", str(along.get("{e}", 0)))
-        yield Tensor(name, row.conversion.theirs_shape(inner), paths, index, row.conversion)
+        yield Tensor(name, row.conversion.theirs_shape(inner), paths, index, row.conversion, row.copy)
+
+
+def without_copies(tensors: Sequence[Tensor], stored: Collection[str]) -> list[Tensor]:
+    """One tensor for each part of each leaf, of which the names in `stored` can be read: a copy only in place of one
+    that is missing."""
+    copies = {(t.paths, t.leaf_index): t for t in tensors if t.copy and t.name in stored}
+    own = [t for t in tensors if not t.copy]
+    return [t if t.name in stored else copies.get((t.paths, t.leaf_index), t) for t in own]

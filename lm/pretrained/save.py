@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -30,6 +31,7 @@ def save(
     tokenizer: Tokenizer | None,
     ids: Mapping[str, Any],
     shard_bytes: int = files.SHARD_BYTES,
+    unused: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> None:
     """Write a model directory atomically.
 
@@ -41,6 +43,7 @@ def save(
       tokenizer: whose files are written too; None: none.
       ids: "bos_token_id", "eos_token_id", .. -> id or ids.
       shard_bytes: the most of one safetensors file.
+      unused: further tensors of the architecture, which the model does not use.
 
     Raises:
       ValueError: where `folder` holds something other than a model, or the tokenizer cannot be exported.
@@ -56,7 +59,8 @@ def save(
     try:
         for name, data in content.items():
             (new / name).write_bytes(data)
-        files.write(new, _tensors(architecture, cfg, params), shard_bytes)
+        others = [files.TensorToWrite(name, array.shape, partial(np.asarray, array)) for name, array in unused.items()]
+        files.write(new, [*_tensors(architecture, cfg, params), *others], shard_bytes)
         new.chmod(0o777 & ~_umask())
         _replace(new, folder)
     finally:

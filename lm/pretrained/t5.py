@@ -7,6 +7,7 @@ from lm.model.families import t5
 from lm.model.output import Output
 from lm.model.parts import FeedForward, RMSNorm
 from lm.model.positions import Relative
+from lm.pretrained import defaults
 from lm.pretrained.architecture import ACTIVATION, Architecture, attention_of, linear, read_sizes, require, same
 from lm.pretrained.fields import Fields
 from lm.pretrained.rows import Row
@@ -56,34 +57,40 @@ def rows(cfg: ModelConfig) -> list[Row]:
 def read(fields: Fields) -> ModelConfig:
     """T5's config.json. Raises ValueError for a field that is not supported."""
     known, encoder_layers = read_sizes(fields, SIZES), fields.integer("num_layers")
-    gate, _, act = str(fields.take("feed_forward_proj", "relu")).rpartition("-")
-    if gate not in ("", "gated") or act not in ACTIVATION:
-        raise fields.unsupported("feed_forward_proj", fields.take("feed_forward_proj"), "relu or gated-gelu")
-    buckets = fields.integer("relative_attention_num_buckets", 32)
-    max_distance = fields.integer("relative_attention_max_distance", 128)
+    gated, act = _activation(fields)
+    buckets = fields.integer("relative_attention_num_buckets")
+    max_distance = fields.integer("relative_attention_max_distance")
     if buckets < 4 or max_distance <= buckets // 2:
         raise fields.unsupported("relative_attention_num_buckets", buckets, f"from 4 to less than {2 * max_distance}")
-    # "gated-gelu" means the tanh approximation, plain "gelu" does not
-    act = "gelu_tanh" if (gate, act) == ("gated", "gelu") else ACTIVATION[act]
     tied = fields.flag("tie_word_embeddings", True)
     scaled = fields.flag("scale_decoder_outputs", tied)  # 1.0 scales the output's input, and is recognised by tying
-    for name, value in dict(is_encoder_decoder=True, is_decoder=False, is_gated_act=bool(gate)).items():
-        fields.expect(name, value)
-    fields.take("dense_act_fn", None)  # follows from feed_forward_proj
+    fields.expect("is_encoder_decoder", True)
+    fields.expect("is_decoder", False)
     cfg = t5(
         **known,
-        layers=fields.integer("num_decoder_layers", encoder_layers),
+        layers=fields.integer("num_decoder_layers") or encoder_layers,
         encoder_layers=encoder_layers,
         context=fields.integer("n_positions", 512),
         buckets=buckets,
         max_distance=max_distance,
-        eps=float(fields.number("layer_norm_epsilon", 1e-6)),
-        ffn=FeedForward(known["mlp"], act, gated=bool(gate)),
+        eps=float(fields.number("layer_norm_epsilon")),
+        ffn=FeedForward(known["mlp"], act, gated=gated),
         output=Output(scale=known["width"] ** -0.5 if scaled else 1.0),
         tied=tied,
     )
     fields.finish()
     return cfg
+
+
+def _activation(fields: Fields) -> tuple[bool, str]:
+    """Whether the feed-forward is gated, and its activation, which dense_act_fn overrides."""
+    gate, _, act = str(fields.take("feed_forward_proj")).rpartition("-")
+    if gate not in ("", "gated") or act not in ACTIVATION:
+        raise fields.unsupported("feed_forward_proj", fields.take("feed_forward_proj"), "relu or gated-gelu")
+    # "gated-gelu" means the tanh approximation, plain "gelu" does not
+    act = "gelu_new" if (gate, act) == ("gated", "gelu") else act
+    fields.expect("is_gated_act", bool(gate))
+    return bool(gate), str(fields.choose("dense_act_fn", ACTIVATION, act))
 
 
 def write(cfg: ModelConfig) -> dict[str, Any]:
@@ -111,4 +118,4 @@ def write(cfg: ModelConfig) -> dict[str, Any]:
 
 
 COPIES = r"^(en|de)coder\.embed_tokens\.weight$|EncDecAttention\.relative_attention_bias\.weight$"
-T5 = Architecture("T5ForConditionalGeneration", "t5", read, write, rows, ignored=COPIES)
+T5 = Architecture("T5ForConditionalGeneration", "t5", defaults.T5, read, write, rows, ignored=COPIES)

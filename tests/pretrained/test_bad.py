@@ -128,7 +128,6 @@ def test_an_index_names_files_beside_it(name: str, tmp_path: Path) -> None:
         (LLAMA, dict(new_trick=3), "field new_trick=3 is not known to the architecture"),
         (LLAMA, dict(quantization_config={"quant_method": "mxfp4"}), "field quantization_config="),
         (LLAMA, dict(num_key_value_heads=3), "4|heads"),
-        (LLAMA, dict(hidden_size=None), "field hidden_size is missing"),
         (LLAMA, dict(hidden_size="32"), "hidden_size='32': expected an integer"),
         (LLAMA, dict(rope_parameters={"rope_type": "longrope"}), "rope_type='longrope' is not supported: expected"),
         (LLAMA, dict(rope_parameters={"rope_type": "linear"}), "factor is missing"),
@@ -139,6 +138,12 @@ def test_an_index_names_files_beside_it(name: str, tmp_path: Path) -> None:
 )
 def test_a_field_that_would_change_the_numbers(name: str, fields: dict[str, Any], said: str, tmp_path: Path) -> None:
     refused(checkpoint(BY_NAME[name], tmp_path, **fields), f"config.json.*({said})")
+
+
+def test_a_missing_size_is_that_of_its_class(tmp_path: Path) -> None:
+    """Which the tensors then contradict."""
+    said = r"tensor model.embed_tokens.weight has shape \[96, 32\]: the config has \[96, 4096\]"
+    refused(checkpoint(CASE, tmp_path, hidden_size=None), said)
 
 
 def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from lm.model.latent import LatentAttention
 from lm.model.output import Output
 from lm.model.positions import Alibi
 from lm.pretrained.architecture import canonical
-from lm.pretrained.fields import INERT, Fields
+from lm.pretrained.fields import INERT
 from lm.pretrained.known import ARCHITECTURES, architecture_for, architecture_of
 from tests.model.reference import MODELS
 from tests.pretrained.small import recorded
@@ -27,7 +27,8 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 
 def read(values: dict[str, Any]) -> ModelConfig:
     """The model that `values` say, in a config.json called "file"."""
-    return architecture_of(values, "file").read(Fields(values, "file"))  # type: ignore[arg-type]
+    architecture = architecture_of(values, "file")  # type: ignore[arg-type]
+    return architecture.read(architecture.fields(values, "file"))
 
 
 @settings(max_examples=300, deadline=None)

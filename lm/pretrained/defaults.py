@@ -1,0 +1,157 @@
+"""What transformers' classes take a field of config.json for where it is missing, of the fields that are read.
+
+The tables are those of transformers 5; tests/pretrained/test_defaults.py holds them against what the classes said.
+"""
+
+from typing import Any, NamedTuple
+
+
+class Nullable(NamedTuple):
+    """The default of a field that may be null too, which is not the same unless it is None."""
+
+    default: Any = None
+
+
+GPT2 = dict(
+    vocab_size=50257,
+    n_positions=1024,
+    n_embd=768,
+    n_layer=12,
+    n_head=12,
+    n_inner=Nullable(),
+    activation_function="gelu_new",
+    layer_norm_epsilon=1e-5,
+    scale_attn_weights=True,
+    scale_attn_by_inverse_layer_idx=False,
+    reorder_and_upcast_attn=False,
+    tie_word_embeddings=True,
+)
+
+ROTARY: dict[str, Any] = dict(rope_theta=10000.0, rope_parameters=Nullable(), rope_scaling=Nullable())
+LLAMA: dict[str, Any] = ROTARY | dict(
+    vocab_size=32000,
+    hidden_size=4096,
+    intermediate_size=11008,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=Nullable(),
+    head_dim=Nullable(),
+    hidden_act="silu",
+    max_position_embeddings=2048,
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=False,
+    attention_bias=False,
+    mlp_bias=False,
+)
+MISTRAL = LLAMA | dict(
+    intermediate_size=14336, num_key_value_heads=8, max_position_embeddings=131072, sliding_window=Nullable(4096)
+)
+MIXTRAL = MISTRAL | dict(
+    rms_norm_eps=1e-5,
+    rope_theta=1e6,
+    sliding_window=Nullable(),
+    num_local_experts=8,
+    num_experts_per_tok=2,
+    router_aux_loss_coef=0.001,
+)
+QWEN2 = LLAMA | dict(
+    vocab_size=151936,
+    intermediate_size=22016,
+    num_key_value_heads=Nullable(32),
+    max_position_embeddings=32768,
+    use_sliding_window=False,
+    sliding_window=Nullable(4096),
+    max_window_layers=28,
+    layer_types=Nullable(),
+)
+QWEN3 = QWEN2 | dict(head_dim=128)
+GPT_OSS = MIXTRAL | dict(
+    vocab_size=201088,
+    hidden_size=2880,
+    intermediate_size=2880,
+    num_hidden_layers=36,
+    num_attention_heads=64,
+    head_dim=64,
+    rope_theta=150000.0,
+    attention_bias=True,
+    sliding_window=Nullable(128),
+    layer_types=Nullable(),
+    num_local_experts=128,
+    num_experts_per_tok=4,
+    swiglu_alpha=1.702,
+    swiglu_limit=7.0,
+)
+DEEPSEEK_V2 = LLAMA | dict(
+    vocab_size=102400,
+    q_lora_rank=Nullable(1536),
+    kv_lora_rank=512,
+    qk_nope_head_dim=128,
+    qk_rope_head_dim=64,
+    v_head_dim=128,
+    first_k_dense_replace=0,
+)
+
+GEMMA = LLAMA | dict(
+    vocab_size=256000,
+    hidden_size=3072,
+    intermediate_size=24576,
+    num_hidden_layers=28,
+    num_attention_heads=16,
+    num_key_value_heads=16,
+    head_dim=256,
+    hidden_act="gelu_pytorch_tanh",
+    max_position_embeddings=8192,
+    tie_word_embeddings=True,
+)
+GEMMA2 = GEMMA | dict(
+    hidden_size=2304,
+    intermediate_size=9216,
+    num_hidden_layers=26,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    hidden_activation="gelu_pytorch_tanh",
+    query_pre_attn_scalar=256,
+    sliding_window=Nullable(4096),
+    layer_types=Nullable(),
+    attn_logit_softcapping=Nullable(50.0),
+    final_logit_softcapping=Nullable(30.0),
+)
+GEMMA3 = GEMMA2 | dict(
+    vocab_size=262208,
+    max_position_embeddings=131072,
+    rope_theta=1e6,
+    rope_local_base_freq=1e4,
+    sliding_window_pattern=6,
+    attn_logit_softcapping=Nullable(),
+    final_logit_softcapping=Nullable(),
+)
+GEMMA3_WITH_VISION = dict(tie_word_embeddings=Nullable(True))
+
+T5 = dict(
+    vocab_size=32128,
+    d_model=512,
+    d_kv=64,
+    d_ff=2048,
+    num_layers=6,
+    num_decoder_layers=Nullable(),
+    num_heads=8,
+    relative_attention_num_buckets=32,
+    relative_attention_max_distance=128,
+    layer_norm_epsilon=1e-6,
+    feed_forward_proj="relu",
+    is_encoder_decoder=True,
+    is_decoder=False,
+)
+
+BERT = dict(
+    vocab_size=30522,
+    hidden_size=768,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    intermediate_size=3072,
+    hidden_act="gelu",
+    max_position_embeddings=512,
+    type_vocab_size=2,
+    layer_norm_eps=1e-12,
+    tie_word_embeddings=True,
+)
