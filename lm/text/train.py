@@ -12,8 +12,11 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 
 SPACE = "▁"  # U+2581, SentencePiece's symbol for a space
+RESERVED = "▅"  # U+2585: the trainer leaves out every sentence that has it, and says so in its log alone
+PRIVATE_USE = range(0xE000, 0xF900)
 BLOCK_CHARACTERS = 4096  # SentencePiece trains on "sentences"; ours are blocks of a document, newlines included
 
 
@@ -36,10 +39,10 @@ def train_sentencepiece(
     blocks = list(_blocks(_truncate(texts, train_bytes)))
     if not blocks:
         raise ValueError("no text to train a tokenizer on: every training document is empty")
-    out = io.BytesIO()
+    out, stand_in = io.BytesIO(), _stand_in(blocks)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(blocks),
+            sentence_iterator=(block.replace(RESERVED, stand_in) for block in blocks),
             model_writer=out,
             vocab_size=vocab_size,
             model_type=model_type,
@@ -56,13 +59,29 @@ def train_sentencepiece(
             eos_id=2,
             pad_id=-1,
             num_threads=1,
-            minloglevel=2,
+            minloglevel=1,  # its warnings are printed
         )
     except RuntimeError as error:  # keep the sentence of its message, without the line of C++
         reason = str(error).strip().splitlines()[-1].split("] ")[-1]
         amount = sum(map(len, blocks))
         raise ValueError(f"SentencePiece cannot train {vocab_size} pieces on {amount} characters: {reason}") from None
-    return out.getvalue()
+    return out.getvalue() if stand_in == RESERVED else _renamed(out.getvalue(), stand_in)
+
+
+def _stand_in(blocks: Sequence[str]) -> str:
+    """A character of no block, to train on in place of RESERVED; RESERVED itself where no block has it."""
+    if not any(RESERVED in block for block in blocks):
+        return RESERVED
+    used = set[str]().union(*blocks)
+    return next(character for character in map(chr, PRIVATE_USE) if character not in used)
+
+
+def _renamed(model: bytes, stand_in: str) -> bytes:
+    """`model` with RESERVED in place of `stand_in` in its pieces."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    for piece in proto.pieces:
+        piece.piece = piece.piece.replace(stand_in, RESERVED)
+    return proto.SerializeToString()
 
 
 def _truncate(texts: Iterable[str], limit: int) -> Iterator[str]:

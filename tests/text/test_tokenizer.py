@@ -126,6 +126,26 @@ def test_indentation_is_one_piece_and_the_word_after_it_is_the_usual_one() -> No
     assert not any("\n " in without.piece(i) for i in range(600))
 
 
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_text_with_a_character_that_the_trainer_reserves_is_trained_on_as_any_other(model_type: str) -> None:
+    """U+2585, of progress bars: the pieces are those of text with U+2586 in its place."""
+    text = "".join(f"{i % 7} epochs of training\nprogress {'▅' * (i % 5)} done\n" for i in range(400))
+    spec = SentencePieceSpec(400, model_type)
+    found, wanted = spec.make([text, TEXTS[0]]), spec.make([text.replace("▅", "▆"), TEXTS[0]])
+    pieces = [found.piece(i) for i in range(400)]
+    assert any("▅" in piece for piece in pieces)
+    if model_type == "bpe":  # the other breaks ties by code point
+        assert pieces == [wanted.piece(i).replace("▆", "▅") for i in range(400)]
+        assert found.encode(text) == wanted.encode(text.replace("▅", "▆"))
+    assert found.decode(ids := found.encode(text)) == text and len(ids) < len(text) / 2
+    private = "".join(map(chr, range(0xE000, 0xE010))) + text
+    assert spec.make([private, TEXTS[0]]).decode(spec.make([private, TEXTS[0]]).encode(private)) == private
+
+
+def test_text_with_the_reserved_character_in_every_block_is_enough() -> None:
+    assert SentencePieceSpec(300).make(["loss ▅ of every one of these quick brown foxes\n" * 400]).vocab_size == 300
+
+
 def test_too_little_text_is_an_error_with_numbers() -> None:
     with pytest.raises(ValueError, match="cannot train 4096 pieces on 7 characters: Vocabulary size too high"):
         SentencePieceSpec(4096).make(["abc def"])
