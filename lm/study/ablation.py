@@ -17,6 +17,7 @@ from typing import Any
 from lm import value
 from lm.experiment import Experiment
 from lm.model import count
+from lm.study.comparable import comparable_measure, differ_in
 from lm.study.trial import LEAN, Resized, Result, Trial, distinct_seeds, every_seed, step_flops, training_flops
 from lm.value import suggest
 
@@ -31,13 +32,13 @@ class Ablation:
     The arm without changes is what the others are compared with; where none is, one named "base" is added. `match`
     holds equal the training "flops" (by the number of steps), the "params" (by the model's width) or the "steps" (as
     they are). `measure` is what arms are compared by: "loss" or "bits_per_byte", means over the sources, or
-    "SOURCE/MEASURE"."""
+    "SOURCE/MEASURE"; "" is the loss, or across tokenizers bits per byte (lm/study/comparable.py)."""
 
     base: Experiment
     arms: Mapping[str, Changes | Experiment]
     seeds: Iterable[int] = range(3)
     match: str = "flops"
-    measure: str = "loss"
+    measure: str = ""
     declared: tuple[str, ...] = field(default_factory=tuple)
 
     def __post_init__(self) -> None:
@@ -54,6 +55,8 @@ class Ablation:
             raise ValueError(
                 "arm 'base' has changes, and base is what arms are compared with: rename it, as in 'longer'"
             )
+        differ = differ_in(self.base, self.arms.values())
+        object.__setattr__(self, "measure", comparable_measure(self.measure, self.base, differ))
 
     @property
     def base_arm(self) -> str:

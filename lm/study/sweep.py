@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm.experiment import Experiment
+from lm.study.comparable import comparable_measure, drawn_from
 from lm.study.pruning import Outcome, outcome, pruned
-from lm.study.space import Draw, Space, changed, check, grid, label, latin, random, settings, size
+from lm.study.space import Draw, Space, changed, check, grid, label, latin, random, ranges, settings, size
 from lm.study.trial import LEAN, Result, Trial, distinct_seeds, every_seed
 from lm.value import suggest
 
@@ -41,14 +42,14 @@ class Sweep:
     `seeds` are those of each arm's runs, `search_seed` is the search's own. With `prune`, a run that is worse at an
     evaluation than half of those of earlier batches were there is to be stopped (`to_stop`); arms then come `at_once`
     at a time whatever the method, so that what is stopped does not follow from how fast the runs are. `folder` is set
-    by `at`."""
+    by `at`. Of the measure "" see lm/study/comparable.py."""
 
     base: Experiment
     space: Space
     method: str = "random"
     count: int = 16
     seeds: Iterable[int] = (0,)
-    measure: str = "loss"
+    measure: str = ""
     prune: bool = False
     at_once: int = 4
     search_seed: int = 0
@@ -63,8 +64,10 @@ class Sweep:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a number of arms, at least 1")
         if self.search_seed < 0:
             raise ValueError(f"search_seed={self.search_seed}: expected at least 0")
-        assert self.sign  # raises where it is not known what is better
         check(self.base, self.space)
+        drawn = drawn_from(name.partition(" ")[0] for name in ranges(self.space))
+        object.__setattr__(self, "measure", comparable_measure(self.measure, self.base, drawn))
+        assert self.sign  # raises where it is not known what is better
         if self.method == "grid":
             grid(self.space)  # raises where it is open how many points
 

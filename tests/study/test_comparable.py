@@ -1,0 +1,62 @@
+"""Arms are compared by a measure that they have in common, or not at all."""
+
+from dataclasses import replace
+
+import pytest
+
+from lm.data.masked import MaskedLM
+from lm.data.objective import CausalLM, PrefixLM
+from lm.experiment import Evaluation, Experiment
+from lm.study.ablation import Ablation
+from lm.study.space import Choice, Integer, LogUniform
+from lm.study.sweep import Sweep
+from lm.text.tokenizer import Bytes, Characters, SentencePieceSpec
+from lm.tune.pretrain import Pretrain
+from tests.study.results import BASE
+
+OTHER = Characters() if isinstance(BASE.data.tokenizer, Bytes) else Bytes()
+TOKENIZERS = {"one": {}, "two": dict(data=dict(tokenizer=OTHER))}
+OBJECTIVES = {"one": {}, "two": dict(method=dict(objective=PrefixLM()))}
+
+
+def test_across_tokenizers_bits_per_byte_are_chosen() -> None:
+    whole = replace(BASE, data=replace(BASE.data, tokenizer=OTHER))
+    for arms in (TOKENIZERS, {"two": whole}, {"two": dict(data=whole.data)}, {"two": dict(data=dict(tokenizer=OTHER))}):
+        assert Ablation(BASE, arms, declared=("data",)).measure == "bits_per_byte"
+    sized = replace(BASE, data=replace(BASE.data, tokenizer=SentencePieceSpec()))
+    for space in ({"data.tokenizer": Choice(Bytes(), Characters())}, {"data.tokenizer.vocab_size": Integer(300, 400)}):
+        assert Sweep(sized, space).measure == "bits_per_byte"
+
+
+def test_within_one_tokenizer_it_is_the_loss_or_what_is_asked_for() -> None:
+    rates = {"optimizer.learning_rate": LogUniform(1e-4, 1e-2)}
+    for study in (Ablation(BASE, {"a": dict(steps=3)}), Ablation(BASE, {"a": {}, "b": BASE}), Sweep(BASE, rates)):
+        assert study.measure == "loss" == replace(study).measure
+    assert Ablation(BASE, {"a": {}}, measure="sums/accuracy").measure == "sums/accuracy"
+    assert Ablation(BASE, TOKENIZERS, measure="sums/bits_per_byte").measure == "sums/bits_per_byte"
+
+
+@pytest.mark.parametrize("measure", ["loss", "sums/loss", "sums/perplexity", "sums/accuracy"])
+def test_a_measure_of_tokens_is_refused_across_tokenizers(measure: str) -> None:
+    with pytest.raises(ValueError, match=f"arms differ in data.tokenizer, and measure='{measure}' .*: take measure="):
+        Ablation(BASE, TOKENIZERS, measure=measure)
+    with pytest.raises(ValueError, match="arms differ in data.tokenizer, and measure="):
+        Sweep(BASE, {"data.tokenizer": Choice(Bytes(), Characters())}, measure=measure)
+
+
+def test_across_objectives_an_evaluation_is_asked_for() -> None:
+    with pytest.raises(ValueError, match="arms differ in method.objective, so their losses are of different questions"):
+        Ablation(BASE, OBJECTIVES)
+    with pytest.raises(ValueError, match="so their sums/loss are of different questions"):
+        Ablation(BASE, {"two": dict(method=Pretrain(PrefixLM()))}, measure="sums/loss")
+    asked: Experiment = replace(BASE, evaluations={"asked": Evaluation(objective=CausalLM()), "longer": Evaluation(1)})
+    assert Ablation(asked, OBJECTIVES, measure="asked/bits_per_byte").measure == "asked/bits_per_byte"
+    with pytest.raises(ValueError, match="so their longer/loss are of different questions"):
+        Ablation(asked, OBJECTIVES, measure="longer/loss")
+
+
+def test_where_no_measure_compares_tokenizers_the_study_refuses() -> None:
+    model = replace(BASE.model, causal=False)
+    masked = replace(BASE, model=model, method=Pretrain(MaskedLM(next_sentence=False)))
+    with pytest.raises(ValueError, match="MaskedLM has no measure that compares across them"):
+        Ablation(masked, TOKENIZERS)
