@@ -8,6 +8,7 @@ import argparse
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -28,6 +29,7 @@ VERBS = {
     "convert": convert,
     "tokenizer": tokenizer,
 }
+FORMAT_WARNING = warnings.formatwarning
 EPILOG = """\
 examples:
   lm show experiments.quickstart                 what it is, before anything runs
@@ -90,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in argv or os.environ.get("LM_DEBUG", "") not in ("", "0")
     # --debug may be anywhere on the line
     argv = [a for a in argv if a != "--debug"]
+    warnings.formatwarning = format_warning
     try:
         if not argv:
             parser().print_help()
@@ -123,6 +126,16 @@ def failed(error: BaseException, debug: bool) -> int:
     if isinstance(error, ValueError | OSError):
         return _say(str(error) or type(error).__name__, 1)
     raise error
+
+
+def format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning that is for the user as one line; others as Python writes them. The arguments are those of
+    `warnings.formatwarning`."""
+    if category is UserWarning:
+        return f"lm: {message}\n"
+    return FORMAT_WARNING(message, category, filename, lineno, line)
 
 
 def _say(message: str, code: int) -> int:

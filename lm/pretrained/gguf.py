@@ -15,6 +15,7 @@ from lm.pretrained import gemma, llama
 from lm.pretrained.architecture import Architecture, linear, same
 from lm.pretrained.fields import Fields
 from lm.pretrained.rows import Flattened, PlusOne, RotaryInterleaved, Row, row
+from lm.text.gguf import check_whole
 from lm.text.headers import read_gguf_header
 
 
@@ -33,6 +34,7 @@ class GGUF:
     def __init__(self, path: Path):
         self.path = path
         self.metadata, self.tensors = read_gguf_header(path)
+        check_whole(self.metadata, path)
         self._data = np.memmap(path, np.uint8, "r")
         self._extents = {name: self._extent(name) for name in self.tensors}
         self._last: tuple[str, np.ndarray] | None = None

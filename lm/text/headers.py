@@ -28,13 +28,14 @@ DTYPES: dict[str, Any] = {  # of safetensors
     "I32": np.int32,
     "BOOL": np.bool_,
 }
-MAX_HEADER_BYTES = 100_000_000  # of safetensors, as its own reader has it
+MAX_HEADER_BYTES = 100_000_000  # as safetensors' own reader has it
+MAX_AXES = 8  # more is damage; GGUF has at most 4
 
 MAGIC = b"GGUF"
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 MAX_DEPTH = 8  # arrays of arrays: more is damage
-MAX_AXES = 4
+MAX_ITEMS = 1 << 22  # of an array; the longest are vocabularies and their merges
 
 
 class SafetensorsInfo(NamedTuple):
@@ -58,6 +59,8 @@ def read_safetensors_header(file: Path) -> dict[str, SafetensorsInfo]:
         try:
             header = json.loads(opened.read(length))
             infos = {name: _info(file, 8 + length, entry) for name, entry in header.items() if name != "__metadata__"}
+        except RecursionError:
+            raise ValueError(f"{file} is damaged: its header is nested too deeply") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} is damaged: its header does not say where tensors lie ({error})") from None
     for name, (_, dtype, shape, start) in infos.items():
@@ -71,9 +74,9 @@ def read_safetensors_header(file: Path) -> dict[str, SafetensorsInfo]:
 
 def _info(file: Path, data_start: int, entry: Mapping[str, Any]) -> SafetensorsInfo:
     """Where the tensor of one `entry` lies, in a file whose data begin at `data_start`. Raises ValueError."""
-    (start, end), shape, dtype = entry["data_offsets"], tuple(int(n) for n in entry["shape"]), str(entry["dtype"])
-    if start < 0 or min(shape, default=1) < 0:
-        raise ValueError("a negative size")
+    (start, end), shape, dtype = entry["data_offsets"], tuple(entry["shape"]), str(entry["dtype"])
+    if not all(type(n) is int and n >= 0 for n in (start, end, *shape)) or len(shape) > MAX_AXES:
+        raise ValueError(f"data_offsets={entry['data_offsets']!r:.40} and shape={entry['shape']!r:.40}")
     if dtype in DTYPES and end - start != math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize:
         raise ValueError(f"{end - start} bytes for shape {list(shape)} of {dtype}")
     return SafetensorsInfo(file, dtype, shape, data_start + start)
@@ -99,7 +102,7 @@ def read_gguf_header(file: Path) -> GGUFHeader:
 
     That a tensor's data end within the file is for the reader of the data to check: it knows the size of its type."""
     data: np.ndarray = np.memmap(file, np.uint8, "r") if file.stat().st_size else np.zeros(0, np.uint8)
-    cursor = _Cursor(file, data.data)
+    cursor = _Cursor(file, data[:MAX_HEADER_BYTES].data)
     if data[:4].tobytes() != MAGIC:
         raise ValueError(f"{file} is not a GGUF file: it does not begin with GGUF")
     cursor.take(4)
@@ -125,7 +128,11 @@ class _Cursor:
     def take(self, size: int) -> memoryview:
         """The next `size` bytes."""
         if size > len(self.data) - self.at:
-            raise ValueError(f"{self.file} is cut off or damaged: its header would end past its {len(self.data)} bytes")
+            raise ValueError(
+                f"{self.file} is cut off or damaged: its header would end past its {len(self.data)} bytes"
+                if len(self.data) < MAX_HEADER_BYTES
+                else f"{self.file}: its header is longer than {MAX_HEADER_BYTES} bytes, which are read at most"
+            )
         self.at += size
         return self.data[self.at - size : self.at]
 
@@ -143,6 +150,8 @@ class _Cursor:
             return self.string()
         if kind == ARRAY and depth < MAX_DEPTH:
             inner, count = self.number("I"), self.number("Q")
+            if count > MAX_ITEMS:
+                raise ValueError(f"{self.file}: its metadata has an array of {count}: expected at most {MAX_ITEMS}")
             if inner in SCALARS:
                 raw = self.take(count * struct.calcsize(f"<{SCALARS[inner]}"))
                 return list(struct.unpack(f"<{count}{SCALARS[inner]}", raw))
@@ -155,7 +164,7 @@ class _Cursor:
     def tensor_info(self) -> tuple[str, GGUFInfo]:
         """A tensor's name and where it lies, its start counted from that of the data."""
         name, axes = self.string(), self.number("I")
-        if axes > MAX_AXES:
+        if axes > MAX_AXES // 2:
             raise ValueError(f"{self.file} is damaged: tensor {name} has {axes} axes")
         shape = tuple(self.number("Q") for _ in range(axes))[::-1]
         return name, GGUFInfo(self.number("I"), shape, self.number("Q"))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,13 @@ def test_a_mistake_is_one_line(argv: list[str], code: int, said: str, capsys: py
     assert main(argv) == code
     shown = capsys.readouterr().err
     assert shown.startswith("lm: ") and shown.count("\n") == 1 and said in shown
+
+
+def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    assert main([]) == 2
+    assert warnings.formatwarning("told", UserWarning, "file.py", 3) == "lm: told\n"
+    assert warnings.formatwarning("old", DeprecationWarning, "file.py", 3).startswith("file.py:3: Deprecat")
 
 
 def raising(error: BaseException) -> Any:

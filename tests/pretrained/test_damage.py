@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.pretrained.files import SINGLE, Safetensors, TensorToWrite, write
+from lm.pretrained.files import INDEX, SINGLE, Safetensors, TensorToWrite, write
 from lm.pretrained.gguf import GGUF, fields
+from lm.text import headers
 from tests.pretrained.test_gguf import llama_file
 
 
@@ -114,4 +115,47 @@ def test_an_alignment_that_is_none(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.close()
     with pytest.raises(ValueError, match=r"x.gguf is damaged: general.alignment=0"):
+        GGUF(tmp_path / "x.gguf")
+
+
+def header(text: bytes, data: int = 8) -> bytes:
+    """A safetensors file with this header, and `data` bytes after it."""
+    return len(text).to_bytes(8, "little") + text + bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"[" * 5000 + b"]" * 5000, "its header is nested too deeply"),
+        (b'{"a":' * 2000 + b"0" + b"}" * 2000, "its header is nested too deeply"),
+        (b'{"a": {"dtype": "F32", "shape": [1e999], "data_offsets": [0, 8]}}', "does not say where tensors lie"),
+        (b'{"a": {"dtype": "F32", "shape": [1.5], "data_offsets": [0, 8]}}', "does not say where tensors lie"),
+        (b'{"a": {"dtype": "F32", "shape": ["2"], "data_offsets": [0, 8]}}', "does not say where tensors lie"),
+        (b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0.0, 8.0]}}', "does not say where tensors lie"),
+        (b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0]}}', "does not say where tensors lie"),
+        (b'{"a": {"dtype": "F32", "shape": [' + b"1," * 70 + b'2], "data_offsets": [0, 8]}}', "where tensors lie"),
+        (b'{"a": 3}', "does not say where tensors lie"),
+        (b"[]", "does not say where tensors lie"),
+    ],
+)
+def test_headers_that_are_none(text: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / SINGLE).write_bytes(header(text))
+    with pytest.raises(ValueError, match=f"{SINGLE} is damaged: .*{said}") as caught:
+        Safetensors(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_index_that_is_nested_too_deeply(tmp_path: Path) -> None:
+    (tmp_path / INDEX).write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=f"{INDEX} is damaged: expected JSON with a weight_map"):
+        Safetensors(tmp_path)
+
+
+def test_a_header_and_its_arrays_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(headers, "MAX_ITEMS", 3)
+    array = [n.to_bytes(size, "little") for n, size in ((9, 4), (0, 4), (4, 8))]
+    with pytest.raises(ValueError, match=r"x.gguf: its metadata has an array of 4: expected at most 3"):
+        GGUF(metadata(tmp_path / "x.gguf", b"".join(array) + bytes(4)))
+    monkeypatch.setattr(headers, "MAX_HEADER_BYTES", 30)
+    with pytest.raises(ValueError, match=r"x.gguf: its header is longer than 30 bytes, which are read at most"):
         GGUF(tmp_path / "x.gguf")

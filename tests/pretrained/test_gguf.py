@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from certificates.cases import array, inputs
 from lm.pretrained import load
-from lm.pretrained.gguf import GGUF
+from lm.pretrained.gguf import GGUF, fields
 from tests.pretrained.small import BY_NAME, checkpoint, recorded
 
 KINDS = [Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q4_K, Kind.Q6_K]
@@ -127,7 +127,8 @@ def llama_file(path: Path, **more: Any) -> Path:
         writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
         writer.add_rope_freq_base(10000.0)
         for key, value in more.items():
-            writer.add_uint32(f"llama.{key}", value)
+            add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
+            add(key if key.startswith("split.") else f"llama.{key}", value)
         for name, shape in recorded()[LLAMA.name]["tensors"].items():
             values = array(name, tuple(shape))
             if "q_proj" in name or "k_proj" in name:
@@ -165,3 +166,47 @@ def test_what_is_unknown_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "y.gguf", lambda w: w.add_tensor("t", np.zeros(4, np.float32)), "mamba")
     with pytest.raises(ValueError, match=r"y.gguf: unknown architecture 'mamba': known: llama"):
         load(path)
+
+
+def test_a_part_of_a_split_file(tmp_path: Path) -> None:
+    path = llama_file(tmp_path / "x-00002-of-00003.gguf", **{"split.no": 1, "split.count": 3})
+    said = r"x-00002-of-00003.gguf is part 2 of 3 of a split GGUF file: .*--merge \S*/x-00001-of-00003.gguf whole.gguf"
+    with pytest.raises(ValueError, match=said):
+        load(path)
+    assert load(llama_file(tmp_path / "one.gguf", **{"split.count": 1})).config
+
+
+@pytest.mark.parametrize(
+    ("keys", "context"),
+    [
+        ({"type": "yarn", "factor": 4.0, "original_context_length": 64}, 256),
+        ({"type": "yarn", "factor": 4.0, "original_context_length": 16}, 64),
+        ({"type": "linear", "factor": 4.0}, 256),
+        ({"type": "linear", "factor": 4.0, "original_context_length": 16}, 64),
+        ({"type": "none"}, 64),
+    ],
+)
+def test_a_scaling_makes_the_context_longer(keys: dict[str, Any], context: int, tmp_path: Path) -> None:
+    model = load(llama_file(tmp_path / "x.gguf", **{f"rope.scaling.{key}": value for key, value in keys.items()}))
+    assert model.config.context == context
+    model.save(tmp_path / "out")
+    assert load(tmp_path / "out").config.context == context
+
+
+@pytest.mark.parametrize("key", ["block_count", "context_length", "attention.layer_norm_rms_epsilon"])
+def test_what_llama_cpp_has_no_default_for(key: str, tmp_path: Path) -> None:
+    """A missing size isn't that of transformers' class."""
+    path = llama_file(tmp_path / "x.gguf")
+    file = GGUF(path)
+    del file.metadata[f"llama.{key}"]
+    with pytest.raises(ValueError, match=r"x.gguf \(as config.json\): field \w+ is missing"):
+        fields(file)
+
+
+def test_defaults_are_llama_cpp_s(tmp_path: Path) -> None:
+    file = GGUF(llama_file(tmp_path / "x.gguf"))
+    whole = load(tmp_path / "x.gguf").config
+    for key in ("rope.freq_base", "attention.head_count_kv"):
+        del file.metadata[f"llama.{key}"]
+    kind, said = fields(file)
+    assert kind.architecture.read(said) == whole

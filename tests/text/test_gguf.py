@@ -54,6 +54,54 @@ def test_pre_names_how_a_text_is_cut(pre: str, pieces: list[str]) -> None:
     assert cut == expected
 
 
+def test_without_pre_a_text_is_cut_by_llama_cpp_s_default(recwarn: pytest.WarningsRecorder) -> None:
+    """Its four patterns in turn: signs, GPT-2's, numbers, three digits at a time."""
+
+    def cut(backend: Any) -> list[str]:
+        return [text[a:b] for _, (a, b) in backend.pre_tokenizer.pre_tokenize_str(text)]
+
+    text = "f(x)='s 12345 <b>  it's\n\n"
+    wanted = ["f", "(", "x", ")='", "s", " ", "123", "45", " ", "<", "b", ">", " ", " it", "'", "s", "\n\n"]
+    assert cut(from_gguf(metadata(pre="default"))._backend) == wanted and not recwarn.list
+    unsaid = {key: value for key, value in PAIRS.items() if not key.endswith(".pre")}
+    with pytest.warns(UserWarning, match="does not say how a text is split .tokenizer.ggml.pre.: .* convert the model"):
+        assert cut(from_gguf(unsaid)._backend) == wanted
+
+
+ENDING = [*TOKENS, "<|eot_id|>", "<|end|>", "<|eom_id|>", "<|fim_pad|>", "<|begin_of_text|>"]
+
+
+def test_ends_are_found_by_their_names() -> None:
+    """And are control tokens, whatever type they have; in harmony's format <|end|> ends no turn."""
+    first, kinds = len(TOKENS), [CONTROL, *[NORMAL] * (len(ENDING) - 1)]
+    tokenizer = from_gguf(metadata(tokens=ENDING, token_type=kinds))
+    assert tokenizer.stop_ids == (0, first, first + 1, first + 2, first + 3)
+    assert tokenizer.encode("<|eot_id|>", parse_special=True) == [first] and first in tokenizer.controls
+    assert first + 4 not in tokenizer.controls
+    turns = [*ENDING, "<|return|>", "<|call|>"]
+    kinds = [*kinds, NORMAL, NORMAL]
+    assert first + 1 not in from_gguf(metadata(tokens=turns, token_type=kinds)).stop_ids
+    assert from_gguf(metadata(tokens=turns, token_type=kinds)).stop_ids[-2:] == (first + 5, first + 6)
+    assert from_gguf(metadata(eom_token_id=7, fim_sep_token_id=8)).stop_ids == (0, 7, 8)
+
+
+def test_an_end_of_sentencepiece_is_a_control_token() -> None:
+    keys = {
+        "model": "llama",
+        "tokens": ["<unk>", "<s>", "</s>", "a", "<end_of_turn>"],
+        "scores": [0.0, 0.0, 0.0, -1.0, -2.0],
+        "token_type": [UNK, CONTROL, USER_DEFINED, NORMAL, USER_DEFINED],
+        "add_bos_token": False,
+    }
+    t = from_gguf({f"tokenizer.ggml.{name}": value for name, value in keys.items()})
+    assert t.stop_ids == (4,) and 4 in t.controls and 2 not in t.controls
+
+
+def test_templates_have_names() -> None:
+    named = from_gguf(PAIRS | {"tokenizer.chat_template.tool_use": "{{ 2 }}"})
+    assert named.chat_template == {"default": "{{ 1 }}", "tool_use": "{{ 2 }}"}
+
+
 def test_bos_and_eos_are_added_as_the_keys_say() -> None:
     a = from_gguf(metadata()).encode("a")
     assert from_gguf(metadata(bos_token_id=0)).encode_prompt("a") == a
@@ -123,9 +171,31 @@ def test_word_pieces_are_written_without_their_marks() -> None:
         ({"merges": ["zz qq"]}, "tokenizer.ggml.merges do not fit"),
         ({"token_type": [1]}, "tokenizer.ggml.token_type has 1 entries for"),
         ({"bos_token_id": 10**6}, "the bos id 1000000 of the GGUF file is outside its vocabulary"),
+        ({"eot_token_id": 10**6}, "the eot id 1000000 of the GGUF file is outside its vocabulary"),
+        ({"eos_token_id": "0"}, "the eos id '0' of the GGUF file is outside its vocabulary"),
+        ({"model": ["gpt2"]}, "tokenizer.ggml.model is .'gpt2'.: expected one of"),
+        ({"pre": 3}, "tokenizer.ggml.pre is '3': expected one of default"),
+        ({"tokens": 3}, "tokenizer.ggml.tokens is 3: expected a list, each of type str"),
+        ({"tokens": [1, 2]}, "tokenizer.ggml.tokens is .1, 2.: expected a list, each of type str"),
+        ({"merges": "a b"}, "tokenizer.ggml.merges is 'a b': expected a list, each of type str"),
+        ({"token_type": [99] * (len(TOKENS) + 1)}, "tokenizer.ggml.token_type has 99: expected 1 to 6"),
+        ({"model": "llama", "scores": [float("nan")] * (len(TOKENS) + 1)}, "scores has one that is not finite"),
+        (
+            {"model": "llama", "scores": [0] * (len(TOKENS) + 1)},
+            "tokenizer.ggml.scores is .*: expected a list, .* float",
+        ),
+        (
+            {"model": "llama", "scores": [0.0] * 2, "tokens": ["a", "a"], "token_type": [2, 1], "eos_token_id": None},
+            "SentencePiece cannot load the vocabulary of the GGUF file: ",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(changes: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=says) as caught:
         from_gguf(metadata(**changes))
+    assert "\n" not in str(caught.value)
     assert "smollm" in PRE
+    with pytest.raises(ValueError, match="tokenizer.chat_template is 3: expected a template"):
+        from_gguf(PAIRS | {"tokenizer.chat_template": 3})
+    with pytest.raises(ValueError, match="model is None: .* the first part of a split file has it"):
+        from_gguf({"split.no": 1})
