@@ -6,8 +6,10 @@ are refused.
 
 import json
 import math
+import re
 import struct
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ from lm.text.headers import DTYPES, SafetensorsInfo, read_safetensors_header
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 SHARD_BYTES = 5_000_000_000  # of one file, as in published checkpoints
 
 
@@ -30,10 +33,20 @@ class Safetensors:
         self.path = path
         self.tensors: dict[str, SafetensorsInfo] = {}
         self._maps: dict[Path, np.ndarray] = {}
-        for file in _files(path):
-            self.tensors.update(read_safetensors_header(file))
-        if (path / INDEX).is_file():
+        files = _files(path)
+        for file in files:
+            self._add(read_safetensors_header(file))
+        if files != [path / SINGLE]:
             self._check_index()
+
+    def _add(self, tensors: dict[str, SafetensorsInfo]) -> None:
+        for name, info in tensors.items():
+            if name in self.tensors:
+                raise ValueError(
+                    f"tensor {name} is in {self.tensors[name].file} and in {info.file}: expected it in one of them; "
+                    "remove the file that is out of date, or download all of them again"
+                )
+        self.tensors |= tensors
 
     def _check_index(self) -> None:
         for name, file in _weight_map(self.path / INDEX).items():
@@ -62,19 +75,32 @@ class Safetensors:
 
 
 def _files(path: Path) -> list[Path]:
-    """The safetensors files of a directory."""
-    if (path / INDEX).is_file():
-        names = sorted(set(_weight_map(path / INDEX).values()))
+    """The safetensors files of a directory: model.safetensors before an index, as in transformers. Warns of what is
+    left out."""
+    names = sorted(set(_weight_map(path / INDEX).values())) if (path / INDEX).is_file() else []
+    if names and (SINGLE in names or not (path / SINGLE).is_file()):
         for name in names:
             if Path(name).name != name or not name.endswith(".safetensors"):
                 raise ValueError(f"{path / INDEX}: shard {name!r} is not a safetensors file beside the index")
             if not (path / name).is_file():
                 raise ValueError(f"{path / name} is missing: {INDEX} names it as one of {len(names)} shards")
+        _tell_left_out(path, INDEX, {p.name for p in path.iterdir() if SHARD.fullmatch(p.name)} - set(names))
         return [path / name for name in names]
     if (path / SINGLE).is_file():
+        _tell_left_out(path, SINGLE, {INDEX, *names} if names else set())
         return [path / SINGLE]
     refuse_pickle(*sorted(path.iterdir()))
     raise ValueError(f"no weights in {path}: expected {SINGLE}, or {INDEX} and its shards")
+
+
+def _tell_left_out(path: Path, read: str, others: Collection[str]) -> None:
+    """Warn that the files `others`, which may be another model, are not read beside `read`."""
+    if others:
+        warnings.warn(
+            f"{path / read} is read, as transformers does, and not {', '.join(sorted(others))}: "
+            "remove what is out of date",
+            stacklevel=2,
+        )
 
 
 def refuse_pickle(*paths: Path) -> None:

@@ -18,6 +18,7 @@ from lm.model.transformer import Params
 from lm.pretrained import files
 from lm.pretrained.architecture import Architecture
 from lm.pretrained.rows import Tensor, flatten, tensors
+from lm.text.files import TEMPLATE_FOLDER
 from lm.text.tokenizer import Tokenizer
 
 SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja", ".tiktoken", ".bpe")  # of a model directory
@@ -58,6 +59,7 @@ def save(
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         for name, data in content.items():
+            (new / name).parent.mkdir(exist_ok=True)
             (new / name).write_bytes(data)
         others = [files.TensorToWrite(name, array.shape, partial(np.asarray, array)) for name, array in unused.items()]
         files.write(new, [*_tensors(architecture, cfg, params), *others], shard_bytes)
@@ -81,7 +83,8 @@ def _check_free(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: expected a new directory")
     present = sorted(folder.iterdir()) if folder.is_dir() else []
-    others = [p.name for p in present if not p.is_file() or p.suffix not in SUFFIXES]
+    inside = [p for top in present for p in (sorted(top.iterdir()) if top.name == TEMPLATE_FOLDER else [top])]
+    others = [p.name for p in inside if not p.is_file() or p.suffix not in SUFFIXES]
     if others or present and not (folder / "config.json").is_file():
         raise ValueError(
             f"{folder} exists and is no model directory ({(others or [present[0].name])[0]} is in it): choose a new one"

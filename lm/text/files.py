@@ -20,6 +20,7 @@ from lm.text.protocol import ROLES, Tokenizer
 from lm.text.published import TokenizerConfig, build, byte_level_bpe, read_json, wordpiece
 
 CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+TEMPLATE_FOLDER = "additional_chat_templates"  # NAME.jinja each
 IDS = ("generation_config.json", "config.json")
 MODELS = ("tokenizer.model", "spiece.model", "sentencepiece.model")
 VOCABS, MERGES = ("vocab.json", "encoder.json"), ("merges.txt", "vocab.bpe")
@@ -74,13 +75,26 @@ def tokenizer_config(folder: Path) -> TokenizerConfig:
     ids = {**contents.get("config.json", {}), **generation}
     roles = {r: ids[f"{r}_token_id"] for r in ROLES if isinstance(ids.get(f"{r}_token_id"), int)}
     stops = generation.get("eos_token_id") or ()
-    jinja = folder / "chat_template.jinja"
-    template = jinja.read_text(encoding="utf-8") if jinja.is_file() else _template(fields.get("chat_template"))
+    template = _templates(folder, fields.get("chat_template"))
     return TokenizerConfig(fields, roles, (stops,) if isinstance(stops, int) else tuple(stops), template)
 
 
-def _template(value: Any) -> str | dict[str, str] | None:
-    return {entry["name"]: entry["template"] for entry in value} if isinstance(value, list) else value
+def _templates(folder: Path, value: Any) -> str | dict[str, str] | None:
+    """The chat template of a folder, or its templates by name: those of its .jinja files over the `value` of
+    tokenizer_config.json."""
+    said = {entry["name"]: entry["template"] for entry in value} if isinstance(value, list) else value
+    files = {Path(name).stem: data.decode() for name, data in _named_templates(folder).items()}
+    if (jinja := folder / CONFIG_FILES[3]).is_file():
+        files["default"] = jinja.read_text(encoding="utf-8")
+    if not files:
+        return said
+    named = {**({"default": said} if isinstance(said, str) else said or {}), **files}
+    return named["default"] if set(named) == {"default"} else named
+
+
+def _named_templates(folder: Path) -> dict[str, bytes]:
+    files = sorted((folder / TEMPLATE_FOLDER).glob("*.jinja"))
+    return {f"{TEMPLATE_FOLDER}/{file.name}": file.read_bytes() for file in files}
 
 
 def _present(folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:
@@ -88,8 +102,9 @@ def _present(folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:
 
 
 def _files_to_save(path: Path, *more: str) -> dict[str, bytes]:
-    """`path`, `more` beside it and its CONFIG_FILES. generation_config.json belongs to the model."""
-    return {path.name: path.read_bytes(), **_present(path.parent, (*more, *CONFIG_FILES))}
+    """`path`, `more` beside it, its CONFIG_FILES and named templates. generation_config.json belongs to the model."""
+    beside = _present(path.parent, (*more, *CONFIG_FILES)) | _named_templates(path.parent)
+    return {path.name: path.read_bytes(), **beside}
 
 
 # ---------------------------------------------------------------- formats

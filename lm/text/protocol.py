@@ -161,10 +161,11 @@ class Tokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in self.files().items():
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(data)
 
     def files(self) -> dict[str, bytes]:
-        """The files that `save` writes: name -> content."""
+        """The files that `save` writes: name, also within one folder, -> content."""
         raise NotImplementedError
 
     def hugging_face_files(self) -> dict[str, bytes]:

@@ -275,5 +275,5 @@ def read_json(name: str, data: bytes) -> Any:
     """The content of the JSON file `name`. Raises ValueError where it is damaged."""
     try:
         return json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is damaged: {error}") from None

@@ -4,17 +4,18 @@ import json
 import pickle
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from certificates.cases import Case
+from certificates.cases import Case, array
 from lm.pretrained import load
-from lm.pretrained.files import INDEX, SINGLE
+from lm.pretrained.files import INDEX, SINGLE, TensorToWrite, write
 from lm.text.tokenizer import ByteTokenizer
-from tests.pretrained.small import BERT, BY_NAME, LLAMA, T5, checkpoint
+from tests.pretrained.small import BERT, BY_NAME, LLAMA, T5, checkpoint, recorded
 
 CASE = BY_NAME[LLAMA]
 QUERY = "model.layers.1.self_attn.q_proj.weight"
@@ -104,11 +105,49 @@ def refused(path: Path, said: str) -> None:
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 
+SHAPES = recorded()[CASE.name]["tensors"]
+
+
+def changed_or_as_is(changed: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """`changed` for the last norm, else the tensor as it is in every small checkpoint."""
+    return changed if name == "model.norm.weight" else array(name, shape)
+
+
 def test_a_missing_shard(tmp_path: Path) -> None:
     folder = checkpoint(CASE, tmp_path, shard_bytes=10_000)
     shards = sorted(folder.glob("model-*"))
     shards[1].rename(tmp_path / "away")
     refused(folder, rf"{shards[1].name} is missing: {INDEX} names it as one of {len(shards)} shards")
+
+
+def test_a_model_beside_another_s_index(tmp_path: Path) -> None:
+    """The one that transformers takes, and said."""
+    folder = checkpoint(CASE, tmp_path, shard_bytes=10_000)
+    one = checkpoint(CASE, tmp_path / "one")
+    changed = array("model.norm.weight", (32,)) + 1
+    write(one, [TensorToWrite(n, tuple(s), partial(changed_or_as_is, changed, n, tuple(s))) for n, s in SHAPES.items()])
+    (one / SINGLE).rename(folder / SINGLE)
+    with pytest.warns(UserWarning, match=rf"{SINGLE} is read, as transformers does, and not model-00001-of-.*{INDEX}"):
+        model = load(folder)
+    np.testing.assert_array_equal(model.params["head"]["norm_scale"], changed)
+    for shard in folder.glob("model-*"):
+        shard.unlink()
+    with pytest.warns(UserWarning, match=rf"{SINGLE} is read"):
+        assert load(folder).config == model.config
+
+
+def test_shards_of_another_save(tmp_path: Path) -> None:
+    folder = checkpoint(CASE, tmp_path, shard_bytes=10_000)
+    (folder / "model-00001-of-00099.safetensors").write_bytes(next(folder.glob("model-*")).read_bytes())
+    with pytest.warns(UserWarning, match=rf"{INDEX} is read, .* and not model-00001-of-00099.safetensors: remove"):
+        load(folder)
+
+
+def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
+    folder = checkpoint(CASE, tmp_path, shard_bytes=10_000)
+    shards = sorted(folder.glob("model-*"))
+    shards[1].write_bytes(shards[0].read_bytes())
+    refused(folder, rf"tensor \S+ is in \S*{shards[0].name} and in \S*{shards[1].name}: expected it in one")
 
 
 @pytest.mark.parametrize("name", ["../away.safetensors", "model.bin"])

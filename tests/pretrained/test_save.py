@@ -18,7 +18,7 @@ from lm.pretrained import Pretrained, files, load
 from lm.pretrained.files import INDEX, SINGLE
 from lm.run.folder import claim
 from lm.text.headers import read_safetensors_header
-from lm.text.tokenizer import ByteTokenizer
+from lm.text.tokenizer import ByteTokenizer, load_tokenizer
 from lm.train.checkpoint import Checkpoints
 from lm.train.state import new_state
 from tests.model.reference import SIMPLE, lively
@@ -103,6 +103,27 @@ def test_what_else_is_there_stays(other: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"exists and is no model directory .{other} is in it.: choose a new one"):
         model().save(tmp_path)
     assert (tmp_path / other).read_text() == "mine"
+
+
+def test_named_templates_go_with_it(tmp_path: Path) -> None:
+    """Those of additional_chat_templates/ too, with which a directory is replaced as without."""
+    model().save(tmp_path / "m")
+    config = said(tmp_path / "m", "tokenizer_config.json") | {"chat_template": "{{ 0 }}"}
+    (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps(config))
+    named = tmp_path / "m" / "additional_chat_templates"
+    named.mkdir()
+    (named / "tool_use.jinja").write_text("{{ 2 }}")
+    assert load(tmp_path / "m").tokenizer.chat_template == {"default": "{{ 0 }}", "tool_use": "{{ 2 }}"}
+    (tmp_path / "m" / "chat_template.jinja").write_text("{{ 1 }}")
+    loaded = load(tmp_path / "m")
+    for _ in range(2):
+        loaded.save(tmp_path / "out")
+    assert load(tmp_path / "out").tokenizer.chat_template == {"default": "{{ 1 }}", "tool_use": "{{ 2 }}"}
+    loaded.tokenizer.save(tmp_path / "tokenizer")
+    assert load_tokenizer(tmp_path / "tokenizer").chat_template == {"default": "{{ 1 }}", "tool_use": "{{ 2 }}"}
+    (tmp_path / "out" / "additional_chat_templates" / "notes.md").write_text("mine")
+    with pytest.raises(ValueError, match=r"no model directory .notes.md is in it."):
+        loaded.save(tmp_path / "out")
 
 
 def test_a_model_that_no_architecture_says(tmp_path: Path) -> None:
