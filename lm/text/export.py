@@ -9,11 +9,16 @@ from tokenizers import Tokenizer as Backend
 SPACE = "▁"
 NORMAL, USER_DEFINED = 1, 4  # SentencePiece's types of pieces
 UNIGRAM = 1  # its model type
+UNUSED = "<|unused_{}|>"  # the name of an id that nothing has
 
 
 def add_controls(backend: Backend, controls: Mapping[int, str]) -> None:
-    """Register control ids (id -> name) in `backend`."""
-    backend.add_special_tokens([AddedToken(controls[id], special=True, normalized=False) for id in sorted(controls)])
+    """Register control ids (id -> name) in `backend`. Those that its vocabulary lacks follow it, and ids between them
+    are UNUSED ones: the library closes gaps."""
+    new = {id: name for id, name in controls.items() if backend.token_to_id(name) is None}
+    following = range(backend.get_vocab_size(), max(new, default=-1) + 1)
+    names = [new.get(id, UNUSED.format(id)) for id in following] + [controls[id] for id in sorted({*controls} - {*new})]
+    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
 
 
 def set_prompt_template(backend: Backend, before: Sequence[tuple[str, int]], after: Sequence[tuple[str, int]]) -> None:
@@ -58,7 +63,9 @@ def from_ranks(
     def spell(raw: bytes) -> str:
         return "".join(alphabet[b] for b in raw)
 
-    vocab = {spell(raw): rank for raw, rank in ranks.items()}
+    named = {rank: spell(raw) for raw, rank in ranks.items()} | dict(controls)
+    unused = {id: UNUSED.format(id) for id in range(max(named)) if id not in named}
+    vocab = {name: id for id, name in (named | unused).items()}
     merges = [(spell(a), spell(b)) for a, b in _merges(ranks)]
     backend = Backend(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -68,7 +75,7 @@ def from_ranks(
         ]
     )
     backend.decoder = decoders.ByteLevel()
-    add_controls(backend, controls)
+    add_controls(backend, unused | dict(controls))
     set_prompt_template(backend, before, [])
     return backend
 
@@ -91,7 +98,7 @@ def from_sentencepiece(proto: Any, controls: Mapping[int, str], empty: Sequence[
     """A SentencePiece model; `empty` are the ids of an empty prompt, the control ids around any. U+2581 in a text
     becomes a space there, from which the library cannot distinguish it."""
     spec, trainer = proto.normalizer_spec, proto.trainer_spec
-    backend = _unigram(proto) if trainer.model_type == UNIGRAM else _bpe(proto)
+    backend = (_unigram if trainer.model_type == UNIGRAM else _bpe)(proto, controls)
     backend.normalizer = _normalizer(spec)
     fallback = [decoders.ByteFallback()] if trainer.byte_fallback else []
     strip = [decoders.Strip(" ", 1, 0)] if spec.add_dummy_prefix else []
@@ -103,25 +110,30 @@ def from_sentencepiece(proto: Any, controls: Mapping[int, str], empty: Sequence[
     return backend
 
 
-def _unigram(proto: Any) -> Backend:
-    """Its unigrams. A user-defined piece has no score in the file; SentencePiece gives it 0.1 per byte after the first.
-    Pieces of other types never match a text: "<0x41>" is six characters."""
+def _unigram(proto: Any, controls: Mapping[int, str]) -> Backend:
+    """Its unigrams, control ids by their own names. A user-defined piece has no score in the file; SentencePiece gives
+    it 0.1 per byte after the first. Pieces of other types never match a text: "<0x41>" is six characters."""
     never = -1e6
     scores = {NORMAL: lambda p: p.score, USER_DEFINED: lambda p: 0.1 * (len(p.piece.encode()) - 1)}
-    scored = [(p.piece, scores[p.type](p) if p.type in scores else never) for p in proto.pieces]
+    scored = [
+        (controls.get(id, p.piece), scores[p.type](p) if p.type in scores and id not in controls else never)
+        for id, p in enumerate(proto.pieces)
+    ]
     return Backend(models.Unigram(scored, proto.trainer_spec.unk_id, proto.trainer_spec.byte_fallback))
 
 
-def _bpe(proto: Any) -> Backend:
-    """Its BPE: pairs are merged in the order of the scores of the results, after user-defined pieces are split off."""
-    usable = {p.piece: (-p.score, id) for id, p in enumerate(proto.pieces) if p.type == NORMAL}
+def _bpe(proto: Any, controls: Mapping[int, str]) -> Backend:
+    """Its BPE: pairs are merged in the order of the scores of the results, after user-defined pieces are split off.
+    Control ids have their own names."""
+    pieces = {id: p for id, p in enumerate(proto.pieces) if id not in controls}
+    usable = {p.piece: (-p.score, id) for id, p in pieces.items() if p.type == NORMAL}
     merges = []
     for piece, order in usable.items():
         for a, b in ((piece[:cut], piece[cut:]) for cut in range(1, len(piece))):
             if a in usable and b in usable:
                 merges.append((order, usable[a][1], usable[b][1], a, b))
-    own = {id: p.piece.replace(SPACE, " ") for id, p in enumerate(proto.pieces) if p.type == USER_DEFINED}
-    names = {own.get(id, p.piece): id for id, p in enumerate(proto.pieces)}
+    own = {id: p.piece.replace(SPACE, " ") for id, p in pieces.items() if p.type == USER_DEFINED}
+    names = {own.get(id) or controls.get(id, p.piece): id for id, p in enumerate(proto.pieces)}
     backend = Backend(
         models.BPE(
             vocab=names,

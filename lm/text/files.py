@@ -4,7 +4,7 @@ Of a directory's files tokenizer.json comes first, then SentencePiece, tiktoken'
 vocab.txt. tokenizer_config.json, special_tokens_map.json, chat_template.jinja and the like beside them are respected.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,16 @@ def tokenizer_config(folder: Path) -> TokenizerConfig:
     ids = {**contents.get("config.json", {}), **generation}
     roles = {r: ids[f"{r}_token_id"] for r in ROLES if isinstance(ids.get(f"{r}_token_id"), int)}
     stops = generation.get("eos_token_id") or ()
+    stop_ids = (stops,) if isinstance(stops, int) else tuple(stops)
     template = _templates(folder, fields.get("chat_template"))
-    return TokenizerConfig(fields, roles, (stops,) if isinstance(stops, int) else tuple(stops), template)
+    return TokenizerConfig(fields, roles, stop_ids, template, _added_ids(folder, contents))
+
+
+def _added_ids(folder: Path, contents: Mapping[str, Any]) -> dict[str, int]:
+    ids = contents.get("added_tokens.json", {})
+    if not all(isinstance(id, int) and id >= 0 for id in ids.values()):
+        raise ValueError(f"{folder / 'added_tokens.json'} is damaged: expected the id of each token")
+    return dict(ids)
 
 
 def _templates(folder: Path, value: Any) -> str | dict[str, str] | None:
@@ -115,7 +123,7 @@ def _tokenizer_json(path: Path, data: bytes, config: TokenizerConfig) -> Tokeniz
         backend = Backend.from_str(data.decode())
     except Exception as error:  # the library raises nothing more particular
         raise ValueError(f"{path} is no tokenizer.json, or damaged: {error}") from None
-    return build(backend, config, _files_to_save(path))
+    return build(backend, replace(config, added_ids={}), _files_to_save(path))  # it has all of them itself
 
 
 def _sentence(path: Path, data: bytes, config: TokenizerConfig) -> Tokenizer:
@@ -127,10 +135,7 @@ def _sentence(path: Path, data: bytes, config: TokenizerConfig) -> Tokenizer:
         ) from None
     if path.name == "sentencepiece.model" or not _present(path.parent, CONFIG_FILES):
         return pieces
-    added = {id: token.content for id, token in config.added().items() if token.special or id >= pieces.vocab_size}
-    if (count := config.fields.get("extra_ids")) and not added:  # T5's sentinels, in descending order
-        added = {pieces.vocab_size + i: f"<extra_id_{count - 1 - i}>" for i in range(count)}
-    added = {id: name for id, name in added.items() if id != pieces.unk}
+    added = _controls_beside(pieces, config)
     names = {name: id for id, name in {**pieces.controls, **added}.items()}
     roles = {role: names[name] for role in ROLES if (name := config.token_name(role)) in names}
     options = sentence.SentencePieceOptions(
@@ -141,6 +146,20 @@ def _sentence(path: Path, data: bytes, config: TokenizerConfig) -> Tokenizer:
         config.fields.get("legacy") is not False,
     )
     return _with_config(sentence.SentencePiece(data, options, _files_to_save(path)), config)
+
+
+def _controls_beside(pieces: sentence.SentencePiece, config: TokenizerConfig) -> dict[int, str]:
+    """The control ids beside those of a model -> names: the files', then special tokens without an id, which is that of
+    their piece, or else the next one, as in transformers."""
+    added = {id: token.content for id, token in config.added().items() if token.special or id >= pieces.vocab_size}
+    if (count := config.fields.get("extra_ids")) and not added:  # T5's sentinels, in descending order
+        added = {pieces.vocab_size + i: f"<extra_id_{count - 1 - i}>" for i in range(count)}
+    ids = {name: id for id, name in added.items()}
+    for token in config.special():
+        if token.content not in ids:
+            own = pieces.id_of(token.content)
+            ids[token.content] = max([pieces.vocab_size - 1, *ids.values()]) + 1 if own is None else own
+    return {id: name for name, id in ids.items() if id != pieces.unk}
 
 
 def _ranks(path: Path, data: bytes, config: TokenizerConfig) -> Tokenizer:

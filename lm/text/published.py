@@ -7,7 +7,7 @@ about control ids, interpreted as transformers does.
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -155,6 +155,7 @@ class TokenizerConfig:
 
     Args:
       fields: tokenizer_config.json over special_tokens_map.json.
+      added_ids: added_tokens.json, token -> id.
       ids: role -> id in config.json and generation_config.json, for files that name no control ids.
       stop_ids: the eos ids of generation_config.json.
       chat_template: jinja2, or name -> jinja2.
@@ -164,6 +165,7 @@ class TokenizerConfig:
     ids: Mapping[str, int]
     stop_ids: tuple[int, ...] = ()
     chat_template: str | Mapping[str, str] | None = None
+    added_ids: Mapping[str, int] = field(default_factory=dict)
 
     def token_name(self, role: str) -> str | None:
         """The name of the control id of a role."""
@@ -171,9 +173,17 @@ class TokenizerConfig:
         return token["content"] if isinstance(token, dict) else token
 
     def added(self) -> dict[int, AddedToken]:
-        """`added_tokens_decoder`: id -> a token beside the vocabulary."""
-        table = self.fields.get("added_tokens_decoder") or {}
-        return {int(id): _added(token, bool(token.get("special"))) for id, token in table.items()}
+        """id -> a token beside the vocabulary: of `added_tokens_decoder`, else of added_tokens.json, in which those are
+        special that have a role or are listed among `additional`."""
+        if table := self.fields.get("added_tokens_decoder"):
+            return {int(id): _added(token, bool(token.get("special"))) for id, token in table.items()}
+        special = {token.content: token for token in self.special()}
+        return {id: special.get(name) or AddedToken(name) for name, id in self.added_ids.items()}
+
+    def special(self) -> list[AddedToken]:
+        """The tokens with a role, then the `additional` ones: the order in which those without an id are given one."""
+        with_role = [_added(self.fields[f"{role}_token"], True) for role in ROLES if self.token_name(role)]
+        return with_role + self.additional()
 
     def additional(self) -> list[AddedToken]:
         """Control ids without a role."""
@@ -198,9 +208,9 @@ def build(backend: Backend, config: TokenizerConfig, files: Mapping[str, bytes] 
             backend.add_tokens([token])
         if backend.token_to_id(token.content) != id:
             at = backend.token_to_id(token.content)
-            raise ValueError(f"tokenizer_config.json gives {token.content!r} the id {id}, the vocabulary {at}")
-    wanted = [_added(config.fields[f"{r}_token"], True) for r in ROLES if config.token_name(r)] + config.additional()
-    backend.add_special_tokens([token for token in wanted if token.content not in special])
+            file = "tokenizer_config.json" if config.fields.get("added_tokens_decoder") else "added_tokens.json"
+            raise ValueError(f"{file} gives {token.content!r} the id {id}, the vocabulary {at}")
+    backend.add_special_tokens([token for token in config.special() if token.content not in special])
     ids = {role: backend.token_to_id(config.token_name(role) or "") for role in ROLES}
     roles = {role: id for role, id in ids.items() if id is not None} or dict(config.ids) or _default_roles(backend)
     _add_bos_eos(backend, config, roles)

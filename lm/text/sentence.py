@@ -80,6 +80,11 @@ class SentencePiece(Tokenizer):
         """Whether an id is one byte of a character that has no piece."""
         return id < self._processor.vocab_size() and self._processor.is_byte(id)
 
+    def id_of(self, piece: str) -> int | None:
+        """The id of a piece of the model, None where there is none."""
+        id = self._processor.piece_to_id(piece)
+        return id if self._processor.id_to_piece(id) == piece else None
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         for text in texts:
             utf8_bytes(text)
