@@ -27,6 +27,7 @@ from lm.text.published import (
     wordpiece,
 )
 from lm.text.ranks import O200K_PATTERN
+from lm.text.train import SPACE
 
 DIGIT = r"\p{N}"  # single digits
 # llama.cpp's for "default", and for a file that does not say
@@ -201,9 +202,13 @@ def _sentence(
     types = _types(metadata)
     unk = types.index(sentence.UNK) if sentence.UNK in types else roles.get("unk", 0)
     types[unk] = sentence.UNK  # SentencePiece loads no model without one
+    pieces = [  # llama.cpp writes user-defined pieces as they stand in a text
+        token.replace(" ", SPACE) if kind == sentence.USER_DEFINED else token
+        for token, kind in zip(tokens, types, strict=True)
+    ]
     charsmap = bytes(n & 255 for n in _list(metadata, "precompiled_charsmap", int, []))  # of int8 or uint8
     model = sentence.build_model(
-        tokens,
+        pieces,
         scores,
         types,
         model_type,

@@ -1,7 +1,11 @@
 import json
+import re
 from typing import Any
 
 import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lm.text.gguf import PRE, from_gguf
 from lm.text.published import Published
@@ -135,6 +139,36 @@ def test_sentencepiece_is_rebuilt_from_its_pieces(kind: str) -> None:
     assert again.roles == model.roles and list(again.table) == list(model.table)
     with pytest.raises(ValueError, match="scores has 1 entries for 600 tokens"):
         from_gguf({f"tokenizer.ggml.{name}": value for name, value in {**keys, "scores": [0.0]}.items()})
+
+
+@settings(max_examples=100, deadline=None)
+@given(parts=st.lists(st.sampled_from([" ", "  ", "   ", "a", "b", " a", "\n", "\n\n", "<b>", "é"]), max_size=9))
+def test_user_defined_pieces_are_found_before_all_others(parts: list[str]) -> None:
+    """Runs of spaces too, as in Gemma 3, which llama.cpp writes with spaces and not with U+2581; the longest one
+    first."""
+    text = "".join(parts)
+    spaces = text.replace(" ", "▁")
+    found = re.findall("▁▁▁|▁▁|\n\n|<b>|▁(?=a)a|.", spaces, re.DOTALL)
+    names = [name for part in found for name in ([part] if part in RUNS else [f"<0x{b:02X}>" for b in part.encode()])]
+    ids = RUNS_TOKENIZER.encode(text)
+    assert [RUNS[id] for id in ids] == names and RUNS_TOKENIZER.decode(ids) == text
+    assert RUNS_EXPORTED.encode(text, add_special_tokens=False).ids == ids
+
+
+RUNS = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), "▁", "a", "b", "▁a", "\n"]
+RUNS += ["▁▁", "▁▁▁", "\n\n", "<b>"]
+RUNS_TOKENIZER = from_gguf(
+    {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": [*RUNS[:-4], "  ", "   ", "\n\n", "<b>"],
+        "tokenizer.ggml.scores": [-float(i) for i in range(len(RUNS))],
+        "tokenizer.ggml.token_type": [UNK, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * 5, *[USER_DEFINED] * 4],
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.add_space_prefix": False,
+    }
+)
+RUNS_EXPORTED = tokenizers.Tokenizer.from_str(RUNS_TOKENIZER.hugging_face_files()["tokenizer.json"].decode())
 
 
 def test_a_dummy_prefix_is_written_and_taken_away() -> None:
