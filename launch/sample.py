@@ -34,6 +34,20 @@ def add(verbs: Any) -> None:
         help="sample from the most likely tokens of this mass (0.95; 1: all)",
     )
     verb.add_argument("--top-k", type=int, default=0, metavar="K", help="sample from the K most likely tokens (0: all)")
+    verb.add_argument(
+        "--min-p",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="sample from tokens of at least P times the likeliest's probability (0: all)",
+    )
+    verb.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="R",
+        help="divides the logits of tokens that occurred (1: none)",
+    )
     verb.add_argument("--seed", type=int, default=0, metavar="S", help="of the random draws (0)")
     verb.add_argument("-n", type=int, default=1, metavar="N", help="how many texts (1)")
     verb.add_argument(
@@ -59,7 +73,9 @@ def run(args: argparse.Namespace) -> None:
         hardware.set_cpu_devices(read_experiment(folder).compute.devices)
     hardware.use_compilation_cache(cache_dir())
     model = load(folder)
-    sampling = Sampling(args.temperature, args.top_k, args.top_p)
+    sampling = Sampling(
+        args.temperature, args.top_k, args.top_p, args.min_p, repetition_penalty=args.repetition_penalty
+    )
     others = [""] * (args.n - 1)
     stream = model.stream(args.prompt, args.max_new_tokens, sampling, args.seed, args.n)
     for i, (first, *rest) in enumerate(stream):

@@ -170,6 +170,8 @@ def changes() -> dict[str, Any]:
         "Breakpoint.step": 8,
         "Breakpoint.weights": {"some": 1.0, "other": 0.01},
         "LayerKind.ffn": FeedForward(20),
+        "Sampling.logit_bias": ((1, 2.0),),
+        "Sampling.vocab_size": 30,
         "LayerKind.mixer": Attention(heads=4, head_dim=8),
         "ModelConfig.first_layers": (LayerKind(window=3),),
         "ModelConfig.encoder": replace(base().model, causal=False, width=12),

@@ -21,6 +21,7 @@ from lm import experiment, value
 from lm.data.loader import Batches, prepare
 from lm.data.records import Tfds
 from lm.data.stdlib import Stdlib
+from lm.decode.filters import Counts
 from lm.experiment import Experiment
 from lm.model.output import NoOutput, Output
 from lm.model.parts import RMSNorm
@@ -150,7 +151,8 @@ def step_reads(e: Experiment) -> Any:
 
 
 def draw_text(e: Experiment) -> str:
-    return jax.jit(e.sampling).lower(jnp.zeros((2, 40)), jax.random.key(0)).as_text()
+    counts = Counts(*jnp.zeros((2, 2, 40), jnp.int32))
+    return jax.jit(e.sampling).lower(jnp.zeros((2, 40)), jax.random.key(0), counts).as_text()
 
 
 LOOKS = {

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.decode.sampling import NONE, FirstIds, Sampling, row_keys
+from lm.decode.filters import Counts
+from lm.decode.sampling import NONE, Sampling, row_keys
 from lm.model.cache import Cache
 from lm.model.inputs import Inputs
 from lm.model.transformer import Params, Transformer
 
-Draw = Sampling | FirstIds
 CHUNK = 16  # tokens drawn between two looks of the host
 
 
@@ -33,17 +33,18 @@ class Decoding:
     """A batch of sequences under way.
 
     `last` [B] the newest token of each, not yet in the cache; `done` [B] whether a stop token was drawn; `keys` [B]
-    for drawing."""
+    for drawing; `counts` of the tokens of each, where the sampling reads them."""
 
     cache: Cache
     last: jax.Array
     done: jax.Array
     keys: jax.Array
+    counts: Counts | None = None
 
 
 @partial(jax.jit, static_argnums=(0, 4, 5))
 def prefill(
-    model: Transformer, params: Params, inputs: Inputs, key: jax.Array, max_length: int, sampling: Draw
+    model: Transformer, params: Params, inputs: Inputs, key: jax.Array, max_length: int, sampling: Sampling
 ) -> Decoding:
     """Read prompts into a cache, and draw the next token of each.
 
@@ -59,8 +60,10 @@ def prefill(
     assert cache is not None and not isinstance(cache.length, int)
     last = jnp.take_along_axis(x, cache.length[:, None, None] - 1, axis=1)
     keys = row_keys(key, B)
-    drawn = sampling(model.logits(params, last)[:, 0], _keys_at(keys, cache.length))
-    return Decoding(cache, drawn, jnp.zeros(B, bool), keys)
+    logits = model.logits(params, last)[:, 0]
+    counts = Counts.of(inputs.tokens, inputs.segments, logits.shape[-1]) if sampling.counts else None
+    drawn = sampling(logits, _keys_at(keys, cache.length), counts)
+    return Decoding(cache, drawn, jnp.zeros(B, bool), keys, counts.add(drawn) if counts else None)
 
 
 def _keys_at(keys: jax.Array, length: jax.Array) -> jax.Array:
@@ -74,7 +77,7 @@ def extend(
     params: Params,
     state: Decoding,
     tokens: int,
-    sampling: Draw,
+    sampling: Sampling,
     stop: tuple[int, ...],
 ) -> tuple[Decoding, jax.Array]:
     """`tokens` more tokens of each row: [B, tokens], starting with `state.last`. After a stop token (an id of `stop`) a
@@ -84,9 +87,10 @@ def extend(
         done = state.done | jnp.isin(state.last, jnp.asarray(stop, jnp.int32)) if stop else state.done
         x, cache, _losses = model.hidden(params, Inputs(state.last[:, None]), state.cache)
         assert cache is not None and not isinstance(cache.length, int)
-        drawn = sampling(model.logits(params, x)[:, 0], _keys_at(state.keys, cache.length))
+        drawn = sampling(model.logits(params, x)[:, 0], _keys_at(state.keys, cache.length), state.counts)
         drawn = jnp.where(done, state.last, drawn)
-        return dataclasses.replace(state, cache=cache, last=drawn, done=done), state.last
+        counts = state.counts.add(drawn) if state.counts else None
+        return Decoding(cache, drawn, done, state.keys, counts), state.last
 
     state, drawn = jax.lax.scan(body, state, None, length=tokens)
     return state, drawn.T
@@ -97,7 +101,7 @@ def stream(
     params: Params,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
-    sampling: Draw = Sampling(),
+    sampling: Sampling = Sampling(),
     stop: Sequence[int] = (),
     seed: int = 0,
     encoder: Inputs | None = None,

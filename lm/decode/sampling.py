@@ -1,115 +1,136 @@
-"""Choosing the next token from logits: greedy, or drawn after temperature, top-k and top-p.
+"""Choosing the next token from logits: greedy, or drawn after penalties, temperature and lm/decode/filters.py.
 
 Every row draws with a key of its own, so what a row gets depends on its logits and its key, never on how many rows are
 decoded beside it. What a value leaves at its default costs nothing: the choice is made while tracing.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 
-NEAR = 1024  # a nucleus of up to so many tokens is found without sorting the vocabulary
+from lm.decode import filters
+from lm.decode.filters import Counts
+
 NONE = -1  # in place of a token, where the logits say nothing
+BLOCK = 256  # tokens whose probabilities are added up before one among them is drawn
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How to draw a token.
+    """How to draw a token; fields and their order of work are those of transformers and vLLM.
 
-    `temperature` divides the logits (0: greedy); of what that gives, `top_k` keeps the k likeliest (0: all), and of
-    those `top_p` keeps the fewest whose mass reaches p (1: all; Holtzman et al. 2020, arXiv:1904.09751)."""
+    `repetition_penalty` is for tokens of the prompt and the text so far (1: none), `presence_penalty` and
+    `frequency_penalty` for those of the text alone (0: none). `logit_bias` adds to the logits of ids, and -inf forbids
+    them. Ids from `vocab_size` on are never drawn (0: no limit): a vocabulary may be padded past its tokenizer's.
+    `temperature` divides the logits (0: greedy). Of what that gives, `top_k` keeps the k likeliest (0: all), of those
+    `top_p` the fewest whose mass reaches p (1: all), then `min_p` those of at least p times the likeliest's probability
+    (0: all), then `typical_p` the fewest of mass p whose information is nearest to the entropy (1: all)."""
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    vocab_size: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature={self.temperature}: expected 0 (greedy) or more")
-        if not (self.top_k >= 0 and self.top_k == int(self.top_k)):
-            raise ValueError(f"top_k={self.top_k}: expected a number of tokens, or 0 for all")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p}: expected a probability above 0 and up to 1 (all tokens)")
+        for name, legal, expected in (
+            ("temperature", 0 <= self.temperature < math.inf, "0 (greedy) or more"),
+            ("top_k", self.top_k >= 0 and self.top_k == int(self.top_k), "a number of tokens, or 0 for all"),
+            ("top_p", 0 < self.top_p <= 1, "a probability above 0 and up to 1 (all tokens)"),
+            ("min_p", 0 <= self.min_p <= 1, "a probability up to 1, or 0 for all tokens"),
+            ("typical_p", 0 < self.typical_p <= 1, "a probability above 0 and up to 1 (all tokens)"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "a number above 0, 1 for none"),
+            ("presence_penalty", math.isfinite(self.presence_penalty), "a number, 0 for none"),
+            ("vocab_size", self.vocab_size >= 0, "a number of tokens, or 0 for all"),
+            ("frequency_penalty", math.isfinite(self.frequency_penalty), "a number, 0 for none"),
+        ):
+            if not legal:
+                raise ValueError(f"{name}={getattr(self, name)}: expected {expected}")
+        for token, bias in self.logit_bias:
+            if token < 0 or not bias < math.inf:
+                raise ValueError(f"logit_bias of {bias} for id {token}: expected a number or -inf, for an id from 0 on")
 
     @property
     def greedy(self) -> bool:
         """Whether no draw is made, so that the key does not matter."""
         return self.temperature == 0 or self.top_k == 1
 
-    def __call__(self, logits: jax.Array, key: jax.Array) -> jax.Array:
-        """Logits [B, V] -> tokens [B] int32. Logits of -inf are never drawn; a row whose maximum is not finite (NaN
+    @property
+    def counts(self) -> bool:
+        """Whether it reads the tokens of the text so far."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
+
+    def __call__(self, logits: jax.Array, key: jax.Array, counts: Counts | None = None) -> jax.Array:
+        """Tokens [B] int32 for logits [B, V]. Logits of -inf are never drawn; a row whose maximum is not finite (NaN
         among its logits, or nothing to draw) gets NONE.
 
-        `key` is one for the batch, of which row i takes fold_in(key, i), or one a row [B]."""
+        Args:
+          logits: [B, V], of any float dtype.
+          key: one for the batch, of which row i takes fold_in(key, i), or one a row [B].
+          counts: of the tokens in each row, where `self.counts`."""
+        logits = self.process(logits, counts)
         most = jnp.max(logits, axis=-1)
-        return jnp.where(jnp.isfinite(most), self._choose(logits, most, key), NONE)
-
-    def _choose(self, logits: jax.Array, most: jax.Array, key: jax.Array) -> jax.Array:
-        """Tokens [B] for rows whose maximum `most` [B] is finite."""
         if self.greedy:
-            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+            chosen = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        else:
+            chosen = draw(logits, row_keys(key, logits.shape[0]))
+        return jnp.where(jnp.isfinite(most), chosen, NONE)
+
+    def process(self, logits: jax.Array, counts: Counts | None = None) -> jax.Array:
+        """The logits [B, V] float32 whose softmax is drawn from; of a greedy choice, those of which the largest is
+        taken."""
+        logits = logits.astype(jnp.float32)
+        if self.counts:
+            assert counts is not None
+            logits = filters.repetition_penalty(logits, counts, self.repetition_penalty)
+            logits = filters.presence_and_frequency_penalty(
+                logits, counts, self.presence_penalty, self.frequency_penalty
+            )
+        if self.logit_bias:
+            tokens, biases = zip(*self.logit_bias, strict=True)
+            if max(tokens) >= logits.shape[-1]:
+                raise ValueError(f"logit_bias for id {max(tokens)}: the vocabulary has {logits.shape[-1]}")
+            logits = logits.at[:, jnp.array(tokens)].add(jnp.array(biases, jnp.float32))
+        if self.vocab_size:
+            logits = jnp.where(jnp.arange(logits.shape[-1]) < self.vocab_size, logits, -jnp.inf)
+        if self.greedy:
+            return logits
         # the maximum goes first: a tiny temperature then gives -inf, not inf - inf
-        logits = (logits.astype(jnp.float32) - most[:, None].astype(jnp.float32)) / self.temperature
-        keys = row_keys(key, logits.shape[0])
-        vocab = logits.shape[-1]
-        width = min(self.top_k or vocab, vocab)
+        logits = (logits - jnp.max(logits, axis=-1, keepdims=True)) / self.temperature
+        if 0 < self.top_k < logits.shape[-1]:
+            logits = filters.top_k(logits, int(self.top_k))
         if self.top_p < 1:
-            return self._nucleus(logits, keys, width)
-        if width == vocab:
-            return _draw(keys, logits)
-        kept, tokens = jax.lax.top_k(logits, width)
-        return _pick(tokens, _draw(keys, kept))
-
-    def _nucleus(self, logits: jax.Array, keys: jax.Array, width: int) -> jax.Array:
-        """Tokens [B] drawn from the nucleus of the `width` likeliest.
-
-        Sorting a whole vocabulary costs more than a small model's forward pass (8192 logits: 2 ms on a CPU, the 1024
-        likeliest of them a tenth of that), so it is done only when some row's nucleus is larger than NEAR."""
-        near = min(width, NEAR)
-        kept, tokens = jax.lax.top_k(logits, near)
-        everything = logits if width == logits.shape[-1] else kept if near == width else jax.lax.top_k(logits, width)[0]
-        total = jax.nn.logsumexp(everything, axis=-1, keepdims=True)
-        chosen, complete = self._from_sorted(kept, tokens, total, keys)
-        if near == width:
-            return chosen
-
-        def sort() -> jax.Array:
-            # a row that was complete keeps its token: what it gets must not depend on its neighbours
-            return jnp.where(complete, chosen, self._from_sorted(*jax.lax.top_k(logits, width), total, keys)[0])
-
-        return jax.lax.cond(jnp.all(complete), lambda: chosen, sort)
-
-    def _from_sorted(
-        self, kept: jax.Array, tokens: jax.Array, total: jax.Array, keys: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """A draw from the nucleus among the sorted logits `kept` [B, k] of `tokens`; whether it ends in them [B]."""
-        mass = jnp.exp(kept - total)
-        reached = jnp.cumsum(mass, axis=-1)
-        # the mass before a token decides: the likeliest has 0 before it, so one is always kept
-        nucleus = jnp.where(reached - mass < self.top_p, kept, -jnp.inf)
-        return _pick(tokens, _draw(keys, nucleus)), reached[:, -1] >= self.top_p
+            logits = filters.top_p(logits, self.top_p)
+        if self.min_p > 0:
+            logits = filters.min_p(logits, self.min_p)
+        return filters.typical_p(logits, self.typical_p) if self.typical_p < 1 else logits
 
 
-@dataclasses.dataclass(frozen=True)
-class FirstIds:
-    """`sampling` among the first `count` ids: those that a padded vocabulary has beyond its tokenizer's are never
-    drawn."""
+def draw(logits: jax.Array, keys: jax.Array) -> jax.Array:
+    """A token of each row [B] by its probability, the softmax of logits [B, V] float32, with `keys` [B].
 
-    sampling: Sampling
-    count: int
-
-    def __call__(self, logits: jax.Array, key: jax.Array) -> jax.Array:
-        """As Sampling's."""
-        return self.sampling(jnp.where(jnp.arange(logits.shape[-1]) < self.count, logits, -jnp.inf), key)
-
-
-def _draw(keys: jax.Array, logits: jax.Array) -> jax.Array:
-    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+    By inversion: two uniform numbers a row choose a block of tokens, and one in it. jax.random.categorical draws a
+    Gumbel number for each token, which takes 6 to 25 times longer on CPUs (NOTES.md)."""
+    B, V = logits.shape
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    weights = jnp.pad(weights, [(0, 0), (0, -V % BLOCK)]).reshape(B, -1, BLOCK)
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
+    block = _invert(weights.sum(-1), uniform[:, 0])
+    within = _invert(jnp.take_along_axis(weights, block[:, None, None], axis=1)[:, 0], uniform[:, 1])
+    return (block * BLOCK + within).astype(jnp.int32)
 
 
-def _pick(tokens: jax.Array, ranks: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(tokens, ranks[:, None], axis=-1)[:, 0].astype(jnp.int32)
+def _invert(weights: jax.Array, uniform: jax.Array) -> jax.Array:
+    """The first index [B] at which the sum of weights [B, n] up to it exceeds the share `uniform` [B] of all."""
+    reached = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), 0)
+    return jnp.argmax(reached > uniform[:, None] * jnp.max(reached, axis=-1, keepdims=True), axis=-1)
 
 
 def row_keys(key: jax.Array, rows: int) -> jax.Array:

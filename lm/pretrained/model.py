@@ -12,7 +12,7 @@ import numpy as np
 
 from lm.decode.generate import check_prompts
 from lm.decode.generate import stream as stream_ids
-from lm.decode.sampling import FirstIds, Sampling
+from lm.decode.sampling import Sampling
 from lm.model.config import ModelConfig
 from lm.model.inputs import Inputs
 from lm.model.output import NoOutput
@@ -152,9 +152,9 @@ class Pretrained:
         """
         tokenizer = self._tokenizer()
         texts = [tokenizer.incremental_decoder() for _ in range(n)]
-        padded = self.config.vocab > tokenizer.vocab_size
-        draw = FirstIds(sampling, tokenizer.vocab_size) if padded else sampling
-        for rows in self.stream_ids([self.encode(prompt)] * n, max_new_tokens, draw, seed):
+        if self.config.vocab > tokenizer.vocab_size:
+            sampling = replace(sampling, vocab_size=tokenizer.vocab_size)
+        for rows in self.stream_ids([self.encode(prompt)] * n, max_new_tokens, sampling, seed):
             yield ["".join(map(text.push, ids)) for text, ids in zip(texts, rows, strict=True)]
         yield [text.close() for text in texts]
 
@@ -162,7 +162,7 @@ class Pretrained:
         self,
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
-        sampling: Sampling | FirstIds = Sampling(),
+        sampling: Sampling = Sampling(),
         seed: int = 0,
     ) -> Iterator[list[list[int]]]:
         """The new ids of each prompt of ids, as they are drawn, up to one of `stop_ids`.

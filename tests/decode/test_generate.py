@@ -160,3 +160,18 @@ def test_logits_that_are_not_finite_end_the_text(at: int) -> None:
         for rows in stream(Transformer(GPT, COMPUTE), params, [PROMPTS[2], [1]], 45, GREEDY):
             texts.append(rows[0])
     assert (got := sum(texts, [])) == expected[: len(got)] and len(got) == (at - 2) // CHUNK * CHUNK
+
+
+def test_penalties_read_the_prompt_and_the_text() -> None:
+    """As greedy decoding without a cache, with the formulas of each: a repeated text is left."""
+    sampling = Sampling(0.0, repetition_penalty=1.7, presence_penalty=0.2, frequency_penalty=0.3)
+    rows = written(LLAMA, sampling=sampling)
+    assert rows != greedy(LLAMA)
+    for prompt, row in zip(PROMPTS, rows, strict=True):
+        text: list[int] = []
+        while len(text) < NEW:
+            logits = np.array(run(Transformer(LLAMA, COMPUTE), lively(LLAMA), jnp.array([[*prompt, *text]]))[0, -1])
+            seen, new = (np.bincount(ids, minlength=31) for ids in ([*prompt, *text], text))
+            logits = np.where(seen > 0, np.where(logits > 0, logits / 1.7, logits * 1.7), logits)
+            text.append(int(np.argmax(logits - 0.2 * (new > 0) - 0.3 * new)))
+        assert row == text

@@ -1,6 +1,8 @@
 """Sampling against a numpy reference of which tokens may be drawn and how often."""
 
+import dataclasses
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,22 +11,31 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lm.decode import sampling
-from lm.decode.sampling import FirstIds, Sampling
+from lm.decode import filters
+from lm.decode.filters import Counts
+from lm.decode.sampling import Sampling
 
 DRAWS = 6000
 
 
 def reference(logits: np.ndarray, s: Sampling) -> np.ndarray:
-    """The probabilities of one row, from the definition."""
-    p = np.exp((logits - logits.max()).astype(np.float64) / s.temperature)
-    order = np.argsort(-p, kind="stable")
-    keep = order[: s.top_k or len(p)]
-    p = np.where(np.isin(np.arange(len(p)), keep), p, 0)
-    p /= p.sum()
-    count = next(n for n in range(1, len(p) + 1) if p[order[:n]].sum() >= s.top_p - 1e-9)
-    p = np.where(np.isin(np.arange(len(p)), order[:count]), p, 0)
-    return p / p.sum()
+    """The probabilities of one row, from the definitions, filter after filter."""
+
+    def probabilities(keep: np.ndarray) -> np.ndarray:
+        p = np.where(keep, np.exp((logits - logits.max()).astype(np.float64) / s.temperature), 0)
+        return p / p.sum()
+
+    def fewest(p: np.ndarray, order: np.ndarray, mass: float) -> np.ndarray:
+        count = next(n for n in range(1, len(p) + 1) if n == len(p) or p[order[:n]].sum() >= mass - 1e-9)
+        return np.isin(np.arange(len(p)), order[:count])
+
+    p = probabilities(np.isin(np.arange(len(logits)), np.argsort(-logits, kind="stable")[: s.top_k or None]))
+    p = probabilities(fewest(p, np.argsort(-p, kind="stable"), s.top_p) & (p > 0))
+    p = probabilities((p >= s.min_p * p.max() * (1 - 1e-6)) & (p > 0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        information = np.where(p > 0, -np.log(p), np.inf)
+        entropy = np.where(p > 0, p * information, 0).sum()
+    return probabilities(fewest(p, np.argsort(np.abs(information - entropy), kind="stable"), s.typical_p) & (p > 0))
 
 
 def counts(logits: np.ndarray, s: Sampling, seed: int = 0) -> np.ndarray:
@@ -33,14 +44,23 @@ def counts(logits: np.ndarray, s: Sampling, seed: int = 0) -> np.ndarray:
     return np.bincount(np.asarray(jax.jit(s)(rows, jax.random.key(seed))), minlength=len(logits))
 
 
-FILTERS = ((0, 1.0), (4, 1.0), (0, 0.8), (4, 0.5), (99, 0.3))
-CASES = [Sampling(t, k, p) for t, (k, p) in itertools.product((0.7, 1.6), FILTERS)]
+FILTERS = (
+    {},
+    dict(top_k=4),
+    dict(top_p=0.8),
+    dict(top_k=4, top_p=0.5),
+    dict(top_k=99, top_p=0.3),
+    dict(min_p=0.3),
+    dict(typical_p=0.5),
+    dict(top_k=9, top_p=0.95, min_p=0.05, typical_p=0.9),
+)
+CASES = [Sampling(t, **f) for t, f in itertools.product((0.7, 1.6), FILTERS)]
 
 
-@pytest.mark.parametrize("s", CASES, ids=lambda s: f"t{s.temperature}-k{s.top_k}-p{s.top_p}")
-@pytest.mark.parametrize("near", [2, 1024], ids=["sorted", "near"])
-def test_the_distribution_is_the_reference(s: Sampling, near: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "NEAR", near)
+@pytest.mark.parametrize("s", CASES, ids=str)
+@pytest.mark.parametrize("few", [2, 64], ids=["searched", "few"])
+def test_the_distribution_is_the_reference(s: Sampling, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filters, "FEW", few)
     logits = np.random.default_rng(0).standard_normal(12) * 1.5
     want, got = reference(logits, s), counts(logits, s)
     assert (got[want == 0] == 0).all()
@@ -51,14 +71,47 @@ def test_the_distribution_is_the_reference(s: Sampling, near: int, monkeypatch: 
     assert chi2 <= freedom + 5 * np.sqrt(2 * freedom) + 1e-9  # about five standard deviations
 
 
-@pytest.mark.parametrize("s", [*CASES, Sampling(0.0)], ids=str)
-def test_of_the_first_ids_alone_as_if_there_were_no_others(s: Sampling) -> None:
-    logits = np.random.default_rng(0).standard_normal(12) * 1.5
-    logits[5:] += 9
-    rows = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (DRAWS, 12))
-    got = np.bincount(np.asarray(jax.jit(FirstIds(s, 5))(rows, jax.random.key(0))), minlength=12)
+@pytest.mark.parametrize("vocab", [255, 1000])
+def test_blocks_of_a_large_vocabulary_are_drawn_from_alike(vocab: int) -> None:
+    """Chi-square over groups of tokens, which a block's border cuts."""
+    logits = np.random.default_rng(0).standard_normal(vocab)
+    want = reference(logits, Sampling()).reshape(-1, 5).sum(1)
+    got = counts(logits, Sampling()).reshape(-1, 5).sum(1)
+    chi2 = ((got - want * DRAWS) ** 2 / (want * DRAWS)).sum()
+    assert abs(chi2 - len(want) + 1) <= 5 * np.sqrt(2 * (len(want) - 1))
+
+
+@pytest.mark.parametrize("s", [Sampling(), Sampling(0.0), Sampling(top_k=9), Sampling(top_p=0.9)])
+def test_ids_beyond_the_tokenizer_s_are_never_drawn(s: Sampling) -> None:
+    """As from logits that end before them."""
+    logits = np.random.default_rng(2).standard_normal(12) + 3 * (np.arange(12) >= 5)
+    got = counts(logits, dataclasses.replace(s, vocab_size=5))
     want = reference(logits[:5], s) if s.temperature else np.eye(5)[logits[:5].argmax()]
     assert got[5:].sum() == 0 and np.abs(got[:5] / DRAWS - want).max() < 0.03
+
+
+def test_biases_are_added_and_forbid() -> None:
+    logits = np.random.default_rng(2).standard_normal(6)
+    got = counts(logits, Sampling(logit_bias=((1, -math.inf), (3, 2.0))))
+    want = reference(logits + np.array([0, -np.inf, 0, 2, 0, 0]), Sampling())
+    assert got[1] == 0 and np.abs(got / DRAWS - want).max() < 0.03
+    with pytest.raises(ValueError, match="logit_bias for id 6: the vocabulary has 6"):
+        counts(logits, Sampling(logit_bias=((6, 1.0),)))
+
+
+def test_penalties_are_their_formulas() -> None:
+    """Of two rows with counts of their own: in the prompt, and among the new tokens."""
+    logits = np.array([[2.0, -2.0, 1.0, 0.5], [2.0, -2.0, 1.0, 0.5]], np.float32)
+    seen = Counts(jnp.array([[1, 0, 0, 0], [0, 0, 0, 3]]), jnp.array([[0, 2, 0, 0], [0, 0, 1, 0]]))
+    s = Sampling(repetition_penalty=2.0, presence_penalty=0.25, frequency_penalty=0.5, temperature=0.0)
+    expected = [[1.0, -4.0 - 0.25 - 1.0, 1.0, 0.5], [2.0, -2.0, 0.5 - 0.25 - 0.5, 0.25]]
+    np.testing.assert_allclose(s.process(logits, seen), expected)
+
+
+def test_counts_leave_padding_out() -> None:
+    found = Counts.of(jnp.array([[2, 0, 2, 1], [1, 0, 0, 0]]), jnp.array([[1, 1, 1, 1], [1, 0, 0, 0]]), 4)
+    assert found.prompt.tolist() == [[1, 1, 2, 0], [0, 1, 0, 0]]
+    assert found.add(jnp.array([3, 1])).add(jnp.array([3, 0])).new.tolist() == [[0, 0, 0, 2], [1, 1, 0, 0]]
 
 
 @pytest.mark.parametrize("s", [Sampling(0.0), Sampling(), Sampling(top_k=2), Sampling(top_p=0.9)], ids=str)
@@ -108,11 +161,11 @@ def test_the_nucleus_is_the_smallest_set_that_reaches_p(tenths: list[int], s: Sa
     assert (logits[drawn] >= np.sort(logits)[::-1][fewest - 1]).all()
 
 
-@pytest.mark.parametrize("s", [Sampling(), Sampling(top_k=5), Sampling(top_p=0.9), Sampling(0.8, 20, 0.7)])
-@pytest.mark.parametrize("near", [2, 1024])
-def test_a_row_does_not_depend_on_its_neighbours(s: Sampling, near: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither when it is alone, nor beside a flat row whose nucleus is large."""
-    monkeypatch.setattr(sampling, "NEAR", near)
+@pytest.mark.parametrize(
+    "s", [Sampling(), Sampling(top_k=5), Sampling(top_p=0.9), Sampling(0.8, 20, 0.7), Sampling(typical_p=0.8)]
+)
+def test_a_row_does_not_depend_on_its_neighbours(s: Sampling) -> None:
+    """Neither when it is alone, nor beside a flat row whose tokens are all equal."""
     peaked = jnp.asarray(np.random.default_rng(2).standard_normal((3, 30)) * 4, jnp.float32)
     keys = jax.random.split(jax.random.key(7), 4)
     draw = jax.jit(s)
@@ -140,10 +193,27 @@ def test_a_forbidden_token_is_never_drawn(s: Sampling) -> None:
 
 
 def test_what_is_left_out_costs_nothing() -> None:
-    """No sort and no top-k in the program of plain sampling, no random numbers in the greedy one."""
-    program = lambda s: str(jax.make_jaxpr(s)(jnp.zeros((2, 9)), jax.random.key(0)))  # noqa: E731
-    assert "top_k" in program(Sampling(top_k=2)) and "top_k" in program(Sampling(top_p=0.5))
-    assert "top_k" not in program(Sampling(0.7, top_k=9)) and "random" not in program(Sampling(0.0, top_k=3))
+    """No search in the program of plain sampling, no random numbers in the greedy one."""
+    program = lambda s: str(jax.make_jaxpr(s)(jnp.zeros((2, 99)), jax.random.key(0)))  # noqa: E731
+    assert "top_k" in program(Sampling(top_k=2)) and "scan" in program(Sampling(top_p=0.5))
+    assert all(word not in program(Sampling(0.7, top_k=99)) for word in ("while", "scan", "top_k"))
+    assert "random" not in program(Sampling(0.0, top_k=3))
+
+
+@pytest.mark.parametrize("k", [1, 3, 70])
+def test_the_parameters_may_be_a_number_a_row(k: int) -> None:
+    """As from rows with numbers of their own."""
+    logits = jnp.round(3 * jax.random.normal(jax.random.key(0), (2, 200)))  # with ties
+    for filter, a, b in (
+        (filters.top_k, k, 0),
+        (filters.top_p, 0.3, 1.0),
+        (filters.min_p, 0.2, 0.0),
+        (filters.typical_p, 0.4, 1.0),
+    ):
+        both = filter(logits, jnp.array([[a], [b]]))
+        np.testing.assert_array_equal(both[0], filter(logits[:1], a)[0])
+        np.testing.assert_array_equal(both[1], logits[1])
+        assert filter is not filters.top_k or int(jnp.isfinite(both[0]).sum()) == k
 
 
 @pytest.mark.parametrize(
@@ -154,6 +224,14 @@ def test_what_is_left_out_costs_nothing() -> None:
         (lambda: Sampling(top_k=-1), "top_k=-1"),
         (lambda: Sampling(top_p=0.0), "top_p=0.0"),
         (lambda: Sampling(top_p=1.1), "top_p=1.1"),
+        (lambda: Sampling(min_p=-0.1), "min_p=-0.1"),
+        (lambda: Sampling(typical_p=0.0), "typical_p=0.0"),
+        (lambda: Sampling(repetition_penalty=0.0), "repetition_penalty=0.0"),
+        (lambda: Sampling(presence_penalty=float("nan")), "presence_penalty=nan"),
+        (lambda: Sampling(frequency_penalty=float("inf")), "frequency_penalty=inf"),
+        (lambda: Sampling(logit_bias=((-1, 1.0),)), "logit_bias of 1.0 for id -1"),
+        (lambda: Sampling(logit_bias=((1, float("nan")),)), "logit_bias of nan"),
+        (lambda: Sampling(vocab_size=-1), "vocab_size=-1"),
         (lambda: Sampling()(jnp.zeros((2, 4)), jax.random.split(jax.random.key(0), 3)), "for 2 rows"),
     ],
 )
