@@ -205,7 +205,11 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "lm/decode/sampling.py": (
         ("temperature multiplies", "keepdims=True)) / self.temperature", "keepdims=True)) * self.temperature"),
-        ("the maximum is not subtracted", "logits = (logits - jnp.max(logits, axis=-1, keepdims=True))", "logits = logits"),
+        (
+            "the maximum is not subtracted",
+            "logits = (logits - jnp.max(logits, axis=-1, keepdims=True))",
+            "logits = logits",
+        ),
         ("logits stay in bfloat16", "logits = logits.astype(jnp.float32)", "logits = logits"),
         ("rows share a key", "(key, jnp.arange(rows))", "(key, jnp.zeros(rows, int))"),
         ("block and token are drawn with one number", "uniform[:, 1])", "uniform[:, 0])"),
