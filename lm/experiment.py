@@ -8,9 +8,10 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from lm import value
+from lm.bounds import Count, Decay, Natural, NonNegative, Seed, check, whole
 from lm.data.denoise import UL2, SpanCorruption  # noqa: F401 - `--set method.objective=UL2()` finds what is imported
 from lm.data.masked import MaskedLM  # noqa: F401
 from lm.data.mixture import Data
@@ -19,15 +20,14 @@ from lm.decode.sampling import Sampling
 from lm.model import count
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig
-from lm.sharding.rules import Layout
+from lm.sharding.rules import MESH_AXES, Layout
 from lm.train.method import Method
 from lm.train.optim import AdamW, Optimizer
 from lm.train.schedule import Cosine
 from lm.tune.pretrain import Pretrain
+from lm.value import suggest
 
 EVERY = ("log_every_steps", "eval_every_steps", "checkpoint_every_steps")
-AT_LEAST_ONE = ("steps", "batch_tokens", "accumulate", *EVERY, "keep_last")
-AT_LEAST_ZERO = ("rows_per_device", "seq_len", "seed", "ema", "eval_tokens", "keep_best", "sample_tokens")
 PUBLISHED_LENGTH = 8192  # tokens
 # fields that cannot change a run's results
 INERT = {"name", "log_every_steps", "keep_last", "keep_best", "prompts", "sample_tokens", "sampling"}
@@ -38,12 +38,11 @@ class Evaluation:
     """An extra evaluation, in rows `times` as long as those of training: by the experiment's method, or by pretraining
     under `objective`."""
 
-    times: int = 1
+    times: Count = 1
     objective: Objective | None = None
 
     def __post_init__(self) -> None:
-        if self.times < 1:
-            raise ValueError(f"times={self.times}: expected at least 1")
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -65,39 +64,35 @@ class Experiment:
     name: str
     model: ModelConfig
     data: Data
-    steps: int
-    batch_tokens: int
+    steps: Count
+    batch_tokens: Count
     method: Method = Pretrain()
     optimizer: Optimizer = field(default_factory=AdamW)
-    mesh: dict[str, int] = field(default_factory=dict)
+    mesh: dict[str, Annotated[int, whole(-1)]] = field(default_factory=dict)
     layout: Layout = Layout()
     compute: Compute = Compute()
-    seed: int = 0
-    seq_len: int = 0
-    rows_per_device: float = 0.0
-    accumulate: int = 1
-    ema: float = 0.0
+    seed: Seed = 0
+    seq_len: Natural = 0
+    rows_per_device: NonNegative = 0.0
+    accumulate: Count = 1
+    ema: Decay = 0.0
     embedding: str = ""
-    log_every_steps: int = 10
-    eval_every_steps: int = 250
-    eval_tokens: int = 0
+    log_every_steps: Count = 10
+    eval_every_steps: Count = 250
+    eval_tokens: Annotated[int, whole(0, 2**63 - 1)] = 0
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
-    checkpoint_every_steps: int = 250
-    keep_last: int = 2
-    keep_best: int = 1
+    checkpoint_every_steps: Count = 250
+    keep_last: Count = 2
+    keep_best: Natural = 1
     prompts: tuple[str, ...] = ()
-    sample_tokens: int = 128
+    sample_tokens: Natural = 128
     sampling: Sampling = Sampling(temperature=0.8, top_p=0.95)
 
     def __post_init__(self) -> None:
-        for names, least in ((AT_LEAST_ONE, 1), (AT_LEAST_ZERO, 0)):
-            for name in names:
-                if getattr(self, name) < least:
-                    raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
+        check(self)
+        self._check_mesh()
         if not self.name or "/" in self.name:
             raise ValueError(f"name={self.name!r}: expected a name that can be a folder's")
-        if self.ema >= 1:
-            raise ValueError(f"ema={self.ema}: expected a decay below 1, for instance 0.999")
         if self.length > self.model.context:
             raise ValueError(
                 f"seq_len={self.seq_len} is longer than model.context={self.model.context}: "
@@ -113,6 +108,13 @@ class Experiment:
         self.method.check(self.model)
         self._check_evaluations()
         self.optimizer.schedule_fn(self.steps)  # raises where the schedule does not fit in the run
+
+    def _check_mesh(self) -> None:
+        for axis, size in self.mesh.items():
+            if axis not in MESH_AXES:
+                raise ValueError(f"mesh has no axis {axis!r}: {suggest(axis, MESH_AXES)}")
+            if size == 0:
+                raise ValueError(f"mesh.{axis}=0: expected a number of devices, or -1 for those that the others leave")
 
     def _check_evaluations(self) -> None:
         for name, one in self.evaluations.items():

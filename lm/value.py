@@ -102,7 +102,8 @@ def parse(value: T, setting: str) -> T:
     try:
         return _parse(value, type(value), path.split("."), text)
     except ValueError as error:
-        raise ValueError(f"{setting}: {error}") from None
+        named = str(error).startswith(f"{path}=")
+        raise ValueError(str(error) if named else f"{setting}: {error}") from None
 
 
 def _parse(value: Any, kind: Any, path: list[str], text: str) -> Any:

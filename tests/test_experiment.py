@@ -24,7 +24,7 @@ TINY = experiment(Path("texts"))
         ({"seed": -1}, "seed=-1: expected at least 0"),
         ({"name": ""}, "name='': expected a name that can be a folder's"),
         ({"name": "a/b"}, "name='a/b'"),
-        ({"ema": 1.0}, "ema=1.0: expected a decay below 1"),
+        ({"ema": 1.0}, "ema=1.0: expected at least 0 and less than 1"),
         ({"seq_len": 33}, "seq_len=33 is longer than model.context=32: lower the one or raise the other"),
         ({"batch_tokens": 100}, r"batch_tokens=100 is not a multiple of 32 \(rows of 32 tokens x 1 .*: try 96 or 128"),
         ({"accumulate": 3}, "batch_tokens=256 is not a multiple of 96 .*: try 192 or 288"),

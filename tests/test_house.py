@@ -16,7 +16,7 @@ OURS = ("lm", "experiments", "launch", "benchmarks")
 # From the ground up. A room is a folder or a file; its files may import one another, and everything below.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("lm.renamed",),
-    ("lm.value", "lm.machine"),
+    ("lm.value", "lm.bounds", "lm.machine"),
     ("lm.page", "lm.sharding", "lm.text"),
     ("lm.model", "lm.data"),
     ("lm.train", "lm.decode"),

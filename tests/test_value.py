@@ -215,7 +215,7 @@ def test_a_wrong_change_lists_the_right_ones(changes: dict[str, Any], message: s
         ("steps=100", lambda e: e.steps, 100),
         ("steps=1e3", lambda e: e.steps, 1000),
         ("steps=10_000", lambda e: e.steps, 10_000),
-        ("seed=12345678901234567890", lambda e: e.seed, 12345678901234567890),
+        ("eval_tokens=9223372036854775807", lambda e: e.eval_tokens, 9223372036854775807),
         ("method.z_loss=1e-4", lambda e: e.method.z_loss, 1e-4),
         ("method.z_loss=1", lambda e: repr(e.method.z_loss), "1.0"),
         ("name=1e3", lambda e: e.name, "1e3"),

@@ -8,10 +8,11 @@ to the next.
 
 import functools
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
+from lm.bounds import Bounds, Count, Share
 from lm.data.objective import NO_CONTEXT, Batch, ModelTraits, Objective, ObjectiveContext, RowRng, Rows, default_row_rng
 
 DECODER_START = 0  # T5's
@@ -84,7 +85,7 @@ def max_row_tokens(denoisers: tuple[Denoiser, ...], seq_len: int, encoder: bool)
 class _Denoising(Objective):
     """The part common to SpanCorruption and UL2: each row is corrupted by one of `denoisers`."""
 
-    sentinels: int = 100
+    sentinels: Count = 100
 
     target_name: ClassVar[str] = "target token"
 
@@ -148,8 +149,8 @@ class SpanCorruption(_Denoising):
     (1910.10683, section 3.1.4). The sentinels are the `sentinels` ids after the tokenizer's, the first sentinel the
     highest of them, as T5's <extra_id_0>. Raises ValueError for a rate, length or number out of range."""
 
-    rate: float = 0.15
-    mean_length: float = 3.0
+    rate: Share = 0.15
+    mean_length: Annotated[float, Bounds(1)] = 3.0
 
     def __post_init__(self) -> None:
         if not 0 < self.rate < 1 or self.mean_length < 1 or self.sentinels < 1:

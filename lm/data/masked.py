@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from lm.bounds import Share
 from lm.data.objective import (
     NO_CONTEXT,
     Batch,
@@ -31,7 +32,7 @@ class MaskedLM(Objective):
     The mask is the tokenizer's own, else the first id after its vocabulary. bos and eos are never selected.
     Raises ValueError for a rate outside (0, 1)."""
 
-    rate: float = 0.15
+    rate: Share = 0.15
     whole_words: bool = False
     next_sentence: bool = False
 

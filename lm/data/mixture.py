@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 # The sources that an experiment may have: lm/value.py reads back the classes that are imported.
+from lm.bounds import Natural, NonNegative
 from lm.data import records, stdlib  # noqa: F401
 from lm.data.pack import Chunk, Packing
 from lm.data.random import generator
@@ -26,8 +27,8 @@ CHUNK_STEPS = 4096  # steps whose counts are computed together
 class Breakpoint:
     """The weights of a mixture at a step; they are linear between breakpoints."""
 
-    step: int
-    weights: dict[str, float]
+    step: Natural
+    weights: dict[str, NonNegative]
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Mixture:
     ValueError for weights that do not fit the sources, or steps that do not ascend."""
 
     sources: dict[str, Source]
-    weights: dict[str, float]
+    weights: dict[str, NonNegative]
     breakpoints: tuple[Breakpoint, ...] = ()
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from lm.bounds import Share
 from lm.data.source import (
     Collection,
     Documents,
@@ -34,7 +35,7 @@ class Jsonl(Collection):
 
     path: str
     field: str = "text"
-    heldout: float | str = 0.05
+    heldout: Share | str = 0.05
 
     def _named(self, path: str, hidden: bool = False) -> tuple[Iterable[str], Documents]:
         return _numbered([(file, _line_starts(file)) for file in _matching(path)], self._line)
@@ -70,7 +71,7 @@ class Parquet(Collection):
 
     path: str
     field: str = "text"
-    heldout: float | str = 0.05
+    heldout: Share | str = 0.05
 
     def _named(self, path: str, hidden: bool = False) -> tuple[Iterable[str], Documents]:
         files = [(file, np.arange(_parquet_starts(file, self.field)[-1])) for file in _matching(path)]

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from lm.bounds import Share
+
 SPLITS = ("train", "heldout")
 HASHED_BYTES = 64 * 2**20  # sources up to this size are fingerprinted by content, larger ones by sizes and mtimes
 
@@ -66,7 +68,7 @@ class Collection(Source):
     `hidden` files are among them or not, and `_identity` is of what determines them."""
 
     path: str
-    heldout: float | str
+    heldout: Share | str
 
     def __post_init__(self) -> None:
         check_fraction(self.heldout)
@@ -129,7 +131,7 @@ class TextFile(Source):
     path. nanoGPT's split of tinyshakespeare is TextFile(path, heldout=0.1)."""
 
     path: str
-    heldout: float | str = 0.1
+    heldout: Share | str = 0.1
 
     def __post_init__(self) -> None:
         check_fraction(self.heldout)
@@ -155,7 +157,7 @@ class TextFolder(Collection):
 
     path: str
     pattern: str = "**/*.txt"
-    heldout: float | str = 0.1
+    heldout: Share | str = 0.1
 
     def _files(self, path: str, hidden: bool = False) -> tuple[Path, list[str]]:
         folder = existing(path)

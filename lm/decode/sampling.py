@@ -6,10 +6,12 @@ decoded beside it. What a value leaves at its default costs nothing: the choice 
 
 import dataclasses
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
+from lm.bounds import Bounds, Finite, Fraction, Natural, NonNegative, Positive, Probability, check
 from lm.decode import filters
 from lm.decode.filters import Counts
 
@@ -28,34 +30,19 @@ class Sampling:
     `top_p` the fewest whose mass reaches p (1: all), then `min_p` those of at least p times the likeliest's probability
     (0: all), then `typical_p` the fewest of mass p whose information is nearest to the entropy (1: all)."""
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    vocab_size: int = 0
+    temperature: NonNegative = 1.0
+    top_k: Natural = 0
+    top_p: Probability = 1.0
+    min_p: Fraction = 0.0
+    typical_p: Probability = 1.0
+    repetition_penalty: Positive = 1.0
+    presence_penalty: Finite = 0.0
+    frequency_penalty: Finite = 0.0
+    logit_bias: tuple[tuple[Natural, Annotated[float, Bounds(-math.inf)]], ...] = ()
+    vocab_size: Natural = 0
 
     def __post_init__(self) -> None:
-        for name, legal, expected in (
-            ("temperature", 0 <= self.temperature < math.inf, "0 (greedy) or more"),
-            ("top_k", self.top_k >= 0 and self.top_k == int(self.top_k), "a number of tokens, or 0 for all"),
-            ("top_p", 0 < self.top_p <= 1, "a probability above 0 and up to 1 (all tokens)"),
-            ("min_p", 0 <= self.min_p <= 1, "a probability up to 1, or 0 for all tokens"),
-            ("typical_p", 0 < self.typical_p <= 1, "a probability above 0 and up to 1 (all tokens)"),
-            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "a number above 0, 1 for none"),
-            ("presence_penalty", math.isfinite(self.presence_penalty), "a number, 0 for none"),
-            ("vocab_size", self.vocab_size >= 0, "a number of tokens, or 0 for all"),
-            ("frequency_penalty", math.isfinite(self.frequency_penalty), "a number, 0 for none"),
-        ):
-            if not legal:
-                raise ValueError(f"{name}={getattr(self, name)}: expected {expected}")
-        for token, bias in self.logit_bias:
-            if token < 0 or not bias < math.inf:
-                raise ValueError(f"logit_bias of {bias} for id {token}: expected a number or -inf, for an id from 0 on")
+        check(self)
 
     @property
     def greedy(self) -> bool:

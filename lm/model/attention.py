@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
+from lm.bounds import Count, Natural, NonNegative, check
 from lm.model.cache import TokenCache
 from lm.model.compute import Compute
 from lm.model.context import attend
@@ -40,27 +41,24 @@ class Attention(Mixer):
     before they are rotated (2302.05442); logits are q k times `scale` (0: H^-0.5), bent to within `softcap` (0: as they
     are; Gemma 2, 2408.00118); `sinks` gives each head a learned logit for looking at nothing (gpt-oss)."""
 
-    heads: int
-    head_dim: int
-    kv_heads: int = 0
+    heads: Count
+    head_dim: Count
+    kv_heads: Natural = 0
     bias: bool = False
     out_bias: bool = True
     qk_norm: Norm = Norm()
-    scale: float = 0.0
-    softcap: float = 0.0
+    scale: NonNegative = 0.0
+    softcap: NonNegative = 0.0
     sinks: bool = False
 
     def __post_init__(self) -> None:
-        if self.heads < 1 or self.head_dim < 1:
-            raise ValueError(f"attention.heads={self.heads}, head_dim={self.head_dim}: expected at least 1 of each")
-        if self.kv_heads < 0 or self.heads % self.kv:
+        check(self, "attention")
+        if self.heads % self.kv:
             divisors = [d for d in range(1, self.heads + 1) if self.heads % d == 0]
             near = sorted(sorted(divisors, key=lambda d: abs(d - self.kv_heads))[:2])
             raise ValueError(
                 f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}: try {' or '.join(map(str, near))}"
             )
-        if self.softcap < 0 or self.scale < 0:
-            raise ValueError(f"attention.softcap={self.softcap}, scale={self.scale}: expected 0 (none) or more")
 
     @property
     def kv(self) -> int:

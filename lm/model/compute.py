@@ -2,10 +2,11 @@
 
 import os
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 
+from lm.bounds import Count, Natural, check, whole
 from lm.value import suggest
 
 REMAT = ("nothing", "dots", "minimal", "offload", "full", "names")
@@ -45,14 +46,14 @@ class Compute:
     dtype: str = "auto"
     matmul: str = "auto"
     attention: str = "auto"
-    block: int = 128
+    block: Count = 128
     flat: str = "auto"
-    unroll: int = -1
+    unroll: Annotated[int, whole(-1)] = -1
     remat: str = "nothing"
     keep: tuple[str, ...] = ()
     offload: tuple[str, ...] = ()
-    loss_chunk: int = 512
-    devices: int = 0
+    loss_chunk: Natural = 512
+    devices: Natural = 0
     gradients: str = "auto"
     backend: str = "auto"
 
@@ -64,9 +65,7 @@ class Compute:
                 raise ValueError(f"compute.{name}={getattr(self, name)!r}: expected auto, float32 or bfloat16")
         if self.flat not in ("auto", "yes", "no"):
             raise ValueError(f"compute.flat={self.flat!r}: expected auto, yes or no")
-        for name, least in dict(block=1, unroll=-1, loss_chunk=0, devices=0).items():
-            if getattr(self, name) < least:
-                raise ValueError(f"compute.{name}={getattr(self, name)}: expected at least {least}")
+        check(self, "compute")
         if self.attention not in ("auto", *ATTENTION):
             raise ValueError(f"compute.attention={self.attention!r}: {suggest(self.attention, ['auto', *ATTENTION])}")
         if self.remat not in REMAT:

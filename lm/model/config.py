@@ -6,8 +6,9 @@ lm/model/compute.py.
 """
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
+from lm.bounds import Count, Decay, Natural, NonNegative, Positive, check, whole
 from lm.model.attention import Attention  # noqa: F401 - reading one back finds the classes that are imported
 from lm.model.delta import GatedDeltaNet  # noqa: F401
 from lm.model.experts import Experts  # noqa: F401
@@ -19,20 +20,21 @@ from lm.model.parts import FeedForward, Norm, RMSNorm
 from lm.model.positions import Positions, Rotary
 from lm.model.wiring import PreNorm, Wiring
 
+MOST_LAYERS = 1_000_000
+
 
 @dataclass(frozen=True)
 class LayerKind:
     """How some layers differ from the rest of the model: a `window` of so many keys, the query's own among them (0:
     all), and a `mixer`, `positions` and `ffn` of their own (None: the model's)."""
 
-    window: int = 0
+    window: Natural = 0
     mixer: Mixer | None = None
     positions: Positions | None = None
     ffn: FeedForward | None = None
 
     def __post_init__(self) -> None:
-        if self.window < 0:
-            raise ValueError(f"window={self.window}: expected a number of keys, or 0 for all")
+        check(self)
 
 
 class Slot(NamedTuple):
@@ -57,10 +59,10 @@ class ModelConfig:
     residual branch (1207.0580), `init_scale` the standard deviation of the embedding; `parametrisation` says what first
     values and rates owe to the sizes."""
 
-    vocab: int
-    layers: int
-    width: int
-    context: int
+    vocab: Count
+    layers: Annotated[int, whole(1, MOST_LAYERS)]
+    width: Count
+    context: Count
     attention: Mixer
     ffn: FeedForward
     norm: Norm = RMSNorm()
@@ -70,25 +72,18 @@ class ModelConfig:
     first_layers: tuple[LayerKind, ...] = ()
     output: Output = Output()
     tied: bool = False
-    embed_scale: float = 1.0
+    embed_scale: Positive = 1.0
     embed_norm: Norm = Norm()
-    token_types: int = 0
-    encoder_layers: int = 0
+    token_types: Natural = 0
+    encoder_layers: Annotated[int, whole(0, MOST_LAYERS)] = 0
     encoder: "ModelConfig | None" = None
     causal: bool = True
-    dropout: float = 0.0
-    init_scale: float = 0.02
+    dropout: Decay = 0.0
+    init_scale: NonNegative = 0.02
     parametrisation: Parametrisation = Parametrisation()
 
     def __post_init__(self) -> None:
-        for name in ("vocab", "layers", "width", "context"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name}={getattr(self, name)}: expected at least 1")
-        for name in ("token_types", "encoder_layers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"model.{name}={getattr(self, name)}: expected at least 0")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.dropout={self.dropout}: expected a rate from 0 up to, not including, 1")
+        check(self, "model")
         if not (self.pattern and len(self.first_layers) + len(self.pattern) <= self.layers):
             raise ValueError(
                 f"model.first_layers has {len(self.first_layers)} and model.pattern {len(self.pattern)} kinds of layer "

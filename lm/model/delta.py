@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
+from lm.bounds import Count, check
 from lm.model.compute import Compute
 from lm.model.delta_rule import Tokens, chunked, recurrent
 from lm.model.mixer import LayerInputs, Mixer
@@ -102,18 +103,16 @@ class GatedDeltaNet(Mixer):
     not used: a state knows the order. A_log and dt_bias start as in Mamba-2 (2405.21060): with time constants from
     under one token to a thousand."""
 
-    key_heads: int
-    value_heads: int
-    key_dim: int
-    value_dim: int
-    conv_size: int = 4
-    chunk: int = 64
+    key_heads: Count
+    value_heads: Count
+    key_dim: Count
+    value_dim: Count
+    conv_size: Count = 4
+    chunk: Count = 64
     norm: Norm = RMSNorm()
 
     def __post_init__(self) -> None:
-        for name in ("key_heads", "value_heads", "key_dim", "value_dim", "conv_size", "chunk"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"GatedDeltaNet.{name}={getattr(self, name)}: expected at least 1")
+        check(self, "GatedDeltaNet")
         if self.value_heads % self.key_heads:
             near = -(-self.value_heads // self.key_heads) * self.key_heads
             raise ValueError(

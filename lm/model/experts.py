@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
+from lm.bounds import Count, NonNegative
 from lm.model.compute import Compute
 from lm.model.parts import FeedForward, add_bias, fan_in, param, zeros
 from lm.model.products import cast
@@ -29,12 +30,12 @@ class Experts(FeedForward):
     has it), `router_z_weight` that of the router's z-loss (2202.08906, equation 5). Both are statistics of all
     tokens of a batch, on all devices and without padding; with micro-batches (`accumulate`), of each micro-batch."""
 
-    experts: int = 8
-    top_k: int = 2
+    experts: Count = 8
+    top_k: Count = 2
     router_bias: bool = False
     renormalize: bool = True
-    load_balance_weight: float = 0.0
-    router_z_weight: float = 0.0
+    load_balance_weight: NonNegative = 0.0
+    router_z_weight: NonNegative = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

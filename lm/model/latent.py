@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
+from lm.bounds import Count, Natural, NonNegative, check
 from lm.model.cache import TokenCache
 from lm.model.compute import Compute
 from lm.model.context import attend
@@ -32,26 +33,20 @@ class LatentAttention(Mixer):
     rotate, which all heads' keys share; its values have `v_head_dim`. `norm` normalises the latents; logits are q k
     times `scale` (0: (qk_nope_head_dim + qk_rope_head_dim)^-0.5)."""
 
-    heads: int
-    qk_nope_head_dim: int
-    qk_rope_head_dim: int
-    v_head_dim: int
-    kv_lora_rank: int
-    q_lora_rank: int = 0
+    heads: Count
+    qk_nope_head_dim: Count
+    qk_rope_head_dim: Count
+    v_head_dim: Count
+    kv_lora_rank: Count
+    q_lora_rank: Natural = 0
     norm: Norm = RMSNorm()
-    scale: float = 0.0
+    scale: NonNegative = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("heads", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"attention.{name}={getattr(self, name)}: expected at least 1")
+        check(self, "attention")
         if self.qk_rope_head_dim % 2:
             odd = self.qk_rope_head_dim
             raise ValueError(f"attention.qk_rope_head_dim={odd} is odd: positions rotate pairs, try {odd + 1}")
-        if self.q_lora_rank < 0 or self.scale < 0:
-            raise ValueError(
-                f"attention.q_lora_rank={self.q_lora_rank}, scale={self.scale}: expected numbers above 0, or 0 for none"
-            )
 
     @property
     def qk_head_dim(self) -> int:

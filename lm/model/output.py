@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from lm.bounds import NonNegative, Positive, check
 from lm.model.compute import Compute
 from lm.model.parts import ACTIVATIONS, Norm, add_bias, fan_in, param
 from lm.model.products import linear
@@ -19,15 +20,14 @@ class Output:
     activation of a D x D product and norm that come before (BERT, 1810.04805). With `next_sentence` there is a second
     output, two logits a row, beside that over the vocabulary."""
 
-    scale: float = 1.0
-    softcap: float = 0.0
+    scale: Positive = 1.0
+    softcap: NonNegative = 0.0
     bias: bool = False
     transform: str = ""
     next_sentence: bool = False
 
     def __post_init__(self) -> None:
-        if self.softcap < 0:
-            raise ValueError(f"output.softcap={self.softcap}: expected a number above 0, or 0 for none")
+        check(self, "output")
         if self.transform and self.transform not in ACTIVATIONS:
             raise ValueError(f"unknown activation {self.transform!r}: {suggest(self.transform, ACTIVATIONS)}")
 

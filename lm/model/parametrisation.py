@@ -7,10 +7,12 @@ model and the growth of each axis to whoever needs it (the optimizers); it adds 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
+
+from lm.bounds import Count, Natural, check
 
 Axes = Sequence[str | None]
 
@@ -112,17 +114,14 @@ class MuP(Parametrisation):
     grown), and that H has not. Numbers of the model that the user ties to the width (T5's output scale, Gemma's
     `embed_scale`) are to stay those of the base."""
 
-    base_width: int
-    base_mlp: int = 0
-    base_heads: int = 0
-    base_kv_heads: int = 0
-    base_head_dim: int = 0
+    base_width: Count
+    base_mlp: Natural = 0
+    base_heads: Natural = 0
+    base_kv_heads: Natural = 0
+    base_head_dim: Natural = 0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            least, value = int(field.name == "base_width"), getattr(self, field.name)
-            if value < least:
-                raise ValueError(f"parametrisation.{field.name}={value}: expected at least {least}")
+        check(self, "parametrisation")
 
     def check(self, cfg: Sized) -> None:
         mixers = {type(slot.mixer).__name__ for slot in cfg.slots.values() if not hasattr(slot.mixer, "kv")}

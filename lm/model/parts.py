@@ -15,6 +15,7 @@ from flax import linen as nn
 from flax.core.scope import LazyRng
 from jax.ad_checkpoint import checkpoint_name
 
+from lm.bounds import Count, Finite, NonNegative, check
 from lm.model.compute import Compute
 from lm.model.products import linear, linears
 from lm.sharding.rules import check_axes
@@ -64,7 +65,7 @@ class Norm:
 class LayerNorm(Norm):
     """Zero mean and unit variance over D, then a learned scale and, with `bias`, a shift (1607.06450)."""
 
-    eps: float = 1e-5
+    eps: NonNegative = 1e-5
     bias: bool = True
 
     def __call__(self, module: nn.Module, name: str, x: jax.Array) -> jax.Array:
@@ -83,7 +84,7 @@ class RMSNorm(Norm):
     """Unit mean square over D, then a learned scale (1910.07467); with `plus_one` what is learned is the scale less 1,
     so that weight decay pulls it to 1 (Gemma)."""
 
-    eps: float = 1e-6
+    eps: NonNegative = 1e-6
     plus_one: bool = False
 
     def __call__(self, module: nn.Module, name: str, x: jax.Array) -> jax.Array:
@@ -108,16 +109,15 @@ class FeedForward:
 
     `mlp` is the inner width F; with `clamp` above 0 the gate is kept below it and up within plus and minus it."""
 
-    mlp: int
+    mlp: Count
     activation: str = "gelu"
     gated: bool = False
     bias: bool = False
-    clamp: float = 0.0
-    offset: float = 0.0
+    clamp: NonNegative = 0.0
+    offset: Finite = 0.0
 
     def __post_init__(self) -> None:
-        if self.mlp < 1:
-            raise ValueError(f"ffn.mlp={self.mlp}: expected at least 1")
+        check(self, "ffn")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"unknown activation {self.activation!r}: {suggest(self.activation, ACTIVATIONS)}")
 

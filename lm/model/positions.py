@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from lm.bounds import Count, NonNegative, Positive
 from lm.model.compute import Compute
 from lm.model.parts import normal, param
 from lm.model.products import look_up
@@ -55,7 +56,7 @@ class Positions:
 class Learned(Positions):
     """A trained vector for each position (GPT, BERT)."""
 
-    init_scale: float = 0.02
+    init_scale: NonNegative = 0.02
 
     endless: ClassVar[bool] = False
 
@@ -68,7 +69,7 @@ class Learned(Positions):
 class Sinusoidal(Positions):
     """Sines and cosines of geometrically spaced wavelengths (1706.03762, section 3.5), sines first, then cosines."""
 
-    max_wavelength: float = 10000.0
+    max_wavelength: Positive = 10000.0
 
     def embed(self, module: nn.Module, x: jax.Array, positions: jax.Array, context: int) -> jax.Array:
         half = x.shape[-1] // 2
@@ -82,7 +83,7 @@ class Rotary(Positions):
     """Each pair (i, i + H/2) of a head is turned by an angle proportional to the position (2104.09864); `scaling`
     stretches the angles for contexts longer than the model was trained on."""
 
-    theta: float = 10000.0
+    theta: Positive = 10000.0
     scaling: Scaling = Scaling()
 
     def table(self, positions: jax.Array, head_dim: int) -> tuple[jax.Array, ...]:
@@ -150,8 +151,8 @@ class Relative(Positions):
     single distances, the others ever wider up to `max_distance`; where keys may come later than queries, half are for
     those."""
 
-    buckets: int = 32
-    max_distance: int = 128
+    buckets: Count = 32
+    max_distance: Count = 128
 
     biased: ClassVar[bool] = True
 

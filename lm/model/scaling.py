@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm.bounds import Count, NonNegative, Positive
+
 
 @dataclass(frozen=True)
 class Scaling:
@@ -29,7 +31,7 @@ def plain_angles(theta: float | jax.Array, head_dim: int) -> jax.Array:
 class Linear(Scaling):
     """Positions divided by `factor` (2306.15595)."""
 
-    factor: float
+    factor: Positive
 
     def __call__(self, theta: float, head_dim: int, positions: jax.Array) -> tuple[jax.Array, float]:
         return plain_angles(theta, head_dim) / self.factor, 1.0
@@ -40,8 +42,8 @@ class Dynamic(Scaling):
     """A larger theta once a call sees a position beyond `original_context`, growing with it (bloc97's dynamic NTK).
     Keys in a cache keep the angles of the call that wrote them."""
 
-    factor: float
-    original_context: int
+    factor: Positive
+    original_context: Count
 
     def __call__(self, theta: float, head_dim: int, positions: jax.Array) -> tuple[jax.Array, float]:
         length = jnp.maximum(positions.max() + 1, self.original_context).astype(jnp.float32)
@@ -54,10 +56,10 @@ class Llama3(Scaling):
     """Wavelengths longer than `original_context` / `low_freq_factor` positions divided by `factor`, those shorter than
     `original_context` / `high_freq_factor` as they are, and between them a smooth passage (Llama 3.1, 2407.21783)."""
 
-    factor: float
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_context: int = 8192
+    factor: Positive
+    low_freq_factor: Positive = 1.0
+    high_freq_factor: Positive = 4.0
+    original_context: Count = 8192
 
     def __call__(self, theta: float, head_dim: int, positions: jax.Array) -> tuple[jax.Array, float]:
         angles = plain_angles(theta, head_dim)
@@ -72,11 +74,11 @@ class YaRN(Scaling):
     that rotate more than `beta_fast` times are kept, and between them a ramp; queries and keys are multiplied by
     `attention_factor` (0: 0.1 ln(factor) + 1) (2309.00071). `truncate` rounds the ramp's ends to whole pairs."""
 
-    factor: float
-    original_context: int
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    attention_factor: float = 0.0
+    factor: Positive
+    original_context: Count
+    beta_fast: Positive = 32.0
+    beta_slow: Positive = 1.0
+    attention_factor: NonNegative = 0.0
     truncate: bool = True
 
     def __call__(self, theta: float, head_dim: int, positions: jax.Array) -> tuple[jax.Array, float]:

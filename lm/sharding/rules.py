@@ -9,10 +9,11 @@ changes.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from jax.sharding import Mesh, PartitionSpec
 
+from lm.bounds import whole
 from lm.value import suggest
 
 # From the slowest links to the fastest: replica goes across slices (data-centre network), tensor to neighbours.
@@ -72,7 +73,7 @@ class Layout:
     - `replicated`: logical axes that are not sharded, for sizes that do not divide (a published vocabulary).
     - `offload_optimizer`: keep the optimizer's state in host memory between steps."""
 
-    zero_stage: int = 3
+    zero_stage: Annotated[int, whole(1, 3)] = 3
     sequence_parallel: bool = False
     replicated: tuple[str, ...] = ()
     offload_optimizer: bool = False

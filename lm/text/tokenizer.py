@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lm.bounds import Count, Natural
 from lm.text import export, files
 from lm.text.protocol import Tokenizer, config_file, utf8_bytes
 from lm.text.sentence import SentencePiece
@@ -88,11 +89,11 @@ class SentencePieceSpec(TokenizerSpec):
     """Lossless SentencePiece, trained on at most `train_bytes` of the text: identity normalisation, no whitespace added
     or collapsed, bytes for rare characters. Raises ValueError for sizes out of range."""
 
-    vocab_size: int = 4096
+    vocab_size: Count = 4096
     model_type: str = "bpe"
     byte_fallback: bool = True
-    train_bytes: int = 10_000_000
-    indentations: int = 24  # pieces reserved for the most frequent "newline and indentation" of code
+    train_bytes: Count = 10_000_000
+    indentations: Natural = 24  # pieces reserved for the most frequent "newline and indentation" of code
 
     def __post_init__(self) -> None:
         if self.model_type not in ("bpe", "unigram"):

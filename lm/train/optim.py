@@ -13,12 +13,13 @@ the same at every width (Wang & Aitchison 2024, arXiv:2405.13698).
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from lm.bounds import Decay, Natural, NonNegative, check, whole
 from lm.model.parametrisation import STACKED, Axes, MultipliedAxes, fan_multipliers, matrix_dims
 from lm.train.schedule import Cosine, Schedule
 
@@ -63,20 +64,14 @@ class Optimizer:
     """What every optimizer has: a peak `learning_rate`, its `schedule`, decoupled `weight_decay` of the matrices, and a
     `clip` of the gradient's global norm (0: none). `decay_embeddings=False` leaves tables of embeddings undecayed."""
 
-    learning_rate: float = 1e-3
+    learning_rate: NonNegative = 1e-3
     schedule: Schedule = Cosine()
-    weight_decay: float = 0.1
-    clip: float = 1.0
+    weight_decay: NonNegative = 0.1
+    clip: NonNegative = 1.0
     decay_embeddings: bool = True
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, float | int) and not isinstance(value, bool):
-                below = 1.0 if field.name in ("b1", "b2", "momentum") else math.inf
-                if not 0 <= value < below:
-                    name = f"{type(self).__name__}.{field.name}"
-                    raise ValueError(f"{name}={value}: expected at least 0 and less than {below:g}")
+        check(self, type(self).__name__)
 
     def schedule_fn(self, total_steps: int) -> optax.Schedule:
         """step -> the learning rate of that step, as `build` applies it."""
@@ -141,9 +136,9 @@ class Optimizer:
 class AdamW(Optimizer):
     """Adam with decoupled decay. Kingma & Ba 2015, arXiv:1412.6980, algorithm 1; arXiv:1711.05101, algorithm 2."""
 
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
+    b1: Decay = 0.9
+    b2: Decay = 0.95
+    eps: NonNegative = 1e-8
 
     def direction(self, params_axes: Any) -> optax.GradientTransformation:
         return optax.scale_by_adam(self.b1, self.b2, self.eps)
@@ -158,9 +153,9 @@ class Lion(Optimizer):
     """The sign of an interpolated momentum: wants about a third of AdamW's rate and three times its decay. Chen et al.
     2023, arXiv:2302.06675, program 1."""
 
-    learning_rate: float = 3e-4
-    b1: float = 0.9
-    b2: float = 0.99
+    learning_rate: NonNegative = 3e-4
+    b1: Decay = 0.9
+    b2: Decay = 0.99
 
     def direction(self, params_axes: Any) -> optax.GradientTransformation:
         return optax.scale_by_lion(self.b1, self.b2)
@@ -178,11 +173,11 @@ class Adafactor(Optimizer):
     b2_t = 1 - t^-decay_rate; `clip_rms` the threshold of a matrix's update; sides shorter than `min_side` are not
     factored."""
 
-    learning_rate: float = 1e-2
-    weight_decay: float = 0.0
-    decay_rate: float = 0.8
-    clip_rms: float = 1.0
-    min_side: int = 128
+    learning_rate: NonNegative = 1e-2
+    weight_decay: NonNegative = 0.0
+    decay_rate: NonNegative = 0.8
+    clip_rms: NonNegative = 1.0
+    min_side: Natural = 128
 
     def direction(self, params_axes: Any) -> optax.GradientTransformation:
         moments = optax.scale_by_factored_rms(True, self.decay_rate, min_dim_size_to_factor=self.min_side)
@@ -223,12 +218,12 @@ class Muon(Optimizer):
     base model keeps the scale of the base's shape, times the root of the growth of its fan-out over that of its fan-in:
     the spectral norm under which features move alike at every width (Yang et al. 2023, arXiv:2310.17813)."""
 
-    momentum: float = 0.95
-    newton_schulz_steps: int = 5
-    adam_learning_rate: float = 1e-3
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
+    momentum: Decay = 0.95
+    newton_schulz_steps: Annotated[int, whole(1, 100)] = 5
+    adam_learning_rate: NonNegative = 1e-3
+    b1: Decay = 0.9
+    b2: Decay = 0.95
+    eps: NonNegative = 1e-8
 
     def descent(self, total_steps: int, params_axes: Any) -> optax.GradientTransformation:
         adam = {f.name: getattr(self, f.name) for f in dataclasses.fields(AdamW)}

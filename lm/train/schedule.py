@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lm.bounds import Fraction, Natural, check
 from lm.value import suggest
 
 
@@ -36,12 +37,10 @@ class Schedule:
     Step 0 has peak / (warmup_steps + 1), step `warmup_steps` the peak; a decay would reach its final value at step
     `total_steps`, one after the last. So no step is spent at a rate of zero."""
 
-    warmup_steps: int = 0
+    warmup_steps: Natural = 0
 
     def __post_init__(self) -> None:
-        _require(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps}: expected a number of steps, at least 0")
-        final = getattr(self, "final", 0.0)
-        _require(0 <= final <= 1, f"final={final}: expected a fraction of the peak learning rate, from 0 to 1")
+        check(self)
 
     def build(self, peak: float, total_steps: int) -> optax.Schedule:
         """step (int, or an int array) -> learning rate (float32), for a run of `total_steps`.
@@ -83,7 +82,7 @@ class Constant(Schedule):
 class Cosine(Schedule):
     """Half a cosine from the peak to `final` x peak at the end of the run (arXiv:1608.03983)."""
 
-    final: float = 0.1
+    final: Fraction = 0.1
 
     def after(self, step: jax.Array, total_steps: int) -> jax.Array:
         return self._fall(step, self.warmup_steps, total_steps, "cosine", self.final)
@@ -93,7 +92,7 @@ class Cosine(Schedule):
 class Linear(Schedule):
     """A line from the peak to `final` x peak at the end of the run."""
 
-    final: float = 0.0
+    final: Fraction = 0.0
 
     def after(self, step: jax.Array, total_steps: int) -> jax.Array:
         return self._fall(step, self.warmup_steps, total_steps, "linear", self.final)
@@ -105,16 +104,14 @@ class WSD(Schedule):
 
     With decay_steps=0 the decay takes `decay_fraction` of the run. arXiv:2404.06395; the shapes: arXiv:2405.18392."""
 
-    decay_steps: int = 0
-    decay_fraction: float = 0.2
-    final: float = 0.0
+    decay_steps: Natural = 0
+    decay_fraction: Fraction = 0.2
+    final: Fraction = 0.0
     shape: str = "sqrt"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.shape in SHAPES, f"shape={self.shape!r} is no shape of a decay: {suggest(self.shape, SHAPES)}")
-        _require(self.decay_steps >= 0, f"decay_steps={self.decay_steps}: expected a number of steps, at least 0")
-        _require(0 <= self.decay_fraction <= 1, f"decay_fraction={self.decay_fraction}: expected a number from 0 to 1")
 
     def decay_length(self, total_steps: int) -> int:
         """How many steps of a run of `total_steps` the decay takes."""

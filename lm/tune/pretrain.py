@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from lm.bounds import NonNegative
 from lm.data.objective import CausalLM, Objective
 from lm.data.store import TokenStore
 from lm.model.config import ModelConfig
@@ -32,7 +33,7 @@ class Pretrain(Method):
     """Predict the targets of `objective` by cross-entropy, with a z-loss of weight `z_loss` (lm/train/loss.py)."""
 
     objective: Objective = CausalLM()
-    z_loss: float = 0.0
+    z_loss: NonNegative = 0.0
 
     def __post_init__(self) -> None:
         if self.z_loss < 0:

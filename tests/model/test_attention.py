@@ -210,9 +210,9 @@ def test_a_model_with_repeated_heads_is_the_same(kv_heads: int) -> None:
     [
         (partial(Attention, heads=12, head_dim=4, kv_heads=5), "heads=12 is not a multiple of kv_heads=5: try 4 or 6"),
         (partial(Attention, heads=4, head_dim=4, kv_heads=8), "heads=4 is not a multiple of kv_heads=8: try 2 or 4"),
-        (partial(Attention, heads=4, head_dim=4, kv_heads=-1), "heads=4 is not a multiple of kv_heads=-1"),
-        (partial(Attention, heads=0, head_dim=4), "attention.heads=0, head_dim=4: expected at least 1 of each"),
-        (partial(Attention, heads=4, head_dim=0), "attention.heads=4, head_dim=0: expected at least 1 of each"),
+        (partial(Attention, heads=4, head_dim=4, kv_heads=-1), "attention.kv_heads=-1: expected at least 0"),
+        (partial(Attention, heads=0, head_dim=4), "attention.heads=0: expected at least 1"),
+        (partial(Attention, heads=4, head_dim=0), "attention.head_dim=0: expected at least 1"),
     ],
 )
 def test_heads_that_do_not_fit_say_which_would(make: Any, message: str) -> None:

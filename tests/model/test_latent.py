@@ -148,7 +148,7 @@ def test_it_is_chosen_by_value() -> None:
         (partial(replace, MIXER, heads=0), "attention.heads=0: expected at least 1"),
         (partial(replace, MIXER, kv_lora_rank=0), "attention.kv_lora_rank=0: expected at least 1"),
         (partial(replace, MIXER, qk_rope_head_dim=5), "attention.qk_rope_head_dim=5 is odd: .* try 6"),
-        (partial(replace, MIXER, q_lora_rank=-1), "attention.q_lora_rank=-1, scale=0.0: expected numbers above 0"),
+        (partial(replace, MIXER, q_lora_rank=-1), "attention.q_lora_rank=-1: expected at least 0"),
         (partial(replace, LITE, parametrisation=MuP(64)), r"MuP says nothing of LatentAttention: use Parametrisation"),
         (
             lambda: Transformer(replace(FULL, encoder_layers=1), SIMPLE).shapes(),
