@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> None:
     folder = buckets.local_mirror(args.run_folder)
     if not args.text and not is_run(folder):
         raise ValueError(f"{args.run_folder} is no run, so it has no held-out text of its own: name files with --text")
+    hardware.check_backend()
     # progress must not end up in the JSON
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         measured = score(load(folder), args.text) if args.text else evaluate(folder)

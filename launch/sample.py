@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
     if is_run(folder):
         hardware.set_cpu_devices(read_experiment(folder).compute.devices)
     hardware.use_compilation_cache(cache_dir())
+    hardware.check_backend()
     model = load(folder)
     sampling = Sampling(
         args.temperature, args.top_k, args.top_p, args.min_p, repetition_penalty=args.repetition_penalty

@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> None:
 
     # counting needs no accelerator, and must not occupy one
     hardware.prepare(args.devices or "cpu")
+    hardware.check_backend()
     if is_published(args.experiment):
         return show_model(args.experiment)
     experiment, reference = find(args.experiment)

@@ -21,6 +21,7 @@ examples:
   lm study experiments.scaling                                      a ladder: the law, and how well it predicted
   lm study experiments.ablations.positions --executor slurm --sbatch "--gres=gpu:1 --time=1:00:00"
 """
+MOST_SEEDS = 10_000
 
 
 def add(verbs: Any) -> None:
@@ -57,8 +58,8 @@ def run(args: argparse.Namespace) -> None:
     from lm.machine import hardware
 
     hardware.prepare("cpu")  # this process computes nothing: the devices are its workers'
-    if args.seeds is not None and args.seeds < 1:
-        raise ValueError(f"--seeds {args.seeds}: expected how many seeds, at least 1; --seeds 3 runs 0, 1 and 2")
+    if args.seeds is not None and not 0 < args.seeds <= MOST_SEEDS:
+        raise ValueError(f"--seeds {args.seeds}: expected 1 to {MOST_SEEDS:,}; --seeds 3 runs the seeds 0, 1 and 2")
     study, reference = find_study(args.study)
     folder = Path(args.workdir or f"runs/{reference.partition(':')[2]}")
     study = asked(study, args.set, args.text, args.seeds, folder)

@@ -73,6 +73,13 @@ def check(value: Any, above: str = "") -> None:
             raise ValueError(f"{path}={number!r}: {fault}")
 
 
+def require(kind: Any, **named: Any) -> None:
+    """Raise ValueError where one of the numbers `named` is outside the range of `kind`, as in require(Seed, seed=3)."""
+    for name, number in named.items():
+        if fault := next(bounds.fault(number) for bounds in bounds_in(kind)):
+            raise ValueError(f"{name}={number!r}: {fault}")
+
+
 def numbers_of(value: Any, path: str = "", hint: Any = Any) -> Iterator[tuple[str, Any, Bounds]]:
     """(path, number, its bounds) of every number in `value`, which is annotated `hint`."""
     if isinstance(value, bool):

@@ -163,7 +163,10 @@ class TextFolder(Collection):
         folder = existing(path)
         if not folder.is_dir():
             raise ValueError(f"{path} is a file: expected a folder of them, or TextFile({str(path)!r})")
-        names = sorted(p.relative_to(folder).as_posix() for p in folder.glob(self.pattern) if p.is_file())
+        try:
+            names = sorted(p.relative_to(folder).as_posix() for p in folder.glob(self.pattern) if p.is_file())
+        except (ValueError, NotImplementedError) as error:  # a pattern that is absolute, or none
+            raise ValueError(f"pattern={self.pattern!r}: {error}; expected one as **/*.txt, relative to path") from None
         kept = [name for name in names if hidden or not self._is_hidden(name)]
         if not kept:
             others = f" but {len(names)} hidden ones" if names else ""

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm.bounds import Seed, require
 from lm.decode.filters import Counts
 from lm.decode.sampling import NONE, Sampling, row_keys
 from lm.model.cache import Cache
@@ -129,6 +130,7 @@ def stream(
     segments = np.array([[1] * len(p) + [0] * (width - len(p)) for p in prompts], np.int32)
     tokens = np.array([[*p, *[0] * (width - len(p))] for p in prompts], np.int32)
     inputs = Inputs(jnp.asarray(tokens), segments=jnp.asarray(segments), encoder=encoder)
+    require(Seed, seed=seed)
     state: Any = prefill(model, params, inputs, jax.random.key(seed), max_length, sampling)
     stopped = np.zeros(len(prompts), bool)
     left = max_new_tokens

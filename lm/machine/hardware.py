@@ -80,6 +80,29 @@ def use_compilation_cache(cache: Path) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+CURES = {
+    "cuda": 'GPUs need NVIDIA\'s driver and the extra, pip install -e ".[cuda]"',
+    "tpu": 'TPUs need the extra, pip install -e ".[tpu]", on a TPU VM that no other process uses',
+}
+
+
+def check_backend() -> None:
+    """Start JAX's devices. Raises ValueError where the platform that --devices or JAX_PLATFORMS asks for is not known,
+    or has no device here."""
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # of a platform whose plugin is not installed JAX says nothing
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        cure = next((cure for name, cure in CURES.items() if name in asked), "expected cpu, cuda or tpu")
+        said = str(error).strip().partition("\n")[0].rstrip(".")
+        raise ValueError(
+            f"JAX_PLATFORMS={asked} has no device here{f' ({said})' if said else ''}: {cure}; --devices cpu runs on "
+            "this machine's CPU"
+        ) from None
+
+
 def set_cpu_devices(devices: int) -> None:
     """Make the CPU appear as `devices` devices (0: as it is). Raises ValueError where JAX has been initialised with
     another number."""

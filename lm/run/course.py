@@ -56,6 +56,7 @@ def train(experiment: Experiment, workdir: str | Path, reference: str = "", comm
     processes.initialize()
     hardware.set_cpu_devices(experiment.compute.devices)
     hardware.use_compilation_cache(cache_dir())
+    hardware.check_backend()
     experiment = experiment.on(jax.device_count())
     with contextlib.ExitStack() as stack, processes.translate_peer_errors():
         processes.connect()

@@ -27,6 +27,7 @@ def evaluate(run: str | Path) -> dict[str, dict[str, float]]:
     the run was trained on. Raises ValueError for a folder that is not a run, or has no checkpoint yet."""
     folder = buckets.local_mirror(run)
     hardware.use_compilation_cache(cache_dir())
+    hardware.check_backend()
     experiment, mesh = on_available_devices(read_experiment(folder))
     prepared = prepare_run(experiment, folder, mesh)
     part = "ema" if experiment.ema else "params"

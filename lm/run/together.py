@@ -80,6 +80,7 @@ def train(experiments: Sequence[Experiment], folders: Sequence[Path], how: str =
     Raises Interrupted after SIGTERM or SIGINT, when all have written a checkpoint."""
     hardware.set_cpu_devices(experiments[0].compute.devices)
     hardware.use_compilation_cache(cache_dir())
+    hardware.check_backend()
     with catch_signals() as signals:
         began = time.time()
         runs = list(_prepare(experiments, folders))

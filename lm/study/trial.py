@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lm import value
+from lm.bounds import Seed, require
 from lm.experiment import Experiment, changed
 from lm.model import count
 from lm.page.run_record import RunRecord, read_json
@@ -89,9 +90,11 @@ class Result:
 
 
 def distinct_seeds(seeds: Iterable[int]) -> tuple[int, ...]:
-    """`seeds` as a tuple. Raises ValueError where there are none, or one is negative or there twice."""
+    """`seeds` as a tuple. Raises ValueError where there are none, or one is no seed or there twice."""
     listed = tuple(seeds)
-    if not listed or min(listed) < 0 or len(set(listed)) < len(listed):
+    for seed in listed:
+        require(Seed, seeds=seed)
+    if not listed or len(set(listed)) < len(listed):
         raise ValueError(f"seeds={listed}: expected different numbers, at least 0, for instance range(3)")
     return listed
 

@@ -54,6 +54,14 @@ def from_characters(characters: str) -> Backend:
     return backend
 
 
+def regex(pattern: str) -> Regex:
+    """Raises ValueError where `pattern` is none of Oniguruma's, which tokenizer.json has."""
+    try:
+        return Regex(pattern)
+    except Exception as error:  # the library raises nothing more particular
+        raise ValueError(f"pattern {pattern!r} cannot stand in a tokenizer.json: {error}") from None
+
+
 def from_ranks(
     ranks: Mapping[bytes, int], pattern: str, controls: Mapping[int, str], before: Sequence[tuple[str, int]]
 ) -> Backend:
@@ -70,7 +78,7 @@ def from_ranks(
     backend = Backend(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.Split(regex(pattern), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

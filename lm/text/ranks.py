@@ -107,9 +107,12 @@ class TiktokenTokenizer(Tokenizer):
         top = max([*raw, *self.spec.controls])
         super().__init__([raw.get(id, b"") for id in range(top + 1)], self.spec.controls, self.spec.roles)
         names = {name: id for id, name in self.spec.controls.items()}
-        self._encoding = tiktoken.Encoding(
-            "ranks", pat_str=self.spec.pattern, mergeable_ranks=ranks, special_tokens=names
-        )
+        try:
+            self._encoding = tiktoken.Encoding(
+                "ranks", pat_str=self.spec.pattern, mergeable_ranks=ranks, special_tokens=names
+            )
+        except ValueError as error:
+            raise ValueError(f"pattern {self.spec.pattern!r} is no regular expression: {error}") from None
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         for text in texts:

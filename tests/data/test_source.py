@@ -80,6 +80,8 @@ def test_unreadable_input_is_named(tmp_path: Path) -> None:
         r"bad.txt is not UTF-8: byte 0xff at offset 3": TextFile(str(tmp_path / "bad.txt")),
         "has no train documents": TextFile(str(tmp_path / "empty.txt")),
         r"no file in .* matches '\*.md'": TextFolder(str(tmp_path), pattern="*.md"),
+        r"pattern='/a/\*': .*; expected one as \*\*/\*.txt": TextFolder(str(tmp_path), pattern="/a/*"),
+        r"pattern='': .*; expected one as \*\*/\*.txt": TextFolder(str(tmp_path), pattern=""),
     }
     for message, source in cases.items():
         with pytest.raises(ValueError, match=message):

@@ -86,6 +86,12 @@ def test_a_seed_gives_the_same_text_and_another_another() -> None:
     assert one != other
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_what_is_no_seed_is_refused(seed: int) -> None:
+    with pytest.raises(ValueError, match=f"seed={seed}: expected at"):
+        list(stream(Transformer(LLAMA, COMPUTE), {}, PROMPTS, NEW, WARM, seed=seed))
+
+
 def test_a_shorter_text_is_the_start_of_a_longer_one() -> None:
     for new in (1, CHUNK, CHUNK + 1):
         assert written(LLAMA, new=new) == [row[:new] for row in greedy(LLAMA)]

@@ -2,11 +2,17 @@
 
 import importlib.metadata
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import pytest
 
 from lm.machine import hardware
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_devices_can_be_split_only_before_jax_starts() -> None:
@@ -46,3 +52,32 @@ def test_libtpu_is_started_with_what_it_knows(monkeypatch: pytest.MonkeyPatch) -
         assert hardware.tpu_arguments() == expected
     monkeypatch.setenv("LIBTPU_INIT_ARGS", f"{own} --theirs=1")
     assert hardware.tpu_arguments() == f"{own} --theirs=1"
+
+
+START = """
+from lm.machine import hardware
+hardware.prepare("{devices}")
+try:
+    hardware.check_backend()
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("devices", "platforms", "said"),
+    [
+        ("gpu", "", "JAX_PLATFORMS=cuda has no device here"),
+        ("", "cuda", "JAX_PLATFORMS=cuda has no device here"),
+        ("", "quantum", "JAX_PLATFORMS=quantum has no device here (Unable to initialize backend 'quantum'"),
+    ],
+)
+def test_a_platform_that_is_not_here(devices: str, platforms: str, said: str) -> None:
+    environment = {name: text for name, text in os.environ.items() if name != "JAX_PLATFORMS"}
+    environment |= {"JAX_PLATFORMS": platforms} if platforms else {}
+    command = [sys.executable, "-c", START.format(devices=devices)]
+    ran = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    told = ran.stdout.strip()
+    assert told.startswith(said) and told.endswith("--devices cpu runs on this machine's CPU") and "\n" not in told
+    assert ("[cuda]" in told) == ("cuda" in said)

@@ -110,6 +110,7 @@ def test_what_arms_differ_in_is_told_with_what_was_resized() -> None:
         (dict(arms={"base": BASE.replace(steps=5)}), "arm 'base' has changes, .*: rename it"),
         (dict(match="time"), "match='time': known: flops, params, steps"),
         (dict(seeds=[]), "expected different numbers"),
+        (dict(seeds=[2**32]), "seeds=4294967296: expected at most 4,294,967,295"),
         (dict(seeds=[1, 1]), "expected different numbers"),
         (dict(arms={}), "expected at least one"),
         (dict(arms={"a/b": {}}), "arm 'a/b': expected letters"),

@@ -11,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from lm.text import export
 from lm.text.files import MERGES, TOKENIZER_FILES
 from lm.text.protocol import Tokenizer, first_token_bytes
 from lm.text.published import GPT2_PATTERN, LLAMA3_PATTERN
@@ -435,3 +436,10 @@ def test_published_tokenizers_give_back_plain_text(path: Path) -> None:
     stream = tokenizer.incremental_decoder()
     ids = tokenizer.encode("".join(TEXTS))
     assert "".join(map(stream.push, ids)) + stream.close() == tokenizer.decode(ids)
+
+
+def test_a_pattern_that_is_no_regular_expression_is_named() -> None:
+    with pytest.raises(ValueError, match=r"pattern '\(' is no regular expression: .*[Pp]arenthesis"):
+        TiktokenTokenizer(rank_file(RANKED), EncodingSpec("(", {300: "<|x|>"}, {}))
+    with pytest.raises(ValueError, match=r"pattern '\(' cannot stand in a tokenizer.json: .*parenthesis"):
+        export.regex("(")
