@@ -1,25 +1,18 @@
 """Chat templates: messages to the text that a model was trained on, and the mask of the assistant's tokens.
 
-A template is jinja2 in tokenizer_config.json or chat_template.jinja. It is rendered as transformers does, in a sandbox:
-a template comes with a model's files and is not trusted.
+A template is jinja2 in tokenizer_config.json or chat_template.jinja. It is rendered as transformers does, in a sandbox
+(lm/text/sandbox.py).
 """
 
-import json
+import re
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
-from functools import lru_cache
 from typing import Any
 
-import jinja2
-from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
-
 from lm.text.protocol import Offsets, Tokenizer
+from lm.text.sandbox import Markers, render_template
 
 Message = Mapping[str, Any]  # {"role": "user", "content": "..."}, and other fields that a template reads
-# Markers around the text of {% generation %}, for `encode_chat`: noncharacters, which no text should contain.
-OPEN, CLOSE = "\ufdd0", "\ufdd1"
+NONCHARACTERS = range(0xFDD0, 0xFDF0)  # of Unicode, which no text should contain, and some do
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one field; templates read the first two
 
 
@@ -42,7 +35,7 @@ def render(
     Raises:
       ValueError: where the template is damaged, or refuses these messages.
     """
-    return _render(template, messages, add_generation_prompt, tools, variables, marked=False)
+    return _render(template, messages, add_generation_prompt, tools, variables)
 
 
 def apply_chat_template(
@@ -83,13 +76,16 @@ def encode_chat(
     {% generation %} in which a message of the assistant is rendered differently when others follow."""
     template = chat_template_of(tokenizer, bool(tools))
     variables = {**tokenizer.special_tokens(), **variables}
-    marked = _render(template, messages, False, tools, variables, marked=True)
-    if OPEN in marked:
-        text, parts = _remove_markers(marked)
-        tokens = tokenizer.encode_with_offsets(text)
-        return [id for id, _, _ in tokens], _overlaps(tokens, parts)
-    parts = _answers(marked, messages, lambda some, open: _render(template, some, open, tools, variables, False))
-    tokens = tokenizer.encode_with_offsets(marked)
+    whole = _render(template, messages, False, tools, variables)
+    if re.search(r"{%[-+]?\s*generation\b", template):
+        markers = _unused_markers(whole)
+        marked = _render(template, messages, False, tools, variables, markers)
+        if markers[0] in marked:
+            text, parts = _remove_markers(marked, markers)
+            tokens = tokenizer.encode_with_offsets(text)
+            return [id for id, _, _ in tokens], _overlaps(tokens, parts)
+    parts = _answers(whole, messages, lambda some, open: _render(template, some, open, tools, variables))
+    tokens = tokenizer.encode_with_offsets(whole)
     ids = [id for id, _, _ in tokens]
     mask = [False] * len(ids)
     for part in parts:
@@ -129,19 +125,24 @@ def _overlaps(tokens: Offsets, parts: Sequence[tuple[int, int]]) -> list[bool]:
     return [any(start < b and a < max(end, start + 1) for a, b in parts) for _, start, end in tokens]
 
 
-def _remove_markers(marked: str) -> tuple[str, list[tuple[int, int]]]:
-    """The text without markers, and the (start, end) of the parts between them."""
+def _unused_markers(text: str) -> Markers:
+    """Two characters to put around the parts of a text, neither of which it has."""
+    free = [character for character in map(chr, NONCHARACTERS) if character not in text]
+    if len(free) < 2:
+        raise ValueError("the messages hold all of Unicode's noncharacters from U+FDD0 to U+FDEF: remove them")
+    return free[0], free[1]
+
+
+def _remove_markers(marked: str, markers: Markers) -> tuple[str, list[tuple[int, int]]]:
+    """The text without `markers`, and the (start, end) of the parts between them."""
     text, parts = "", []
-    first, *rest = marked.split(OPEN)
+    first, *rest = marked.split(markers[0])
     text += first
     for part in rest:
-        inside, _, outside = part.partition(CLOSE)
+        inside, _, outside = part.partition(markers[1])
         parts.append((len(text), len(text) + len(inside)))
         text += inside + outside
     return text, [(a, b) for a, b in parts if a < b]
-
-
-# ---------------------------------------------------------------- the sandbox
 
 
 def _render(
@@ -150,16 +151,12 @@ def _render(
     add_generation_prompt: bool,
     tools: Sequence[Mapping[str, Any]] | None,
     variables: Mapping[str, Any],
-    marked: bool,
+    markers: Markers = ("", ""),
 ) -> str:
     values = {"documents": None, **_plain(dict(variables))}
     values["messages"] = [_message(message) for message in _plain(list(messages))]
     values["tools"] = None if tools is None else _plain(list(tools))
-    compiled = _compiled(template, marked)
-    try:
-        return compiled.render(**values, add_generation_prompt=add_generation_prompt)
-    except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
-        raise ValueError(f"the chat template cannot render these messages: {error}") from None
+    return render_template(template, values | {"add_generation_prompt": add_generation_prompt}, markers)
 
 
 def _plain(value: Any) -> Any:
@@ -183,57 +180,3 @@ def _message(message: Any) -> dict[str, Any]:
     message = {key: item for key, item in message.items() if item is not None}
     reasoning = next((message[name] for name in REASONING if name in message), None)
     return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
-
-
-class _Generation(Extension):
-    """{% generation %} .. {% endgeneration %}: the assistant's text."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: Any) -> jinja2.nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
-
-    def _mark(self, caller: Callable[[], str]) -> str:
-        return OPEN + caller() + CLOSE if self.environment.globals["marked"] else caller()
-
-
-class _Namespace(Namespace):
-    """jinja2's namespace without names that reach into Python."""
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        if name.startswith("_"):
-            raise jinja2.exceptions.SecurityError(f"a chat template must not set {name!r}")
-        super().__setitem__(name, value)
-
-
-@lru_cache(maxsize=64)
-def _compiled(template: str, marked: bool) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson  # jinja2's own escapes <, > and &
-    environment.globals |= {"raise_exception": _raise, "strftime_now": _now, "namespace": _Namespace, "marked": marked}
-    try:
-        return environment.from_string(template)
-    except jinja2.TemplateSyntaxError as error:
-        raise ValueError(f"the chat template is damaged in line {error.lineno}: {error.message}") from None
-
-
-def _tojson(
-    x: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _now(form: str) -> str:
-    return datetime.now().strftime(form)

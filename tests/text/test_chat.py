@@ -1,5 +1,6 @@
 import pytest
 
+from lm.text import sandbox
 from lm.text.chat import apply_chat_template, encode_chat, render
 from lm.text.ranks import EncodingSpec, TiktokenTokenizer
 from lm.text.tokenizer import Bytes, SentencePieceSpec
@@ -76,6 +77,21 @@ def test_what_is_said_to_be_generated_is_the_assistants() -> None:
     assert whole == render(MARKED, talk) and answers == "Yo 😀!4!"
 
 
+def test_any_character_in_a_message_leaves_the_mask_as_it_is() -> None:
+    """Those too that could mark the assistant's part."""
+    talk = [
+        {"role": "user", "content": "a\ufdd0b\ufdd1"},
+        {"role": "assistant", "content": "\ufdd1c\ufdd0d"},
+        {"role": "user", "content": "\ufdd0"},
+    ]
+    whole, answers = said(MARKED, talk)
+    assert whole == render(MARKED, talk) and answers == "\ufdd1c\ufdd0d!"
+    every = [{"role": "assistant", "content": "".join(map(chr, range(0xFDD0, 0xFDF0)))}]
+    with pytest.raises(ValueError, match=r"hold all of Unicode's noncharacters from U\+FDD0 to U\+FDEF: remove them"):
+        said(MARKED, every)
+    assert said(CHATML, [TALK[0], *every])[1] == every[0]["content"] + "<|im_end|>"
+
+
 def test_a_template_that_rewrites_earlier_answers_must_say_what_is_generated() -> None:
     forgets = "{% for m in messages %}{{ m.content if loop.last or m.role == 'user' else '..' }}{% endfor %}"
     with pytest.raises(ValueError, match="renders message 1 in another way when more messages follow"):
@@ -114,11 +130,67 @@ def test_tools_reasoning_and_json() -> None:
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe"),
         ("{% set n = namespace() %}{% set n.__x__ = 1 %}", "must not set '__x__'"),
+        ("{{ 1 // 0 }}{{ 1 % 0 }}", "zero"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
+        ("{{ messages[0].nothing.more }}", "has no attribute 'nothing'"),
+        ("{{ " + "(" * 300 + "1" + ")" * 300 + " }}", "too deeply nested"),
+        ("{% for a in 'b' %}" * 25 + "{% endfor %}" * 25, "too deeply nested: too many statically nested blocks"),
     ],
 )
 def test_damaged_and_dangerous_templates_are_refused(template: str, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=says) as raised:
         render(template, TALK)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 'ab' * 600 }}",
+        "{{ (600 * ['ab', 1]) | length }}",
+        "{{ 'a' * 900 + 'b' * 900 }}",
+        "{{ 'a' * 900 ~ 'b' * 900 }}",
+        "{% set n = namespace(x='ab') %}{% for i in range(12) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+        "{{ (2 ** 900) ** 900 }}",
+        "{{ 2 ** 900 * 2 ** 900 }}",
+        "{{ 'a'.center(1001) }}{{ 'a' | center(1001) }}",
+        "{{ 'a'.zfill(1001) }}",
+        "{{ ('a' * 100).replace('a', 'b' * 11) }}",
+        "{{ ('a' * 100) | replace('a', 'b' * 11) }}",
+        "{{ ('b' * 20).join(['a'] * 100) }}",
+        "{{ (['a'] * 100) | join('b' * 20) }}",
+        "{{ '%1001d' % 1 }}",
+        "{{ '%.1001f' % 1 }}",
+        "{{ '%*d' % (1001, 1) }}",
+        "{{ '%1001d' | format(1) }}",
+        "{{ '{:1001}'.format(1) }}",
+        "{{ '{:{}}'.format(1, 1001) }}",
+        "{{ '{a:1001}'.format_map({'a': 1}) }}",
+        "{{ [[['a'] * 11] * 11] * 11 }}",
+        "{{ ([[['a'] * 11] * 11] * 11) | tojson }}",
+        "{{ [1, 2] | tojson(indent=1001) }}",
+        "{{ 'a\nb' | indent(1001) }}",
+        "{% for i in range(11) %}{% for j in range(101) %}{% endfor %}{% endfor %}",
+        "{% for i in range(100) %}{{ 'a' * 11 }}{% endfor %}",
+    ],
+)
+def test_a_template_that_asks_for_too_much_is_refused(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "LIMIT", 1000)
+    monkeypatch.setattr(sandbox, "LOOPS", 1000)
+    with pytest.raises(ValueError, match="cannot render these messages: it asks for more than 1,000 characters"):
+        render(template, TALK)
+
+
+def test_what_is_large_as_a_number_alone_is_not_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "LIMIT", 100)
+    for template, text in {
+        "{{ 10 ** 9 }}{{ (10 ** 9) | tojson }}{{ (10 ** 9) | string }}": "1000000000" * 3,
+        "{{ '%d 123456789' % 10 ** 9 }}": "1000000000 123456789",
+        "{{ '{} {{123456789}}'.format(123456789) }}": "123456789 {123456789}",
+        "{{ 'a-b'.replace('-', ' to ') | center(9) ~ '%5.1f' % 2 }}": " a to b    2.0",
+        "{% for i in range(3) %}{{ i }}{% endfor %}{{ ['a', 'b'] | join(', ') }}{{ 7 % 4 }}": "012a, b3",
+    }.items():
+        assert render(template, TALK) == text
 
 
 def test_a_tokenizer_without_a_template_says_so() -> None:
