@@ -187,7 +187,7 @@ def test_what_is_large_as_a_number_alone_is_not_too_much(monkeypatch: pytest.Mon
         "{{ 10 ** 9 }}{{ (10 ** 9) | tojson }}{{ (10 ** 9) | string }}": "1000000000" * 3,
         "{{ '%d 123456789' % 10 ** 9 }}": "1000000000 123456789",
         "{{ '{} {{123456789}}'.format(123456789) }}": "123456789 {123456789}",
-        "{{ 'a-b'.replace('-', ' to ') | center(9) ~ '%5.1f' % 2 }}": " a to b    2.0",
+        "{{ 'a-b'.replace('-', ' to ') | center(9) ~ '%5.1f' % 2 }}": "  a to b   2.0",
         "{% for i in range(3) %}{{ i }}{% endfor %}{{ ['a', 'b'] | join(', ') }}{{ 7 % 4 }}": "012a, b3",
     }.items():
         assert render(template, TALK) == text

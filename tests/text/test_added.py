@@ -1,0 +1,101 @@
+"""Tokens in the files beside a vocabulary: added_tokens.json, special tokens without an id, another format alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tokenizers
+
+from lm.text.tokenizer import read
+from tests.text.test_published import TRAINED, byte_pairs, with_fallback
+
+IM = {"<|im_start|>": 0, "<|im_end|>": 1}  # beyond the vocabulary
+CHAT = "<|im_start|>user ab<|im_end|>"
+
+
+def vocabulary(folder: Path, kind: str) -> int:
+    """Write the files of a tokenizer into `folder`; returns the size of its vocabulary."""
+    if kind == "pieces":
+        (folder / "tokenizer.model").write_bytes(TRAINED["bpe"].files()["sentencepiece.model"])
+        return 600
+    backend = json.loads(byte_pairs().to_str())["model"]
+    (folder / "vocab.json").write_text(json.dumps(backend["vocab"]))
+    (folder / "merges.txt").write_text("\n".join(" ".join(pair) for pair in backend["merges"]))
+    return len(backend["vocab"])
+
+
+@pytest.mark.parametrize("kind", ["pieces", "pairs"])
+@pytest.mark.parametrize(
+    ("files", "ids", "roles"),
+    [
+        ({"added_tokens.json": IM}, IM, {}),
+        (
+            {"tokenizer_config.json": {"pad_token": "<pad>", "additional_special_tokens": [*IM]}},
+            {"<pad>": 0, "<|im_start|>": 1, "<|im_end|>": 2},
+            {"pad": 0},
+        ),
+        (
+            {
+                "added_tokens.json": IM,
+                "special_tokens_map.json": {"pad_token": "<|im_end|>"},
+                "tokenizer_config.json": {"eos_token": "<|im_end|>", "extra_special_tokens": {"new": "<new>"}},
+            },
+            {**IM, "<new>": 2},
+            {"eos": 1, "pad": 1},
+        ),
+    ],
+)
+def test_tokens_beside_a_vocabulary_have_the_ids_of_transformers(
+    kind: str, files: dict, ids: dict, roles: dict, tmp_path: Path
+) -> None:
+    """As its 5.24 gives them: the files', then special tokens by their roles, then the others."""
+    size = vocabulary(tmp_path, kind)
+    for name, content in files.items():
+        given = {token: size + id for token, id in content.items()} if name == "added_tokens.json" else content
+        (tmp_path / name).write_text(json.dumps(given))
+    t = read(tmp_path)
+    assert t.vocab_size == size + len(ids)
+    for token, id in ids.items():
+        assert t.encode(f"a{token}", parse_special=True)[-1] == size + id
+    assert {role: getattr(t, role) for role in roles} == {role: size + id for role, id in roles.items()}
+    t.save(tmp_path / "saved")
+    (tmp_path / "exported").mkdir()
+    for name, data in t.hugging_face_files().items():
+        (tmp_path / "exported" / name).write_bytes(data)
+    for again in (read(tmp_path / "saved"), read(tmp_path / "exported")):
+        assert again.encode(CHAT, parse_special=True) == t.encode(CHAT, parse_special=True)
+        assert (again.vocab_size, again.eos, again.pad) == (t.vocab_size, t.eos, t.pad)
+
+
+def test_a_piece_that_is_named_special_is_a_control_id_and_a_gap_stays_one(tmp_path: Path) -> None:
+    vocabulary(tmp_path, "pieces")
+    piece = TRAINED["bpe"].name(400)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"additional_special_tokens": [piece]}))
+    (tmp_path / "added_tokens.json").write_text('{"<far>": 605}')
+    t = read(tmp_path)
+    assert t.controls[400] == piece and t.vocab_size == 606 and t.encode("<far>", parse_special=True) == [605]
+    exported = tokenizers.Tokenizer.from_str(t.hugging_face_files()["tokenizer.json"].decode())
+    assert exported.token_to_id("<far>") == 605 and exported.get_vocab_size() == 606
+
+
+def test_mistral_s_own_format_is_refused_with_the_cure(tmp_path: Path) -> None:
+    (tmp_path / "tekken.json").write_text('{"config": {}, "vocab": []}')
+    for path in (tmp_path, tmp_path / "tekken.json"):
+        with pytest.raises(ValueError, match="tekken.json is in Mistral's own format, .*: put the tokenizer.json of"):
+            read(path)
+    with_fallback().save(str(tmp_path / "tokenizer.json"))
+    assert read(tmp_path).vocab_size == 266
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('{"<a>": "x"}', "added_tokens.json is damaged: expected the id of each token"),
+        ('{"<a>": 9000}', "added_tokens.json gives '<a>' the id 9000, the vocabulary 500"),
+    ],
+)
+def test_ids_that_cannot_be_are_refused(content: str, says: str, tmp_path: Path) -> None:
+    vocabulary(tmp_path, "pairs")
+    (tmp_path / "added_tokens.json").write_text(content)
+    with pytest.raises(ValueError, match=says):
+        read(tmp_path)
