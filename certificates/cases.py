@@ -65,11 +65,11 @@ TEXT = {  # of a model that also reads pictures
     **{name: LLAMA[name] for name in ("hidden_size", "intermediate_size", "max_position_embeddings", "bos_token_id")},
     **GEMMA,
     "vocab_size": V,
-    "num_hidden_layers": 6,
+    "num_hidden_layers": 3,
+    "sliding_window_pattern": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "sliding_window": 7,
-    "query_pre_attn_scalar": 20,
     "eos_token_id": None,
 }
 VISION = dict(hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2, image_size=28)

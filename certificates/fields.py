@@ -104,7 +104,7 @@ SPELLINGS: dict[str, tuple[dict[str, Any], ...]] = {
         dict(tie_word_embeddings=False),
         dict(text_config={**TEXT, "tie_word_embeddings": False}),
         dict(text_config={**TEXT, "rope_theta": 500.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
-        dict(text_config={**TEXT, "sliding_window": LEFT_OUT, "query_pre_attn_scalar": LEFT_OUT}),
+        dict(text_config={**TEXT, "sliding_window": LEFT_OUT, "query_pre_attn_scalar": 20}),
     ),
     "T5ForConditionalGeneration": (
         dict(tie_word_embeddings=True, scale_decoder_outputs=True),

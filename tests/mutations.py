@@ -13,6 +13,7 @@ KERNELS = of(
     "every_kernel_has_the_gradients_of_the_plain_one",
 )
 CACHED = of("model/test_transformer", "rows_of_a_cache_are_at_offsets_of_their_own")
+DEFAULTS = ("tests/pretrained/test_defaults.py",)
 RECORDED = of("pretrained/test_recorded", "the_logits_are_the_recorded_ones")
 
 # The tests that are to notice, where these are not all of the file that mirrors lm's.
@@ -28,6 +29,15 @@ TESTS = {
         *("a_rollout_follows_from_seed_step_and_parameters", "what_is_frozen_is_sharded_and_handed_on"),
     ),
     "lm/tune/pretrain.py": ("tests/train/test_loss.py", "tests/tune/test_pretrain.py"),
+    "lm/pretrained/defaults.py": DEFAULTS,
+    "lm/pretrained/fields.py": DEFAULTS,
+    "lm/pretrained/rope.py": DEFAULTS,
+    "lm/pretrained/llama.py": DEFAULTS,
+    "lm/pretrained/gemma.py": DEFAULTS,
+    "lm/pretrained/t5.py": DEFAULTS,
+    "lm/pretrained/bert.py": ("tests/pretrained/test_halves.py",),
+    "lm/pretrained/model.py": ("tests/pretrained/test_halves.py",),
+    "lm/pretrained/files.py": ("tests/pretrained/test_bad.py",),
     "lm/model/scoring.py": KERNELS,
     "lm/model/flash.py": KERNELS,
     "lm/model/attention.py": CACHED + RECORDED,
@@ -365,5 +375,65 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("positions behind a cache begin at 0", "jnp.arange(T) + start", "jnp.arange(T)"),
         ("padding lengthens a row", "T) if inputs.segments is None else (inputs.segments > 0).sum(1)", "T)"),
         ("a bias behind a cache begins at 0", "else cache.size) - offset", "else cache.size)"),
+    ),
+    "lm/pretrained/fields.py": (
+        ("null is the default", "return None if name in self.values else known.default", "return known.default"),
+        (
+            "null is taken where its class refuses it",
+            "if name in self.values:\n            raise",
+            "if 0:\n            raise",
+        ),
+    ),
+    "lm/pretrained/defaults.py": (
+        (
+            "Mistral has no window",
+            "max_position_embeddings=131072, sliding_window=Nullable(4096)",
+            "sliding_window=Nullable()",
+        ),
+        ("Qwen 3's heads are cut from the width", "QWEN2 | dict(head_dim=128)", "QWEN2 | dict()"),
+    ),
+    "lm/pretrained/rope.py": (
+        ("the context is never longer", "if context == original else context", "if 0 else context"),
+        (
+            "rope_scaling that contradicts is passed over",
+            "if new and _plain(new, fields)",
+            "if 0 and _plain(new, fields)",
+        ),
+        ("theta beside a scaling is passed over", '{"rope_theta": fields.take("rope_theta"), ', "{"),
+    ),
+    "lm/pretrained/llama.py": (
+        (
+            "a window that is not used is",
+            'fields.flag("use_sliding_window") and',
+            'fields.flag("use_sliding_window") or',
+        ),
+        ("gpt-oss is never scaled by itself", "if rope.parameters(fields) is None:", "if 0:"),
+    ),
+    "lm/pretrained/gemma.py": (
+        ("the text's own flag ties", '{**text, "tie_word_embeddings": tied}', '{"tie_word_embeddings": tied, **text}'),
+        ("both halves have one theta", '("rope_theta", "rope_local_base_freq")', '("rope_theta", "rope_theta")'),
+    ),
+    "lm/pretrained/t5.py": (
+        ("dense_act_fn is passed over", 'fields.choose("dense_act_fn", ACTIVATION, act)', "ACTIVATION[act]"),
+        ("the output is scaled where it is tied", 'fields.flag("scale_decoder_outputs", tied)', "tied"),
+    ),
+    "lm/pretrained/bert.py": (
+        (
+            "an untied output adds the tied one's bias",
+            'if cfg.tied else [same("head/bias", second)',
+            'if 1 else [same("head/bias", second)',
+        ),
+    ),
+    "lm/pretrained/model.py": (
+        ("what is unused is lost", "unused = self.unused if architecture == self.architecture else {}", "unused = {}"),
+    ),
+    "lm/pretrained/files.py": (
+        ("an index comes first", "if names and (SINGLE in names or not (path / SINGLE).is_file()):", "if names:"),
+        ("a tensor may be in two shards", "if name in self.tensors:", "if 0:"),
+    ),
+    "lm/text/gguf.py": (
+        ("only keys say what ends a text", "[*stops, *end_ids(_tokens(metadata))]", "stops"),
+        ("the end of a message ends the turn", "present -= {MESSAGE_END}", "pass"),
+        ("an end is an ordinary token", "types[id] = sentence.CONTROL", "pass"),
     ),
 }

@@ -171,6 +171,16 @@ def test_what_tools_wrote_is_told() -> None:
         read({**QWEN, "unsloth": 1})
 
 
+def test_both_names_of_rotary_parameters_agree_or_are_refused() -> None:
+    """transformers takes rope_scaling, whose theta is then the field beside it."""
+    new, old = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e6}, {"type": "linear", "factor": 2.0}
+    both = {**QWEN, "rope_parameters": new, "rope_scaling": old}
+    assert read(both) == read({**QWEN, "rope_scaling": old})
+    for changes in ({"rope_theta": 500.0}, {"rope_scaling": {**old, "factor": 3.0}}, {"rope_scaling": {"type": "x"}}):
+        with pytest.raises(ValueError, match="file: rope_scaling=.* is not supported: expected rope_parameters, "):
+            read({**both, **changes})
+
+
 def test_what_neither_class_nor_code_agree_on() -> None:
     with pytest.raises(ValueError, match="num_experts=4 is not supported: expected num_local_experts=7"):
         read({**recorded()["MixtralForCausalLM-7-experts--3-chosen"]["config"], "num_experts": 4})

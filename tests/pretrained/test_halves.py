@@ -1,0 +1,79 @@
+"""What is loaded of a model whose class has more than ours reads: Gemma 3's text half, BERT's two biases and pooler."""
+
+import warnings
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from lm.pretrained import load
+from lm.pretrained.files import SINGLE, Safetensors, TensorToWrite, write
+from tests.pretrained.small import BY_NAME, checkpoint
+
+HALF = BY_NAME["Gemma3ForConditionalGeneration-text-half"]
+UNTIED = BY_NAME["BertForMaskedLM-untied"]
+
+
+def renamed(folder: Path, *pairs: tuple[str, str], without: str = "(none)") -> None:
+    """Write the tensors of `folder` with other names, but for those that hold `without`."""
+    source = Safetensors(folder)
+    tensors = {name: np.array(source.read(name)) for name in source if without not in name}
+    (folder / SINGLE).unlink()
+    for old, new in pairs:
+        tensors = {name.replace(old, new): array for name, array in tensors.items()}
+    write(folder, [TensorToWrite(name, array.shape, lambda a=array: a) for name, array in tensors.items()])
+
+
+def test_the_text_half_is_told_and_written_as_a_text_model(tmp_path: Path) -> None:
+    with pytest.warns(
+        UserWarning, match=r"config.json: the text half is read; the vision tower and its projector are not"
+    ):
+        model = load(checkpoint(HALF, tmp_path / "both"))
+    model.save(tmp_path / "text")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = load(tmp_path / "text")
+    assert again.architecture is not None and again.architecture.name == "Gemma3ForCausalLM"
+    assert again.config == model.config and not any("vision" in name for name in Safetensors(tmp_path / "text"))
+
+
+@pytest.mark.filterwarnings("ignore:.*the text half is read")
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [("vision_tower.", "vision_tower.vision_model.")],  # as the hub has them
+        [("language_model.model.", "model.language_model."), ("vision_tower.", "model.vision_tower.")],  # in memory
+    ],
+)
+def test_the_names_of_other_versions(pairs: list[tuple[str, str]], tmp_path: Path) -> None:
+    model = load(checkpoint(HALF, tmp_path / "one"))
+    renamed(checkpoint(HALF, tmp_path / "other"), *pairs)
+    jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "other").params, model.params)
+
+
+def test_an_untied_output_has_the_bias_that_transformers_adds(tmp_path: Path) -> None:
+    """Which an earlier version saved under the other name alone."""
+    source = Safetensors(checkpoint(UNTIED, tmp_path / "a"))
+    first, second = (np.array(source.read(f"cls.predictions.{name}")) for name in ("bias", "decoder.bias"))
+    assert not np.array_equal(first, second)
+    model = load(tmp_path / "a")
+    np.testing.assert_array_equal(model.params["head"]["bias"], second)
+    renamed(checkpoint(UNTIED, tmp_path / "b"), without="decoder.bias")
+    np.testing.assert_array_equal(load(tmp_path / "b").params["head"]["bias"], first)
+    model.save(tmp_path / "c")
+    written = Safetensors(tmp_path / "c")
+    for name in ("bias", "decoder.bias"):
+        np.testing.assert_array_equal(written.read(f"cls.predictions.{name}"), second)
+
+
+def test_a_pooler_is_written_back_where_there_was_one(tmp_path: Path) -> None:
+    bare = BY_NAME["BertModel-bare"]
+    model = load(checkpoint(bare, tmp_path / "a"))
+    assert sorted(model.unused) == ["bert.pooler.dense.bias", "bert.pooler.dense.weight"]
+    model.save(tmp_path / "b")
+    again = load(tmp_path / "b")
+    for name, array in model.unused.items():
+        np.testing.assert_array_equal(again.unused[name], array)
+    renamed(checkpoint(bare, tmp_path / "c"), without="pooler")
+    assert not load(tmp_path / "c").unused
