@@ -5,7 +5,7 @@ All processes of a run read it; the first one writes.
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from lm.data.mixture import Data
 from lm.data.source import Source
 from lm.experiment import Experiment, changed
 from lm.machine import buckets, processes
+from lm.renamed import upgrade
 from lm.text.tokenizer import Tokenizer
 
 
@@ -111,6 +112,26 @@ def as_begun(folder: Path, data: Data) -> Data:
     return replace(data, mixture=replace(data.mixture, sources=begun))
 
 
+def begin_alike(folder: Path, others: Iterable[Path]) -> None:
+    """Let the claimed run in `folder` begin with its sources as one of the runs in `others` began with the same ones:
+    runs that are compared have one text, one split of it and one order, whatever version they began with."""
+    if (folder / "data.json").exists():
+        return
+    own = _sources_of(folder)
+    for other in sorted(others):
+        if (other / "data.json").exists():
+            theirs, recorded = _sources_of(other), json.loads((other / "data.json").read_text())
+            same = {name: content for name, content in recorded.items() if own.get(name, 0) == theirs.get(name)}
+            if same:
+                return write_json(folder / "data.json", same)
+
+
+def _sources_of(folder: Path) -> dict[str, Any]:
+    """The sources of a run's experiment, as plain data."""
+    experiment = upgrade(json.loads((folder / "experiment.json").read_text())["value"])
+    return dict(experiment["data"]["mixture"]["sources"])
+
+
 def _as_recorded(source: Source, fingerprint: str) -> Source:
     """`source`, or what it was to an earlier version where that has the `fingerprint`."""
     earlier = source.earlier()
@@ -130,7 +151,7 @@ def check_sources(folder: Path, sources: Mapping[str, Source]) -> None:
     def check() -> None:
         recorded = json.loads(file.read_text()) if file.exists() else fingerprints
         for name in fingerprints:
-            if recorded.get(name) != fingerprints[name]:
+            if recorded.get(name, fingerprints[name]) != fingerprints[name]:
                 raise ValueError(f"source {name!r} has changed since this run began: choose another --workdir")
 
     def record() -> None:

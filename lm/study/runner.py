@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from lm.run.folder import claim, write_json
+from lm.run.folder import begin_alike, claim, write_json
 from lm.run.outcome import FAILED, OUTCOME, PRUNED, STOP, write_outcome
 from lm.run.together import MOST, PROGRAM, program_key
 from lm.study.trial import STOPPED, Result, Trial, read_result
@@ -151,6 +151,7 @@ def _prepare(trial: Trial, study: Path, reference: str) -> None:
     """Make the folder of a trial ready for a worker."""
     folder = trial.folder(study)
     claim(folder, trial.experiment, reference)
+    begin_alike(folder, (study / "runs").glob("*/*"))
     for name in (OUTCOME, STOP):
         (folder / name).unlink(missing_ok=True)
 

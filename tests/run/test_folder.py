@@ -9,7 +9,7 @@ import pytest
 from lm.data.loader import prepare
 from lm.data.mixture import Data, Mixture
 from lm.data.source import TextFolder
-from lm.run.folder import as_begun, check_sources
+from lm.run.folder import as_begun, begin_alike, check_sources, claim
 from lm.text.tokenizer import Bytes
 from tests.tiny import experiment, write_texts
 
@@ -52,3 +52,29 @@ def test_a_run_of_before_keeps_its_split(texts: Path, tmp_path: Path) -> None:
     (texts / "words" / "0.txt").write_text("another")
     with pytest.raises(ValueError, match="source 'words' has changed since this run began"):
         check_sources(tmp_path, as_begun(tmp_path, page).mixture.sources)
+
+
+def test_the_runs_of_a_study_have_one_split_and_one_order(texts: Path, tmp_path: Path) -> None:
+    """Those too that begin after an earlier version has begun others."""
+    old, new, other = (tmp_path / "runs" / arm / "0" for arm in ("old", "new", "other"))
+    page = replace(experiment(texts), data=data(texts, "words", "sums"))
+    began = {name: source.earlier() for name, source in page.data.mixture.sources.items()}
+    claim(old, page, "")
+    check_sources(old, began)
+    sorted_again = replace(page, data=data(texts, "sums", "words"), seed=1)
+    claim(new, sorted_again, "")
+    begin_alike(new, tmp_path.glob("runs/*/*"))
+    assert list(as_begun(new, sorted_again.data).mixture.sources.items()) == list(began.items())
+    sources = {
+        "sums": sorted_again.data.mixture.sources["sums"],
+        "words": TextFolder(str(texts / "words"), heldout=0.4),
+    }
+    differs = replace(page, data=Data(Mixture(sources, page.data.mixture.weights), Bytes()))
+    claim(other, differs, "")
+    begin_alike(other, tmp_path.glob("runs/*/*"))
+    found = as_begun(other, differs.data).mixture.sources
+    assert found == {"sums": began["sums"], "words": sources["words"]}
+    check_sources(other, found)
+    (texts / "sums" / "0.txt").write_text("another")
+    with pytest.raises(ValueError, match="source 'sums' has changed since this run began"):
+        check_sources(new, as_begun(new, sorted_again.data).mixture.sources)

@@ -99,6 +99,18 @@ def test_a_folder_of_a_run_is_not_a_study_s_nor_the_other_way_round(broken: Path
     assert not (broken / "experiment.json").exists()
 
 
+def test_new_runs_of_a_study_begin_with_the_text_of_its_first_ones(tmp_path: Path) -> None:
+    first, recorded = tmp_path / "runs" / "base" / "0", '{"words": "as of before", "sums": "and its order"}'
+    claim(first, page.pair.trials()[0].experiment, "tests.study.page:pair")
+    (first / "data.json").write_text(recorded)
+    runner.run(page.pair, tmp_path, {"study": "tests.study.page:pair"}, lambda *_: None)
+    assert len(page.pair.trials()) == 4
+    for trial in page.pair.trials():
+        assert list(json.loads((trial.folder(tmp_path) / "data.json").read_text()).items()) == list(
+            json.loads(recorded).items()
+        )
+
+
 def test_killed_at_any_moment_and_gone_on_with(texts: Path, tmp_path: Path) -> None:
     """Its tables end with the same bytes as those of one that was left alone."""
     alone, killed = tmp_path / "alone", tmp_path / "killed"
