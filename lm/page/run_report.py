@@ -262,7 +262,8 @@ class RunReport:
             for source, splits in self.about.get("data", {}).items()
             for split, amount in splits.items()
         ]
-        return section("Data", table(head, rows, text_columns=2))
+        remarks = [tag("p", f"{remark}.") for remark in self.about.get("remarks", [])]
+        return section("Data", table(head, rows, text_columns=2), *remarks)
 
     def _declared(self) -> Markup:
         made_by = self.record.reference

@@ -200,6 +200,7 @@ def run_metadata(prepared: Prepared, state: Any, command: str, began: float) -> 
         "compute": value.plain(prepared.compute),
         "mesh": dict(prepared.mesh.shape),
         "data": {s: {k: vars(a) for k, a in splits.items()} for s, splits in data.summary().items()},
+        "remarks": data.remarks(),
         "shares": [[n, data.shares(n)] for n in points],
         "method": {
             "target_name": method.target_name,

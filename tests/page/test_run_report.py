@@ -116,6 +116,13 @@ def fill(folder: Path, steps: int = 40, evaluated: bool = True, about: bool = Tr
     return folder
 
 
+def test_what_one_should_know_of_the_documents_stands_beside_their_sizes(tmp_path: Path) -> None:
+    folder = fill(tmp_path)
+    about = json.loads((folder / "about.json").read_text())
+    (folder / "about.json").write_text(json.dumps({**about, "remarks": [f"source {HOSTILE!r}: 2 of 3"]}))
+    assert f"source {HOSTILE!r}: 2 of 3." in parsed(write_report(folder)).text
+
+
 def test_the_page_is_whole_and_says_what_happened(tmp_path: Path) -> None:
     page = parsed(write_report(fill(tmp_path)))
     for words in (

@@ -97,6 +97,7 @@ def test_the_report_and_its_facts(finished: Path) -> None:
     assert about["mesh"] == dict.fromkeys(MESH_AXES, 1) | {"data": 8} and about["environment"]["devices"] == 8
     assert about["finished"] is not None and about["seconds"] > 0 and about["command"] == "lm train tests.tiny"
     assert set(about["baselines"]["words"]) == {"gzip", "xz"}
+    assert about["data"]["sums"]["train"]["duplicates"] == 0 and about["remarks"] == []
     assert about["shares"][0] == [0, {"sums": pytest.approx(0.7), "words": pytest.approx(0.3)}]
     page = (finished / "report.html").read_text()
     assert "<html" in page and "words" in page and "http://" not in page.replace("http://www.w3.org", "")
