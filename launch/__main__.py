@@ -14,10 +14,11 @@ from typing import Any, NoReturn
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
-from launch import convert, evaluate, launch, plan, report, sample, show, study, tokenizer, train
+from launch import catalogue, convert, evaluate, launch, plan, report, sample, show, study, tokenizer, train
 from lm.value import suggest
 
 VERBS = {
+    "list": catalogue,
     "train": train,
     "sample": sample,
     "evaluate": evaluate,
@@ -32,6 +33,7 @@ VERBS = {
 FORMAT_WARNING = warnings.formatwarning
 EPILOG = """\
 examples:
+  lm list                                        experiments, published sizes, studies: a line each
   lm show experiments.quickstart                 what it is, before anything runs
   lm train experiments.quickstart                train it (or resume it), sample, report
   lm train experiments.quickstart --workdir runs/small --set steps=100 model.layers=2

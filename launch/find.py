@@ -91,7 +91,11 @@ def known() -> list[str]:
     """The modules that may define experiments: those of the package experiments, and files in the current directory."""
     folders = [(Path(p or "."), "") for p in dict.fromkeys([os.getcwd(), *_roots()])]
     inside = [(folder / "experiments", "experiments.") for folder, _ in folders]
-    pages = [f"{prefix}{path.stem}" for folder, prefix in inside for path in sorted(folder.glob("[!_]*.py"))]
+    pages = [
+        prefix + ".".join(path.relative_to(folder).with_suffix("").parts)
+        for folder, prefix in inside
+        for path in sorted(folder.rglob("[!_]*.py"))
+    ]
     pages += [path.stem for path in sorted(Path.cwd().glob("*.py")) if _mentions(path)]
     return list(dict.fromkeys(pages))
 

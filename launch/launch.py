@@ -11,8 +11,8 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from launch import gke, local, slurm, tpu_vm
-from launch.find import changed, find, find_study
+from launch import gke, local, slurm, tpu_vm, train
+from launch.find import changed, find_study
 from launch.job import Job
 
 ENGINES: dict[str, ModuleType] = {"local": local, "slurm": slurm, "gke": gke, "tpu-vm": tpu_vm}
@@ -106,7 +106,7 @@ def parse_job(top: Any, words: Sequence[str], name: str = "") -> Job:
     command = list(words) if words[0] in VERBS else ["train", *words]
     args, experiment = top.parse_args(command), None
     if command[0] == "train":
-        experiment = changed(find(args.experiment)[0], args.set, args.text, args.host_devices)
+        experiment = train.asked(args)[0]
         name = name or experiment.name
     elif command[0] == "study":
         if "://" in (args.workdir or ""):

@@ -1,9 +1,12 @@
 """`lm train`: train an experiment, or resume it."""
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch.find import changed, filled, find
+
+if TYPE_CHECKING:
+    from lm.experiment import Experiment
 
 EPILOG = """\
 On the same workdir it resumes from the last checkpoint; a workdir of a different experiment is refused. Ctrl-C or
@@ -15,6 +18,14 @@ examples:
   lm train experiments.quickstart --set "model.positions=Rotary(theta=5e5)" "data.mixture.weights.code=0.9"
   lm train experiments.quickstart --text ~/my-texts --workdir runs/mine
   lm train experiments.quickstart --devices cpu --host-devices 4 --set mesh.data=2 mesh.tensor=2
+  lm train experiments.llama:llama3_70b --smoke
+
+--smoke trains what the page declares in the folder runs/NAME-smoke by these rules, after which --set applies:
+  20 steps, of which 5 at most warm up; rows of 128 tokens, 4 a device and micro-batch, 2 micro-batches at most
+  the first layers and one round of the pattern (at least 2 layers), width 64, 4 heads, 4 experts, and so on; the ids
+  that tokenizer and objective need
+  an evaluation every 10 steps on 4,096 tokens a source, the last on all; samples of 16 tokens; one checkpoint
+  no mesh, no file of embeddings
 """
 
 
@@ -48,7 +59,20 @@ def add(verbs: Any) -> None:
     verb = verbs.add_parser("train", help="train an experiment, or resume it", description=__doc__, epilog=EPILOG)
     add_experiment_arguments(verb)
     verb.add_argument("--workdir", type=filled, metavar="DIR", help="the run's folder (default: runs/NAME)")
+    verb.add_argument(
+        "--smoke", action="store_true", help="try the experiment in two minutes, with few steps and small sizes (below)"
+    )
     verb.set_defaults(run=run)
+
+
+def asked(args: argparse.Namespace) -> "tuple[Experiment, str]":
+    """The experiment that the arguments name, changed as they say, and its full reference."""
+    experiment, reference = find(args.experiment)
+    if args.smoke:
+        from lm.run.smoke import smoke
+
+        experiment = smoke(experiment)
+    return changed(experiment, args.set, args.text, args.host_devices), reference
 
 
 def run(args: argparse.Namespace) -> None:
@@ -56,8 +80,7 @@ def run(args: argparse.Namespace) -> None:
     from lm.machine import hardware
 
     hardware.prepare(args.devices)
-    experiment, reference = find(args.experiment)
-    experiment = changed(experiment, args.set, args.text, args.host_devices)
+    experiment, reference = asked(args)
     from lm.run.course import train
 
     train(experiment, args.workdir or f"runs/{experiment.name}", reference, args.command)

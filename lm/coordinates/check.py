@@ -60,6 +60,11 @@ class Coordinates:
         for width in self.widths:
             widened(self.base.model, width, self.grows)
 
+    @property
+    def summary(self) -> str:
+        """Its size in a few words."""
+        return f"{len(self.widths)} widths, {self.steps} steps"
+
     def trials(self, results: Sequence[Any] = ()) -> list[Any]:
         """None: what is trained here leaves no run behind."""
         return []

@@ -59,6 +59,11 @@ class Ablation:
         object.__setattr__(self, "measure", comparable_measure(self.measure, self.base, differ))
 
     @property
+    def summary(self) -> str:
+        """Its size in a few words."""
+        return f"{len(self.arms)} arms, {len(tuple(self.seeds))} seeds"
+
+    @property
     def base_arm(self) -> str:
         """The arm that the others are compared with."""
         return next((name for name, changes in self.arms.items() if changes == {} or changes == self.base), "base")

@@ -81,6 +81,11 @@ class Ladder:
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"two arms are named {twice[0]!r}: two budgets or shapes are the same, or nearly so")
 
+    @property
+    def summary(self) -> str:
+        """Its size in a few words."""
+        return f"{len(self.compute)} budgets, {len(self.shapes)} shapes"
+
     @functools.cached_property
     def arms(self) -> dict[str, tuple[float, Experiment]]:
         """Each arm's budget and experiment. Raises ValueError for a budget too small for one step."""

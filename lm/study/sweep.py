@@ -75,6 +75,11 @@ class Sweep:
         """This sweep in a study's folder: what TPE has suggested there stays as it is."""
         return replace(self, folder=folder)
 
+    @property
+    def summary(self) -> str:
+        """Its size in a few words."""
+        return f"{self.method}, {len(self._fixed) if self.method != 'tpe' else self.count} arms"
+
     # ------------------------------------------------------------ arms
 
     def arms(self, results: Sequence[Result] = ()) -> dict[str, Draw]:

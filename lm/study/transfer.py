@@ -70,6 +70,11 @@ class Transfer:
         with_rate(self.base.optimizer, self.rates[0])
 
     @property
+    def summary(self) -> str:
+        """Its size in a few words."""
+        return f"{len(self.widths)} widths, {len(self.rates)} learning rates, {len(tuple(self.seeds))} seeds"
+
+    @property
     def rules(self) -> dict[str, Parametrisation]:
         """The parametrisations by name, the base's own first."""
         own = self.base.model.parametrisation
