@@ -12,7 +12,7 @@ import copy
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,13 @@ WALKED = (
 )
 LEFT_OUT = object()
 YARN = dict(factor=4.0, original_max_position_embeddings=16)
+ROPE_KEYS = {
+    "linear": ("rope_theta", "factor"),
+    "yarn": (
+        *("rope_theta", "factor", "original_max_position_embeddings", "attention_factor"),
+        *("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    ),
+}
 LLAMA3 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
 SPELLINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "LlamaForCausalLM": (
@@ -59,6 +66,10 @@ SPELLINGS: dict[str, tuple[dict[str, Any], ...]] = {
         dict(rope_parameters={"rope_theta": 700.0}, rope_theta=500.0),
         dict(rope_parameters={}, rope_theta=500.0),
         dict(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}, dtype="bfloat16"),
+        *(
+            dict(rope_parameters={"rope_type": "yarn", "beta_slow": 0.05, "truncate": t, **YARN})
+            for t in (True, False, None)
+        ),
         dict(pretraining_tp=2, chunk_size_feed_forward=4, output_hidden_states=True),
     ),
     "MistralForCausalLM": (dict(rope_theta=500.0), dict(sliding_window=None, rope_theta=1e6)),
@@ -114,6 +125,8 @@ SPELLINGS: dict[str, tuple[dict[str, Any], ...]] = {
         dict(feed_forward_proj="gated-gelu", dense_act_fn="gelu_new", is_gated_act=True),
         dict(feed_forward_proj="gated-silu", dense_act_fn="silu", is_gated_act=True),
         dict(feed_forward_proj="gelu"),
+        dict(scale_decoder_outputs=None),
+        dict(tie_word_embeddings=None),
         dict(feed_forward_proj="gated-gelu", dense_act_fn="relu"),
         dict(n_positions=512, output_past=True),
     ),
@@ -185,6 +198,7 @@ class Walk:
             walked[name] = dict(zip(("missing", "null", "default"), map(self.variant, at), strict=True))
             walked[name]["value"] = default
         spelled = [without_left_out({**given, **more}) for more in SPELLINGS.get(self.case.architecture, ())]
+        spelled += [without_left_out({**given, "rope_parameters": rope}) for rope in rope_variants(given)]
         return {
             "given": given,
             "resolved": self.base,
@@ -192,6 +206,14 @@ class Walk:
             "fields": walked,
             "spellings": [{"given": s, **self.variant(s)} for s in spelled],
         }
+
+
+def rope_variants(given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rotary parameters of a scaling with each of them left out and null, where `given` has one."""
+    rope = given.get("rope_parameters") or {}
+    for name in ROPE_KEYS.get(rope.get("rope_type"), ()):
+        yield {**rope, name: LEFT_OUT}
+        yield {**rope, name: None}
 
 
 def without_left_out(fields: Mapping[str, Any]) -> dict[str, Any]:

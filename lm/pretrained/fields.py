@@ -117,7 +117,8 @@ class Fields:
     def expect(self, name: str, *allowed: Any) -> None:
         """Raise ValueError unless the field `name` is missing, one of `allowed`, or null where its class allows it."""
         value = self.take(name) if name in self.defaults else self.take(name, None)
-        if value is not None and value not in allowed:
+        same_kind = [one for one in allowed if isinstance(one, bool) == isinstance(value, bool)]  # 1 is not true
+        if value is not None and value not in same_kind:
             raise self.unsupported(name, value, " or ".join(map(repr, allowed)) or "none")
 
     def unsupported(self, name: str, value: Any, expected: str) -> ValueError:

@@ -67,7 +67,7 @@ def read_gemma2(fields: Fields) -> ModelConfig:
     """Gemma 2's config.json: windows in every second layer, soft caps."""
     window = fields.integer("sliding_window")
     fields.expect("sliding_window_size", window)  # in old files, both
-    softcap = float(fields.number("attn_logit_softcapping") or 0)
+    softcap = float(fields.number("attn_logit_softcapping", above=0) or 0)
     return _later(fields, {"softcap": softcap}, pattern=_pattern(fields, LayerKind(window=window or 0), every=2))
 
 
@@ -107,7 +107,7 @@ def _later(fields: Fields, attention: Mapping[str, Any], **parts: Any) -> ModelC
         fields.choose("hidden_activation", ACTIVATION),
         {"scale": scale, **attention},
         wiring=Sandwich(),
-        output=Output(softcap=float(fields.number("final_logit_softcapping") or 0)),
+        output=Output(softcap=float(fields.number("final_logit_softcapping", above=0) or 0)),
         **parts,
     )
 
@@ -118,20 +118,18 @@ def _pattern(fields: Fields, windowed: LayerKind, every: int) -> tuple[LayerKind
 
 def _two_rotaries(fields: Fields) -> tuple[Rotary, Rotary]:
     """Those of the full and of the windowed layers: a dict each, or a theta each and a scaling for the full ones."""
-    both, scaling = fields.take("rope_parameters"), fields.take("rope_scaling")
-    for name, values in (("rope_parameters", both or {}), ("rope_scaling", scaling or {})):
-        if not isinstance(values, dict) or name == "rope_parameters" and not set(values) <= set(KINDS):
-            raise fields.unsupported(name, values, f"an object{f' for each of {KINDS}' if values is both else ''}")
-    full, local = ((both or {}).get(kind) or {} for kind in KINDS)
-    for kind, values in zip(KINDS, (full, local), strict=True):
+    both, scaling = ({} if (found := fields.take(n)) is None else found for n in ("rope_parameters", "rope_scaling"))
+    if not isinstance(both, dict) or not set(both) <= set(KINDS):
+        raise fields.unsupported("rope_parameters", both, f"an object with one for each of {', '.join(KINDS)}")
+    full, local = ({} if both.get(kind) is None else both[kind] for kind in KINDS)
+    for name, values in (("rope_parameters", full), ("rope_parameters", local), ("rope_scaling", scaling)):
         if not isinstance(values, dict):
-            raise fields.unsupported("rope_parameters", both, f"an object for {kind}")
-    if scaling and any(full.get(name, value) != value for name, value in scaling.items()):
+            raise fields.unsupported(name, values, "an object")
+    if any(full.get(name, value) != value for name, value in scaling.items()):
         raise fields.unsupported("rope_scaling", scaling, f"rope_parameters of full_attention, {full}")
     thetas = (fields.number(name, above=1) for name in ("rope_theta", "rope_local_base_freq"))
     rotaries = (
-        rope.rotary(fields, values, theta)
-        for values, theta in zip(({**full, **(scaling or {})}, local), thetas, strict=True)
+        rope.rotary(fields, values, theta) for values, theta in zip((full | scaling, local), thetas, strict=True)
     )
     first, second = (positions.rotary for positions in rotaries)
     return first, second

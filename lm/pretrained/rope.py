@@ -34,8 +34,8 @@ def _yarn(fields: Fields, context: int) -> Scaled:
         original_context=original,
         beta_fast=float(fields.number("beta_fast", 32.0, above=0)),
         beta_slow=float(fields.number("beta_slow", 1.0, above=0)),
-        attention_factor=float(fields.number("attention_factor", attention)),
-        truncate=fields.flag("truncate", True),
+        attention_factor=float(fields.number("attention_factor", attention, above=0)),
+        truncate=fields.flag("truncate", "truncate" not in fields.values),  # null is false
     )
     return Scaled(scaling, _stretched(factor, context, original))
 

@@ -63,7 +63,8 @@ def read(fields: Fields) -> ModelConfig:
     if buckets < 4 or max_distance <= buckets // 2:
         raise fields.unsupported("relative_attention_num_buckets", buckets, f"from 4 to less than {2 * max_distance}")
     tied = fields.flag("tie_word_embeddings", True)
-    scaled = fields.flag("scale_decoder_outputs", tied)  # 1.0 scales the output's input, and is recognised by tying
+    # 1.0 scales the output's input, and is recognised by tying where there is no field for it; null is false
+    scaled = fields.flag("scale_decoder_outputs", tied and "scale_decoder_outputs" not in fields.values)
     fields.expect("is_encoder_decoder", True)
     fields.expect("is_decoder", False)
     cfg = t5(
@@ -90,6 +91,9 @@ def _activation(fields: Fields) -> tuple[bool, str]:
     # "gated-gelu" means the tanh approximation, plain "gelu" does not
     act = "gelu_new" if (gate, act) == ("gated", "gelu") else act
     fields.expect("is_gated_act", bool(gate))
+    for name in ("is_gated_act", "dense_act_fn"):
+        if name in fields.values and fields.values[name] is None:  # which would overrule feed_forward_proj
+            raise fields.unsupported(name, None, "a value, or no such field")
     return bool(gate), str(fields.choose("dense_act_fn", ACTIVATION, act))
 
 

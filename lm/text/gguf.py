@@ -116,7 +116,7 @@ def _list(metadata: Mapping[str, Any], name: str, kind: type, default: Any = Non
     value = metadata.get(f"tokenizer.ggml.{name}", default)
     if value is None:
         raise ValueError(f"the GGUF file has no tokenizer.ggml.{name}, which its vocabulary needs")
-    if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
+    if not isinstance(value, list) or not all(type(item) is kind for item in value):
         raise ValueError(f"tokenizer.ggml.{name} is {value!r:.40}: expected a list, each of type {kind.__name__}")
     return value
 
