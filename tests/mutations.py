@@ -1,6 +1,8 @@
 """The mistakes that tests/mutants.py makes, one at a time: what is wrong, a text that occurs once in the file, and what
 stands in its place."""
 
+from tests.mutations_data import OF_DATA
+
 
 def of(file: str, *names: str) -> tuple[str, ...]:
     """Tests of a file by name, as pytest has them."""
@@ -29,6 +31,11 @@ TESTS = {
         *("a_rollout_follows_from_seed_step_and_parameters", "what_is_frozen_is_sharded_and_handed_on"),
     ),
     "lm/tune/pretrain.py": ("tests/train/test_loss.py", "tests/tune/test_pretrain.py"),
+    "lm/text/train.py": ("tests/text/test_tokenizer.py",),
+    "lm/text/published.py": ("tests/text/test_added.py",),
+    "lm/text/files.py": ("tests/text/test_added.py",),
+    "lm/text/export.py": ("tests/text/test_published.py", "tests/text/test_added.py"),
+    "lm/text/sandbox.py": ("tests/text/test_chat.py",),
     "lm/pretrained/defaults.py": DEFAULTS,
     "lm/pretrained/fields.py": DEFAULTS,
     "lm/pretrained/rope.py": DEFAULTS,
@@ -68,52 +75,7 @@ TESTS = {
 }
 
 BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
-    "lm/data/mixture.py": (
-        ("counts do not depend on the seed", '(self._seed, "mixture"', '(0, "mixture"'),
-        ("the order within a batch does not depend on the seed", '(self._seed, "batch"', '(0, "batch"'),
-        ("every batch has one order", '"batch", step', '"batch", 0'),
-        ("rows before a step include its own", "[:rest].sum", "[: rest + 1].sum"),
-    ),
-    "lm/data/pack.py": (
-        ("windows do not overlap", "[:, None] * (width - 1)", "[:, None] * width"),
-        ("pieces of a long document do not overlap", "+ nth * seq_len, np.min", "+ nth * (seq_len + 1), np.min"),
-        ("a document that fits exactly opens a row", "bisect_left(free, length)", "bisect_left(free, length + 1)"),
-        ("every epoch has one order", "self._name, purpose, epoch)", "self._name, purpose)"),
-        ("the order of rows does not depend on the seed", "(seed, self._name, purpose", "(0, self._name, purpose"),
-    ),
-    "lm/data/objective.py": (
-        ("targets are not shifted", '"targets": rows.tokens[:, 1:]', '"targets": rows.tokens[:, :-1]'),
-        ("padding is predicted", "(current > 0) & (current == next_)", "(current == next_)"),
-        ("the next document is predicted", "(current > 0) & (current == next_)", "(current > 0) & (next_ > 0)"),
-        ("the first token after a prefix is not predicted", ">= lengths - 1)", ">= lengths)"),
-        ("positions restart one token late", "index[:, 1:], 0)", "index[:, :-1], 0)"),
-    ),
-    "lm/data/masked.py": (
-        ("control tokens are masked", " & ~context.special[tokens]", ""),
-        ("the shares of masked and random tokens are exchanged", "= 0.8, 0.1", "= 0.1, 0.8"),
-    ),
-    "lm/data/denoise.py": (
-        ("sentinels count upwards", "sentinel + 1 - np.cumsum", "sentinel - 1 + np.cumsum"),
-        ("the decoder reads its target", "START)[:, :-1]", "START)[:, 1:]"),
-        ("the first sentinel is not predicted", ">= inputs - 1)", ">= inputs)"),
-    ),
-    "lm/data/pairs.py": (
-        ("the second text begins one late", "text.part(cut, cut + length)", "text.part(cut + 1, cut + 1 + length)"),
-    ),
-    "lm/data/loader.py": (
-        ("a row's random choices depend on its place in the batch", "int(numbers[row])", "row"),
-        ("those of held-out rows depend on the batch size", "source, start + row)", "source, row)"),
-        (
-            "the last held-out batch is left out",
-            "(0, plan.rows_per_epoch, size)",
-            "(0, plan.rows_per_epoch - size + 1, size)",
-        ),
-        ("a resumed run reads from the start", "itertools.count(start)", "itertools.count()"),
-    ),
-    "lm/data/store.py": (
-        ("bytes are counted as characters", "len(text.encode()) for text", "len(text) for text"),
-        ("documents have no eos", "[] if tokenizer.eos is None else [tokenizer.eos]", "[]"),
-    ),
+    **OF_DATA,
     "lm/train/optim.py": (
         ("b1 and b2 are exchanged", "scale_by_adam(self.b1, self.b2,", "scale_by_adam(self.b2, self.b1,"),
         ("eps is dropped", "scale_by_adam(self.b1, self.b2, self.eps)", "scale_by_adam(self.b1, self.b2)"),

@@ -25,6 +25,7 @@ from lm.machine.cache import cache_dir, write_folder
 from lm.text.tokenizer import Tokenizer, load_tokenizer
 from lm.value import fingerprint, suggest
 
+TRAINING = 2  # of tokenizers: raise it when the same text gives another one
 RowSelection = slice | np.ndarray  # rows of a batch, by index
 Progress = Callable[[str, int, int], None]  # (what, done, total)
 
@@ -66,7 +67,8 @@ def prepare(
 
 def make_tokenizer(data: Data, progress: Progress | None = None) -> Tokenizer:
     """The tokenizer of `data`, trained on the train split of its sources, or found in the cache."""
-    key = fingerprint([data.tokenizer, [source.fingerprint() for source in data.mixture.sources.values()]])
+    sources = [source.fingerprint() for source in data.mixture.sources.values()]
+    key = fingerprint([TRAINING, data.tokenizer, sources])
     folder = cache_dir() / "tokenizers" / key
     try:
         return load_tokenizer(folder)

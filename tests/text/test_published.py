@@ -207,6 +207,8 @@ def test_ranks_exported_keep_ids_that_nothing_has(tmp_path: Path) -> None:
     assert {262, 263, 264, 265, 300} < set(ids) and backend.encode(text).ids == again.encode(text, True) == ids
     assert (again.vocab_size, again.eos) == (ours.vocab_size, 265) == (301, 265)
     assert [again.bytes_of(id) for id in range(301)] == list(ours.table)
+    assert backend.get_vocab_size() == 301 and None not in map(backend.id_to_token, range(301))
+    assert set(backend.get_vocab(with_added_tokens=False).values()) == set(range(301))  # the library warns of gaps
 
 
 RANKS = TiktokenTokenizer(rank_file(RANKED), EncodingSpec(GPT2_PATTERN, {300: "<|x|>"}, {"bos": 300}, add_bos=True))

@@ -1,0 +1,107 @@
+"""The mistakes of tests/mutants.py in what has to do with data and text."""
+
+OF_DATA: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "lm/data/mixture.py": (
+        ("counts do not depend on the seed", '(self._seed, "mixture"', '(0, "mixture"'),
+        ("the order within a batch does not depend on the seed", '(self._seed, "batch"', '(0, "batch"'),
+        ("every batch has one order", '"batch", step', '"batch", 0'),
+        ("rows before a step include its own", "[:rest].sum", "[: rest + 1].sum"),
+    ),
+    "lm/data/pack.py": (
+        ("windows do not overlap", "[:, None] * (width - 1)", "[:, None] * width"),
+        ("pieces of a long document do not overlap", "+ nth * seq_len, np.min", "+ nth * (seq_len + 1), np.min"),
+        ("a document that fits exactly opens a row", "bisect_left(free, length)", "bisect_left(free, length + 1)"),
+        ("every epoch has one order", "self._name, purpose, epoch)", "self._name, purpose)"),
+        ("the order of rows does not depend on the seed", "(seed, self._name, purpose", "(0, self._name, purpose"),
+    ),
+    "lm/data/objective.py": (
+        ("targets are not shifted", '"targets": rows.tokens[:, 1:]', '"targets": rows.tokens[:, :-1]'),
+        ("padding is predicted", "(current > 0) & (current == next_)", "(current == next_)"),
+        ("the next document is predicted", "(current > 0) & (current == next_)", "(current > 0) & (next_ > 0)"),
+        ("the first token after a prefix is not predicted", ">= lengths - 1)", ">= lengths)"),
+        ("positions restart one token late", "index[:, 1:], 0)", "index[:, :-1], 0)"),
+    ),
+    "lm/data/masked.py": (
+        ("control tokens are masked", " & ~context.special[tokens]", ""),
+        ("the shares of masked and random tokens are exchanged", "= 0.8, 0.1", "= 0.1, 0.8"),
+    ),
+    "lm/data/denoise.py": (
+        ("sentinels count upwards", "sentinel + 1 - np.cumsum", "sentinel - 1 + np.cumsum"),
+        ("the decoder reads its target", "START)[:, :-1]", "START)[:, 1:]"),
+        ("the first sentinel is not predicted", ">= inputs - 1)", ">= inputs)"),
+    ),
+    "lm/data/pairs.py": (
+        ("the second text begins one late", "text.part(cut, cut + length)", "text.part(cut + 1, cut + 1 + length)"),
+    ),
+    "lm/data/loader.py": (
+        ("a row's random choices depend on its place in the batch", "int(numbers[row])", "row"),
+        ("those of held-out rows depend on the batch size", "source, start + row)", "source, row)"),
+        (
+            "the last held-out batch is left out",
+            "(0, plan.rows_per_epoch, size)",
+            "(0, plan.rows_per_epoch - size + 1, size)",
+        ),
+        ("a resumed run reads from the start", "itertools.count(start)", "itertools.count()"),
+    ),
+    "lm/data/store.py": (
+        ("bytes are counted as characters", "sizes.append(len(text.encode()))", "sizes.append(len(text))"),
+        ("a begin token is not seen", "if tokenizer.bos is None else 0", "if True else 0"),
+        ("a first token without one is coded", "counts.first_bytes +=", "counts.first_bytes = 0 *"),
+        ("no document is a duplicate", "len(self) - len(np.unique(self.hashes))", "0"),
+        ("documents have no eos", "[] if tokenizer.eos is None else [tokenizer.eos]", "[]"),
+    ),
+    "lm/data/source.py": (
+        (
+            "documents are split by their number",
+            "[text_hash(text) for text in",
+            "[text_hash(str(len(text))) for text in",
+        ),
+        ("hidden files are read", "if hidden or not self._is_hidden(name)", "if True"),
+        (
+            "a run of before has today's fingerprint",
+            "*self.source._identity(hidden=True))",
+            "*self.source._identity())",
+        ),
+        (
+            "a run of before has today's files",
+            "source._named(source.path, hidden=True)\n",
+            "source._named(source.path)\n",
+        ),
+    ),
+    "lm/data/records.py": (
+        ("a lone surrogate is text", "return text_of(record, self.field, where)", "return record[self.field]"),
+        ("the number of a line is that of the one before", '.count(b"\\n") + 1', '.count(b"\\n")'),
+    ),
+    "lm/data/paths.py": (
+        ("what is left out is not told", "if others else", "if not others else"),
+        ("records are read as text", "RECORDS.get(file.suffix)", "RECORDS.get(file)"),
+    ),
+    "lm/run/folder.py": (
+        ("a run goes on in the page's order", "[*recorded, *sources].index", "list(sources).index"),
+        ("a run of before gets today's split", "return earlier if earlier", "return source if earlier"),
+        ("other sources begin alike", "own.get(name, 0) == theirs.get(name)", "True"),
+    ),
+    "lm/study/comparable.py": (
+        ("across tokenizers it is the loss", '"bits_per_byte" if TOKENIZER in differ', '"loss" if TOKENIZER in differ'),
+        ("any evaluation has one objective", "evaluation and evaluation.objective", "evaluation"),
+    ),
+    "lm/text/train.py": (
+        ("what is reserved is left out", "block.replace(RESERVED, stand_in)", "block"),
+        ("the stand-in stays", "piece.piece.replace(stand_in, RESERVED)", "piece.piece"),
+    ),
+    "lm/text/published.py": (
+        ("added tokens are none", "for name, id in self.added_ids.items()}", "for name, id in ()}"),
+    ),
+    "lm/text/files.py": (
+        ("special tokens without an id have none", "for token in config.special():", "for token in ():"),
+    ),
+    "lm/text/export.py": (
+        ("gaps are closed", "range(backend.get_vocab_size(), max(new, default=-1) + 1)", "sorted(new)"),
+        ("ids of ranks that nothing has are closed", "(named | unused).items()", "named.items()"),
+    ),
+    "lm/text/chat.py": (("markers are always the same", "if character not in text", "if True"),),
+    "lm/text/sandbox.py": (
+        ("output is not bounded", "length += len(part)", "length = len(part)"),
+        ("a number is a size", 'hasattr(function, "jinja_pass_arg")', "False"),
+    ),
+}
