@@ -80,12 +80,13 @@ def _tokenizer(path: Path, checkpoint: Checkpoint) -> Tokenizer | None:
 
 
 def _ids(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
-    """The token ids of generation_config.json, or else of config.json. Raises ValueError for what is neither an id nor
-    a list of ids."""
+    """The token ids of generation_config.json, or else of config.json and of a text_config in it. Raises ValueError for
+    what is neither an id nor a list of ids."""
     if path.is_file():  # a GGUF's are its tokenizer's
         return {}
     more = path / "generation_config.json"
-    fields = {**checkpoint.metadata, **(read_json(more) if more.is_file() else {})}
+    text = checkpoint.metadata.get("text_config") or {}
+    fields = {**text, **checkpoint.metadata, **(read_json(more) if more.is_file() else {})}
     declared = {name: fields[name] for name in IDS if fields.get(name) is not None}
     for name, ids in declared.items():
         if not all(isinstance(id, int) for id in (ids if isinstance(ids, list) else [ids])):

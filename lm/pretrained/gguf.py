@@ -153,7 +153,7 @@ ROPE = {
     "rope.scaling.yarn_beta_fast": "beta_fast",
     "rope.scaling.yarn_beta_slow": "beta_slow",
 }
-INERT = {"vocab_size", "rope.scaling.finetuned"}  # redundant
+INERT = {"vocab_size", "rope.scaling.finetuned", "tensor_data_layout"}  # redundant
 HEAD_SIZES = {"attention.value_length", "rope.dimension_count"}  # must equal the head size
 OFF = {"expert_count": 0, "expert_used_count": 0, "attention.causal": True, "rope.scaling.attn_factor": 1.0}
 

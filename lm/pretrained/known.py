@@ -32,13 +32,20 @@ BY_NAME = {a.name: a for a in ARCHITECTURES}
 
 
 def architecture_of(config: Mapping[str, Any], file: Path) -> Architecture:
-    """The architecture that a config.json names. Raises ValueError, listing the known ones, for another."""
+    """The architecture that a config.json names. Raises ValueError, listing the known ones, for another, and where
+    model_type is not its."""
     kind, names = config.get("model_type"), config.get("architectures")
     names = names or [a.name for a in ARCHITECTURES if a.model_type == kind] or [kind]
     name = str(names[0] if isinstance(names, list) else names)
     if name not in BY_NAME:
         raise ValueError(f"{file}: unknown architecture {name!r}: {suggest(name, BY_NAME)}")
-    return BY_NAME[name]
+    architecture = BY_NAME[name]
+    if kind is not None and kind != architecture.model_type:  # by which transformers chooses the class
+        raise ValueError(
+            f"{file}: model_type={kind!r} with architectures={names!r}: expected {architecture.model_type!r}, or the "
+            "architecture of that type"
+        )
+    return architecture
 
 
 def architecture_for(cfg: ModelConfig, first: Architecture | None = None) -> Architecture:

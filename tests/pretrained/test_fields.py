@@ -92,6 +92,16 @@ def test_an_unknown_architecture(config: dict[str, Any]) -> None:
         read(config)
 
 
+def test_two_names_of_an_architecture_agree() -> None:
+    """transformers goes by model_type, so that one of another architecture is a mistake."""
+    config = recorded()["LlamaForCausalLM-as-many-kv-heads"]["config"]
+    said = "file: model_type='mistral' with architectures=.'LlamaForCausalLM'.: expected 'llama'"
+    with pytest.raises(ValueError, match=said):
+        read({**config, "model_type": "mistral"})
+    unsaid = {name: value for name, value in config.items() if name != "model_type"}
+    assert read(unsaid) == read({**config, "architectures": None}) == read(config)
+
+
 # ---------------------------------------------------------------- writing it
 
 

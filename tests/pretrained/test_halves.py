@@ -7,9 +7,13 @@ import jax
 import numpy as np
 import pytest
 
+from lm.model.count import parameters
+from lm.model.families import gemma3
+from lm.model.scaling import Linear
 from lm.pretrained import load
 from lm.pretrained.files import SINGLE, Safetensors, TensorToWrite, write
-from tests.pretrained.small import BY_NAME, checkpoint
+from lm.pretrained.gemma import TEXT_HALF
+from tests.pretrained.small import BY_NAME, checkpoint, recorded
 
 HALF = BY_NAME["Gemma3ForConditionalGeneration-text-half"]
 UNTIED = BY_NAME["BertForMaskedLM-untied"]
@@ -36,6 +40,29 @@ def test_the_text_half_is_told_and_written_as_a_text_model(tmp_path: Path) -> No
         again = load(tmp_path / "text")
     assert again.architecture is not None and again.architecture.name == "Gemma3ForCausalLM"
     assert again.config == model.config and not any("vision" in name for name in Safetensors(tmp_path / "text"))
+
+
+@pytest.mark.filterwarnings("ignore:.*the text half is read")
+def test_the_hub_s_config_leaves_most_to_the_class() -> None:
+    """That of Gemma 3 4B."""
+    text = dict(hidden_size=2560, intermediate_size=10240, model_type="gemma3_text", num_hidden_layers=34)
+    text |= dict(sliding_window=1024, rope_scaling={"factor": 8.0, "rope_type": "linear"})
+    config = dict(architectures=["Gemma3ForConditionalGeneration"], model_type="gemma3", text_config=text)
+    config |= dict(vision_config={"hidden_size": 1152}, mm_tokens_per_image=256, boi_token_index=255999)
+    cfg = TEXT_HALF.read(TEXT_HALF.fields(config, "file"))
+    assert cfg == gemma3(
+        **dict(vocab=262208, layers=34, width=2560, heads=8, kv_heads=4, head_dim=256, mlp=10240, context=131072),
+        **dict(window=1024, query_scale=256**-0.5, scaling=Linear(8.0)),
+    )
+    assert parameters(cfg) == 3_880_099_328
+
+
+@pytest.mark.filterwarnings("ignore:.*the text half is read")
+def test_the_ids_of_the_text_half_s_config(tmp_path: Path) -> None:
+    config = recorded()[HALF.name]["config"]
+    text = {**config["text_config"], "eos_token_id": [3, 7]}
+    assert load(checkpoint(HALF, tmp_path / "a", text_config=text)).stop_ids == (3, 7)
+    assert load(checkpoint(HALF, tmp_path / "b", text_config=text, eos_token_id=5)).stop_ids == (5,)
 
 
 @pytest.mark.filterwarnings("ignore:.*the text half is read")
