@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -174,5 +175,5 @@ def _with_text(data: Any, text: str) -> Any:
 
     source, told = source_at(text)
     if told:
-        print(f"--text {text}: {told}", file=sys.stderr)
+        warnings.warn(f"--text {text}: {told}", stacklevel=2)
     return dataclasses.replace(data, mixture=Mixture({"text": source}, {"text": 1.0}))

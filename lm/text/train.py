@@ -7,8 +7,13 @@ newline with the spaces after it, are pieces. On Python's library at 4096 pieces
 """
 
 import collections
+import contextlib
 import io
+import os
 import re
+import sys
+import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
 import sentencepiece
@@ -17,6 +22,9 @@ from sentencepiece import sentencepiece_model_pb2
 SPACE = "▁"  # U+2581, SentencePiece's symbol for a space
 RESERVED = "▅"  # U+2585: the trainer leaves out every sentence that has it, and says so in its log alone
 PRIVATE_USE = range(0xE000, 0xF900)
+STDERR = 2
+LOGGED = re.compile(r"[WEF]\d{4} \S+ +\d+ \S+\] (.*)")  # a line of the log of Abseil, which it uses
+PREAMBLE = "WARNING: All log messages before absl::InitializeLog"
 BLOCK_CHARACTERS = 4096  # SentencePiece trains on "sentences"; ours are blocks of a document, newlines included
 
 
@@ -41,31 +49,52 @@ def train_sentencepiece(
         raise ValueError("no text to train a tokenizer on: every training document is empty")
     out, stand_in = io.BytesIO(), _stand_in(blocks)
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(block.replace(RESERVED, stand_in) for block in blocks),
-            model_writer=out,
-            vocab_size=vocab_size,
-            model_type=model_type,
-            byte_fallback=byte_fallback,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            add_dummy_prefix=False,
-            allow_whitespace_only_pieces=True,
-            split_by_unicode_script=False,
-            user_defined_symbols=_indentations(blocks, indentations),
-            max_sentence_length=8 * BLOCK_CHARACTERS,
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=-1,
-            num_threads=1,
-            minloglevel=1,  # its warnings are printed
-        )
+        with _warnings():
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=(block.replace(RESERVED, stand_in) for block in blocks),
+                model_writer=out,
+                vocab_size=vocab_size,
+                model_type=model_type,
+                byte_fallback=byte_fallback,
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                add_dummy_prefix=False,
+                allow_whitespace_only_pieces=True,
+                split_by_unicode_script=False,
+                user_defined_symbols=_indentations(blocks, indentations),
+                max_sentence_length=8 * BLOCK_CHARACTERS,
+                unk_id=0,
+                bos_id=1,
+                eos_id=2,
+                pad_id=-1,
+                num_threads=1,
+                minloglevel=1,
+            )
     except RuntimeError as error:  # keep the sentence of its message, without the line of C++
         reason = str(error).strip().splitlines()[-1].split("] ")[-1]
         amount = sum(map(len, blocks))
         raise ValueError(f"SentencePiece cannot train {vocab_size} pieces on {amount} characters: {reason}") from None
     return out.getvalue() if stand_in == RESERVED else _renamed(out.getvalue(), stand_in)
+
+
+@contextlib.contextmanager
+def _warnings() -> Iterator[None]:
+    """Python's warnings for what SentencePiece warns of, which it writes to the standard error's file. Where it fails,
+    its error says so."""
+    with tempfile.TemporaryFile() as log:
+        before = os.dup(STDERR)
+        try:
+            os.dup2(log.fileno(), STDERR)
+            yield
+        finally:
+            os.dup2(before, STDERR)
+            os.close(before)
+        log.seek(0)
+        for line in log.read().decode(errors="replace").splitlines():
+            if found := LOGGED.match(line):
+                warnings.warn(f"SentencePiece: {found[1]}", stacklevel=3)
+            elif not line.startswith(PREAMBLE):  # of another thread
+                print(line, file=sys.stderr)
 
 
 def _stand_in(blocks: Sequence[str]) -> str:

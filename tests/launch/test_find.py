@@ -66,7 +66,7 @@ def test_settings_may_come_in_any_order() -> None:
         changed(base, fewer[:2])
 
 
-def test_settings_and_text_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_and_text_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("some text")
     base, _ = find("experiments.quickstart")
     new = changed(base, ["steps=50", "model.layers=1"], str(tmp_path), host_devices=2)
@@ -78,5 +78,5 @@ def test_settings_and_text_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.raises(ValueError, match="no such file or folder"):
         changed(base, [], str(tmp_path / "nowhere"))
     (tmp_path / "b.md").write_text("more")
-    changed(base, [], str(tmp_path))
-    assert f"--text {tmp_path}: only its 1 .txt files are read, left out are 1 .md" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match=f"--text {tmp_path}: only its 1 .txt files are read, left out are 1 .md"):
+        changed(base, [], str(tmp_path))

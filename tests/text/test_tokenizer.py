@@ -1,10 +1,12 @@
 import inspect
+import os
 import textwrap
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lm.text import train
 from lm.text.tokenizer import (
     Bytes,
     Characters,
@@ -144,6 +146,17 @@ def test_text_with_a_character_that_the_trainer_reserves_is_trained_on_as_any_ot
 
 def test_text_with_the_reserved_character_in_every_block_is_enough() -> None:
     assert SentencePieceSpec(300).make(["loss ▅ of every one of these quick brown foxes\n" * 400]).vocab_size == 300
+
+
+def test_what_the_trainer_warns_of_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.warns(UserWarning, match="SentencePiece: too many"), train._warnings():
+        os.write(2, b"W0000 00:00:1795765310.801639   24336 bpe_model_trainer.cc:405] too many\nanother thread\n")
+        os.write(2, b"I0000 00:00:1795765310.801639   24336 trainer.cc:405] Done\n")
+    said = capfd.readouterr().err
+    assert "another thread" in said and "too many" not in said
+    with pytest.raises(ValueError, match="cannot train 300 pieces on 4800 characters: Vocabulary size too high"):
+        SentencePieceSpec(300).make(["loss ▅ down\n" * 400])
+    assert capfd.readouterr().err == ""
 
 
 def test_too_little_text_is_an_error_with_numbers() -> None:
