@@ -17,6 +17,7 @@ from lm.model.compute import Compute
 from lm.model.products import materialize
 
 FAR = 1 << 29  # more keys than any sequence has
+CACHE_BLOCK = 128  # keys of a cache that are read at a time
 MINUS_INFINITY = -1e30  # finite, so that a query that may look at nothing gives numbers and no NaN
 
 
@@ -177,12 +178,41 @@ def blocked(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute:
 
 
 def cached(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: Compute) -> jax.Array:
-    """`plain` on keys [B, K, S, H] and values [B, K, S, Hv] as a cache has them, heads first: read where they are."""
-    (B, T, N, H), K = q.shape, k.shape[1]
+    """`plain` on keys [B, K, S, H] and values [B, K, S, Hv] as a cache has them, heads first: read where they are.
+
+    A cache of several CACHE_BLOCKs is read block by block, up to the longest row. A block that is hidden from a row
+    adds zeros to what that row has, so what it gets does not depend on the others, to the bit."""
+    (B, T, N, H), (K, S) = q.shape, k.shape[1:3]
     q = q.astype(compute.matmul).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
-    k, v = (a.astype(compute.matmul) for a in (k, v))
-    logits = scoring(q, k, Span(0, T), Span(0, k.shape[2]), T)
-    return heads_last(_softmax(logits, v, scoring.sink(K)), compute)
+    if S <= CACHE_BLOCK or S % CACHE_BLOCK:
+        k, v = (a.astype(compute.matmul) for a in (k, v))
+        out = _softmax(scoring(q, k, Span(0, T), Span(0, S), T), v, scoring.sink(K))
+    else:
+        out = _by_block(q, k, v, scoring, compute)
+    return heads_last(out, compute)
+
+
+def _by_block(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: Compute) -> jax.Array:
+    """Float32 [B, K, G, T, Hv] of queries [B, K, G, T, H], with a running softmax (2112.05682)."""
+    (*lead, T, _), S, sink = q.shape, k.shape[2], scoring.sink(k.shape[1])
+
+    def look(j: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        most, total, out = carry
+        columns = Span(j * CACHE_BLOCK, CACHE_BLOCK)
+        keys, values = (columns.of(a, 2).astype(compute.matmul) for a in (k, v))
+        logits = scoring(q, keys, Span(0, T), columns, T)
+        higher = jnp.maximum(most, logits.max(-1, keepdims=True))
+        weights, shrink = jnp.exp(logits - higher), jnp.exp(most - higher)
+        part = product("bkgts,bksh->bkgth", weights.astype(values.dtype), values)
+        return higher, total * shrink + weights.sum(-1, keepdims=True), out * shrink + part
+
+    most, total = jnp.full((*lead, T, 1), MINUS_INFINITY), jnp.zeros((*lead, T, 1))
+    if sink is not None:
+        most, total = jnp.broadcast_to(sink, most.shape), jnp.ones_like(total)
+    longest = jnp.minimum(jnp.max(scoring.mask.offset) + T, S)
+    carry = most, total, jnp.zeros((*lead, T, v.shape[-1]))
+    _, total, out = jax.lax.fori_loop(0, -(-longest // CACHE_BLOCK), look, carry)
+    return out / total
 
 
 def _visible(mask: Mask, rows: Span, keys: int) -> Span:

@@ -21,7 +21,7 @@ from lm.model.config import ModelConfig
 from lm.model.inputs import EncoderOutput, Inputs
 from lm.model.parts import dropout, normal, param
 from lm.model.products import look_up
-from lm.model.scoring import Mask
+from lm.model.scoring import CACHE_BLOCK, Mask
 from lm.model.stack import Losses, Params, Shared, Stack
 from lm.sharding.tracing import constrain
 
@@ -275,7 +275,9 @@ class Transformer:
 
     def empty_cache(self, rows: int, length: int, encoder_length: int = 0) -> Cache:
         """Room for `length` tokens a row in every layer, and with an encoder for `encoder_length` of its tokens, in the
-        activations' dtype."""
+        activations' dtype; in whole CACHE_BLOCKs where it is more than one."""
+        if length > CACHE_BLOCK:
+            length += -length % CACHE_BLOCK
         return Cache(Stack(self.cfg, self.compute).empty_caches(rows, length, encoder_length), size=length)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lm.decode import filters
 from lm.decode.filters import Counts
-from lm.decode.sampling import Sampling
+from lm.decode.sampling import Sampling, _invert
 
 DRAWS = 6000
 
@@ -79,6 +79,12 @@ def test_blocks_of_a_large_vocabulary_are_drawn_from_alike(vocab: int) -> None:
     got = counts(logits, Sampling()).reshape(-1, 5).sum(1)
     chi2 = ((got - want * DRAWS) ** 2 / (want * DRAWS)).sum()
     assert abs(chi2 - len(want) + 1) <= 5 * np.sqrt(2 * (len(want) - 1))
+
+
+def test_the_ends_of_the_unit_interval_draw_what_has_weight() -> None:
+    uniform = jnp.array([0.0, 0.25, 0.5, 1 - 2.0**-24])
+    weights = jnp.broadcast_to(jnp.array([0.0, 1.0, 0.0, 1.0, 0.0]), (4, 5))
+    assert _invert(weights, uniform).tolist() == [1, 1, 3, 3]
 
 
 @pytest.mark.parametrize("s", [Sampling(), Sampling(0.0), Sampling(top_k=9), Sampling(top_p=0.9)])
@@ -213,7 +219,9 @@ def test_the_parameters_may_be_a_number_a_row(k: int) -> None:
         both = filter(logits, jnp.array([[a], [b]]))
         np.testing.assert_array_equal(both[0], filter(logits[:1], a)[0])
         np.testing.assert_array_equal(both[1], logits[1])
-        assert filter is not filters.top_k or int(jnp.isfinite(both[0]).sum()) == k
+        if filter is filters.top_k:  # of equal ones the first
+            first = np.argsort(-np.asarray(logits[0]), kind="stable")[:k]
+            assert np.flatnonzero(np.isfinite(both[0])).tolist() == sorted(first.tolist())
 
 
 @pytest.mark.parametrize(

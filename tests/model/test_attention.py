@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import lm.model.scoring
 from lm.model.attention import Attention
 from lm.model.compute import Compute
 from lm.model.kernels import KERNELS
 from lm.model.parts import FeedForward
-from lm.model.scoring import Mask, Scoring, Span, _cut, product
+from lm.model.scoring import Mask, Scoring, Span, _cut, cached, product
 from lm.model.transformer import Transformer
 from lm.sharding.mesh import make_mesh
 from lm.sharding.tracing import use_mesh
@@ -296,3 +297,28 @@ def test_memory_does_not_grow_with_the_square_of_the_length() -> None:
 
     half, whole = gigabytes(32768), gigabytes(65536)
     assert whole < 4 and whole == pytest.approx(2 * half, rel=0.2)
+
+
+SHAPES = {
+    "plain": Scoring(Mask()),
+    "a window": Scoring(Mask(window=70)),
+    "softcap and sinks": Scoring(Mask(), softcap=2.0, sinks=jnp.array([0.5, -1.0, 2.0, 0.0])),
+    "a bias by distance": Scoring(Mask(), jax.random.normal(jax.random.key(4), (3, 4, 384 + 1))),
+}
+
+
+@pytest.mark.parametrize("scoring", SHAPES.values(), ids=SHAPES)
+def test_a_cache_is_read_block_by_block_as_at_once(scoring: Scoring, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tokens each of rows behind 300, 127 and no others; and a row's bits are its own."""
+    q, k, v = (
+        jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(((3, 2, 4, 8), *[(3, 2, 384, 8)] * 2))
+    )
+
+    def read(offset: list[int]) -> jax.Array:
+        mask = replace(scoring.mask, offset=jnp.array(offset))
+        return cached(q, k, v, replace(scoring, mask=mask), SIMPLE)
+
+    by_block, shorter = read([300, 127, 0]), read([9, 127, 0])
+    np.testing.assert_array_equal(by_block[1:], shorter[1:])
+    monkeypatch.setattr(lm.model.scoring, "CACHE_BLOCK", 1000)
+    close(by_block, read([300, 127, 0]), 1e-5)
