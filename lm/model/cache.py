@@ -66,7 +66,10 @@ class TokenCache:
             new = _heads_first(new)
         elif T == 1 or not self.ring:  # indexed by two arrays apart, the places come first: [B, T, K, H], as in `new`
             rows, at = jnp.arange(B)[:, None], _by_row(offset, B)[:, None] + jnp.arange(T)
-            places = rows, slice(None), at % self.size if self.ring else at  # padding beyond the end is dropped
+            at = at % self.size if self.ring else at
+            if mask.query_segments is not None:  # a place beyond the end is dropped
+                at = jnp.where(mask.query_segments > 0, at, self.size)
+            places = rows, slice(None), at
         else:
             return self._roll(_heads_first(new), offset, mask)
         pairs = zip(self.arrays, new, strict=True)

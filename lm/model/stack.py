@@ -134,7 +134,8 @@ class Stack:
         """x [B, T, D] through all layers.
 
         Args:
-          params: {slot: {name: [layers of the slot, ...]}}.
+          params: {slot: {name: [layers of the slot, ...]}}, or with caches of unrolled layers {slot: a list of one
+            tree a layer}.
           x: the residual stream, [B, T, D].
           shared: what the layers share.
           caches: as `empty_caches` makes them; None while training.
@@ -149,7 +150,7 @@ class Stack:
 
         def one(name: str, j: int, x: jax.Array, caches: Any) -> tuple[jax.Array, Any]:
             """Layer j of a slot."""
-            own = jax.tree.map(lambda a: a[j], params[name])
+            own = params[name][j] if isinstance(params[name], list) else jax.tree.map(lambda a: a[j], params[name])
             own_key = None if keys is None else keys[cfg.slots[name].layers[j]]
             x, caches, sown = self._layer(name, j, x, shared, own, caches, own_key)
             losses[name].append(jax.tree.map(lambda a: a[None], sown))

@@ -1,0 +1,253 @@
+"""Continuous batching (Orca, OSDI 2022): requests come and go in a fixed number of slots, and a step decodes them all.
+
+    engine = Engine(model, params, slots=16)
+    number = engine.submit(Request(ids, max_new_tokens=64, sampling=Sampling(0.7), stop=(2,), seed=1))
+    while engine.busy:
+        for output in engine.step():
+            ...
+
+Prompts are read in chunks between the steps of the others. A request's tokens and the bits of its log-probabilities do
+not depend on its neighbours, on when it arrived, on its slot, or on whether another request had the same beginning.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm.decode import slots as device
+from lm.decode.generate import check_prompts
+from lm.decode.sampling import NONE, Sampling
+from lm.decode.slots import Drawn, Options, empty_slots, unstack
+from lm.model.cache import TokenCache
+from lm.model.transformer import Params, Transformer
+
+CHUNKS = 256, 32  # tokens of a prompt that are read at a time; a shared beginning is kept by the first
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt of token ids to be continued by up to `max_new_tokens`, to before one of the ids `stop`; drawn as
+    `generate` draws row `index` with this `seed`.
+
+    `top_log_probs` is how many alternatives of each token are given, up to 20. Log-probabilities are the model's own,
+    or with `processed` those that the token was drawn from, after penalties, temperature and filters."""
+
+    prompt: Sequence[int]
+    max_new_tokens: int
+    sampling: Sampling = Sampling()
+    stop: Sequence[int] = ()
+    seed: int = 0
+    index: int = 0
+    top_log_probs: int = 0
+    processed: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.top_log_probs <= device.TOP:
+            raise ValueError(f"top_log_probs={self.top_log_probs}: expected 0 to {device.TOP}")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens={self.max_new_tokens}: expected at least 1")
+
+
+class Output(NamedTuple):
+    """What a step gives for a request: a `token` (NONE where it only ended), its log-probability, (id, log-probability)
+    of the likeliest, and how the request ended (stop, length, not finite), or ""."""
+
+    number: int
+    token: int
+    log_prob: float
+    top: list[tuple[int, float]]
+    end: str
+
+
+@dataclass
+class _Running:
+    """A request in a slot: how much of its prompt has been read, and how many tokens it has got."""
+
+    number: int
+    request: Request
+    slot: int
+    read: int = 0
+    given: int = 0
+
+
+@dataclass
+class Engine:
+    """`model` and its `params`, with `slots` requests at a time, each of up to `length` tokens (0: the model's
+    context); `shared_chunks` chunks of prompts are kept for requests that begin alike (0: none)."""
+
+    model: Transformer
+    params: Params
+    slots: int = 16
+    length: int = 0
+    shared_chunks: int = 32
+    waiting: deque[tuple[int, Request]] = field(default_factory=deque, init=False)
+    running: list[_Running] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        cfg = self.model.cfg
+        if cfg.has_encoder or not cfg.causal:
+            raise ValueError("the engine decodes decoders: this model has an encoder")
+        self.length = min(self.length or cfg.context, cfg.context)
+        unrolled = self.model.compute.unroll == 0
+        self.params = unstack(self.params) if unrolled else self.params
+        if not unrolled:
+            raise ValueError("the engine keeps a cache of each layer: set compute.unroll=0")
+        self.vocab = cfg.vocab
+        self._state = empty_slots(self.model, self.slots, self.length, self.vocab)
+        self._free = deque(range(self.slots))
+        self._numbers = count()
+        self._saved: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+        caches = jax.tree.leaves(self._state.cache.layers, is_leaf=lambda a: isinstance(a, TokenCache))
+        sharable = all(isinstance(cache, TokenCache) and not cache.ring for cache in caches)
+        self.shared_chunks = self.shared_chunks if sharable else 0  # a ring or a state has no places for tokens
+
+    # ---------------------------------------------------------------- what callers do
+
+    def submit(self, request: Request) -> int:
+        """The number of a request, which waits for a slot. Raises ValueError for one that cannot be continued."""
+        check_prompts([request.prompt], self.vocab, self.length, request.max_new_tokens)
+        ids = [token for token, _ in request.sampling.logit_bias]
+        if ids and max(ids) >= self.vocab:
+            raise ValueError(f"logit_bias for id {max(ids)}: the vocabulary has {self.vocab}")
+        number = next(self._numbers)
+        self.waiting.append((number, request))
+        return number
+
+    def cancel(self, number: int) -> bool:
+        """Free the request's slot, or its place among the waiting; whether it was still there."""
+        for running in self.running:
+            if running.number == number:
+                self._leave(running)
+                return True
+        before = len(self.waiting)
+        self.waiting = deque(one for one in self.waiting if one[0] != number)
+        return len(self.waiting) < before
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def step(self) -> list[Output]:
+        """A chunk of the oldest prompt that is not read yet, and a token for each request whose prompt is."""
+        self._admit()
+        outputs = self._prefill()
+        return outputs + self._decode()
+
+    def generate(self, requests: Sequence[Request]) -> list[list[Output]]:
+        """The outputs of each request, in their order, until all have ended."""
+        outputs: dict[int, list[Output]] = {self.submit(request): [] for request in requests}
+        while self.busy:
+            for output in self.step():
+                outputs[output.number].append(output)
+        return list(outputs.values())
+
+    def warm_up(self) -> None:
+        """Compile every program, whatever requests will ask for."""
+        longest = Request([0] * min(CHUNKS[0] + 2, self.length - 2), 2)
+        for _ in range(2):  # the second finds the first's beginning
+            self.generate([longest])
+
+    # ---------------------------------------------------------------- a step
+
+    def _admit(self) -> None:
+        while self.waiting and self._free:
+            number, request = self.waiting.popleft()
+            running = _Running(number, request, self._free.popleft())
+            options = Options.of(request.sampling, request.top_log_probs > 0, request.processed)
+            prompt = np.bincount(np.asarray(request.prompt), minlength=self.vocab).astype(np.int32)[None]
+            slot, seed, index = np.int32(running.slot), np.uint32(request.seed), np.int32(request.index)
+            bias = _bias(request.sampling, self.vocab)
+            self._state = device.begin(self._state, slot, options, bias, prompt, seed, index)
+            self._restore_shared(running)
+            self.running.append(running)
+
+    def _prefill(self) -> list[Output]:
+        reading = next((one for one in self.running if one.read < len(one.request.prompt)), None)
+        if reading is None:
+            return []
+        left = len(reading.request.prompt) - reading.read
+        size = CHUNKS[0] if left >= CHUNKS[0] else CHUNKS[1]
+        ids = list(reading.request.prompt[reading.read : reading.read + size])
+        tokens, slot = np.array([ids + [0] * (size - len(ids))], np.int32), np.int32(reading.slot)
+        last = left == len(ids)
+        self._state, drawn = device.prefill(
+            self.model, self.params, self._state, slot, tokens, np.int32(len(ids)), np.bool_(last)
+        )
+        reading.read += len(ids)
+        if size == CHUNKS[0]:
+            self._save_shared(reading)
+        return self._outputs([(0, reading)], drawn) if last else []
+
+    def _decode(self) -> list[Output]:
+        ready = [(one.slot, one) for one in self.running if one.given]
+        if not ready:
+            return []
+        active = np.zeros(self.slots, bool)
+        active[[slot for slot, _ in ready]] = True
+        self._state, drawn = device.decode(self.model, self.params, self._state, active)
+        return self._outputs(ready, drawn)
+
+    def _outputs(self, rows: list[tuple[int, _Running]], drawn: Drawn) -> list[Output]:
+        """The outputs of requests in these rows of what was drawn; those that end leave their slots."""
+        token, log_prob, top, top_log_probs = jax.device_get(drawn)
+        outputs = []
+        for row, running in rows:
+            request, running.given = running.request, running.given + 1
+            alternatives = zip(top[row].tolist(), top_log_probs[row].tolist(), strict=True)
+            best = list(alternatives)[: request.top_log_probs]
+            end = self._end(running, int(token[row]))
+            given = int(token[row]) if end in ("", "length") else NONE
+            outputs.append(Output(running.number, given, float(log_prob[row]), best, end))
+            if end:
+                self._leave(running)
+        return outputs
+
+    def _end(self, running: _Running, token: int) -> str:
+        if token == NONE:
+            return "not finite"
+        if token in running.request.stop:
+            return "stop"
+        return "length" if running.given == running.request.max_new_tokens else ""
+
+    def _leave(self, running: _Running) -> None:
+        self.running.remove(running)
+        self._free.append(running.slot)
+
+    # ---------------------------------------------------------------- beginnings that prompts share
+
+    def _save_shared(self, running: _Running) -> None:
+        """Keep the chunk that was read last, for prompts that begin as this one does up to there."""
+        beginning = tuple(running.request.prompt[: running.read])
+        if self.shared_chunks and beginning not in self._saved:
+            start = np.int32(running.read - CHUNKS[0])
+            self._saved[beginning] = device.save(self._state, np.int32(running.slot), start, CHUNKS[0])
+            if len(self._saved) > self.shared_chunks:
+                self._saved.popitem(last=False)
+
+    def _restore_shared(self, running: _Running) -> None:
+        """Chunks of the prompt that an earlier one had too; the last of a prompt is read, for its logits."""
+        prompt = running.request.prompt
+        while running.read + CHUNKS[0] < len(prompt):
+            beginning = tuple(prompt[: running.read + CHUNKS[0]])
+            if beginning not in self._saved:
+                return
+            self._saved.move_to_end(beginning)
+            slot, start = np.int32(running.slot), np.int32(running.read)
+            self._state = device.restore(self._state, slot, start, self._saved[beginning])
+            running.read += CHUNKS[0]
+
+
+def _bias(sampling: Sampling, vocab: int) -> jax.Array:
+    """[1, V]: what is added to the logits."""
+    bias = np.zeros((1, vocab), np.float32)
+    for token, value in sampling.logit_bias:
+        bias[0, token] += value
+    if sampling.vocab_size:
+        bias[0, sampling.vocab_size :] = -np.inf
+    return jnp.asarray(bias)

@@ -1,0 +1,245 @@
+"""The rows of a batch that requests come to and go from: what is on the device for each, and what changes it.
+
+All arrays keep their shapes and every option is an array, so that each program is compiled once. A row's results are
+the same bits whatever the other rows hold: no operation reads across rows, and at a fixed shape XLA's products give
+each row the same bits (tests/decode/test_engine.py).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm.decode import filters
+from lm.decode.filters import Counts
+from lm.decode.sampling import NONE, Sampling, draw
+from lm.model.cache import Cache
+from lm.model.inputs import Inputs
+from lm.model.transformer import Params, Transformer
+
+TOP = 20  # alternatives of a token whose log-probabilities are given
+
+
+class Options(NamedTuple):
+    """The fields of a Sampling as arrays [S, 1], and what is given besides the token: the log-probabilities of `TOP`
+    alternatives (`top`), before the logits are processed or after it (`processed`)."""
+
+    temperature: Any
+    top_k: Any
+    top_p: Any
+    min_p: Any
+    typical_p: Any
+    repetition_penalty: Any
+    presence_penalty: Any
+    frequency_penalty: Any
+    biased: Any
+    top: Any
+    processed: Any
+
+    @classmethod
+    def of(cls, sampling: Sampling, top: bool = False, processed: bool = False) -> "Options":
+        """One row, [1, 1] each."""
+        values = {name: getattr(sampling, name, False) for name in cls._fields}
+        values |= dict(biased=bool(sampling.logit_bias or sampling.vocab_size), top=top, processed=processed)
+        kinds = {"top_k": np.int32, "biased": np.bool_, "top": np.bool_, "processed": np.bool_}
+        return cls(*(np.full((1, 1), value, kinds.get(name, np.float32)) for name, value in values.items()))
+
+
+class Drawn(NamedTuple):
+    """The newest token of each row [S], its log-probability, and the ids and log-probabilities [S, TOP] of the
+    likeliest (zeros where no row asks for them)."""
+
+    token: jax.Array
+    log_prob: jax.Array
+    top: jax.Array
+    top_log_probs: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Slots:
+    """What each of S rows holds: its cache, its newest token `last` [S] (not yet in the cache), its key, the counts of
+    its tokens [S, V], its options, and a `bias` [S, V] on its logits."""
+
+    cache: Cache
+    last: jax.Array
+    keys: jax.Array
+    counts: Counts
+    options: Options
+    bias: jax.Array
+
+    def at_length(self, row: jax.Array, length: jax.Array | int, layers: Any) -> "Slots":
+        """With other `layers` of the cache, in which a row has `length` tokens."""
+        lengths = jnp.asarray(self.cache.length).at[row].set(length)
+        return replace(self, cache=replace(self.cache, layers=layers, length=lengths))
+
+
+def unstack(params: Params) -> Params:
+    """The parameters with a list of one tree a layer in place of arrays stacked over layers: a slice of a stack is a
+    copy, and would be made for every token."""
+
+    def layers(stacked: Any) -> list[Any]:
+        return [jax.tree.map(itemgetter(i), stacked) for i in range(len(jax.tree.leaves(stacked)[0]))]
+
+    return {**params, "layers": {slot: layers(stacked) for slot, stacked in params["layers"].items()}}
+
+
+def empty_slots(model: Transformer, slots: int, length: int, vocab: int) -> Slots:
+    """S rows of nothing, with room for `length` tokens each."""
+    cache = replace(model.empty_cache(slots, length), length=jnp.zeros(slots, jnp.int32))
+    zeros = jnp.zeros((slots, vocab), jnp.int32)
+    options = Options(*(jnp.broadcast_to(a, (slots, 1)) for a in Options.of(Sampling())))
+    keys = jax.random.split(jax.random.key(0), slots)
+    empty = Slots(cache, zeros[:, 0], keys, Counts(zeros, zeros), options, jnp.zeros((slots, vocab)))
+    return jax.tree.map(lambda a: a.copy(), empty)  # each is donated: no two may be one
+
+
+@partial(jax.jit, donate_argnums=0)
+def begin(
+    slots: Slots,
+    row: jax.Array,
+    options: Options,
+    bias: jax.Array,
+    prompt: jax.Array,
+    seed: jax.Array,
+    index: jax.Array,
+) -> Slots:
+    """`slots` with an empty row for a request.
+
+    Args:
+      slots: donated.
+      row: its index.
+      options: of the request, [1, 1] each.
+      bias: [1, V].
+      prompt: how often each token occurs in its prompt, [1, V].
+      seed, index: of its draws; texts of one prompt and seed have indices 0, 1, ..."""
+    put = partial(_put, row=row)
+    layers = jax.tree.map(lambda a: _put(a, jnp.zeros_like(_row(a, row)), row), slots.cache.layers)
+    counts = Counts(put(slots.counts.prompt, prompt), put(slots.counts.new, jnp.zeros_like(prompt)))
+    return replace(
+        slots.at_length(row, 0, layers),
+        keys=slots.keys.at[row].set(jax.random.fold_in(jax.random.key(seed), index)),
+        counts=counts,
+        options=Options(*map(put, slots.options, options)),
+        bias=put(slots.bias, bias),
+    )
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def prefill(
+    model: Transformer,
+    params: Params,
+    slots: Slots,
+    row: jax.Array,
+    tokens: jax.Array,
+    count: jax.Array,
+    last: jax.Array,
+) -> tuple[Slots, Drawn]:
+    """A row with more of its prompt read, and the token after it.
+
+    Args:
+      model, params: of the model.
+      slots: donated.
+      row: its index.
+      tokens: of the prompt behind what was read, [1, C].
+      count: how many of these are no padding.
+      last: whether they are the last of the prompt, so that the token counts."""
+    own = jax.tree.map(lambda a: _row(a, row), slots)
+    segments = (jnp.arange(tokens.shape[1]) < count).astype(jnp.int32)[None]
+    x, cache, _ = model.hidden(params, Inputs(tokens, segments=segments), own.cache)
+    x = jax.lax.dynamic_slice_in_dim(x, count - 1, 1, 1)
+    after, drawn = _next(model, params, own, x, cache)
+    own = replace(after, counts=jax.tree.map(partial(jnp.where, last), after.counts, own.counts))
+    return jax.tree.map(lambda a, new: _put(a, new, row), slots, own), drawn
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def decode(model: Transformer, params: Params, slots: Slots, active: jax.Array) -> tuple[Slots, Drawn]:
+    """One more token of each row that is `active` [S]; the others stay as they are."""
+    inputs = Inputs(slots.last[:, None], segments=active.astype(jnp.int32)[:, None])
+    x, cache, _ = model.hidden(params, inputs, slots.cache)
+    after, drawn = _next(model, params, slots, x, cache)
+    keep = lambda new, old: jnp.where(active.reshape(-1, *[1] * (new.ndim - 1)), new, old)  # noqa: E731
+    counts = slots.counts._replace(new=keep(after.counts.new, slots.counts.new))
+    return replace(after, last=keep(after.last, slots.last), counts=counts), drawn
+
+
+def _next(model: Transformer, params: Params, slots: Slots, x: jax.Array, cache: Any) -> tuple[Slots, Drawn]:
+    """The slots with the token that follows from hidden states x [S, 1, D] and the cache after them."""
+    raw = model.logits(params, x)[:, 0]
+    token, processed = choose(raw, slots, jax.vmap(jax.random.fold_in)(slots.keys, cache.length))
+    options = slots.options
+    log_probs = jax.nn.log_softmax(jnp.where(options.processed, processed, raw))
+    own = jnp.take_along_axis(log_probs, jnp.maximum(token, 0)[:, None], axis=1)[:, 0]
+
+    def best() -> tuple[jax.Array, jax.Array]:
+        values, ids = jax.lax.top_k(log_probs, min(TOP, log_probs.shape[-1]))
+        return ids.astype(jnp.int32), values
+
+    nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(best))
+    drawn = Drawn(token, own, *jax.lax.cond(jnp.any(options.top), best, lambda: nothing))
+    return replace(slots, cache=cache, last=token, counts=slots.counts.add(token)), drawn
+
+
+def choose(logits: jax.Array, slots: Slots, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(token [S], the logits [S, V] whose softmax it was drawn from) for logits [S, V]: what Sampling does, with
+    options of each row's own. What no row asks for is not computed."""
+    o, counts, biases = slots.options, slots.counts, slots.bias
+
+    def where(asked: Any, change: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+        return jax.lax.cond(jnp.any(asked), change, lambda x: x, x)
+
+    x = where(o.repetition_penalty != 1, lambda x: filters.repetition_penalty(x, counts, o.repetition_penalty), logits)
+    x = where(
+        (o.presence_penalty != 0) | (o.frequency_penalty != 0),
+        lambda x: filters.presence_and_frequency_penalty(x, counts, o.presence_penalty, o.frequency_penalty),
+        x,
+    )
+    x = where(o.biased, lambda x: x + biases, x)
+    most, greedy = jnp.max(x, axis=-1, keepdims=True), (o.temperature == 0) | (o.top_k == 1)
+    largest = jnp.argmax(x, axis=-1).astype(jnp.int32)
+    y = jnp.where(greedy, x, (x - most) / jnp.where(greedy, 1, o.temperature))
+    y = where((o.top_k > 0) & ~greedy, lambda y: jnp.where(greedy, y, filters.top_k(y, o.top_k)), y)
+    y = where((o.top_p < 1) & ~greedy, lambda y: jnp.where(greedy, y, filters.top_p(y, o.top_p)), y)
+    y = where((o.min_p > 0) & ~greedy, lambda y: jnp.where(greedy, y, filters.min_p(y, o.min_p)), y)
+    y = where((o.typical_p < 1) & ~greedy, lambda y: jnp.where(greedy, y, filters.typical_p(y, o.typical_p)), y)
+    drawn = jax.lax.cond(jnp.all(greedy), lambda: largest, lambda: draw(y, keys))
+    token = jnp.where(greedy[:, 0], largest, drawn)
+    return jnp.where(jnp.isfinite(most[:, 0]), token, NONE), y
+
+
+# ---------------------------------------------------------------- chunks of prompts that requests share
+
+
+@partial(jax.jit, static_argnums=3)
+def save(slots: Slots, row: jax.Array, start: jax.Array, count: int) -> Any:
+    """The keys and values of `count` tokens of a row from `start` on."""
+    return jax.tree.map(
+        lambda a: jax.lax.dynamic_slice_in_dim(_row(a, row), start, count, a.ndim - 2), slots.cache.layers
+    )
+
+
+@partial(jax.jit, donate_argnums=0)
+def restore(slots: Slots, row: jax.Array, start: jax.Array, saved: Any) -> Slots:
+    """`slots` with saved keys and values at a row's tokens from `start` on, which is then its length."""
+
+    def put(a: jax.Array, new: jax.Array) -> jax.Array:
+        own = jax.lax.dynamic_update_slice_in_dim(_row(a, row), new, start, a.ndim - 2)
+        return _put(a, own, row)
+
+    layers = jax.tree.map(put, slots.cache.layers, saved)
+    end = start + jax.tree.leaves(saved)[0].shape[-2]
+    return slots.at_length(row, end, layers)
+
+
+def _row(a: jax.Array, row: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(a, row, 1, 0)
+
+
+def _put(a: jax.Array, new: jax.Array, row: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(a, new, row, 0)

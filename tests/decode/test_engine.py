@@ -1,0 +1,230 @@
+"""The engine: each request gets, to the bit, what it gets alone; nothing is compiled after warm-up; slots come back."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.decode import engine as engines
+from lm.decode.engine import Engine, Output, Request
+from lm.decode.generate import generate
+from lm.decode.sampling import NONE, Sampling
+from lm.model.config import ModelConfig
+from lm.model.families import llama
+from lm.model.transformer import Transformer
+from tests.model.reference import MODELS, SIMPLE, lively, run
+
+CONTEXT = 600  # two chunks of a prompt and more, five blocks of a cache
+LLAMA = llama(vocab=31, layers=2, width=16, heads=4, kv_heads=2, mlp=20, context=CONTEXT)
+UNROLLED = replace(SIMPLE, unroll=0)
+SAMPLINGS = (
+    Sampling(0.0),
+    Sampling(),
+    Sampling(1.5, top_k=5),
+    Sampling(0.9, top_p=0.8),
+    Sampling(1.2, min_p=0.1, repetition_penalty=1.3),
+    Sampling(typical_p=0.7, presence_penalty=0.4, frequency_penalty=0.2),
+    Sampling(0.0, repetition_penalty=1.5, logit_bias=((3, 4.0), (7, float("-inf")))),
+    Sampling(vocab_size=20, top_k=4, top_p=0.9),
+)
+
+
+def engine(cfg: ModelConfig = LLAMA, **options: Any) -> Engine:
+    return Engine(Transformer(cfg, UNROLLED), lively(cfg), **{"slots": 4, **options})
+
+
+def mixed(count: int, vocab: int, context: int, seed: int = 0) -> list[Request]:
+    """Requests of random lengths and options; every third begins as others do."""
+    draw, shared = random.Random(seed), [random.Random(1).randrange(vocab) for _ in range(context)]
+    requests = []
+    for i in range(count):
+        length = draw.choice([1, 2, 5, 31, 32, 33, 70, 256, 257, 300, 520])
+        length = min(length, context - 12)
+        ids = shared[:length] if i % 3 == 0 else [draw.randrange(vocab) for _ in range(length)]
+        sampling = draw.choice(SAMPLINGS)
+        stop = draw.sample(range(vocab), draw.randrange(2))
+        top = draw.choice([0, 0, 3, 20])
+        requests.append(Request(ids, draw.randrange(1, 12), sampling, stop, i, 0, top, draw.random() < 0.3))
+    return requests
+
+
+def serve(engine: Engine, requests: list[Request], seed: int) -> dict[int, list[Output]]:
+    """The outputs of requests that arrive between steps, of which some are cancelled on the way: index -> outputs."""
+    draw, left, numbers = random.Random(seed), list(enumerate(requests)), {}
+    outputs: dict[int, list[Output]] = {i: [] for i, _ in left}
+    while left or engine.busy:
+        for _ in range(draw.randrange(3)):
+            if left:
+                i, request = left.pop(draw.randrange(len(left)))
+                numbers[engine.submit(request)] = i
+        for output in engine.step():
+            outputs[numbers[output.number]].append(output)
+        if draw.random() < 0.02 and numbers:
+            number, i = draw.choice(list(numbers.items()))
+            if engine.cancel(number):
+                del outputs[i]
+    return outputs
+
+
+@contextmanager
+def compilations() -> Iterator[list[str]]:
+    """The programs that are compiled inside it."""
+    seen: list[str] = []
+
+    def listen(name: str, seconds: float, **more: Any) -> None:
+        if name.endswith("backend_compile_duration"):
+            seen.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seen
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def bits(outputs: list[Output]) -> list[tuple[Any, ...]]:
+    return [tuple(output)[1:] for output in outputs]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt", "gemma 3", "mixtral", "alibi", "gated deltanet", "latent"])
+def test_what_a_request_gets_does_not_depend_on_its_company(name: str) -> None:
+    cfg = {"llama": LLAMA}.get(name) or MODELS[name]
+    count = 300 if name == "llama" else 12
+    together, alone, requests = (
+        engine(cfg),
+        engine(cfg),
+        mixed(count, cfg.vocab, cfg.context if name != "llama" else CONTEXT),
+    )
+    together.warm_up()
+    with compilations() as compiled:
+        outputs = serve(together, requests, seed=1)
+    assert not compiled and len(outputs) > count // 2
+    assert not together.running and sorted(together._free) == [0, 1, 2, 3]
+    for i, got in outputs.items():
+        assert bits(got) == bits(alone.generate([requests[i]])[0]), requests[i]
+
+
+def test_the_company_counts() -> None:
+    """Two requests at once take fewer steps than one after the other."""
+    requests = [Request([1, 2, 3], 10, seed=i) for i in range(4)]
+    together, steps = engine(), 0
+    for request in requests:
+        together.submit(request)
+    while together.busy:
+        together.step()
+        steps += 1
+    assert steps <= 4 + 10
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+def test_it_is_generate(sampling: Sampling) -> None:
+    """Text by text, for every option."""
+    prompts = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9]]
+    expected = generate(Transformer(LLAMA, SIMPLE), lively(LLAMA), prompts, 15, sampling=sampling, seed=2)
+    requests = [Request(ids, 15, sampling, seed=2, index=i) for i, ids in enumerate(prompts)]
+    assert [[output.token for output in outputs] for outputs in engine().generate(requests)] == expected
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_its_log_probabilities_are_the_trainer_s(name: str) -> None:
+    """Of every token, those of the forward pass without a cache; with the likeliest alternatives."""
+    cfg = MODELS[name]
+    if cfg.has_encoder or not cfg.causal:
+        with pytest.raises(ValueError, match="has an encoder"):
+            engine(cfg)
+        return
+    (outputs,) = engine(cfg).generate([Request([3, 1, 4], 6, Sampling(1.3), seed=4, top_log_probs=3)])
+    ids = [3, 1, 4, *(output.token for output in outputs)]
+    logits = run(Transformer(cfg, SIMPLE), lively(cfg), jnp.array([ids[:-1]]))[0, 2:]
+    expected = np.asarray(jax.nn.log_softmax(logits))
+    for output, row in zip(outputs, expected, strict=True):
+        assert output.log_prob == pytest.approx(row[output.token], rel=1e-5, abs=1e-5)
+        best = np.argsort(-row)[:3]
+        assert [token for token, _ in output.top] == best.tolist()
+        assert [log_prob for _, log_prob in output.top] == pytest.approx(row[best].tolist(), rel=1e-5, abs=1e-5)
+
+
+def test_processed_log_probabilities_are_of_what_was_drawn_from() -> None:
+    sampling = Sampling(0.7, top_k=3)
+    (outputs,) = engine().generate([Request([3, 1, 4], 6, sampling, top_log_probs=5, processed=True)])
+    for output in outputs:
+        (best, *_), values = zip(*output.top, strict=True)
+        assert np.exp(values[:3]).sum() == pytest.approx(1, abs=1e-5) and set(values[3:]) == {-np.inf}
+        assert dict(output.top)[output.token] == output.log_prob and isinstance(best, int)
+
+
+def test_a_shared_beginning_is_read_once() -> None:
+    """And gives the same bits as when each request reads it."""
+    ids = np.random.default_rng(0).integers(0, 31, 560).tolist()
+    requests = [
+        Request([*ids[:length], 3], 4, Sampling(), seed=i) for i, length in enumerate([530, 560, 300, 256, 511])
+    ]
+    sharing, reading = engine(), engine(shared_chunks=0)
+    sharing.generate(requests[:1])
+    assert [len(beginning) for beginning in sharing._saved] == [256, 512]
+    steps = []
+    for request in requests:
+        shared, alone = 0, reading.generate([request])[0]
+        number, outputs = sharing.submit(request), []
+        while sharing.busy:
+            outputs += sharing.step()
+            shared += 1
+        assert bits(outputs) == bits(alone) and number == outputs[0].number
+        steps.append(shared)
+    # a step for each chunk of 32 that is left (531 - 512, 561 - 512, 301 - 256, 1, 512 - 256 = a whole one), two tokens
+    # in the last of them, and two steps more
+    assert steps == [1 + 2, 2 + 2, 2 + 2, 1 + 2, 1 + 2]
+
+
+def test_beginnings_are_forgotten_the_least_used_first() -> None:
+    ids = np.random.default_rng(0).integers(0, 31, (3, 257)).tolist()
+    few = engine(shared_chunks=2)
+    for i in (0, 1, 0, 2):
+        few.generate([Request(ids[i], 1)])
+    assert list(few._saved) == [tuple(ids[0][:256]), tuple(ids[2][:256])]
+
+
+def test_a_stop_token_is_not_given_and_length_ends() -> None:
+    (plain,) = engine().generate([Request([3, 1, 4], 6, Sampling(0.0))])
+    assert [output.end for output in plain] == [*[""] * 5, "length"]
+    stop = plain[3].token
+    (stopped,) = engine().generate([Request([3, 1, 4], 6, Sampling(0.0), stop=[stop])])
+    first = [output.token for output in plain].index(stop)
+    assert [o.token for o in stopped] == [o.token for o in plain[:first]] + [NONE] and stopped[-1].end == "stop"
+
+
+def test_logits_that_are_not_finite_end_a_request_alone() -> None:
+    cfg = MODELS["gpt"]
+    stem = lively(cfg)["stem"]
+    params = {**lively(cfg), "stem": {**stem, "positions": stem["positions"].at[5].set(jnp.nan)}}
+    broken, whole = Engine(Transformer(cfg, UNROLLED), params, 2).generate([Request([1, 2], 9), Request([1], 3)])
+    assert [output.end for output in broken] == ["", "", "", "", "not finite"]
+    assert [output.end for output in whole] == ["", "", "length"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: engine().submit(Request([], 3)), "the prompt has no tokens"),
+        (lambda: engine().submit(Request([31], 3)), "token id 31 is outside the vocabulary of 31"),
+        (lambda: engine().submit(Request([1] * 590, 11)), "do not fit the context of 600"),
+        (lambda: engine().submit(Request([1], 3, Sampling(logit_bias=((31, 1.0),)))), "logit_bias for id 31"),
+        (lambda: Request([1], 0), "max_new_tokens=0"),
+        (lambda: Request([1], 1, top_log_probs=21), "top_log_probs=21: expected 0 to 20"),
+        (lambda: Engine(Transformer(LLAMA, SIMPLE), lively(LLAMA)), "compute.unroll=0"),
+    ],
+)
+def test_what_cannot_be_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_chunks_are_whole_blocks() -> None:
+    assert all(chunk % 32 == 0 for chunk in engines.CHUNKS)
