@@ -235,7 +235,7 @@ class Batches:
         lines = []
         for name, source in self.data.mixture.sources.items():
             if left_out := source.left_out():
-                lines.append(f"source {name!r}: left out are {left_out}")
+                lines.append(f"source {name!r}: left out: {left_out}")
             for split in SPLITS:
                 store = self.stores[name, split]
                 if count := store.duplicates:

@@ -190,7 +190,9 @@ class TextFolder(Collection):
     def left_out(self) -> str:
         every = [name for path in paths(self.path, self.heldout) for name in self._files(path, hidden=True)[1]]
         names = [name for name in every if self._is_hidden(name)]
-        return f"{len(names)} hidden files ({names[0]}{', …' * (len(names) > 1)})" if names else ""
+        if not names:
+            return ""
+        return f"1 hidden file ({names[0]})" if len(names) == 1 else f"{len(names)} hidden files ({names[0]}, …)"
 
 
 def is_hidden(path: str) -> bool:

@@ -13,6 +13,7 @@ files.py         safetensors; gguf.py GGUF
 """
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from lm.pretrained.fields import read_json
 from lm.pretrained.files import refuse_pickle
 from lm.pretrained.model import IDS, Pretrained
 from lm.pretrained.placement import place_params
-from lm.text.files import from_directory
+from lm.text.files import TEKKEN, TEKKEN_CURE, from_directory
 from lm.text.gguf import from_gguf
 from lm.text.tokenizer import Tokenizer, load_tokenizer
 from lm.train.checkpoint import Checkpoints
@@ -67,6 +68,8 @@ def _tokenizer(path: Path, checkpoint: Checkpoint) -> Tokenizer | None:
         tokenizer = from_directory(path)
     else:
         tokenizer = from_gguf(checkpoint.metadata) if "tokenizer.ggml.model" in checkpoint.metadata else None
+    if tokenizer is None and (path / TEKKEN).is_file():
+        warnings.warn(f"{path} is loaded without a tokenizer: {TEKKEN_CURE}", stacklevel=3)
     if tokenizer is None:
         return None
     vocab, embedding = checkpoint.cfg.vocab, checkpoint.tensors[0].name

@@ -25,13 +25,16 @@ IDS = ("generation_config.json", "config.json")
 MODELS = ("tokenizer.model", "spiece.model", "sentencepiece.model")
 VOCABS, MERGES = ("vocab.json", "encoder.json"), ("merges.txt", "vocab.bpe")
 TOKENIZER_FILES = ("tokenizer.json", *MODELS, "ranks.tiktoken", *VOCABS, "vocab.txt")
-TEKKEN = "tekken.json"
+TEKKEN, TEKKEN_CURE = (
+    "tekken.json",
+    ("tekken.json is Mistral's own format, which is not read: put the tokenizer.json of the same model beside it"),
+)
 FORMATS = "tokenizer.json, SentencePiece's .model, tiktoken's ranks, vocab.json with merges.txt, vocab.txt, .gguf"
 
 
 def from_directory(folder: Path) -> Tokenizer | None:
     """The tokenizer of a directory, or None where it has none of TOKENIZER_FILES. Raises ValueError as `from_file`."""
-    for name in (*TOKENIZER_FILES, TEKKEN):
+    for name in TOKENIZER_FILES:
         if (folder / name).is_file():
             return from_file(folder / name)
     return None
@@ -51,9 +54,7 @@ def _reader(path: Path, data: bytes) -> Callable[[Path, bytes, TokenizerConfig],
     if path.name in (*VOCABS, *MERGES):
         return _gpt2
     if path.name == TEKKEN:
-        raise ValueError(
-            f"{path} is in Mistral's own format, which is not read: put the tokenizer.json of the same model beside it"
-        )
+        raise ValueError(f"{path}: {TEKKEN_CURE}")
     if path.suffix == ".gguf":
         return _gguf
     if path.suffix == ".json":

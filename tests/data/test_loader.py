@@ -231,7 +231,7 @@ def test_what_one_should_know_of_the_documents_is_said(tmp_path: Path) -> None:
     source = TextFolder(str(tmp_path), pattern="*.txt", heldout=str(tmp_path / "other"))
     batches = prepare(Data(Mixture({"text": source}, {"text": 1.0}), Bytes()), 32, 8)
     assert batches.remarks() == [
-        "source 'text': left out are 2 hidden files (.100.txt, …)",
+        "source 'text': left out: 2 hidden files (.100.txt, …)",
         "source 'text', train: 2 of 20 documents equal another",
         "source 'text': 1 of 2 held-out documents are trained on too",
     ]

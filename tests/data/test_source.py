@@ -141,6 +141,8 @@ def test_hidden_files_are_left_out_and_said(folder: Path) -> None:
     texts = [*source.documents("train"), *source.documents("heldout")]
     assert len(texts) == 60 and "hidden" not in texts
     assert source.left_out() == "2 hidden files (.ipynb_checkpoints/0-checkpoint.txt, …)"
+    (folder / "1" / ".draft.txt").unlink()
+    assert source.left_out() == "1 hidden file (.ipynb_checkpoints/0-checkpoint.txt)"
     named = TextFolder(str(folder), pattern=".ipynb_checkpoints/*.txt", heldout=str(folder))
     assert list(named.documents("train")) == ["hidden"] and not named.left_out()
     with pytest.raises(ValueError, match=r"matches '\*\*/0-\*' but 1 hidden ones"):

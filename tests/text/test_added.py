@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 
+from lm.text.files import from_directory
 from lm.text.tokenizer import read
 from tests.text.test_published import TRAINED, byte_pairs, with_fallback
 
@@ -81,8 +82,9 @@ def test_a_piece_that_is_named_special_is_a_control_id_and_a_gap_stays_one(tmp_p
 def test_mistral_s_own_format_is_refused_with_the_cure(tmp_path: Path) -> None:
     (tmp_path / "tekken.json").write_text('{"config": {}, "vocab": []}')
     for path in (tmp_path, tmp_path / "tekken.json"):
-        with pytest.raises(ValueError, match="tekken.json is in Mistral's own format, .*: put the tokenizer.json of"):
+        with pytest.raises(ValueError, match="tekken.json is Mistral's own format, .*: put the tokenizer.json of"):
             read(path)
+    assert from_directory(tmp_path) is None  # a model is loaded without one
     with_fallback().save(str(tmp_path / "tokenizer.json"))
     assert read(tmp_path).vocab_size == 266
 
