@@ -4,7 +4,7 @@ Of a directory's files tokenizer.json comes first, then SentencePiece, tiktoken'
 vocab.txt. tokenizer_config.json, special_tokens_map.json, chat_template.jinja and the like beside them are respected.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from lm.text.gguf import from_gguf
 from lm.text.headers import read_gguf_header
 from lm.text.protocol import ROLES, Tokenizer
 from lm.text.published import TokenizerConfig, build, byte_level_bpe, read_json, wordpiece
+from lm.text.token_fields import checked_fields, checked_ids, checked_stops
 
 CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 TEMPLATE_FOLDER = "additional_chat_templates"  # NAME.jinja each
@@ -76,21 +77,16 @@ def tokenizer_config(folder: Path) -> TokenizerConfig:
     for name, content in contents.items():
         if not isinstance(content, dict):
             raise ValueError(f"{folder / name} is damaged: expected an object")
-    fields = {**contents.get("special_tokens_map.json", {}), **contents.get("tokenizer_config.json", {})}
+    fields: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        fields |= checked_fields(str(folder / name), contents.get(name, {}))
     generation = contents.get("generation_config.json", {})
     ids = {**contents.get("config.json", {}), **generation}
     roles = {r: ids[f"{r}_token_id"] for r in ROLES if isinstance(ids.get(f"{r}_token_id"), int)}
-    stops = generation.get("eos_token_id") or ()
-    stop_ids = (stops,) if isinstance(stops, int) else tuple(stops)
+    stops = checked_stops(str(folder / IDS[0]), generation.get("eos_token_id"))
     template = _templates(folder, fields.get("chat_template"))
-    return TokenizerConfig(fields, roles, stop_ids, template, _added_ids(folder, contents))
-
-
-def _added_ids(folder: Path, contents: Mapping[str, Any]) -> dict[str, int]:
-    ids = contents.get("added_tokens.json", {})
-    if not all(isinstance(id, int) and id >= 0 for id in ids.values()):
-        raise ValueError(f"{folder / 'added_tokens.json'} is damaged: expected the id of each token")
-    return dict(ids)
+    added = checked_ids(str(folder / CONFIG_FILES[2]), contents.get("added_tokens.json", {}))
+    return TokenizerConfig(fields, roles, stops, template, added)
 
 
 def _templates(folder: Path, value: Any) -> str | dict[str, str] | None:

@@ -2,13 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lm.text.files import from_directory
+from lm.text.token_fields import KINDS, MAX_ID
 from lm.text.tokenizer import read
-from tests.text.test_published import TRAINED, byte_pairs, with_fallback
+from tests.text.test_published import TRAINED, WORDS, byte_pairs, with_fallback
 
 IM = {"<|im_start|>": 0, "<|im_end|>": 1}  # beyond the vocabulary
 CHAT = "<|im_start|>user ab<|im_end|>"
@@ -92,7 +96,7 @@ def test_mistral_s_own_format_is_refused_with_the_cure(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ('{"<a>": "x"}', "added_tokens.json is damaged: expected the id of each token"),
+        ('{"<a>": "x"}', "added_tokens.json is damaged: '<a>' has 'x', expected an id of at most 1000000"),
         ('{"<a>": 9000}', "added_tokens.json gives '<a>' the id 9000, the vocabulary 500"),
     ],
 )
@@ -101,3 +105,65 @@ def test_ids_that_cannot_be_are_refused(content: str, says: str, tmp_path: Path)
     (tmp_path / "added_tokens.json").write_text(content)
     with pytest.raises(ValueError, match=says):
         read(tmp_path)
+
+
+ODD = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 2**40)
+    | st.floats()
+    | st.sampled_from(["", "a", "<a>", "5", "content"]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(["content", "special", "name", "template", "5", "-1", "x"]), inner, max_size=2
+        )
+    ),
+    max_leaves=4,
+)
+FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
+
+
+@pytest.fixture(scope="module", params=["pieces", "pairs", "json", "words"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp(request.param)
+    if request.param == "json":
+        with_fallback().save(str(made / "tokenizer.json"))
+    elif request.param == "words":
+        (made / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
+    else:
+        vocabulary(made, request.param)
+    return made
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    fields=st.dictionaries(st.sampled_from([*KINDS]), ODD, max_size=3),
+    added=ODD,
+    stops=ODD,
+    file=st.sampled_from(FILES[:2]),
+)
+def test_odd_fields_are_read_or_refused_in_one_line(
+    folder: Path, fields: dict, added: Any, stops: Any, file: str
+) -> None:
+    contents = {file: fields, "added_tokens.json": added or {}, "generation_config.json": {"eos_token_id": stops}}
+    for name in FILES:
+        (folder / name).write_text(json.dumps(contents.get(name, {})))
+    try:
+        tokenizer = read(folder)
+        if tokenizer.vocab_size < 10_000:
+            tokenizer.hugging_face_files()
+    except ValueError as error:
+        assert "\n" not in str(error)
+    else:
+        assert tokenizer.encode("a") and tokenizer.vocab_size <= 2 * MAX_ID
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_field_of_another_kind_is_named(name: str, tmp_path: Path) -> None:
+    vocabulary(tmp_path, "pairs")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({name: 1.5}))
+    with pytest.raises(ValueError, match=f"tokenizer_config.json is damaged: {name} is '1.5', expected"):
+        read(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({name: None}))
+    assert read(tmp_path).encode("ab")
