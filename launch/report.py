@@ -1,6 +1,7 @@
 """`lm report`: rewrite the report of a run or a study from the files in its folder."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,12 @@ def run(args: argparse.Namespace) -> None:
         hardware.prepare("cpu")
         return study.write(Path(args.run_folder))
     from lm.machine import buckets
+    from lm.page.run_record import RunRecord
     from lm.page.run_report import write_report
 
     folder = buckets.local_mirror(args.run_folder)
     report = write_report(folder)
+    if damage := RunRecord(folder).damage:
+        print(f"lm: {damage}", file=sys.stderr)
     buckets.upload(folder)
     print(f"{buckets.display_path(folder)}/{report.name}")

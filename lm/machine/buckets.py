@@ -76,6 +76,19 @@ def checkpoint_path(folder: Path) -> str:
     return f"{url}/{CHECKPOINTS}" if url else str(folder / CHECKPOINTS)
 
 
+def checkpoint_steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints of the run in `folder`, ascending, damaged ones included."""
+    with file_system("read", checkpoint_path(folder)) as (fs, root):
+        names = [path.rpartition("/")[2] for path in fs.ls(root, detail=False)] if fs.exists(root) else []
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def rename_checkpoint(folder: Path, step: int, name: str) -> None:
+    """Name the checkpoint of `step` so that it is no checkpoint of the run any more."""
+    with file_system("write", checkpoint_path(folder)) as (fs, root):
+        fs.mv(f"{root}/{step}", f"{root}/{name}", recursive=True)
+
+
 def download(folder: Path) -> None:
     """Download the small files that `folder` mirrors; a no-op for an ordinary folder."""
     url = remote_url(folder)
@@ -113,6 +126,18 @@ def upload(folder: Path) -> None:
             fs.makedirs(f"{root}/{name}".rpartition("/")[0], exist_ok=True)
             fs.put_file(str(folder / name), f"{root}/{name}")
     _uploaded[folder] = now
+
+
+def remove(folder: Path, *names: str) -> None:
+    """Remove files and folders of `folder`, and of the bucket's that it mirrors; those that are there."""
+    url = remote_url(folder)
+    for name in names:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if url:
+            with file_system("write", url) as (fs, root):
+                if fs.exists(f"{root}/{name}"):
+                    fs.rm(f"{root}/{name}", recursive=True)
 
 
 def check_writable(url: str) -> None:

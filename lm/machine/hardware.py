@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from lm.machine import processes
+
 # Dense bfloat16 FLOP/s of one chip, from the vendors' data sheets, by a substring of JAX's device_kind.
 PEAK_FLOPS = {
     "TPU v4": 275e12,
@@ -131,9 +133,11 @@ def cpu() -> str:
 
 
 def peak_flops(dtype: str = "float32") -> tuple[float, str]:
-    """Peak FLOP/s of all devices together for matrix products of `dtype`, and the source of the figure: the data sheet
-    of a known chip; else a product of 1024 x 1024 matrices, measured here."""
+    """Peak FLOP/s of all devices of all processes together for matrix products of `dtype`, and the source of the
+    figure: the data sheet of a known chip; else a product of 1024 x 1024 matrices, measured here. All processes call
+    it: they measure at the same time, since those of one machine may share its cores."""
     import jax
+    import numpy as np
 
     device = jax.devices()[0]
     for name, flops in PEAK_FLOPS.items():
@@ -141,7 +145,16 @@ def peak_flops(dtype: str = "float32") -> tuple[float, str]:
             half = 0.5 if dtype == "float32" else 1.0
             source = f"{device.device_kind}, data sheet{', bfloat16 halved' if half < 1 else ''}"
             return flops * half * jax.device_count(), source
-    return _measured_flops(dtype), f"{dtype} product of 1024 x 1024 matrices, measured at the start"
+    processes.barrier("measure peak")
+    # the devices of a CPU share its cores
+    peak = _measured_flops(dtype) * (1 if device.platform == "cpu" else jax.local_device_count())
+    source = f"{dtype} product of 1024 x 1024 matrices, measured at the start"
+    if processes.count() > 1:
+        from jax.experimental import multihost_utils
+
+        peak = float(np.sum(multihost_utils.process_allgather(np.float32(peak))))
+        source += f" in {processes.count()} processes at once"
+    return peak, source
 
 
 @functools.cache

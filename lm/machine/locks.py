@@ -25,11 +25,11 @@ RENEW_SECONDS, VOID_SECONDS = 20.0, 90.0  # a lease is renewed so often, and voi
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """The folder, or the bucket's that it mirrors, for this process alone.
+def exclusive(folder: Path, wait: bool = False) -> Iterator[None]:
+    """The folder, or the bucket's that it mirrors, for this process alone; `wait` until another process leaves it.
 
-    Raises ValueError, naming the holder, where another process has it, or it cannot be written. On a file system
-    without locks the folder is not locked."""
+    Raises ValueError, naming the holder, where another process has it and this one does not wait, or it cannot be
+    written. On a file system without locks the folder is not locked."""
     url = buckets.remote_url(folder)
     if url:
         with _lease(url):
@@ -42,7 +42,7 @@ def exclusive(folder: Path) -> Iterator[None]:
         raise ValueError(f"cannot use {folder} as a run's folder: {error}; choose another --workdir") from None
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             lock.seek(0)
             raise _in_use(str(folder), lock.read()) from None

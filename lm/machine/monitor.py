@@ -71,9 +71,17 @@ class Metrics:
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
     """The lines of `workdir`/metrics.jsonl, in order; none where there is no file. A truncated line is left out."""
+    return [line for line in map(_read_line, _lines(workdir)) if line is not None]
+
+
+def unreadable_lines(workdir: str | Path) -> int:
+    """How many lines of `workdir`/metrics.jsonl are damaged; one that is being written is not."""
+    return sum(_read_line(text) is None for text in _lines(workdir) if text.endswith("\n"))
+
+
+def _lines(workdir: str | Path) -> list[str]:
     path = Path(workdir) / "metrics.jsonl"
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    return [line for line in map(_read_line, text.splitlines(keepends=True)) if line is not None]
+    return path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.is_file() else []
 
 
 def _read_line(text: str) -> dict[str, Any] | None:
@@ -82,7 +90,7 @@ def _read_line(text: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     complete = text.endswith("\n") and isinstance(line, dict) and isinstance(line.get("step"), int)
-    return line if complete else None
+    return line if complete and all(isinstance(x, int | float | None) for x in line.values()) else None
 
 
 def keep_until(path: Path, step: int) -> None:

@@ -10,8 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lm.machine.monitor import read_metrics
+from lm.machine.monitor import read_metrics, unreadable_lines
 from lm.page.measure import Measure
+from lm.page.words import plural
 
 Metrics = Sequence[Mapping[str, Any]]
 
@@ -33,9 +34,13 @@ class RunRecord:
         declared = read_json(folder / "experiment.json", None)
         if declared is None:
             raise ValueError(f"{folder} is not a run: it has no experiment.json; `lm train` makes one")
+        if not isinstance(declared, dict) or not isinstance(declared.get("value"), dict):
+            raise ValueError(f"{folder / 'experiment.json'} cannot be read: it has no experiment in it")
         self.reference, self.experiment = declared.get("experiment", ""), declared["value"]
         self.about: dict[str, Any] = read_json(folder / "about.json", {})
-        lines = read_metrics(folder)
+        if not isinstance(self.about, dict):
+            raise ValueError(f"{folder / 'about.json'} cannot be read: expected an object")
+        lines, self.unreadable = read_metrics(folder), unreadable_lines(folder)
         self.evaluations = [line for line in lines if any(key.startswith("eval/") for key in line)]
         self.final = self.evaluations[-1] if self.evaluations else {}
         self.steps = max((line["step"] for line in lines), default=0)
@@ -58,6 +63,16 @@ class RunRecord:
     @property
     def finished(self) -> bool:
         return bool(self.about.get("finished"))
+
+    @property
+    def damage(self) -> str:
+        """What metrics.jsonl lacks, in a sentence; empty where it lacks nothing."""
+        steps = self.experiment.get("steps", 0)
+        if self.unreadable:
+            return f"Damaged: {plural(self.unreadable, 'line')} of metrics.jsonl cannot be read, and left out."
+        if self.finished and self.steps < steps:
+            return f"Damaged: the run has ended, but its metrics.jsonl stops at step {self.steps:,} of {steps:,}."
+        return ""
 
     @property
     def target(self) -> str:

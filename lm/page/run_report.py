@@ -73,7 +73,7 @@ class RunReport:
         seconds = self.about.get("seconds") or 0
         trained += f" in {in_words(seconds)}" if seconds else ""
         trained += f" on {where}" if (where := _device(self.about.get("environment", {}))) else ""
-        return f"{trained}. {self._reached()}".strip()
+        return f"{self.record.damage} {trained}. {self._reached()}".strip()
 
     def _reached(self) -> str:
         """The headline measure of each source, in a sentence."""
@@ -104,9 +104,9 @@ class RunReport:
         if model:
             yield "parameters", human(model["parameters"]), f"{human(model['flops_per_token'])} FLOPs a token"
         if record.training:
-            mfu, speeds = recent(record.training, "mfu"), series(record.training, "tokens_per_second")[1]
+            mfu, speed = (median(series(record.training, key)[1]) for key in ("mfu", "tokens_per_second"))
             remark = f"{mfu:.0%} of the device's peak" if mfu == mfu else ""
-            yield "tokens per second", human(median(speeds)), remark
+            yield "tokens per second", human(speed), remark
         if self.about.get("seconds"):
             compiling = self.about.get("compile_seconds") or 0
             yield "time", duration(self.about["seconds"]), f"first step {compiling:.1f} s" if compiling else "in all"

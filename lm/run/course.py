@@ -7,7 +7,6 @@ newest checkpoint, to the same bits as uninterrupted. Several processes run it t
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -82,7 +81,7 @@ class Run:
     Raises ValueError for what cannot be prepared (see `prepare_run`)."""
 
     def __init__(self, experiment: Experiment, folder: Path, command: str = "", like: "Run | None" = None):
-        self.began = time.time()
+        self.time = log.WallTime()
         self.experiment, self.folder, self.command = experiment, folder, command
         self.prepared: Prepared = prepare_run(experiment, folder, like=like.prepared if like else None)
         e, mesh, learner = experiment, self.prepared.mesh, self.prepared.learner
@@ -114,7 +113,9 @@ class Run:
         Raises Interrupted after a signal, NotFinite for a loss that is not finite."""
         e, stepper = self.experiment, stepper or Stepper(self)
         with contextlib.ExitStack() as stack:
-            checkpoints = Checkpoints(buckets.checkpoint_path(self.folder), e.keep_last, e.keep_best)
+            branch = e.optimizer.schedule.branch_step(e.steps)
+            path = buckets.checkpoint_path(self.folder)
+            checkpoints = Checkpoints(path, e.keep_last, e.keep_best, keep_step=branch)
             stack.callback(checkpoints.close)
             state = self.initial_state() if not checkpoints.steps() else self._restored(checkpoints)
             start = int(state.step)
@@ -139,7 +140,7 @@ class Run:
 
     def exclude_time(self, seconds: float) -> None:
         """Do not count `seconds` as this run's: other runs of the process had them."""
-        self.began += seconds
+        self.time.exclude(seconds)
         self.logger.exclude_time(seconds)
 
     def eval_params(self, state: TrainState) -> Any:
@@ -168,19 +169,21 @@ class Run:
         return shapes
 
     def _restored(self, checkpoints: Checkpoints) -> TrainState:
-        state, _, step = checkpoints.restore(self.state_shapes())
+        state, saved, step = checkpoints.restore(self.state_shapes())
+        self.time.resume(saved)
         if processes.is_first():
             print(f"resumed from checkpoint {step}")
         return state
 
     def _logger(self, start: int, bar: Callable[[int, int], Bar], stack: contextlib.ExitStack) -> NullLogger:
         """The logger from step `start` on: of the first process, or one that does nothing."""
+        peak = hardware.peak_flops(self.prepared.compute.matmul)
         if not processes.is_first():
             return NullLogger()
         e, metrics = self.experiment, Metrics(self.folder, start)
         stack.callback(metrics.close)
-        metadata = log.run_metadata(self.prepared, self.state_shapes(), self.command, self.began)
-        return RunLogger(e, self.folder, metadata, metrics, stack.enter_context(bar(e.steps, start)), start, self.began)
+        metadata = log.run_metadata(self.prepared, self.state_shapes(), self.command, self.time.started, peak)
+        return RunLogger(e, self.folder, metadata, metrics, stack.enter_context(bar(e.steps, start)), start, self.time)
 
     def _finish(self, state: TrainState, steps: int) -> None:
         """Complete a run without steps left: one that was killed after its last checkpoint has no samples yet."""
@@ -190,7 +193,7 @@ class Run:
         if not (self.folder / "samples.json").exists():
             write_samples(self.prepared, self.eval_params(state), steps, print)
         if processes.is_first():
-            log.finish(self.folder, self.began)
+            log.finish(self.folder, self.time)
 
     # ---------------------------------------------------------------- the loop
 
@@ -198,11 +201,13 @@ class Run:
         self, state: TrainState, checkpoints: Checkpoints, stepper: "Stepper", signals: list[int]
     ) -> Iterator[TrainState]:
         e, logger = self.experiment, self.logger
+        branch = e.optimizer.schedule.branch_step(e.steps)
 
         def schedule(n: int) -> tuple[bool, bool]:
             """Whether to evaluate, and to save, after step n."""
             end = n == e.steps
-            return end or n % e.eval_every_steps == 0, end or n % e.checkpoint_every_steps == 0 or bool(signals)
+            save = end or n == branch or n % e.checkpoint_every_steps == 0 or bool(signals)
+            return end or n % e.eval_every_steps == 0, save
 
         def should_pause(n: int) -> bool:
             processes.should_stop(n, signals)
@@ -218,7 +223,7 @@ class Run:
                 logger.evaluated(n, measures)
             if save:
                 logger.flush()  # a checkpoint is never ahead of its log
-                checkpoints.save(state, self._score(measures))
+                checkpoints.save(state, self._score(measures), self.time.saved())
             logger.resume(n)
             return bool(signals)
 

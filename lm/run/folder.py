@@ -15,15 +15,23 @@ from lm.data.mixture import Data
 from lm.data.source import Source
 from lm.experiment import Experiment, changed
 from lm.machine import buckets, processes
+from lm.machine.monitor import read_metrics
 from lm.renamed import upgrade
+from lm.run.lengthen import check_length
 from lm.text.tokenizer import Tokenizer
+
+PREPARED = ("tokenizer", "data.json", "about.json")  # from before the first step
+SAMPLES = ("samples.json", "samples.txt")
+SAMPLED_WITH = ("prompts", "sample_tokens", "sampling", "steps")  # fields that say what the samples are
 
 
 def claim(folder: Path, experiment: Experiment, reference: str) -> Path:
     """`folder`, created if missing, with experiment.json.
 
-    The mesh may differ: a run resumes on other devices than it began on. Raises ValueError where the folder holds
-    another experiment's run, cannot be written, or is not shared by all processes."""
+    The mesh may differ: a run resumes on other devices than it began on. A run may become longer where its learning
+    rates so far stay (lengthen.py), and another experiment may take the folder of one that has not taken a step.
+    Raises ValueError where the folder holds another experiment's run, cannot be written, or is not shared by all
+    processes."""
     on_first_process("claim", folder, lambda: _claim(folder, experiment, reference))
     processes.all_or_raise("folder", lambda: _check_shared(folder, experiment))
     return folder
@@ -43,25 +51,43 @@ def on_first_process(what: str, folder: Path, f: Callable[[], Any]) -> None:
 
 def _claim(folder: Path, experiment: Experiment, reference: str) -> None:
     file = folder / "experiment.json"
-    new = value.plain(experiment)
     if (folder / "study.json").exists():
         raise ValueError(f"{folder} is a study's folder, whose report this would replace: choose another --workdir")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if file.exists():
-            different = [d for d in changed(json.loads(file.read_text())["value"], new) if not _is_placement(d[0])]
-            if different:
-                shown = "; ".join(f"{path} was {old!r}, is {now!r}" for path, old, now in different[:6])
-                more = f" and {len(different) - 6} more" if len(different) > 6 else ""
-                raise ValueError(
-                    f"{buckets.display_path(folder)} holds a run of a different experiment ({shown}{more}): "
-                    "choose another --workdir, or remove it"
-                )
-        write_json(file, {"experiment": reference, "fingerprint": experiment.fingerprint, "value": new})
+            _take_over(folder, json.loads(file.read_text())["value"], experiment)
+        declared = {"experiment": reference, "fingerprint": experiment.fingerprint, "value": value.plain(experiment)}
+        write_json(file, declared)
     except (OSError, json.JSONDecodeError, KeyError) as error:
         raise ValueError(
             f"cannot use {buckets.display_path(folder)} as a run's folder: {error}; choose another --workdir"
         ) from None
+
+
+def _take_over(folder: Path, old: Mapping[str, Any], experiment: Experiment) -> None:
+    """Make the folder of the run `old` ready for `experiment`: the same run, or of another length; or any, where no
+    step was taken. Raises ValueError where it holds another run."""
+    before, now = value.plain(value.build(Experiment, old)), value.plain(experiment)
+    different = [d for d in changed(old, now) if not _is_placement(d[0])]
+    if different and not has_begun(folder):
+        buckets.remove(folder, *PREPARED)
+    elif different and all(path == "steps" for path, _, _ in different):
+        check_length(folder, value.build(Experiment, old), experiment)
+    elif different:
+        shown = "; ".join(f"{path} was {old!r}, is {now!r}" for path, old, now in different[:6])
+        more = f" and {len(different) - 6} more" if len(different) > 6 else ""
+        raise ValueError(
+            f"{buckets.display_path(folder)} holds a run of a different experiment ({shown}{more}): "
+            "choose another --workdir, or remove it"
+        )
+    if any(before[name] != now[name] for name in SAMPLED_WITH):
+        buckets.remove(folder, *SAMPLES)  # drawn again at the end
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether the run in `folder` has taken a step: before that there is nothing to lose."""
+    return bool(read_metrics(folder)) or bool(buckets.checkpoint_steps(folder))
 
 
 def _is_placement(path: str) -> bool:
@@ -152,7 +178,8 @@ def check_sources(folder: Path, sources: Mapping[str, Source]) -> None:
         recorded = json.loads(file.read_text()) if file.exists() else fingerprints
         for name in fingerprints:
             if recorded.get(name, fingerprints[name]) != fingerprints[name]:
-                raise ValueError(f"source {name!r} has changed since this run began: choose another --workdir")
+                cure = "choose another --workdir" if has_begun(folder) else f"no step was taken, so remove {folder}"
+                raise ValueError(f"source {name!r} has changed since this run began: {cure}")
 
     def record() -> None:
         check()

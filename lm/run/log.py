@@ -58,8 +58,8 @@ class RunLogger(NullLogger):
       metadata: the content of about.json (see `run_metadata`).
       metrics: the writer of metrics.jsonl.
       bar: the progress bar, above which lines are printed.
-      step: the step that the run starts from.
-      began: when the run was started, in seconds of time.time()."""
+      step: the step that this process starts from.
+      time: the run's."""
 
     def __init__(
         self,
@@ -69,10 +69,10 @@ class RunLogger(NullLogger):
         metrics: Metrics,
         bar: Bar,
         step: int,
-        began: float,
+        time: "WallTime",
     ):
         self.experiment, self.folder, self.metadata = experiment, folder, metadata
-        self.metrics, self.bar, self.began = metrics, bar, began
+        self.metrics, self.bar, self.time = metrics, bar, time
         self.say = bar.say  # type: ignore[method-assign]
         self.clock = Clock(experiment.batch_tokens, step)
         self.flops = experiment.flops_per_token
@@ -98,7 +98,7 @@ class RunLogger(NullLogger):
         self.clock.first = False
         now = time.time()
         self.metadata["compile_seconds"] = own = now - self.clock.since
-        self.say(f"first step finished {now - self.began:.1f} s after the start, {own:.1f} s of them its own")
+        self.say(f"first step finished {now - self.time.began:.1f} s after the start, {own:.1f} s of them its own")
         self.clock.reset(n)
 
     def evaluated(self, n: int, measures: dict[str, float]) -> None:
@@ -108,17 +108,17 @@ class RunLogger(NullLogger):
 
     def flush(self) -> None:
         self.metrics.flush()
+        write_json(self.folder / "about.json", self.metadata | {"seconds": self.time.seconds()})
         buckets.upload(self.folder)
 
     def resume(self, n: int) -> None:
         self.clock.reset(n)
 
     def exclude_time(self, seconds: float) -> None:
-        self.began += seconds
         self.clock.since = min(self.clock.since + seconds, time.time())
 
     def finish(self) -> None:
-        write_json(self.folder / "about.json", self.metadata | ended(self.began))
+        write_json(self.folder / "about.json", self.metadata | ended(self.time))
 
 
 def format_step(method: Method, metrics: Mapping[str, float]) -> str:
@@ -171,20 +171,51 @@ class Clock:
         return self.speed
 
 
-def run_metadata(prepared: Prepared, state: Any, command: str, began: float) -> dict[str, Any]:
+class WallTime:
+    """Wall time of a run, in seconds, over all processes that trained it one after the other.
+
+    A checkpoint keeps the time until it (`saved`), and the process that resumes from it adds its own: the time of
+    steps that were lost with a killed process is not part of it."""
+
+    def __init__(self) -> None:
+        self.began = self.started = time.time()
+        self.before = 0.0
+
+    def resume(self, saved: Mapping[str, Any]) -> None:
+        """Continue from what a checkpoint has of it, nothing of a version that kept none."""
+        self.before, self.started = saved.get("seconds", 0.0), saved.get("started", self.began)
+
+    def exclude(self, seconds: float) -> None:
+        """Do not count the last `seconds`: other runs of the process had them."""
+        self.began += seconds
+
+    def seconds(self) -> float:
+        """So far."""
+        return round(self.before + time.time() - self.began, 1)
+
+    def saved(self) -> dict[str, float]:
+        """What a checkpoint keeps."""
+        return {"seconds": self.seconds(), "started": self.started}
+
+
+def run_metadata(
+    prepared: Prepared, state: Any, command: str, started: float, peak: tuple[float, str]
+) -> dict[str, Any]:
     """The content of about.json: environment, sizes and FLOPs, the data, the method's measures and its baselines.
 
     Args:
       prepared: the run's experiment, data and method.
       state: the training state, or its shapes.
       command: the command line.
-      began: when the run was started, in seconds of time.time()."""
+      started: when the run was, in seconds of time.time().
+      peak: FLOP/s of all devices, and the source of the figure.
+
+    Returns: JSON data."""
     e, data, method = prepared.experiment, prepared.data, prepared.experiment.method
-    peak, source = hardware.peak_flops(prepared.compute.matmul)
     points = sorted({round(i * (e.steps - 1) / (MIXTURE_POINTS - 1)) for i in range(MIXTURE_POINTS)})
     return {
         "command": command,
-        "started": iso(began),
+        "started": iso(started),
         "finished": None,
         "seconds": 0.0,
         "compile_seconds": 0.0,
@@ -195,8 +226,8 @@ def run_metadata(prepared: Prepared, state: Any, command: str, began: float) -> 
             "flops_per_token": e.flops_per_token,
             "state_bytes": count.tree_bytes(state),
         },
-        "peak_flops": peak,
-        "peak_source": source,
+        "peak_flops": peak[0],
+        "peak_source": peak[1],
         "compute": value.plain(prepared.compute),
         "mesh": dict(prepared.mesh.shape),
         "data": {s: {k: vars(a) for k, a in splits.items()} for s, splits in data.summary().items()},
@@ -212,17 +243,16 @@ def run_metadata(prepared: Prepared, state: Any, command: str, began: float) -> 
     }
 
 
-def ended(began: float) -> dict[str, Any]:
-    """What a run adds to about.json at its end: when, and the seconds since its last start."""
-    now = time.time()
-    return {"finished": iso(now), "seconds": round(now - began, 1)}
+def ended(wall_time: WallTime) -> dict[str, Any]:
+    """What a run adds to about.json at its end: when, and its wall time."""
+    return {"finished": iso(time.time()), "seconds": wall_time.seconds()}
 
 
-def finish(folder: Path, began: float) -> None:
+def finish(folder: Path, wall_time: WallTime) -> None:
     """Record in about.json that the run in `folder` has ended, unless it says so."""
     about = json.loads((folder / "about.json").read_text())
     if not about["finished"]:
-        write_json(folder / "about.json", about | ended(began))
+        write_json(folder / "about.json", about | ended(wall_time))
 
 
 def iso(seconds: float) -> str:

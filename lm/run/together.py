@@ -8,6 +8,7 @@ The runs take their steps in turn (turns), with the bits that they would have al
 lm/run/vmapped.py), with the same numbers but for rounding. On CPUs turns are faster; elsewhere both are measured.
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 
 from lm import value
 from lm.experiment import EVERY, INERT, Experiment
-from lm.machine import hardware
+from lm.machine import hardware, locks
 from lm.machine.cache import cache_dir
 from lm.machine.monitor import Bar
 from lm.machine.processes import catch_signals
@@ -81,27 +82,30 @@ def train(experiments: Sequence[Experiment], folders: Sequence[Path], how: str =
     hardware.set_cpu_devices(experiments[0].compute.devices)
     hardware.use_compilation_cache(cache_dir())
     hardware.check_backend()
-    with catch_signals() as signals:
+    with contextlib.ExitStack() as stack, catch_signals() as signals:
+        for folder in folders:  # a process that was left behind may still be at work there
+            stack.enter_context(locks.exclusive(folder, wait=True))
+            locks.sign(folder)
         began = time.time()
         runs = list(_prepare(experiments, folders))
         for run in runs:  # each has its equal share of the time until here
-            run.exclude_time(time.time() - run.began - (time.time() - began) / len(runs))
-        stack = plan_execution(runs, how) if len(runs) > 1 else None
+            run.exclude_time(time.time() - run.time.began - (time.time() - began) / len(runs))
+        vmapped = plan_execution(runs, how) if len(runs) > 1 else None
         steps: dict[Run, Steps] = {}
         for run in runs:
             bar = partial(LinesOnly, f"{run.folder.parent.name}/{run.folder.name}")
-            steps[run] = run.steps(signals, bar, stack.slot(run) if stack else None)
+            steps[run] = run.steps(signals, bar, vmapped.slot(run) if vmapped else None)
         interrupted: list[Interrupted] = []
         while steps:
             for run in list(steps):
                 began = time.time()
                 continues = _should_continue(run.folder, steps[run], interrupted)
-                _charge_wall_time(None if stack and continues else run, steps, time.time() - began)
+                _charge_wall_time(None if vmapped and continues else run, steps, time.time() - began)
                 if not continues:
                     del steps[run]
-            if stack:
+            if vmapped:
                 began = time.time()
-                stack.run_requested_step()
+                vmapped.run_requested_step()
                 _charge_wall_time(None, steps, time.time() - began)
     if interrupted:
         raise interrupted[-1]

@@ -7,14 +7,12 @@ process ends, after a checkpoint, when the one that started it is gone: its stan
 """
 
 import argparse
-import fcntl
 import os
 import signal
 import sys
 import threading
 import traceback
 from pathlib import Path
-from typing import IO
 
 from lm.machine import hardware
 from lm.run.outcome import FAILED, write_outcome
@@ -27,14 +25,6 @@ def _end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def _alone(folders: list[Path]) -> list[IO[str]]:
-    """Wait until no process that was left behind is still at work in one of the folders."""
-    locks: list[IO[str]] = [(folder / ".lock").open("w") for folder in folders]
-    for lock in locks:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    return locks
 
 
 def work(folders: list[Path], how: str) -> int:
@@ -71,11 +61,8 @@ def main() -> int:
         os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
     if options.watched:
         _end_with_parent()
-    locks = _alone(options.folders)
     hardware.prepare(options.devices)
-    code = work(options.folders, options.together)
-    del locks
-    return code
+    return work(options.folders, options.together)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ class Checkpoints:
       keep_last: how many of the newest are kept.
       keep_best: how many of those lowest in `metric` are kept besides.
       metric: a name among the metrics that `save` gets.
+      keep_step: a step whose checkpoint is kept too (0: none).
       warn: gets one line where a damaged checkpoint is passed over.
 
     Raises ValueError for fewer than one newest or zero best."""
@@ -66,6 +67,7 @@ class Checkpoints:
         keep_last: int = 2,
         keep_best: int = 1,
         metric: str = "loss",
+        keep_step: int = 0,
         warn: Callable[[str], None] = _warn,
     ) -> None:
         if keep_last < 1 or keep_best < 0:
@@ -73,6 +75,7 @@ class Checkpoints:
         text = os.fspath(directory)
         self.directory = text if "://" in text else os.path.abspath(text)
         self.keep_last, self.keep_best, self.metric, self.warn = keep_last, keep_best, metric, warn
+        self.keep_step = keep_step
         self._scores: dict[int, float] = {}
         self._damaged: set[int] = set()
         self._cleaned = False
@@ -149,10 +152,11 @@ class Checkpoints:
     def _clean(self) -> None:
         """Delete what a killed run left half written, and set damaged checkpoints aside, whose steps will be saved
         again. All processes."""
+        manager = self._manager  # which Orbax opens in all processes together
         if self._damaged or not self._cleaned:
             processes.on_first_process("clean checkpoints", self._tidy)
         if self._damaged:
-            self._manager.reload()
+            manager.reload()
         self._damaged.clear()
         self._cleaned = True
 
@@ -180,7 +184,8 @@ class Checkpoints:
         scores = {step: self._score_of(step) for step in steps}
         known = {step: score for step, score in scores.items() if score is not None and math.isfinite(score)}
         best = sorted(known, key=known.__getitem__)[: self.keep_best]
-        return [step in best or step in steps[-self.keep_last :] or scores[step] is None for step in steps]
+        kept = {*best, *steps[-self.keep_last :], self.keep_step}
+        return [step in kept or scores[step] is None for step in steps]
 
     def _score_of(self, step: int) -> float | None:
         """The metric of a checkpoint, infinite where it has none; None where it cannot be read at the moment."""

@@ -64,6 +64,10 @@ class Schedule:
             "warm up for less or train longer",
         )
 
+    def branch_step(self, total_steps: int) -> int:
+        """The step whose state a longer run can go on from, where that is not the last: 0 where there is none."""
+        return 0
+
     def after(self, step: jax.Array, total_steps: int) -> jax.Array | float:
         """The fraction of the peak at `step` (float32), warm-up apart: 1 until the warm-up is over."""
         return 1.0
@@ -117,6 +121,10 @@ class WSD(Schedule):
         """How many steps of a run of `total_steps` the decay takes."""
         return self.decay_steps or round(self.decay_fraction * total_steps)
 
+    def branch_step(self, total_steps: int) -> int:
+        """Where the decay begins."""
+        return total_steps - self.decay_length(total_steps)
+
     def check(self, total_steps: int) -> None:
         super().check(total_steps)
         decay = self.decay_length(total_steps)
@@ -127,8 +135,7 @@ class WSD(Schedule):
         )
 
     def after(self, step: jax.Array, total_steps: int) -> jax.Array:
-        start = total_steps - self.decay_length(total_steps)
-        return self._fall(step, start, total_steps, self.shape, self.final)
+        return self._fall(step, self.branch_step(total_steps), total_steps, self.shape, self.final)
 
 
 @dataclasses.dataclass(frozen=True)

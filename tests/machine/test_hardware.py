@@ -34,6 +34,28 @@ def test_the_peak_is_measured_where_no_data_sheet_is() -> None:
     assert peak > 1e8 and "measured" in source
 
 
+def test_the_peak_of_several_processes_is_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jax.experimental import multihost_utils
+
+    met: list[str] = []
+    monkeypatch.setattr(hardware, "_measured_flops", lambda dtype: 3e9)
+    monkeypatch.setattr(hardware.processes, "count", lambda: 2)
+    monkeypatch.setattr(hardware.processes, "barrier", met.append)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda x: [x, 2 * x])
+    peak, source = hardware.peak_flops()
+    assert peak == pytest.approx(9e9) and source.endswith("in 2 processes at once") and met
+
+
+def test_the_peak_of_several_unknown_chips_is_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Chip:
+        device_kind, platform = "another", "gpu"
+
+    monkeypatch.setattr(hardware, "_measured_flops", lambda dtype: 3e9)
+    monkeypatch.setattr(jax, "devices", lambda: [Chip()])
+    monkeypatch.setattr(jax, "local_device_count", lambda: 4)
+    assert hardware.peak_flops()[0] == 12e9
+
+
 def test_the_peak_of_a_known_chip(monkeypatch: pytest.MonkeyPatch) -> None:
     class Chip:
         device_kind = "TPU v5 lite"

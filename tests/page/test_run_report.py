@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from launch.__main__ import main
 from lm.page import plots
 from lm.page.run_report import write_report
 
@@ -121,6 +122,51 @@ def test_what_one_should_know_of_the_documents_stands_beside_their_sizes(tmp_pat
     about = json.loads((folder / "about.json").read_text())
     (folder / "about.json").write_text(json.dumps({**about, "remarks": [f"source {HOSTILE!r}: 2 of 3"]}))
     assert f"source {HOSTILE!r}: 2 of 3." in parsed(write_report(folder)).text
+
+
+def test_throughput_and_mfu_are_of_one_span(tmp_path: Path) -> None:
+    """The median row of the run, also where the last ones were slow."""
+    fill(tmp_path)
+    found = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    slow = [
+        line | {"tokens_per_second": 1500.0, "mfu": 0.05} if line["step"] > 36 and "mfu" in line else line
+        for line in found
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in slow))
+    page = parsed(write_report(tmp_path))
+    assert "tokens per second9k30% of the device's peak" in page.text
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda text: "", "Damaged: the run has ended, but its metrics.jsonl stops at step 0 of 40."),
+        (lambda text: text[: len(text) // 2], "metrics.jsonl stops at step 20 of 40"),
+        (lambda text: "{}\n" + text, "Damaged: 1 line of metrics"),
+        (
+            lambda text: text.replace('"loss": 4.5,', '"loss": "low",'),
+            "Damaged: 1 line of metrics.jsonl cannot be read",
+        ),
+        (lambda text: text.replace("}", "", 2), "Damaged: 2 lines of metrics.jsonl cannot be read"),
+    ],
+)
+def test_damaged_metrics_are_told(damage: Any, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = fill(tmp_path) / "metrics.jsonl"
+    file.write_text(damage(file.read_text()))
+    assert main(["report", str(tmp_path)]) == 0
+    assert told in parsed(tmp_path / "report.html").text and told in capsys.readouterr().err
+    fill(tmp_path)
+    assert main(["report", str(tmp_path)]) == 0 and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["experiment.json", "about.json"])
+@pytest.mark.parametrize("text", ["[]", "{", "null"])
+def test_what_is_no_run_s_file_is_one_line(
+    name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (fill(tmp_path) / name).write_text(text)
+    assert main(["report", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_the_page_is_whole_and_says_what_happened(tmp_path: Path) -> None:

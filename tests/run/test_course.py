@@ -1,9 +1,13 @@
 """Runs from end to end: what a folder holds, what can be done with it, and what a mistake says."""
 
+import contextlib
 import json
 import math
 import os
+import re
 import shutil
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from lm.pretrained import Pretrained, load, read_experiment
 from lm.run import course
 from lm.run.evaluate import evaluate
 from lm.run.folder import write_json
+from lm.run.together import LinesOnly
 from lm.sharding.rules import MESH_AXES
 from lm.text.tokenizer import ByteTokenizer
 from lm.train.checkpoint import Checkpoints
@@ -199,6 +204,57 @@ def test_another_experiment_s_folder_is_refused(finished: Path, texts: Path) -> 
     message = str(error.value)
     assert "model.layers was 2, is 1" in message and "seed was 0, is 3" in message and "--workdir" in message
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
+
+
+def test_a_start_that_failed_is_corrected_in_its_folder(texts: Path, tmp_path: Path) -> None:
+    """Whatever it has left there: an experiment, or the tokenizer of another one."""
+    folder, right = tmp_path / "run", experiment(texts).replace(steps=2, prompts=())
+    with pytest.raises(ValueError, match="raise model.vocab"):
+        course.train(right.replace(model=dict(vocab=100)), folder)
+    course.Run(right.replace(seed=7), course.claim(folder, right.replace(seed=7), ""))
+    (folder / "tokenizer" / "bytes.json").write_text("another")
+    assert (folder / "data.json").exists() and not (folder / "metrics.jsonl").exists()
+    course.train(right, folder)
+    assert (folder / "tokenizer" / "bytes.json").read_text() == "{}" and read_experiment(folder) == right
+    with pytest.raises(ValueError, match="different experiment"):
+        course.train(right.replace(seed=7), folder)
+
+
+def test_changed_prompts_are_drawn_again(finished: Path, texts: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    before, metrics = (folder / "samples.json").read_text(), lines(folder)
+    course.train(experiment(texts), folder)
+    assert (folder / "samples.json").read_text() == before
+    course.train(experiment(texts).replace(prompts=("2 + ",), sampling=dict(temperature=0.0)), folder)
+    (sample,) = json.loads((folder / "samples.json").read_text())
+    assert sample["prompt"] == "2 + " and sample["text"] == "2 + " + load(folder).generate("2 + ", 20)
+    page = re.sub("<[^>]*>", "", (folder / "report.html").read_text())
+    assert "Drawn with Sampling(temperature=0.0" in page and lines(folder) == metrics
+    course.train(experiment(texts).replace(prompts=()), folder)
+    assert not (folder / "samples.json").exists() and not (folder / "samples.txt").exists()
+
+
+def test_wall_time_is_of_all_processes(texts: Path, tmp_path: Path) -> None:
+    declared, folder = experiment(texts).replace(prompts=(), ema=0.0), tmp_path / "run"
+
+    def seconds(stop: int = 0) -> tuple[float, float, str]:
+        """(told, of this process, when the run began), of a process that a signal stops after the step `stop`."""
+        began, signals = time.time(), list[int]()
+        run = course.Run(declared, course.claim(folder, declared, ""))
+        with contextlib.suppress(course.Interrupted):
+            for n in run.steps(signals, partial(LinesOnly, "run")):
+                signals += [15] if n == stop else []
+                time.sleep(0.05)
+        about = json.loads((folder / "about.json").read_text())
+        return about["seconds"], time.time() - began, about["started"]
+
+    first, own, started = seconds(stop=3)
+    assert 0.1 < first <= own
+    second, own, again = seconds(stop=6)
+    assert first + 0.1 < second <= first + own + 0.1 and again == started
+    third, own, again = seconds()
+    assert second + 0.2 < third <= second + own + 0.1 and again == started
+    assert f"in {third:.0f} seconds" in (folder / "report.html").read_text()
 
 
 def test_what_changes_no_number_is_not_another_experiment(finished: Path, texts: Path) -> None:
