@@ -11,6 +11,7 @@ examples:
   lm sample runs/quickstart --prompt "def "
   lm sample runs/quickstart --prompt "The " --temperature 0 --max-new-tokens 64     greedy
   lm sample runs/quickstart --prompt "class " --top-k 40 --seed 7 -n 3
+  lm sample runs/quickstart --prompt "def " --stop $'\ndef ' --stop $'\nclass '       one function
   lm sample model.gguf --prompt "The capital of France is" --temperature 0
 """
 
@@ -48,6 +49,13 @@ def add(verbs: Any) -> None:
         metavar="R",
         help="divides the logits of tokens that occurred (1: none)",
     )
+    verb.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end a text before this string; may be given several times (the model's own end of text always does)",
+    )
     verb.add_argument("--seed", type=int, default=0, metavar="S", help="of the random draws (0)")
     verb.add_argument("-n", type=int, default=1, metavar="N", help="how many texts (1)")
     verb.add_argument(
@@ -78,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
         args.temperature, args.top_k, args.top_p, args.min_p, repetition_penalty=args.repetition_penalty
     )
     others = [""] * (args.n - 1)
-    stream = model.stream(args.prompt, args.max_new_tokens, sampling, args.seed, args.n)
+    stream = model.stream(args.prompt, args.max_new_tokens, sampling, args.seed, args.n, args.stop)
     for i, (first, *rest) in enumerate(stream):
         if i == 0:  # only after the prompt was accepted: an error is printed alone
             header(1, args.n)

@@ -21,6 +21,7 @@ from lm.pretrained import files
 from lm.pretrained import save as saving
 from lm.pretrained.architecture import Architecture
 from lm.pretrained.known import architecture_for
+from lm.text.stop import StopStrings
 from lm.text.tokenizer import Tokenizer
 
 BLOCK = 32  # texts of a batch, and the multiple that lengths are padded to, so that similar ones share a program
@@ -133,7 +134,13 @@ class Pretrained:
         return tuple(dict.fromkeys([*own, *(self.tokenizer.stop_ids if self.tokenizer else ())]))
 
     def stream(
-        self, prompt: str, max_new_tokens: int = 128, sampling: Sampling = Sampling(), seed: int = 0, n: int = 1
+        self,
+        prompt: str,
+        max_new_tokens: int = 128,
+        sampling: Sampling = Sampling(),
+        seed: int = 0,
+        n: int = 1,
+        stop: str | Sequence[str] = (),
     ) -> Iterator[list[str]]:
         """`n` continuations of `prompt` (of an encoder-decoder: outputs for it), streamed.
 
@@ -143,20 +150,23 @@ class Pretrained:
           sampling: temperature, top-k and top-p.
           seed: of the draws.
           n: continuations.
+          stop: strings before the first of which a continuation ends.
 
         Yields:
-          the new text of each continuation, complete characters only.
+          the new text of each continuation, complete characters only, and no part of a stop string.
 
         Raises:
-          ValueError: as `stream_ids`, and where there is no tokenizer.
+          ValueError: as `stream_ids` and StopStrings, and where there is no tokenizer.
         """
         tokenizer = self._tokenizer()
-        texts = [tokenizer.incremental_decoder() for _ in range(n)]
+        texts = [(tokenizer.incremental_decoder(), StopStrings(stop)) for _ in range(n)]
         if self.config.vocab > tokenizer.vocab_size:
             sampling = replace(sampling, vocab_size=tokenizer.vocab_size)
         for rows in self.stream_ids([self.encode(prompt)] * n, max_new_tokens, sampling, seed):
-            yield ["".join(map(text.push, ids)) for text, ids in zip(texts, rows, strict=True)]
-        yield [text.close() for text in texts]
+            yield [end.push("".join(map(text.push, ids))) for (text, end), ids in zip(texts, rows, strict=True)]
+            if all(end.found for _, end in texts):
+                return
+        yield [end.push(text.close()) + end.close() for text, end in texts]
 
     def stream_ids(
         self,
@@ -191,6 +201,7 @@ class Pretrained:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
+        stop: str | Sequence[str] = (),
     ) -> str:
         """One continuation of `prompt`.
 
@@ -201,12 +212,13 @@ class Pretrained:
           top_k: sample from the k most likely tokens; 0: all.
           top_p: sample from the most likely tokens of this mass.
           seed: of the draws.
+          stop: strings before the first of which it ends.
 
         Raises:
           ValueError: as `stream`.
         """
         sampling = Sampling(temperature, top_k, top_p)
-        return "".join(rows[0] for rows in self.stream(prompt, max_new_tokens, sampling, seed))
+        return "".join(rows[0] for rows in self.stream(prompt, max_new_tokens, sampling, seed, stop=stop))
 
     def save(self, directory: str | Path, shard_bytes: int = files.SHARD_BYTES) -> None:
         """Write a Hugging Face model directory that transformers and `load` read: config.json, generation_config.json,

@@ -12,8 +12,10 @@ from launch.__main__ import main
 class Parrot:
     """A model that yields two pieces for each of n texts."""
 
-    def stream(self, prompt: str, most: int, sampling: object, seed: int, n: int) -> Iterator[list[str]]:
-        yield [f"{i}a" for i in range(n)]
+    def stream(
+        self, prompt: str, most: int, sampling: object, seed: int, n: int, stop: list[str]
+    ) -> Iterator[list[str]]:
+        yield [f"{i}a{''.join(stop)}" for i in range(n)]
         yield [f"{i}b" for i in range(n)]
 
 
@@ -41,3 +43,8 @@ def test_several_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_sampling_that_makes_no_sense_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", "r", "--top-p", "1.5"]) == 1
     assert "top_p=1.5" in capsys.readouterr().err
+
+
+def test_stop_strings_reach_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", "r", "--stop", "x", "--stop", "\n\n"]) == 0
+    assert capsys.readouterr().out == "0ax\n\n0b\n"

@@ -1,6 +1,7 @@
 """A loaded model: padding has no effect, texts go in and out, and unsupported input is refused."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,18 @@ def test_generate_is_greedy_and_seeds_reproduce() -> None:
     assert drawn[0] == drawn[1] != drawn[2]
     streamed = list(WRITER.stream("ab", 9, Sampling(temperature=1.0), seed=3))
     assert "".join(rows[0] for rows in streamed) == drawn[0]
+
+
+def test_a_stop_string_goes_over_the_borders_of_tokens_and_chunks() -> None:
+    """Each text ends where a stop string is whole, and no part of it was shown; tokens are bytes here."""
+    sampling = Sampling(1.0, logit_bias=tuple((id, -math.inf) for id in (*range(97), *range(123, 258))))  # a to z
+    whole = ["".join(parts) for parts in zip(*WRITER.stream("ab", 40, sampling, 3, n=2), strict=True)]
+    stop = whole[0][14:18]  # CHUNK tokens end within it
+    assert [text.find(stop) for text in whole] == [14, -1]
+    streamed = list(WRITER.stream("ab", 40, sampling, 3, n=2, stop=[whole[1][30:32], stop]))
+    assert ["".join(parts) for parts in zip(*streamed, strict=True)] == [whole[0][:14], whole[1][:30]]
+    assert streamed[0][0] == whole[0][:14] and len(streamed) == 2  # nothing is drawn once both have ended
+    assert WRITER.generate("ab", 9, stop="\0") == WRITER.generate("ab", 9)
 
 
 def test_a_text_is_scored_by_hand(tmp_path: Path) -> None:
