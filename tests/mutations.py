@@ -349,10 +349,10 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/pretrained/defaults.py": (
         (
             "Mistral has no window",
-            "max_position_embeddings=131072, sliding_window=Nullable(4096)",
-            "sliding_window=Nullable()",
+            "max_position_embeddings=131072,\n    sliding_window=Nullable(4096)",
+            "max_position_embeddings=131072,\n    sliding_window=Nullable()",
         ),
-        ("Qwen 3's heads are cut from the width", "QWEN2 | dict(head_dim=128)", "QWEN2 | dict()"),
+        ("Qwen 3's heads are cut from the width", "QWEN2 | dict(head_dim=128, ", "QWEN2 | dict("),
     ),
     "lm/pretrained/rope.py": (
         ("the context is never longer", "if context == original else context", "if 0 else context"),

@@ -41,7 +41,8 @@ class Architecture:
       read: the fields of a config.json -> the model's config. Raises ValueError for what is not supported.
       write: the inverse. Raises ValueError for a config that it cannot express.
       rows: a config -> the table of tensors.
-      ignored: a pattern of tensors that are not read: buffers, copies of tied ones, heads of other tasks.
+      ignored: a pattern of tensors that are not read: buffers, copies of tied ones.
+      other_heads: a pattern of tensors of other tasks, which are not read either, with a warning.
       unused: a pattern of tensors that its class has and that no number of ours depends on: they are written back.
       prefix: of the tensors' names, missing in a checkpoint of the bare model.
       renamed: (old, new) parts of tensors' names.
@@ -54,6 +55,7 @@ class Architecture:
     write: Callable[[ModelConfig], dict[str, Any]]
     rows: Callable[[ModelConfig], Sequence[Row]]
     ignored: str = r"(?!)"
+    other_heads: str = r"(?!)"
     unused: str = r"(?!)"
     prefix: str = ""
     renamed: tuple[tuple[str, str], ...] = ()
@@ -64,7 +66,7 @@ class Architecture:
 
     def ignores(self, name: str) -> bool:
         """Whether the tensor `name` is not read."""
-        return re.search(self.ignored, name) is not None
+        return any(re.search(pattern, name) for pattern in (self.ignored, self.other_heads, self.unused))
 
     def can_express(self, cfg: ModelConfig) -> bool:
         """Whether a config.json of this architecture can express `cfg`."""

@@ -123,25 +123,16 @@ def write(cfg: ModelConfig) -> dict[str, Any]:
     }
 
 
-# where they are not in the table, pooler and next-sentence output are for other tasks; decoder.bias is a copy of
-# predictions.bias where the output is tied
-IGNORED = r"(^|\.)pooler\.|^cls\.seq_relationship\.|^cls\.predictions\.decoder\.bias$|position_ids$"
+IGNORED = r"^cls\.predictions\.decoder\.bias$|position_ids$"  # the first a copy, where the output is tied
+OTHER_HEADS = r"^bert\.pooler\.|^cls\.seq_relationship\."  # where they are not in the table
 RENAMED = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
-MASKED = Architecture(
-    "BertForMaskedLM", "bert", defaults.BERT, read_masked, write, rows, IGNORED, prefix="bert.", renamed=RENAMED
-)
-BOTH = Architecture(
-    "BertForPreTraining", "bert", defaults.BERT, read_both, write, rows, IGNORED, prefix="bert.", renamed=RENAMED
-)
-BARE = Architecture(
-    "BertModel",
-    "bert",
-    defaults.BERT,
-    read_bare,
-    write,
-    rows,
-    IGNORED + r"|^cls\.",
-    unused=r"^bert\.pooler\.",
-    prefix="bert.",
-    renamed=RENAMED,
+MASKED, BOTH, BARE = (
+    Architecture(
+        name, "bert", defaults.BERT, read, write, rows, IGNORED, other_heads, unused, prefix="bert.", renamed=RENAMED
+    )
+    for name, read, other_heads, unused in (
+        ("BertForMaskedLM", read_masked, OTHER_HEADS, r"(?!)"),
+        ("BertForPreTraining", read_both, r"(?!)", r"(?!)"),
+        ("BertModel", read_bare, r"^cls\.", r"^bert\.pooler\."),
+    )
 )

@@ -1,6 +1,7 @@
 """A published checkpoint, opened but not loaded: its config, and the tensor of each parameter."""
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -115,6 +116,9 @@ def _match(
     for name, where in stored.items():
         if name not in names and not architecture.ignores(name) and not _tied_copy(cfg, rows, name):
             raise ValueError(f"{source.where(where)} is unexpected: {architecture.name} with this config has none")
+    others = [name for name in stored if name not in names and re.search(architecture.other_heads, name)]
+    if others:
+        warnings.warn(f"{source.path}: not read, since {architecture.name} has none: {', '.join(others)}", stacklevel=2)
     for tensor in expected:
         if source.shape(stored[tensor.name]) != tensor.shape:
             raise ValueError(

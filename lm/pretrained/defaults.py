@@ -27,8 +27,10 @@ GPT2 = dict(
     tie_word_embeddings=True,
 )
 
-ROTARY: dict[str, Any] = dict(rope_theta=10000.0, rope_parameters=Nullable(), rope_scaling=Nullable())
-LLAMA: dict[str, Any] = ROTARY | dict(
+DECODER: dict[str, Any] = dict(  # what Llama and its relatives have in common
+    rope_theta=10000.0,
+    rope_parameters=Nullable(),
+    rope_scaling=Nullable(),
     vocab_size=32000,
     hidden_size=4096,
     intermediate_size=11008,
@@ -36,15 +38,17 @@ LLAMA: dict[str, Any] = ROTARY | dict(
     num_attention_heads=32,
     num_key_value_heads=Nullable(),
     head_dim=Nullable(),
-    hidden_act="silu",
     max_position_embeddings=2048,
     rms_norm_eps=1e-6,
     tie_word_embeddings=False,
-    attention_bias=False,
-    mlp_bias=False,
 )
-MISTRAL = LLAMA | dict(
-    intermediate_size=14336, num_key_value_heads=8, max_position_embeddings=131072, sliding_window=Nullable(4096)
+LLAMA = DECODER | dict(hidden_act="silu", attention_bias=False, mlp_bias=False)
+MISTRAL = DECODER | dict(
+    hidden_act="silu",
+    intermediate_size=14336,
+    num_key_value_heads=8,
+    max_position_embeddings=131072,
+    sliding_window=Nullable(4096),
 )
 MIXTRAL = MISTRAL | dict(
     rms_norm_eps=1e-5,
@@ -54,7 +58,8 @@ MIXTRAL = MISTRAL | dict(
     num_experts_per_tok=2,
     router_aux_loss_coef=0.001,
 )
-QWEN2 = LLAMA | dict(
+QWEN2 = DECODER | dict(
+    hidden_act="silu",
     vocab_size=151936,
     intermediate_size=22016,
     num_key_value_heads=Nullable(32),
@@ -64,7 +69,7 @@ QWEN2 = LLAMA | dict(
     max_window_layers=28,
     layer_types=Nullable(),
 )
-QWEN3 = QWEN2 | dict(head_dim=128)
+QWEN3 = QWEN2 | dict(head_dim=128, attention_bias=False)
 GPT_OSS = MIXTRAL | dict(
     vocab_size=201088,
     hidden_size=2880,
@@ -91,7 +96,8 @@ DEEPSEEK_V2 = LLAMA | dict(
     first_k_dense_replace=0,
 )
 
-GEMMA = LLAMA | dict(
+GEMMA = DECODER | dict(
+    attention_bias=False,
     vocab_size=256000,
     hidden_size=3072,
     intermediate_size=24576,
@@ -103,13 +109,18 @@ GEMMA = LLAMA | dict(
     max_position_embeddings=8192,
     tie_word_embeddings=True,
 )
-GEMMA2 = GEMMA | dict(
+GEMMA2 = DECODER | dict(
+    attention_bias=False,
+    vocab_size=256000,
     hidden_size=2304,
     intermediate_size=9216,
     num_hidden_layers=26,
     num_attention_heads=8,
     num_key_value_heads=4,
+    head_dim=256,
     hidden_activation="gelu_pytorch_tanh",
+    max_position_embeddings=8192,
+    tie_word_embeddings=True,
     query_pre_attn_scalar=256,
     sliding_window=Nullable(4096),
     layer_types=Nullable(),

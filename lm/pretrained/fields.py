@@ -45,7 +45,8 @@ NEUTRAL: Mapping[str, Any] = {
 # Fields that no class of transformers reads: tools and other code wrote them for themselves.
 TOOLS = re.compile(
     r"transformers\.js_config|_?num_labels|unsloth_\w+|auto_map|model_max_length|max_sequence_length|n_special"
-    r"|predict_special_tokens|_experts_implementation"
+    r"|predict_special_tokens|neftune_noise_alpha|tokenizer_model_max_length|tokenizer_padding_side"
+    r"|_(attn|experts)_implementation_internal|_experts_implementation|_flash_attn_2_enabled"
 )
 MAX_NUMBER = 1 << 40  # a larger one is damage
 

@@ -16,8 +16,9 @@ from lm.model.config import ModelConfig
 from lm.model.positions import Rotary
 from lm.pretrained.architecture import canonical
 from lm.pretrained.deepseek import EXPERTS
+from lm.pretrained.defaults import Nullable
 from lm.pretrained.fields import INERT, NEUTRAL
-from lm.pretrained.known import ARCHITECTURES, architecture_of
+from lm.pretrained.known import ARCHITECTURES, BY_NAME, architecture_of
 from tests.pretrained.small import recorded
 
 RECORDED: dict[str, Any] = json.loads((Path(__file__).parent / "fields.json").read_text())
@@ -48,6 +49,29 @@ def variants(name: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
 
 def test_every_architecture_is_walked() -> None:
     assert {a.name for a in ARCHITECTURES} == {name.split()[0] for name in RECORDED}
+
+
+# which are no fields of the classes: what they are is in their code
+NOT_FIELDS = {
+    "head_dim",
+    "rope_theta",
+    "rope_scaling",
+    "rope_local_base_freq",
+    "sliding_window_pattern",
+    "tie_word_embeddings",
+}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_the_tables_are_those_of_the_classes(name: str) -> None:
+    """Every default, and whether null is allowed, of shapes that the case cannot run with too."""
+    fields = RECORDED[name]["fields"]
+    table = BY_NAME[name.split()[0]].defaults
+    assert set(table) - set(fields) <= NOT_FIELDS
+    for field in set(table) & set(fields):
+        known, said = table[field], fields[field]
+        default = known.default if isinstance(known, Nullable) else known
+        assert (default, isinstance(known, Nullable)) == (said["value"], "refused" not in said["null"]), field
 
 
 @pytest.mark.parametrize("name", RECORDED)

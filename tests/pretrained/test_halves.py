@@ -104,3 +104,15 @@ def test_a_pooler_is_written_back_where_there_was_one(tmp_path: Path) -> None:
         np.testing.assert_array_equal(again.unused[name], array)
     renamed(checkpoint(bare, tmp_path / "c"), without="pooler")
     assert not load(tmp_path / "c").unused
+
+
+def test_heads_of_other_tasks_are_told(tmp_path: Path) -> None:
+    """As in the hub's BERT, whose config names the masked LM and whose file has all that was trained."""
+    both = BY_NAME["BertForPreTraining-three-token-types--relu"]
+    folder = checkpoint(both, tmp_path, architectures=["BertForMaskedLM"])
+    said = "not read, since BertForMaskedLM has none: bert.pooler.dense.bias, bert.pooler.dense.weight, cls.seq_relat"
+    with pytest.warns(UserWarning, match=said):
+        assert not load(folder).unused
+    folder = checkpoint(both, tmp_path, architectures=["BertModel"])
+    with pytest.warns(UserWarning, match=r"since BertModel has none: cls.predictions.bias, .*cls.seq_relationship"):
+        assert len(load(folder).unused) == 2
