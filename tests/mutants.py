@@ -16,10 +16,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.mutations import BY_FILE, TESTS
+from tests import mutations, mutations_of_studies
 
 ROOT = Path(__file__).parent.parent
-COPIED = ("lm", "launch", "experiments", "certificates", "tests", "pyproject.toml", ".pytest_cache")
+COPIED = ("lm", "launch", "experiments", "benchmarks", "certificates", "tests")
+COPIED += ("README.md", "pyproject.toml", ".pytest_cache")
 SHARE = 0.95
 
 
@@ -35,7 +36,7 @@ class Mutation:
     def tests(self) -> tuple[str, ...]:
         """The tests that are to notice: the file that mirrors `file`, where the list names no others."""
         folder, _, name = self.file.removeprefix("lm/").rpartition("/")
-        return TESTS.get(self.file, (f"tests/{folder}/test_{name}",))
+        return (mutations.TESTS | mutations_of_studies.TESTS).get(self.file, (f"tests/{folder}/test_{name}",))
 
     def mutate(self, text: str) -> str:
         """The text of the file after it. Raises ValueError where the list is stale."""
@@ -49,8 +50,9 @@ class Mutation:
         return after
 
 
-def mutations(words: list[str]) -> list[Mutation]:
-    found = [Mutation(file, *line) for file, lines in BY_FILE.items() for line in lines]
+def chosen(words: list[str]) -> list[Mutation]:
+    every = (*mutations.BY_FILE.items(), *mutations_of_studies.BY_FILE.items())
+    found = [Mutation(file, *line) for file, lines in every for line in lines]
     return [m for m in found if not words or any(word in f"{m.file} {m.what}" for word in words)]
 
 
@@ -95,7 +97,7 @@ def survives(mutation: Mutation, tree: Path, seconds: float) -> bool:
 
 
 def main(*words: str) -> int:
-    listed, start = mutations(list(words)), time.monotonic()
+    listed, start = chosen(list(words)), time.monotonic()
     if faults := stale(listed) or (not listed and ["nothing in it has these words"]):
         print("tests/mutations.py is stale:", *faults, sep="\n", file=sys.stderr)
         return 2

@@ -15,7 +15,7 @@ from lm.experiment import Experiment
 from lm.model import count
 from lm.model.compute import Compute
 from lm.model.config import LayerKind, ModelConfig
-from lm.model.families import deepseek_v2
+from lm.model.families import deepseek_v2, llama
 from lm.model.transformer import Transformer
 from lm.plan.compile import batch_shapes
 from lm.run.smoke import LENGTH, ROWS, SIZES, STEPS, smoke
@@ -78,6 +78,8 @@ def test_sizes_still_divide_and_first_layers_stay() -> None:
     assert (small.layers, small.width, small.ffn.mlp, small.vocab) == (3, 64, 128, 300)
     assert (small.attention.heads, small.attention.kv_lora_rank, small.first_layers[1].window) == (4, 32, 64)
     assert count.parameters(small) < 300_000
+    odd = smoke(TINY.replace(model=llama(vocab=258, layers=3, width=48, heads=3, mlp=80, context=32))).model
+    assert (odd.width, odd.attention.heads, odd.attention.kv, odd.ffn.mlp) == (32, 2, 2, 64)
 
 
 def test_what_is_small_stays() -> None:

@@ -94,6 +94,13 @@ def test_draws_differ_and_are_all_there_where_the_space_is_small(count: int, see
     assert all(space.settings(few, one) for one in found)
 
 
+def test_a_small_space_is_drawn_whole_without_luck(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value that is next to never drawn too: of 40 whole numbers on a logarithmic scale all are there."""
+    monkeypatch.setattr(space, "TRIES", 1)
+    found = space.random({"model.width": Integer(1, 40, log=True)}, 40, seed=0)
+    assert sorted(one["model.width"] for one in found.values()) == list(range(1, 41))
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [

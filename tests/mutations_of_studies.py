@@ -1,0 +1,93 @@
+"""The mistakes that tests/mutants.py makes in studies, plans, counts, ranges and the `lm` command; see mutations.py."""
+
+from tests.mutations import of
+
+SWEEPS = of(
+    "study/test_sweep",
+    *("intervals_and_p_are_corrected_for_the_choice_of_the_best", "no_arm_is_run_twice"),
+    "what_is_drawn_again_is_drawn_anew_and_the_others_keep_their_names",
+)
+FILES = ("tests/launch/test_files.py",)
+
+TESTS = {
+    "lm/study/statistics.py": ("tests/study/test_statistics.py",)
+    + of("study/test_against_itself", "the_choice_of_the_best_is_corrected_for"),
+    "lm/study/best.py": SWEEPS,
+    "lm/study/sweep.py": SWEEPS,
+    "lm/study/runner.py": of("study/test_runner", "a_folder_of_a_run_is_not_a_study_s_nor_the_other_way_round"),
+    "lm/model/count.py": of(
+        "model/test_encoder",
+        *("flops_of_a_row_are_those_of_what_each_side_reads", "flops_are_those_of_the_compiled_forward_pass"),
+    ),
+    "lm/experiment.py": ("tests/test_bounds.py",)
+    + of("model/test_encoder", "flops_are_those_of_the_compiled_forward_pass"),
+    "lm/plan/search.py": of(
+        "plan/test_analytic",
+        *("what_fits_comes_first", "what_the_compiler_refuses_is_not_said_to_fit"),
+    ),
+    "lm/plan/advice.py": of("plan/test_analytic", "nothing_fits_is_said_only_where_the_search_says_so_too"),
+    "lm/legal.py": ("tests/launch/test_devices.py",),
+    "launch/slurm.py": (*FILES, "tests/launch/test_devices.py"),
+    "launch/gke.py": (*FILES, "tests/launch/test_devices.py"),
+    "launch/tpu_vm.py": (*FILES, "tests/launch/test_devices.py"),
+    "launch/catalogue.py": ("tests/launch/test_list.py",),
+}
+
+BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "lm/study/statistics.py": (
+        ("an interval does not know of the other arms", "ALPHA / (2 * among)", "ALPHA / 2"),
+        ("a test that there is not does not count", "[1.0 if math.isnan(p) else p for p in tests]", "tests"),
+        ("pairs are not corrected", "zip(pairs, holm([1.0", "zip(pairs, list([1.0"),
+    ),
+    "lm/study/best.py": (
+        ("the best is chosen from itself", "among=len(begun)", "among=1"),
+        ("any p tells an arm from the best", "not one.p < ALPHA", "not one.p < 1"),
+    ),
+    "lm/study/space.py": (
+        ("draws may be there twice", "setdefault(tuple(drawn.items()), ", "setdefault(number, "),
+        ("a small space is not drawn whole", "if size(space) <= count else", "if False else"),
+    ),
+    "lm/study/sweep.py": (("arms are numbered anew", "in self._fixed.items()", "in enumerate(self._fixed.values())"),),
+    "lm/study/runner.py": (("a run's folder is taken", 'if (folder / "experiment.json").exists():', "if False:"),),
+    "lm/model/count.py": (
+        ("cross-attention's keys are the decoder's", "encoder_length if name in", "length if name in"),
+        ("the decoder looks at itself twice", "slot.mixer.flops(encoder_length)", "slot.mixer.flops(length)"),
+    ),
+    "lm/experiment.py": (
+        ("targets are as long as inputs", "flops_per_row(self.model, tokens, ", "flops_per_row(self.model, encoder, "),
+        ("numbers are not checked", "        check(self)\n        self._check_mesh()", "        self._check_mesh()"),
+    ),
+    "lm/bounds.py": (
+        ("an end that is excluded is legal", "(self.above and number == self.low)", "False"),
+        ("nan is a number", "if not math.isfinite(number) and number != self.low:", "if math.isinf(number):"),
+        ("a fraction is a whole number", "not isinstance(number, numbers.Integral)", "False"),
+        ("bounds of an alternative are not found", "own or [found", "own or [] and [found"),
+    ),
+    "lm/plan/search.py": (
+        ("what does not fit may come first", "return not candidate.fits, not", "return False, not"),
+        ("what the compiler refused fits", "not self.failure and self.best.fits", "self.best.fits"),
+    ),
+    "lm/plan/advice.py": (("the search is not asked", "in candidates(experiment, topology) if", "in [] if"),),
+    "lm/legal.py": (
+        ("slices are not replicas", '({"replica": slices} if slices > 1 else {}) | ', ""),
+        ("slices are not looked at", 'if mesh.get("replica", 1) % slices:', "if False:"),
+    ),
+    "lm/run/smoke.py": (
+        ("sizes are not rounded", "1 << (size.bit_length() - 1)", "size"),
+        ("first layers are left out", "len(model.first_layers) + len(model.pattern)", "len(model.pattern)"),
+        ("the warm-up stays", '{"warmup_steps": steps // 4, ', "{"),
+    ),
+    "launch/slurm.py": (
+        ("a percent sign is not escaped", "folder.replace('%', '%%')", "folder"),
+        ("quotes are not escaped", """(["\\\\])'""", "([\\\\])'"),
+        ("tasks may share a GPU", "and gpus != args.tasks_per_node:", "and False:"),
+    ),
+    "launch/gke.py": (
+        ("dollars are not escaped", 'text.replace("$", "$$")', "text"),
+        ("numbers are not quoted", "style=None if plain else", "style=None if True else"),
+        ("an error of the page is restarted", '"action": "FailJobSet"', '"action": "RestartJobSet"'),
+        ("slices are not counted", "(chips(topology)) * args.slices, args.slices", "(chips(topology)), 1"),
+    ),
+    "launch/tpu_vm.py": (("nothing is checked", "    job.check_devices(", "    str("),),
+    "launch/catalogue.py": (("imports are listed again", "(id(value) not in own or name == DEFAULT)", "True"),),
+}
