@@ -1,7 +1,7 @@
 """`lm`, and `python -m launch`: runs a verb, and turns an error into one line and an exit code.
 
 0 success; 1 failure; 2 a usage error; 128 + signal when interrupted; 75 when another process of the run was lost.
-LM_DEBUG=1 or --debug shows the traceback.
+LM_DEBUG=1 or --debug shows the traceback; LM_TRUST=1 or --trust imports the modules that a run's files name.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from rich_argparse import RawDescriptionRichHelpFormatter
 
 from launch import catalogue, convert, evaluate, launch, plan, report, sample, show, study, tokenizer, train
-from lm.value import suggest
+from lm.value import TRUST, suggest
 
 VERBS = {
     "list": catalogue,
@@ -82,6 +82,9 @@ def parser() -> Parser:
         epilog=EPILOG,
     )
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    top.add_argument(
+        "--trust", action="store_true", help="import the modules of classes and studies that files of a run name"
+    )
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
     for module in VERBS.values():
         module.add(verbs)
@@ -92,8 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command `argv` (default: the process's) and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv or os.environ.get("LM_DEBUG", "") not in ("", "0")
-    # --debug may be anywhere on the line
-    argv = [a for a in argv if a != "--debug"]
+    if "--trust" in argv:
+        os.environ[TRUST] = "1"
+    # both may be anywhere on the line
+    argv = [a for a in argv if a not in ("--debug", "--trust")]
     warnings.formatwarning = format_warning
     try:
         if not argv:

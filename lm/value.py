@@ -14,6 +14,8 @@ import hashlib
 import importlib
 import json
 import math
+import os
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -22,6 +24,7 @@ from typing import Any, TypeVar
 from lm.renamed import place_now, upgrade
 
 T = TypeVar("T")
+TRUST = "LM_TRUST"  # environment: where it is set, the modules that data name are imported
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -128,13 +131,15 @@ def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def _subclasses(cls: type) -> dict[str, type]:
-    """The classes that a field annotated `cls` accepts, by name; of several definitions of a name the newest."""
-    classes: dict[str, type] = {cls.__name__: cls}
+def _all_subclasses(cls: type) -> list[type]:
+    """The classes that a field annotated `cls` accepts."""
     subclasses: list[type] = type.__subclasses__(cls)
-    for sub in subclasses:
-        classes.update(_subclasses(sub))
-    return classes
+    return [cls, *(found for sub in subclasses for found in _all_subclasses(sub))]
+
+
+def _subclasses(cls: type) -> dict[str, type]:
+    """They, by name; of several definitions of a name the newest."""
+    return {found.__name__: found for found in _all_subclasses(cls)}
 
 
 def _alternatives(kind: Any) -> tuple[Any, ...]:
@@ -274,21 +279,45 @@ def plain(value: Any) -> Any:
 
 def build(cls: type[T], data: Mapping[str, Any]) -> T:
     """The inverse of `plain`: a value of `cls` or of the subclass named by `data["type"]`, earlier names included
-    (lm/renamed.py). Raises ValueError for an unknown class or field."""
+    (lm/renamed.py). Data import no code: a class outside `lm` is found where its module is imported already, or TRUST
+    is set. Raises ValueError for an unknown class or field, or one that is missing."""
     data = upgrade({"type": cls.__name__, **data})
-    name = data["type"]
-    if ":" in name:
-        module, _, name = name.partition(":")
-        importlib.import_module(module)
-    known = _subclasses(cls)
-    if name not in known:
-        raise ValueError(f"unknown {cls.__name__} {name!r}: {suggest(name, known)}")
-    actual = known[name]
-    fields = {f.name for f in dataclasses.fields(typing.cast(Any, actual))}
+    name, actual = data["type"], typing.cast(Any, _class_named(cls, data["type"]))
+    fields = {f.name for f in dataclasses.fields(actual)}
     unknown = set(data) - fields - {"type"}
     if unknown:
         raise ValueError(f"{name} has no field {sorted(unknown)[0]!r}: {suggest(sorted(unknown)[0], sorted(fields))}")
-    return actual(**{k: _fit(_hints(actual)[k], v) for k, v in data.items() if k != "type"})
+    arguments = {k: _fit(_hints(actual)[k], v) for k, v in data.items() if k != "type"}
+    try:
+        return typing.cast(T, actual(**arguments))
+    except TypeError as error:
+        raise ValueError(f"cannot build {name}: {error}") from None
+
+
+def _class_named(cls: type[T], name: Any) -> type[T]:
+    """The class that data call `name`, one of those that a field annotated `cls` accepts."""
+    if not isinstance(name, str):
+        raise ValueError(f"type is {name!r}: expected the name of a class")
+    module, of_others, own = name.rpartition(":")
+    if not of_others:
+        known = _subclasses(cls)
+    else:
+        check_trusted(module)
+        found = vars(importlib.import_module(module)).get(own)
+        accepted = _all_subclasses(cls)
+        known = {own: found} if isinstance(found, type) and found in accepted else {}
+    if own not in known:
+        raise ValueError(f"unknown {cls.__name__} {name!r}: {suggest(name, known)}")
+    return typing.cast(type[T], known[own])
+
+
+def check_trusted(module: str) -> None:
+    """Raises ValueError for a module that a file names and that is not imported yet, unless TRUST is set."""
+    if module not in sys.modules and os.environ.get(TRUST, "") in ("", "0"):
+        raise ValueError(
+            f"the module {module} is named by a file of the run and not imported here: a file imports no code unless "
+            f"you trust it, with --trust or {TRUST}=1"
+        )
 
 
 def fingerprint(value: Any) -> str:

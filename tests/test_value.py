@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -175,6 +178,55 @@ def test_data_that_does_not_fit_is_refused(path: list[str], value: Any, message:
         inner = inner[name]
     inner[path[-1]] = value
     with pytest.raises(ValueError, match=message):
+        build(Experiment, data)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A module that could be imported, with a norm, and something that is none."""
+    (tmp_path / "elsewhere.py").write_text(
+        "from dataclasses import dataclass\nfrom lm.model.parts import Norm\n"
+        "@dataclass(frozen=True)\nclass Mine(Norm):\n    eps: float = 1.0\ndef call(eps=0): raise SystemExit\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv("LM_TRUST", raising=False)
+    yield "elsewhere"
+    sys.modules.pop("elsewhere", None)
+
+
+def test_data_import_no_module(elsewhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = {"type": "elsewhere:Mine", "eps": 2.0}
+    with pytest.raises(ValueError, match="the module elsewhere is named by a file .* not imported here: .*--trust"):
+        build(Norm, data)
+    assert elsewhere not in sys.modules
+    monkeypatch.setenv("LM_TRUST", "1")
+    mine = build(Norm, data)
+    assert plain(mine) == data
+    monkeypatch.delenv("LM_TRUST")
+    assert build(Norm, data) == mine  # imported by now, by a page say
+
+
+@pytest.mark.parametrize(
+    "name", ["elsewhere:call", "elsewhere:dataclass", "elsewhere:none", "elsewhere:", "builtins:exec"]
+)
+def test_what_is_no_class_of_the_field_is_not_called(
+    name: str, elsewhere: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LM_TRUST", "1")
+    with pytest.raises(ValueError, match=f"unknown Norm '{name}'"):
+        build(Norm, {"type": name})
+
+
+@pytest.mark.parametrize("name", [3, None, ["RMSNorm"], {}])
+def test_a_class_s_name_is_text(name: Any) -> None:
+    with pytest.raises(ValueError, match="type is .*: expected the name of a class"):
+        build(Norm, {"type": name})
+
+
+def test_a_field_that_is_missing_is_named() -> None:
+    data = plain(EXPERIMENT)
+    del data["steps"]
+    with pytest.raises(ValueError, match="cannot build Experiment: .*'steps'"):
         build(Experiment, data)
 
 

@@ -14,6 +14,7 @@ import threading
 import traceback
 from pathlib import Path
 
+from lm import value
 from lm.machine import hardware
 from lm.run.outcome import FAILED, write_outcome
 
@@ -62,6 +63,7 @@ def main() -> int:
     if options.watched:
         _end_with_parent()
     hardware.prepare(options.devices)
+    os.environ[value.TRUST] = "1"  # the process that started this one wrote the experiments, of the user's own page
     return work(options.folders, options.together)
 
 

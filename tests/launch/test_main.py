@@ -105,6 +105,19 @@ def test_exit_codes(
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_report_imports_no_page_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sidepage.py").write_text("raise KeyError('imported')")
+    (tmp_path / "study.json").write_text(json.dumps({"study": "sidepage:s", "set": [], "text": "", "seeds": 0}))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("LM_TRUST", "0")
+    assert main(["report", str(tmp_path)]) == 1
+    assert "the module sidepage is named by a file of the run" in capsys.readouterr().err
+    assert main(["report", str(tmp_path), "--trust"]) == 1
+    assert "sidepage cannot be read: KeyError: 'imported'" in capsys.readouterr().err
+
+
 def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="is not a run"):
         main(["report", "nowhere", "--debug"])
