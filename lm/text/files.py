@@ -188,6 +188,9 @@ def _gpt2(path: Path, data: bytes, config: TokenizerConfig) -> Tokenizer:
     vocab_file, merges_file = (_sibling(path, names) for names in (VOCABS, MERGES))
     kind = config.fields.get("tokenizer_class") or "GPT2Tokenizer"
     vocab = read_json(str(vocab_file), vocab_file.read_bytes())
+    if not isinstance(vocab, dict):
+        raise ValueError(f"{vocab_file} is damaged: expected an object of pieces and their ids")
+    checked_ids(str(vocab_file), vocab)
     if not kind.startswith(("GPT2", "PreTrained")) or not set(byte_alphabet().values()) <= set(vocab):
         other = "a vocabulary without GPT-2's 256 bytes" if kind.startswith("GPT2") else f"a {kind}"
         raise ValueError(f"{vocab_file} is of {other}: it is read from a tokenizer.json only")
@@ -199,7 +202,7 @@ def _gpt2(path: Path, data: bytes, config: TokenizerConfig) -> Tokenizer:
     try:
         backend = byte_level_bpe(vocab, [(a, b) for a, b in pairs])
     except Exception as error:  # the library raises nothing more particular
-        raise ValueError(f"{merges_file} does not fit {vocab_file}: {error}") from None
+        raise ValueError(f"{merges_file} does not fit {vocab_file}: {' '.join(str(error).split())}") from None
     if config.fields.get("add_prefix_space"):
         backend.pre_tokenizer = ByteLevel(add_prefix_space=True)
     end = "<|endoftext|>"

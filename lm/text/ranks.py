@@ -137,7 +137,12 @@ class TiktokenTokenizer(Tokenizer):
 
 
 def load_saved(ranks: bytes, about: bytes) -> TiktokenTokenizer:
-    """The tokenizer of the two files of `TiktokenTokenizer.files`."""
-    spec = json.loads(about)
-    controls = {int(id): name for id, name in spec["controls"].items()}
-    return TiktokenTokenizer(ranks, EncodingSpec(spec["pattern"], controls, spec["roles"], spec["add_bos"]))
+    """The tokenizer of the two files of `TiktokenTokenizer.files`. Raises ValueError where they are damaged."""
+    try:
+        spec = json.loads(about)
+        controls = {int(id): str(name) for id, name in spec["controls"].items()}
+        roles = {str(role): int(id) for role, id in spec["roles"].items()}
+        encoding = EncodingSpec(str(spec["pattern"]), controls, roles, bool(spec["add_bos"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"ranks.json is damaged: {error}") from None
+    return TiktokenTokenizer(ranks, encoding)

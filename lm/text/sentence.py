@@ -57,6 +57,8 @@ class SentencePiece(Tokenizer):
         options: SentencePieceOptions = SentencePieceOptions(),
         files: Mapping[str, bytes] | None = None,
     ):
+        if not model:
+            raise ValueError("the SentencePiece model is empty")
         self._model, self._files, self.options = model, files, options
         self._processor = p = sentencepiece.SentencePieceProcessor(model_proto=model)
         own = {"bos": p.bos_id(), "eos": p.eos_id(), "unk": p.unk_id(), "pad": p.pad_id()}
@@ -142,7 +144,11 @@ class SentencePiece(Tokenizer):
         return {"sentencepiece.model": self._model} if self._files is None else dict(self._files)
 
     def hugging_face_files(self) -> dict[str, bytes]:
-        backend = export.from_sentencepiece(self.proto(), self.controls, self.encode_prompt(""))
+        try:
+            backend = export.from_sentencepiece(self.proto(), self.controls, self.encode_prompt(""))
+        except Exception as error:  # the library raises nothing more particular
+            reason = " ".join(str(error).split())
+            raise ValueError(f"this SentencePiece model has no form that transformers reads: {reason}") from None
         original = self.files().get("tokenizer_config.json", b"{}")
         return {
             **(self._files or {"tokenizer.model": self._model}),

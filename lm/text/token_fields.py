@@ -73,7 +73,7 @@ def checked_fields(file: str, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def checked_ids(file: str, ids: Mapping[str, Any]) -> dict[str, int]:
-    """added_tokens.json, token -> id. Raises ValueError where it is something else."""
+    """The ids of a file, token -> id. Raises ValueError where they are something else."""
     for name, id in ids.items():
         if not is_id(id):
             raise ValueError(f"{file} is damaged: {name!r} has {str(id)[:60]!r}, expected an id of at most {MAX_ID}")

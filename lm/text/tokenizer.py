@@ -161,7 +161,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     none."""
     readers: dict[str, Callable[[bytes], Tokenizer]] = {
         "sentencepiece.model": SentencePiece,
-        "characters.json": lambda data: CharacterTokenizer(json.loads(data)),
+        "characters.json": _characters,
         "bytes.json": lambda data: ByteTokenizer(),
     }
     for name, reader in readers.items():
@@ -177,6 +177,14 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     raise ValueError(
         f"no tokenizer in {folder}: expected {', '.join(readers)}, or one of {', '.join(files.TOKENIZER_FILES)}"
     )
+
+
+def _characters(data: bytes) -> CharacterTokenizer:
+    """The tokenizer of a characters.json. Raises ValueError where it is something else."""
+    characters = json.loads(data)
+    if not isinstance(characters, str) or not characters:
+        raise ValueError(f"it holds {str(characters)[:40]!r}, expected one text of all characters")
+    return CharacterTokenizer(characters)
 
 
 def _code_points(text: str) -> np.ndarray:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lm.text.files import from_directory
 from lm.text.token_fields import KINDS, MAX_ID
 from lm.text.tokenizer import read
-from tests.text.test_published import TRAINED, WORDS, byte_pairs, with_fallback
+from tests.text.test_published import RANKED, TRAINED, WORDS, byte_pairs, rank_file, with_fallback
 
 IM = {"<|im_start|>": 0, "<|im_end|>": 1}  # beyond the vocabulary
 CHAT = "<|im_start|>user ab<|im_end|>"
@@ -167,3 +167,29 @@ def test_a_field_of_another_kind_is_named(name: str, tmp_path: Path) -> None:
         read(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({name: None}))
     assert read(tmp_path).encode("ab")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        (
+            "characters.json",
+            "[1]",
+            r"characters.json is damaged: it holds '\[1\]', expected one text of all characters",
+        ),
+        ("characters.json", '""', "characters.json is damaged: it holds ''"),
+        ("sentencepiece.model", "", "sentencepiece.model is damaged: the SentencePiece model is empty"),
+        ("vocab.json", "[1]", "vocab.json is damaged: expected an object of pieces and their ids"),
+        ("vocab.json", '{"a": "b"}', "vocab.json is damaged: 'a' has 'b', expected an id of at most"),
+        ("ranks.json", "3", "ranks.json is damaged: 'int' object is not subscriptable"),
+        ("ranks.json", '{"controls": {}}', "ranks.json is damaged: 'roles'"),
+    ],
+)
+def test_what_a_damaged_file_lacks_is_said(name: str, content: str, says: str, tmp_path: Path) -> None:
+    if name == "vocab.json":
+        vocabulary(tmp_path, "pairs")
+    if name == "ranks.json":
+        (tmp_path / "ranks.tiktoken").write_bytes(rank_file(RANKED))
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=says):
+        read(tmp_path)
