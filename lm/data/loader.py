@@ -237,9 +237,7 @@ class Batches:
             if left_out := source.left_out():
                 lines.append(f"source {name!r}: left out: {left_out}")
             for split in SPLITS:
-                store = self.stores[name, split]
-                if count := store.duplicates:
-                    lines.append(f"source {name!r}, {split}: {count:,} of {len(store):,} documents equal another")
+                lines += [f"source {name!r}, {split}: {remark}" for remark in _remarks(self.stores[name, split])]
             held = self.stores[name, "heldout"].hashes
             if trained and held is not None and (shared := int(np.isin(held, np.concatenate(trained)).sum())):
                 lines.append(f"source {name!r}: {shared:,} of {len(held):,} held-out documents are trained on too")
@@ -249,6 +247,14 @@ class Batches:
         if source not in self.sources:
             raise ValueError(f"no source {source!r}: {suggest(source, self.sources)}")
         return source
+
+
+def _remarks(store: TokenStore) -> Iterator[str]:
+    if store.unknown:
+        of = f"{store.unknown:,} of {store.total_tokens:,} tokens"
+        yield f"{of} are unknown, and bits per byte do not code what they stand for"
+    if store.duplicates:
+        yield f"{store.duplicates:,} of {len(store):,} documents equal another"
 
 
 def _heldout_rng(source: str, start: int, purpose: str = "heldout") -> RowRng:

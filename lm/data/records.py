@@ -20,6 +20,7 @@ from lm.data.source import (
     check_uncompressed,
     content,
     digest,
+    expand,
     first_line,
     is_train,
     not_empty,
@@ -135,7 +136,7 @@ def _extra(module: str) -> Any:
 
 
 def _matching(pattern: str) -> list[Path]:
-    path = Path(pattern).expanduser()
+    path = expand(pattern)
     if path.is_dir():
         raise ValueError(f"{pattern} is a folder: expected a file, or a pattern of files as in {pattern}/*.jsonl")
     named = [path] if path.is_file() else map(Path, glob.glob(str(path), recursive=True))

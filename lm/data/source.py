@@ -214,10 +214,18 @@ def existing(path: str | Path) -> Path:
     """`path` with ~ expanded. Raises ValueError where nothing is there, or it is empty."""
     if not str(path):
         raise ValueError("the path of a text is empty: expected a file or a folder")
-    expanded = Path(path).expanduser()
+    expanded = expand(path)
     if not expanded.exists():
         raise ValueError(f"no such file or folder: {path}")
     return expanded
+
+
+def expand(path: str | Path) -> Path:
+    """`path` with ~ expanded. Raises ValueError where nobody has that name."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def read_text(file: Path) -> str:

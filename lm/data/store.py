@@ -29,8 +29,8 @@ class TokenStore:
     """N tokenised documents. `store[i]` is an array of ids; `lengths` [N] in tokens and `bytes` [N] in UTF-8 bytes are
     the sizes of the documents; `tokens` the ids of all, of which document i has `offsets[i]` to `offsets[i + 1]`.
     `coded_bytes` are those of the text that has a token before it: without a begin token, a document's first token is
-    not predicted, and its bytes are not among them. `hashes` [N] are of the documents' texts (None where an earlier
-    version wrote the store).
+    not predicted, and its bytes are not among them. `unknown` is how many tokens stand for text outside the vocabulary.
+    `hashes` [N] are of the documents' texts (None where an earlier version wrote the store).
 
     Raises ValueError where the files are damaged."""
 
@@ -49,6 +49,7 @@ class TokenStore:
             raise ValueError(f"the token store {folder} is damaged: its files are not of the sizes in store.json")
         self.vocab_size: int = about["vocab_size"]
         self.coded_bytes: int = self.total_bytes - about.get("first_bytes", 0)
+        self.unknown: int = about.get("unknown", 0)
         hashes = self.folder / "hashes.npy"
         self.hashes: np.ndarray | None = np.load(hashes) if hashes.exists() else None
         self.lengths: np.ndarray = np.diff(self.offsets)
@@ -120,7 +121,7 @@ def write_store(
         np.save(temporary / "bytes.npy", np.array(counts.sizes, np.int64))
         np.save(temporary / "hashes.npy", np.array(counts.hashes, np.uint64))
         about = {"dtype": np.dtype(_dtype(tokenizer)).name, "documents": len(counts.lengths), "tokens": tokens}
-        about |= {"vocab_size": tokenizer.vocab_size, "first_bytes": counts.first_bytes}
+        about |= {"vocab_size": tokenizer.vocab_size, "first_bytes": counts.first_bytes, "unknown": counts.unknown}
         (temporary / "store.json").write_text(json.dumps(about))
 
     return TokenStore(write_folder(folder, fill))
@@ -132,13 +133,14 @@ def _dtype(tokenizer: Tokenizer) -> type:
 
 @dataclass
 class _Counts:
-    """The size of each document in tokens and in bytes, the hash of its text, and the bytes of all first tokens that
-    nothing comes before."""
+    """The size of each document in tokens and in bytes, the hash of its text, the bytes of all first tokens that
+    nothing comes before, and the number of unknown tokens."""
 
     lengths: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     hashes: "array[int]" = field(default_factory=lambda: array("Q"))
     first_bytes: int = 0
+    unknown: int = 0
 
 
 def _write_tokens(
@@ -156,6 +158,7 @@ def _write_tokens(
                 counts.lengths.append(len(framed))
                 counts.sizes.append(len(text.encode()))
                 counts.hashes.append(text_hash(text))
+                counts.unknown += 0 if tokenizer.unk is None else ids.count(tokenizer.unk)
                 counts.first_bytes += first_token_bytes(tokenizer, text, ids) if tokenizer.bos is None else 0
             if progress:
                 progress(done, len(documents))

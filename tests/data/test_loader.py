@@ -221,6 +221,15 @@ def test_a_lone_row_has_no_other_to_be_set_beside(mixture: Mixture) -> None:
         prepare(Data(mixture, Bytes()), 2048, 8, objective=MaskedLM(next_sentence=True))
 
 
+def test_unknown_tokens_are_said(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 9 + "é")
+    (tmp_path / "b.txt").write_text("the é fox")
+    source = TextFile(str(tmp_path / "a.txt"), heldout=str(tmp_path / "b.txt"))
+    spec = SentencePieceSpec(40, byte_fallback=False, train_bytes=300)
+    (said,) = prepare(Data(Mixture({"text": source}, {"text": 1.0}), spec), 8, 8).remarks()[1:]
+    assert said.startswith("source 'text', heldout: 1 of ") and "tokens are unknown" in said
+
+
 def test_what_one_should_know_of_the_documents_is_said(tmp_path: Path) -> None:
     for i in range(20):
         (tmp_path / f"{i}.txt").write_text(f"document {i % 18}")

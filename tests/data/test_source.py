@@ -80,6 +80,9 @@ def test_unreadable_input_is_named(tmp_path: Path) -> None:
         r"bad.txt is not UTF-8: byte 0xff at offset 3": TextFile(str(tmp_path / "bad.txt")),
         "has no train documents": TextFile(str(tmp_path / "empty.txt")),
         r"no file in .* matches '\*.md'": TextFolder(str(tmp_path), pattern="*.md"),
+        "bad.txt is a file: expected a folder of them, or TextFile": TextFolder(str(tmp_path / "bad.txt")),
+        "pattern='': .* expected one as .*, relative to path": TextFolder(str(tmp_path), pattern=""),
+        "~nobody-of-this-name/a: ": TextFile("~nobody-of-this-name/a"),
         r"pattern='/a/\*': .*; expected one as \*\*/\*.txt": TextFolder(str(tmp_path), pattern="/a/*"),
         r"pattern='': .*; expected one as \*\*/\*.txt": TextFolder(str(tmp_path), pattern=""),
     }

@@ -7,7 +7,7 @@ import pytest
 
 from lm.data.source import Documents, TextFolder
 from lm.data.store import TokenStore, open_store, write_store
-from lm.text.tokenizer import Bytes, Characters, Tokenizer
+from lm.text.tokenizer import Bytes, Characters, SentencePieceSpec, Tokenizer
 
 TEXTS = ["hello", "", "naïve\n", "x" * 300, "b"]
 BYTES = Bytes().make([])
@@ -110,6 +110,12 @@ def test_a_document_s_first_token_is_coded_where_a_begin_token_is_before_it(tmp_
     with_begin = write_store(texts, BYTES, tmp_path / "bytes")
     assert with_begin.coded_bytes == with_begin.total_bytes == 7
     assert write_store(texts, Characters().make(texts), tmp_path / "characters").coded_bytes == 7 - 2 - 1 - 1
+
+
+def test_unknown_tokens_are_counted(tmp_path: Path) -> None:
+    tokenizer = SentencePieceSpec(40, byte_fallback=False).make(["the quick brown fox jumps over the lazy dog\n" * 9])
+    assert write_store(["the fox", "é the é"], tokenizer, tmp_path / "store").unknown == 2
+    assert write_store(["the fox", "é"], BYTES, tmp_path / "bytes").unknown == 0
 
 
 def test_duplicates_are_counted(tmp_path: Path) -> None:
