@@ -36,11 +36,15 @@ def run(args: argparse.Namespace) -> None:
     # counting needs no accelerator, and must not occupy one
     hardware.prepare(args.devices or "cpu")
     hardware.check_backend()
+    from lm.legal import check_devices
+
     if is_published(args.experiment):
         return show_model(args.experiment)
     experiment, reference = find(args.experiment)
     experiment = changed(experiment, args.set, args.text, args.host_devices)
-    experiment = experiment.on(math.prod(size for size in experiment.mesh.values() if size > 0))
+    devices = math.prod(size for size in experiment.mesh.values() if size > 0)
+    check_devices(experiment, devices)
+    experiment = experiment.on(devices)
     from lm.machine.monitor import terminal
 
     console = terminal()

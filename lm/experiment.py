@@ -29,6 +29,7 @@ from lm.value import suggest
 
 EVERY = ("log_every_steps", "eval_every_steps", "checkpoint_every_steps")
 PUBLISHED_LENGTH = 8192  # tokens
+MOST_NAME = 200  # bytes of a name, which is a folder's
 # fields that cannot change a run's results
 INERT = {"name", "log_every_steps", "keep_last", "keep_best", "prompts", "sample_tokens", "sampling"}
 
@@ -91,7 +92,8 @@ class Experiment:
     def __post_init__(self) -> None:
         check(self)
         self._check_mesh()
-        if not self.name or "/" in self.name:
+        plain = self.name.isprintable() and "/" not in self.name and self.name not in (".", "..")
+        if not plain or not 0 < len(self.name.encode()) <= MOST_NAME:
             raise ValueError(f"name={self.name!r}: expected a name that can be a folder's")
         if self.length > self.model.context:
             raise ValueError(

@@ -122,6 +122,10 @@ def test_a_setting_outside_its_range_is_refused_by_its_field(setting: str, messa
 def test_show_refuses_it_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "experiments.quickstart", "--set", "model.norm.eps=-1"]) == 1
     assert capsys.readouterr().err == "lm: model.norm.eps=-1.0: expected at least 0\n"
+    assert main(["show", "experiments.quickstart", "--set", "mesh.tensor=3"]) == 1
+    assert "cannot be divided over mesh tensor=3" in capsys.readouterr().err
+    assert main(["show", "experiments.quickstart", "--host-devices", "100000"]) == 1
+    assert capsys.readouterr().err == "lm: compute.devices=100000: expected at least 0 and at most 1,024\n"
 
 
 def test_a_number_that_declares_nothing_is_finite() -> None:

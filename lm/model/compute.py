@@ -53,7 +53,7 @@ class Compute:
     keep: tuple[str, ...] = ()
     offload: tuple[str, ...] = ()
     loss_chunk: Natural = 512
-    devices: Natural = 0
+    devices: Annotated[int, whole(0, 1024)] = 0
     gradients: str = "auto"
     backend: str = "auto"
 
