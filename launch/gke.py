@@ -26,6 +26,7 @@ examples:
 """
 JOB, PORT = "slice-job", 55527  # xpk's name of the replicated job; the port of the first GPU pod
 GRACE_SECONDS = 120  # from SIGTERM to SIGKILL, for a checkpoint
+MOST = 100_000  # slices or machines
 FINAL = (1, 2)  # exit codes of an error that a restart would repeat
 PLAIN = r"[A-Za-z][A-Za-z0-9_./-]*"  # text that needs no quotes in YAML, unless a parser takes it for
 NO_TEXT = frozenset(["y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf"])
@@ -156,8 +157,8 @@ def check(args: argparse.Namespace, job: Job) -> None:
         raise ValueError("lm launch gke: name a --tpu, as in v5p:4x4x4, or a --gpu, as in h100")
     if not args.image:
         raise ValueError("lm launch gke: --image is missing: the container that holds this code")
-    if min(args.slices, args.machines) < 1 or args.restarts < 0:
-        raise ValueError("lm launch gke: --slices and --machines are at least 1, --restarts at least 0")
+    if not 1 <= min(args.slices, args.machines) <= max(args.slices, args.machines) <= MOST or args.restarts < 0:
+        raise ValueError(f"lm launch gke: --slices and --machines are 1 to {MOST:,}, --restarts at least 0")
     if wrong := next((e for e in args.env if not re.fullmatch(r"[A-Za-z_]\w*=.*", e, re.DOTALL)), None):
         raise ValueError(f"--env {wrong}: expected NAME=VALUE")
     # a pod is called NAME-slice-job-0-0-xxxxx, and that is at most 63 characters

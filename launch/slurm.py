@@ -26,6 +26,7 @@ examples:
       experiments.llama:llama3_8b --workdir /shared/run
   lm launch slurm study experiments.ablations.heads
 """
+MOST = 100_000  # nodes, or tasks of one
 # 143: stopped on SIGTERM, after a checkpoint; 75, 134 (JAX aborts): lost a task, for instance with its node
 SCRIPT = Template("""\
 #!/bin/bash
@@ -64,8 +65,8 @@ def add(engines: Any) -> Any:
 
 def run(args: argparse.Namespace, job: Job) -> None:
     """Submit the job and print how to follow it."""
-    if args.nodes < 1 or args.tasks_per_node < 1:
-        raise ValueError(f"--nodes {args.nodes} --tasks-per-node {args.tasks_per_node}: expected at least 1 of each")
+    if not 1 <= min(args.nodes, args.tasks_per_node) <= max(args.nodes, args.tasks_per_node) <= MOST:
+        raise ValueError(f"--nodes {args.nodes} --tasks-per-node {args.tasks_per_node}: expected 1 to {MOST:,} of each")
     if job.verb != "train" and args.nodes * args.tasks_per_node > 1:
         raise ValueError(f"lm {job.verb} is one task; lm study --executor slurm submits a job for each of its runs")
     check_devices(args, job)

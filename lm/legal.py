@@ -123,8 +123,13 @@ def _axis_sizes(d: Dimension, names: tuple[str, ...], mesh: Mapping[str, int]) -
     """The nearest sizes of the last of these mesh axes that would do, of those that divide the devices in all."""
     *others, last = names
     rest, devices = math.prod(mesh[name] for name in others), math.prod(mesh.values())
-    legal = [n for n in range(1, devices + 1) if devices % (n * rest) == 0 and d.value % (n * rest * d.unit) == 0] or [
-        1
-    ]
+    whole = devices % rest == 0 and d.value % (rest * d.unit) == 0
+    legal = divisors(math.gcd(devices // rest, d.value // (rest * d.unit))) if whole else [1]
     near = sorted(legal, key=lambda n: abs(math.log(n / mesh[last])))[:2]
     return " or ".join(f"{last}={n}" for n in sorted(near))
+
+
+def divisors(number: int) -> list[int]:
+    """Those of a number above 0, in ascending order."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})

@@ -124,6 +124,8 @@ def test_show_refuses_it_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "lm: model.norm.eps=-1.0: expected at least 0\n"
     assert main(["show", "experiments.quickstart", "--set", "mesh.tensor=3"]) == 1
     assert "cannot be divided over mesh tensor=3" in capsys.readouterr().err
+    assert main(["show", "experiments.quickstart", "--set", "mesh.fsdp=2147483647", "mesh.data=2147483647"]) == 1
+    assert "cannot be divided over mesh" in capsys.readouterr().err  # at once
     assert main(["show", "experiments.quickstart", "--host-devices", "100000"]) == 1
     assert capsys.readouterr().err == "lm: compute.devices=100000: expected at least 0 and at most 1,024\n"
 

@@ -3,11 +3,13 @@
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lm.data.mixture import Data, Mixture
 from lm.data.source import TextFolder
 from lm.experiment import Experiment
-from lm.legal import check_mesh
+from lm.legal import check_mesh, divisors
 from lm.model.families import deepseek_v2, llama, mixtral
 from lm.sharding.mesh import make_mesh
 from lm.sharding.rules import Layout
@@ -141,3 +143,8 @@ def test_replicas_are_slices() -> None:
     assert make_mesh(None, chips).shape["replica"] == 2
     with pytest.raises(ValueError, match="replica=1: these 8 devices are in 2 slices.*set replica to 2 or a multiple"):
         make_mesh({"fsdp": 8}, chips)
+
+
+@given(st.integers(1, 5000))
+def test_divisors(number: int) -> None:
+    assert divisors(number) == [n for n in range(1, number + 1) if number % n == 0]

@@ -26,6 +26,8 @@ pytestmark = pytest.mark.usefixtures("bucket")
         ((*CLUSTER, "--tpu", "v6e:2x4", "--slices", "2", f"{LLAMA}:llama3_8b"), "set mesh.replica=2"),
         ((*CLUSTER, "--gpu", "h100", "--machines", "4", LLAMA), "the 32 devices of 4 x 8 h100: 8 rows"),
         ((*CLUSTER, "--gpu", "l4", "--gpus-per-machine", "3", LLAMA), "the 3 devices of 1 x 3 l4: 8 rows"),
+        ((*CLUSTER, "--gpu", "l4", "--machines", "9999999999", LLAMA), "--machines are 1 to 100,000"),
+        ((*NODES, "--nodes", "9999999999", LLAMA), "expected 1 to 100,000 of each"),
         ((*CLUSTER, "--gpu", "l4", "--gpus-per-machine", "-1", LLAMA), "--gpus-per-machine -1: expected at least 1"),
         ((*CLUSTER, "--tpu", "v5p:48x48x48", f"{LLAMA}:llama3_8b"), "a slice of v5p has at most 6,144"),
         ((*ZONE, "--type", "v6e-16", LLAMA), "the 16 devices of --type v6e-16: 8 rows a micro-batch"),
