@@ -36,7 +36,8 @@ class Request:
     `generate` draws row `index` with this `seed`.
 
     `top_log_probs` is how many alternatives of each token are given, up to 20. Log-probabilities are the model's own,
-    or with `processed` those that the token was drawn from, after penalties, temperature and filters."""
+    or with `processed` those that the token was drawn from, after penalties, temperature and filters. With
+    `prompt_log_probs` those of the prompt's tokens are given too, always the model's own."""
 
     prompt: Sequence[int]
     max_new_tokens: int
@@ -46,6 +47,7 @@ class Request:
     index: int = 0
     top_log_probs: int = 0
     processed: bool = False
+    prompt_log_probs: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.top_log_probs <= device.TOP:
@@ -54,26 +56,41 @@ class Request:
             raise ValueError(f"max_new_tokens={self.max_new_tokens}: expected at least 1")
 
 
+class TokenLogProb(NamedTuple):
+    """A token's log-probability, and (id, log-probability) of the likeliest in its place."""
+
+    token: int
+    log_prob: float
+    top: list[tuple[int, float]]
+
+
 class Output(NamedTuple):
     """What a step gives for a request: a `token` (NONE where it only ended), its log-probability, (id, log-probability)
-    of the likeliest, and how the request ended (stop, length, not finite), or ""."""
+    of the likeliest, and how the request ended (stop, length, not finite), or "".
+
+    `stop` is the id that ended it, whose log-probability this then is. `prompt` has, with the first token, what was
+    asked for of the prompt's tokens from the second on."""
 
     number: int
     token: int
     log_prob: float
     top: list[tuple[int, float]]
     end: str
+    stop: int = NONE
+    prompt: Sequence[TokenLogProb] = ()
 
 
 @dataclass
 class _Running:
-    """A request in a slot: how much of its prompt has been read, and how many tokens it has got."""
+    """A request in a slot: how much of its prompt has been read, how many tokens it has got, and the log-probabilities
+    of its prompt."""
 
     number: int
     request: Request
     slot: int
     read: int = 0
     given: int = 0
+    prompt: list[TokenLogProb] = field(default_factory=list)
 
 
 @dataclass
@@ -149,9 +166,9 @@ class Engine:
 
     def warm_up(self) -> None:
         """Compile every program, whatever requests will ask for."""
-        longest = Request([0] * min(CHUNKS[0] + 2, self.length - 2), 2)
-        for _ in range(2):  # the second finds the first's beginning
-            self.generate([longest])
+        short, longest = Request([0], 2), Request([0] * min(CHUNKS[0] + 2, self.length - 1), 1)
+        for request in (short, longest, longest):  # the last finds the beginning of the one before
+            self.generate([request])
 
     # ---------------------------------------------------------------- a step
 
@@ -164,7 +181,8 @@ class Engine:
             slot, seed, index = np.int32(running.slot), np.uint32(request.seed), np.int32(request.index)
             bias = _bias(request.sampling, self.vocab)
             self._state = device.begin(self._state, slot, options, bias, prompt, seed, index)
-            self._restore_shared(running)
+            if not request.prompt_log_probs:  # which follow from reading it
+                self._restore_shared(running)
             self.running.append(running)
 
     def _prefill(self) -> list[Output]:
@@ -173,13 +191,14 @@ class Engine:
             return []
         left = len(reading.request.prompt) - reading.read
         size = CHUNKS[0] if left >= CHUNKS[0] else CHUNKS[1]
-        ids = list(reading.request.prompt[reading.read : reading.read + size])
-        tokens, slot = np.array([ids + [0] * (size - len(ids))], np.int32), np.int32(reading.slot)
-        last = left == len(ids)
-        self._state, drawn = device.prefill(
-            self.model, self.params, self._state, slot, tokens, np.int32(len(ids)), np.bool_(last)
-        )
-        reading.read += len(ids)
+        count, last, scored = min(size, left), left <= size, reading.request.prompt_log_probs
+        ids = list(reading.request.prompt[reading.read : reading.read + size + 1])  # and the one after
+        tokens, slot = np.array([ids + [0] * (size + 1 - len(ids))], np.int32), np.int32(reading.slot)
+        flags = np.int32(count), np.bool_(last), np.bool_(scored)
+        self._state, drawn, scores = device.prefill(self.model, self.params, self._state, slot, tokens, *flags)
+        reading.read += count
+        if scored:
+            reading.prompt += _log_probs(scores, reading.request.top_log_probs)[: count - last]
         if size == CHUNKS[0]:
             self._save_shared(reading)
         return self._outputs([(0, reading)], drawn) if last else []
@@ -195,15 +214,13 @@ class Engine:
 
     def _outputs(self, rows: list[tuple[int, _Running]], drawn: Drawn) -> list[Output]:
         """The outputs of requests in these rows of what was drawn; those that end leave their slots."""
-        token, log_prob, top, top_log_probs = jax.device_get(drawn)
-        outputs = []
+        given, outputs = _log_probs(drawn, device.TOP), []
         for row, running in rows:
-            request, running.given = running.request, running.given + 1
-            alternatives = zip(top[row].tolist(), top_log_probs[row].tolist(), strict=True)
-            best = list(alternatives)[: request.top_log_probs]
-            end = self._end(running, int(token[row]))
-            given = int(token[row]) if end in ("", "length") else NONE
-            outputs.append(Output(running.number, given, float(log_prob[row]), best, end))
+            (token, log_prob, top), running.given = given[row], running.given + 1
+            end, best = self._end(running, token), top[: running.request.top_log_probs]
+            ids = (NONE, token) if end == "stop" else (token, NONE)
+            prompt = running.prompt if running.given == 1 else ()
+            outputs.append(Output(running.number, ids[0], log_prob, best, end, ids[1], prompt))
             if end:
                 self._leave(running)
         return outputs
@@ -241,6 +258,13 @@ class Engine:
             slot, start = np.int32(running.slot), np.int32(running.read)
             self._state = device.restore(self._state, slot, start, self._saved[beginning])
             running.read += CHUNKS[0]
+
+
+def _log_probs(drawn: Drawn, most: int) -> list[TokenLogProb]:
+    """Of each row, with up to `most` of the likeliest."""
+    token, log_prob, top, top_log_probs = (a.tolist() for a in jax.device_get(drawn))
+    best = [list(zip(*row, strict=True))[:most] for row in zip(top, top_log_probs, strict=True)]
+    return [TokenLogProb(*row) for row in zip(token, log_prob, best, strict=True)]
 
 
 def _bias(sampling: Sampling, vocab: int) -> jax.Array:

@@ -23,6 +23,7 @@ from lm.model.inputs import Inputs
 from lm.model.transformer import Params, Transformer
 
 TOP = 20  # alternatives of a token whose log-probabilities are given
+SCORED = 32  # tokens of a prompt whose logits are computed at a time
 
 
 class Options(NamedTuple):
@@ -139,23 +140,54 @@ def prefill(
     tokens: jax.Array,
     count: jax.Array,
     last: jax.Array,
-) -> tuple[Slots, Drawn]:
-    """A row with more of its prompt read, and the token after it.
+    scored: jax.Array,
+) -> tuple[Slots, Drawn, Drawn]:
+    """A row with more of its prompt read, the token after it, and the log-probabilities of those tokens of the prompt
+    that follow its chunk's, [C].
 
     Args:
       model, params: of the model.
       slots: donated.
       row: its index.
-      tokens: of the prompt behind what was read, [1, C].
-      count: how many of these are no padding.
-      last: whether they are the last of the prompt, so that the token counts."""
+      tokens: of the prompt behind what was read, and the one after them, [1, C + 1].
+      count: how many of the first C are no padding.
+      last: whether they are the last of the prompt, so that the token counts.
+      scored: whether log-probabilities of the prompt are asked for; else they are zeros."""
     own = jax.tree.map(lambda a: _row(a, row), slots)
+    tokens, following = tokens[:, :-1], tokens[0, 1:]
     segments = (jnp.arange(tokens.shape[1]) < count).astype(jnp.int32)[None]
     x, cache, _ = model.hidden(params, Inputs(tokens, segments=segments), own.cache)
+    scores = _scores(model, params, x[0], following, scored)
     x = jax.lax.dynamic_slice_in_dim(x, count - 1, 1, 1)
     after, drawn = _next(model, params, own, x, cache)
     own = replace(after, counts=jax.tree.map(partial(jnp.where, last), after.counts, own.counts))
-    return jax.tree.map(lambda a, new: _put(a, new, row), slots, own), drawn
+    return jax.tree.map(lambda a, new: _put(a, new, row), slots, own), drawn, scores
+
+
+def _scores(model: Transformer, params: Params, x: jax.Array, following: jax.Array, scored: jax.Array) -> Drawn:
+    """The model's own log-probabilities of the tokens `following` [C] after hidden states x [C, D], where `scored`."""
+
+    def some(x: jax.Array, token: jax.Array) -> Drawn:
+        log_probs = jax.nn.log_softmax(model.logits(params, x[None])[0].astype(jnp.float32))
+        own = jnp.take_along_axis(log_probs, token[:, None], axis=1)[:, 0]
+        return Drawn(token, own, *_likeliest(log_probs))
+
+    def every() -> Drawn:
+        blocks = [a.reshape(-1, SCORED, *a.shape[1:]) for a in (x, following)]
+        return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), jax.lax.map(lambda block: some(*block), blocks))
+
+    return jax.lax.cond(scored, every, lambda: _zeros(every))
+
+
+def _likeliest(log_probs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The ids and values [S, TOP] of the largest of log_probs [S, V]."""
+    values, ids = jax.lax.top_k(log_probs, min(TOP, log_probs.shape[-1]))
+    return ids.astype(jnp.int32), values
+
+
+def _zeros(function: Callable[[], Any]) -> Any:
+    """Zeros of what a function gives."""
+    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(function))
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -176,13 +208,8 @@ def _next(model: Transformer, params: Params, slots: Slots, x: jax.Array, cache:
     options = slots.options
     log_probs = jax.nn.log_softmax(jnp.where(options.processed, processed, raw))
     own = jnp.take_along_axis(log_probs, jnp.maximum(token, 0)[:, None], axis=1)[:, 0]
-
-    def best() -> tuple[jax.Array, jax.Array]:
-        values, ids = jax.lax.top_k(log_probs, min(TOP, log_probs.shape[-1]))
-        return ids.astype(jnp.int32), values
-
-    nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(best))
-    drawn = Drawn(token, own, *jax.lax.cond(jnp.any(options.top), best, lambda: nothing))
+    best = partial(_likeliest, log_probs)
+    drawn = Drawn(token, own, *jax.lax.cond(jnp.any(options.top), best, lambda: _zeros(best)))
     return replace(slots, cache=cache, last=token, counts=slots.counts.add(token)), drawn
 
 

@@ -228,3 +228,37 @@ def test_what_cannot_be_is_refused(make: Any, message: str) -> None:
 
 def test_chunks_are_whole_blocks() -> None:
     assert all(chunk % 32 == 0 for chunk in engines.CHUNKS)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma 3", "gated deltanet"])
+def test_log_probabilities_of_a_prompt_are_the_trainer_s(name: str) -> None:
+    """Of every token but the first, with the likeliest in its place; the same bits after others began alike."""
+    cfg = {"llama": LLAMA}.get(name) or MODELS[name]
+    ids = np.random.default_rng(0).integers(0, cfg.vocab, 300 if name == "llama" else 20).tolist()
+    asked, whole = Request(ids, 1, top_log_probs=3, prompt_log_probs=True), engine(cfg)
+    (first,), _, (again,) = whole.generate([asked]) + whole.generate([replace(asked, prompt_log_probs=False), asked])
+    assert bits([first]) == bits([again]) and len(first.prompt) == len(ids) - 1
+    logits = run(Transformer(cfg, SIMPLE), lively(cfg), jnp.array([ids]))[0]
+    expected = np.asarray(jax.nn.log_softmax(logits))
+    for (token, log_prob, top), row, given in zip(first.prompt, expected, ids[1:], strict=False):
+        assert token == given and log_prob == pytest.approx(row[given], rel=1e-5, abs=2e-5)
+        assert [value for _, value in top] == pytest.approx(np.sort(row)[::-1][:3].tolist(), rel=1e-5, abs=2e-5)
+        assert dict(top).get(given, log_prob) == log_prob
+
+
+def test_the_id_that_ended_a_text_is_told() -> None:
+    (plain,) = engine().generate([Request([3, 1, 4], 1, Sampling(0.0), top_log_probs=1)])
+    (ended,) = engine().generate([Request([3, 1, 4], 1, Sampling(0.0), stop=[plain[0].token], top_log_probs=1)])
+    assert (plain[0].stop, ended[0].token, ended[0].stop) == (NONE, NONE, plain[0].token)
+    assert ended[0].log_prob == plain[0].log_prob == ended[0].top[0][1] and not ended[0].prompt
+
+
+def test_the_warm_up_compiles_all_that_a_context_has_room_for() -> None:
+    """A context that one chunk fills but for a token."""
+    small = engine(length=(length := 257), slots=1)
+    small.warm_up()
+    with compilations() as compiled:
+        for _ in range(2):
+            small.generate([Request([1] * (length - 1), 1, top_log_probs=2, prompt_log_probs=True), Request([2], 2)])
+            small.generate([Request([1] * (length - 1), 1)])
+    assert not compiled
