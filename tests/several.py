@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -26,14 +27,21 @@ LOST_SECONDS = 60.0
 DAMPED = 1e-4  # relative: sums over processes are taken in another order
 
 
-def start(n: int, texts: Path, workdir: Path, seconds: float = 0.0, *more: str) -> list[subprocess.Popen[str]]:
-    """`n` processes that train the tiny experiment (with `more` settings), each step `seconds` longer."""
+def start(
+    n: int,
+    texts: Path,
+    workdir: Path,
+    seconds: float = 0.0,
+    *more: str,
+    program: Sequence[str] = ("-m", "tests.tiny"),
+) -> list[subprocess.Popen[str]]:
+    """`n` processes of `program` that train the tiny experiment (with `more` settings), each step `seconds` longer."""
     from socket import socket
 
     with socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "tests.tiny", str(texts), str(workdir), str(seconds), *SETTINGS, *more]
+    command = [sys.executable, *program, str(texts), str(workdir), str(seconds), *SETTINGS, *more]
     pipes = dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     each = [{k: v.replace("PORT", port) for k, v in environment(i, n, []).items()} for i in range(n)]
     return [subprocess.Popen(command, env={**os.environ, **env}, **pipes) for env in each]  # type: ignore[call-overload]
@@ -78,6 +86,33 @@ def lost(texts: Path, workdir: Path, dead: int, number: int) -> str:
     return f"the other ended with code {code} after {seconds:.1f} s: {told[:200]}"
 
 
+FAILING = """
+import sys
+from lm.machine import processes
+from lm.run import course
+from tests import tiny
+
+place, calls = course.place_batch, []
+
+def failing(*args):
+    calls.append(1)
+    if len(calls) == 5 and processes.index() == int(sys.argv[1]):
+        raise {raised}
+    return place(*args)
+
+course.place_batch = failing
+tiny.main(*sys.argv[2:])
+"""
+
+
+def failed(texts: Path, workdir: Path, at: int, raised: str) -> tuple[list[int], list[str]]:
+    """Two processes, of which the one `at` raises an exception in its fifth step: their exit codes, what they said."""
+    code = FAILING.replace("{raised}", raised)
+    both = start(2, texts, workdir, 0.1, program=["-c", code, str(at)])
+    said = [process.communicate(timeout=300)[0] for process in both]
+    return [process.returncode for process in both], said
+
+
 def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="lm-several-"))
     texts = write_texts(folder / "texts")
@@ -103,6 +138,10 @@ def main() -> None:
             print(f"process {dead} of 2 {name}: {lost(texts, run, dead, number)}", flush=True)
             finish(start(2, texts, run))
             print(f"  started again: within {same(run, folder / '1'):.1e}", flush=True)
+    for at, raised in ((1, "ValueError('its disk is full')"), (0, "RuntimeError('on its own')")):
+        codes, said = failed(texts, folder / f"failed-{at}", at, raised)
+        print(f"process {at} of 2 fails: codes {codes}, {said[1 - at].splitlines()[-1]}", flush=True)
+        assert codes == ([75, 1] if at else [1, 75])
     shutil.rmtree(folder)
 
 

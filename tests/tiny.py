@@ -90,12 +90,11 @@ def main(texts: str, workdir: str, seconds: str = "0", *settings: str) -> None:
     except course.Interrupted as interrupted:
         print(interrupted)
         sys.exit(75)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    except PeerLost as error:
+    except (ValueError, PeerLost) as error:
         print(error, file=sys.stderr, flush=True)
-        os._exit(error.exit_code)
+        if code := getattr(error, "exit_code", 0):
+            os._exit(code)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import os
 import signal
 import sys
 import threading
+import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any, TypeVar
@@ -22,6 +24,11 @@ T = TypeVar("T")
 PROCESSES, COORDINATOR, PROCESS = "LM_PROCESSES", "LM_COORDINATOR", "LM_PROCESS"
 HEARTBEAT_SECONDS = 30  # a process without a heartbeat for this long is lost
 BARRIER_TIMEOUT_SECONDS = 24 * 3600  # the first process may tokenise much text while the others wait
+FAILED = "lm/failed"  # the key under which a process that fails says why
+WATCH_SECONDS = 1.0  # between two looks at it
+# from a failure until a process ends for it: the first is the last to go, since its end aborts the others (it serves
+# the key-value store)
+GRACE_SECONDS, FIRST_GRACE_SECONDS = 1.0, 5.0
 # what JAX's errors say where a peer is lost
 PEER_ERRORS = ("gloo", "by peer", "nccl", "unavailable:", "heartbeat", "deadline_exceeded", "coordination service")
 _barriers = itertools.count()  # all processes pass the same barriers, in the same order
@@ -141,10 +148,10 @@ def all_or_raise(name: str, f: Callable[[], T]) -> T:
     except (ValueError, OSError) as error:
         failure = error
     message = _share_error(name, "" if failure is None else str(failure))
-    if failure is not None:
-        raise failure
     if message:
-        raise ValueError(message)
+        raised = failure or ValueError(message)
+        raised.shared = True  # type: ignore[attr-defined]
+        raise raised
     return result  # type: ignore[return-value]
 
 
@@ -186,6 +193,63 @@ def translate_peer_errors() -> Iterator[None]:
         if count() == 1 or not any(word in line.lower() for word in PEER_ERRORS):
             raise
         raise PeerLost(line if len(line) <= 160 else line[:157] + "...") from error
+
+
+@contextlib.contextmanager
+def fail_together() -> Iterator[None]:
+    """Inside it, an exception in this process ends the others with PeerLost's line and code, wherever they are, also
+    where they wait for this one in a computation.
+
+    An exception that all processes raise has `shared` set: each ends by its own."""
+    if count() == 1:
+        yield
+        return
+    ended = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(ended,), daemon=True)
+    watcher.start()
+    try:
+        yield
+    except PeerLost:
+        raise
+    except Exception as error:
+        if not getattr(error, "shared", False):
+            ended.set()
+            _report_failure(error)
+        raise
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _watch(ended: threading.Event) -> None:
+    """End this process once another one has said that it fails."""
+    while not ended.wait(WATCH_SECONDS):
+        try:
+            reason = str(_distributed_state().client.key_value_try_get(FAILED))
+        except Exception:  # nobody has, or the store is gone, which others notice
+            continue
+        if not ended.wait(_grace()):
+            print(f"lm: {PeerLost(reason)}", file=sys.stderr, flush=True)
+            os._exit(PeerLost.exit_code)
+
+
+def _report_failure(error: Exception) -> None:
+    """Tell the other processes, and wait until they have ended. Without an orderly exit, which would wait for them."""
+    line = next(iter(str(error).splitlines()), "")
+    with contextlib.suppress(Exception):  # another one failed first
+        _distributed_state().client.key_value_set(FAILED, f"process {index()}: {type(error).__name__}: {line}"[:300])
+    if isinstance(error, ValueError | OSError):  # the user's, of one line
+        error.exit_code = 1  # type: ignore[union-attr]
+        time.sleep(WATCH_SECONDS + _grace())
+        return
+    traceback.print_exception(error)
+    sys.stderr.flush()
+    time.sleep(WATCH_SECONDS + _grace())
+    os._exit(1)
+
+
+def _grace() -> float:
+    return FIRST_GRACE_SECONDS if is_first() else GRACE_SECONDS
 
 
 # ---------------------------------------------------------------- stopping

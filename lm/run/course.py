@@ -38,7 +38,9 @@ from lm.train.word2vec import initialize_embedding
 
 
 class Interrupted(Exception):
-    """A `signal` ended the run, after a checkpoint."""
+    """A `signal` ended the run, after a checkpoint, in all its processes."""
+
+    shared = True
 
     def __init__(self, signal: int, step: int, workdir: Path):
         super().__init__(f"stopped after step {step}, with a checkpoint; the same command resumes from there")
@@ -57,7 +59,7 @@ def train(experiment: Experiment, workdir: str | Path, reference: str = "", comm
     hardware.use_compilation_cache(cache_dir())
     hardware.check_backend()
     experiment = experiment.on(jax.device_count())
-    with contextlib.ExitStack() as stack, processes.translate_peer_errors():
+    with contextlib.ExitStack() as stack, processes.fail_together(), processes.translate_peer_errors():
         processes.connect()
         folder = buckets.local_mirror(workdir)
         processes.on_first_process("lock", lambda: stack.enter_context(locks.exclusive(folder)))

@@ -20,7 +20,9 @@ AHEAD = 2  # steps that are dispatched before the metrics of the first of them a
 
 
 class NotFinite(ValueError):
-    """The loss or the gradient of a step was infinite or not a number."""
+    """The loss or the gradient of a step was infinite or not a number, in all processes of the run."""
+
+    shared = True
 
 
 def train(

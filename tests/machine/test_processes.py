@@ -44,6 +44,15 @@ def test_an_inconsistent_environment_is_refused(environ: dict[str, str], message
         from_environment(environ)
 
 
+def test_one_that_fails_ends_the_other_with_its_line(tmp_path: Path) -> None:
+    """By whatever exception, also the process that serves the others; not by an abort of JAX after a while."""
+    codes, said = several.failed(write_texts(tmp_path / "texts"), tmp_path / "run", 0, "RuntimeError('on its own')")
+    assert codes == [1, 75], said
+    (line,) = [line for line in said[1].splitlines() if line.startswith("lm: ")]
+    assert "process 1 of 2 ends: another one has died" in line and "(process 0: RuntimeError: on its own)" in line
+    assert "Traceback" in said[0] and "Traceback" not in said[1]
+
+
 def test_two_are_left_together_and_one_goes_on(tmp_path: Path) -> None:
     """The second of two gets SIGTERM, and both stop after the same step; this process, with other devices, goes on,
     to the metrics of a run that had these devices all along."""
