@@ -19,6 +19,8 @@ from lm.pretrained.files import Safetensors, refuse_pickle
 from lm.pretrained.known import architecture_of
 from lm.pretrained.rows import Row, Tensor, flatten, tensors, without_copies
 
+ADAPTER = "adapter_config.json"
+
 
 class TensorSource(Protocol):
     """The tensors of one or more files by name: `where` (file and name, for messages), `shape`, and `read`."""
@@ -65,6 +67,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises ValueError, naming file and tensor or field, for what is damaged, incomplete, unknown or not supported."""
     if path.is_file():
         return _open_gguf(path)
+    if (path / ADAPTER).is_file():  # which transformers adds to the model
+        raise ValueError(
+            f"{path / ADAPTER} is of an adapter, which is not applied: merge it into the model "
+            "(peft's merge_and_unload), or remove it to read the model without it"
+        )
     file = path / "config.json"
     values = read_json(file)
     architecture = architecture_of(values, file)

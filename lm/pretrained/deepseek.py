@@ -92,7 +92,7 @@ def write(cfg: ModelConfig) -> dict[str, Any]:
         "q_lora_rank": mixer.q_lora_rank or None,
         "first_k_dense_replace": cfg.layers,
         "mlp_bias": cfg.ffn.bias,
-        "rope_parameters": rope.write(positions) | _mscale(mixer, positions),
+        **rope.write(rope.written(positions) | _mscale(mixer, positions)),
     }
 
 

@@ -157,12 +157,13 @@ def write_gemma2(cfg: ModelConfig) -> dict[str, Any]:
 
 def write_gemma3(cfg: ModelConfig) -> dict[str, Any]:
     """The fields that `read_gemma3` reads."""
-    local = next((slot.positions for slot in cfg.slots.values() if slot.window), Rotary())
-    both = {"full_attention": cfg.positions, "sliding_attention": local}
+    local = require(next((slot.positions for slot in cfg.slots.values() if slot.window), Rotary()), Rotary)
+    both = {kind: rope.written(require(p, Rotary)) for kind, p in zip(KINDS, (cfg.positions, local), strict=True)}
     return {
         **write_gemma2(cfg),
         "max_position_embeddings": cfg.context,
-        "rope_parameters": {kind: rope.write(require(positions, Rotary)) for kind, positions in both.items()},
+        "rope_parameters": both,
+        "rope_local_base_freq": local.theta,
     }
 
 

@@ -139,7 +139,7 @@ def write_common(cfg: ModelConfig) -> dict[str, Any]:
         "intermediate_size": cfg.ffn.mlp,
         "hidden_act": hf_activation(cfg.ffn.activation),
         "rms_norm_eps": norm.eps,
-        "rope_parameters": rope.write(positions),
+        **rope.write(rope.written(positions)),
         "tie_word_embeddings": cfg.tied,
     }
 
@@ -279,6 +279,7 @@ def read_gpt_oss(fields: Fields) -> ModelConfig:
 def write_gpt_oss(cfg: ModelConfig) -> dict[str, Any]:
     """The fields that `read_gpt_oss` reads."""
     fields = {**write_windowed(cfg), **_experts(cfg), "layer_types": layer_types(cfg), "attention_bias": True}
+    fields["rope_scaling"] = fields["rope_scaling"] or {"rope_type": "default"}  # null would be YaRN
     return {**fields, "hidden_act": "silu", "swiglu_limit": cfg.ffn.clamp}
 
 

@@ -124,7 +124,19 @@ def rotary(config: Fields, values: Mapping[str, Any], theta: float) -> Positions
     return Positions(Rotary(theta, scaled.scaling), scaled.context)
 
 
-def write(rotary: Rotary) -> dict[str, Any]:
+def write(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that `read` reads, with `parameters` as of `written`, by their names of transformers 5 and of 4: each
+    knows its own alone."""
+    scaling = {name: value for name, value in parameters.items() if name != "rope_theta"}
+    scaled = scaling["rope_type"] != "default"
+    return {
+        "rope_parameters": dict(parameters),
+        "rope_theta": parameters["rope_theta"],
+        "rope_scaling": scaling if scaled else None,
+    }
+
+
+def written(rotary: Rotary) -> dict[str, Any]:
     """The parameters that `rotary` reads."""
     s = rotary.scaling
     fields: dict[str, Any] = {"rope_type": "default"}

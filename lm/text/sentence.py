@@ -63,7 +63,7 @@ class SentencePiece(Tokenizer):
         self._processor = p = sentencepiece.SentencePieceProcessor(model_proto=model)
         own = {"bos": p.bos_id(), "eos": p.eos_id(), "unk": p.unk_id(), "pad": p.pad_id()}
         controls = {i: p.id_to_piece(i) for i in range(p.vocab_size()) if p.is_control(i)} | dict(options.added)
-        size = max(p.vocab_size(), *(id + 1 for id in controls))
+        size = max([p.vocab_size(), *(id + 1 for id in controls)])
         table = LazyTable(size, self._bytes_of)
         super().__init__(table, controls, {role: id for role, id in own.items() if id >= 0} | dict(options.roles))
         self.dummy_prefix = p.encode("a", out_type=str)[0].startswith(SPACE)

@@ -200,6 +200,12 @@ def test_a_pickle_is_never_opened(name: str, tmp_path: Path) -> None:
         load(tmp_path)  # without a config.json beside it
 
 
+def test_an_adapter_beside_a_model(tmp_path: Path) -> None:
+    folder = checkpoint(CASE, tmp_path)
+    (folder / "adapter_config.json").write_text("{}")
+    refused(folder, r"adapter_config.json is of an adapter, which is not applied: merge it .* or remove it")
+
+
 def test_what_is_not_there(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", "nowhere is not a run: .* nor a published model")
     checkpoint(CASE, tmp_path)

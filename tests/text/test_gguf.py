@@ -233,3 +233,25 @@ def test_what_is_wrong_is_named(changes: dict[str, Any], says: str) -> None:
         from_gguf(PAIRS | {"tokenizer.chat_template": 3})
     with pytest.raises(ValueError, match="model is None: .* the first part of a split file has it"):
         from_gguf({"split.no": 1})
+
+
+MORE = ("scores", "add_bos_token", "precompiled_charsmap", "mask_token_id")
+VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    model=st.sampled_from(["gpt2", "llama", "t5", "bert"]),
+    key=st.sampled_from([*PAIRS, *map("tokenizer.ggml.{}".format, MORE)]),
+    value=VALUES,
+)
+def test_any_value_is_read_or_refused(model: str, key: str, value: Any) -> None:
+    scores = [0.0] * (len(TOKENS) + 1)
+    try:
+        from_gguf(metadata(model=model, scores=scores) | {key: value}).encode_prompt("a b")
+    except ValueError as error:
+        assert str(error) and "\n" not in str(error)
