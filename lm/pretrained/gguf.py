@@ -149,6 +149,7 @@ REQUIRED = tuple(FIELDS.values())[:5] + ("rms_norm_eps",)
 ROPE = {
     "rope.scaling.type": "rope_type",
     "rope.scaling.factor": "factor",
+    "rope.scale_linear": "factor",  # of old files
     "rope.scaling.original_context_length": "original_max_position_embeddings",
     "rope.scaling.yarn_beta_fast": "beta_fast",
     "rope.scaling.yarn_beta_slow": "beta_slow",

@@ -193,6 +193,12 @@ def test_a_scaling_makes_the_context_longer(keys: dict[str, Any], context: int, 
     assert load(tmp_path / "out").config.context == context
 
 
+def test_a_scaling_by_its_old_name(tmp_path: Path) -> None:
+    old = load(llama_file(tmp_path / "old.gguf", **{"rope.scale_linear": 4.0})).config
+    new = load(llama_file(tmp_path / "new.gguf", **{"rope.scaling.type": "linear", "rope.scaling.factor": 4.0})).config
+    assert old == new
+
+
 @pytest.mark.parametrize("key", ["block_count", "context_length", "attention.layer_norm_rms_epsilon"])
 def test_what_llama_cpp_has_no_default_for(key: str, tmp_path: Path) -> None:
     """A missing size isn't that of transformers' class."""
