@@ -67,14 +67,17 @@ def run(args: argparse.Namespace) -> None:
     if not hasattr(study, "measure"):  # a study that trains nothing in folders: the coordinate check
         study.report(folder)
         return
+    from lm.machine.output import outlive_readers
     from lm.study import runner, watch
 
     if remark := getattr(study, "remark", ""):
         print(remark, flush=True)
     note = {"study": reference, "set": args.set, "text": args.text, "seeds": args.seeds, "command": args.command}
-    with watch.table(study.measure) as shown:
-        runner.run(runner.SomeArms(study, args.only), folder, note, executor(args), shown, share=args.together != "no")
-    write(folder)
+    arms, share = runner.SomeArms(study, args.only), args.together != "no"
+    with outlive_readers():
+        with watch.table(study.measure) as shown:
+            runner.run(arms, folder, note, executor(args), shown, share)
+        write(folder)
 
 
 def asked(study: Any, settings: list[str], text: str | None, seeds: int | None, folder: Path) -> Any:

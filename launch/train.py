@@ -81,6 +81,8 @@ def run(args: argparse.Namespace) -> None:
 
     hardware.prepare(args.devices)
     experiment, reference = asked(args)
+    from lm.machine.output import outlive_readers
     from lm.run.course import train
 
-    train(experiment, args.workdir or f"runs/{experiment.name}", reference, args.command)
+    with outlive_readers():
+        train(experiment, args.workdir or f"runs/{experiment.name}", reference, args.command)

@@ -1,6 +1,7 @@
 """The command line: what it understands, how it fails, and how fast it answers."""
 
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -11,6 +12,7 @@ import pytest
 
 import lm.machine.hardware
 from launch.__main__ import VERBS, main, parser
+from lm.machine.monitor import terminal
 
 
 @pytest.fixture(autouse=True)
@@ -116,6 +118,30 @@ def test_a_report_imports_no_page_from_elsewhere(
     assert "the module sidepage is named by a file of the run" in capsys.readouterr().err
     assert main(["report", str(tmp_path), "--trust"]) == 1
     assert "sidepage cannot be read: KeyError: 'imported'" in capsys.readouterr().err
+
+
+def test_training_goes_on_without_its_reader(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`lm train … | head -1`"""
+    steps: list[int] = []
+
+    def train(*_: Any) -> None:
+        for step in range(5):
+            terminal().print("x" * 10_000)
+            print("y" * 10_000, flush=True)
+            steps.append(step)
+
+    monkeypatch.setattr("lm.run.course.train", train)
+    reader, writer = os.pipe()
+    os.close(reader)
+    broken = os.fdopen(writer, "w")
+    monkeypatch.setattr(sys, "stdout", broken)
+    assert main(["train", "experiments.quickstart"]) == 0 and len(steps) == 5 and sys.stdout is broken
+    assert capfd.readouterr().err == "lm: nobody reads this command's output any more: it goes on without\n"
+    monkeypatch.setattr("lm.run.course.train", lambda *_: raising(ValueError("a mistake"))(None))
+    assert main(["train", "experiments.quickstart"]) == 1
+    assert capfd.readouterr().err == "lm: a mistake\n"
 
 
 def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch) -> None:
