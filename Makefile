@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help quickstart test lint mutants certificates clean
+.PHONY: help quickstart test lint bad-input mutants certificates clean
 help:
 	@echo "make quickstart   train, sample and report in runs/quickstart"
 	@echo "make test         run every test"
@@ -22,6 +22,10 @@ test: .venv/.installed-dev
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# 2,000 generated mistakes over verbs, fields, files and manifests
+bad-input: .venv/.installed-dev
+	$(BIN)/python -m pytest tests/launch/test_bad_input.py --hypothesis-profile=many
 
 mutants: .venv/.installed-dev
 	$(BIN)/python -m tests.mutants

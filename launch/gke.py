@@ -157,6 +157,8 @@ def check(args: argparse.Namespace, job: Job) -> None:
         raise ValueError("lm launch gke: name a --tpu, as in v5p:4x4x4, or a --gpu, as in h100")
     if not args.image:
         raise ValueError("lm launch gke: --image is missing: the container that holds this code")
+    if not re.fullmatch(r"[\w./:@-]+", args.image, re.ASCII):
+        raise ValueError(f"--image {args.image!r}: expected a container's name, as in REGISTRY/PROJECT/NAME:TAG")
     if not 1 <= min(args.slices, args.machines) <= max(args.slices, args.machines) <= MOST or args.restarts < 0:
         raise ValueError(f"lm launch gke: --slices and --machines are 1 to {MOST:,}, --restarts at least 0")
     if wrong := next((e for e in args.env if not re.fullmatch(r"[A-Za-z_]\w*=.*", e, re.DOTALL)), None):
@@ -166,8 +168,11 @@ def check(args: argparse.Namespace, job: Job) -> None:
         raise ValueError(f"--name {job.name}: expected at most 40 of a-z, 0-9 and -, from a letter on")
     if job.verb != "train" and (args.slices > 1 or args.machines > 1 or (args.tpu and hosts(args.tpu) > 1)):
         raise ValueError(f"lm {job.verb} is one process: choose one machine, as in --tpu v6e:2x4")
-    if job.workdir.startswith("runs/"):
-        raise ValueError("a pod's disk goes with it: name a bucket or a shared disk, --workdir gs://BUCKET/RUN")
+    if "://" not in job.workdir and not job.workdir.startswith("/"):
+        raise ValueError(
+            f"--workdir {job.workdir}: a pod's disk goes with it; name a bucket, --workdir gs://BUCKET/RUN, or a "
+            "shared disk by its full path"
+        )
     if args.tpu:
         tpu, topology = parse_slice(args.tpu)
         slices = f"{args.slices} x " if args.slices > 1 else ""

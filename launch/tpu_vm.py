@@ -5,6 +5,7 @@ command runs on all of them. Then the slice is deleted, also after an error or C
 """
 
 import argparse
+import re
 import shlex
 import subprocess
 import sys
@@ -103,6 +104,8 @@ def check(args: argparse.Namespace, job: Job) -> str:
         raise ValueError(f"lm {job.verb} is one process: choose a type of one machine, as v6e-8")
     if not args.zone:
         raise ValueError("lm launch tpu-vm: --zone is missing, as in --zone us-east5-b")
+    if not re.fullmatch(r"[a-z]+-[a-z]+\d+-[a-z]", args.zone):
+        raise ValueError(f"--zone {args.zone!r}: expected a zone's name, as in us-east5-b")
     if args.spot and args.reserved:
         raise ValueError("lm launch tpu-vm: --spot and --reserved exclude each other")
     if "://" not in job.workdir and not args.keep:

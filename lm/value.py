@@ -175,7 +175,7 @@ def _from_text(kind: Any, text: str) -> Any:
             return tuple(text.split(","))
         elif one not in (bool, int, float):
             try:
-                return _fit(one, ast.literal_eval(text))
+                return fit(one, ast.literal_eval(text))
             except (ValueError, SyntaxError, TypeError):
                 continue
     names = " or ".join("None" if k is type(None) else getattr(k, "__name__", str(k)) for k in kinds)
@@ -223,7 +223,7 @@ def _from_call(base: type, text: str) -> Any:
         raise ValueError(f"cannot build {text!r}: {error}") from None
 
 
-def _fit(kind: Any, data: Any) -> Any:
+def fit(kind: Any, data: Any) -> Any:
     """JSON data converted to the annotated type: lists to tuples, dicts to dataclasses. Raises ValueError where it is
     not of that type."""
     kinds = _alternatives(kind)
@@ -232,7 +232,7 @@ def _fit(kind: Any, data: Any) -> Any:
             return None
         for one in kinds:
             try:
-                return _fit(one, data)
+                return fit(one, data)
             except (ValueError, TypeError):
                 continue
         raise ValueError(f"{data!r} is none of {kinds}")
@@ -247,11 +247,11 @@ def _fit(kind: Any, data: Any) -> Any:
         if not isinstance(data, (list, tuple)):
             raise ValueError(f"{data!r} is not a list")
         each = [inner[0]] * len(data) if len(inner) == 2 and inner[1] is Ellipsis else list(inner) or [Any] * len(data)
-        return tuple(_fit(k, d) for k, d in zip(each, data, strict=True))
+        return tuple(fit(k, d) for k, d in zip(each, data, strict=True))
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(data, Mapping):
             raise ValueError(f"{data!r} is not a mapping")
-        return {k: _fit(inner[1] if inner else Any, v) for k, v in data.items()}
+        return {k: fit(inner[1] if inner else Any, v) for k, v in data.items()}
     if origin is float and isinstance(data, (int, float)) and not isinstance(data, bool):
         return float(data)
     if not isinstance(data, origin) or (isinstance(data, bool) and origin is not bool):
@@ -287,7 +287,7 @@ def build(cls: type[T], data: Mapping[str, Any]) -> T:
     unknown = set(data) - fields - {"type"}
     if unknown:
         raise ValueError(f"{name} has no field {sorted(unknown)[0]!r}: {suggest(sorted(unknown)[0], sorted(fields))}")
-    arguments = {k: _fit(_hints(actual)[k], v) for k, v in data.items() if k != "type"}
+    arguments = {k: fit(_hints(actual)[k], v) for k, v in data.items() if k != "type"}
     try:
         return typing.cast(T, actual(**arguments))
     except TypeError as error:

@@ -22,8 +22,10 @@ os.environ["LM_CACHE"] = tempfile.mkdtemp(prefix="lm-tests-")
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # most of a test is compilation: half its time
 
 import jax  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", DEVICES)
+settings.register_profile("many", max_examples=250)
 
 
 MOST_MAPS = 30_000  # of a process; Linux gives it 65,530, a program takes several, and XLA crashes without one

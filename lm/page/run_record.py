@@ -13,8 +13,31 @@ from typing import Any
 from lm.machine.monitor import read_metrics, unreadable_lines
 from lm.page.measure import Measure
 from lm.page.words import plural
+from lm.value import fit
 
 Metrics = Sequence[Mapping[str, Any]]
+Object = dict[str, Any]
+Numbers = dict[str, float]
+# name -> type, of what is read of each file; a file may have more, and of an optional name less
+EXPERIMENT: Object = {"name": str, "steps": int, "batch_tokens": int, "data": Object, "sampling": Object}
+MODEL: Object = {"parameters": int, "by_part": dict[str, int], "flops_per_token": float, "state_bytes": int}
+ABOUT: Object = {
+    **dict.fromkeys(("command", "started", "finished", "peak_source"), str),
+    **dict.fromkeys(("seconds", "compile_seconds", "peak_flops"), float | None),
+    "environment": dict[str, str | float | None],
+    "model": Object,
+    "compute": Object,
+    "mesh": dict[str, int],
+    "data": dict[str, dict[str, Numbers]],
+    "shares": tuple[tuple[float, Numbers], ...],
+    "baselines": dict[str, Numbers],
+    "not_evaluated": dict[str, str],
+    "remarks": tuple[str, ...],
+    "method": Object,
+    "objective": Object,
+}
+METHOD: Object = {"measures": tuple[Measure, ...], "headline": str, "target_name": str}
+SAMPLE: Object = {"prompt": str, "text": str}
 
 
 PRETRAINING = (  # what a folder may have whose about.json does not say what is measured
@@ -36,17 +59,23 @@ class RunRecord:
             raise ValueError(f"{folder} is not a run: it has no experiment.json; `lm train` makes one")
         if not isinstance(declared, dict) or not isinstance(declared.get("value"), dict):
             raise ValueError(f"{folder / 'experiment.json'} cannot be read: it has no experiment in it")
-        self.reference, self.experiment = declared.get("experiment", ""), declared["value"]
-        self.about: dict[str, Any] = read_json(folder / "about.json", {})
-        if not isinstance(self.about, dict):
-            raise ValueError(f"{folder / 'about.json'} cannot be read: expected an object")
+        file = folder / "experiment.json"
+        self.reference = check({"experiment": str}, declared, file).get("experiment", "")
+        self.experiment = check(EXPERIMENT, declared["value"], file)
+        file = folder / "about.json"
+        self.about = check(ABOUT, read_json(file, {}), file)
+        if self.about.get("model"):
+            self.about["model"] = check(MODEL, self.about["model"], file, every=True)
+        method = check(METHOD, self.about.get("method", {}), file)
         lines, self.unreadable = read_metrics(folder), unreadable_lines(folder)
         self.evaluations = [line for line in lines if any(key.startswith("eval/") for key in line)]
         self.final = self.evaluations[-1] if self.evaluations else {}
         self.steps = max((line["step"] for line in lines), default=0)
-        self.sources = list(self.experiment.get("data", {}).get("mixture", {}).get("sources", {}))
-        method = self.about.get("method", {})
-        self.measures = [Measure(**measure) for measure in method.get("measures", [])] or self._measures_before()
+        mixture = check({"mixture": Object}, self.experiment.get("data", {}), folder / "experiment.json").get(
+            "mixture", {}
+        )
+        self.sources = list(check({"sources": Object}, mixture, folder / "experiment.json").get("sources", {}))
+        self.measures = list(method.get("measures", ())) or self._measures_before()
         self.loss, self.headline = self.measures[0], self._headline(method.get("headline", ""))
         self.training = [line for line in lines if line.get(self.loss.name) is not None]
         self.evaluated = [s for s in self.sources if f"eval/{s}/{self.headline.name}" in self.final]
@@ -54,8 +83,9 @@ class RunRecord:
     @cached_property
     def samples(self) -> list[tuple[str, str]]:
         """(prompt, prompt and continuation) of each; without samples.json the text as it stands, and no prompt."""
-        if listed := read_json(self.folder / "samples.json", []):
-            return [(sample["prompt"], sample["text"]) for sample in listed]
+        file = self.folder / "samples.json"
+        if listed := fitted(tuple[Object, ...], read_json(file, []), f"{file} cannot be read"):
+            return [(s["prompt"], s["text"]) for s in (check(SAMPLE, sample, file, every=True) for sample in listed)]
         file = self.folder / "samples.txt"
         texts = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
         return [("", text.strip("\n")) for text in texts.split("\n" + "=" * 80 + "\n") if texts]
@@ -89,11 +119,11 @@ class RunRecord:
         """The measure to show where there is room for one: that of `name`, or as the evaluations have it."""
         codes_text = any(key.startswith("eval/") and key.endswith("/bits_per_byte") for key in self.final)
         name = name or ("bits_per_byte" if codes_text else "accuracy")
-        return next(measure for measure in self.measures if measure.name == name)
+        return next((measure for measure in self.measures if measure.name == name), self.measures[0])
 
     def value(self, source: str, measure: str = "") -> float:
         """At the last evaluation; nan where it was not finite."""
-        return float(self.final[f"eval/{source}/{measure or self.headline.name}"] or math.nan)
+        return float(self.final.get(f"eval/{source}/{measure or self.headline.name}") or math.nan)
 
     def baselines(self, source: str) -> dict[str, float]:
         """What others reach in the headline measure, by their names."""
@@ -125,6 +155,31 @@ def recent(lines: Metrics, key: str) -> float:
     """The mean over the last tenth of a run; nan where there is none."""
     values = series(lines[-max(1, len(lines) // 10) :], key)[1]
     return sum(values) / len(values) if values else math.nan
+
+
+def check(shape: Mapping[str, Any], data: Any, file: Path, every: bool = False) -> dict[str, Any]:
+    """`data`, an object of `file`, with the values that `shape` names converted to their types.
+
+    Args:
+      shape: name -> type.
+      data: as JSON has it.
+      file: for messages.
+      every: whether all of `shape` is to be there.
+
+    Raises ValueError for a value of another type, and for a missing one."""
+    found = fitted(Object, data, f"{file} cannot be read")
+    if missing := [name for name in shape if every and name not in found]:
+        raise ValueError(f"{file} cannot be read: {missing[0]} is missing")
+    known = {name: fitted(kind, found[name], f"{file}: {name}") for name, kind in shape.items() if name in found}
+    return {**found, **known}
+
+
+def fitted(kind: Any, data: Any, what: str) -> Any:
+    """`data` as a `kind`. Raises ValueError, which begins with `what`, where it is none."""
+    try:
+        return fit(kind, data)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{what}: {error}") from None
 
 
 def read_json(file: Path, otherwise: Any) -> Any:
