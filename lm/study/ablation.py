@@ -106,6 +106,9 @@ def check_declared(base: Experiment, arm: Experiment, declared: Iterable[str]) -
     for path, old, new in value.differences(value.plain(base), value.plain(arm)):
         if not any(path == d or path.startswith(f"{d}.") for d in known):
             raise ValueError(f"it differs in {path} ({old!r} in the base, {new!r} here), which is not declared")
+    orders = [list(one.data.mixture.sources) for one in (base, arm)]
+    if orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1]):
+        raise ValueError(f"its sources are in another order, {', '.join(orders[1])}, from which batches follow")
 
 
 # ---------------------------------------------------------------- matching

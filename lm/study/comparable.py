@@ -1,7 +1,8 @@
 """Measures that arms can be compared by.
 
 A loss per token is in other units under another tokenizer, and of another question under another objective: bits per
-byte compare across tokenizers, and an extra evaluation (lm/run/extra_evals.py) asks all arms one question.
+byte compare across tokenizers, and an extra evaluation (lm/run/extra_evals.py) asks all arms one question. Held-out
+text is compared with itself.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,7 +11,7 @@ from typing import Any
 from lm import value
 from lm.experiment import Experiment
 
-TOKENIZER, OBJECTIVE = "data.tokenizer", "method.objective"
+TOKENIZER, OBJECTIVE, SOURCES = "data.tokenizer", "method.objective", "data.mixture.sources"
 PER_TOKEN = ("loss", "perplexity", "accuracy")
 
 
@@ -19,7 +20,7 @@ def comparable_measure(measure: str, base: Experiment, differ: Iterable[str]) ->
 
     Args:
       base: the study's.
-      differ: those of TOKENIZER and OBJECTIVE in which arms differ.
+      differ: those of TOKENIZER, OBJECTIVE and SOURCES.NAME in which arms differ.
 
     Raises:
       ValueError: where the arms cannot be compared by it.
@@ -40,33 +41,58 @@ def comparable_measure(measure: str, base: Experiment, differ: Iterable[str]) ->
             f"arms differ in {TOKENIZER}, and {type(base.method.objective).__name__} has no measure that compares "
             "across them: evaluations={'asked': Evaluation(objective=CausalLM())} and measure='asked/bits_per_byte'"
         )
+    _check_sources(measure, base, {path.removeprefix(f"{SOURCES}.") for path in differ if path.startswith(SOURCES)})
     return measure or ("bits_per_byte" if TOKENIZER in differ else "loss")
 
 
+def _check_sources(measure: str, base: Experiment, differ: set[str]) -> None:
+    """Raises ValueError where `measure` is of a source by a name in `differ`, or a mean over them."""
+    alike = [name for name in base.data.mixture.sources if name not in differ]
+    if differ and not any(name in measure.split("/")[:-1] for name in alike):
+        cure = f"take one of a source that all have, as '{alike[0]}/loss'" if alike else "give all the same sources"
+        raise ValueError(
+            f"arms differ in {SOURCES} ({', '.join(sorted(differ))}), so their {measure or 'losses'} are of different "
+            f"texts: {cure}"
+        )
+
+
 def differ_in(base: Experiment, arms: Iterable[Mapping[str, Any] | Experiment]) -> set[str]:
-    """Those of TOKENIZER and OBJECTIVE in which an arm, a nested change of `base` or an experiment, differs from it."""
+    """Those of TOKENIZER, OBJECTIVE and SOURCES.NAME in which an arm, a nested change of `base` or an experiment,
+    differs from it."""
     arms = list(arms)
-    return {path for path in (TOKENIZER, OBJECTIVE) if any(_at(base, arm, path) != _at(base, {}, path) for arm in arms)}
+    paths = {
+        path for path in (TOKENIZER, OBJECTIVE) if any(_at(base, arm, path) != _at(base, {}, path) for arm in arms)
+    }
+    own = base.data.mixture.sources
+    others = [_at(base, arm, SOURCES) for arm in arms]
+    names = {name for sources in others for name in {*own, *sources} if own.get(name) != sources.get(name)}
+    return paths | {f"{SOURCES}.{name}" for name in names}
 
 
 def _at(base: Experiment, arm: Mapping[str, Any] | Experiment, path: str) -> Any:
     """The field of an arm; the base's where it cannot be built, which whoever runs the arm finds."""
-    top, name = path.split(".")
+    top, *rest = path.split(".")
     old = getattr(base, top)
     if isinstance(arm, Experiment):
-        return getattr(getattr(arm, top), name)
+        return _walk(getattr(arm, top), rest)
     try:
         given = arm.get(top, {})
-        return getattr(value.replace(old, given) if isinstance(given, Mapping) else given, name, None)
-    except ValueError:
-        return getattr(old, name)
+        return _walk(value.replace(old, given) if isinstance(given, Mapping) else given, rest)
+    except (ValueError, AttributeError):
+        return _walk(old, rest)
 
 
-def drawn_from(paths: Iterable[str]) -> set[str]:
-    """Those of TOKENIZER and OBJECTIVE that ranges at these paths change."""
+def _walk(whole: Any, names: Iterable[str]) -> Any:
+    for name in names:
+        whole = getattr(whole, name)
+    return whole
+
+
+def drawn_from(base: Experiment, paths: Iterable[str]) -> set[str]:
+    """Those of TOKENIZER, OBJECTIVE and SOURCES.NAME that ranges at these paths change."""
     listed = list(paths)
     return {
         path
-        for path in (TOKENIZER, OBJECTIVE)
+        for path in (TOKENIZER, OBJECTIVE, *(f"{SOURCES}.{name}" for name in base.data.mixture.sources))
         if any(drawn == path or drawn.startswith(f"{path}.") or path.startswith(f"{drawn}.") for drawn in listed)
     }

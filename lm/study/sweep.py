@@ -65,7 +65,7 @@ class Sweep:
         if self.search_seed < 0:
             raise ValueError(f"search_seed={self.search_seed}: expected at least 0")
         check(self.base, self.space)
-        drawn = drawn_from(name.partition(" ")[0] for name in ranges(self.space))
+        drawn = drawn_from(self.base, (name.partition(" ")[0] for name in ranges(self.space)))
         object.__setattr__(self, "measure", comparable_measure(self.measure, self.base, drawn))
         assert self.sign  # raises where it is not known what is better
         if self.method == "grid":

@@ -6,6 +6,7 @@ import pytest
 
 from lm.data.masked import MaskedLM
 from lm.data.objective import CausalLM, PrefixLM
+from lm.data.source import TextFolder
 from lm.experiment import Evaluation, Experiment
 from lm.study.ablation import Ablation
 from lm.study.space import Choice, Integer, LogUniform
@@ -53,6 +54,28 @@ def test_across_objectives_an_evaluation_is_asked_for() -> None:
     assert Ablation(asked, OBJECTIVES, measure="asked/bits_per_byte").measure == "asked/bits_per_byte"
     with pytest.raises(ValueError, match="so their longer/loss are of different questions"):
         Ablation(asked, OBJECTIVES, measure="longer/loss")
+
+
+def test_texts_are_compared_with_themselves() -> None:
+    mixture = BASE.data.mixture
+    more = {"more": dict(data=dict(mixture=dict(sources={"new": TextFolder("new")}, weights={"new": 0.1})))}
+    other = {"other": dict(data=dict(mixture=dict(sources={"sums": dict(heldout=0.2)})))}
+    for arms, name in ((more, "new"), (other, "sums"), ({**more, **other}, "new, sums")):
+        with pytest.raises(
+            ValueError, match=f"arms differ in data.mixture.sources \\({name}\\), so their losses are of"
+        ):
+            Ablation(BASE, arms)
+    with pytest.raises(ValueError, match="are of different texts: take one of a source that all have, as 'words/loss'"):
+        Ablation(BASE, other, measure="sums/accuracy")
+    assert Ablation(BASE, other, measure="words/accuracy").measure == "words/accuracy"
+    weights = {"weights": dict(data=dict(mixture=dict(weights={"sums": 0.0})))}
+    assert Ablation(BASE, weights).measure == "loss"
+    with pytest.raises(ValueError, match="are of different texts"):
+        Sweep(BASE, {"data.mixture.sources.sums.heldout": Choice(0.1, 0.2)})
+    turned = replace(mixture, sources=dict(reversed(mixture.sources.items())))
+    arm = replace(BASE, name="turned", data=replace(BASE.data, mixture=turned))
+    with pytest.raises(ValueError, match="arm 'turned': its sources are in another order, words, sums"):
+        assert Ablation(BASE, {"turned": arm}).resolved
 
 
 def test_where_no_measure_compares_tokenizers_the_study_refuses() -> None:
