@@ -262,5 +262,5 @@ def test_mistakes_are_told(change: dict[str, Any], said: str) -> None:
 
 
 def test_an_arm_that_cannot_be_built_is_named() -> None:
-    with pytest.raises(ValueError, match=r"arm '000' \(ema=.*\): ema=.*expected a decay below 1"):
+    with pytest.raises(ValueError, match=r"arm '000' \(ema=.*\): ema=.*expected at least 0 and less than 1"):
         Sweep(BASE, {"ema": Uniform(1.5, 2.0)}).trials()
