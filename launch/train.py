@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 On the same workdir it resumes from the last checkpoint; a workdir of a different experiment is refused. Ctrl-C or
-SIGTERM stops the run after a checkpoint.
+SIGTERM stops the run after a checkpoint. More steps than before go on from there where the schedule allows it
+(Constant, InverseSquareRoot, WSD).
 
 examples:
   lm train experiments.quickstart

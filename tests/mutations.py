@@ -92,7 +92,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/train/schedule.py": (
         ("the first rate is zero", "(now + 1) / (self.warmup_steps + 1)", "now / (self.warmup_steps + 1)"),
         ("a decay ends below its final height", "final + (1 - final) *", "(1 - final) *"),
-        ("a decay begins one step early", "start = total_steps - self", "start = total_steps - 1 - self"),
+        ("a decay begins one step early", "return total_steps - self", "return total_steps - 1 - self"),
     ),
     "lm/train/loss.py": (
         ("the coefficient of the z-loss is ignored", "z_loss * jnp.sum(weights", "jnp.sum(weights"),
@@ -132,7 +132,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "lm/train/checkpoint.py": (
         ("one more checkpoint is kept", "steps[-self.keep_last :]", "steps[-self.keep_last - 1 :]"),
-        ("the highest loss is the best", "key=self._score_of)", "key=self._score_of, reverse=True)"),
+        ("the highest loss is the best", "key=known.__getitem__)", "key=known.__getitem__, reverse=True)"),
         ("the checksum ignores the order", "(2 * position + 1)", "1"),
     ),
     "lm/train/program.py": (

@@ -14,6 +14,7 @@ from lm.bounds import Seed, require
 from lm.experiment import Experiment, changed
 from lm.model import count
 from lm.page.run_record import RunRecord, read_json
+from lm.run.folder import has_begun
 from lm.run.outcome import DIVERGED, OUTCOME, PRUNED
 
 FINISHED, MISSING, STOPPED = "finished", "missing", "stopped"  # stopped: under way, or it can go on
@@ -118,12 +119,15 @@ def step_flops(experiment: Experiment) -> float:
 
 
 def read_result(trial: Trial, study: Path) -> Result:
-    """What the folder of `trial` says. Raises ValueError where it holds the run of another experiment."""
+    """What the folder of `trial` says. Raises ValueError where it holds the run of another experiment that has taken a
+    step."""
     folder = trial.folder(study)
     if not (folder / "experiment.json").exists():
         return Result(trial, MISSING)
     record, outcome = RunRecord(folder), read_json(folder / OUTCOME, {})
     if different := changed(record.experiment, value.plain(trial.experiment)):
+        if not has_begun(folder):
+            return Result(trial, MISSING)
         path, old, new = different[0]
         raise ValueError(
             f"{folder} holds a run of a different experiment ({path} was {old!r}, is {new!r}): choose another "

@@ -9,6 +9,7 @@ import pytest
 from lm.experiment import Experiment
 from lm.run import course
 from lm.run.lengthen import shared_steps
+from lm.study.trial import MISSING, STOPPED, Trial, read_result
 from lm.train.checkpoint import Checkpoints
 from lm.train.schedule import WSD, Constant, Cosine, InverseSquareRoot, Linear, Schedule
 from tests.tiny import experiment, lines, write_texts
@@ -72,6 +73,15 @@ def test_what_cannot_go_on_is_refused(
         course.train(declared(texts, schedule, steps, ema=0.0), folder)
     assert "\n" not in str(error.value)
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+
+
+def test_an_arm_that_failed_at_its_start_may_be_corrected(texts: Path, tmp_path: Path) -> None:
+    wrong, right = (Trial("arm", 0, experiment(texts).replace(model=dict(width=width))) for width in (18, 16))
+    folder = course.claim(right.folder(tmp_path), wrong.experiment, "")
+    assert read_result(right, tmp_path).status == MISSING and read_result(wrong, tmp_path).status == STOPPED
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 5.0}\n')
+    with pytest.raises(ValueError, match="holds a run of a different experiment .model.width was 18, is 16"):
+        read_result(right, tmp_path)
 
 
 def test_the_steps_that_two_lengths_share(texts: Path) -> None:

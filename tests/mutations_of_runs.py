@@ -1,0 +1,90 @@
+"""The mistakes that tests/mutants.py makes in what keeps a run's work: checkpoints, folders, locks, names; see
+mutations.py."""
+
+from tests.mutations import of
+
+TESTS = {
+    "lm/train/checkpoint.py": ("tests/train/test_checkpoint.py", "tests/train/test_damage.py"),
+    "lm/value.py": ("tests/test_value.py",),
+    "lm/page/plots.py": ("tests/page/test_names.py",),
+    "lm/page/svg.py": ("tests/page/test_names.py",),
+    "lm/page/run_report.py": ("tests/page/test_run_report.py",),
+    "lm/page/run_record.py": ("tests/page/test_run_report.py",),
+    "lm/machine/output.py": of("launch/test_main", "training_goes_on_without_its_reader"),
+    "lm/machine/buckets.py": of(
+        "machine/test_buckets",
+        *("another_process_reads_a_mirror_of_its_own", "no_object_is_written_outside_the_mirror"),
+        "no_object_names_the_bucket",
+    ),
+    "lm/run/folder.py": ("tests/run/test_folder.py",)
+    + of("run/test_lengthen", "an_arm_that_failed_at_its_start_may_be_corrected")
+    + of(
+        "run/test_course",
+        *("a_start_that_failed_is_corrected_in_its_folder", "changed_prompts_are_drawn_again"),
+    ),
+    "lm/run/lengthen.py": of(
+        "run/test_lengthen",
+        *("a_decay_is_set_aside_and_not_lost", "what_cannot_go_on_is_refused", "the_steps_that_two_lengths_share"),
+    ),
+    "lm/run/log.py": of("run/test_course", "wall_time_is_of_all_processes"),
+}
+
+BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "lm/train/checkpoint.py": (
+        (
+            "an error in reading is damage",
+            "                if not _is_damage(error):\n                    raise V",
+            "                if 0:\n                    raise V",
+        ),
+        ("an error of the system is damage", ' and "OS error" not in rest', ""),
+        ("a read is tried once", "ATTEMPTS, PAUSE_SECONDS = 3", "ATTEMPTS, PAUSE_SECONDS = 1"),
+        ("a score that cannot be read is no reason to keep", "or scores[step] is None for", "for"),
+        ("what is set aside is deleted at once", "int(step) <= newest", "True"),
+    ),
+    "lm/value.py": (("data import modules", "        check_trusted(module)\n", ""),),
+    "lm/page/plots.py": (
+        ("a legend has matplotlib's formulas", "text.set_text(literal(name))", "text.set_text(name)"),
+        ("ticks are formulas", "[literal(tick) for tick in ticks]", "list(ticks)"),
+    ),
+    "lm/page/svg.py": (
+        (
+            "names are changed as tags are",
+            'return re.sub("<[^>]*>", lambda match: _inline(match.group(), name), text)',
+            "return _inline(text, name)",
+        ),
+    ),
+    "lm/page/run_report.py": (
+        (
+            "throughput is of the last rows",
+            "human(speed), remark",
+            'human(recent(record.training, "tokens_per_second")), remark',
+        ),
+    ),
+    "lm/page/run_record.py": (("damage is not told", "if self.unreadable:", "if 0:"),),
+    "lm/machine/output.py": (("a broken pipe ends the run", "except BrokenPipeError:", "except ZeroDivisionError:"),),
+    "lm/machine/locks.py": (
+        ("a lease is never void", "VOID_SECONDS = 20.0, 90.0", "VOID_SECONDS = 20.0, 1e9"),
+        (
+            "a dead process holds its lease",
+            "    except ProcessLookupError:\n        return True",
+            "    except ProcessLookupError:\n        return False",
+        ),
+        ("a lock is not kept", "fcntl.LOCK_EX | (0 if wait", "fcntl.LOCK_SH | (0 if wait"),
+        ("a lease that was taken is written over", 'if there and there["id"] != lease["id"]:', "if 0:"),
+    ),
+    "lm/machine/buckets.py": (
+        ("a name may lead out of the folder", '("", ".", "..")', '("", ".")'),
+        ("a mirror may be another process's", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB"),
+        ("an object names the bucket", "NOT_MIRRORED = (URL_FILE, LOCK", "NOT_MIRRORED = (LOCK"),
+    ),
+    "lm/run/folder.py": (
+        ("a run that took a step may be replaced", "if different and not has_begun(folder)", "if different"),
+        ("a failed start leaves its tokenizer", "buckets.remove(folder, *PREPARED)", "pass"),
+        ("samples of other prompts stay", "buckets.remove(folder, *SAMPLES)", "pass"),
+    ),
+    "lm/run/lengthen.py": (
+        ("any run can be lengthened", "if newest <= shared:", "if 1:"),
+        ("the decay's metrics are lost", "shutil.copy(", "str("),
+    ),
+    "lm/run/log.py": (("wall time is of the last process", "self.before + time.time()", "time.time()"),),
+}
