@@ -11,7 +11,8 @@ from pathlib import Path
 from lm.data.records import Jsonl, Parquet
 from lm.data.source import Source, TextFile, TextFolder, check_uncompressed, existing, is_hidden, read_text
 
-RECORDS: dict[str, type[Jsonl] | type[Parquet]] = {".jsonl": Jsonl, ".parquet": Parquet}
+RECORDS: dict[str, type[Jsonl] | type[Parquet]] = {".jsonl": Jsonl, ".ndjson": Jsonl, ".parquet": Parquet}
+TABLES = (".json", ".csv", ".tsv")
 
 
 def texts(path: str | Path) -> Iterator[str]:
@@ -33,14 +34,15 @@ def texts(path: str | Path) -> Iterator[str]:
 def source_at(path: str | Path) -> tuple[Source, str]:
     """The source that reads `path`, and what to tell of it ("": it is as one would think).
 
-    A folder with .txt files is read as those alone; one without them as its .jsonl files, else its .parquet files, else
-    as all its files. Raises ValueError where nothing is there, or it is compressed."""
+    A folder with .txt files is read as those alone; one without them as its .jsonl, .ndjson or .parquet files, the
+    first kind that it has, else as all its files. Raises ValueError where nothing is there, or it is compressed."""
     file = existing(path).resolve()
     if not file.is_dir():
         check_uncompressed(file)
         if kind := RECORDS.get(file.suffix):
             return kind(str(file)), "the field 'text' of each record is read"
-        return TextFile(str(file)), ""
+        plain = "is read as plain text: records are read from .jsonl and .parquet"
+        return TextFile(str(file)), plain if file.suffix in TABLES else ""
     found = Counter(one.suffix for one in _visible(file))
     suffix = next((suffix for suffix in (".txt", *RECORDS) if found[suffix]), None)
     if suffix is None:

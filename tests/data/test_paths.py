@@ -62,6 +62,11 @@ def test_a_file_is_read_by_its_kind(corpus: Path) -> None:
     assert len(source_at(file)[0].documents("train")) > 80
     pyarrow.parquet.write_table(pyarrow.table({"text": ["row"] * 30}), corpus / "c.parquet")
     assert isinstance(source_at(corpus / "c.parquet")[0], Parquet)
+    (corpus / "b.ndjson").write_text('{"text": "a line"}\n')
+    assert list(texts(corpus / "b.ndjson")) == ["a line"] and isinstance(source_at(corpus / "b.ndjson")[0], Jsonl)
+    (corpus / "b.json").write_text('[{"text": "a line"}]')
+    source, told = source_at(corpus / "b.json")
+    assert isinstance(source, TextFile) and told.startswith("is read as plain text: records are read from .jsonl")
     with pytest.raises(ValueError, match="path of a text is empty"):
         source_at("")
 
