@@ -2,7 +2,8 @@
 
 The runtime requirements are those of requirements.txt, the versions that were tested; what they bring along is pinned
 in constraints.txt. The extras put JAX on other hardware: `pip install -e ".[tpu]"` or `".[cuda]"`; ".[gcs]" and
-".[s3]" are for runs in a bucket, ".[sweep]" for the sweeps by TPE, ".[datasets]" for Parquet files and TFDS data sets.
+".[s3]" are for runs in a bucket, ".[sweep]" for the sweeps by TPE, ".[datasets]" for Parquet files and TFDS data sets,
+".[serve]" for `lm serve`.
 """
 
 from pathlib import Path
@@ -37,6 +38,7 @@ setup(
         "s3": ["s3fs"],
         "sweep": [line for line in DEV if line.startswith("optuna==")],
         "datasets": [line for line in DEV if line.startswith(("importlib_resources==", "pyarrow==", "tensorflow-"))],
+        "serve": [line for line in DEV if line.startswith(("prometheus_client==", "starlette==", "uvicorn=="))],
         "dev": DEV,
     },
     entry_points={"console_scripts": ["lm = launch.__main__:main"]},

@@ -14,13 +14,14 @@ from typing import Any, NoReturn
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
-from launch import catalogue, convert, evaluate, launch, plan, report, sample, show, study, tokenizer, train
+from launch import catalogue, convert, evaluate, launch, plan, report, sample, serve, show, study, tokenizer, train
 from lm.value import TRUST, suggest
 
 VERBS = {
     "list": catalogue,
     "train": train,
     "sample": sample,
+    "serve": serve,
     "evaluate": evaluate,
     "show": show,
     "plan": plan,
@@ -38,6 +39,7 @@ examples:
   lm train experiments.quickstart                train it (or resume it), sample, report
   lm train experiments.quickstart --workdir runs/small --set steps=100 model.layers=2
   lm sample runs/quickstart --prompt "def " -n 3
+  lm serve runs/quickstart                       over HTTP, by the API of OpenAI
   lm evaluate runs/quickstart
   lm plan experiments.llama:llama3_8b --topology v5p:4x4x4      what it would cost there
   lm study experiments.ablations.heads           which is better, by how much, how sure

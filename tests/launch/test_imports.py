@@ -31,6 +31,7 @@ def modules_after(code: str) -> set[str]:
         (["train", "--help"], (*JAX, *TOKENIZERS, *DATA, *PARTS, "numpy", "yaml")),
         (["launch", "gke", "--help"], (*JAX, *TOKENIZERS, *DATA, *PARTS, "numpy", "yaml")),
         (["show", "experiments.quickstart"], EXPERIMENT),
+        (["serve", "--help"], (*JAX, *TOKENIZERS, *DATA, *PARTS, "numpy", "yaml", "starlette", "uvicorn")),
         (["study", "--help"], (*JAX, *TOKENIZERS, *DATA, *PARTS, "numpy", "yaml")),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

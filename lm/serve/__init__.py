@@ -1,0 +1,1 @@
+"""The HTTP API of a model, and conversations in a terminal."""
