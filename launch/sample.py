@@ -1,9 +1,10 @@
-"""`lm sample`: continuations of a prompt, by the model of a run or a published one."""
+"""`lm sample`: continuations of a prompt, drawn or found by beam search, by the model of a run or a published one."""
 
 import argparse
 import sys
 from typing import Any
 
+DRAWING = dict(temperature=0.8, top_k=0, top_p=0.95, min_p=0.0, repetition_penalty=1.0)  # what is drawn without options
 EPILOG = """\
 The first text is streamed; with -n the others, decoded in the same batch, follow. The same seed gives the same texts.
 
@@ -12,6 +13,7 @@ examples:
   lm sample runs/quickstart --prompt "The " --temperature 0 --max-new-tokens 64     greedy
   lm sample runs/quickstart --prompt "class " --top-k 40 --seed 7 -n 3
   lm sample runs/quickstart --prompt "def " --stop $'\ndef ' --stop $'\nclass '       one function
+  lm sample runs/quickstart --prompt "def " --beams 4 -n 2       the two best of a beam search, with their scores
   lm sample model.gguf --prompt "The capital of France is" --temperature 0
 """
 
@@ -24,28 +26,23 @@ def add(verbs: Any) -> None:
     )
     verb.add_argument("--prompt", default="", help="the text to continue (default: none)")
     verb.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="the most tokens to add (128)")
-    verb.add_argument(
-        "--temperature", type=float, default=0.8, metavar="T", help="divides the logits; 0 is greedy (0.8)"
-    )
+    verb.add_argument("--temperature", type=float, metavar="T", help="divides the logits; 0 is greedy (0.8)")
     verb.add_argument(
         "--top-p",
         type=float,
-        default=0.95,
         metavar="P",
         help="sample from the most likely tokens of this mass (0.95; 1: all)",
     )
-    verb.add_argument("--top-k", type=int, default=0, metavar="K", help="sample from the K most likely tokens (0: all)")
+    verb.add_argument("--top-k", type=int, metavar="K", help="sample from the K most likely tokens (0: all)")
     verb.add_argument(
         "--min-p",
         type=float,
-        default=0.0,
         metavar="P",
         help="sample from tokens of at least P times the likeliest's probability (0: all)",
     )
     verb.add_argument(
         "--repetition-penalty",
         type=float,
-        default=1.0,
         metavar="R",
         help="divides the logits of tokens that occurred (1: none)",
     )
@@ -56,8 +53,22 @@ def add(verbs: Any) -> None:
         metavar="TEXT",
         help="end a text before this string; may be given several times (the model's own end of text always does)",
     )
-    verb.add_argument("--seed", type=int, default=0, metavar="S", help="of the random draws (0)")
+    verb.add_argument("--seed", type=int, metavar="S", help="of the random draws (0)")
     verb.add_argument("-n", type=int, default=1, metavar="N", help="how many texts (1)")
+    beams = verb.add_argument_group("beam search, in place of drawing")
+    beams.add_argument("--beams", type=int, default=0, metavar="K", help="keep the K likeliest texts at each length")
+    beams.add_argument(
+        "--length-penalty",
+        type=float,
+        metavar="A",
+        help="divide a text's log-probability by its tokens to the power of A: above 0 favours long texts (1)",
+    )
+    beams.add_argument(
+        "--early-stopping",
+        choices=("false", "true", "never"),
+        help="stop where K texts are finished (true), where besides none under way promises a better score at its "
+        "present length (false, the default), or at any length (never)",
+    )
     verb.add_argument(
         "--devices", default="", choices=("cpu", "gpu", "tpu"), help="where to run (default: the best there is)"
     )
@@ -65,13 +76,13 @@ def add(verbs: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Load the model and stream its texts."""
+    """Load the model and write its texts."""
     if args.n < 1 or args.max_new_tokens < 1:
         raise ValueError(f"-n {args.n} --max-new-tokens {args.max_new_tokens}: expected at least 1 of each")
+    refuse_unused(args)
     from lm.machine import hardware
 
     hardware.prepare(args.devices)
-    from lm.decode.sampling import Sampling
     from lm.machine import buckets
     from lm.machine.cache import cache_dir
     from lm.pretrained import is_run, load, read_experiment
@@ -81,12 +92,40 @@ def run(args: argparse.Namespace) -> None:
         hardware.set_cpu_devices(read_experiment(folder).compute.devices)
     hardware.use_compilation_cache(cache_dir())
     hardware.check_backend()
-    model = load(folder)
-    sampling = Sampling(
-        args.temperature, args.top_k, args.top_p, args.min_p, repetition_penalty=args.repetition_penalty
-    )
+    (search if args.beams else draw)(load(folder), args)
+
+
+def refuse_unused(args: argparse.Namespace) -> None:
+    """Raise ValueError for an option that would have no effect."""
+    drawing, searching = [*DRAWING, "seed", "stop"], ["length_penalty", "early_stopping"]
+    given = [name for name in (drawing if args.beams else searching) if getattr(args, name) not in (None, [])]
+    if given:
+        option = "--" + given[0].replace("_", "-")
+        known = "is for drawn texts: leave out either it or --beams" if args.beams else "is of beam search: add --beams"
+        raise ValueError(f"{option} {known}")
+
+
+def search(model: Any, args: argparse.Namespace) -> None:
+    """Write the best texts of a beam search."""
+    from lm.decode.beam import BeamSearch
+
+    stopping: Any = {"true": True, "never": "never"}.get(args.early_stopping, False)
+    penalty = 1.0 if args.length_penalty is None else args.length_penalty
+    found = model.beam_search(args.prompt, args.max_new_tokens, BeamSearch(args.beams, args.n, penalty, stopping))
+    for i, (text, score) in enumerate(found, 1):
+        header(i, args.n, f", score {score:.4f}")
+        write(f"{args.prompt}{text}\n")
+
+
+def draw(model: Any, args: argparse.Namespace) -> None:
+    """Stream the first text, and write the others after it."""
+    from lm.decode.sampling import Sampling
+
+    given = {name: value for name in DRAWING if (value := getattr(args, name)) is not None}
+    options: dict[str, Any] = DRAWING | given
+    sampling = Sampling(**options)
     others = [""] * (args.n - 1)
-    stream = model.stream(args.prompt, args.max_new_tokens, sampling, args.seed, args.n, args.stop)
+    stream = model.stream(args.prompt, args.max_new_tokens, sampling, args.seed or 0, args.n, args.stop)
     for i, (first, *rest) in enumerate(stream):
         if i == 0:  # only after the prompt was accepted: an error is printed alone
             header(1, args.n)
@@ -99,10 +138,10 @@ def run(args: argparse.Namespace) -> None:
         write(f"{args.prompt}{text}\n")
 
 
-def header(number: int, of: int) -> None:
+def header(number: int, of: int, more: str = "") -> None:
     """A separator between several texts."""
     if of > 1:
-        write(f"--- {number} of {of} ---\n")
+        write(f"--- {number} of {of}{more} ---\n")
 
 
 def write(text: str) -> None:

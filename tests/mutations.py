@@ -189,6 +189,20 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("NaN gives a token", "jnp.isfinite(most), chosen, NONE", "jnp.isfinite(most), chosen, chosen"),
         ("a bias replaces the logit", "jnp.array(tokens)].add(", "jnp.array(tokens)].set("),
     ),
+    "lm/decode/beam.py": (
+        ("no room for beams that end", "(1 + max(1, len(stop))) * K)", "K)"),
+        ("an end far down is a text", "ends & (jnp.arange(ends.shape[1]) < K)", "ends"),
+        (
+            "the stop id is not counted",
+            "scores / lengths.penalty[state.step]",
+            "scores / lengths.penalty[state.step - 1]",
+        ),
+        ("never is as False", 'search.early_stopping == "never" and', "False and"),
+        ("texts are of other beams", "texts = _take(", "texts = (lambda a, _: a[:, :K])("),
+        ("caches stay with their row", "beams + state.source)", "beams + jnp.arange(beams))"),
+        ("ids that are not in the tokenizer", "jnp.arange(V) < vocab_size", "jnp.arange(V) < V"),
+        ("a prompt waits for the others", "jnp.where(state.open[:, None], finished", "jnp.where(True, finished"),
+    ),
     "lm/decode/generate.py": (
         ("every token is drawn with one key", "_keys_at(state.keys, cache.length)", "state.keys"),
         ("the drawn tokens are not counted", "state.counts.add(drawn) if state.counts", "state.counts if state.counts"),

@@ -18,6 +18,7 @@ from lm.bounds import Seed, require
 from lm.decode.filters import Counts
 from lm.decode.sampling import NONE, Sampling, row_keys
 from lm.model.cache import Cache
+from lm.model.config import ModelConfig
 from lm.model.inputs import Inputs
 from lm.model.transformer import Params, Transformer
 
@@ -121,15 +122,9 @@ def stream(
     Raises:
       ValueError: for an empty prompt, an id outside the vocabulary, or a prompt that leaves no room in the context.
       NonFiniteLogits: after the tokens before it, naming the first token that could not be drawn."""
-    check_prompts(prompts, model.cfg.vocab, model.cfg.context, max_new_tokens)
+    inputs, max_length = pad_prompts(prompts, max_new_tokens, model.cfg, encoder)
     if max_new_tokens == 0:
         return
-    # rounded up, so that prompts of like lengths share a compiled program
-    width = min(-(-max(map(len, prompts)) // CHUNK) * CHUNK, model.cfg.context)
-    max_length = min(width + -(-max_new_tokens // CHUNK) * CHUNK, model.cfg.context)
-    segments = np.array([[1] * len(p) + [0] * (width - len(p)) for p in prompts], np.int32)
-    tokens = np.array([[*p, *[0] * (width - len(p))] for p in prompts], np.int32)
-    inputs = Inputs(jnp.asarray(tokens), segments=jnp.asarray(segments), encoder=encoder)
     require(Seed, seed=seed)
     state: Any = prefill(model, params, inputs, jax.random.key(seed), max_length, sampling)
     stopped = np.zeros(len(prompts), bool)
@@ -161,6 +156,20 @@ def generate(
         for all_ids, ids in zip(out, rows, strict=True):
             all_ids.extend(ids)
     return out
+
+
+def pad_prompts(
+    prompts: Sequence[Sequence[int]], max_new_tokens: int, cfg: ModelConfig, encoder: Inputs | None = None
+) -> tuple[Inputs, int]:
+    """The inputs of prompts padded on the right, and the tokens a row that a cache has to hold for `max_new_tokens`
+    more; both rounded up, so that prompts of like lengths share a compiled program. Raises ValueError as
+    `check_prompts`."""
+    check_prompts(prompts, cfg.vocab, cfg.context, max_new_tokens)
+    width = min(-(-max(map(len, prompts)) // CHUNK) * CHUNK, cfg.context)
+    max_length = min(width + -(-max_new_tokens // CHUNK) * CHUNK, cfg.context)
+    segments = np.array([[1] * len(p) + [0] * (width - len(p)) for p in prompts], np.int32)
+    tokens = np.array([[*p, *[0] * (width - len(p))] for p in prompts], np.int32)
+    return Inputs(jnp.asarray(tokens), segments=jnp.asarray(segments), encoder=encoder), max_length
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], vocab: int, context: int, max_new_tokens: int) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Self
 
 import jax
@@ -27,6 +28,16 @@ class Cache:
     length: jax.Array | int = 0
     encoder_segments: jax.Array | None = None
     size: int = field(default=0, metadata=dict(static=True))
+
+    def take(self, rows: jax.Array) -> "Cache":
+        """The cache whose row i is row rows[i] of this one, which has read tokens; rows may come several times."""
+        assert not isinstance(self.length, int)
+        layers = {
+            name: jax.tree.map(partial(jnp.take, indices=rows, axis=0 if isinstance(slot, list) else 1), slot)
+            for name, slot in self.layers.items()
+        }
+        segments = None if self.encoder_segments is None else self.encoder_segments[rows]
+        return Cache(layers, self.length[rows], segments, self.size)
 
 
 @jax.tree_util.register_dataclass

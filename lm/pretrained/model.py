@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm.decode.beam import BeamSearch, Hypothesis, search
 from lm.decode.generate import check_prompts
 from lm.decode.generate import stream as stream_ids
 from lm.decode.sampling import Sampling
@@ -178,15 +179,43 @@ class Pretrained:
         """The new ids of each prompt of ids, as they are drawn, up to one of `stop_ids`.
 
         Raises ValueError for an encoder alone, or a prompt that does not fit the context."""
+        prompts, encoder = self._decoder_prompts(prompts)
+        yield from stream_ids(self.model, self.params, prompts, max_new_tokens, sampling, self.stop_ids, seed, encoder)
+
+    def beam_search(
+        self, prompt: str, max_new_tokens: int = 128, how: BeamSearch = BeamSearch()
+    ) -> list[tuple[str, float]]:
+        """The best continuations of `prompt` by beam search, and their scores: `how.n`, best first.
+
+        Raises ValueError as `beam_search_ids`, and where there is no tokenizer."""
+        tokenizer, prompts = self._tokenizer(), [self.encode(prompt)]
+        (found,) = self.beam_search_ids(prompts, max_new_tokens, how, min(tokenizer.vocab_size, self.config.vocab))
+        return [(tokenizer.decode(ids), score) for ids, score in found]
+
+    def beam_search_ids(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        how: BeamSearch = BeamSearch(),
+        vocab_size: int = 0,
+    ) -> list[list[Hypothesis]]:
+        """The `how.n` best continuations of each prompt of ids, up to one of `stop_ids`; ids from `vocab_size` on are
+        in none (0: no limit).
+
+        Raises ValueError for an encoder alone, a prompt that does not fit the context, or too many beams."""
+        prompts, encoder = self._decoder_prompts(prompts)
+        stop = self.stop_ids
+        return search(self.model, self.params, prompts, max_new_tokens, how, stop, encoder, vocab_size)
+
+    def _decoder_prompts(self, prompts: Sequence[Sequence[int]]) -> tuple[Sequence[Sequence[int]], Inputs | None]:
+        """What the decoder continues, and what the encoder reads, where there is one: the prompts."""
         if not self.config.causal:
             raise ValueError("this model is an encoder: it has logits and embeddings, but generates no text")
-        encoder: Inputs | None = None
-        if self.config.has_encoder:
-            check_prompts(prompts, self.config.vocab, self.config.context, 0)
-            ids, segments = _padded(prompts, self.config.context)
-            encoder = Inputs(jnp.asarray(ids), segments=jnp.asarray(segments))
-            prompts = [[self._decoder_start()]] * len(prompts)
-        yield from stream_ids(self.model, self.params, prompts, max_new_tokens, sampling, self.stop_ids, seed, encoder)
+        if not self.config.has_encoder:
+            return prompts, None
+        check_prompts(prompts, self.config.vocab, self.config.context, 0)
+        ids, segments = _padded(prompts, self.config.context)
+        return [[self._decoder_start()]] * len(prompts), Inputs(jnp.asarray(ids), segments=jnp.asarray(segments))
 
     def _decoder_start(self) -> int:
         declared = (self.ids.get("decoder_start_token_id"), self.ids.get("pad_token_id"))

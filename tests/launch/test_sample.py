@@ -7,6 +7,7 @@ import pytest
 
 import lm.machine.hardware
 from launch.__main__ import main
+from lm.decode.beam import BeamSearch
 
 
 class Parrot:
@@ -17,6 +18,9 @@ class Parrot:
     ) -> Iterator[list[str]]:
         yield [f"{i}a{''.join(stop)}" for i in range(n)]
         yield [f"{i}b" for i in range(n)]
+
+    def beam_search(self, prompt: str, most: int, how: BeamSearch) -> list[tuple[str, float]]:
+        return [(f"{how}", -0.5)] * how.n
 
 
 @pytest.fixture(autouse=True)
@@ -48,3 +52,28 @@ def test_a_sampling_that_makes_no_sense_is_refused(capsys: pytest.CaptureFixture
 def test_stop_strings_reach_the_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", "r", "--stop", "x", "--stop", "\n\n"]) == 0
     assert capsys.readouterr().out == "0ax\n\n0b\n"
+
+
+def test_a_beam_search_has_scores(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--beams", "5", "-n", "2", "--length-penalty", "0", "--early-stopping", "never"]
+    assert main(["sample", "r", "--prompt", ">", *asked]) == 0
+    found = BeamSearch(5, 2, 0.0, "never")
+    assert capsys.readouterr().out == "".join(f"--- {i} of 2, score -0.5000 ---\n>{found}\n" for i in (1, 2))
+    assert main(["sample", "r", "--beams", "2"]) == 0
+    assert capsys.readouterr().out == f"{BeamSearch(2)}\n"
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["--beams", "2", "--temperature", "0"], "--temperature is for drawn texts: leave out either it or --beams"),
+        (["--beams", "2", "--seed", "0"], "--seed is for drawn"),
+        (["--beams", "2", "--stop", "x"], "--stop is for drawn"),
+        (["--length-penalty", "2"], "--length-penalty is of beam search: add --beams"),
+        (["--beams", "-1"], "beams=-1"),
+        (["--beams", "2", "-n", "3"], "n=3 texts of beams=2"),
+    ],
+)
+def test_an_option_without_effect_is_refused(asked: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", "r", *asked]) == 1
+    assert said in capsys.readouterr().err
