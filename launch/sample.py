@@ -14,6 +14,7 @@ examples:
   lm sample runs/quickstart --prompt "class " --top-k 40 --seed 7 -n 3
   lm sample runs/quickstart --prompt "def " --stop $'\ndef ' --stop $'\nclass '       one function
   lm sample runs/quickstart --prompt "def " --beams 4 -n 2       the two best of a beam search, with their scores
+  lm sample runs/large --prompt "def " --draft runs/small        the small model drafts; the acceptance goes to stderr
   lm sample model.gguf --prompt "The capital of France is" --temperature 0
 """
 
@@ -49,7 +50,6 @@ def add(verbs: Any) -> None:
     verb.add_argument(
         "--stop",
         action="append",
-        default=[],
         metavar="TEXT",
         help="end a text before this string; may be given several times (the model's own end of text always does)",
     )
@@ -69,6 +69,16 @@ def add(verbs: Any) -> None:
         help="stop where K texts are finished (true), where besides none under way promises a better score at its "
         "present length (false, the default), or at any length (never)",
     )
+    speculative = verb.add_argument_group("speculative decoding, of the same distribution, and greedy of the same text")
+    drafters = speculative.add_mutually_exclusive_group()
+    drafters.add_argument("--draft", metavar="MODEL", help="a smaller model of the same tokenizer drafts")
+    drafters.add_argument(
+        "--prompt-lookup",
+        action="store_true",
+        default=None,
+        help="draft what followed the last tokens where they stood before",
+    )
+    speculative.add_argument("--draft-tokens", type=int, metavar="N", help="tokens to draft at a time (4)")
     verb.add_argument(
         "--devices", default="", choices=("cpu", "gpu", "tpu"), help="where to run (default: the best there is)"
     )
@@ -97,12 +107,16 @@ def run(args: argparse.Namespace) -> None:
 
 def refuse_unused(args: argparse.Namespace) -> None:
     """Raise ValueError for an option that would have no effect."""
-    drawing, searching = [*DRAWING, "seed", "stop"], ["length_penalty", "early_stopping"]
-    given = [name for name in (drawing if args.beams else searching) if getattr(args, name) not in (None, [])]
-    if given:
-        option = "--" + given[0].replace("_", "-")
-        known = "is for drawn texts: leave out either it or --beams" if args.beams else "is of beam search: add --beams"
-        raise ValueError(f"{option} {known}")
+    drawing, searching = [*DRAWING, "seed", "stop", "draft", "prompt_lookup"], ["length_penalty", "early_stopping"]
+    drafted = args.draft or args.prompt_lookup
+    for names, used, cure in (
+        (drawing, not args.beams, "is for drawn texts: leave out either it or --beams"),
+        (searching, args.beams, "is of beam search: add --beams"),
+        (["draft_tokens"], drafted, "is of speculative decoding: add --draft MODEL or --prompt-lookup"),
+    ):
+        for name in names:
+            if not used and getattr(args, name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')} {cure}")
 
 
 def search(model: Any, args: argparse.Namespace) -> None:
@@ -124,8 +138,8 @@ def draw(model: Any, args: argparse.Namespace) -> None:
     given = {name: value for name in DRAWING if (value := getattr(args, name)) is not None}
     options: dict[str, Any] = DRAWING | given
     sampling = Sampling(**options)
-    others = [""] * (args.n - 1)
-    stream = model.stream(args.prompt, args.max_new_tokens, sampling, args.seed or 0, args.n, args.stop)
+    others, draft = [""] * (args.n - 1), drafting(model, args)
+    stream = model.stream(args.prompt, args.max_new_tokens, sampling, args.seed or 0, args.n, args.stop or [], **draft)
     for i, (first, *rest) in enumerate(stream):
         if i == 0:  # only after the prompt was accepted: an error is printed alone
             header(1, args.n)
@@ -136,6 +150,23 @@ def draw(model: Any, args: argparse.Namespace) -> None:
     for i, text in enumerate(others, 2):
         header(i, args.n)
         write(f"{args.prompt}{text}\n")
+    if draft:
+        print(draft["acceptance"], file=sys.stderr)
+
+
+def drafting(model: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `stream` for speculative decoding: none without it."""
+    if not args.draft and not args.prompt_lookup:
+        return {}
+    from lm.decode.speculative import Acceptance, PromptLookup
+    from lm.machine import buckets
+    from lm.pretrained import load
+
+    tokens = 4 if args.draft_tokens is None else args.draft_tokens
+    if args.prompt_lookup:
+        return dict(drafter=PromptLookup(tokens), acceptance=Acceptance())
+    small = load(buckets.local_mirror(args.draft))
+    return dict(drafter=model.draft_model(small, tokens), draft_params=small.params, acceptance=Acceptance())
 
 
 def header(number: int, of: int, more: str = "") -> None:

@@ -25,10 +25,14 @@ from lm.model.scaling import Scaling
 @dataclass(frozen=True)
 class Positions:
     """No positional encoding; the base class and contract of all. `endless`: it says something of any position, below
-    the model's context or not; `biased`: it has a `bias`."""
+    the model's context or not; `biased`: it has a `bias`; `by_call`: it depends on the last position of a call."""
 
     endless: ClassVar[bool] = True
     biased: ClassVar[bool] = False
+
+    @property
+    def by_call(self) -> bool:
+        return False
 
     def embed(self, module: nn.Module, x: jax.Array, positions: jax.Array, context: int) -> jax.Array:
         """x [B, T, D] with whatever the encoding adds for positions [B, T] below `context`."""
@@ -85,6 +89,10 @@ class Rotary(Positions):
 
     theta: Positive = 10000.0
     scaling: Scaling = Scaling()
+
+    @property
+    def by_call(self) -> bool:
+        return self.scaling.by_call
 
     def table(self, positions: jax.Array, head_dim: int) -> tuple[jax.Array, ...]:
         frequencies, size = self.scaling(self.theta, head_dim, positions)

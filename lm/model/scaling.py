@@ -5,6 +5,7 @@ A scaling gives the angle of one position for each pair of a head, and a factor 
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,10 @@ from lm.bounds import Count, NonNegative, Positive
 
 @dataclass(frozen=True)
 class Scaling:
-    """No stretching: pair i of H/2 turns by theta^(-2i/H) a position. The base class and contract of all."""
+    """No stretching: pair i of H/2 turns by theta^(-2i/H) a position. The base class and contract of all. `by_call`: it
+    reads the positions."""
+
+    by_call: ClassVar[bool] = False
 
     def __call__(self, theta: float, head_dim: int, positions: jax.Array) -> tuple[jax.Array, float]:
         """The angles a position [H/2] and the factor; `positions` [B, T] are those of this call."""
@@ -41,6 +45,8 @@ class Linear(Scaling):
 class Dynamic(Scaling):
     """A larger theta once a call sees a position beyond `original_context`, growing with it (bloc97's dynamic NTK).
     Keys in a cache keep the angles of the call that wrote them."""
+
+    by_call: ClassVar[bool] = True
 
     factor: Positive
     original_context: Count

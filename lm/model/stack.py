@@ -199,13 +199,14 @@ class Stack:
         x, cache, losses = run(x, params, _read(caches, name, j), key, shared)
         return x, _write(caches, name, j, cache), losses
 
-    def empty_caches(self, rows: int, length: int, encoder_length: int) -> dict[str, Any]:
-        """Room for `length` tokens a row in every layer, and with an encoder for `encoder_length` of its tokens, in the
-        dtype of activations: {slot: a list of one tree a layer where layers are unrolled, else trees stacked}. (XLA's
-        CPU back end copies a stacked cache at every step, NOTES.md.)"""
+    def empty_caches(self, rows: int, length: int, encoder_length: int, rings: bool = True) -> dict[str, Any]:
+        """Room for `length` tokens a row in every layer (with `rings`, in a windowed one for its window), and with an
+        encoder for `encoder_length` of its tokens, in the dtype of activations: {slot: a list of one tree a layer where
+        layers are unrolled, else trees stacked}. (XLA's CPU back end copies a stacked cache each step, NOTES.md.)"""
         caches: dict[str, Any] = {}
         for name, slot in self.cfg.slots.items():
-            window = 0 if slot.positions.biased else slot.window  # a bias by distance is laid over all of them
+            all_kept = slot.positions.biased or not rings  # a bias by distance is laid over all of them
+            window = 0 if all_kept else slot.window
             one = slot.mixer.empty_cache(rows, length, encoder_length, window, self.compute.dtype)
             layers = len(slot.layers)
             unrolled = self.compute.unroll == 0

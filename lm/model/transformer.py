@@ -273,12 +273,13 @@ class Transformer:
         """Float32 logits [B, T, V] of inputs [B, T]; arguments as in `hidden`."""
         return self.logits(params, self.hidden(params, inputs, key=key).x)
 
-    def empty_cache(self, rows: int, length: int, encoder_length: int = 0) -> Cache:
+    def empty_cache(self, rows: int, length: int, encoder_length: int = 0, rings: bool = True) -> Cache:
         """Room for `length` tokens a row in every layer, and with an encoder for `encoder_length` of its tokens, in the
-        activations' dtype; in whole CACHE_BLOCKs where it is more than one."""
+        activations' dtype; in whole CACHE_BLOCKs where it is more than one. Without `rings` a windowed layer keeps all
+        tokens, so that the last ones can be taken back."""
         if length > CACHE_BLOCK:
             length += -length % CACHE_BLOCK
-        return Cache(Stack(self.cfg, self.compute).empty_caches(rows, length, encoder_length), size=length)
+        return Cache(Stack(self.cfg, self.compute).empty_caches(rows, length, encoder_length, rings), size=length)
 
 
 def _continued(cache: Cache, layers: Any, inputs: Inputs) -> Cache:

@@ -14,6 +14,8 @@ from lm.decode.beam import BeamSearch, Hypothesis, search
 from lm.decode.generate import check_prompts
 from lm.decode.generate import stream as stream_ids
 from lm.decode.sampling import Sampling
+from lm.decode.speculative import Acceptance, Drafter, DraftModel
+from lm.decode.speculative import stream as speculate
 from lm.model.config import ModelConfig
 from lm.model.inputs import Inputs
 from lm.model.output import NoOutput
@@ -142,6 +144,9 @@ class Pretrained:
         seed: int = 0,
         n: int = 1,
         stop: str | Sequence[str] = (),
+        drafter: Drafter | None = None,
+        draft_params: Params | None = None,
+        acceptance: Acceptance | None = None,
     ) -> Iterator[list[str]]:
         """`n` continuations of `prompt` (of an encoder-decoder: outputs for it), streamed.
 
@@ -152,6 +157,7 @@ class Pretrained:
           seed: of the draws.
           n: continuations.
           stop: strings before the first of which a continuation ends.
+          drafter, draft_params, acceptance: of speculative decoding, as in `stream_ids`.
 
         Yields:
           the new text of each continuation, complete characters only, and no part of a stop string.
@@ -163,7 +169,8 @@ class Pretrained:
         texts = [(tokenizer.incremental_decoder(), StopStrings(stop)) for _ in range(n)]
         if self.config.vocab > tokenizer.vocab_size:
             sampling = replace(sampling, vocab_size=tokenizer.vocab_size)
-        for rows in self.stream_ids([self.encode(prompt)] * n, max_new_tokens, sampling, seed):
+        prompts, draft = [self.encode(prompt)] * n, (drafter, draft_params, acceptance)
+        for rows in self.stream_ids(prompts, max_new_tokens, sampling, seed, *draft):
             yield [end.push("".join(map(text.push, ids))) for (text, end), ids in zip(texts, rows, strict=True)]
             if all(end.found for _, end in texts):
                 return
@@ -175,12 +182,40 @@ class Pretrained:
         max_new_tokens: int,
         sampling: Sampling = Sampling(),
         seed: int = 0,
+        drafter: Drafter | None = None,
+        draft_params: Params | None = None,
+        acceptance: Acceptance | None = None,
     ) -> Iterator[list[list[int]]]:
         """The new ids of each prompt of ids, as they are drawn, up to one of `stop_ids`.
 
-        Raises ValueError for an encoder alone, or a prompt that does not fit the context."""
+        Args:
+          prompts: token ids, a list a row.
+          max_new_tokens: the most new tokens of a row.
+          sampling: how to draw.
+          seed: of the draws.
+          drafter: what drafts, for speculative decoding: a PromptLookup, or a `draft_model`.
+          draft_params: the parameters of a draft model.
+          acceptance: counts of drafted and accepted tokens, added to.
+
+        Raises:
+          ValueError: for an encoder alone, or a prompt that does not fit the context.
+        """
+        stop = self.stop_ids
+        if drafter is not None:
+            draft = drafter, draft_params, sampling, stop, seed, acceptance
+            yield from speculate(self.model, self.params, prompts, max_new_tokens, *draft)
+            return
         prompts, encoder = self._decoder_prompts(prompts)
-        yield from stream_ids(self.model, self.params, prompts, max_new_tokens, sampling, self.stop_ids, seed, encoder)
+        yield from stream_ids(self.model, self.params, prompts, max_new_tokens, sampling, stop, seed, encoder)
+
+    def draft_model(self, draft: "Pretrained", tokens: int = 4) -> DraftModel:
+        """The drafter that `draft` is for this model, `tokens` at a time; with its parameters, `draft.params`.
+
+        Raises ValueError where the two have other tokens."""
+        own, other = self._tokenizer(), draft._tokenizer()
+        if list(own.table) != list(other.table) or own.controls != other.controls:
+            raise ValueError("the draft model has another vocabulary: a draft needs the model's own tokens")
+        return DraftModel(draft.model, tokens)
 
     def beam_search(
         self, prompt: str, max_new_tokens: int = 128, how: BeamSearch = BeamSearch()

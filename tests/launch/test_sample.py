@@ -2,22 +2,32 @@
 
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import lm.machine.hardware
 from launch.__main__ import main
 from lm.decode.beam import BeamSearch
+from lm.decode.speculative import PromptLookup
 
 
 class Parrot:
     """A model that yields two pieces for each of n texts."""
 
     def stream(
-        self, prompt: str, most: int, sampling: object, seed: int, n: int, stop: list[str]
+        self, prompt: str, most: int, sampling: object, seed: int, n: int, stop: list[str], **draft: Any
     ) -> Iterator[list[str]]:
+        if draft:
+            draft["acceptance"].drafted, draft["acceptance"].accepted = 8, 6
+            yield [f"{draft['drafter']} {draft.get('draft_params')} "] * n
         yield [f"{i}a{''.join(stop)}" for i in range(n)]
         yield [f"{i}b" for i in range(n)]
+
+    params = "small"
+
+    def draft_model(self, draft: "Parrot", tokens: int) -> str:
+        return f"model {tokens}"
 
     def beam_search(self, prompt: str, most: int, how: BeamSearch) -> list[tuple[str, float]]:
         return [(f"{how}", -0.5)] * how.n
@@ -70,6 +80,9 @@ def test_a_beam_search_has_scores(capsys: pytest.CaptureFixture[str]) -> None:
         (["--beams", "2", "--seed", "0"], "--seed is for drawn"),
         (["--beams", "2", "--stop", "x"], "--stop is for drawn"),
         (["--length-penalty", "2"], "--length-penalty is of beam search: add --beams"),
+        (["--beams", "2", "--prompt-lookup"], "--prompt-lookup is for drawn"),
+        (["--draft-tokens", "2"], "--draft-tokens is of speculative decoding: add --draft MODEL or --prompt-lookup"),
+        (["--draft-tokens", "0", "--prompt-lookup"], "tokens=0"),
         (["--beams", "-1"], "beams=-1"),
         (["--beams", "2", "-n", "3"], "n=3 texts of beams=2"),
     ],
@@ -77,3 +90,12 @@ def test_a_beam_search_has_scores(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_option_without_effect_is_refused(asked: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", "r", *asked]) == 1
     assert said in capsys.readouterr().err
+
+
+def test_drafts_are_the_model_s_or_looked_up_and_their_acceptance_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", "r", "--draft", "s", "--draft-tokens", "7"]) == 0
+    found = capsys.readouterr()
+    assert found.out == "model 7 small 0a0b\n"
+    assert found.err == "6 of 8 drafted tokens accepted (75%), 0.00 a call\n"
+    assert main(["sample", "r", "--prompt-lookup"]) == 0
+    assert capsys.readouterr().out == f"{PromptLookup(4)} None 0a0b\n"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lm.decode.sampling import Sampling
+from lm.decode.speculative import Acceptance
 from lm.model.families import bert, llama, t5_v1_1
 from lm.pretrained import Pretrained, load
 from lm.pretrained.score import score
@@ -101,6 +102,15 @@ def test_a_stop_string_goes_over_the_borders_of_tokens_and_chunks() -> None:
     assert WRITER.generate("ab", 9, stop="\0") == WRITER.generate("ab", 9)
 
 
+def test_a_draft_changes_no_greedy_text() -> None:
+    small, found = ready(llama(**SIZES | dict(layers=1))), Acceptance()
+    options: dict[str, Any] = dict(drafter=WRITER.draft_model(small), draft_params=small.params, acceptance=found)
+    text = "".join(rows[0] for rows in WRITER.stream("ab", 9, Sampling(0), **options))
+    assert text == WRITER.generate("ab", 9) and found.drafted > 0
+    with pytest.raises(ValueError, match="^the draft model has another vocabulary"):
+        WRITER.draft_model(replace(small, tokenizer=CharacterTokenizer("abc")))
+
+
 def test_a_text_is_scored_by_hand(tmp_path: Path) -> None:
     text = "A little text to score, longer than one window of this model, so that windows are met."
     (tmp_path / "t.txt").write_text(text)
@@ -155,6 +165,7 @@ def test_bits_per_byte_are_those_of_the_predicted_bytes(tmp_path: Path) -> None:
         (lambda: READER.logits([[1]], token_type_ids=[[2]]), "token_type_ids from 2 to 2: expected 0 to 1"),
         (lambda: READER.embed("a text"), r"embed takes a list of texts: give \[text\]"),
         (lambda: WRITER.generate("x", temperature=-1.0), "temperature"),
+        (lambda: READER.beam_search("x"), "this model is an encoder: it has logits and embeddings, but generates"),
         (lambda: READER.generate("x"), "this model is an encoder: it has logits and embeddings, but generates no text"),
         (lambda: replace(WRITER, tokenizer=None).generate("x"), "this model came without a tokenizer"),
     ],

@@ -1,0 +1,198 @@
+"""Speculative decoding: the distribution of plain decoding, whatever drafts; greedy, its text."""
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from lm.decode.filters import Counts
+from lm.decode.generate import NonFiniteLogits, generate
+from lm.decode.sampling import NONE, Sampling
+from lm.decode.speculative import Acceptance, Draft, DraftModel, PromptLookup, distribution, stream, verify
+from lm.model.config import LayerKind, ModelConfig
+from lm.model.families import t5
+from lm.model.positions import Rotary
+from lm.model.scaling import Dynamic
+from lm.model.transformer import Transformer
+from tests.decode.test_generate import COMPUTE, GPT, LLAMA, PROMPTS
+from tests.model.reference import DELTA, SIMPLE, lively
+
+WINDOWED = replace(LLAMA, pattern=(LayerKind(window=6), LayerKind()))
+SMALL = replace(LLAMA, layers=1, vocab=29)  # of fewer ids
+LOOK_UP = PromptLookup(3)
+ENCODED = t5(vocab=31, layers=1, width=8, heads=2, head_dim=4, mlp=8, context=48)
+PLAIN = Sampling(temperature=0)
+NEW = 19
+
+
+def drafted(
+    cfg: ModelConfig,
+    drafter: Any = LOOK_UP,
+    sampling: Sampling = PLAIN,
+    prompts: Any = PROMPTS,
+    new: int = NEW,
+    draft_params: Any = None,
+    **options: Any,
+) -> list[list[int]]:
+    out: list[list[int]] = [[] for _ in prompts]
+    for rows in stream(
+        Transformer(cfg, COMPUTE), lively(cfg), prompts, new, drafter, draft_params, sampling, **options
+    ):
+        for all_ids, ids in zip(out, rows, strict=True):
+            all_ids += ids
+    return out
+
+
+@cache
+def plain(cfg: ModelConfig, sampling: Sampling = PLAIN) -> list[list[int]]:
+    return generate(Transformer(cfg, COMPUTE), lively(cfg), PROMPTS, NEW, sampling=sampling)
+
+
+@pytest.mark.parametrize("cfg", [GPT, LLAMA, WINDOWED], ids=["gpt", "llama", "windowed"])
+def test_greedy_texts_are_those_of_plain_decoding(cfg: ModelConfig) -> None:
+    """By look-up, in rows of lengths and acceptances of their own, up to the end of the context."""
+    found = Acceptance()
+    assert drafted(cfg, acceptance=found) == plain(cfg)
+    assert 0 < found.accepted < found.drafted and found.tokens == found.calls + found.accepted
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["a smaller model", "the model itself"])
+def test_greedy_texts_by_a_draft_model_are_those_of_plain_decoding(own: bool) -> None:
+    """A draft that is always right is always accepted, so that its cache and the model's are as they should be."""
+    cfg, found = LLAMA if own else SMALL, Acceptance()
+    drafter = DraftModel(Transformer(cfg, COMPUTE), 3)
+    assert drafted(LLAMA, drafter, draft_params=lively(cfg), acceptance=found) == plain(LLAMA)
+    assert (found.rate == 1) is own
+    assert str(found).startswith(f"{found.accepted} of {found.drafted} drafted tokens accepted (")
+
+
+def test_penalties_count_the_drafted_tokens() -> None:
+    sampling = Sampling(0, repetition_penalty=1.7, frequency_penalty=0.4, vocab_size=30)
+    assert plain(LLAMA, sampling) != plain(LLAMA)
+    assert drafted(LLAMA, sampling=sampling) == plain(LLAMA, sampling)
+
+
+def test_a_text_ends_at_its_stop_token_or_length() -> None:
+    stop = plain(LLAMA)[0][4]
+    wanted = [row[: row.index(stop)] if stop in row else row for row in plain(LLAMA)]
+    assert drafted(LLAMA, stop=[stop]) == wanted
+    for new in (0, 1, 5):
+        assert drafted(LLAMA, new=new) == [row[:new] for row in plain(LLAMA)]
+
+
+SAMPLINGS = {
+    "temperature": Sampling(0.7),
+    "top-k": Sampling(1.0, top_k=4),
+    "top-p": Sampling(1.3, top_p=0.6),
+    "all and a penalty": Sampling(0.9, 5, 0.8, frequency_penalty=1.0),
+}
+TINY = replace(LLAMA, vocab=6, layers=1, context=16)
+TEXTS = np.stack(np.meshgrid(*[np.arange(6)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)  # all of three tokens
+PROMPT = [1, 4, 2, 1, 4]
+
+
+def chances(sampling: Sampling) -> np.ndarray:
+    """The probability of each of TEXTS after PROMPT, by the whole texts' logits."""
+    prompts = jnp.asarray(np.tile(PROMPT, (len(TEXTS), 1)), jnp.int32)
+    logits = Transformer(TINY, COMPUTE)(lively(TINY), jnp.concatenate([prompts, jnp.asarray(TEXTS)], axis=1))
+    counts, chance = Counts.of(prompts, None, 6), np.ones(len(TEXTS))
+    for i, tokens in enumerate(TEXTS.T):
+        probs = distribution(logits[:, len(PROMPT) - 1 + i], sampling, counts)
+        chance *= np.asarray(probs, np.float64)[np.arange(len(TEXTS)), tokens]
+        counts = counts.add(jnp.asarray(tokens))
+    return chance
+
+
+def assert_drawn_from(chance: np.ndarray, seen: np.ndarray) -> None:
+    """A chi-square test of the counts `seen`; what is expected less than ten times is put together."""
+    assert seen[chance < 1e-12].sum() == 0
+    expected = chance / chance.sum() * seen.sum()
+    rare = expected < 10
+    if rare.any():
+        seen, expected = (np.append(a[~rare], a[rare].sum()) for a in (seen, expected))
+    assert stats.chisquare(seen[expected > 0], expected[expected > 0]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("kind", "by_model"), [*((kind, True) for kind in SAMPLINGS), ("top-p", False)])
+def test_texts_have_the_distribution_of_plain_decoding(kind: str, by_model: bool) -> None:
+    cfg, sampling = replace(TINY, layers=2), SAMPLINGS[kind]
+    drafter = DraftModel(Transformer(cfg, COMPUTE), 2) if by_model else PromptLookup(2)
+    texts = drafted(TINY, drafter, sampling, [PROMPT] * 4000, 3, lively(cfg) if by_model else None, seed=3)
+    assert_drawn_from(chances(sampling), np.bincount(np.array(texts) @ [36, 6, 1], minlength=len(TEXTS)))
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.3, 1.0]))
+def test_a_verified_token_has_the_target_s_distribution(seed: int, share: float) -> None:
+    """Of any two distributions, also where one has none of what the other has, and where both are the same."""
+    rng, rows = np.random.default_rng(seed), 20_000
+    p, q = (rng.dirichlet(np.full(5, 0.5)) * (rng.random(5) < 0.8) + 1e-9 for _ in range(2))
+    q = share * p + (1 - share) * q
+    p, q = (np.where(a / a.sum() > 1e-6, a, 0) for a in (p, q))
+    p, q = p / p.sum(), q / q.sum()
+    tokens = jnp.asarray(rng.choice(5, (rows, 1), p=q), jnp.int32)
+    probs = [jnp.broadcast_to(jnp.asarray(a, jnp.float32), (rows, n, 5)) for a, n in ((p, 2), (q, 1))]
+    keys = jax.random.split(jax.random.key(seed), rows)
+    accepted, last = jax.jit(verify)(probs[0], Draft(tokens, probs[1], jnp.ones(rows, bool)), keys)
+    first = np.where(accepted == 1, np.asarray(tokens)[:, 0], np.asarray(last))
+    chi2 = stats.chisquare(np.bincount(first, minlength=5)[p > 0], p[p > 0] * rows)
+    assert p[first].min() > 0 and (chi2.pvalue > 1e-6 or (p > 0).sum() == 1)
+    assert np.mean(accepted) == pytest.approx(np.minimum(p, q).sum(), abs=0.03)
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(1, 4), st.integers(1, 5))
+@settings(max_examples=60, deadline=None)
+def test_a_look_up_gives_what_followed_the_longest_and_newest_match(text: list[int], ngram: int, n: int) -> None:
+    def wanted() -> list[int]:
+        for size in range(min(ngram, len(text) - 1), 0, -1):
+            for end in range(len(text) - 1, size - 1, -1):
+                if text[end - size : end] == text[len(text) - size :]:
+                    return (text[end:] * n)[:n]
+        return []
+
+    tokens = jnp.asarray([text + [text[-1]] * (16 - len(text))], jnp.int32)  # what is behind the text is not read
+    given, found = PromptLookup(n, ngram).look_up(tokens, jnp.array([len(text)]))
+    assert bool(found[0]) is bool(wanted())
+    if wanted():
+        assert given[0].tolist() == wanted()
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it_and_a_seed_gives_the_same() -> None:
+    warm = Sampling(1.2)
+    both = drafted(LLAMA, sampling=warm, seed=5)
+    assert both == drafted(LLAMA, sampling=warm, seed=5) != drafted(LLAMA, sampling=warm, seed=6)
+    assert drafted(LLAMA, sampling=warm, seed=5, prompts=PROMPTS[:1]) == both[:1]
+
+
+def test_a_draft_that_is_not_finite_changes_nothing_and_a_model_that_is_not_is_told() -> None:
+    broken = jax.tree.map(lambda a: a * jnp.nan, lively(SMALL))
+    drafter = DraftModel(Transformer(SMALL, COMPUTE), 3)
+    assert drafted(LLAMA, drafter, draft_params=broken) == plain(LLAMA)
+    broken = jax.tree.map(lambda a: a * jnp.nan, lively(LLAMA))
+    with pytest.raises(NonFiniteLogits, match="^the logits are NaN or infinite"):
+        list(stream(Transformer(LLAMA, COMPUTE), broken, PROMPTS, NEW, PromptLookup(3)))
+    target = jnp.full((1, 2, 5), jnp.nan)
+    draft = Draft(jnp.array([[1]]), jnp.full((1, 1, 5), 0.2), jnp.array([True]))
+    assert [int(a[0]) for a in verify(target, draft, jax.random.split(jax.random.key(0), 1))] == [0, NONE]
+
+
+@pytest.mark.parametrize(
+    ("cfg", "drafter", "said"),
+    [
+        (DELTA, PromptLookup(), "the model has a recurrent state, from which drafted tokens cannot be taken back"),
+        (LLAMA, DraftModel(Transformer(DELTA, SIMPLE)), "the draft model has a recurrent state"),
+        (ENCODED, PromptLookup(), "speculative decoding is for decoders: the model has an encoder"),
+        (replace(LLAMA, positions=Rotary(scaling=Dynamic(2.0, 8))), PromptLookup(), "the model has dynamic positions"),
+        (LLAMA, DraftModel(Transformer(replace(SMALL, context=20), COMPUTE)), "the draft model has a context of 20"),
+    ],
+)
+def test_what_cannot_be_taken_back_is_refused(cfg: ModelConfig, drafter: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        list(stream(Transformer(cfg, SIMPLE), {}, PROMPTS, NEW, drafter))
