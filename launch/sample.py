@@ -55,6 +55,15 @@ def add(verbs: Any) -> None:
     )
     verb.add_argument("--seed", type=int, metavar="S", help="of the random draws (0)")
     verb.add_argument("-n", type=int, default=1, metavar="N", help="how many texts (1)")
+    add_methods(verb)
+    verb.add_argument(
+        "--devices", default="", choices=("cpu", "gpu", "tpu"), help="where to run (default: the best there is)"
+    )
+    verb.set_defaults(run=run)
+
+
+def add_methods(verb: argparse.ArgumentParser) -> None:
+    """The options of beam search and of speculative decoding."""
     beams = verb.add_argument_group("beam search, in place of drawing")
     beams.add_argument("--beams", type=int, default=0, metavar="K", help="keep the K likeliest texts at each length")
     beams.add_argument(
@@ -79,10 +88,6 @@ def add(verbs: Any) -> None:
         help="draft what followed the last tokens where they stood before",
     )
     speculative.add_argument("--draft-tokens", type=int, metavar="N", help="tokens to draft at a time (4)")
-    verb.add_argument(
-        "--devices", default="", choices=("cpu", "gpu", "tpu"), help="where to run (default: the best there is)"
-    )
-    verb.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
