@@ -127,10 +127,19 @@ def costs(experiment: "Experiment") -> Any:
         ),
         ("tokens", f"{tokens:,} ({tokens / total:.1f} a parameter)"),
         ("learning rate", rates(e)),
+        *balancing(e),
         *memory(e),
     ):
         table.add_row(f"[dim]{what}[/]", how_much)
     return table
+
+
+def balancing(experiment: "Experiment") -> list[tuple[str, str]]:
+    """Over which tokens experts are balanced, where it is not the batch."""
+    balanced = any(getattr(slot.ffn, "load_balance_weight", 0) for slot in experiment.model.slots.values())
+    if experiment.accumulate == 1 or not balanced:
+        return []
+    return [("load balancing", f"over each of the {experiment.accumulate} micro-batches, not the batch")]
 
 
 def rates(experiment: "Experiment") -> str:

@@ -213,3 +213,9 @@ def test_help_does_not_wait_for_jax() -> None:
         [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60
     )
     assert run.stdout.endswith("[]\n"), run.stderr
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_balancing_over_micro_batches_is_said(accumulate: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "experiments.mixtral", "--set", f"accumulate={accumulate}"]) == 0
+    assert ("over each of the 2 micro-batches" in capsys.readouterr().out) == (accumulate == 2)
