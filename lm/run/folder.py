@@ -128,11 +128,9 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 def as_begun(folder: Path, data: Data) -> Data:
     """`data` as the run in `folder` began with it: batches follow from the order of the sources, and from how that
     version split their documents. Of a new run, `data` itself."""
-    try:
-        recorded = json.loads((folder / "data.json").read_text())
-    except FileNotFoundError:
+    recorded, sources = _recorded(folder), data.mixture.sources
+    if not recorded:
         return data
-    sources = data.mixture.sources
     ordered = sorted(sources, key=[*recorded, *sources].index)
     begun = {name: _as_recorded(sources[name], recorded.get(name, "")) for name in ordered}
     return replace(data, mixture=replace(data.mixture, sources=begun))
@@ -141,15 +139,30 @@ def as_begun(folder: Path, data: Data) -> Data:
 def begin_alike(folder: Path, others: Iterable[Path]) -> None:
     """Let the claimed run in `folder` begin with its sources as one of the runs in `others` began with the same ones:
     runs that are compared have one text, one split of it and one order, whatever version they began with."""
-    if (folder / "data.json").exists():
+    if _recorded(folder):
         return
     own = _sources_of(folder)
     for other in sorted(others):
-        if (other / "data.json").exists():
-            theirs, recorded = _sources_of(other), json.loads((other / "data.json").read_text())
+        if recorded := _recorded(other):
+            theirs = _sources_of(other)
             same = {name: content for name, content in recorded.items() if own.get(name, 0) == theirs.get(name)}
             if same:
                 return write_json(folder / "data.json", same)
+
+
+def _recorded(folder: Path) -> dict[str, str]:
+    """The fingerprints of a run's sources when it began, in their order; none before that. Raises ValueError where the
+    file is damaged."""
+    file = folder / "data.json"
+    try:
+        recorded = json.loads(file.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} is damaged: {error}; choose another --workdir") from None
+    if not isinstance(recorded, dict) or not all(isinstance(known, str) for known in recorded.values()):
+        raise ValueError(f"{file} is damaged: expected the fingerprint of each source; choose another --workdir")
+    return recorded
 
 
 def _sources_of(folder: Path) -> dict[str, Any]:
@@ -171,11 +184,10 @@ def check_sources(folder: Path, sources: Mapping[str, Source]) -> None:
     experiment only their names.
 
     Raises ValueError where one has changed, or where another process reads another text."""
-    file = folder / "data.json"
     fingerprints = {name: source.fingerprint() for name, source in sources.items()}
 
     def check() -> None:
-        recorded = json.loads(file.read_text()) if file.exists() else fingerprints
+        recorded = _recorded(folder)
         for name in fingerprints:
             if recorded.get(name, fingerprints[name]) != fingerprints[name]:
                 cure = "choose another --workdir" if has_begun(folder) else f"no step was taken, so remove {folder}"
@@ -183,7 +195,7 @@ def check_sources(folder: Path, sources: Mapping[str, Source]) -> None:
 
     def record() -> None:
         check()
-        write_json(file, fingerprints)
+        write_json(folder / "data.json", fingerprints)
 
     on_first_process("sources", folder, record)
     processes.all_or_raise("same sources", check)

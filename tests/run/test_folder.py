@@ -78,3 +78,11 @@ def test_the_runs_of_a_study_have_one_split_and_one_order(texts: Path, tmp_path:
     (texts / "sums" / "0.txt").write_text("another")
     with pytest.raises(ValueError, match="source 'sums' has changed since this run began"):
         check_sources(new, as_begun(new, sorted_again.data).mixture.sources)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"sums": 3}', "{"])
+def test_a_damaged_record_of_the_sources_is_named(content: str, texts: Path, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text(content)
+    for read in (as_begun, lambda folder, page: check_sources(folder, page.mixture.sources)):
+        with pytest.raises(ValueError, match="data.json is damaged: .*; choose another --workdir"):
+            read(tmp_path, data(texts, "sums", "words"))
