@@ -22,13 +22,14 @@ Numbers = dict[str, float]
 EXPERIMENT: Object = {"name": str, "steps": int, "batch_tokens": int, "data": Object, "sampling": Object}
 MODEL: Object = {"parameters": int, "by_part": dict[str, int], "flops_per_token": float, "state_bytes": int}
 ABOUT: Object = {
-    **dict.fromkeys(("command", "started", "finished", "peak_source"), str),
+    **dict.fromkeys(("command", "started", "peak_source"), str),
+    "finished": str | None,  # None: it is under way
     **dict.fromkeys(("seconds", "compile_seconds", "peak_flops"), float | None),
     "environment": dict[str, str | float | None],
     "model": Object,
     "compute": Object,
     "mesh": dict[str, int],
-    "data": dict[str, dict[str, Numbers]],
+    "data": dict[str, dict[str, dict[str, float | None]]],
     "shares": tuple[tuple[float, Numbers], ...],
     "baselines": dict[str, Numbers],
     "not_evaluated": dict[str, str],

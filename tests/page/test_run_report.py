@@ -10,6 +10,7 @@ import pytest
 
 from launch.__main__ import main
 from lm.page import plots
+from lm.page.run_record import RunRecord
 from lm.page.run_report import write_report
 
 HOSTILE = '<script>alert("x")</script> & <b>'
@@ -115,6 +116,15 @@ def fill(folder: Path, steps: int = 40, evaluated: bool = True, about: bool = Tr
         )
         (folder / "samples.json").write_text(json.dumps([{"prompt": HOSTILE, "text": HOSTILE + " and on"}]))
     return folder
+
+
+def test_a_run_that_is_under_way_and_one_without_counts_of_duplicates_have_a_page(tmp_path: Path) -> None:
+    folder = fill(tmp_path)
+    about = json.loads((folder / "about.json").read_text())
+    for splits in about["data"].values():
+        splits["train"]["duplicates"] = None
+    (folder / "about.json").write_text(json.dumps({**about, "finished": None}))
+    assert not RunRecord(folder).finished and "bytes a token" in parsed(write_report(folder)).text
 
 
 def test_what_one_should_know_of_the_documents_stands_beside_their_sizes(tmp_path: Path) -> None:
