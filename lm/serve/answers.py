@@ -92,10 +92,14 @@ class Completion:
     def _top(self, token: TokenLogProb) -> dict[str, float]:
         """The likeliest, and the token itself; of two tokens with one text, the likelier."""
         top: dict[str, float] = {}
-        for id, value in [*token.top, (token.token, token.log_prob)]:
-            if id < self.served.tokenizer.vocab_size:
-                top.setdefault(self.served.tokenizer.piece(id), _finite(value))
+        for id, value in [*self._likeliest(token), (token.token, token.log_prob)]:
+            top.setdefault(self.served.tokenizer.piece(id), _finite(value))
         return top
+
+    def _likeliest(self, token: TokenLogProb) -> list[tuple[int, float]]:
+        """As many as were asked for, of those that have a text."""
+        known = [(id, value) for id, value in token.top if id < self.served.tokenizer.vocab_size]
+        return known[: self.call.log_probs]
 
 
 class ChatCompletion(Completion):
@@ -124,14 +128,10 @@ class ChatCompletion(Completion):
         tokens = [token for token, _ in piece.tokens if token.token not in self.call.stop_ids]
         content = [
             self._entry(token.token, token.log_prob)
-            | {"top_logprobs": [self._entry(id, value) for id, value in token.top if id < self._known]}
+            | {"top_logprobs": [self._entry(id, value) for id, value in self._likeliest(token)]}
             for token in tokens
         ]
         return {"content": content, "refusal": None}
-
-    @property
-    def _known(self) -> int:
-        return self.served.tokenizer.vocab_size
 
     def _entry(self, id: int, log_prob: float) -> dict[str, Any]:
         tokenizer = self.served.tokenizer

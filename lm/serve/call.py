@@ -108,7 +108,7 @@ class Call:
                 self.stop_ids,
                 self.seed,
                 index,
-                self.log_probs or 0,
+                TOP if self.log_probs else 0,  # of which some may be ids that the tokenizer does not have
                 self.processed,
                 self.echo and self.log_probs is not None,
             )

@@ -1,0 +1,140 @@
+"""The official `openai` client against a running `lm serve`: what it reads, streams, retries, and leaves.
+
+    lm serve MODEL --port 8000
+    python3 -m venv /tmp/openai && /tmp/openai/bin/pip install openai==3.57.0
+    /tmp/openai/bin/python benchmarks/openai_client.py http://127.0.0.1:8000/v1
+
+It imports nothing of ours. Every line that it prints is something that was found as it should be; the first that is not
+ends it. `--clients 64 --seconds 60` is the load of its last part.
+"""
+
+import argparse
+import asyncio
+import re
+import time
+import urllib.request
+from typing import Any
+
+import openai
+
+HELLO: list[Any] = [{"role": "user", "content": "Say hello to the world, and tell it something about yourself."}]
+
+
+def check(what: str, true: bool) -> None:
+    """Say what was found, or end."""
+    if not true:
+        raise SystemExit(f"FAILED: {what}")
+    print(f"ok  {what}", flush=True)
+
+
+def metric(url: str, name: str) -> float:
+    """The sum of a counter or gauge over its labels."""
+    page = urllib.request.urlopen(url.removesuffix("/v1") + "/metrics").read().decode()
+    return sum(float(value) for value in re.findall(rf"^{re.escape(name)}(?:{{.*}})? (\S+)$", page, re.M))
+
+
+def completions(client: openai.OpenAI, model: str) -> None:
+    """Text from a prompt, whole and streamed."""
+    asked: dict[str, Any] = dict(model=model, prompt="The capital", max_tokens=12, temperature=0, logprobs=2)
+    whole = client.completions.create(**asked)
+    check("a completion has text, usage and log-probabilities", len(whole.choices[0].logprobs.tokens) > 0)
+    check("its usage adds up", whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens)
+    parts = list(client.completions.create(**asked, stream=True))
+    check("its stream is the same text", "".join(p.choices[0].text for p in parts) == whole.choices[0].text)
+    echo = client.completions.create(**{**asked, "max_tokens": 1, "logprobs": 1}, echo=True).choices[0]
+    check("echo begins with the prompt", echo.text.startswith("The capital"))
+    check("the first log-probability is null, the last entry is new", echo.logprobs.token_logprobs[0] is None)
+    several = client.completions.create(**{**asked, "prompt": ["a", "b"], "n": 2, "temperature": 1}, seed=1)
+    check("two prompts of two choices are four", [c.index for c in several.choices] == [0, 1, 2, 3])
+
+
+def chats(client: openai.OpenAI, model: str) -> None:
+    """Messages, whole, streamed, and by the client's own stream helper."""
+    asked: dict[str, Any] = dict(model=model, messages=HELLO, max_tokens=16, seed=3)
+    whole = client.chat.completions.create(**asked, logprobs=True, top_logprobs=3).choices[0]
+    check("a chat answers as the assistant", whole.message.role == "assistant")
+    check("with three alternatives a token", all(len(t.top_logprobs) == 3 for t in whole.logprobs.content))
+    parts = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    text = "".join(part.choices[0].delta.content or "" for part in parts if part.choices)
+    check("its stream is the same text", text == whole.message.content)
+    check("the last chunk has the usage alone", not parts[-1].choices and parts[-1].usage.completion_tokens > 0)
+    with client.chat.completions.stream(**asked) as stream:
+        deltas = [event.delta for event in stream if event.type == "content.delta"]
+    check("the stream helper reads it", "".join(deltas) == text)
+
+
+def errors(client: openai.OpenAI, model: str) -> None:
+    """What the client raises, and that it does not try again in vain."""
+    for what, kind, body in (
+        ("a negative temperature", openai.BadRequestError, dict(temperature=-1)),
+        ("a field that is not honoured", openai.BadRequestError, dict(extra_body={"best_of": 3})),
+        ("a schema, which is not there yet", openai.BadRequestError, dict(response_format={"type": "json_object"})),
+        ("another model", openai.NotFoundError, dict(model="nobody")),
+    ):
+        try:
+            client.chat.completions.create(**{"model": model, "messages": HELLO, "max_tokens": 2, **body})
+        except kind as error:
+            check(f"{what} is {kind.__name__}: {error.body['message'][:70]}", bool(error.body["message"]))
+        else:
+            check(f"{what} is {kind.__name__}", False)
+
+
+def leaving(client: openai.OpenAI, model: str, url: str) -> None:
+    """A stream that is closed frees its slot."""
+    stream = client.completions.create(
+        model=model, prompt="a", max_tokens=200, stream=True, extra_body={"ignore_eos": True}
+    )
+    next(iter(stream))
+    stream.close()
+    deadline = time.monotonic() + 10
+    while metric(url, "vllm:num_requests_running") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    check("a stream that is closed frees its slot", metric(url, "vllm:num_requests_running") == 0)
+
+
+async def load(url: str, key: str, model: str, clients: int, seconds: float) -> None:
+    """Many clients at once: every answer comes, and the same question has one answer."""
+    client, until, answers = openai.AsyncOpenAI(base_url=url, api_key=key), time.monotonic() + seconds, {}
+    count = 0
+
+    async def ask(i: int) -> None:
+        nonlocal count
+        while time.monotonic() < until:
+            answer = await client.completions.create(
+                model=model, prompt=f"Number {i}", max_tokens=4 + i % 13, temperature=0.8, seed=i
+            )
+            count += 1
+            text = answers.setdefault(i, answer.choices[0].text)
+            check_quietly(text == answer.choices[0].text)
+
+    await asyncio.gather(*(ask(i) for i in range(clients)))
+    check(f"{clients} clients got {count} answers in {seconds:g} s, each the same every time", count >= clients)
+
+
+def check_quietly(true: bool) -> None:
+    """End where the same question had two answers."""
+    if not true:
+        check("the same question has the same answer", False)
+
+
+def main() -> None:
+    """Everything, in turn."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("url", help="of the server, with its /v1")
+    parser.add_argument("--key", default="none")
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=60)
+    args = parser.parse_args()
+    client = openai.OpenAI(base_url=args.url, api_key=args.key)
+    model = client.models.list().data[0].id
+    check(f"openai {openai.__version__} finds the model {model}", client.models.retrieve(model).id == model)
+    completions(client, model)
+    chats(client, model)
+    errors(client, model)
+    leaving(client, model, args.url)
+    asyncio.run(load(args.url, args.key, model, args.clients, args.seconds))
+    check("nothing was compiled after the warm-up", metric(args.url, "compiles_after_warmup_total") == 0)
+
+
+if __name__ == "__main__":
+    main()
