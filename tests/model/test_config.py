@@ -19,7 +19,7 @@ from tests.model.reference import GPT, LLAMA
         ({"layers": 0}, "model.layers=0: expected at least 1"),
         ({"width": -4}, "model.width=-4: expected at least 1"),
         ({"context": 0}, "model.context=0: expected at least 1"),
-        ({"dropout": 1.0}, "model.dropout=1.0: expected a rate from 0 up to, not including, 1"),
+        ({"dropout": 1.0}, "model.dropout=1.0: expected at least 0 and less than 1"),
         ({"dropout": -0.1}, "model.dropout=-0.1"),
         ({"attention": Attention(heads=4, head_dim=5)}, "attention.head_dim=5 is odd, try 6"),
     ],
