@@ -124,7 +124,7 @@ def losses(e: Experiment, studies: int, seeds: int, arms: int) -> np.ndarray:
     def run(seed: jax.Array, draws: jax.Array, batches: Any) -> jax.Array:
         state = fresh_state(learner, optimizer, 0.0, jax.random.key(seed))
         state, _ = jax.lax.scan(lambda state, batch: (step(state, batch, draws)[0], None), state, batches)
-        return learner.loss(state.params, (), (), heldout, None)[0]
+        return learner.loss(state.params, (), heldout, None)[0]
 
     every_arm = jax.jit(jax.vmap(jax.vmap(run, (None, 0, None))))  # over seeds, and over the arms of each
     every = np.arange(studies * seeds, dtype=np.uint32)

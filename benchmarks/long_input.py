@@ -33,9 +33,9 @@ def step(length: int, attention: str) -> tuple[Any, float]:
     ids = np.random.default_rng(0).integers(512, size=(1, length + 1), dtype=np.int32)
     weights = np.full((1, length), 1 / length, np.float32)
     batch = {"tokens": ids[:, :-1], "targets": ids[:, 1:], "weights": weights}
-    run = jax.jit(jax.value_and_grad(lambda p: learner.loss(p, (), (), batch, None)[0]))
-    compiled = run.lower(learner.init(jax.random.key(0))[0][0]).compile()
-    params = learner.init(jax.random.key(0))[0][0]
+    run = jax.jit(jax.value_and_grad(lambda p: learner.loss(p, (), batch, None)[0]))
+    compiled = run.lower(learner.init(jax.random.key(0))[0]).compile()
+    params = learner.init(jax.random.key(0))[0]
     start = time.perf_counter()
     return jax.block_until_ready(compiled(params)), time.perf_counter() - start
 

@@ -96,7 +96,7 @@ def test_a_page_s_experiment_takes_a_step(name: str) -> None:
     learner = e.method.build(Transformer(e.model, e.compute.resolve("cpu")))
     abstract = {k: jax.ShapeDtypeStruct(a.shape, a.dtype) for k, a in batch.items()}
     loss, metrics = jax.eval_shape(
-        lambda params, b: learner.loss(params, (), (), b, None), learner.model.shapes(), abstract
+        lambda params, b: learner.loss(params, (), b, None), learner.model.shapes(), abstract
     )
     assert loss.shape == metrics["accuracy"].shape == ()
     e.optimizer.build(e.steps, learner.axes())

@@ -94,7 +94,7 @@ def batch(cfg: Any) -> dict[str, np.ndarray]:
 
 def gradients(cfg: Any, chunk: int, data: Any, unroll: int = 1) -> Any:
     learner = Pretrain(z_loss=1e-3).build(Transformer(cfg, replace(SIMPLE, loss_chunk=chunk)))
-    return jax.jit(jax.value_and_grad(lambda p: learner.loss(p, (), (), data, None)[0]))(lively(cfg))
+    return jax.jit(jax.value_and_grad(lambda p: learner.loss(p, (), data, None)[0]))(lively(cfg))
 
 
 @pytest.mark.parametrize("cfg", [GPT, LLAMA], ids=["tied", "untied"])
@@ -116,7 +116,7 @@ def test_what_has_no_weight_does_not_count() -> None:
 def test_a_document_s_loss_is_its_own(cfg: Any) -> None:
     """Packed behind another, whatever that says, as alone; a prefix is seen from its start."""
     params, learner = lively(cfg), Pretrain().build(Transformer(cfg, SIMPLE))
-    loss = jax.jit(lambda data: learner.loss(params, (), (), data, None)[0])
+    loss = jax.jit(lambda data: learner.loss(params, (), data, None)[0])
     second = np.arange(T) >= 5
     packed = {
         **batch(cfg),
@@ -139,7 +139,7 @@ def test_a_document_s_loss_is_its_own(cfg: Any) -> None:
 def test_the_loss_is_the_mean_over_the_weights() -> None:
     data = batch(LLAMA)
     learner = Pretrain().build(Transformer(LLAMA, SIMPLE))
-    _, metrics = learner.loss(lively(LLAMA), (), (), data, None)
+    _, metrics = learner.loss(lively(LLAMA), (), data, None)
     logits = np.asarray(learner.model(lively(LLAMA), data["tokens"]))
     _, nll, right = by_hand(logits, data["targets"], data["weights"], 0.0)
     np.testing.assert_allclose((metrics["loss"], metrics["accuracy"]), (nll, right), rtol=1e-5)
@@ -157,7 +157,7 @@ def test_routers_losses_count_by_the_batch_s_share_of_the_weights() -> None:
     losses = learner.model.hidden(params, data["tokens"]).losses
     assert len(losses) == 2 and min(losses.values()) > 1e-3
     for share in (1.0, 0.25):
-        total, metrics = learner.loss(params, (), (), {**data, "weights": data["weights"] * np.float32(share)}, None)
+        total, metrics = learner.loss(params, (), {**data, "weights": data["weights"] * np.float32(share)}, None)
         np.testing.assert_allclose([metrics[name] for name in losses], [share * x for x in losses.values()], rtol=1e-5)
         np.testing.assert_allclose(total, metrics["loss"] + share * sum(losses.values()), rtol=1e-5)
 
@@ -172,7 +172,7 @@ def test_next_sentences_add_their_mean_over_the_rows_that_ask() -> None:
     model, params = Transformer(PAIRED, SIMPLE), lively(PAIRED)
     learner, masked = Pretrain().build(model), {**batch(PAIRED), "token_types": RNG.integers(0, 2, (B, T))}
     asked = {"next_sentence": np.array([0, 1], np.int32), "next_sentence_weights": np.array([0.75, 0.25], np.float32)}
-    (plain, before), (total, metrics) = (learner.loss(params, (), (), data, None) for data in (masked, masked | asked))
+    (plain, before), (total, metrics) = (learner.loss(params, (), data, None) for data in (masked, masked | asked))
     x = model.hidden(params, Inputs(masked["tokens"], token_types=masked["token_types"])).x
     logits = np.asarray(model.next_sentence(params, x))
     _, nll, right = by_hand(logits, asked["next_sentence"], asked["next_sentence_weights"], 0.0)
@@ -203,7 +203,7 @@ def largest(chunk: int) -> int:
     data = {
         n: jax.ShapeDtypeStruct((rows, length), d) for n, d in (("tokens", int), ("targets", int), ("weights", float))
     }
-    step = jax.make_jaxpr(jax.value_and_grad(lambda p, b: learner.loss(p, (), (), b, None)[0]))(model.shapes(), data)
+    step = jax.make_jaxpr(jax.value_and_grad(lambda p, b: learner.loss(p, (), b, None)[0]))(model.shapes(), data)
     return max(int(np.prod(a.shape)) for a in arrays(step.jaxpr) if vocab in a.shape) // vocab
 
 

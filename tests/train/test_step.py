@@ -49,7 +49,7 @@ def batch(seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def learner_of(cfg: ModelConfig) -> Learner:
+def learner_of(cfg: ModelConfig) -> Pretraining:
     return Pretrain(z_loss=1e-3).build(Transformer(cfg, COMPUTE))
 
 
@@ -58,7 +58,7 @@ def fresh(cfg: ModelConfig) -> Any:
     return jax.device_get(jax.jit(Transformer(cfg, COMPUTE).init)(jax.random.key(0)))
 
 
-def begun(learner: Learner, chain: Any, mesh: Any, ema: float = 0.0) -> TrainState:
+def begun(learner: Pretraining, chain: Any, mesh: Any, ema: float = 0.0) -> TrainState:
     """What `init_state` gives (see the test of it), without a program to initialise for every mesh."""
     _, placed = state_shardings(learner, chain, mesh, ema)
     return jax.device_put(new_state(fresh(learner.model.cfg), chain, bool(ema)), placed)
@@ -122,7 +122,7 @@ def test_the_metrics_are_the_batch_s() -> None:
     assert float(found["loss"]) / tokens == pytest.approx(first["loss"], rel=1e-5)
     assert float(found["accuracy"]) / tokens == pytest.approx(first["accuracy"], abs=1e-6)
     scaled = {**batch(0), "weights": batch(0)["weights"] / tokens}
-    gradients = jax.jit(jax.grad(lambda p: learner.loss(p, (), (), scaled, None)[0]))(params)
+    gradients = jax.jit(jax.grad(lambda p: learner.loss(p, (), scaled, None)[0]))(params)
     assert float(optax.global_norm(gradients)) == pytest.approx(first["grad_norm"], rel=1e-5)
     assert first["total"] > first["loss"]  # by the z-loss
 
@@ -212,7 +212,7 @@ def test_each_micro_batch_has_a_key_of_its_own() -> None:
     state = begun(learner, chain, mesh)
     half = {name: a[: ROWS // 2] for name, a in batch(0).items()}
     half["weights"] = half["weights"] / (2 * half["weights"].sum())
-    loss = jax.jit(lambda key: learner.loss(fresh(DROPOUT), (), (), half, key)[1]["loss"])
+    loss = jax.jit(lambda key: learner.loss(fresh(DROPOUT), (), half, key)[1]["loss"])
     expected = [float(loss(key)) for key in jax.random.split(jax.random.fold_in(jax.random.key(seed), 0))]
     assert expected[0] != pytest.approx(expected[1], rel=1e-3)
     twice = {name: np.repeat(a, 2, axis=0) for name, a in half.items()}  # rows go to micro-batches in turn
