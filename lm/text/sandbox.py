@@ -21,6 +21,7 @@ LIMIT = 2**27
 GROWING = ("replace", "join", "expandtabs", "translate", "center", "ljust", "rjust", "zfill")  # methods of text
 GROWING_FILTERS = ("replace", "join", "center", "indent", "tojson", "batch", "slice", "wordwrap")
 LOOPS = 10_000_000  # elements of all ranges
+COST_OF_BIT = 128  # of a number, in characters: the time that its arithmetic takes
 
 Markers = tuple[str, str]
 
@@ -115,7 +116,7 @@ def _numbers(args: Any) -> Iterator[int]:
 def _repeated(left: Any, right: Any) -> float:
     """The size of left * right."""
     if isinstance(left, int) and isinstance(right, int):
-        return left.bit_length() + right.bit_length()
+        return (left.bit_length() + right.bit_length()) * COST_OF_BIT
     numbers = [n for n in (left, right) if isinstance(n, int)]
     sequences = [s for s in (left, right) if isinstance(s, (str, list, tuple))]
     return max(numbers[0], 0) * len(sequences[0]) if numbers and sequences else 0
@@ -123,7 +124,7 @@ def _repeated(left: Any, right: Any) -> float:
 
 def _power(left: Any, right: Any) -> float:
     whole = isinstance(left, int) and isinstance(right, int)
-    return left.bit_length() * max(right, 0) if whole else 0
+    return left.bit_length() * max(right, 0) * COST_OF_BIT if whole else 0
 
 
 def _joined(left: Any, right: Any) -> float:
@@ -240,6 +241,7 @@ def _compiled(template: str, markers: Markers) -> jinja2.Template:
     environment.filters |= {name: _bounded_filter(environment.filters[name]) for name in GROWING_FILTERS}
     environment.globals |= {"raise_exception": _raise, "strftime_now": _now, "namespace": _Namespace}
     environment.globals["markers"] = markers
+    del environment.globals["lipsum"]  # which makes as much text as it is asked for
     try:
         return environment.from_string(template)
     except jinja2.TemplateSyntaxError as error:
