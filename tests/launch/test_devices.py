@@ -11,7 +11,7 @@ from tests.launch.commands import GKE, SCALED, said
 LLAMA = "experiments.llama"
 PLACE = ("--workdir", "gs://bucket/run", "--dry-run")
 CLUSTER = ("launch", "gke", "--image", "IMAGE", *PLACE)
-ZONE = ("launch", "tpu-vm", "--zone", "z", *PLACE)
+ZONE = ("launch", "tpu-vm", "--zone", "us-east5-b", *PLACE)
 NODES = ("launch", "slurm", *PLACE)
 STUDY = ("launch", "slurm", "study", "experiments.ablations.heads", "--dry-run")
 

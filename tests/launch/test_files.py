@@ -145,8 +145,8 @@ def test_a_shell_on_a_tpu_vm_reads_the_words(given: list[str]) -> None:
 
     from launch.job import Job
 
-    known = dict(type="v6e-8", zone="z", project="", runtime="", service_account="", spot=False, reserved=False)
-    args = argparse.Namespace(**known, keep=True, workdir="")
+    known = dict(type="v6e-8", zone="us-east5-b", project="", runtime="", service_account="")
+    args = argparse.Namespace(**known, spot=False, reserved=False, keep=True, workdir="")
     steps = tpu_vm.plan(args, Job(("train", *given), args, "name"))
     remote = steps["run"][-1].removeprefix("--command=cd lm && LM_PROCESSES=auto ")
     assert shlex.split(remote) == [".venv/bin/python", "-m", "launch", "train", *given]

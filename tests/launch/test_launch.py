@@ -16,7 +16,7 @@ from launch.launch import split_options
 from lm.machine import buckets
 from tests.launch.commands import GKE, PAGE, SCALED, Tool, said
 
-TPU = ("launch", "tpu-vm", "--type", "v6e-16", "--zone", "z", PAGE, *SCALED, "--workdir", "gs://bucket/run")
+TPU = ("launch", "tpu-vm", "--type", "v6e-16", "--zone", "us-east5-b", PAGE, *SCALED, "--workdir", "gs://bucket/run")
 
 CHECK = buckets.check_writable
 
@@ -204,7 +204,7 @@ def test_a_slice_is_made_used_and_deleted(
     assert "--accelerator-type=v6e-16 --runtime-version=v2-alpha-tpuv6e" in text
     command = f"train {PAGE} --set rows_per_device=1 --workdir gs://bucket/run"
     assert f"LM_PROCESSES=auto .venv/bin/python -m launch {command}" in text
-    assert text.splitlines()[-1] == "compute tpus queued-resources delete quickstart --zone=z --force --quiet"
+    assert text.splitlines()[-1] == "compute tpus queued-resources delete quickstart --zone=us-east5-b --force --quiet"
     assert not (tmp_path / "lm.tar.gz").exists()
 
 
@@ -259,6 +259,6 @@ def test_a_dry_run_asks_nobody(tool: Tool, capsys: pytest.CaptureFixture[str]) -
     for argv in ((*TPU, "--dry-run"), (*GKE, "--tpu", "v5p:4x4x4"), (*SLURM, "--dry-run")):
         assert said(capsys, *argv)
     assert not any(file.exists() for file in calls)
-    assert json.dumps("gcloud compute tpus queued-resources create quickstart --zone=z")[1:-1] in said(
+    assert json.dumps("gcloud compute tpus queued-resources create quickstart --zone=us-east5-b")[1:-1] in said(
         capsys, *TPU, "--dry-run"
     )
