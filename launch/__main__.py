@@ -14,13 +14,28 @@ from typing import Any, NoReturn
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
-from launch import catalogue, convert, evaluate, launch, plan, report, sample, serve, show, study, tokenizer, train
+from launch import (
+    catalogue,
+    chat,
+    convert,
+    evaluate,
+    launch,
+    plan,
+    report,
+    sample,
+    serve,
+    show,
+    study,
+    tokenizer,
+    train,
+)
 from lm.value import TRUST, suggest
 
 VERBS = {
     "list": catalogue,
     "train": train,
     "sample": sample,
+    "chat": chat,
     "serve": serve,
     "evaluate": evaluate,
     "show": show,
@@ -39,6 +54,7 @@ examples:
   lm train experiments.quickstart                train it (or resume it), sample, report
   lm train experiments.quickstart --workdir runs/small --set steps=100 model.layers=2
   lm sample runs/quickstart --prompt "def " -n 3
+  lm chat SmolLM2-135M-Instruct.Q4_1.gguf        a conversation in the terminal
   lm serve runs/quickstart                       over HTTP, by the API of OpenAI
   lm evaluate runs/quickstart
   lm plan experiments.llama:llama3_8b --topology v5p:4x4x4      what it would cost there

@@ -85,10 +85,11 @@ def run(args: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         raise ValueError(f'lm serve needs {error.name}: pip install -e ".[serve]"') from None
     from lm.serve.call import Limits
+    from lm.serve.conversation import engine_of
 
     keys = start.read_keys(Path(args.api_key_file).expanduser()) if args.api_key_file else []
     model = load(args.model, args.dtype, args.devices, args.chat_template)
-    engine = start.engine_of(model, args.slots, args.length)
+    engine = engine_of(model, args.slots, args.length)
     name = args.name or Path(args.model).expanduser().resolve().name
     most = Limits(args.max_body_bytes, args.max_new_tokens, args.max_seconds)
     app = start.application(model, name, engine, most, args.max_waiting, keys, args.allow_origin)

@@ -9,7 +9,7 @@ from typing import Any
 from lm.decode.engine import Output, TokenLogProb
 from lm.decode.sampling import NONE
 from lm.serve.call import Call, Served
-from lm.serve.text import StoppedText
+from lm.serve.text import StoppedText, decoder_after
 from lm.serve.worker import Generation
 from lm.text.protocol import IncrementalDecoder
 
@@ -28,7 +28,7 @@ class Piece:
 
 async def pieces(served: Served, call: Call, generation: Generation) -> AsyncIterator[tuple[int, Piece]]:
     """(index of the choice, piece), as they come."""
-    texts = [StoppedText(served.tokenizer, call.stop) for _ in generation.replies]
+    texts = [StoppedText(served.tokenizer, call.stop, call.before(i)) for i in range(len(generation.replies))]
     begun = set()
     async for index, output in generation:
         piece = _piece(texts[index], output)
@@ -77,7 +77,8 @@ class Completion:
     def _log_probs(self, index: int, piece: Piece) -> dict[str, Any]:
         """Lists by token; an offset is that of the token in the text of the choice."""
         name, offsets = self.served.tokenizer.piece, []
-        decoder, at = self._texts.get(index) or (self.served.tokenizer.incremental_decoder(), 0)
+        before = () if self.call.echo else self.call.before(index)
+        decoder, at = self._texts.get(index) or (decoder_after(self.served.tokenizer, before), 0)
         for token, _ in piece.tokens:
             offsets.append(at)
             at += len(decoder.push(token.token))

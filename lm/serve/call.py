@@ -83,7 +83,8 @@ class Call:
     """Prompts, as text and as ids, and what is asked of each: `n` choices of up to `max_new_tokens`.
 
     `stop` are strings, `stop_ids` ids; `log_probs` is how many alternatives of each token are given (None: no
-    log-probabilities), `processed` as in the engine's Request; `echo` puts the prompt before the text."""
+    log-probabilities), `processed` as in the engine's Request; `echo` puts the prompt before the text. The text
+    `continues` the prompt's, or is one of its own."""
 
     prompts: Sequence[tuple[str, list[int]]]
     n: int
@@ -97,6 +98,7 @@ class Call:
     echo: bool
     stream: bool
     include_usage: bool
+    continues: bool
 
     def requests(self) -> list[Request]:
         """One for each choice, those of the first prompt first."""
@@ -116,6 +118,10 @@ class Call:
             for index in range(self.n)
         ]
 
+    def before(self, index: int) -> Sequence[int]:
+        """The tokens that choice `index` continues."""
+        return self.prompts[index // self.n][1] if self.continues else ()
+
     @property
     def prompt_tokens(self) -> int:
         return sum(len(ids) for _, ids in self.prompts)
@@ -126,7 +132,7 @@ def completion(served: Served, fields: Fields) -> Call:
     special = fields.flag("add_special_tokens", True)
     prompts = _prompts(served, fields, special)
     log_probs = fields.integer("logprobs", None, 0, TOP)
-    return _call(served, fields, prompts, log_probs, echo=fields.flag("echo"), room=16)
+    return _call(served, fields, prompts, log_probs, fields.flag("echo"), 16, continues=True)
 
 
 def chat_completion(served: Served, fields: Fields) -> Call:
@@ -136,7 +142,7 @@ def chat_completion(served: Served, fields: Fields) -> Call:
     if top is not None and not asked:
         bad("top_logprobs", "top_logprobs without logprobs: set logprobs to true")
     prompts = [(text, served.encode(text, special=False))]  # the template has written the bos
-    return _call(served, fields, prompts, (top or 0) if asked else None, echo=False, room=served.length)
+    return _call(served, fields, prompts, (top or 0) if asked else None, False, served.length, continues=False)
 
 
 def _call(
@@ -146,6 +152,7 @@ def _call(
     log_probs: int | None,
     echo: bool,
     room: int,
+    continues: bool,
 ) -> Call:
     """The fields that both routes share.
 
@@ -155,7 +162,8 @@ def _call(
       prompts: (text, ids) of each.
       log_probs: alternatives; None: no log-probabilities.
       echo: whether the prompt comes before the text.
-      room: new tokens where the body names no number."""
+      room: new tokens where the body names no number.
+      continues: as in Call."""
     model_name(served, fields)
     stop, stop_ids = _stops(served, fields)
     n = fields.integer("n", 1, 1, CHOICES) or 1
@@ -185,6 +193,7 @@ def _call(
         echo,
         stream,
         include_usage,
+        continues,
     )
 
 

@@ -1,7 +1,6 @@
 """From a loaded model to a server that listens."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
@@ -14,20 +13,7 @@ from lm.serve.call import Limits, Served
 from lm.serve.metrics import Metrics
 from lm.serve.worker import EngineThread
 
-LENGTH = 8192  # tokens of context a slot, where nothing else is asked for: a cache of them is made for every slot
 USUAL = Limits()
-
-
-def engine_of(model: Pretrained, slots: int, length: int = 0) -> Engine:
-    """An engine for `model`, each of whose slots has `length` tokens (0: the model's context, at most LENGTH). Raises
-    ValueError for a model that is no decoder, or a length that it has not."""
-    context = model.config.context
-    if not 0 <= length <= context or length in (1, 2):
-        raise ValueError(f"--length {length:,}: expected 3 to {context:,}, the model's context")
-    if slots < 1:
-        raise ValueError(f"--slots {slots}: expected at least 1")
-    unrolled = replace(model.model, compute=replace(model.model.compute, unroll=0))
-    return Engine(unrolled, model.params, slots, length or min(context, LENGTH))
 
 
 def application(

@@ -2,17 +2,29 @@
 
 from collections.abc import Sequence
 
+from lm.text.protocol import IncrementalDecoder
 from lm.text.tokenizer import Tokenizer
+
+LAST = 64  # tokens of a prompt on which the text after it may depend
+
+
+def decoder_after(tokenizer: Tokenizer, before: Sequence[int]) -> IncrementalDecoder:
+    """A decoder of the tokens after others: some decoders leave out the space that begins a text, and a character may
+    begin in one token and end in another."""
+    decoder = tokenizer.incremental_decoder()
+    for id in before[-LAST:]:
+        decoder.push(id)
+    return decoder
 
 
 class StoppedText:
     """Tokens in, text out: what may be the beginning of a stop string is held back until that is certain.
 
     A stop string may begin in one token and end in another; of several the one counts that is complete first, however
-    the text is cut into tokens."""
+    the text is cut into tokens. It continues the text of the tokens `before`."""
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]):
-        self.decoder, self.stops = tokenizer.incremental_decoder(), stops
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], before: Sequence[int] = ()):
+        self.decoder, self.stops = decoder_after(tokenizer, before), stops
         self.held, self.stopped = "", False
 
     def push(self, id: int) -> str:

@@ -108,6 +108,14 @@ def test_every_option_of_sampling_arrives(client: TestClient, option: dict[str, 
     assert text_of(client, temperature=2.0, seed=1) != expected
 
 
+def test_a_text_goes_on_where_the_prompt_ends(client: TestClient) -> None:
+    """Also within a character; a chat's answer is a text of its own."""
+    bias = {str(0xA9): 100}
+    assert text_of(client, prompt=[256, 0xC3], logit_bias=bias, max_tokens=1) == "é"
+    chat = post(client, "/v1/chat/completions", **{**CHAT, "logit_bias": bias, "max_tokens": 1})
+    assert chat["choices"][0]["message"]["content"] == "\ufffd"
+
+
 def test_prompts_and_choices_have_indices(client: TestClient) -> None:
     """In the order of the prompts; a text does not depend on what is asked for beside it."""
     asked = dict(temperature=1.5, seed=5, n=3)

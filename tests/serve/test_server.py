@@ -10,7 +10,8 @@ import pytest
 
 from lm.decode.engine import Engine, Output
 from lm.serve.call import Limits
-from lm.serve.start import application, engine_of, read_keys
+from lm.serve.conversation import engine_of
+from lm.serve.start import application, read_keys
 from tests.serve import small
 from tests.serve.small import BIAS
 

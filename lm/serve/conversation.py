@@ -1,0 +1,130 @@
+"""A conversation with a model: its messages, and its replies as they are drawn."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from lm.decode.engine import Engine, Request
+from lm.decode.sampling import NONE, Sampling
+from lm.pretrained.model import Pretrained
+from lm.text.chat import apply_chat_template
+from lm.text.tokenizer import Tokenizer
+
+LENGTH = 8192  # tokens of context a slot, where nothing else is asked for: a cache of them is made for every slot
+
+
+def engine_of(model: Pretrained, slots: int, length: int = 0) -> Engine:
+    """An engine for `model`, each of whose slots has `length` tokens (0: the model's context, at most LENGTH). Raises
+    ValueError for a model that is no decoder, or a length that it has not."""
+    context = model.config.context
+    if model.tokenizer is None:
+        raise ValueError("this model came without a tokenizer, which text needs: put one beside its weights")
+    if not 0 <= length <= context or length in (1, 2):
+        raise ValueError(f"--length {length:,}: expected 3 to {context:,}, the model's context")
+    if slots < 1:
+        raise ValueError(f"--slots {slots}: expected at least 1")
+    unrolled = replace(model.model, compute=replace(model.model.compute, unroll=0))
+    return Engine(unrolled, model.params, slots, length or min(context, LENGTH))
+
+
+@dataclass
+class Conversation:
+    """What was said so far, and how the model goes on. `messages` are {"role": .., "content": ..}; a model without a
+    chat template continues their contents as one text."""
+
+    model: Pretrained
+    engine: Engine
+    sampling: Sampling = Sampling()
+    max_new_tokens: int = 512
+    seed: int = 0
+    messages: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        assert self.model.tokenizer is not None  # or there were no engine
+        return self.model.tokenizer
+
+    def reply(self, text: str, interrupted: Callable[[], bool] = lambda: False) -> Iterator[str]:
+        """The answer to `text`, as it is drawn, until it is complete or `interrupted`: what was said by then stays.
+
+        Raises ValueError where the conversation leaves no room for an answer; `text` is then not part of it."""
+        asked = [*self.messages, {"role": "user", "content": text}]
+        ids = self._ids(asked)
+        if (room := self.engine.length - len(ids)) < 1:
+            raise ValueError(
+                f"the conversation has {len(ids):,} tokens, and the context {self.engine.length:,}: "
+                "/reset begins a new one"
+            )
+        padded = self.model.config.vocab > self.tokenizer.vocab_size
+        sampling = replace(self.sampling, vocab_size=self.tokenizer.vocab_size if padded else 0)
+        most, stop = min(self.max_new_tokens, room), self.model.stop_ids
+        said = ""
+        for new in self._drawn(Request(ids, most, sampling, stop, self.seed, len(asked)), interrupted):
+            said += new
+            yield new
+        self.messages = [*asked, {"role": "assistant", "content": said}]
+
+    def _drawn(self, request: Request, interrupted: Callable[[], bool]) -> Iterator[str]:
+        """The text of a request. The engine is asked to stop between two steps, never within one."""
+        number, text = self.engine.submit(request), self.tokenizer.incremental_decoder()
+        while self.engine.busy and not interrupted():
+            for output in self.engine.step():
+                if output.end == "not finite":
+                    raise ValueError("the model's logits are NaN or infinite")
+                if output.token != NONE:
+                    yield text.push(output.token)
+        self.engine.cancel(number)
+        yield text.close()
+
+    def _ids(self, messages: list[dict[str, str]]) -> list[int]:
+        if not self.tokenizer.chat_template:
+            return self.tokenizer.encode_prompt("".join(message["content"] for message in messages))
+        text = apply_chat_template(self.tokenizer, messages, add_generation_prompt=True)
+        return self.tokenizer.encode(text, parse_special=True)  # the template has written the bos
+
+    # ---------------------------------------------------------------- commands
+
+    def command(self, line: str) -> str:
+        """Do what a line that begins with / says; the answer to it. Raises ValueError for one that is not known."""
+        name, _, rest = line.partition(" ")
+        known: dict[str, Callable[[str], str]] = {
+            "/reset": self.reset,
+            "/system": self.system,
+            "/temperature": self.temperature,
+            "/save": self.save,
+        }
+        if name not in known:
+            raise ValueError(f"unknown command {name}: {', '.join(known)}, /exit")
+        return known[name](rest.strip())
+
+    def reset(self, rest: str = "") -> str:
+        """Forget what was said, but for the system message."""
+        self.messages = [message for message in self.messages if message["role"] == "system"]
+        return "a new conversation"
+
+    def system(self, text: str) -> str:
+        """Put another system message, or none, before the rest."""
+        others = [message for message in self.messages if message["role"] != "system"]
+        self.messages = [*([{"role": "system", "content": text}] if text else []), *others]
+        return f"the system message: {text}" if text else "no system message"
+
+    def temperature(self, text: str) -> str:
+        """Set the temperature."""
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError(f"/temperature {text}: expected a number, as in /temperature 0.7") from None
+        self.sampling = replace(self.sampling, temperature=value)
+        return f"temperature {value:g}"
+
+    def save(self, path: str) -> str:
+        """Write the messages as one line of JSON into a new file."""
+        if not path:
+            raise ValueError("/save: expected the name of a file, as in /save talk.jsonl")
+        try:
+            with Path(path).expanduser().open("x", encoding="utf-8") as file:
+                file.write(json.dumps({"messages": self.messages}, ensure_ascii=False) + "\n")
+        except FileExistsError:
+            raise ValueError(f"{path} is there already: choose another name") from None
+        return f"{len(self.messages)} messages in {path}"
