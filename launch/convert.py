@@ -1,16 +1,20 @@
-"""`lm convert`: export a model as a Hugging Face model directory."""
+"""`lm convert`: export a model as a Hugging Face model directory, or a GGUF file."""
 
 import argparse
 from typing import Any
 
+TYPES = ("f32", "f16", "bf16", "q8_0")
 EPILOG = """\
 SRC is a run's folder, a Hugging Face model directory (safetensors) or a GGUF file. DST becomes a Hugging Face model
-directory: config.json, generation_config.json, model.safetensors in float32, the tokenizer's files. It is written
-atomically; an existing model directory is replaced.
+directory: config.json, generation_config.json, model.safetensors in float32, the tokenizer's files. A DST that ends in
+.gguf becomes one file for llama.cpp and the programs built on it: the families of GPT-2, Llama, Qwen 2 and 3, Gemma 1
+to 3, with the tokenizer, the chat template and the ends inside; what llama.cpp cannot express is refused. Both are
+written atomically; an existing model is replaced.
 
 examples:
   lm convert runs/quickstart exported
   lm convert model.gguf exported
+  lm convert runs/quickstart model.gguf --type q8_0
 """
 
 
@@ -18,7 +22,13 @@ def add(verbs: Any) -> None:
     """Declare `lm convert`."""
     verb = verbs.add_parser("convert", help="export a run or a published model", description=__doc__, epilog=EPILOG)
     verb.add_argument("source", metavar="SRC", help="a run's folder, a model directory, or a GGUF file")
-    verb.add_argument("destination", metavar="DST", help="the model directory to write")
+    verb.add_argument("destination", metavar="DST", help="the model directory or the .gguf file to write")
+    verb.add_argument(
+        "--type",
+        choices=TYPES,
+        help="of the matrices of a .gguf file: 32 bits each, 16 (f16, bf16), or 8 in blocks of 32 with a scale (q8_0); "
+        "norms and biases stay f32 (default: f32)",
+    )
     verb.set_defaults(run=run)
 
 
@@ -30,8 +40,18 @@ def run(args: argparse.Namespace) -> None:
     from lm.model import count
     from lm.pretrained import load
 
-    model = load(args.source)
-    model.save(args.destination)
+    single = args.destination.endswith(".gguf")
+    if args.type and not single:
+        raise ValueError(f"--type {args.type} is of a .gguf file, and {args.destination} is a directory in float32")
+    model, type = load(args.source), args.type or "f32"
+    left: list[str] = []
+    if single:
+        left = model.save_gguf(args.destination, type)
+    else:
+        model.save(args.destination)
     total = count.parameters(model.config)
     tokenizer = "no tokenizer" if model.tokenizer is None else "with its tokenizer"
-    print(f"{args.destination}: {total:,} parameters, float32, {tokenizer}")
+    print(f"{args.destination}: {total:,} parameters, {type if single else 'float32'}, {tokenizer}")
+    if left:
+        print(f"{len(left)} of its tensors are f16, since their rows are no multiple of 32: {left[0]}", end="")
+        print(", ..." if left[1:] else "")

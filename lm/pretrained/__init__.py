@@ -2,14 +2,15 @@
 
     model = load("directory")    # a Hugging Face model directory, a GGUF file, or a run's folder
     model.generate("The capital of France is")
-    model.save("another")
+    model.save("another")        # a model directory
+    model.save_gguf("model.gguf")
 
 model.py         a loaded model; save.py exports it, score.py evaluates it on a text
 checkpoint.py    a checkpoint, opened but not loaded; placement.py loads it onto devices, shard by shard
 rows.py          the mapping from their tensors to ours; tables in llama.py, gemma.py, gpt2.py, t5.py, bert.py
 architecture.py  what a table belongs to; known.py lists them
 fields.py        strict reading of config.json; rope.py its rotary part
-files.py         safetensors; gguf.py GGUF
+files.py         safetensors; gguf.py GGUF, which gguf_save.py writes
 """
 
 import json
@@ -30,7 +31,7 @@ from lm.pretrained.files import refuse_pickle
 from lm.pretrained.model import IDS, Pretrained
 from lm.pretrained.placement import place_params
 from lm.text.files import TEKKEN, TEKKEN_CURE, from_directory
-from lm.text.gguf import from_gguf
+from lm.text.gguf import NO_VOCABULARY, from_gguf
 from lm.text.tokenizer import Tokenizer, load_tokenizer
 from lm.train.checkpoint import Checkpoints
 
@@ -67,7 +68,8 @@ def _tokenizer(path: Path, checkpoint: Checkpoint) -> Tokenizer | None:
     if path.is_dir():
         tokenizer = from_directory(path)
     else:
-        tokenizer = from_gguf(checkpoint.metadata) if "tokenizer.ggml.model" in checkpoint.metadata else None
+        named = checkpoint.metadata.get("tokenizer.ggml.model") not in (None, *NO_VOCABULARY)
+        tokenizer = from_gguf(checkpoint.metadata) if named else None
     if tokenizer is None and (path / TEKKEN).is_file():
         warnings.warn(f"{path} is loaded without a tokenizer: {TEKKEN_CURE}", stacklevel=3)
     if tokenizer is None:

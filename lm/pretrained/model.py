@@ -20,7 +20,7 @@ from lm.model.config import ModelConfig
 from lm.model.inputs import Inputs
 from lm.model.output import NoOutput
 from lm.model.transformer import Params, Transformer
-from lm.pretrained import files
+from lm.pretrained import files, gguf_save
 from lm.pretrained import save as saving
 from lm.pretrained.architecture import Architecture
 from lm.pretrained.known import architecture_for
@@ -300,6 +300,23 @@ class Pretrained:
             ids["decoder_start_token_id"] = self._decoder_start()
         unused = self.unused if architecture == self.architecture else {}
         saving.save(Path(directory), architecture, cfg, self.params, self.tokenizer, ids, shard_bytes, unused)
+
+    def save_gguf(self, file: str | Path, type: str = "f32") -> list[str]:
+        """Write a GGUF file that llama.cpp and `load` read, its tokenizer, chat template and ends inside. An existing
+        one is replaced atomically.
+
+        Args:
+          file: the GGUF file.
+          type: of the matrices: f32, f16, bf16 or q8_0 (8 bits, in blocks of 32 with a float16 scale). Norms and biases
+            are float32.
+
+        Returns:
+          the names of the tensors that are float16 since their rows are no whole blocks of q8_0.
+
+        Raises:
+          ValueError: for a model or a tokenizer that llama.cpp cannot express.
+        """
+        return gguf_save.save(Path(file), self.config.scaled, self.params, self.tokenizer, self.stop_ids, type)
 
 
 def _as_integers(what: str, values: Any) -> np.ndarray:

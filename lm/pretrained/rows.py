@@ -83,6 +83,19 @@ class RotaryInterleaved(Linear):
 
 
 @dataclass(frozen=True)
+class RotaryInterleavedBias(Flattened):
+    """The bias [N, H] of a RotaryInterleaved."""
+
+    def ours(self, tensor: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
+        N, H = shapes[0]
+        return [tensor.reshape(N, H // 2, 2).swapaxes(1, 2).reshape(N, H)]
+
+    def theirs(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
+        N, H = leaves[0].shape
+        return leaves[0].reshape(N, 2, H // 2).swapaxes(1, 2).reshape(N * H)
+
+
+@dataclass(frozen=True)
 class PlusOne(Identity):
     """A scale stored with 1 added (Gemma's norms in GGUF)."""
 
@@ -110,6 +123,22 @@ class Concatenated(Identity):
 
     def theirs(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
         return np.concatenate([self.each.theirs([leaf]) for leaf in leaves], axis=-1)
+
+
+@dataclass(frozen=True)
+class Transposed(Identity):
+    """The transpose of what `each` converts to (GPT-2's fused matrix in GGUF)."""
+
+    each: Identity = Identity()
+
+    def theirs_shape(self, shapes: Sequence[Shape]) -> Shape:
+        return self.each.theirs_shape(shapes)[::-1]
+
+    def ours(self, tensor: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
+        return self.each.ours(tensor.T, shapes)
+
+    def theirs(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
+        return self.each.theirs(leaves).T
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def save(
             (new / name).write_bytes(data)
         others = [files.TensorToWrite(name, array.shape, partial(np.asarray, array)) for name, array in unused.items()]
         files.write(new, [*_tensors(architecture, cfg, params), *others], shard_bytes)
-        new.chmod(0o777 & ~_umask())
+        new.chmod(0o777 & ~umask())
         _replace(new, folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -73,7 +73,8 @@ def _json(values: Mapping[str, Any]) -> bytes:
     return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The process's mask of file modes."""
     old = os.umask(0)
     os.umask(old)
     return old
@@ -104,8 +105,9 @@ def _tensors(architecture: Architecture, cfg: ModelConfig, params: Params) -> li
     leaves = flatten(params)
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
     theirs = tensors(architecture.rows(cfg), shapes)
-    return [files.TensorToWrite(t.name, t.shape, partial(_read_theirs, t, leaves)) for t in theirs]
+    return [files.TensorToWrite(t.name, t.shape, partial(read_theirs, t, leaves)) for t in theirs]
 
 
-def _read_theirs(tensor: Tensor, leaves: Mapping[str, jax.Array]) -> np.ndarray:
+def read_theirs(tensor: Tensor, leaves: Mapping[str, jax.Array]) -> np.ndarray:
+    """One tensor of theirs, of our `leaves` by path."""
     return tensor.conversion.theirs([np.asarray(leaves[path][tensor.leaf_index]) for path in tensor.paths])

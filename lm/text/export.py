@@ -1,6 +1,7 @@
 """Export of our tokenizers as tokenizer.json, which the `tokenizers` library, and so transformers, reads."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
@@ -66,16 +67,11 @@ def from_ranks(
     ranks: Mapping[bytes, int], pattern: str, controls: Mapping[int, str], before: Sequence[tuple[str, int]]
 ) -> Backend:
     """Byte-level BPE by rank, as in tiktoken."""
-    alphabet = byte_alphabet()
-
-    def spell(raw: bytes) -> str:
-        return "".join(alphabet[b] for b in raw)
-
     named = {rank: spell(raw) for raw, rank in ranks.items()} | dict(controls)
     unused = {id: UNUSED.format(id) for id in range(max(named)) if id not in named}
     vocab = {name: id for id, name in (named | unused).items()}
-    merges = [(spell(a), spell(b)) for a, b in _merges(ranks)]
-    backend = Backend(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
+    pairs = [(spell(a), spell(b)) for a, b in merges(ranks)]
+    backend = Backend(models.BPE(vocab=vocab, merges=pairs, ignore_merges=True))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(regex(pattern), "isolated"),
@@ -88,7 +84,17 @@ def from_ranks(
     return backend
 
 
-def _merges(ranks: Mapping[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
+@cache
+def _alphabet() -> dict[int, str]:
+    return byte_alphabet()
+
+
+def spell(raw: bytes) -> str:
+    """Bytes in GPT-2's alphabet."""
+    return "".join(_alphabet()[b] for b in raw)
+
+
+def merges(ranks: Mapping[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
     """The two pieces that each rank merges: its bytes, merged by all smaller ranks."""
     for piece, rank in sorted(ranks.items(), key=lambda item: item[1]):
         parts = [bytes([b]) for b in piece]

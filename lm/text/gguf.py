@@ -4,6 +4,7 @@ gpt2    byte-level BPE: tokens and merges; `pre` names the patterns that split a
 llama   SentencePiece BPE: tokens, scores, types
 t5      SentencePiece unigram, with the normaliser's charsmap
 bert    WordPiece, the first piece of a word written with "▁" and the others without "##"
+rwkv    the longest token that fits: read where each is one character
 """
 
 import math
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.text import sentence
+from lm.text.characters import CharacterTokenizer
 from lm.text.export import set_prompt_template
 from lm.text.protocol import ROLES, Tokenizer
 from lm.text.published import (
@@ -28,8 +30,8 @@ from lm.text.published import (
 )
 from lm.text.ranks import O200K_PATTERN
 from lm.text.train import SPACE
+from lm.text.vocabulary import DIGIT, UNUSED, escape
 
-DIGIT = r"\p{N}"  # single digits
 # llama.cpp's for "default", and for a file that does not say
 DEFAULT_PATTERNS = (r"[\p{P}$+<=>^~|]+", GPT2_PATTERN, r"\p{N}+", "[0-9][0-9][0-9]")
 PRE: dict[str, Sequence[str]] = {
@@ -51,6 +53,8 @@ NAMES = """
     <|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD] <|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame> <|file_sep|>
 """
 ENDS = frozenset(NAMES.split())
+NO_VOCABULARY = ("none", "no_vocab")  # tokenizer.ggml.model of a model without a tokenizer
+PADDING = "[PAD{}]"  # the name of an id that nothing has
 MESSAGE_END = "<|end|>"  # of a message only, where one of these pairs ends the turn
 TURN_ENDS = ({"<|return|>", "<|call|>"}, {"<|flush|>", "<|calls|>"})
 
@@ -58,11 +62,12 @@ TURN_ENDS = ({"<|return|>", "<|call|>"}, {"<|flush|>", "<|calls|>"})
 def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer of a GGUF file's `metadata`. Raises ValueError for an unknown model, or a key that is missing, of
     another type or inconsistent."""
-    kinds = {"gpt2": _gpt2, "llama": _llama, "t5": _t5, "bert": _bert}
+    kinds = {"gpt2": _gpt2, "llama": _llama, "t5": _t5, "bert": _bert, "rwkv": _rwkv}
     kind = metadata.get("tokenizer.ggml.model")
     if not isinstance(kind, str) or kind not in kinds:
         part = "; the first part of a split file has it" if metadata.get("split.no") else ""
         raise ValueError(f"tokenizer.ggml.model is {kind!r}: expected one of {', '.join(kinds)}{part}")
+    metadata = _without_padding(metadata)
     size = len(_tokens(metadata))
     keys = {role: ROLE_KEYS.get(role, role) for role in ROLES} | {name: name for name in STOPS}
     ids: dict[str, Any] = {role: metadata.get(f"tokenizer.ggml.{key}_token_id") for role, key in keys.items()}
@@ -79,6 +84,19 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     stops = [known[name] for name in STOPS if name in known]
     tokenizer.stop_ids = tuple(dict.fromkeys([*stops, *end_ids(_tokens(metadata))]))
     return tokenizer
+
+
+def _without_padding(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`metadata` without the unused tokens after the last one that is used, which only match the embedding's rows."""
+    tokens, types = _tokens(metadata), metadata.get("tokenizer.ggml.token_type")
+    if not isinstance(types, list) or len(types) != len(tokens):
+        return metadata
+    used = [value + 1 for key, value in metadata.items() if key.endswith("_token_id") and isinstance(value, int)]
+    size = len(tokens)
+    while size > max(used, default=1) and types[size - 1] == UNUSED and tokens[size - 1] == PADDING.format(size - 1):
+        size -= 1
+    names = [f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "scores")]
+    return {**metadata, **{name: metadata[name][:size] for name in names if isinstance(metadata.get(name), list)}}
 
 
 def end_ids(tokens: Sequence[str]) -> list[int]:
@@ -222,6 +240,15 @@ def _sentence(
         return sentence.SentencePiece(model, sentence.SentencePieceOptions(roles=roles, add_bos=bos, add_eos=eos))
     except RuntimeError as error:
         raise ValueError(f"SentencePiece cannot load the vocabulary of the GGUF file: {error}") from None
+
+
+def _rwkv(metadata: Mapping[str, Any], roles: Mapping[str, int]) -> CharacterTokenizer:
+    tokens = _tokens(metadata)
+    characters = {escape(chr(code)): chr(code) for code in range(128)}
+    found = "".join(characters.get(token, "") for token in tokens)
+    if len(found) != len(tokens) or list(found) != sorted(set(found)):
+        raise ValueError("tokenizer.ggml.model is 'rwkv': expected one ASCII character a token, in their order")
+    return CharacterTokenizer(found)
 
 
 def _bert(metadata: Mapping[str, Any], roles: Mapping[str, int]) -> Published:

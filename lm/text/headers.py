@@ -5,7 +5,8 @@
     GGUF (github.com/ggml-org/ggml, docs/gguf.md): metadata as typed key-value pairs, tensor infos, the data, aligned.
 
 Both are read here and not by their packages: `gguf` takes seconds for the strings of a vocabulary, and neither names
-what is damaged. lm/pretrained/ reads the tensors, in views of the mapped file.
+what is damaged. `gguf` also leaves out empty arrays when it writes, such as the merges of single bytes. lm/pretrained/
+reads and writes the tensors.
 """
 
 import json
@@ -34,6 +35,7 @@ MAX_AXES = 8  # more is damage; GGUF has at most 4
 MAGIC = b"GGUF"
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
+ALIGNMENT = 32  # of tensors in bytes, where general.alignment does not say otherwise
 MAX_DEPTH = 8  # arrays of arrays: more is damage
 MAX_ITEMS = 1 << 22  # of an array; the longest are vocabularies and their merges
 
@@ -112,7 +114,7 @@ def read_gguf_header(file: Path) -> GGUFHeader:
     tensor_count, pairs = cursor.number("Q"), cursor.number("Q")
     metadata = {cursor.string(): cursor.value(cursor.number("I")) for _ in range(pairs)}
     infos = dict(cursor.tensor_info() for _ in range(tensor_count))
-    align = metadata.get("general.alignment", 32)
+    align = metadata.get("general.alignment", ALIGNMENT)
     if not isinstance(align, int) or align < 1:
         raise ValueError(f"{file} is damaged: general.alignment={align!r}")
     data_start = -(-cursor.at // align) * align
@@ -168,3 +170,36 @@ class _Cursor:
             raise ValueError(f"{self.file} is damaged: tensor {name} has {axes} axes")
         shape = tuple(self.number("Q") for _ in range(axes))[::-1]
         return name, GGUFInfo(self.number("I"), shape, self.number("Q"))
+
+
+def gguf_header(metadata: Mapping[str, Any], tensors: Mapping[str, GGUFInfo]) -> bytes:
+    """What comes before the data of a GGUF file, padded to where they begin; starts are counted from there.
+
+    Values are bool, int (32 bits, unsigned), float (32 bits), str, lists of str or bool, and numpy arrays."""
+    parts = [MAGIC, struct.pack("<IQQ", 3, len(tensors), len(metadata))]
+    parts += [part for key, value in metadata.items() for part in (_string(key), _typed(value))]
+    for name, (kind, shape, start) in tensors.items():
+        parts += [_string(name), struct.pack(f"<I{len(shape)}Q", len(shape), *shape[::-1])]
+        parts.append(struct.pack("<IQ", kind, start))
+    data = b"".join(parts)
+    return data + bytes(-len(data) % ALIGNMENT)
+
+
+def _string(text: str) -> bytes:
+    raw = text.encode()
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _typed(value: Any) -> bytes:
+    """A value of the metadata, after its type."""
+    if isinstance(value, str):
+        return struct.pack("<I", STRING) + _string(value)
+    if isinstance(value, list) and value and isinstance(value[0], bool):
+        value = np.asarray(value)
+    if isinstance(value, list):
+        return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(map(_string, value))
+    codes = {code: kind for kind, code in SCALARS.items()}
+    if isinstance(value, np.ndarray):
+        return struct.pack("<IIQ", ARRAY, codes[value.dtype.char], len(value)) + value.tobytes()
+    code = {bool: "?", int: "I", float: "f"}[type(value)]
+    return struct.pack(f"<I{code}", codes[code], value)

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from lm.text.vocabulary import Vocabulary
+
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")  # of control ids, by Hugging Face's names
 Offsets = list[tuple[int, int, int]]  # (id, start, end) of each token, in characters of the text
 
@@ -172,6 +174,10 @@ class Tokenizer:
         """The files of a model directory from which transformers' AutoTokenizer gives the same ids. Raises ValueError
         where there are none."""
         raise ValueError(f"{type(self).__name__} has no form that transformers reads")
+
+    def vocabulary(self) -> Vocabulary:
+        """What llama.cpp is told of the tokenizer. Raises ValueError where it has no type that gives the same ids."""
+        raise ValueError(f"llama.cpp has no type of vocabulary for {type(self).__name__}")
 
     @property
     def fingerprint(self) -> str:

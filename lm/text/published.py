@@ -16,6 +16,7 @@ from tokenizers import Tokenizer as Backend
 
 from lm.text.export import byte_alphabet, set_prompt_template
 from lm.text.protocol import ROLES, IncrementalDecoder, LazyTable, Offsets, Tokenizer, config_file, utf8_bytes
+from lm.text.vocabulary import GPT2_PATTERN, Vocabulary, byte_level, sentencepiece_bpe
 
 # The usual names of a role, for files without a tokenizer_config.json.
 DEFAULT_NAMES = {
@@ -117,6 +118,11 @@ class Published(Tokenizer):
         content = self._call(True, lambda: self._backend.to_str(pretty=True)).encode()
         config = config_file(self, files.get("tokenizer_config.json", b"{}"))
         return {"tokenizer.json": content, **files, "tokenizer_config.json": config}
+
+    def vocabulary(self) -> Vocabulary:
+        """GPT-2's byte-level BPE, or SentencePiece's with the scores that its merges imply."""
+        data = self._call(True, lambda: json.loads(self._backend.to_str()))
+        return (byte_level if self.byte_level else sentencepiece_bpe)(data, self.vocab_size)
 
 
 _LOCK = threading.Lock()
@@ -237,7 +243,6 @@ def _add_bos_eos(backend: Backend, config: TokenizerConfig, roles: Mapping[str, 
 
 # ---------------------------------------------------------------- other formats, converted
 
-GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

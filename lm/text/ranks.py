@@ -14,6 +14,7 @@ import tiktoken
 from lm.text import export
 from lm.text.protocol import Tokenizer, config_file, utf8_bytes
 from lm.text.published import GPT2_PATTERN, LLAMA3_PATTERN, QWEN2_PATTERN
+from lm.text.vocabulary import CONTROL, NORMAL, UNUSED, Vocabulary
 
 CL100K_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
@@ -134,6 +135,21 @@ class TiktokenTokenizer(Tokenizer):
         backend = export.from_ranks(self._ranks, self.spec.pattern, self.controls, before)
         config = config_file(self)
         return {"tokenizer.json": backend.to_str().encode(), "tokenizer_config.json": config}
+
+    def vocabulary(self) -> Vocabulary:
+        """GPT-2's with the merges that the ranks imply."""
+        merges = list(export.merges(self._ranks))
+        names = {rank: export.spell(raw) for raw, rank in self._ranks.items()} | self.controls
+        types = [CONTROL if id in self.controls else NORMAL if id in names else UNUSED for id in range(self.vocab_size)]
+        whole = len(merges) < sum(len(raw) > 1 for raw in self._ranks)  # some are found as whole words alone
+        return Vocabulary(
+            "gpt2",
+            [names.get(id, "") for id in range(self.vocab_size)],
+            types,
+            merges=[f"{export.spell(a)} {export.spell(b)}" for a, b in merges],
+            patterns=(self.spec.pattern,),
+            ignore_merges=True if whole else None,
+        )
 
 
 def load_saved(ranks: bytes, about: bytes) -> TiktokenTokenizer:

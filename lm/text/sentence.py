@@ -5,6 +5,7 @@ other files (T5's sentinels): `SentencePieceOptions` holds what those files spec
 """
 
 import codecs
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,9 +16,11 @@ from sentencepiece import sentencepiece_model_pb2
 from lm.text import export
 from lm.text.protocol import IncrementalDecoder, LazyTable, Offsets, Tokenizer, config_file, utf8_bytes
 from lm.text.train import SPACE
+from lm.text.vocabulary import BYTE, CONTROL, NORMAL, UNK, UNUSED, USER_DEFINED, Vocabulary
+
+__all__ = ["BYTE", "CONTROL", "NORMAL", "UNK", "UNUSED", "USER_DEFINED"]  # and what is below
 
 UNKNOWN = " \u2047 "  # SentencePiece's text of an unknown piece
-NORMAL, UNK, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # SentencePiece's types of pieces
 UNIGRAM, BPE = 1, 2  # its model types
 
 
@@ -155,6 +158,38 @@ class SentencePiece(Tokenizer):
             "tokenizer.json": backend.to_str().encode(),
             "tokenizer_config.json": config_file(self, original),
         }
+
+    def vocabulary(self) -> Vocabulary:
+        """SentencePiece's BPE with bytes for other characters ("llama"), or its unigrams without ("t5")."""
+        proto = self.proto()
+        spec, trainer = proto.normalizer_spec, proto.trainer_spec
+        kind = {BPE: "llama", UNIGRAM: "t5"}.get(trainer.model_type)
+        if kind is None or trainer.byte_fallback != (kind == "llama") or trainer.treat_whitespace_as_suffix:
+            raise ValueError(
+                "llama.cpp has SentencePiece's BPE with bytes for characters outside the vocabulary and its unigrams "
+                "without: train with SentencePieceSpec(model_type='bpe', byte_fallback=True)"
+            )
+        if kind == "llama" and (spec.precompiled_charsmap or spec.remove_extra_whitespaces):
+            raise ValueError("llama.cpp's SentencePiece BPE does not normalise a text, as this tokenizer does")
+        if self.dummy_prefix and not self.options.legacy:
+            warnings.warn("llama.cpp puts a space before a text after a control id too (legacy=true)", stacklevel=2)
+        types = {id: piece.type for id, piece in enumerate(proto.pieces)} | dict.fromkeys(self.controls, CONTROL)
+        return Vocabulary(
+            kind,
+            [self._entry(proto, id) for id in range(self.vocab_size)],
+            [types.get(id, UNUSED) for id in range(self.vocab_size)],
+            scores=[p.score for p in proto.pieces] + [0.0] * (self.vocab_size - len(proto.pieces)),
+            add_space_prefix=spec.add_dummy_prefix,
+            remove_extra_whitespaces=spec.remove_extra_whitespaces,
+            charsmap=spec.precompiled_charsmap,
+        )
+
+    def _entry(self, proto: sentencepiece_model_pb2.ModelProto, id: int) -> str:
+        """The token of an id in a Vocabulary; a user-defined one as it stands in a text."""
+        if id in self.controls or id >= len(proto.pieces):
+            return self.controls.get(id, "")
+        piece = proto.pieces[id]
+        return piece.piece.replace(SPACE, " ") if piece.type == USER_DEFINED else piece.piece
 
 
 class SentencePieceDecoder(IncrementalDecoder):

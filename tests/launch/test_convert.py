@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
+from launch.convert import TYPES
 from lm.pretrained import load
+from lm.pretrained.gguf_save import TYPES as KNOWN
 from tests.pretrained.small import BY_NAME, LLAMA, checkpoint
 from tests.pretrained.test_model import WRITER
 
@@ -15,6 +17,19 @@ def test_converted_it_is_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["convert", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     assert "float32, no tokenizer" in capsys.readouterr().out
     assert load(tmp_path / "b").config == load(tmp_path / "a").config
+
+
+def test_a_gguf_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    WRITER.save(tmp_path / "m")
+    for type in (*TYPES, None):
+        more = ["--type", type] if type else []
+        assert main(["convert", str(tmp_path / "m"), str(tmp_path / "x.gguf"), *more]) == 0
+        told = capsys.readouterr().out
+        assert f"parameters, {type or 'f32'}, with its tokenizer" in told
+        assert ("of its tensors are f16, since their rows are no multiple of 32: " in told) == (type == "q8_0")
+        assert set(TYPES) == set(KNOWN)
+    again = load(tmp_path / "x.gguf")
+    assert again.generate("ab", 9) == WRITER.generate("ab", 9) and again.stop_ids == WRITER.stop_ids
 
 
 def test_a_published_model_is_shown_and_sampled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,5 +44,7 @@ def test_a_published_model_is_shown_and_sampled(tmp_path: Path, capsys: pytest.C
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", str(tmp_path / "nowhere"), str(tmp_path / "b")]) == 1
     assert main(["evaluate", str(checkpoint(BY_NAME[LLAMA], tmp_path / "a"))]) == 1
+    assert main(["convert", str(tmp_path / "a"), str(tmp_path / "b"), "--type", "f16"]) == 1
     told = capsys.readouterr().err.splitlines()
+    assert "--type f16 is of a .gguf file" in told.pop()
     assert len(told) == 2 and "is not a run" in told[0] and "name files with --text" in told[1]

@@ -164,7 +164,7 @@ def test_what_is_unknown_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"x.gguf: trick=3 is not supported: it could change the results"):
         load(llama_file(tmp_path / "x.gguf", trick=3))
     path = written(tmp_path / "y.gguf", lambda w: w.add_tensor("t", np.zeros(4, np.float32)), "mamba")
-    with pytest.raises(ValueError, match=r"y.gguf: unknown architecture 'mamba': known: llama"):
+    with pytest.raises(ValueError, match=r"y.gguf: unknown architecture 'mamba': known: gpt2, llama"):
         load(path)
 
 

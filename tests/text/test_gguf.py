@@ -197,7 +197,12 @@ def test_word_pieces_are_written_without_their_marks() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"model": "rwkv"}, "tokenizer.ggml.model is 'rwkv': expected one of gpt2, llama, t5, bert"),
+        ({"model": "plamo2"}, "tokenizer.ggml.model is 'plamo2': expected one of gpt2, llama, t5, bert, rwkv"),
+        (
+            {"model": "rwkv", "tokens": ["a", "bc"]},
+            "tokenizer.ggml.model is 'rwkv': expected one ASCII character a token",
+        ),
+        ({"model": "rwkv", "tokens": ["b", "a"]}, "tokenizer.ggml.model is 'rwkv': .* in their order"),
         ({"pre": "new"}, "tokenizer.ggml.pre is 'new': expected one of default"),
         ({"merges": None}, "no tokenizer.ggml.merges"),
         ({"tokens": None}, "no tokenizer.ggml.tokens"),
