@@ -1,8 +1,6 @@
 """The mistakes that tests/mutants.py makes, one at a time: what is wrong, a text that occurs once in the file, and what
 stands in its place."""
 
-from tests.mutations_data import OF_DATA
-
 
 def of(file: str, *names: str) -> tuple[str, ...]:
     """Tests of a file by name, as pytest has them."""
@@ -31,11 +29,6 @@ TESTS = {
         *("a_rollout_follows_from_seed_step_and_parameters", "what_is_frozen_is_sharded_and_handed_on"),
     ),
     "lm/tune/pretrain.py": ("tests/train/test_loss.py", "tests/tune/test_pretrain.py"),
-    "lm/text/train.py": ("tests/text/test_tokenizer.py",),
-    "lm/text/published.py": ("tests/text/test_added.py",),
-    "lm/text/files.py": ("tests/text/test_added.py",),
-    "lm/text/export.py": ("tests/text/test_published.py", "tests/text/test_added.py"),
-    "lm/text/sandbox.py": ("tests/text/test_chat.py",),
     "lm/pretrained/defaults.py": DEFAULTS,
     "lm/pretrained/fields.py": DEFAULTS,
     "lm/pretrained/rope.py": DEFAULTS,
@@ -75,7 +68,6 @@ TESTS = {
 }
 
 BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
-    **OF_DATA,
     "lm/train/optim.py": (
         ("b1 and b2 are exchanged", "scale_by_adam(self.b1, self.b2,", "scale_by_adam(self.b2, self.b1,"),
         ("eps is dropped", "scale_by_adam(self.b1, self.b2, self.eps)", "scale_by_adam(self.b1, self.b2)"),
