@@ -115,9 +115,8 @@ class Run:
         Raises Interrupted after a signal, NotFinite for a loss that is not finite."""
         e, stepper = self.experiment, stepper or Stepper(self)
         with contextlib.ExitStack() as stack:
-            branch = e.optimizer.schedule.branch_step(e.steps)
             path = buckets.checkpoint_path(self.folder)
-            checkpoints = Checkpoints(path, e.keep_last, e.keep_best, keep_step=branch)
+            checkpoints = Checkpoints(path, e.keep_last, e.keep_best, keep_step=self.branch_step)
             stack.callback(checkpoints.close)
             state = self.initial_state() if not checkpoints.steps() else self._restored(checkpoints)
             start = int(state.step)
@@ -139,6 +138,12 @@ class Run:
             report = write_report(self.folder)
             buckets.upload(self.folder)
             print(f"report: {buckets.display_path(self.folder)}/{report.name}")
+
+    @property
+    def branch_step(self) -> int:
+        """The step whose checkpoint is kept for a longer run (lengthen.py); 0 where only the newest is kept."""
+        e = self.experiment
+        return e.optimizer.schedule.branch_step(e.steps) if e.keep_last > 1 or e.keep_best else 0
 
     def exclude_time(self, seconds: float) -> None:
         """Do not count `seconds` as this run's: other runs of the process had them."""
@@ -203,12 +208,11 @@ class Run:
         self, state: TrainState, checkpoints: Checkpoints, stepper: "Stepper", signals: list[int]
     ) -> Iterator[TrainState]:
         e, logger = self.experiment, self.logger
-        branch = e.optimizer.schedule.branch_step(e.steps)
 
         def schedule(n: int) -> tuple[bool, bool]:
             """Whether to evaluate, and to save, after step n."""
             end = n == e.steps
-            save = end or n == branch or n % e.checkpoint_every_steps == 0 or bool(signals)
+            save = end or n == self.branch_step or n % e.checkpoint_every_steps == 0 or bool(signals)
             return end or n % e.eval_every_steps == 0, save
 
         def should_pause(n: int) -> bool:

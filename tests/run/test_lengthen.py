@@ -9,7 +9,7 @@ import pytest
 from lm.experiment import Experiment
 from lm.run import course
 from lm.run.lengthen import shared_steps
-from lm.study.trial import MISSING, STOPPED, Trial, read_result
+from lm.study.trial import LEAN, MISSING, STOPPED, Trial, read_result
 from lm.train.checkpoint import Checkpoints
 from lm.train.schedule import WSD, Constant, Cosine, InverseSquareRoot, Linear, Schedule
 from tests.tiny import experiment, lines, write_texts
@@ -23,7 +23,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def declared(texts: Path, schedule: Schedule, steps: int, **changes: Any) -> Experiment:
     base = experiment(texts).replace(optimizer=dict(schedule=schedule), prompts=("the ",), sample_tokens=4)
     return base.replace(
-        steps=steps, eval_every_steps=100, checkpoint_every_steps=3, keep_last=1, keep_best=0, **changes
+        steps=steps, eval_every_steps=100, checkpoint_every_steps=3, keep_last=2, keep_best=0, **changes
     )
 
 
@@ -47,12 +47,18 @@ def test_a_decay_is_set_aside_and_not_lost(texts: Path, tmp_path: Path, capsys: 
     folder, schedule = tmp_path / "run", WSD(2, decay_steps=3)
     course.train(declared(texts, schedule, 7), folder)
     before = (folder / "metrics.jsonl").read_text()
-    assert Checkpoints(folder / "checkpoints").steps() == [4, 7]
+    assert Checkpoints(folder / "checkpoints").steps() == [4, 6, 7]
     course.claim(folder, declared(texts, schedule, 12), "")
     assert "going on from checkpoint 4" in capsys.readouterr().out
-    assert {p.name for p in (folder / "checkpoints").iterdir()} == {"4", "7.of-7-steps"}
+    assert {p.name for p in (folder / "checkpoints").iterdir()} == {"4", "6.of-7-steps", "7.of-7-steps"}
     assert (folder / "metrics.of-7-steps.jsonl").read_text() == before
     assert not (folder / "samples.json").exists()
+
+
+def test_a_run_of_a_study_keeps_its_newest_checkpoint_alone(texts: Path, tmp_path: Path) -> None:
+    lean = declared(texts, WSD(2, decay_steps=3), 7, ema=0.0).replace(LEAN)
+    course.train(lean, tmp_path / "run")
+    assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [7]
 
 
 @pytest.mark.parametrize(
