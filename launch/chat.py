@@ -53,11 +53,14 @@ def run(args: argparse.Namespace) -> None:
     model = load(args.model, args.dtype, args.devices, args.chat_template)
     from lm.serve.conversation import Conversation, engine_of
 
-    conversation = Conversation(model, engine_of(model, 1, args.length), sampling, args.max_new_tokens, args.seed)
+    engine = engine_of(model, 1, args.length)
+    conversation = Conversation(model, engine, sampling, args.max_new_tokens, args.seed)
     if args.system:
         conversation.system(args.system)
     if not conversation.tokenizer.chat_template:
         say("this model has no chat template: it continues the text")
+    say("compiling")
+    engine.warm_up()
     talk(conversation)
 
 

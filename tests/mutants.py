@@ -16,11 +16,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests import mutations, mutations_of_data, mutations_of_runs, mutations_of_studies
+from tests import mutations, mutations_of_data, mutations_of_runs, mutations_of_serving, mutations_of_studies
 
 ROOT = Path(__file__).parent.parent
 COPIED = ("lm", "launch", "experiments", "benchmarks", "certificates", "tests")
 COPIED += ("README.md", "pyproject.toml", ".pytest_cache")
+LISTS = (mutations, mutations_of_studies, mutations_of_runs, mutations_of_data, mutations_of_serving)
 SHARE = 0.95
 
 
@@ -36,7 +37,7 @@ class Mutation:
     def tests(self) -> tuple[str, ...]:
         """The tests that are to notice: the file that mirrors `file`, where the list names no others."""
         folder, _, name = self.file.removeprefix("lm/").rpartition("/")
-        named = mutations.TESTS | mutations_of_studies.TESTS | mutations_of_runs.TESTS | mutations_of_data.TESTS
+        named = {file: tests for one in LISTS for file, tests in one.TESTS.items()}
         return named.get(self.file, (f"tests/{folder}/test_{name}",))
 
     def mutate(self, text: str) -> str:
@@ -52,8 +53,7 @@ class Mutation:
 
 
 def chosen(words: list[str]) -> list[Mutation]:
-    lists = (mutations, mutations_of_studies, mutations_of_runs, mutations_of_data)
-    every = [item for one in lists for item in one.BY_FILE.items()]
+    every = [item for one in LISTS for item in one.BY_FILE.items()]
     found = [Mutation(file, *line) for file, lines in every for line in lines]
     return [m for m in found if not words or any(word in f"{m.file} {m.what}" for word in words)]
 

@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any
@@ -23,6 +23,7 @@ from lm.serve.answers import ChatCompletion, Completion
 from lm.serve.call import Call, Served, chat_completion, completion, model_name
 from lm.serve.fields import ApiError, Fields, bad, ids_of, parse
 from lm.serve.worker import EngineThread, Generation
+from lm.text.chat import chat_template_of
 from lm.text.protocol import ROLES
 
 LOG = logging.getLogger("uvicorn.error")
@@ -125,10 +126,9 @@ class Api:
         """The names of control tokens by role, and the chat template, as in a tokenizer_config.json."""
         tokenizer = self.served.tokenizer
         names = {f"{role}_token": None for role in ROLES} | tokenizer.special_tokens()
-        template = tokenizer.chat_template
+        template = chat_template_of(tokenizer) if tokenizer.chat_template else None
         about = {"tokenizer_class": type(tokenizer).__name__, "vocab_size": tokenizer.vocab_size}
         about |= {"model_max_length": self.served.length, "add_bos_token": tokenizer.bos in self.served.encode("")[:1]}
-        template = dict(template) if isinstance(template, Mapping) else template
         return JSONResponse({**names, **about, "chat_template": template})
 
     # ---------------------------------------------------------------- the server

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,13 +102,12 @@ def test_commands(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("prepare", "use_compilation_cache"):
         monkeypatch.setattr(lm.machine.hardware, name, lambda *args: None)
     monkeypatch.setattr("lm.pretrained.is_run", lambda run: False)
     monkeypatch.setattr("lm.pretrained.load", lambda path, dtype: small.model())
     monkeypatch.setattr(Engine, "warm_up", lambda self: None)
-    yield
 
 
 def test_lm_chat(loaded: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,77 @@
+"""The mistakes of tests/mutants.py in lm/serve: a BOS too many or too few, a stop string that is cut by a token, an
+option that is dropped on the way, a slot that is not given back."""
+
+TESTS = {
+    "lm/serve/call.py": ("tests/serve/test_routes.py",),
+    "lm/serve/fields.py": ("tests/serve/test_routes.py",),
+    "lm/serve/answers.py": ("tests/serve/test_routes.py",),
+    "lm/serve/worker.py": ("tests/serve/test_server.py", "tests/serve/test_routes.py"),
+    "lm/serve/app.py": ("tests/serve/test_server.py",),
+    "lm/serve/text.py": ("tests/serve/test_text.py",),
+    "lm/serve/conversation.py": ("tests/serve/test_conversation.py",),
+}
+
+BY_FILE = {
+    "lm/serve/call.py": (
+        ("a prompt that has its bos gets another", "return ids[1:] if", "return ids[0:] if"),
+        ("a prompt gets no bos", 'fields.flag("add_special_tokens", True)', "False"),
+        (
+            "a chat gets a bos besides its template's",
+            "served.encode(text, special=False))]",
+            "[256, *served.encode(text, special=False)])]",
+        ),
+        ("min_p is dropped", 'number("min_p", 0.0)', 'number("min_p", 0.0) * 0'),
+        ("penalties are exchanged", 'number("presence_penalty", 0.0)', 'number("frequency_penalty", 0.0)'),
+        ("the seed is dropped", "if seed is None else seed", "if seed is None else 0"),
+        (
+            "choices are all the first",
+            "                index,\n                TOP",
+            "                0,\n                TOP",
+        ),
+        ("ignore_eos is dropped", 'if fields.flag("ignore_eos")', 'if fields.flag("ignore_eos") and False'),
+        ("a control id is stopped at by no name", "[*own, *asked, *named]", "[*own, *asked]"),
+        ("processed log-probabilities are the model's own", "mode == LOG_PROBS[1]", "False"),
+    ),
+    "lm/serve/fields.py": (
+        (
+            "what is not known is ignored",
+            "        for name, value in self.left.items():",
+            "        for name, value in ():",
+        ),
+        ("a flag is a number", "or (isinstance(value, bool) and bool not in kinds)", "or False"),
+    ),
+    "lm/serve/answers.py": (
+        ("a stop string frees no slot", "if piece.end and not output.end:", "if False:"),
+        ("a text does not continue its prompt", "call.stop, call.before(i))", "call.stop, ())"),
+        (
+            "the first of an echo has a log-probability",
+            "TokenLogProb(ids[0], 0.0, []), None)",
+            "TokenLogProb(ids[0], 0.0, []), 0.0)",
+        ),
+        ("alternatives have no text", "known[: self.call.log_probs]", "token.top[: self.call.log_probs]"),
+    ),
+    "lm/serve/text.py": (
+        ("a stop string is found in one token alone", "self.held.endswith(stop[:k])", "False"),
+        (
+            "what was held back is lost",
+            "self._add(self.decoder.close()) + self.held",
+            "self._add(self.decoder.close())",
+        ),
+        ("of two stop strings the first to begin counts", "min(found)[1]", "min(at for _, at in found)"),
+    ),
+    "lm/serve/worker.py": (
+        ("a client that leaves keeps its slot", "self.engine.cancel(reply.number)", "pass"),
+        ("more wait than may", "if len(self._open) + len(requests) > self.capacity:", "if False:"),
+        ("time does not end", "asyncio.timeout_at(self.deadline)", "asyncio.timeout_at(None)"),
+        ("tokens after a stop string are counted", "if index in self._open:  # not stopped by its reader", "if True:"),
+    ),
+    "lm/serve/app.py": (
+        ("any key is one", "hmac.compare_digest(given.strip(), key)", "True"),
+        ("bodies have any length", "if len(data) > limits.body_bytes:", "if False:"),
+    ),
+    "lm/serve/conversation.py": (
+        ("a reply is forgotten", '{"role": "assistant", "content": said}]', "]"),
+        ("an interruption is not heard", "while self.engine.busy and not interrupted():", "while self.engine.busy:"),
+        ("a file is overwritten", 'open("x"', 'open("w"'),
+    ),
+}
