@@ -2,9 +2,11 @@
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 DRAWING = dict(temperature=0.8, top_k=0, top_p=0.95, min_p=0.0, repetition_penalty=1.0)  # what is drawn without options
+DRAFTING = ("draft", "prompt_lookup")
 EPILOG = """\
 The first text is streamed; with -n the others, decoded in the same batch, follow. The same seed gives the same texts.
 
@@ -15,6 +17,8 @@ examples:
   lm sample runs/quickstart --prompt "def " --stop $'\ndef ' --stop $'\nclass '       one function
   lm sample runs/quickstart --prompt "def " --beams 4 -n 2       the two best of a beam search, with their scores
   lm sample runs/large --prompt "def " --draft runs/small        the small model drafts; the acceptance goes to stderr
+  lm sample bert-base-uncased --prompt "Paris is [MASK]." -n 5   an encoder fills masks; 5 candidates each
+  lm sample t5-base --prompt "The <extra_id_0> sat"              sentinels are filled in; other prompts have an output
   lm sample model.gguf --prompt "The capital of France is" --temperature 0
 """
 
@@ -65,7 +69,7 @@ def add(verbs: Any) -> None:
 def add_methods(verb: argparse.ArgumentParser) -> None:
     """The options of beam search and of speculative decoding."""
     beams = verb.add_argument_group("beam search, in place of drawing")
-    beams.add_argument("--beams", type=int, default=0, metavar="K", help="keep the K likeliest texts at each length")
+    beams.add_argument("--beams", type=int, metavar="K", help="keep the K likeliest texts at each length")
     beams.add_argument(
         "--length-penalty",
         type=float,
@@ -107,21 +111,69 @@ def run(args: argparse.Namespace) -> None:
         hardware.set_cpu_devices(read_experiment(folder).compute.devices)
     hardware.use_compilation_cache(cache_dir())
     hardware.check_backend()
-    (search if args.beams else draw)(load(folder), args)
+    model = load(folder)
+    method_for(model, args)(model, args)
+
+
+def method_for(model: Any, args: argparse.Namespace) -> Callable[[Any, argparse.Namespace], None]:
+    """What writes texts, as the model, the prompt and the options ask for."""
+    if not model.config.causal:
+        unused = [*DRAWING, "seed", "stop", "beams", *DRAFTING]
+        refuse(args, unused, "has no effect: this model is an encoder, which fills the masks of a prompt")
+        return fill_masks
+    from lm.pretrained.fill import has_sentinels
+
+    if model.config.has_encoder and has_sentinels(model, args.prompt):
+        refuse(args, ["stop", "beams", *DRAFTING], "has no effect where the sentinels of the prompt are filled in")
+        return fill_spans
+    return draw if args.beams is None else search
 
 
 def refuse_unused(args: argparse.Namespace) -> None:
     """Raise ValueError for an option that would have no effect."""
-    drawing, searching = [*DRAWING, "seed", "stop", "draft", "prompt_lookup"], ["length_penalty", "early_stopping"]
-    drafted = args.draft or args.prompt_lookup
-    for names, used, cure in (
-        (drawing, not args.beams, "is for drawn texts: leave out either it or --beams"),
-        (searching, args.beams, "is of beam search: add --beams"),
-        (["draft_tokens"], drafted, "is of speculative decoding: add --draft MODEL or --prompt-lookup"),
-    ):
-        for name in names:
-            if not used and getattr(args, name) is not None:
-                raise ValueError(f"--{name.replace('_', '-')} {cure}")
+    if args.beams is not None:
+        drawing = [*DRAWING, "seed", "stop", "draft", "prompt_lookup"]
+        refuse(args, drawing, "is for drawn texts: leave out either it or --beams")
+    else:
+        refuse(args, ["length_penalty", "early_stopping"], "is of beam search: add --beams")
+    if not args.draft and not args.prompt_lookup:
+        refuse(args, ["draft_tokens"], "is of speculative decoding: add --draft MODEL or --prompt-lookup")
+
+
+def refuse(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """Raise ValueError where one of these options is given."""
+    for name in names:
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} {why}")
+
+
+def fill_masks(model: Any, args: argparse.Namespace) -> None:
+    """Write the prompt with its masks filled in; with -n also the likeliest tokens of each."""
+    from lm.pretrained.fill import fill_masks
+
+    filled = fill_masks(model, args.prompt, args.n)
+    write(f"{filled.text}\n")
+    for i, best in enumerate(filled.candidates if args.n > 1 else [], 1):
+        write(f"[MASK] {i}: " + ", ".join(f"{text} {chance:.3f}" for text, chance in best) + "\n")
+
+
+def fill_spans(model: Any, args: argparse.Namespace) -> None:
+    """Write the prompt with what the model writes for its sentinels."""
+    from lm.pretrained.fill import fill_spans
+
+    texts = fill_spans(model, args.prompt, args.max_new_tokens, sampling_of(args), args.seed or 0, args.n)
+    for i, text in enumerate(texts, 1):
+        header(i, args.n)
+        write(f"{text}\n")
+
+
+def sampling_of(args: argparse.Namespace) -> Any:
+    """How to draw."""
+    from lm.decode.sampling import Sampling
+
+    given = {name: value for name in DRAWING if (value := getattr(args, name)) is not None}
+    options: dict[str, Any] = DRAWING | given
+    return Sampling(**options)
 
 
 def search(model: Any, args: argparse.Namespace) -> None:
@@ -133,28 +185,25 @@ def search(model: Any, args: argparse.Namespace) -> None:
     found = model.beam_search(args.prompt, args.max_new_tokens, BeamSearch(args.beams, args.n, penalty, stopping))
     for i, (text, score) in enumerate(found, 1):
         header(i, args.n, f", score {score:.4f}")
-        write(f"{args.prompt}{text}\n")
+        write(f"{'' if model.config.has_encoder else args.prompt}{text}\n")
 
 
 def draw(model: Any, args: argparse.Namespace) -> None:
     """Stream the first text, and write the others after it."""
-    from lm.decode.sampling import Sampling
-
-    given = {name: value for name in DRAWING if (value := getattr(args, name)) is not None}
-    options: dict[str, Any] = DRAWING | given
-    sampling = Sampling(**options)
+    sampling = sampling_of(args)
+    before = "" if model.config.has_encoder else args.prompt  # an output, no continuation
     others, draft = [""] * (args.n - 1), drafting(model, args)
     stream = model.stream(args.prompt, args.max_new_tokens, sampling, args.seed or 0, args.n, args.stop or [], **draft)
     for i, (first, *rest) in enumerate(stream):
         if i == 0:  # only after the prompt was accepted: an error is printed alone
             header(1, args.n)
-            write(args.prompt)
+            write(before)
         write(first)
         others = [text + new for text, new in zip(others, rest, strict=True)]
     write("\n")
     for i, text in enumerate(others, 2):
         header(i, args.n)
-        write(f"{args.prompt}{text}\n")
+        write(f"{before}{text}\n")
     if draft:
         print(draft["acceptance"], file=sys.stderr)
 

@@ -88,6 +88,7 @@ class _Denoising(Objective):
     sentinels: Count = 100
 
     target_name: ClassVar[str] = "target token"
+    prefix: ClassVar[bool] = True
 
     @property
     def denoisers(self) -> tuple[Denoiser, ...]:
@@ -114,6 +115,11 @@ class _Denoising(Objective):
     def extra_tokens(self, context: ObjectiveContext) -> int:
         modes = len({d.mode for d in self.denoisers if d.mode >= 0})
         return modes + (self.sentinels if context.sentinel is None else 0)
+
+    def markers(self, context: ObjectiveContext) -> dict[str, int]:
+        if context.sentinel is not None:
+            return {}
+        return {f"<extra_id_{k}>": sentinel_id(self.sentinels, context) - k for k in range(self.sentinels)}
 
     def check(self, model: ModelTraits) -> None:
         if not model.has_encoder and not model.causal:

@@ -108,6 +108,9 @@ class MaskedLM(Objective):
         unmasked = np.where(draw < MASKED + RANDOM, other, row)
         return np.where(draw < MASKED, mask_id(context), unmasked)
 
+    def markers(self, context: ObjectiveContext) -> dict[str, int]:
+        return {"[MASK]": mask_id(context)} if context.mask is None else {}
+
     def extra_tokens(self, context: ObjectiveContext) -> int:
         return int(context.mask is None)
 

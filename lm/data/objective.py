@@ -110,10 +110,12 @@ def default_row_rng(row: int) -> np.random.Generator:
 @dataclass(frozen=True)
 class Objective:
     """Rows to batches. `target_name` names what one loss belongs to; `measures` are the held-out measures: bits per
-    byte only where every token of the text is predicted from those before it. With `reads_row_pairs`, `batch` reads 2R
+    byte only where every token of the text is predicted from those before it; `prefix` says whether a decoder reads
+    what it continues in both directions. With `reads_row_pairs`, `batch` reads 2R
     rows to make R: R rows, then for each of them another row of the same source."""
 
     target_name: ClassVar[str] = "token"
+    prefix: ClassVar[bool] = False
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -149,6 +151,10 @@ class Objective:
         """The ids that it needs beyond the tokenizer's."""
         return 0
 
+    def markers(self, context: ObjectiveContext) -> dict[str, int]:
+        """The names, in a text, of ids beyond the tokenizer's that stand for what is to be filled in."""
+        return {}
+
     def check(self, model: ModelTraits) -> None:
         """Raises ValueError where `model` cannot be trained on it."""
         raise NotImplementedError
@@ -183,6 +189,7 @@ class PrefixLM(Objective):
     3.2.1). The prefix's length is uniform from 1 to all but the last token; no token inside it is a target."""
 
     target_name: ClassVar[str] = "token after the prefix"
+    prefix: ClassVar[bool] = True
 
     @property
     def measures(self) -> tuple[str, ...]:

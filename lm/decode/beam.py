@@ -109,6 +109,7 @@ def search(
     stop: Sequence[int] = (),
     encoder: Inputs | None = None,
     vocab_size: int = 0,
+    prefix: bool = False,
 ) -> list[list[Hypothesis]]:
     """The `how.n` best continuations of each prompt, best first.
 
@@ -120,6 +121,7 @@ def search(
       stop: ids that end a text.
       encoder: what the encoder reads, a row a prompt, where the model has one.
       vocab_size: ids from this one on are never in a text (0: no limit).
+      prefix: whether prompts are read in both directions.
 
     Raises:
       ValueError: for prompts that `generate` refuses, or more beams than the vocabulary can continue.
@@ -129,7 +131,7 @@ def search(
     most = (vocab_size or model.cfg.vocab) // (1 + max(1, len(stop)))
     if how.beams > most:
         raise ValueError(f"beams={how.beams}: expected at most {most} with this vocabulary")
-    inputs, max_length = pad_prompts(prompts, max_new_tokens, model.cfg, encoder)
+    inputs, max_length = pad_prompts(prompts, max_new_tokens, model.cfg, encoder, prefix)
     size = -(-max_new_tokens // CHUNK) * CHUNK  # so that like lengths share a program
     lengths = _Lengths.of(how, max_new_tokens, size)
     stops = jnp.asarray(tuple(stop), jnp.int32)

@@ -107,6 +107,7 @@ def stream(
     stop: Sequence[int] = (),
     seed: int = 0,
     encoder: Inputs | None = None,
+    prefix: bool = False,
 ) -> Iterator[list[list[int]]]:
     """Decode prompts: at each yield the new ids of every row, without the stop token, until all stopped.
 
@@ -118,11 +119,12 @@ def stream(
       stop: ids that end a row.
       seed: of the draws.
       encoder: what the encoder reads, a row a prompt, where the model has one.
+      prefix: whether prompts are read in both directions (prefix-LM).
 
     Raises:
       ValueError: for an empty prompt, an id outside the vocabulary, or a prompt that leaves no room in the context.
       NonFiniteLogits: after the tokens before it, naming the first token that could not be drawn."""
-    inputs, max_length = pad_prompts(prompts, max_new_tokens, model.cfg, encoder)
+    inputs, max_length = pad_prompts(prompts, max_new_tokens, model.cfg, encoder, prefix)
     if max_new_tokens == 0:
         return
     require(Seed, seed=seed)
@@ -159,17 +161,23 @@ def generate(
 
 
 def pad_prompts(
-    prompts: Sequence[Sequence[int]], max_new_tokens: int, cfg: ModelConfig, encoder: Inputs | None = None
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    cfg: ModelConfig,
+    encoder: Inputs | None = None,
+    prefix: bool = False,
 ) -> tuple[Inputs, int]:
     """The inputs of prompts padded on the right, and the tokens a row that a cache has to hold for `max_new_tokens`
-    more; both rounded up, so that prompts of like lengths share a compiled program. Raises ValueError as
-    `check_prompts`."""
+    more; both rounded up, so that prompts of like lengths share a compiled program. Arguments and errors as in
+    `stream`."""
     check_prompts(prompts, cfg.vocab, cfg.context, max_new_tokens)
     width = min(-(-max(map(len, prompts)) // CHUNK) * CHUNK, cfg.context)
     max_length = min(width + -(-max_new_tokens // CHUNK) * CHUNK, cfg.context)
     segments = np.array([[1] * len(p) + [0] * (width - len(p)) for p in prompts], np.int32)
     tokens = np.array([[*p, *[0] * (width - len(p))] for p in prompts], np.int32)
-    return Inputs(jnp.asarray(tokens), segments=jnp.asarray(segments), encoder=encoder), max_length
+    both_ways = jnp.asarray(segments > 0) if prefix else None
+    inputs = Inputs(jnp.asarray(tokens), segments=jnp.asarray(segments), prefix=both_ways, encoder=encoder)
+    return inputs, max_length
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], vocab: int, context: int, max_new_tokens: int) -> None:

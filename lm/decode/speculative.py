@@ -189,6 +189,7 @@ def stream(
     stop: Sequence[int] = (),
     seed: int = 0,
     acceptance: Acceptance | None = None,
+    prefix: bool = False,
 ) -> Iterator[list[list[int]]]:
     """Decode prompts: at each yield the new ids of every row, without the stop token, until all stopped.
 
@@ -202,12 +203,13 @@ def stream(
       stop: ids that end a row.
       seed: of the draws, which are others than plain decoding's, of the same distribution.
       acceptance: counts, added to.
+      prefix: whether prompts are read in both directions.
 
     Raises:
       ValueError: as `generate.stream`, and for a model whose cache cannot be rolled back.
       NonFiniteLogits: where a token could not be drawn."""
     check_rollback(model, "the model")
-    inputs, max_length = pad_prompts(prompts, max_new_tokens, model.cfg)
+    inputs, max_length = pad_prompts(prompts, max_new_tokens, model.cfg, prefix=prefix)
     drafter.check(model.cfg, max(map(len, prompts)) + max_new_tokens)
     require(Seed, seed=seed)
     acceptance = Acceptance() if acceptance is None else acceptance

@@ -5,7 +5,7 @@
     model.save("another")        # a model directory
     model.save_gguf("model.gguf")
 
-model.py         a loaded model; save.py exports it, score.py evaluates it on a text
+model.py         a loaded model; save.py exports it, score.py evaluates it on a text, fill.py fills gaps with it
 checkpoint.py    a checkpoint, opened but not loaded; placement.py loads it onto devices, shard by shard
 rows.py          the mapping from their tensors to ours; tables in llama.py, gemma.py, gpt2.py, t5.py, bert.py
 architecture.py  what a table belongs to; known.py lists them
@@ -21,6 +21,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from lm import value
+from lm.data.objective import objective_context
 from lm.experiment import Experiment
 from lm.machine import buckets
 from lm.model.compute import Compute
@@ -125,4 +126,7 @@ def _load_run(run: Path) -> Pretrained:
     checkpoints = Checkpoints(buckets.checkpoint_path(run), experiment.keep_last, experiment.keep_best)
     state, _, step = checkpoints.restore({part: model.shapes()})
     checkpoints.close()
-    return Pretrained(experiment.model, state[part], tokenizer, model, step)
+    objective, cfg = experiment.method.objective, experiment.model
+    markers = objective.markers(objective_context(tokenizer, experiment.length, cfg.has_encoder))
+    prefix = objective.prefix and not cfg.has_encoder
+    return Pretrained(cfg, state[part], tokenizer, model, step, prefix=prefix, markers=markers)

@@ -43,6 +43,8 @@ class Pretrained:
       step: the updates of a run of ours; 0 for a published model.
       architecture: of a published model.
       ids: the token ids of a published model's config files (IDS).
+      prefix: whether it reads a prompt in both directions (a run under PrefixLM).
+      markers: names, in a text, of ids beyond the tokenizer's that stand for gaps (a run's [MASK] or <extra_id_0>).
       unused: tensors of a published model that its class has and ours does not use (BertModel's pooler), by their name
         there: `save` writes them back.
     """
@@ -55,6 +57,8 @@ class Pretrained:
     architecture: Architecture | None = None
     ids: Mapping[str, Any] = field(default_factory=dict)
     unused: Mapping[str, np.ndarray] = field(default_factory=dict)
+    prefix: bool = False
+    markers: Mapping[str, int] = field(default_factory=dict)
 
     def logits(
         self,
@@ -203,10 +207,11 @@ class Pretrained:
         stop = self.stop_ids
         if drafter is not None:
             draft = drafter, draft_params, sampling, stop, seed, acceptance
-            yield from speculate(self.model, self.params, prompts, max_new_tokens, *draft)
+            yield from speculate(self.model, self.params, prompts, max_new_tokens, *draft, prefix=self.prefix)
             return
         prompts, encoder = self._decoder_prompts(prompts)
-        yield from stream_ids(self.model, self.params, prompts, max_new_tokens, sampling, stop, seed, encoder)
+        options = sampling, stop, seed, encoder, self.prefix
+        yield from stream_ids(self.model, self.params, prompts, max_new_tokens, *options)
 
     def draft_model(self, draft: "Pretrained", tokens: int = 4) -> DraftModel:
         """The drafter that `draft` is for this model, `tokens` at a time; with its parameters, `draft.params`.
@@ -239,8 +244,8 @@ class Pretrained:
 
         Raises ValueError for an encoder alone, a prompt that does not fit the context, or too many beams."""
         prompts, encoder = self._decoder_prompts(prompts)
-        stop = self.stop_ids
-        return search(self.model, self.params, prompts, max_new_tokens, how, stop, encoder, vocab_size)
+        options = how, self.stop_ids, encoder, vocab_size, self.prefix
+        return search(self.model, self.params, prompts, max_new_tokens, *options)
 
     def _decoder_prompts(self, prompts: Sequence[Sequence[int]]) -> tuple[Sequence[Sequence[int]], Inputs | None]:
         """What the decoder continues, and what the encoder reads, where there is one: the prompts."""

@@ -9,7 +9,9 @@ import pytest
 import lm.machine.hardware
 from launch.__main__ import main
 from lm.decode.beam import BeamSearch
+from lm.decode.sampling import Sampling
 from lm.decode.speculative import PromptLookup
+from lm.pretrained.fill import FilledMasks
 
 
 class Parrot:
@@ -25,6 +27,7 @@ class Parrot:
         yield [f"{i}b" for i in range(n)]
 
     params = "small"
+    config = SimpleNamespace(causal=True, has_encoder=False)
 
     def draft_model(self, draft: "Parrot", tokens: int) -> str:
         return f"model {tokens}"
@@ -99,3 +102,32 @@ def test_drafts_are_the_model_s_or_looked_up_and_their_acceptance_is_told(capsys
     assert found.err == "6 of 8 drafted tokens accepted (75%), 0.00 a call\n"
     assert main(["sample", "r", "--prompt-lookup"]) == 0
     assert capsys.readouterr().out == f"{PromptLookup(4)} None 0a0b\n"
+
+
+@pytest.mark.parametrize("asked", [["--temperature", "0"], ["--seed", "0"], ["--beams", "2"], ["--prompt-lookup"]])
+def test_an_encoder_fills_masks_and_draws_nothing(
+    asked: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Parrot, "config", SimpleNamespace(causal=False, has_encoder=False))
+    filled = FilledMasks("a cat", [[("cat", 0.5), ("dog", 0.25)]])
+    monkeypatch.setattr("lm.pretrained.fill.fill_masks", lambda model, text, n: filled)
+    assert main(["sample", "r", *asked]) == 1
+    assert f"{asked[0]} has no effect: this model is an encoder" in capsys.readouterr().err
+    assert main(["sample", "r", "--prompt", "a [MASK]"]) == 0
+    assert capsys.readouterr().out == "a cat\n"
+    assert main(["sample", "r", "--prompt", "a [MASK]", "-n", "2"]) == 0
+    assert capsys.readouterr().out == "a cat\n[MASK] 1: cat 0.500, dog 0.250\n"
+
+
+def test_an_encoder_decoder_fills_sentinels_or_writes_its_output_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Parrot, "config", SimpleNamespace(causal=True, has_encoder=True))
+    monkeypatch.setattr("lm.pretrained.fill.has_sentinels", lambda model, text: "<" in text)
+    monkeypatch.setattr("lm.pretrained.fill.fill_spans", lambda model, text, *others: [f"{text} {others}"])
+    assert main(["sample", "r", "--prompt", "translate"]) == 0
+    assert capsys.readouterr().out == "0a0b\n"
+    assert main(["sample", "r", "--prompt", "<0>", "--temperature", "0"]) == 0
+    assert capsys.readouterr().out == f"<0> {(128, Sampling(0.0, top_p=0.95), 0, 1)}\n"
+    assert main(["sample", "r", "--prompt", "<0>", "--beams", "2"]) == 1
+    assert "--beams has no effect where the sentinels" in capsys.readouterr().err

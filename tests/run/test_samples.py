@@ -12,10 +12,13 @@ from lm.data.denoise import UL2, SpanCorruption
 from lm.data.masked import MaskedLM
 from lm.data.objective import Objective, PrefixLM
 from lm.data.pack import Chunk
+from lm.decode.sampling import Sampling
 from lm.experiment import Experiment
 from lm.model.config import ModelConfig
 from lm.model.families import bert, llama, t5
 from lm.model.output import Output
+from lm.pretrained import load
+from lm.pretrained.fill import fill_masks, fill_spans
 from lm.run import course
 from lm.run.evaluate import evaluate
 from lm.text.tokenizer import ByteTokenizer
@@ -59,6 +62,20 @@ def done(request: pytest.FixtureRequest, texts: Path, tmp_path_factory: pytest.T
     folder = tmp_path_factory.mktemp("runs") / "run"
     course.train(declared, folder)
     return declared, folder
+
+
+def test_a_run_is_sampled_as_it_was_trained(done: Any) -> None:
+    """`lm sample`: the prompt as a prefix, masks and sentinels by names, though the tokenizer has none."""
+    declared, folder = done
+    model, objective = load(folder), declared.method.objective
+    assert model.prefix == (isinstance(objective, (PrefixLM, SpanCorruption)) and not model.config.has_encoder)
+    if isinstance(objective, MaskedLM):
+        assert len(fill_masks(model, "the [MASK]at", 2).candidates[0]) == 2
+    elif model.config.has_encoder:
+        assert model.markers["<extra_id_0>"] == 357 and model.markers["<extra_id_99>"] == 258
+        assert fill_spans(model, "the <extra_id_0>.", 4, Sampling(0))[0].startswith("the ")
+    else:
+        assert isinstance(model.generate("the ", 4), str)
 
 
 def test_a_run_is_told_in_its_own_measures(done: Any) -> None:
