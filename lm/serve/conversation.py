@@ -20,6 +20,8 @@ def engine_of(model: Pretrained, slots: int, length: int = 0) -> Engine:
     context = model.config.context
     if model.tokenizer is None:
         raise ValueError("this model came without a tokenizer, which text needs: put one beside its weights")
+    if model.prefix:
+        raise ValueError("this model reads a prompt in both directions (prefix-LM), which `lm sample` alone does")
     if not 0 <= length <= context or length in (1, 2):
         raise ValueError(f"--length {length:,}: expected 3 to {context:,}, the model's context")
     if slots < 1:

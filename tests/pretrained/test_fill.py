@@ -16,6 +16,7 @@ from lm.model.inputs import Inputs
 from lm.model.output import NoOutput
 from lm.pretrained import Pretrained
 from lm.pretrained.fill import encode, fill_masks, fill_spans, has_sentinels
+from lm.serve.conversation import engine_of
 from lm.text.tokenizer import ByteTokenizer
 from tests.pretrained.test_model import SIZES, WRITER, ready
 
@@ -110,3 +111,8 @@ def test_a_prefix_is_read_in_both_directions() -> None:
     ):
         assert found == row[first:]
     assert row[first:] != [id for rows in WRITER.stream_ids([ids], 7, Sampling(0)) for id in rows[0]]
+
+
+def test_what_reads_prompts_causally_refuses_a_prefix_lm() -> None:
+    with pytest.raises(ValueError, match="this model reads a prompt in both directions"):
+        engine_of(replace(WRITER, prefix=True), 1)
