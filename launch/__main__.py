@@ -5,11 +5,13 @@ LM_DEBUG=1 or --debug shows the traceback; LM_TRUST=1 or --trust imports the mod
 """
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from rich_argparse import RawDescriptionRichHelpFormatter
@@ -133,7 +135,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def failed(error: BaseException, debug: bool) -> int:
-    """Print the error and return its exit code. An error that is not the user's is raised again."""
+    """Print the error and return its exit code. An error that is not the user's is raised again. One that would come
+    again is left in the file that LM_ERROR names, so that a job is not queued again for it."""
+    if (file := os.environ.get("LM_ERROR")) and isinstance(error, Exception) and not resumable(error):
+        with contextlib.suppress(OSError):
+            Path(file).write_text(f"{type(error).__name__}: {error}\n")
     if debug and not isinstance(error, KeyboardInterrupt):
         raise error
     number = getattr(error, "signal", None)
@@ -161,6 +167,11 @@ def format_warning(
     if category is UserWarning:
         return f"lm: {message}\n"
     return FORMAT_WARNING(message, category, filename, lineno, line)
+
+
+def resumable(error: Exception) -> bool:
+    """Whether the same command goes on: another process was lost, or a signal ended this one."""
+    return hasattr(error, "exit_code") or hasattr(error, "signal")
 
 
 def _say(message: str, code: int) -> int:

@@ -27,7 +27,9 @@ examples:
   lm launch slurm study experiments.ablations.heads
 """
 MOST = 100_000  # nodes, or tasks of one
-# 143: stopped on SIGTERM, after a checkpoint; 75, 134 (JAX aborts): lost a task, for instance with its node
+# 143: stopped on SIGTERM, after a checkpoint; 75, 134 (JAX aborts): lost a task, for instance with its node. srun ends
+# with the highest code of its tasks, also where one has failed by an error of its own and the others were ended for it:
+# that one leaves LM_ERROR, and the job is not queued again
 SCRIPT = Template("""\
 #!/bin/bash
 #SBATCH --job-name=$name
@@ -40,14 +42,17 @@ SCRIPT = Template("""\
 ${options}
 cd $here || exit 1
 export LM_PROCESSES=$processes
+export LM_ERROR=$error-$$SLURM_JOB_ID
+rm -f "$$LM_ERROR"
 srun --kill-on-bad-exit=1 $command &
 step=$$!
 trap 'kill -TERM $$step' TERM
 wait $$step; code=$$?
 while kill -0 $$step 2>/dev/null; do wait $$step; code=$$?; done
 case $$code in 143 | 75 | 134)
-  [ "$${SLURM_RESTART_COUNT:-0}" -lt $requeues ] && scontrol requeue "$$SLURM_JOB_ID" ;;
+  [ ! -e "$$LM_ERROR" ] && [ "$${SLURM_RESTART_COUNT:-0}" -lt $requeues ] && scontrol requeue "$$SLURM_JOB_ID" ;;
 esac
+rm -f "$$LM_ERROR"
 exit $$code
 """)
 
@@ -144,6 +149,7 @@ def script(args: argparse.Namespace, job: Job) -> str:
         here=shlex.quote(os.getcwd()),
         processes="auto" if args.nodes * args.tasks_per_node > 1 else "1",
         command=shlex.join(command),
+        error=shlex.quote(f"{log_folder(job)}slurm-error"),
         requeues=args.requeues,
     )
 

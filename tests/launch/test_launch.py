@@ -2,7 +2,9 @@
 that note how they were called."""
 
 import json
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -156,6 +158,32 @@ def test_what_slurm_refuses(tool: Tool, capsys: pytest.CaptureFixture[str], tmp_
     tool("squeue", "echo '7 RUNNING'")
     assert "a job 'quickstart' is there already (7 RUNNING)" in said(capsys, *SLURM, *workdir, code=1)
     assert not calls.exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "code", "queued"),
+    [("", 75, True), ("", 143, True), ("echo no > $LM_ERROR", 143, False), ("", 1, False)],
+)
+def test_an_error_of_the_page_is_not_queued_again(
+    task: str, code: int, queued: bool, tool: Tool, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """srun's code is the highest of its tasks: where one fails and the others are ended for it, 143."""
+    script = said(capsys, *SLURM, "--workdir", str(tmp_path / "a b"), "--dry-run")
+    (tmp_path / "a b").mkdir()
+    shutil.copy(shutil.which("rm", path="/bin:/usr/bin") or "", tmp_path / "bin")
+    tool("srun", f"{task}\nexit {code}")
+    calls = tool("scontrol", "")
+    environment = {"PATH": str(tmp_path / "bin"), "SLURM_JOB_ID": "7"}
+    run = subprocess.run(["/bin/bash", "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    assert run.returncode == code, run.stderr
+    assert (calls.exists() and calls.read_text() == "requeue 7\n") == queued
+    assert list((tmp_path / "a b").iterdir()) == []
+
+
+@pytest.mark.parametrize("argv", [["show", "experiments.nowhere"], ["trian"]])
+def test_a_command_that_fails_says_so_to_its_job(argv: list[str], tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("LM_ERROR", str(tmp_path / "error"))
+    assert main(argv) in (1, 2) and "known: " in (tmp_path / "error").read_text()
 
 
 # ---------------------------------------------------------------- tpu-vm
