@@ -45,7 +45,7 @@ def add_model_options(verb: Any) -> None:
     """Those of a model that is loaded to be talked with."""
     verb.add_argument("--chat-template", metavar="FILE", help="jinja2, in place of the model's own")
     verb.add_argument(
-        "--dtype", default="float32", choices=("float32", "bfloat16"), help="of a published model's products (float32)"
+        "--dtype", default="", choices=("float32", "bfloat16"), help="of a published model's products (float32)"
     )
     verb.add_argument(
         "--devices", default="", choices=("cpu", "gpu", "tpu"), help="where to run (default: the best there is)"
@@ -63,10 +63,12 @@ def load(path: str, dtype: str, devices: str, chat_template: str | None) -> Any:
 
     folder = buckets.local_mirror(path)
     if is_run(folder):
+        if dtype:
+            raise ValueError(f"--dtype {dtype}: a run is computed as in its experiment, leave it out")
         hardware.set_cpu_devices(read_experiment(folder).compute.devices)
     hardware.use_compilation_cache(cache_dir())
     hardware.check_backend()
-    model = load_model(folder, dtype=dtype)
+    model = load_model(folder, dtype=dtype or "float32")
     if chat_template and model.tokenizer is not None:
         model.tokenizer.chat_template = Path(chat_template).expanduser().read_text(encoding="utf-8")
     return model

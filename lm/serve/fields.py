@@ -1,10 +1,10 @@
 """Reading the JSON of a request: every field is asked for by name and kind, and what nobody asked for is refused."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from lm.bounds import FLOAT32
 from lm.value import suggest
 
 # Fields of OpenAI's or vLLM's API that are not served, with the values that ask for nothing.
@@ -47,7 +47,8 @@ class ApiError(ValueError):
     def body(self) -> dict[str, Any]:
         """As OpenAI's API has it."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        message, param = (None if text is None else _unicode(text) for text in (str(self), self.param))
+        return {"error": {"message": message, "type": kind, "param": param, "code": self.code}}
 
 
 def bad(param: str, message: str) -> NoReturn:
@@ -92,8 +93,8 @@ class Fields:
 
     def number(self, name: str, default: float) -> float:
         value = self.take(name, default, "a number", int, float)
-        if not math.isfinite(value):
-            bad(self.path + name, f"{self.path}{name}={value}: expected a finite number")
+        if not abs(value) <= FLOAT32:
+            bad(self.path + name, f"{self.path}{name}={_short(value)}: expected a finite number")
         return float(value)
 
     def integer(self, name: str, default: int | None, low: int, high: int) -> int | None:
@@ -132,6 +133,11 @@ def ids_of(name: str, value: Sequence[Any], vocab: int) -> list[int]:
         if not 0 <= one < vocab:
             bad(name, f"{name} has token id {one}: expected 0 to {vocab - 1}")
     return list(value)
+
+
+def _unicode(text: str) -> str:
+    """A text that UTF-8 has: a client's names may hold half a character."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -70,6 +70,13 @@ def test_what_makes_no_sense_is_one_line(
     assert message in error and error.count("\n") == 1 and not listened
 
 
+def test_a_run_s_dtype_is_its_experiment_s(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("lm.pretrained.is_run", lambda run: True)
+    for verb in ("serve", "chat"):
+        assert main([verb, "runs/mine", "--dtype", "bfloat16"]) == 1
+        assert "--dtype bfloat16: a run is computed as in its experiment" in capsys.readouterr().err
+
+
 def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     monkeypatch.delitem(sys.modules, "lm.serve.start")

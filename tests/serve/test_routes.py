@@ -254,6 +254,8 @@ def test_a_chat_goes_on_as_far_as_the_context(client: TestClient) -> None:
         ({"max_tokens": True}, "max_tokens", "is a boolean"),
         ({"temperature": -1}, "temperature", "temperature=-1"),
         ({"temperature": "hot"}, "temperature", "is a string"),
+        ({"temperature": 10**400}, "temperature", "expected a finite number"),
+        ({"\ud800": 1}, "\\ud800", "unknown field \\ud800"),
         ({"top_p": 0}, "top_p", "top_p=0"),
         ({"top_p": 1e999}, "top_p", "JSON|finite"),
         ({"n": 0}, "n", "expected 1 to 128"),
@@ -361,7 +363,7 @@ NAMES = [
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     route=st.sampled_from(["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"]),
-    body=st.dictionaries(st.sampled_from(NAMES), VALUES),
+    body=st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=3), VALUES, max_size=4),
 )
 def test_no_body_makes_the_server_fail(client: TestClient, route: str, body: dict[str, Any]) -> None:
     assert (
