@@ -396,7 +396,11 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "lm/pretrained/t5.py": (
         ("dense_act_fn is passed over", 'fields.choose("dense_act_fn", ACTIVATION, act)', "ACTIVATION[act]"),
-        ("the output is scaled where it is tied", 'fields.flag("scale_decoder_outputs", tied)', "tied"),
+        (
+            "the output is scaled where it is tied",
+            'fields.flag("scale_decoder_outputs", tied and "scale_decoder_outputs" not in fields.values)',
+            "tied",
+        ),
     ),
     "lm/pretrained/bert.py": (
         (
