@@ -30,7 +30,7 @@ def add(verbs: Any) -> None:
         "run_folder", metavar="MODEL", help="a run's folder, a Hugging Face model directory, or a GGUF file"
     )
     verb.add_argument("--prompt", default="", help="the text to continue (default: none)")
-    verb.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="the most tokens to add (128)")
+    verb.add_argument("--max-new-tokens", type=int, metavar="N", help="the most tokens to add (128)")
     verb.add_argument("--temperature", type=float, metavar="T", help="divides the logits; 0 is greedy (0.8)")
     verb.add_argument(
         "--top-p",
@@ -96,8 +96,9 @@ def add_methods(verb: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Load the model and write its texts."""
-    if args.n < 1 or args.max_new_tokens < 1:
-        raise ValueError(f"-n {args.n} --max-new-tokens {args.max_new_tokens}: expected at least 1 of each")
+    most = 128 if args.max_new_tokens is None else args.max_new_tokens
+    if args.n < 1 or most < 1:
+        raise ValueError(f"-n {args.n} --max-new-tokens {most}: expected at least 1 of each")
     refuse_unused(args)
     from lm.machine import hardware
 
@@ -112,13 +113,15 @@ def run(args: argparse.Namespace) -> None:
     hardware.use_compilation_cache(cache_dir())
     hardware.check_backend()
     model = load(folder)
-    method_for(model, args)(model, args)
+    method = method_for(model, args)
+    args.max_new_tokens = most
+    method(model, args)
 
 
 def method_for(model: Any, args: argparse.Namespace) -> Callable[[Any, argparse.Namespace], None]:
     """What writes texts, as the model, the prompt and the options ask for."""
     if not model.config.causal:
-        unused = [*DRAWING, "seed", "stop", "beams", *DRAFTING]
+        unused = [*DRAWING, "max_new_tokens", "seed", "stop", "beams", *DRAFTING]
         refuse(args, unused, "has no effect: this model is an encoder, which fills the masks of a prompt")
         return fill_masks
     from lm.pretrained.fill import has_sentinels

@@ -104,7 +104,7 @@ def test_drafts_are_the_model_s_or_looked_up_and_their_acceptance_is_told(capsys
     assert capsys.readouterr().out == f"{PromptLookup(4)} None 0a0b\n"
 
 
-@pytest.mark.parametrize("asked", [["--temperature", "0"], ["--seed", "0"], ["--beams", "2"], ["--prompt-lookup"]])
+@pytest.mark.parametrize("asked", [["--max-new-tokens", "9"], ["--seed", "0"], ["--beams", "2"], ["--prompt-lookup"]])
 def test_an_encoder_fills_masks_and_draws_nothing(
     asked: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
