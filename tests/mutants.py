@@ -16,12 +16,20 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests import mutations, mutations_of_data, mutations_of_runs, mutations_of_serving, mutations_of_studies
+from tests import (
+    mutations,
+    mutations_of_data,
+    mutations_of_decoding,
+    mutations_of_runs,
+    mutations_of_serving,
+    mutations_of_studies,
+)
 
 ROOT = Path(__file__).parent.parent
 COPIED = ("lm", "launch", "experiments", "benchmarks", "certificates", "tests")
 COPIED += ("README.md", "pyproject.toml", ".pytest_cache")
-LISTS = (mutations, mutations_of_studies, mutations_of_runs, mutations_of_data, mutations_of_serving)
+LISTS = (mutations, mutations_of_decoding, mutations_of_studies, mutations_of_runs)
+LISTS += (mutations_of_data, mutations_of_serving)
 SHARE = 0.95
 
 

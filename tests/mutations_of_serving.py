@@ -51,13 +51,12 @@ BY_FILE = {
         ("alternatives have no text", "known[: self.call.log_probs]", "token.top[: self.call.log_probs]"),
     ),
     "lm/serve/text.py": (
-        ("a stop string is found in one token alone", "self.held.endswith(stop[:k])", "False"),
+        ("what was held back is lost", " + self.end.close()", ""),
         (
-            "what was held back is lost",
-            "self._add(self.decoder.close()) + self.held",
-            "self._add(self.decoder.close())",
+            "a stop string that ends in half a character is not found",
+            "self.end.push(self.decoder.close())",
+            "self.decoder.close()",
         ),
-        ("of two stop strings the first to begin counts", "min(found)[1]", "min(at for _, at in found)"),
     ),
     "lm/serve/worker.py": (
         ("a client that leaves keeps its slot", "self.engine.cancel(reply.number)", "pass"),

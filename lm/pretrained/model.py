@@ -170,10 +170,12 @@ class Pretrained:
           ValueError: as `stream_ids` and StopStrings, and where there is no tokenizer.
         """
         tokenizer = self._tokenizer()
-        texts = [(tokenizer.incremental_decoder(), StopStrings(stop)) for _ in range(n)]
+        read = self.encode(prompt)
+        before = [] if self.config.has_encoder else read
+        texts = [(tokenizer.decoder_after(before), StopStrings(stop)) for _ in range(n)]
         if self.config.vocab > tokenizer.vocab_size:
             sampling = replace(sampling, vocab_size=tokenizer.vocab_size)
-        prompts, draft = [self.encode(prompt)] * n, (drafter, draft_params, acceptance)
+        prompts, draft = [read] * n, (drafter, draft_params, acceptance)
         for rows in self.stream_ids(prompts, max_new_tokens, sampling, seed, *draft):
             yield [end.push("".join(map(text.push, ids))) for (text, end), ids in zip(texts, rows, strict=True)]
             if all(end.found for _, end in texts):

@@ -9,7 +9,7 @@ from typing import Any
 from lm.decode.engine import Output, TokenLogProb
 from lm.decode.sampling import NONE
 from lm.serve.call import Call, Served
-from lm.serve.text import StoppedText, decoder_after
+from lm.serve.text import StoppedText
 from lm.serve.worker import Generation
 from lm.text.protocol import IncrementalDecoder
 
@@ -78,7 +78,7 @@ class Completion:
         """Lists by token; an offset is that of the token in the text of the choice."""
         name, offsets = self.served.tokenizer.piece, []
         before = () if self.call.echo else self.call.before(index)
-        decoder, at = self._texts.get(index) or (decoder_after(self.served.tokenizer, before), 0)
+        decoder, at = self._texts.get(index) or (self.served.tokenizer.decoder_after(before), 0)
         for token, _ in piece.tokens:
             offsets.append(at)
             at += len(decoder.push(token.token))

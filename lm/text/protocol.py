@@ -17,6 +17,7 @@ from typing import Any
 from lm.text.vocabulary import Vocabulary
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")  # of control ids, by Hugging Face's names
+CONTEXT = 64  # tokens on which the text of the next may depend
 Offsets = list[tuple[int, int, int]]  # (id, start, end) of each token, in characters of the text
 
 
@@ -128,6 +129,14 @@ class Tokenizer:
     def incremental_decoder(self) -> "IncrementalDecoder":
         """A decoder of one text, id by id."""
         return IncrementalDecoder(self)
+
+    def decoder_after(self, ids: Sequence[int]) -> "IncrementalDecoder":
+        """A decoder of a text that continues that of `ids`: some decoders leave out the space that begins a text, and a
+        character may begin in one token and end in another."""
+        decoder = self.incremental_decoder()
+        for id in ids[-CONTEXT:]:
+            decoder.push(id)
+        return decoder
 
     def checked(self, id: int) -> int:
         """`id`. Raises ValueError where it is outside the vocabulary."""

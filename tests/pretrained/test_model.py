@@ -13,8 +13,10 @@ import pytest
 from lm.decode.sampling import Sampling
 from lm.decode.speculative import Acceptance
 from lm.model.families import bert, llama, t5_v1_1
+from lm.model.transformer import Transformer
 from lm.pretrained import Pretrained, load
 from lm.pretrained.score import score
+from lm.text.gguf import from_gguf
 from lm.text.tokenizer import ByteTokenizer, CharacterTokenizer
 from tests.model.reference import SIMPLE, lively
 from tests.pretrained.small import BERT, BY_NAME, T5, checkpoint
@@ -100,6 +102,23 @@ def test_a_stop_string_goes_over_the_borders_of_tokens_and_chunks() -> None:
     assert ["".join(parts) for parts in zip(*streamed, strict=True)] == [whole[0][:14], whole[1][:30]]
     assert streamed[0][0] == whole[0][:14] and len(streamed) == 2  # nothing is drawn once both have ended
     assert WRITER.generate("ab", 9, stop="\0") == WRITER.generate("ab", 9)
+
+
+def test_a_continuation_keeps_the_space_before_its_first_word() -> None:
+    """Which a text of its own would not have."""
+    words = {
+        "model": "llama",
+        "tokens": ["<unk>", "<s>", "</s>", "\u2581", "a", "\u2581a", "b"],
+        "scores": [0.0, 0.0, 0.0, -3.0, -2.0, -1.0, -4.0],
+        "token_type": [2, 3, 3, 1, 1, 1, 1],
+        "bos_token_id": 1,
+    }
+    tokenizer = from_gguf({f"tokenizer.ggml.{name}": value for name, value in words.items()})
+    cfg = llama(vocab=7, layers=1, width=8, heads=1, mlp=8, context=16)
+    model = Pretrained(cfg, lively(cfg), tokenizer, Transformer(cfg, SIMPLE))
+    always = Sampling(0.0, logit_bias=((5, 100.0),))
+    assert "".join(text for (text,) in model.stream("ab", 2, always)) == " a a"
+    assert tokenizer.decode([5, 5]) == "a a"
 
 
 def test_a_draft_changes_no_greedy_text() -> None:

@@ -8,7 +8,7 @@ from lm.serve.text import StoppedText
 from lm.text.protocol import Tokenizer
 from lm.text.tokenizer import ByteTokenizer
 
-PIECES = Tokenizer([b"ab", b"c", b"bc", b"a", b"\xc3", b"\xa9", b"d"])
+PIECES = Tokenizer([b"ab", b"c", b"bc", b"a", b"\xc3", b"\xa9", b"d", b"abcd"])
 
 
 def streamed(tokenizer: Tokenizer, ids: list[int], stops: list[str]) -> tuple[list[str], bool]:
@@ -27,6 +27,7 @@ def streamed(tokenizer: Tokenizer, ids: list[int], stops: list[str]) -> tuple[li
         ([0, 6], ["bc"], ["a", "bd", ""], False),  # what was held back comes
         ([0], ["bc"], ["a", "b"], False),
         ([0, 1], ["abcd", "bc"], ["", "a"], True),
+        ([7], ["abcd", "bc"], ["a"], True),  # that which is complete first
         ([4, 5, 6], ["é"], ["", ""], True),
         ([3, 4, 6], ["\ufffd"], ["a", "", ""], True),
         ([6, 6], [], ["d", "d", ""], False),
@@ -36,7 +37,7 @@ def test_it_ends_before_the_stop(ids: list[int], stops: list[str], parts: list[s
     assert streamed(PIECES, ids, stops) == (parts, stopped)
 
 
-@given(st.lists(st.sampled_from([0, 1, 2, 3, 6])), st.lists(st.text("abcd", min_size=1, max_size=4), max_size=3))
+@given(st.lists(st.sampled_from([0, 1, 2, 3, 6, 7])), st.lists(st.text("abcd", min_size=1, max_size=4), max_size=3))
 def test_it_does_not_depend_on_the_tokens(ids: list[int], stops: list[str]) -> None:
     text = PIECES.decode(ids)
     parts, stopped = streamed(PIECES, ids, stops)
