@@ -62,7 +62,6 @@ BY_FILE = {
         ("a client that leaves keeps its slot", "self.engine.cancel(reply.number)", "pass"),
         ("more wait than may", "if len(self._open) + len(requests) > self.capacity:", "if False:"),
         ("time does not end", "asyncio.timeout_at(self.deadline)", "asyncio.timeout_at(None)"),
-        ("tokens after a stop string are counted", "if index in self._open:  # not stopped by its reader", "if True:"),
     ),
     "lm/serve/app.py": (
         ("any key is one", "hmac.compare_digest(given.strip(), key)", "True"),

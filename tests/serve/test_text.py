@@ -30,6 +30,7 @@ def streamed(tokenizer: Tokenizer, ids: list[int], stops: list[str]) -> tuple[li
         ([7], ["abcd", "bc"], ["a"], True),  # that which is complete first
         ([4, 5, 6], ["é"], ["", ""], True),
         ([3, 4, 6], ["\ufffd"], ["a", "", ""], True),
+        ([3, 4], ["\ufffd"], ["a", "", ""], True),  # half a character, at the end
         ([6, 6], [], ["d", "d", ""], False),
     ],
 )
