@@ -5,7 +5,7 @@ tokenizer.json is taken apart here: what no kind expresses is refused, in one li
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,8 +131,11 @@ def sentencepiece_bpe(data: Json, size: int) -> Vocabulary:
             types[id] = BYTE
     if (unk := model["vocab"].get(model["unk_token"])) is not None:
         types[unk] = UNK
-    ranks = _ranks(model)
+    own = {token for token, kind in zip(tokens, types, strict=True) if kind == USER_DEFINED}
+    ranks = _ranks(model, own)
     scores = [-float(ranks.get(token, len(ranks))) for token in tokens]
+    runs = {"".join(pair) for pair in _pairs(model)} & own  # of spaces, which merges make of a text
+    tokens = [token.replace(SPACE, " ") if token in runs else token for token in tokens]
     return Vocabulary("llama", tokens, types, scores=scores, add_space_prefix=prefix)
 
 
@@ -152,9 +155,14 @@ def _prefix(data: Json) -> bool:
     return prefix
 
 
-def _ranks(model: Json) -> dict[str, int]:
-    """Token -> the order in which tokens are merged. Raises ValueError where that depends on more than the token."""
-    pairs = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
+def _pairs(model: Json) -> list[tuple[str, ...]]:
+    return [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
+
+
+def _ranks(model: Json, own: Set[str]) -> dict[str, int]:
+    """Token -> the order in which tokens are merged; `own` are user-defined, and so found before that. Raises
+    ValueError where the order depends on more than the token."""
+    pairs = [pair for pair in _pairs(model) if "".join(pair) not in own]
     ranks: dict[str, int] = {}
     last = ""
     for pair in pairs:
@@ -163,11 +171,10 @@ def _ranks(model: Json) -> dict[str, int]:
             raise ValueError(f"llama.cpp merges by the token that results, and {token!r} has merges of two ranks here")
         ranks.setdefault(token, len(ranks))
         last = token
-    known, vocab = set(pairs), model["vocab"]
+    known, usable = set(pairs), {token for token in model["vocab"] if len(token) == 1 or token in ranks}
     for token in ranks:
         for cut in range(1, len(token)):
-            pair = token[:cut], token[cut:]
-            reachable = all(part in vocab and (len(part) == 1 or part in ranks) for part in pair)
-            if reachable and pair not in known:
-                raise ValueError(f"llama.cpp would merge {pair[0]!r} and {pair[1]!r}, which this tokenizer does not")
+            a, b = token[:cut], token[cut:]
+            if a in usable and b in usable and (a, b) not in known:
+                raise ValueError(f"llama.cpp would merge {a!r} and {b!r}, which this tokenizer does not")
     return ranks

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from tokenizers import Regex, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from lm.text.gguf import from_gguf
@@ -46,6 +46,22 @@ def pieces(merges: list[tuple[str, str]] = MERGES, **changes: Any) -> Published:
     return Published(backend, {"unk": 0, "bos": 1, "eos": 2})
 
 
+def runs() -> Published:
+    """Gemma 3's kind: runs of spaces and of newlines are user-defined, and have merges, the longest first, of which
+    those of one token are not beside one another."""
+    tokens = [*PIECES, "\n", "▁▁", "▁▁▁", "\n\n", "\n\n\n", "<td>"]
+    merges = [("\n\n", "\n"), ("▁▁", "▁"), ("\n", "\n\n"), ("▁", "▁▁"), ("\n", "\n"), ("▁", "▁"), *MERGES]
+    vocab = {token: id for id, token in enumerate(tokens)}
+    backend = Backend(models.BPE(vocab, merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder, backend.post_processor = decoders.Sequence(steps), REFERENCES["fallback"].post_processor
+    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+    backend.add_tokens([AddedToken(token, normalized=False) for token in tokens[len(PIECES) :]])
+    return Published(backend, {"unk": 0, "bos": 1, "eos": 2})
+
+
 def prefixed(legacy: bool = True) -> SentencePiece:
     """Llama 2's kind of SentencePiece model."""
     types = [UNK, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * 7]
@@ -71,6 +87,7 @@ KINDS: Mapping[str, Tokenizer] = {
     "ranks of Qwen": ranked(QWEN2_PATTERN),
     "tokenizer.json": byte_pairs(),
     "tokenizer.json of pieces": pieces(),
+    "tokenizer.json with runs": runs(),
 }
 
 
@@ -93,6 +110,8 @@ def again(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
 def test_read_back_it_gives_the_same_ids(kind: str, again: dict[str, Tokenizer], text: str) -> None:
     if kind == "characters":
         text = "".join(c for c in text if c.isascii())
+    if kind == "tokenizer.json with runs":
+        text = text.replace("▁", " ")  # in a row, its own character would be a run there, and single ones here
     ours, theirs = KINDS[kind], again[kind]
     assert theirs.encode(text) == ours.encode(text)
     assert theirs.encode_prompt(text) == ours.encode_prompt(text)
