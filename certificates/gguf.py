@@ -125,7 +125,7 @@ def judged(want: dict[str, Any], found: dict[str, Any]) -> tuple[bool, str]:
     """Whether a line holds, and the line."""
     pairs = enumerate(zip(want["greedy"], found["greedy"], strict=True))
     parted = next((i for i, (a, b) in pairs if a != b), TOKENS)
-    same = parted == TOKENS or want["margins"][parted] < PART[want["type"]]
+    same = want["text"] == found["text"] if parted == TOKENS else want["margins"][parted] < PART[want["type"]]
     ids = [i for i, (a, b) in enumerate(zip(want["ids"], found["ids"], strict=True)) if a != b]
     ends, template = found["ends"] == want["ends"], found["template"] == want["template"]
     a, b = np.asarray(want["logits"]), np.asarray(found["logits"])

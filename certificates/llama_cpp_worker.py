@@ -2,7 +2,9 @@
 
     PYTHON_WITH_LLAMA_CPP certificates/llama_cpp_worker.py FOLDER
 
-wanted.json says what to do with each file, found.json is what came of it. Keys and values are kept in float32.
+wanted.json says what to do with each file, found.json is what came of it. Keys and values are kept in float32, and
+matrices as they lie in the file: laid out for AMX, those of q8_0 end llama.cpp 0.3.36 where the system does not let a
+process use its tiles.
 """
 
 import json
@@ -12,8 +14,19 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
+from llama_cpp import llama_cpp as library
 
 F32 = 0  # GGML's code of float32
+
+
+DEFAULTS = library.llama_model_default_params
+
+
+def as_in_the_file() -> library.llama_model_params:
+    """llama.cpp's defaults, without layouts of its own."""
+    params = DEFAULTS()
+    params.use_extra_bufts = False
+    return params
 
 
 def run(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
@@ -48,6 +61,7 @@ def run(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Run every task of FOLDER/wanted.json."""
     folder = Path(sys.argv[1])
+    library.llama_model_default_params = as_in_the_file
     tasks = json.loads((folder / "wanted.json").read_text())
     (folder / "found.json").write_text(json.dumps([run(folder, task) for task in tasks]))
 

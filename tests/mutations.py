@@ -329,4 +329,24 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("the end of a message ends the turn", "present -= {MESSAGE_END}", "pass"),
         ("an end is an ordinary token", "types[id] = sentence.CONTROL", "pass"),
     ),
+    "lm/text/gguf_export.py": (
+        ("merged words have any name", "vocabulary.ignore_merges in (None, name in IGNORE_MERGES)", "True"),
+        ("ends without a name are lost", 'not in (roles["eos"], *end_ids(tokens))', "in ()"),
+        ("llama.cpp's own end is taken", 'if "eos" not in roles and', "if 0 and"),
+    ),
+    "lm/pretrained/gguf_save.py": (
+        ("an output of its own is passed over", "if kind.always_tied and not cfg.tied:", "if 0:"),
+        ("vectors are rounded", "len(tensor.shape) == 1 or tensor.name", "tensor.name"),
+        ("a number beyond float16 is infinite", "if limit < np.inf and not", "if 0 and not"),
+        (
+            "Llama 3.1's divisors are upside down",
+            "(1 / ((1 - keep) / s.factor + keep))",
+            "((1 - keep) / s.factor + keep)",
+        ),
+        (
+            "linear scaling has no original context",
+            'config["original_max_position_embeddings"] = config["max_',
+            'config["_"] = config["max_',
+        ),
+    ),
 }

@@ -189,6 +189,22 @@ def test_a_sequence_of_patterns_has_a_name() -> None:
     assert to_gguf(byte_pairs(digits), 500)["tokenizer.ggml.pre"] == "smollm"
 
 
+@pytest.mark.parametrize(("ignore", "name"), [(True, "llama-bpe"), (False, "dbrx")])
+def test_whether_words_that_are_tokens_are_merged_is_in_the_name(ignore: bool, name: str) -> None:
+    def split(pattern: str) -> Published:
+        def change(backend: Backend) -> None:
+            last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+            cut = pre_tokenizers.Split(Regex(pattern), "isolated")
+            backend.pre_tokenizer, backend.model.ignore_merges = pre_tokenizers.Sequence([cut, last]), ignore
+
+        return byte_pairs(change)
+
+    assert to_gguf(split(LLAMA3_PATTERN), 500)["tokenizer.ggml.pre"] == name
+    if ignore:
+        with pytest.raises(ValueError, match="no name for how this tokenizer splits a text"):
+            to_gguf(split(QWEN2_PATTERN), 500)
+
+
 def test_what_normalises_a_text_is_told() -> None:
     def nfc(backend: Backend) -> None:
         backend.normalizer = normalizers.NFC()
