@@ -4,10 +4,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help quickstart test lint bad-input mutants certificates clean
+.PHONY: help quickstart test test-slow lint bad-input mutants certificates clean
 help:
 	@echo "make quickstart   train, sample and report in runs/quickstart"
-	@echo "make test         run every test"
+	@echo "make test         run the tests"
+	@echo "make test-slow    more of them: other models and samplings"
+	@echo "make bad-input    2,000 generated mistakes of users: each is refused in one line"
 	@echo "make lint         ruff and mypy"
 	@echo "make mutants      does a test notice? Mistakes made one at a time, in a copy of the tree"
 	@echo "make certificates every architecture against transformers: certificates/TABLE.md"
@@ -18,6 +20,9 @@ quickstart: .venv/.installed
 
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest
+
+test-slow: .venv/.installed-dev
+	$(BIN)/python -m pytest -m slow
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

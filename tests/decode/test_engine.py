@@ -40,6 +40,14 @@ def engine(cfg: ModelConfig = LLAMA, **options: Any) -> Engine:
     return Engine(Transformer(cfg, UNROLLED), lively(cfg), **{"slots": 4, **options})
 
 
+def slow(name: str) -> Any:
+    """The model by its name, in `make test-slow`."""
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
+FEW = ("gemma 3", "latent", "gpt-oss")
+
+
 def mixed(count: int, vocab: int, context: int, seed: int = 0) -> list[Request]:
     """Requests of random lengths and options; every third begins as others do."""
     draw, shared = random.Random(seed), [random.Random(1).randrange(vocab) for _ in range(context)]
@@ -93,7 +101,9 @@ def bits(outputs: list[Output]) -> list[tuple[Any, ...]]:
     return [tuple(output)[1:] for output in outputs]
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt", "gemma 3", "mixtral", "alibi", "gated deltanet", "latent"])
+@pytest.mark.parametrize(
+    "name", ["llama", "gemma 3", "gated deltanet", *map(slow, ("gpt", "mixtral", "alibi", "latent"))]
+)
 def test_what_a_request_gets_does_not_depend_on_its_company(name: str) -> None:
     cfg = {"llama": LLAMA}.get(name) or MODELS[name]
     count = 300 if name == "llama" else 12
@@ -132,7 +142,7 @@ def test_it_is_generate(sampling: Sampling) -> None:
     assert [[output.token for output in outputs] for outputs in engine().generate(requests)] == expected
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name if name in FEW else slow(name) for name in MODELS])
 def test_its_log_probabilities_are_the_trainer_s(name: str) -> None:
     """Of every token, those of the forward pass without a cache; with the likeliest alternatives."""
     cfg = MODELS[name]

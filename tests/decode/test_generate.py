@@ -176,7 +176,10 @@ def test_penalties_read_the_prompt_and_the_text() -> None:
     for prompt, row in zip(PROMPTS, rows, strict=True):
         text: list[int] = []
         while len(text) < NEW:
-            logits = np.array(run(Transformer(LLAMA, COMPUTE), lively(LLAMA), jnp.array([[*prompt, *text]]))[0, -1])
+            ids = [*prompt, *text, *[0] * (CONTEXT - len(prompt) - len(text))]  # one program for all lengths
+            logits = np.array(run(Transformer(LLAMA, COMPUTE), lively(LLAMA), jnp.array([ids])))[
+                0, len(prompt + text) - 1
+            ]
             seen, new = (np.bincount(ids, minlength=31) for ids in ([*prompt, *text], text))
             logits = np.where(seen > 0, np.where(logits > 0, logits / 1.7, logits * 1.7), logits)
             text.append(int(np.argmax(logits - 0.2 * (new > 0) - 0.3 * new)))

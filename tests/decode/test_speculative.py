@@ -120,7 +120,14 @@ def assert_drawn_from(chance: np.ndarray, seen: np.ndarray) -> None:
     assert stats.chisquare(seen[expected > 0], expected[expected > 0]).pvalue > 1e-3
 
 
-@pytest.mark.parametrize(("kind", "by_model"), [*((kind, True) for kind in SAMPLINGS), ("top-p", False)])
+@pytest.mark.parametrize(
+    ("kind", "by_model"),
+    [
+        *(pytest.param(kind, True, marks=pytest.mark.slow) for kind in ("temperature", "top-k", "top-p")),
+        ("all and a penalty", True),
+        ("top-p", False),
+    ],
+)
 def test_texts_have_the_distribution_of_plain_decoding(kind: str, by_model: bool) -> None:
     cfg, sampling = replace(TINY, layers=2), SAMPLINGS[kind]
     drafter = DraftModel(Transformer(cfg, COMPUTE), 2) if by_model else PromptLookup(2)

@@ -153,10 +153,12 @@ def test_sharded_over_experts_is_single() -> None:
     trees_close(jax.device_get(gradient), expected, 1e-4)
 
 
-@pytest.mark.parametrize("chosen", [0, 6])
-def test_as_many_as_there_are(chosen: int) -> None:
-    with pytest.raises(ValueError, match=f"ffn.top_k={chosen} of ffn.experts=5: expected 1 to 5"):
-        Experts(mlp=4, experts=5, top_k=chosen)
+@pytest.mark.parametrize(
+    ("top_k", "expected"), [(0, ": expected at least 1"), (6, " of ffn.experts=5: expected 1 to 5")]
+)
+def test_as_many_as_there_are(top_k: int, expected: str) -> None:
+    with pytest.raises(ValueError, match=f"ffn.top_k={top_k}{expected}"):
+        Experts(mlp=4, experts=5, top_k=top_k)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
