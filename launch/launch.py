@@ -99,6 +99,8 @@ def split_options(parser: Any, words: Sequence[str]) -> tuple[list[str], list[st
 
 def parse_job(top: Any, words: Sequence[str], name: str = "") -> Job:
     """The job of the lm command `words`. Raises ValueError for an error in its verb, options, experiment or fields."""
+    from lm.machine import buckets
+
     if not words:
         raise ValueError("nothing to launch: name an experiment, as in lm launch local -n 2 experiments.quickstart")
     if words[0] in top._subparsers._group_actions[0].choices and words[0] not in VERBS:
@@ -115,4 +117,6 @@ def parse_job(top: Any, words: Sequence[str], name: str = "") -> Job:
         experiment = changed(study.base, args.set, args.text) if hasattr(study, "base") else None
         name = name or full.rpartition(":")[2]
     name = re.sub(r"[^a-z0-9-]+", "-", (name or command[0]).lower()).strip("-") or command[0]
-    return Job(tuple(command), args, name, experiment)
+    job = Job(tuple(command), args, name, experiment)
+    buckets.check_url(job.workdir)
+    return job

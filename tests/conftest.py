@@ -25,7 +25,7 @@ import jax  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", DEVICES)
-settings.register_profile("many", max_examples=250)
+settings.register_profile("many", max_examples=300)
 
 
 MOST_MAPS = 30_000  # of a process; Linux gives it 65,530, a program takes several, and XLA crashes without one

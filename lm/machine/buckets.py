@@ -33,6 +33,7 @@ def local_mirror(path: str | Path) -> Path:
     Raises ValueError where it cannot be read."""
     if "://" not in str(path):
         return Path(path).expanduser()
+    check_url(str(path))
     url = str(path).rstrip("/")
     if url not in _mirrors:
         _mirrors[url] = _reserve(cache_dir() / "remote", hashlib.sha256(url.encode()).hexdigest()[:16])
@@ -42,6 +43,13 @@ def local_mirror(path: str | Path) -> Path:
     (mirror / URL_FILE).write_text(url)
     download(mirror)
     return mirror
+
+
+def check_url(path: str) -> None:
+    """Raise ValueError for the URL of no bucket."""
+    scheme, separator, rest = path.partition("://")
+    if separator and not (scheme and rest.strip("/")):
+        raise ValueError(f"{path}: expected a bucket and a folder in it, as in gs://BUCKET/RUN")
 
 
 def _reserve(mirrors: Path, name: str) -> tuple[Path, IO[str]]:

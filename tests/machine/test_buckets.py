@@ -33,6 +33,12 @@ def test_a_folder_here_is_itself(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("url", ["gs://", "s3:///", "://bucket/run"])
+def test_a_url_names_a_bucket(url: str) -> None:
+    with pytest.raises(ValueError, match="expected a bucket and a folder in it, as in gs://BUCKET/RUN"):
+        buckets.local_mirror(url)
+
+
 def test_what_changed_is_sent_and_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = buckets.local_mirror(URL)
     assert (buckets.remote_url(folder), buckets.checkpoint_path(folder)) == (URL, f"{URL}/checkpoints")
