@@ -3,8 +3,8 @@
     PYTHON_WITH_LLAMA_CPP certificates/llama_cpp_worker.py FOLDER
 
 wanted.json says what to do with each file, found.json is what came of it. Keys and values are kept in float32, and
-matrices as they lie in the file: laid out for AMX, those of q8_0 end llama.cpp 0.3.36 where the system does not let a
-process use its tiles.
+matrices as they lie in the file: on a machine whose CPU lists AMX, llama-cpp-python 0.3.36 did not survive its own
+layout of q8_0 for it.
 """
 
 import json

@@ -41,14 +41,14 @@ BY_FILE = {
         ("a flag is a number", "or (isinstance(value, bool) and bool not in kinds)", "or False"),
     ),
     "lm/serve/answers.py": (
-        ("a stop string frees no slot", "if piece.end and not output.end:", "if False:"),
+        ("a stop string frees no slot", "if piece.finish_reason and not output.finish_reason:", "if False:"),
         ("a text does not continue its prompt", "call.stop, call.before(i))", "call.stop, ())"),
         (
             "the first of an echo has a log-probability",
-            "TokenLogProb(ids[0], 0.0, []), None)",
-            "TokenLogProb(ids[0], 0.0, []), 0.0)",
+            "TokenLogprob(ids[0], 0.0, []), None)",
+            "TokenLogprob(ids[0], 0.0, []), 0.0)",
         ),
-        ("alternatives have no text", "known[: self.call.log_probs]", "token.top[: self.call.log_probs]"),
+        ("alternatives have no text", "known[: self.call.logprobs]", "token.top[: self.call.logprobs]"),
     ),
     "lm/serve/text.py": (
         ("what was held back is lost", " + self.end.close()", ""),
@@ -59,6 +59,7 @@ BY_FILE = {
         ),
     ),
     "lm/serve/worker.py": (
+        ("tokens behind a stop string are counted", "if index in self._open:", "if True:"),
         ("a client that leaves keeps its slot", "self.engine.cancel(reply.number)", "pass"),
         ("more wait than may", "if len(self._open) + len(requests) > self.capacity:", "if False:"),
         ("time does not end", "asyncio.timeout_at(self.deadline)", "asyncio.timeout_at(None)"),

@@ -139,7 +139,7 @@ def search(
         _run(model, params, inputs, max_length, how.beams, stops, lengths, vocab_size or model.cfg.vocab)
     )
     if not np.isfinite(scores).all():
-        raise NonFiniteLogits("the logits are NaN or infinite: the model's parameters are not finite, or too large")
+        raise NonFiniteLogits
     hypothesis = lambda ids, score: Hypothesis([i for i in ids if i not in (EMPTY, *stop)], score)  # noqa: E731
     return [
         [hypothesis(*one) for one in zip(ids.tolist(), row.tolist(), strict=True)]
@@ -200,8 +200,8 @@ def _advance(state: _Beams, logits: jax.Array, stop: jax.Array, lengths: _Length
       vocab_size: how many ids there are."""
     P, K, _ = state.tokens.shape
     V = logits.shape[-1]
-    log_probs = jnp.where(jnp.arange(V) < vocab_size, jax.nn.log_softmax(logits.astype(jnp.float32)), -jnp.inf)
-    total = log_probs.reshape(P, K, V) + state.scores[..., None]
+    logprobs = jnp.where(jnp.arange(V) < vocab_size, jax.nn.log_softmax(logits.astype(jnp.float32)), -jnp.inf)
+    total = logprobs.reshape(P, K, V) + state.scores[..., None]
     scores, at = jax.lax.top_k(total.reshape(P, K * V), (1 + max(1, len(stop))) * K)
     token, source = at % V, at // V
     tokens = _take(state.tokens, source).at[:, :, state.step].set(token)

@@ -35,9 +35,9 @@ class Request:
     """A prompt of token ids to be continued by up to `max_new_tokens`, to before one of the ids `stop`; drawn as
     `generate` draws row `index` with this `seed`.
 
-    `top_log_probs` is how many alternatives of each token are given, up to 20. Log-probabilities are the model's own,
+    `top_logprobs` is how many alternatives of each token are given, up to 20. Log-probabilities are the model's own,
     or with `processed` those that the token was drawn from, after penalties, temperature and filters. With
-    `prompt_log_probs` those of the prompt's tokens are given too, always the model's own."""
+    `prompt_logprobs` those of the prompt's tokens are given too, always the model's own."""
 
     prompt: Sequence[int]
     max_new_tokens: int
@@ -45,39 +45,39 @@ class Request:
     stop: Sequence[int] = ()
     seed: int = 0
     index: int = 0
-    top_log_probs: int = 0
+    top_logprobs: int = 0
     processed: bool = False
-    prompt_log_probs: bool = False
+    prompt_logprobs: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.top_log_probs <= device.TOP:
-            raise ValueError(f"top_log_probs={self.top_log_probs}: expected 0 to {device.TOP}")
+        if not 0 <= self.top_logprobs <= device.TOP:
+            raise ValueError(f"top_logprobs={self.top_logprobs}: expected 0 to {device.TOP}")
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={self.max_new_tokens}: expected at least 1")
 
 
-class TokenLogProb(NamedTuple):
+class TokenLogprob(NamedTuple):
     """A token's log-probability, and (id, log-probability) of the likeliest in its place."""
 
     token: int
-    log_prob: float
+    logprob: float
     top: list[tuple[int, float]]
 
 
 class Output(NamedTuple):
     """What a step gives for a request: a `token` (NONE where it only ended), its log-probability, (id, log-probability)
-    of the likeliest, and how the request ended (stop, length, not finite), or "".
+    of the likeliest, and why the request ended (stop, length, not finite), or "".
 
     `stop` is the id that ended it, whose log-probability this then is. `prompt` has, with the first token, what was
     asked for of the prompt's tokens from the second on."""
 
     number: int
     token: int
-    log_prob: float
+    logprob: float
     top: list[tuple[int, float]]
-    end: str
+    finish_reason: str
     stop: int = NONE
-    prompt: Sequence[TokenLogProb] = ()
+    prompt: Sequence[TokenLogprob] = ()
 
 
 @dataclass
@@ -90,7 +90,7 @@ class _Running:
     slot: int
     read: int = 0
     given: int = 0
-    prompt: list[TokenLogProb] = field(default_factory=list)
+    prompt: list[TokenLogprob] = field(default_factory=list)
 
 
 @dataclass
@@ -110,11 +110,9 @@ class Engine:
         cfg = self.model.cfg
         if cfg.has_encoder or not cfg.causal:
             raise ValueError("the engine decodes decoders: this model has an encoder")
-        self.length = min(self.length or cfg.context, cfg.context)
-        unrolled = self.model.compute.unroll == 0
-        self.params = unstack(self.params) if unrolled else self.params
-        if not unrolled:
+        if self.model.compute.unroll != 0:
             raise ValueError("the engine keeps a cache of each layer: set compute.unroll=0")
+        self.length, self.params = min(self.length or cfg.context, cfg.context), unstack(self.params)
         self.vocab = cfg.vocab
         self._state = empty_slots(self.model, self.slots, self.length, self.vocab)
         self._free = deque(range(self.slots))
@@ -176,12 +174,12 @@ class Engine:
         while self.waiting and self._free:
             number, request = self.waiting.popleft()
             running = _Running(number, request, self._free.popleft())
-            options = Options.of(request.sampling, request.top_log_probs > 0, request.processed)
+            options = Options.of(request.sampling, request.top_logprobs > 0, request.processed)
             prompt = np.bincount(np.asarray(request.prompt), minlength=self.vocab).astype(np.int32)[None]
             slot, seed, index = np.int32(running.slot), np.uint32(request.seed), np.int32(request.index)
             bias = _bias(request.sampling, self.vocab)
             self._state = device.begin(self._state, slot, options, bias, prompt, seed, index)
-            if not request.prompt_log_probs:  # which follow from reading it
+            if not request.prompt_logprobs:  # which follow from reading it
                 self._restore_shared(running)
             self.running.append(running)
 
@@ -191,14 +189,14 @@ class Engine:
             return []
         left = len(reading.request.prompt) - reading.read
         size = CHUNKS[0] if left >= CHUNKS[0] else CHUNKS[1]
-        count, last, scored = min(size, left), left <= size, reading.request.prompt_log_probs
+        count, last, scored = min(size, left), left <= size, reading.request.prompt_logprobs
         ids = list(reading.request.prompt[reading.read : reading.read + size + 1])  # and the one after
         tokens, slot = np.array([ids + [0] * (size + 1 - len(ids))], np.int32), np.int32(reading.slot)
         flags = np.int32(count), np.bool_(last), np.bool_(scored)
         self._state, drawn, scores = device.prefill(self.model, self.params, self._state, slot, tokens, *flags)
         reading.read += count
         if scored:
-            reading.prompt += _log_probs(scores, reading.request.top_log_probs)[: count - last]
+            reading.prompt += _logprobs(scores, reading.request.top_logprobs)[: count - last]
         if size == CHUNKS[0]:
             self._save_shared(reading)
         return self._outputs([(0, reading)], drawn) if last else []
@@ -214,13 +212,13 @@ class Engine:
 
     def _outputs(self, rows: list[tuple[int, _Running]], drawn: Drawn) -> list[Output]:
         """The outputs of requests in these rows of what was drawn; those that end leave their slots."""
-        given, outputs = _log_probs(drawn, device.TOP), []
+        given, outputs = _logprobs(drawn, device.TOP), []
         for row, running in rows:
-            (token, log_prob, top), running.given = given[row], running.given + 1
-            end, best = self._end(running, token), top[: running.request.top_log_probs]
+            (token, logprob, top), running.given = given[row], running.given + 1
+            end, best = self._end(running, token), top[: running.request.top_logprobs]
             ids = (NONE, token) if end == "stop" else (token, NONE)
             prompt = running.prompt if running.given == 1 else ()
-            outputs.append(Output(running.number, ids[0], log_prob, best, end, ids[1], prompt))
+            outputs.append(Output(running.number, ids[0], logprob, best, end, ids[1], prompt))
             if end:
                 self._leave(running)
         return outputs
@@ -260,11 +258,11 @@ class Engine:
             running.read += CHUNKS[0]
 
 
-def _log_probs(drawn: Drawn, most: int) -> list[TokenLogProb]:
+def _logprobs(drawn: Drawn, most: int) -> list[TokenLogprob]:
     """Of each row, with up to `most` of the likeliest."""
-    token, log_prob, top, top_log_probs = (a.tolist() for a in jax.device_get(drawn))
-    best = [list(zip(*row, strict=True))[:most] for row in zip(top, top_log_probs, strict=True)]
-    return [TokenLogProb(*row) for row in zip(token, log_prob, best, strict=True)]
+    token, logprob, top, top_logprobs = (a.tolist() for a in jax.device_get(drawn))
+    best = [list(zip(*row, strict=True))[:most] for row in zip(top, top_logprobs, strict=True)]
+    return [TokenLogprob(*row) for row in zip(token, logprob, best, strict=True)]
 
 
 def _bias(sampling: Sampling, vocab: int) -> jax.Array:

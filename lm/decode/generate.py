@@ -26,7 +26,14 @@ CHUNK = 16  # tokens drawn between two looks of the host
 
 
 class NonFiniteLogits(ValueError):
-    """The logits of a row were NaN or infinite, so that no token could be drawn."""
+    """The logits were NaN or infinite, so that no token could be drawn: the new token of this number, where known."""
+
+    def __init__(self, token: int = 0):
+        which = f" of new token {token}" if token else ""
+        super().__init__(
+            f"the logits{which} are NaN or infinite: the model's parameters are not finite, or too large for its "
+            "activations' dtype (try compute.dtype=float32)"
+        )
 
 
 @jax.tree_util.register_dataclass
@@ -140,11 +147,7 @@ def stream(
             rows.append([] if stopped[i] else ids[:end])
             stopped[i] |= end < len(ids)
         if undrawn := [row.index(NONE) for row in rows if NONE in row]:
-            token = max_new_tokens - left + min(undrawn) + 1
-            raise NonFiniteLogits(
-                f"the logits of new token {token} are NaN or infinite: the model's parameters are not finite, or too "
-                "large for its activations' dtype (try compute.dtype=float32)"
-            )
+            raise NonFiniteLogits(max_new_tokens - left + min(undrawn) + 1)
         left -= size
         yield rows
 

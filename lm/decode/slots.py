@@ -56,9 +56,9 @@ class Drawn(NamedTuple):
     likeliest (zeros where no row asks for them)."""
 
     token: jax.Array
-    log_prob: jax.Array
+    logprob: jax.Array
     top: jax.Array
-    top_log_probs: jax.Array
+    top_logprobs: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -168,9 +168,9 @@ def _scores(model: Transformer, params: Params, x: jax.Array, following: jax.Arr
     """The model's own log-probabilities of the tokens `following` [C] after hidden states x [C, D], where `scored`."""
 
     def some(x: jax.Array, token: jax.Array) -> Drawn:
-        log_probs = jax.nn.log_softmax(model.logits(params, x[None])[0].astype(jnp.float32))
-        own = jnp.take_along_axis(log_probs, token[:, None], axis=1)[:, 0]
-        return Drawn(token, own, *_likeliest(log_probs))
+        logprobs = jax.nn.log_softmax(model.logits(params, x[None])[0].astype(jnp.float32))
+        own = jnp.take_along_axis(logprobs, token[:, None], axis=1)[:, 0]
+        return Drawn(token, own, *_likeliest(logprobs))
 
     def every() -> Drawn:
         blocks = [a.reshape(-1, SCORED, *a.shape[1:]) for a in (x, following)]
@@ -179,9 +179,9 @@ def _scores(model: Transformer, params: Params, x: jax.Array, following: jax.Arr
     return jax.lax.cond(scored, every, lambda: _zeros(every))
 
 
-def _likeliest(log_probs: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The ids and values [S, TOP] of the largest of log_probs [S, V]."""
-    values, ids = jax.lax.top_k(log_probs, min(TOP, log_probs.shape[-1]))
+def _likeliest(logprobs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The ids and values [S, TOP] of the largest of logprobs [S, V]."""
+    values, ids = jax.lax.top_k(logprobs, min(TOP, logprobs.shape[-1]))
     return ids.astype(jnp.int32), values
 
 
@@ -206,9 +206,9 @@ def _next(model: Transformer, params: Params, slots: Slots, x: jax.Array, cache:
     raw = model.logits(params, x)[:, 0]
     token, processed = choose(raw, slots, jax.vmap(jax.random.fold_in)(slots.keys, cache.length))
     options = slots.options
-    log_probs = jax.nn.log_softmax(jnp.where(options.processed, processed, raw))
-    own = jnp.take_along_axis(log_probs, jnp.maximum(token, 0)[:, None], axis=1)[:, 0]
-    best = partial(_likeliest, log_probs)
+    logprobs = jax.nn.log_softmax(jnp.where(options.processed, processed, raw))
+    own = jnp.take_along_axis(logprobs, jnp.maximum(token, 0)[:, None], axis=1)[:, 0]
+    best = partial(_likeliest, logprobs)
     drawn = Drawn(token, own, *jax.lax.cond(jnp.any(options.top), best, lambda: _zeros(best)))
     return replace(slots, cache=cache, last=token, counts=slots.counts.add(token)), drawn
 

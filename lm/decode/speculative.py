@@ -207,7 +207,7 @@ def stream(
 
     Raises:
       ValueError: as `generate.stream`, and for a model whose cache cannot be rolled back.
-      NonFiniteLogits: where a token could not be drawn."""
+      NonFiniteLogits: naming the first token that could not be drawn."""
     check_rollback(model, "the model")
     inputs, max_length = pad_prompts(prompts, max_new_tokens, model.cfg, prefix=prefix)
     drafter.check(model.cfg, max(map(len, prompts)) + max_new_tokens)
@@ -234,10 +234,11 @@ def stream(
 
 @dataclasses.dataclass
 class _Row:
-    """A row of which `left` tokens may still come."""
+    """A row with `given` tokens, of which `left` may still come."""
 
     left: int
     stop: tuple[int, ...]
+    given: int = 0
     ended: bool = False
 
     def take(self, tokens: list[int]) -> list[int]:
@@ -245,8 +246,8 @@ class _Row:
         tokens = tokens[: self.left]
         end = next((i for i, token in enumerate(tokens) if token in self.stop), len(tokens))
         if NONE in tokens[:end]:
-            raise NonFiniteLogits("the logits are NaN or infinite: the model's parameters are not finite, or too large")
-        self.left -= len(tokens)
+            raise NonFiniteLogits(self.given + tokens.index(NONE) + 1)
+        self.left, self.given = self.left - len(tokens), self.given + len(tokens)
         self.ended = end < len(tokens) or self.left == 0
         return tokens[:end]
 

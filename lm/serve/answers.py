@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lm.decode.engine import Output, TokenLogProb
+from lm.decode.engine import Output, TokenLogprob
 from lm.decode.sampling import NONE
 from lm.serve.call import Call, Served
 from lm.serve.text import StoppedText
@@ -18,12 +18,12 @@ LEAST = -9999.0  # a log-probability in place of -inf, which JSON has not (vLLM'
 
 @dataclass
 class Piece:
-    """What one output adds to a choice: text, (token, log-probability; None for the first of a prompt), and how it
+    """What one output adds to a choice: text, (token, log-probability; None for the first of a prompt), and why it
     ended."""
 
     text: str
-    tokens: list[tuple[TokenLogProb, float | None]]
-    end: str
+    tokens: list[tuple[TokenLogprob, float | None]]
+    finish_reason: str
 
 
 async def pieces(served: Served, call: Call, generation: Generation) -> AsyncIterator[tuple[int, Piece]]:
@@ -32,23 +32,23 @@ async def pieces(served: Served, call: Call, generation: Generation) -> AsyncIte
     begun = set()
     async for index, output in generation:
         piece = _piece(texts[index], output)
-        if piece.end and not output.end:
+        if piece.finish_reason and not output.finish_reason:
             generation.stop(index)
         if index not in begun and call.echo:
             text, ids = call.prompts[index // call.n]
-            prompt = [(TokenLogProb(ids[0], 0.0, []), None), *((one, one.log_prob) for one in output.prompt)]
-            piece = Piece(text + piece.text, prompt + piece.tokens, piece.end)
+            prompt = [(TokenLogprob(ids[0], 0.0, []), None), *((one, one.logprob) for one in output.prompt)]
+            piece = Piece(text + piece.text, prompt + piece.tokens, piece.finish_reason)
         begun.add(index)
         yield index, piece
 
 
 def _piece(text: StoppedText, output: Output) -> Piece:
-    new, end = text.push(output.token) if output.token != NONE else "", output.end
+    new, end = text.push(output.token) if output.token != NONE else "", output.finish_reason
     if end and not text.stopped:
         new += text.close()
     id = output.stop if output.token == NONE else output.token
-    token = TokenLogProb(id, output.log_prob, output.top)
-    return Piece(new, [(token, output.log_prob)], "stop" if text.stopped else end)
+    token = TokenLogprob(id, output.logprob, output.top)
+    return Piece(new, [(token, output.logprob)], "stop" if text.stopped else end)
 
 
 @dataclass
@@ -70,11 +70,11 @@ class Completion:
         return self.choice(index, piece)
 
     def choice(self, index: int, piece: Piece) -> dict[str, Any]:
-        log_probs = self._log_probs(index, piece) if self.call.log_probs is not None else None
-        end = piece.end or None
-        return {"index": index, "text": piece.text, "logprobs": log_probs, "finish_reason": end}
+        logprobs = self._logprobs(index, piece) if self.call.logprobs is not None else None
+        end = piece.finish_reason or None
+        return {"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": end}
 
-    def _log_probs(self, index: int, piece: Piece) -> dict[str, Any]:
+    def _logprobs(self, index: int, piece: Piece) -> dict[str, Any]:
         """Lists by token; an offset is that of the token in the text of the choice."""
         name, offsets = self.served.tokenizer.piece, []
         before = () if self.call.echo else self.call.before(index)
@@ -90,17 +90,17 @@ class Completion:
             "text_offset": offsets,
         }
 
-    def _top(self, token: TokenLogProb) -> dict[str, float]:
+    def _top(self, token: TokenLogprob) -> dict[str, float]:
         """The likeliest, and the token itself; of two tokens with one text, the likelier."""
         top: dict[str, float] = {}
-        for id, value in [*self._likeliest(token), (token.token, token.log_prob)]:
+        for id, value in [*self._likeliest(token), (token.token, token.logprob)]:
             top.setdefault(self.served.tokenizer.piece(id), _finite(value))
         return top
 
-    def _likeliest(self, token: TokenLogProb) -> list[tuple[int, float]]:
+    def _likeliest(self, token: TokenLogprob) -> list[tuple[int, float]]:
         """As many as were asked for, of those that have a text."""
         known = [(id, value) for id, value in token.top if id < self.served.tokenizer.vocab_size]
-        return known[: self.call.log_probs]
+        return known[: self.call.logprobs]
 
 
 class ChatCompletion(Completion):
@@ -114,29 +114,34 @@ class ChatCompletion(Completion):
         return [{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}]
 
     def chunk(self, index: int, piece: Piece) -> dict[str, Any]:
-        delta = {"content": piece.text} if piece.text or not piece.end else {}
-        return {"index": index, "delta": delta, "logprobs": self._content(piece), "finish_reason": piece.end or None}
+        delta = {"content": piece.text} if piece.text or not piece.finish_reason else {}
+        return {
+            "index": index,
+            "delta": delta,
+            "logprobs": self._content(piece),
+            "finish_reason": piece.finish_reason or None,
+        }
 
     def choice(self, index: int, piece: Piece) -> dict[str, Any]:
         message = {"role": "assistant", "content": piece.text, "refusal": None}
-        log_probs = self._content(piece)
-        return {"index": index, "message": message, "logprobs": log_probs, "finish_reason": piece.end or None}
+        logprobs = self._content(piece)
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": piece.finish_reason or None}
 
     def _content(self, piece: Piece) -> dict[str, Any] | None:
         """Of the message's tokens, which the one that ends it is not."""
-        if self.call.log_probs is None:
+        if self.call.logprobs is None:
             return None
         tokens = [token for token, _ in piece.tokens if token.token not in self.call.stop_ids]
         content = [
-            self._entry(token.token, token.log_prob)
+            self._entry(token.token, token.logprob)
             | {"top_logprobs": [self._entry(id, value) for id, value in self._likeliest(token)]}
             for token in tokens
         ]
         return {"content": content, "refusal": None}
 
-    def _entry(self, id: int, log_prob: float) -> dict[str, Any]:
+    def _entry(self, id: int, logprob: float) -> dict[str, Any]:
         tokenizer = self.served.tokenizer
-        return {"token": tokenizer.piece(id), "logprob": _finite(log_prob), "bytes": list(tokenizer.bytes_of(id))}
+        return {"token": tokenizer.piece(id), "logprob": _finite(logprob), "bytes": list(tokenizer.bytes_of(id))}
 
 
 def _finite(value: float) -> float:
@@ -164,7 +169,7 @@ async def whole(answers: Completion, generation: Generation) -> dict[str, Any]:
 
 def _joined(parts: Sequence[Piece]) -> Piece:
     text, tokens = "".join(part.text for part in parts), [token for part in parts for token in part.tokens]
-    return Piece(text, tokens, parts[-1].end)
+    return Piece(text, tokens, parts[-1].finish_reason)
 
 
 async def chunks(answers: Completion, generation: Generation) -> AsyncIterator[dict[str, Any]]:
@@ -176,9 +181,9 @@ async def chunks(answers: Completion, generation: Generation) -> AsyncIterator[d
             begun.add(index)
             for choice in answers.first(index):
                 yield {**heading, "choices": [choice], **usage}
-        left -= bool(piece.end)
+        left -= bool(piece.finish_reason)
         last = not left and not call.include_usage
-        if piece.text or piece.end or call.log_probs is not None:
+        if piece.text or piece.finish_reason or call.logprobs is not None:
             costs = _costs(call, generation) if last else usage
             yield {**heading, "choices": [answers.chunk(index, piece)], **costs}
     if call.include_usage:

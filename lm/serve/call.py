@@ -82,7 +82,7 @@ class Served:
 class Call:
     """Prompts, as text and as ids, and what is asked of each: `n` choices of up to `max_new_tokens`.
 
-    `stop` are strings, `stop_ids` ids; `log_probs` is how many alternatives of each token are given (None: no
+    `stop` are strings, `stop_ids` ids; `logprobs` is how many alternatives of each token are given (None: no
     log-probabilities), `processed` as in the engine's Request; `echo` puts the prompt before the text. The text
     `continues` the prompt's, or is one of its own."""
 
@@ -93,7 +93,7 @@ class Call:
     stop: tuple[str, ...]
     stop_ids: tuple[int, ...]
     seed: int
-    log_probs: int | None
+    logprobs: int | None
     processed: bool
     echo: bool
     stream: bool
@@ -110,9 +110,9 @@ class Call:
                 self.stop_ids,
                 self.seed,
                 index,
-                TOP if self.log_probs else 0,  # of which some may be ids that the tokenizer does not have
+                TOP if self.logprobs else 0,  # of which some may be ids that the tokenizer does not have
                 self.processed,
-                self.echo and self.log_probs is not None,
+                self.echo and self.logprobs is not None,
             )
             for _, ids in self.prompts
             for index in range(self.n)
@@ -131,8 +131,8 @@ def completion(served: Served, fields: Fields) -> Call:
     """The call of a body of /v1/completions. Raises ApiError."""
     special = fields.flag("add_special_tokens", True)
     prompts = _prompts(served, fields, special)
-    log_probs = fields.integer("logprobs", None, 0, TOP)
-    return _call(served, fields, prompts, log_probs, fields.flag("echo"), 16, continues=True)
+    logprobs = fields.integer("logprobs", None, 0, TOP)
+    return _call(served, fields, prompts, logprobs, fields.flag("echo"), 16, continues=True)
 
 
 def chat_completion(served: Served, fields: Fields) -> Call:
@@ -149,7 +149,7 @@ def _call(
     served: Served,
     fields: Fields,
     prompts: list[tuple[str, list[int]]],
-    log_probs: int | None,
+    logprobs: int | None,
     echo: bool,
     room: int,
     continues: bool,
@@ -160,7 +160,7 @@ def _call(
       served: the model.
       fields: of the body, which are used up.
       prompts: (text, ids) of each.
-      log_probs: alternatives; None: no log-probabilities.
+      logprobs: alternatives; None: no log-probabilities.
       echo: whether the prompt comes before the text.
       room: new tokens where the body names no number.
       continues: as in Call."""
@@ -188,7 +188,7 @@ def _call(
         stop,
         stop_ids,
         secrets.randbelow(SEEDS) if seed is None else seed,
-        log_probs,
+        logprobs,
         mode == LOG_PROBS[1],
         echo,
         stream,

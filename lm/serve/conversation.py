@@ -72,7 +72,7 @@ class Conversation:
         number, text = self.engine.submit(request), self.tokenizer.incremental_decoder()
         while self.engine.busy and not interrupted():
             for output in self.engine.step():
-                if output.end == "not finite":
+                if output.finish_reason == "not finite":
                     raise ValueError("the model's logits are NaN or infinite")
                 if output.token != NONE:
                     yield text.push(output.token)

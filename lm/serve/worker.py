@@ -109,8 +109,8 @@ class EngineThread:
             reply.deliver(reply, output)
             if isinstance(output, Exception):
                 self._finish(reply, "error")
-            elif output.end:
-                self._finish(reply, "error" if output.end == "not finite" else output.end)
+            elif output.finish_reason:
+                self._finish(reply, "error" if output.finish_reason == "not finite" else output.finish_reason)
 
     # ---------------------------------------------------------------- in the thread
 
@@ -156,7 +156,7 @@ class EngineThread:
                 self._start(self._replies[number], before)
         given: list[tuple[Reply, Output | Exception]] = []
         for output in outputs:
-            reply = self._replies.pop(output.number) if output.end else self._replies[output.number]
+            reply = self._replies.pop(output.number) if output.finish_reason else self._replies[output.number]
             self._count(reply, now)
             given.append((reply, output))
         self._send(given)
@@ -204,12 +204,12 @@ class Generation:
                 raise ApiError(504, message, code="timeout", x_should_retry="false") from None
             if isinstance(output, Exception):
                 raise output
-            if output.end == "not finite":
+            if output.finish_reason == "not finite":
                 raise ApiError(500, "the model's logits are NaN or infinite", x_should_retry="false")
             index = self.replies.index(reply)
             if index in self._open:  # not stopped by its reader
                 self.counts[index] += 1
-                self._open -= {index} if output.end else set()
+                self._open -= {index} if output.finish_reason else set()
                 yield index, output
 
     def stop(self, index: int) -> None:

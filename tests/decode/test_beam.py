@@ -57,8 +57,8 @@ def test_all_beams_that_there_are_find_the_best_of_all_texts() -> None:
     model, params = Transformer(cfg, COMPUTE), lively(cfg)
     first, second = np.divmod(np.arange(31 * 31), 31)
     rows = np.stack([np.full(31 * 31, 7), first, second], axis=1).astype(np.int32)
-    log_probs = np.asarray(jax.jit(lambda rows: jax.nn.log_softmax(model(params, rows)))(rows))
-    of_each = log_probs[np.arange(len(rows)), 0, first] + log_probs[np.arange(len(rows)), 1, second]
+    logprobs = np.asarray(jax.jit(lambda rows: jax.nn.log_softmax(model(params, rows)))(rows))
+    of_each = logprobs[np.arange(len(rows)), 0, first] + logprobs[np.arange(len(rows)), 1, second]
     best = np.argsort(-of_each)[:6]
     given = search(model, params, [[7]], 2, BeamSearch(31 // 2, 6, 0.0), vocab_size=31)[0]
     assert [beam.ids for beam in given] == rows[best, 1:].tolist()

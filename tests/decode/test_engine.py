@@ -143,31 +143,31 @@ def test_it_is_generate(sampling: Sampling) -> None:
 
 
 @pytest.mark.parametrize("name", [name if name in FEW else slow(name) for name in MODELS])
-def test_its_log_probabilities_are_the_trainer_s(name: str) -> None:
+def test_its_logprobabilities_are_the_trainer_s(name: str) -> None:
     """Of every token, those of the forward pass without a cache; with the likeliest alternatives."""
     cfg = MODELS[name]
     if cfg.has_encoder or not cfg.causal:
         with pytest.raises(ValueError, match="has an encoder"):
             engine(cfg)
         return
-    (outputs,) = engine(cfg).generate([Request([3, 1, 4], 6, Sampling(1.3), seed=4, top_log_probs=3)])
+    (outputs,) = engine(cfg).generate([Request([3, 1, 4], 6, Sampling(1.3), seed=4, top_logprobs=3)])
     ids = [3, 1, 4, *(output.token for output in outputs)]
     logits = run(Transformer(cfg, SIMPLE), lively(cfg), jnp.array([ids[:-1]]))[0, 2:]
     expected = np.asarray(jax.nn.log_softmax(logits))
     for output, row in zip(outputs, expected, strict=True):
-        assert output.log_prob == pytest.approx(row[output.token], rel=1e-5, abs=1e-5)
+        assert output.logprob == pytest.approx(row[output.token], rel=1e-5, abs=1e-5)
         best = np.argsort(-row)[:3]
         assert [token for token, _ in output.top] == best.tolist()
-        assert [log_prob for _, log_prob in output.top] == pytest.approx(row[best].tolist(), rel=1e-5, abs=1e-5)
+        assert [logprob for _, logprob in output.top] == pytest.approx(row[best].tolist(), rel=1e-5, abs=1e-5)
 
 
-def test_processed_log_probabilities_are_of_what_was_drawn_from() -> None:
+def test_processed_logprobabilities_are_of_what_was_drawn_from() -> None:
     sampling = Sampling(0.7, top_k=3)
-    (outputs,) = engine().generate([Request([3, 1, 4], 6, sampling, top_log_probs=5, processed=True)])
+    (outputs,) = engine().generate([Request([3, 1, 4], 6, sampling, top_logprobs=5, processed=True)])
     for output in outputs:
         (best, *_), values = zip(*output.top, strict=True)
         assert np.exp(values[:3]).sum() == pytest.approx(1, abs=1e-5) and set(values[3:]) == {-np.inf}
-        assert dict(output.top)[output.token] == output.log_prob and isinstance(best, int)
+        assert dict(output.top)[output.token] == output.logprob and isinstance(best, int)
 
 
 def test_a_shared_beginning_is_read_once() -> None:
@@ -203,11 +203,13 @@ def test_beginnings_are_forgotten_the_least_used_first() -> None:
 
 def test_a_stop_token_is_not_given_and_length_ends() -> None:
     (plain,) = engine().generate([Request([3, 1, 4], 6, Sampling(0.0))])
-    assert [output.end for output in plain] == [*[""] * 5, "length"]
+    assert [output.finish_reason for output in plain] == [*[""] * 5, "length"]
     stop = plain[3].token
     (stopped,) = engine().generate([Request([3, 1, 4], 6, Sampling(0.0), stop=[stop])])
     first = [output.token for output in plain].index(stop)
-    assert [o.token for o in stopped] == [o.token for o in plain[:first]] + [NONE] and stopped[-1].end == "stop"
+    assert [o.token for o in stopped] == [o.token for o in plain[:first]] + [NONE] and stopped[
+        -1
+    ].finish_reason == "stop"
 
 
 def test_logits_that_are_not_finite_end_a_request_alone() -> None:
@@ -215,8 +217,8 @@ def test_logits_that_are_not_finite_end_a_request_alone() -> None:
     stem = lively(cfg)["stem"]
     params = {**lively(cfg), "stem": {**stem, "positions": stem["positions"].at[5].set(jnp.nan)}}
     broken, whole = Engine(Transformer(cfg, UNROLLED), params, 2).generate([Request([1, 2], 9), Request([1], 3)])
-    assert [output.end for output in broken] == ["", "", "", "", "not finite"]
-    assert [output.end for output in whole] == ["", "", "length"]
+    assert [output.finish_reason for output in broken] == ["", "", "", "", "not finite"]
+    assert [output.finish_reason for output in whole] == ["", "", "length"]
 
 
 @pytest.mark.parametrize(
@@ -227,7 +229,7 @@ def test_logits_that_are_not_finite_end_a_request_alone() -> None:
         (lambda: engine().submit(Request([1] * 590, 11)), "do not fit the context of 600"),
         (lambda: engine().submit(Request([1], 3, Sampling(logit_bias=((31, 1.0),)))), "logit_bias for id 31"),
         (lambda: Request([1], 0), "max_new_tokens=0"),
-        (lambda: Request([1], 1, top_log_probs=21), "top_log_probs=21: expected 0 to 20"),
+        (lambda: Request([1], 1, top_logprobs=21), "top_logprobs=21: expected 0 to 20"),
         (lambda: Engine(Transformer(LLAMA, SIMPLE), lively(LLAMA)), "compute.unroll=0"),
     ],
 )
@@ -241,26 +243,26 @@ def test_chunks_are_whole_blocks() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma 3", "gated deltanet"])
-def test_log_probabilities_of_a_prompt_are_the_trainer_s(name: str) -> None:
+def test_logprobabilities_of_a_prompt_are_the_trainer_s(name: str) -> None:
     """Of every token but the first, with the likeliest in its place; the same bits after others began alike."""
     cfg = {"llama": LLAMA}.get(name) or MODELS[name]
     ids = np.random.default_rng(0).integers(0, cfg.vocab, 300 if name == "llama" else 20).tolist()
-    asked, whole = Request(ids, 1, top_log_probs=3, prompt_log_probs=True), engine(cfg)
-    (first,), _, (again,) = whole.generate([asked]) + whole.generate([replace(asked, prompt_log_probs=False), asked])
+    asked, whole = Request(ids, 1, top_logprobs=3, prompt_logprobs=True), engine(cfg)
+    (first,), _, (again,) = whole.generate([asked]) + whole.generate([replace(asked, prompt_logprobs=False), asked])
     assert bits([first]) == bits([again]) and len(first.prompt) == len(ids) - 1
     logits = run(Transformer(cfg, SIMPLE), lively(cfg), jnp.array([ids]))[0]
     expected = np.asarray(jax.nn.log_softmax(logits))
-    for (token, log_prob, top), row, given in zip(first.prompt, expected, ids[1:], strict=False):
-        assert token == given and log_prob == pytest.approx(row[given], rel=1e-5, abs=2e-5)
+    for (token, logprob, top), row, given in zip(first.prompt, expected, ids[1:], strict=False):
+        assert token == given and logprob == pytest.approx(row[given], rel=1e-5, abs=2e-5)
         assert [value for _, value in top] == pytest.approx(np.sort(row)[::-1][:3].tolist(), rel=1e-5, abs=2e-5)
-        assert dict(top).get(given, log_prob) == log_prob
+        assert dict(top).get(given, logprob) == logprob
 
 
 def test_the_id_that_ended_a_text_is_told() -> None:
-    (plain,) = engine().generate([Request([3, 1, 4], 1, Sampling(0.0), top_log_probs=1)])
-    (ended,) = engine().generate([Request([3, 1, 4], 1, Sampling(0.0), stop=[plain[0].token], top_log_probs=1)])
+    (plain,) = engine().generate([Request([3, 1, 4], 1, Sampling(0.0), top_logprobs=1)])
+    (ended,) = engine().generate([Request([3, 1, 4], 1, Sampling(0.0), stop=[plain[0].token], top_logprobs=1)])
     assert (plain[0].stop, ended[0].token, ended[0].stop) == (NONE, NONE, plain[0].token)
-    assert ended[0].log_prob == plain[0].log_prob == ended[0].top[0][1] and not ended[0].prompt
+    assert ended[0].logprob == plain[0].logprob == ended[0].top[0][1] and not ended[0].prompt
 
 
 def test_the_warm_up_compiles_all_that_a_context_has_room_for() -> None:
@@ -269,6 +271,6 @@ def test_the_warm_up_compiles_all_that_a_context_has_room_for() -> None:
     small.warm_up()
     with compilations() as compiled:
         for _ in range(2):
-            small.generate([Request([1] * (length - 1), 1, top_log_probs=2, prompt_log_probs=True), Request([2], 2)])
+            small.generate([Request([1] * (length - 1), 1, top_logprobs=2, prompt_logprobs=True), Request([2], 2)])
             small.generate([Request([1] * (length - 1), 1)])
     assert not compiled

@@ -15,7 +15,7 @@ from scipy import stats
 from lm.decode.filters import Counts
 from lm.decode.generate import NonFiniteLogits, generate
 from lm.decode.sampling import NONE, Sampling
-from lm.decode.speculative import Acceptance, Draft, DraftModel, PromptLookup, distribution, stream, verify
+from lm.decode.speculative import Acceptance, Draft, DraftModel, PromptLookup, _Row, distribution, stream, verify
 from lm.model.config import LayerKind, ModelConfig
 from lm.model.families import t5
 from lm.model.positions import Rotary
@@ -183,8 +183,12 @@ def test_a_draft_that_is_not_finite_changes_nothing_and_a_model_that_is_not_is_t
     drafter = DraftModel(Transformer(SMALL, COMPUTE), 3)
     assert drafted(LLAMA, drafter, draft_params=broken) == plain(LLAMA)
     broken = jax.tree.map(lambda a: a * jnp.nan, lively(LLAMA))
-    with pytest.raises(NonFiniteLogits, match="^the logits are NaN or infinite"):
+    with pytest.raises(NonFiniteLogits, match="^the logits of new token 1 are NaN or infinite"):
         list(stream(Transformer(LLAMA, COMPUTE), broken, PROMPTS, NEW, PromptLookup(3)))
+    row = _Row(9, ())
+    assert row.take([5, 6]) == [5, 6]
+    with pytest.raises(NonFiniteLogits, match="^the logits of new token 4 are"):
+        row.take([7, NONE])
     target = jnp.full((1, 2, 5), jnp.nan)
     draft = Draft(jnp.array([[1]]), jnp.full((1, 1, 5), 0.2), jnp.array([True]))
     assert [int(a[0]) for a in verify(target, draft, jax.random.split(jax.random.key(0), 1))] == [0, NONE]

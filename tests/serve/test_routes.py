@@ -160,7 +160,7 @@ def test_ids_that_end_a_text(client: TestClient) -> None:
     assert messages["choices"][0]["logprobs"]["content"] == [] and messages["usage"]["completion_tokens"] == 1
 
 
-def test_echo_with_log_probabilities_is_what_evaluation_reads(client: TestClient) -> None:
+def test_echo_with_logprobabilities_is_what_evaluation_reads(client: TestClient) -> None:
     """The prompt's, of which the first is null, and exactly one more; the greedy one is the maximum, the same float."""
     ids = [[256, *b"ab cd"], [256, *b"e"]]
     answer = complete(client, prompt=ids, max_tokens=1, echo=True, logprobs=1, seed=1234, logit_bias={})
@@ -178,7 +178,7 @@ def test_echo_with_log_probabilities_is_what_evaluation_reads(client: TestClient
         assert all(value in top.values() for value, top in pairs)
 
 
-def test_log_probabilities_before_and_after_the_filters(client: TestClient) -> None:
+def test_logprobabilities_before_and_after_the_filters(client: TestClient) -> None:
     asked = dict(temperature=1.0, top_k=1, logprobs=2, max_tokens=1)
     raw = complete(client, **asked)["choices"][0]["logprobs"]["token_logprobs"][0]
     assert raw < 0

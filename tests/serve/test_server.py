@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from lm.decode.engine import Engine, Output
+from lm.decode.engine import Engine, Output, Request
 from lm.serve.call import Limits
 from lm.serve.conversation import engine_of
 from lm.serve.start import application, read_keys
+from lm.serve.worker import Generation, Reply
 from tests.serve import small
 from tests.serve.small import BIAS
 
@@ -162,3 +163,33 @@ def test_what_cannot_be_served_is_refused(tmp_path: Any) -> None:
         (tmp_path / "keys").write_text(bad)
         with pytest.raises(ValueError, match="a key a line"):
             read_keys(tmp_path / "keys")
+
+
+class Ahead:
+    """Stands for an EngineThread whose outputs outrun their reader: all are sent before the first is read."""
+
+    def submit(self, requests: list[Request], deliver: Any) -> list[Reply]:
+        replies = [Reply(request, deliver) for request in requests]
+        for token in range(3):
+            for number, reply in enumerate(replies):
+                deliver(reply, Output(number, token, 0.0, [], "length" if token == 2 else ""))
+        return replies
+
+    def cancel(self, reply: Reply, reason: str = "abort") -> None:
+        pass
+
+
+def test_tokens_behind_a_stop_string_are_not_counted() -> None:
+    """Those that were on their way when one of two requests was stopped."""
+
+    async def read() -> tuple[list[tuple[int, int]], dict[str, int]]:
+        generation, read = Generation(Ahead(), [Request([1], 3)] * 2, 60.0), []  # type: ignore[arg-type]
+        async for index, output in generation:
+            read.append((index, output.token))
+            if (index, output.token) == (0, 0):
+                generation.stop(0)
+        return read, generation.usage(1)
+
+    read_tokens, usage = asyncio.run(read())
+    assert read_tokens == [(0, 0), (1, 0), (1, 1), (1, 2)]
+    assert usage["completion_tokens"] == 4
