@@ -24,7 +24,11 @@ PART: tuple[tuple[str, dict[str, int], dict[str, Any]], ...] = (
 )
 
 
-@pytest.mark.parametrize(("family", "mesh", "layout"), PART, ids=str)
+SLOW = [("latent", {"context": 2, "tensor": 2, "data": 2}, {})]  # another mesh of a family
+CELLS = [pytest.param(*cell, marks=pytest.mark.slow) if cell in SLOW else cell for cell in PART]
+
+
+@pytest.mark.parametrize(("family", "mesh", "layout"), CELLS, ids=str)
 def test_the_losses_are_those_of_one_device(family: str, mesh: dict[str, int], layout: dict[str, Any]) -> None:
     losses, _, state = run(family, mesh, **layout)
     np.testing.assert_allclose(losses, alone(family), rtol=TOLERANCE)

@@ -40,9 +40,9 @@ def engine(cfg: ModelConfig = LLAMA, **options: Any) -> Engine:
     return Engine(Transformer(cfg, UNROLLED), lively(cfg), **{"slots": 4, **options})
 
 
-def slow(name: str) -> Any:
-    """The model by its name, in `make test-slow`."""
-    return pytest.param(name, marks=pytest.mark.slow)
+def slow(*values: Any) -> Any:
+    """A case of `make test-slow`."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 FEW = ("gemma 3", "latent", "gpt-oss")
@@ -102,16 +102,21 @@ def bits(outputs: list[Output]) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize(
-    "name", ["llama", "gemma 3", "gated deltanet", *map(slow, ("gpt", "mixtral", "alibi", "latent"))]
+    ("name", "count"),
+    [
+        ("llama", 60),
+        ("gemma 3", 12),
+        ("gated deltanet", 12),
+        *(
+            slow(name, count)
+            for name, count in (("llama", 300), ("gpt", 12), ("mixtral", 12), ("alibi", 12), ("latent", 12))
+        ),
+    ],
 )
-def test_what_a_request_gets_does_not_depend_on_its_company(name: str) -> None:
-    cfg = {"llama": LLAMA}.get(name) or MODELS[name]
-    count = 300 if name == "llama" else 12
-    together, alone, requests = (
-        engine(cfg),
-        engine(cfg),
-        mixed(count, cfg.vocab, cfg.context if name != "llama" else CONTEXT),
-    )
+def test_what_a_request_gets_does_not_depend_on_its_company(name: str, count: int) -> None:
+    cfg = LLAMA if name == "llama" else MODELS[name]
+    together, alone = engine(cfg), engine(cfg)
+    requests = mixed(count, cfg.vocab, cfg.context)
     together.warm_up()
     with compilations() as compiled:
         outputs = serve(together, requests, seed=1)

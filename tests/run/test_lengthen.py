@@ -27,7 +27,11 @@ def declared(texts: Path, schedule: Schedule, steps: int, **changes: Any) -> Exp
     )
 
 
-@pytest.mark.parametrize("schedule", [Constant(2), WSD(2, decay_steps=2)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "schedule",
+    [pytest.param(Constant(2), marks=pytest.mark.slow), WSD(2, decay_steps=2)],
+    ids=lambda s: type(s).__name__,
+)
 def test_a_longer_run_is_one_from_the_start(schedule: Schedule, texts: Path, tmp_path: Path) -> None:
     course.train(declared(texts, schedule, 7), tmp_path / "run")
     course.train(declared(texts, schedule, 10), tmp_path / "run")

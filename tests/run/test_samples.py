@@ -56,7 +56,11 @@ def asking(objective: Objective, model: ModelConfig, texts: Path) -> Experiment:
     )
 
 
-@pytest.fixture(scope="module", params=CASES)
+SLOW = ("masked pairs", "spans, decoder", "ul2")
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CASES]
+
+
+@pytest.fixture(scope="module", params=NAMES)
 def done(request: pytest.FixtureRequest, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     declared = asking(*CASES[request.param], texts)
     folder = tmp_path_factory.mktemp("runs") / "run"

@@ -54,7 +54,7 @@ ARMS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", ARMS)
+@pytest.mark.parametrize("name", [pytest.param("rates and seeds", marks=pytest.mark.slow), "schedules and lengths"])
 def test_one_program_is_separate_runs(base: Experiment, name: str, tmp_path: Path) -> None:
     experiments = [base.replace(change) for change in ARMS[name]]
     assert len({program_key(e) for e in experiments}) == 1
@@ -68,7 +68,7 @@ def test_one_program_is_separate_runs(base: Experiment, name: str, tmp_path: Pat
         assert {p.name for p in folder.iterdir()} == {p.name for p in (tmp_path / str(i)).iterdir()}
 
 
-@pytest.mark.parametrize("name", ARMS)
+@pytest.mark.parametrize("name", ["rates and seeds", pytest.param("schedules and lengths", marks=pytest.mark.slow)])
 def test_side_by_side_is_in_turn_but_for_rounding(base: Experiment, name: str, tmp_path: Path) -> None:
     # bfloat16 would round elsewhere, and over many steps what rounding changes grows
     exact = base.replace(steps=10, compute=dict(matmul="float32"))
@@ -121,7 +121,11 @@ def test_which_way_is_said_and_can_be_refused(
         plan_execution(runs, "vmap")
 
 
-@pytest.mark.parametrize("optimizer", [Muon(), Lion(), Adafactor(min_side=8)], ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize(
+    "optimizer",
+    [Muon(), *(pytest.param(other, marks=pytest.mark.slow) for other in (Lion(), Adafactor(min_side=8)))],
+    ids=lambda o: type(o).__name__,
+)
 def test_every_optimizer_takes_its_numbers_as_data(base: Experiment, optimizer: Any, tmp_path: Path) -> None:
     short = base.replace(steps=12, optimizer=replace(optimizer, schedule=Constant()))
     experiments = [short, short.replace(optimizer=dict(learning_rate=2 * optimizer.learning_rate, weight_decay=0.2))]

@@ -111,6 +111,7 @@ def test_new_runs_of_a_study_begin_with_the_text_of_its_first_ones(tmp_path: Pat
         )
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_gone_on_with(texts: Path, tmp_path: Path) -> None:
     """Its tables end with the same bytes as those of one that was left alone."""
     alone, killed = tmp_path / "alone", tmp_path / "killed"

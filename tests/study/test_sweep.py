@@ -208,6 +208,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_without_optuna_all_but_tpe_is_there(tmp_path: Path) -> None:
     command, here = [sys.executable, "-c", WITHOUT_OPTUNA], str(Path(__file__).parents[2])
     run = subprocess.run(
