@@ -115,7 +115,7 @@ def experiment(steps: int) -> Experiment:
 def losses(e: Experiment, studies: int, seeds: int, arms: int) -> np.ndarray:
     """Held-out losses [studies, arms, seeds] of that many trainings."""
     data = prepare(e.data, e.length, e.rows, e.seed, e.method.objective)
-    learner = e.method.build(Transformer(e.model, e.compute.resolve("cpu")), data)
+    learner = e.build(Transformer(e.model, e.compute.resolve("cpu")), data)
     optimizer = e.optimizer.build(e.steps, learner.axes())
     step = step_function(learner, optimizer)
     heldout = next(data.heldout("code", 256))

@@ -116,7 +116,7 @@ def costs(experiment: "Experiment") -> Any:
     flops, tokens = e.flops_per_token, e.steps * e.batch_tokens
     encoder, length = e.lengths
     row = f"an input of {encoder} and a target of {length}" if encoder else f"sequence of {length}"
-    total = count.parameters(e.model)
+    total = count.parameters(e.model) + e.trains.added(e.model)
     table = Table(show_header=False, box=None, padding=(0, 2))
     for what, how_much in (
         ("FLOPs per token", f"{flops:,.0f} (forward and backward, {row})"),
@@ -127,11 +127,30 @@ def costs(experiment: "Experiment") -> Any:
         ),
         ("tokens", f"{tokens:,} ({tokens / total:.1f} a parameter)"),
         ("learning rate", rates(e)),
+        *trained(e),
         *balancing(e),
         *memory(e),
     ):
         table.add_row(f"[dim]{what}[/]", how_much)
     return table
+
+
+def trained(experiment: "Experiment") -> list[tuple[str, str]]:
+    """How many parameters are trained and how many frozen, where these are not all."""
+    import jax
+
+    from lm.model.transformer import Transformer
+    from lm.tune.trains import All
+
+    e = experiment
+    if e.trains == All():
+        return []
+    learner = e.build(Transformer(e.model, e.compute.resolve("cpu")))
+    moving, frozen = (
+        sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+        for tree in jax.eval_shape(learner.init, jax.random.key(0))
+    )
+    return [("trained", f"{moving:,} parameters ({moving / (moving + frozen):.2%}); frozen: {frozen:,}")]
 
 
 def balancing(experiment: "Experiment") -> list[tuple[str, str]]:
@@ -164,10 +183,16 @@ def memory(experiment: "Experiment") -> list[tuple[str, str]]:
     from lm.model.transformer import Transformer
 
     e = experiment
-    model = Transformer(e.model, e.compute.resolve("cpu"))
-    shapes = model.shapes()
+    learner = e.build(Transformer(e.model, e.compute.resolve("cpu")))
+    shapes, frozen = jax.eval_shape(learner.init, jax.random.key(0))
     params = count.tree_bytes(shapes)
-    optimizer = count.tree_bytes(jax.eval_shape(e.optimizer.build(e.steps, model.axes()).init, shapes))
-    sizes = {"parameters": params, "optimizer": optimizer, "gradients": params, "average": params if e.ema else 0}
+    optimizer = count.tree_bytes(jax.eval_shape(e.optimizer.build(e.steps, learner.axes()).init, shapes))
+    sizes = {
+        "parameters": params,
+        "frozen": count.tree_bytes(frozen),
+        "optimizer": optimizer,
+        "gradients": params,
+        "average": params if e.ema else 0,
+    }
     shown = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in sizes.items() if size)
     return [("memory of state", f"{sum(sizes.values()) / 2**20:,.1f} MiB: {shown}")]

@@ -26,7 +26,7 @@ examples:
   the first layers and one round of the pattern (at least 2 layers), width 64, 4 heads, 4 experts, and so on; the ids
   that tokenizer and objective need
   an evaluation every 10 steps on 4,096 tokens a source, the last on all; samples of 16 tokens; one checkpoint
-  no mesh, no file of embeddings
+  no mesh, no file of embeddings; of a model that is the start the tokenizer alone
 """
 
 

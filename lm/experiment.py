@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+import numpy as np
+
 from lm import value
 from lm.bounds import Count, Decay, Natural, NonNegative, Seed, check, whole
 from lm.data.denoise import UL2, SpanCorruption  # noqa: F401 - `--set method.objective=UL2()` finds what is imported
+from lm.data.loader import Batches
 from lm.data.masked import MaskedLM  # noqa: F401
 from lm.data.mixture import Data
 from lm.data.objective import Objective, ObjectiveContext
@@ -20,11 +23,16 @@ from lm.decode.sampling import Sampling
 from lm.model import count
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig
+from lm.model.transformer import Transformer
 from lm.sharding.rules import MESH_AXES, Layout
-from lm.train.method import Method
+from lm.text.tokenizer import SentencePieceSpec, TokenizerFile
+from lm.train.method import Learner, Method
 from lm.train.optim import AdamW, Optimizer
 from lm.train.schedule import Cosine
+from lm.tune.lora import DoRA, LoRA  # noqa: F401 - `--set trains=LoRA(rank=8)` finds what is imported
 from lm.tune.pretrain import Pretrain
+from lm.tune.start import Start
+from lm.tune.trains import All, Only, Trains  # noqa: F401
 from lm.value import suggest
 
 EVERY = ("log_every_steps", "eval_every_steps", "checkpoint_every_steps")
@@ -52,6 +60,9 @@ class Experiment:
 
     - `model` and how it is computed (`compute`), the `data`, the `method` that learns from them (lm/tune/), the
       `optimizer`.
+    - `start`: the model whose parameters and tokenizer it starts from; None: parameters are drawn from `seed`, and the
+      tokenizer is that of `data`. `trains`: which parameters are trained, or adapters in their place; the others are
+      frozen.
     - `mesh`: axis -> devices, -1 for those that the others leave; empty: all devices data parallel. `layout`: the
       variant of the sharding rules on it (lm/sharding/rules.py).
     - `batch_tokens` a step, in rows of `seq_len` tokens (0: the model's context) and `accumulate` micro-batches; or
@@ -68,6 +79,8 @@ class Experiment:
     steps: Count
     batch_tokens: Count
     method: Method = Pretrain()
+    start: Start | None = None
+    trains: Trains = All()
     optimizer: Optimizer = field(default_factory=AdamW)
     mesh: dict[str, Annotated[int, whole(-1)]] = field(default_factory=dict)
     layout: Layout = Layout()
@@ -108,6 +121,8 @@ class Experiment:
                 f"{self.accumulate} micro-batches): try {' or '.join(map(str, near))}"
             )
         self.method.check(self.model)
+        self._check_start()
+        self.trains.check(self.model)
         self._check_evaluations()
         self.optimizer.schedule_fn(self.steps)  # raises where the schedule does not fit in the run
 
@@ -117,6 +132,17 @@ class Experiment:
                 raise ValueError(f"mesh has no axis {axis!r}: {suggest(axis, MESH_AXES)}")
             if size == 0:
                 raise ValueError(f"mesh.{axis}=0: expected a number of devices, or -1 for those that the others leave")
+
+    def _check_start(self) -> None:
+        if self.embedding and (self.start or self.trains != All()):
+            other = "start" if self.start else "trains"
+            raise ValueError(f"embedding={self.embedding!r} and {other} are both given: leave one of them out")
+        makes = self.data.tokenizer != SentencePieceSpec() and not isinstance(self.data.tokenizer, TokenizerFile)
+        if self.start and makes:
+            raise ValueError(
+                f"data.tokenizer={self.data.tokenizer!r}: a model that is the start has the tokenizer it learned with, "
+                "so leave it out; or TokenizerFile(path=…) where the start comes without one"
+            )
 
     def _check_evaluations(self) -> None:
         for name, one in self.evaluations.items():
@@ -143,9 +169,11 @@ class Experiment:
 
     @property
     def flops_per_token(self) -> float:
-        """Model FLOPs of a row's forward and backward pass, by its `length` tokens (count.flops_per_row)."""
+        """Model FLOPs of a row's forward and backward pass, by its `length` tokens (count.flops_per_row); those of
+        adapters as if each token met them all."""
         encoder, tokens = self.lengths
-        return count.flops_per_row(self.model, tokens, encoder) / self.length
+        frozen, added = self.trains.frozen(self.model), 6 * self.trains.added(self.model) * tokens
+        return (count.flops_per_row(self.model, tokens, encoder, frozen) + added) / self.length
 
     def on(self, devices: int) -> "Experiment":
         """This experiment on that many devices: `batch_tokens` from `rows_per_device`, and the mesh without -1. Raises
@@ -164,6 +192,10 @@ class Experiment:
                 f"{self.accumulate} micro-batches: expected whole rows, try rows_per_device={self.accumulate}"
             )
         return dataclasses.replace(self, batch_tokens=int(rows) * self.length, rows_per_device=0.0, mesh=mesh)
+
+    def build(self, model: Transformer, data: Batches | None = None, local_rows: np.ndarray | None = None) -> Learner:
+        """The method bound to `model` and `data` (see `Method.build`), over the parameters that are trained."""
+        return self.trains.wrap(self.method.build(model, data, local_rows))
 
     def replace(self, changes: Mapping[str, Any] | None = None, **others: Any) -> "Experiment":
         """This experiment with `changes`; a dict is a nested change: replace(steps=10, model=dict(layers=2))."""

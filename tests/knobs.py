@@ -29,7 +29,9 @@ from lm.model.scaling import Dynamic, Linear, Llama3, YaRN
 from lm.text.tokenizer import Bytes, ByteTokenizer, CharacterTokenizer, SentencePieceSpec, TokenizerFile
 from lm.train.optim import Adafactor, AdamW
 from lm.train.schedule import WSD, Cosine, InverseSquareRoot
+from lm.tune.lora import LoRA
 from lm.tune.pretrain import Pretrain
+from lm.tune.trains import Only
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ def samples() -> dict[str, Any]:
         "Jsonl": Jsonl(str(root / "some.jsonl"), heldout=0.3),
         "Parquet": Parquet(str(root / "some.parquet"), heldout=0.3),
         "TokenizerFile": TokenizerFile(str(root / "bytes")),
+        "Only": Only("query"),
         "SentencePieceSpec": SentencePieceSpec(400, train_bytes=20_000),
     }
 
@@ -142,6 +145,10 @@ def changes() -> dict[str, Any]:
         "Experiment.method": Pretrain(PrefixLM()),
         "Pretrain.objective": PrefixLM(),
         "Experiment.batch_tokens": 128,
+        "Experiment.trains": LoRA(rank=2),
+        "LoRA.where": "query|mlp",
+        "LoRA.full": "head/.*",
+        "Only.where": "mlp",
         **dict.fromkeys(("ModelConfig.width", "Attention.head_dim"), 16),
         "ModelConfig.context": 32,
         "ModelConfig.pattern": (LayerKind(), LayerKind(window=3)),

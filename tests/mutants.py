@@ -23,13 +23,14 @@ from tests import (
     mutations_of_runs,
     mutations_of_serving,
     mutations_of_studies,
+    mutations_of_tuning,
 )
 
 ROOT = Path(__file__).parent.parent
 COPIED = ("lm", "launch", "experiments", "benchmarks", "certificates", "tests")
 COPIED += ("README.md", "pyproject.toml", ".pytest_cache")
 LISTS = (mutations, mutations_of_decoding, mutations_of_studies, mutations_of_runs)
-LISTS += (mutations_of_data, mutations_of_serving)
+LISTS += (mutations_of_data, mutations_of_serving, mutations_of_tuning)
 SHARE = 0.95
 
 

@@ -124,7 +124,7 @@ def _at_width(study: Coordinates, cfg: ModelConfig, data: Batches) -> Iterator[R
     e, rule = study.base, name_of(cfg.parametrisation)
     mesh = make_mesh({"data": 1}, jax.devices()[:1])
     model = Transformer(cfg, replace(e.compute, unroll=1).resolve())  # so few steps are mostly compilation
-    learner = e.method.build(model, data)
+    learner = e.build(model, data)
     optimizer = replace(e.optimizer, schedule=Constant()).build(study.steps, learner.axes())
     start = jax.jit(lambda key: fresh_state(learner, optimizer, 0.0, key))
     step, look = build_step(learner, optimizer, mesh, 0, e.accumulate), jax.jit(partial(activations, model))

@@ -15,7 +15,7 @@ from lm.model.compute import Compute
 from lm.model.context import attend
 from lm.model.inputs import EncoderOutput
 from lm.model.mixer import LayerInputs, Mixer, Rule
-from lm.model.parts import Norm, add_bias, fan_in, param, zeros
+from lm.model.parts import Norm, add_bias, fan_in, matrix, param, zeros
 from lm.model.positions import Positions
 from lm.model.products import linear, linears
 from lm.model.scoring import Scoring, cached
@@ -108,7 +108,7 @@ class Attention(Mixer):
         """x [B, T, D] times the weights `names`: [B, T, N or K, H] each."""
         D, H = x.shape[-1], self.head_dim
         kinds = [(name, self.heads, "heads") if "query" in name else (name, self.kv, "kv_heads") for name in names]
-        weights = [param(module, name, (D, n, H), ("embed", axis, "head_dim"), fan_in(D)) for name, n, axis in kinds]
+        weights = [matrix(module, name, (D, n, H), ("embed", axis, "head_dim"), fan_in(D)) for name, n, axis in kinds]
         ys = linears(x, weights, compute)
         if self.bias:
             ys = [
@@ -136,7 +136,7 @@ class Attention(Mixer):
         """[B, T, D] from what the heads read, y [B, T, N, H], with the output weights `name`."""
         N, H = y.shape[2:]
         y = constrain(y, "batch", "seq", "heads", "head_dim")
-        out = param(module, name, (N, H, D), ("heads", "head_dim", "embed"), fan_in(N * H, (2 * depth) ** -0.5))
+        out = matrix(module, name, (N, H, D), ("heads", "head_dim", "embed"), fan_in(N * H, (2 * depth) ** -0.5))
         y = linear(y, out, compute, contract=2, back=True)
         y = add_bias(module, f"{name}_bias", y, ("norm",)) if self.bias and self.out_bias else y
         return checkpoint_name(y, "out")

@@ -39,18 +39,20 @@ def flops_per_token(cfg: ModelConfig, length: int) -> int:
 
 
 @functools.cache
-def flops_per_row(cfg: ModelConfig, length: int, encoder_length: int = 0) -> int:
+def flops_per_row(cfg: ModelConfig, length: int, encoder_length: int = 0, frozen: frozenset[str] = frozenset()) -> int:
     """Model FLOPs of the forward and backward pass of a row of `length` tokens, of which an encoder, where there is
     one, reads `encoder_length` others.
 
-    For each token, 6 for each parameter that a matrix product uses for it (of experts those chosen) and three times
-    what mixers say of their forward pass, attention 4 N H for each key that it looks at, counted in full but for
-    windows (2204.02311, appendix B). What a kernel skips or computes again is not in it."""
-    encoder = _stack_flops(cfg.encoder_config, encoder_length, 0) if cfg.has_encoder else 0
-    return encoder + _stack_flops(cfg, length, encoder_length) + 6 * cfg.vocab * cfg.width * length
+    For each token, 6 for each parameter that a matrix product uses for it (of experts those chosen), 4 for one at the
+    paths `frozen`, whose gradient is not computed, and three times what mixers say of their forward pass, attention
+    4 N H for each key that it looks at, counted in full but for windows (2204.02311, appendix B). What a kernel skips
+    or computes again is not in it."""
+    encoder = _stack_flops(cfg.encoder_config, encoder_length, 0, frozen, "encoder/") if cfg.has_encoder else 0
+    output = 4 if ("stem/tokens" if cfg.tied else "head/kernel") in frozen else 6
+    return encoder + _stack_flops(cfg, length, encoder_length, frozen) + output * cfg.vocab * cfg.width * length
 
 
-def _stack_flops(cfg: ModelConfig, length: int, encoder_length: int) -> int:
+def _stack_flops(cfg: ModelConfig, length: int, encoder_length: int, frozen: frozenset[str], above: str = "") -> int:
     """Those of the layers alone, in a row; keys and values of cross-attention are made for the encoder's tokens."""
     flops = 0
     model = Transformer(cfg, Compute().resolve("cpu"))
@@ -62,7 +64,8 @@ def _stack_flops(cfg: ModelConfig, length: int, encoder_length: int) -> int:
             names = axes[at][name]
             if CONTRACTED & set(names) and len(names) > 2:
                 tokens = encoder_length if name in ("cross_key", "cross_value") else length
-                flops += tokens * int(6 * math.prod(shape.shape) * (share if "experts" in names[:-1] else 1))
+                each = 4 if f"{above}layers/{at}/{name}" in frozen else 6
+                flops += tokens * int(each * math.prod(shape.shape) * (share if "experts" in names[:-1] else 1))
         flops += length * int(3 * layers * slot.mixer.flops(min(length, slot.window or length)))
         flops += length * int(3 * layers * slot.mixer.flops(encoder_length)) if cfg.has_encoder else 0
     return flops

@@ -18,7 +18,7 @@ from lm.bounds import Count, check
 from lm.model.compute import Compute
 from lm.model.delta_rule import Tokens, chunked, recurrent
 from lm.model.mixer import LayerInputs, Mixer
-from lm.model.parts import Norm, RMSNorm, fan_in, param
+from lm.model.parts import Norm, RMSNorm, fan_in, matrix, param
 from lm.model.positions import Positions
 from lm.model.products import linear, linears
 from lm.model.scoring import Mask
@@ -145,7 +145,7 @@ class GatedDeltaNet(Mixer):
         gated = self.norm(module, "value_norm", read) * jax.nn.silu(y["out_gate"].astype(jnp.float32))
         inner = self.value_heads * self.value_dim
         shape, axes = (self.value_heads, self.value_dim, D), ("heads", "head_dim", "embed")
-        out = param(module, "out", shape, axes, fan_in(inner, (2 * depth) ** -0.5))
+        out = matrix(module, "out", shape, axes, fan_in(inner, (2 * depth) ** -0.5))
         out = linear(gated.astype(compute.dtype), out, compute, contract=2, back=True)
         return checkpoint_name(out, "out"), None if cache is None else new
 
@@ -154,7 +154,7 @@ class GatedDeltaNet(Mixer):
         read."""
         shapes = {name: self._shape(name) for name in ("query", "key", "value", "out_gate", "beta", "decay")}
         D = x.shape[-1]
-        weights = [param(module, name, (D, *n), ("embed", *axes), fan_in(D)) for name, (n, axes) in shapes.items()]
+        weights = [matrix(module, name, (D, *n), ("embed", *axes), fan_in(D)) for name, (n, axes) in shapes.items()]
         ys = {}
         for (name, (_, axes)), y in zip(shapes.items(), linears(x, weights, compute), strict=True):
             kept_as = name if name in ("query", "key") else "value"

@@ -10,11 +10,12 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from lm.bounds import Count, Natural, NonNegative, check
+from lm.model.adapted import Weight, merged
 from lm.model.cache import TokenCache
 from lm.model.compute import Compute
 from lm.model.context import attend
 from lm.model.mixer import LayerInputs, Mixer
-from lm.model.parts import Norm, RMSNorm, fan_in, param
+from lm.model.parts import Norm, RMSNorm, fan_in, matrix
 from lm.model.positions import Positions
 from lm.model.products import cast, linear, linears
 from lm.model.scoring import Scoring, cached, plain, product
@@ -89,8 +90,8 @@ class LatentAttention(Mixer):
         head = self.qk_nope_head_dim + self.v_head_dim
         return queries * (2 * self.kv_lora_rank - head) < self.kv_lora_rank * head
 
-    def _up(self, module: nn.Module, name: str, inputs: int, axis: str, size: int) -> jax.Array:
-        return param(module, name, (inputs, self.heads, size), (axis, "heads", "head_dim"), fan_in(inputs))
+    def _up(self, module: nn.Module, name: str, inputs: int, axis: str, size: int) -> Weight:
+        return matrix(module, name, (inputs, self.heads, size), (axis, "heads", "head_dim"), fan_in(inputs))
 
     def _project(
         self, module: nn.Module, x: jax.Array, inputs: LayerInputs, positions: Positions, compute: Compute
@@ -102,10 +103,10 @@ class LatentAttention(Mixer):
         sizes = dict(query=self.qk_nope_head_dim, query_rope=self.qk_rope_head_dim)
         query = [self._up(module, name, *source, size) for name, size in sizes.items()]
         down = [
-            param(module, "kv_down", (D, self.kv_lora_rank), ("embed", "rank"), fan_in(D)),
-            param(module, "key_rope", (D, self.qk_rope_head_dim), ("embed", "head_dim"), fan_in(D)),
+            matrix(module, "kv_down", (D, self.kv_lora_rank), ("embed", "rank"), fan_in(D)),
+            matrix(module, "key_rope", (D, self.qk_rope_head_dim), ("embed", "head_dim"), fan_in(D)),
         ]
-        first = [param(module, "query_down", (D, R), ("embed", "rank"), fan_in(D))] if R else query
+        first = [matrix(module, "query_down", (D, R), ("embed", "rank"), fan_in(D))] if R else query
         *qs, latent, k = linears(x, [*first, *down], compute)
         if R:
             low = checkpoint_name(constrain(qs[0], *LATENT), "query")
@@ -117,7 +118,7 @@ class LatentAttention(Mixer):
         scale = self.scale or self.qk_head_dim**-0.5
         return jnp.concatenate([nope, q], -1) * scale, jnp.concatenate([latent[:, :, None], k], -1)
 
-    def _expand(self, latent: jax.Array, up: list[jax.Array], compute: Compute) -> tuple[jax.Array, jax.Array]:
+    def _expand(self, latent: jax.Array, up: list[Weight], compute: Compute) -> tuple[jax.Array, jax.Array]:
         """The keys [B, S, N, H] and values [B, S, N, Hv] of what a cache keeps, [B, S, 1, ...]."""
         latent, rope = jnp.split(latent, [self.kv_lora_rank], axis=-1)
         parts = zip(("key", "value"), linears(latent[:, :, 0], up, compute), strict=True)
@@ -126,12 +127,12 @@ class LatentAttention(Mixer):
         return jnp.concatenate([k, rope], -1), v
 
     def _absorbed(
-        self, q: jax.Array, kept: jax.Array, up: list[jax.Array], scoring: Scoring, compute: Compute
+        self, q: jax.Array, kept: jax.Array, up: list[Weight], scoring: Scoring, compute: Compute
     ) -> jax.Array:
         """What queries q [B, T, N, H] read, [B, T, N, Hv], of what a cache keeps, [B, 1, S, ...]: one head that is key
         and value to all, since q (latent Wk) = (q Wk) latent and p (latent Wv) = (p latent) Wv. The rotated key is read
         with the values and dropped: a slice of the cache would be a copy."""
-        key, value = (cast(w, compute.matmul, compute) for w in up)
+        key, value = (cast(merged(w), compute.matmul, compute) for w in up)
         nope, rope = jnp.split(q, [self.qk_nope_head_dim], axis=-1)
         nope = product("btnh,cnh->btnc", nope.astype(compute.matmul), key).astype(compute.dtype)
         y = cached(jnp.concatenate([nope, rope], -1), kept, kept, scoring, compute)[..., : self.kv_lora_rank]
@@ -139,7 +140,7 @@ class LatentAttention(Mixer):
 
     def _out(self, module: nn.Module, y: jax.Array, D: int, compute: Compute, depth: int) -> jax.Array:
         N, H = y.shape[2:]
-        out = param(module, "out", (N, H, D), ("heads", "head_dim", "embed"), fan_in(N * H, (2 * depth) ** -0.5))
+        out = matrix(module, "out", (N, H, D), ("heads", "head_dim", "embed"), fan_in(N * H, (2 * depth) ** -0.5))
         return checkpoint_name(linear(constrain(y, *HEADS), out, compute, contract=2, back=True), "out")
 
     # ---------------------------------------------------------------- what others ask

@@ -16,6 +16,7 @@ from flax.core.scope import LazyRng
 from jax.ad_checkpoint import checkpoint_name
 
 from lm.bounds import Count, Finite, NonNegative, check
+from lm.model.adapted import Adapted, Weight
 from lm.model.compute import Compute
 from lm.model.products import linear, linears
 from lm.sharding.rules import check_axes
@@ -39,7 +40,22 @@ def fan_in(inputs: int, scale: float = 1.0) -> Initializer:
 def param(
     module: nn.Module, name: str, shape: Sequence[int], axes: Sequence[str | None], init: Initializer
 ) -> jax.Array:
-    """A float32 parameter of `module`, born with its logical axes. Its first value follows from the module's key, its
+    """A float32 parameter of `module`, born with its logical axes; an adapted matrix as an array.
+
+    Raises ValueError for an adapted one with dropout, which is of what a product reads."""
+    value = matrix(module, name, shape, axes, init)
+    if not isinstance(value, Adapted):
+        return value
+    if value.key is not None:
+        raise ValueError(
+            f"{name} is read otherwise than by one product, so that its adapter has no dropout: set trains.dropout=0, "
+            "or leave it out of trains.where"
+        )
+    return value.merged
+
+
+def matrix(module: nn.Module, name: str, shape: Sequence[int], axes: Sequence[str | None], init: Initializer) -> Weight:
+    """A parameter that `linear` alone reads: an array, or adapted. Its first value follows from the module's key, its
     name and its shape alone: whatever else the module has, it starts alike."""
     check_axes(axes, shape)
 
@@ -49,7 +65,7 @@ def param(
         return init(key, *args)
 
     born = nn.with_logical_partitioning(draw, tuple(axes))
-    return cast(jax.Array, module.param(name, born, tuple(shape), jnp.float32))
+    return cast(Weight, module.param(name, born, tuple(shape), jnp.float32))
 
 
 @dataclass(frozen=True)
@@ -134,13 +150,13 @@ class FeedForward:
           is_token: [B, T], true for tokens and false for padding, which no statistic counts; None: all are tokens."""
         D, F = x.shape[-1], self.mlp
 
-        weights = [param(module, name, (D, F), ("embed", "mlp"), fan_in(D)) for name in self.inputs]
+        weights = [matrix(module, name, (D, F), ("embed", "mlp"), fan_in(D)) for name in self.inputs]
         parts = linears(x, weights, compute)
         if self.bias:
             parts = [add_bias(module, f"{n}_bias", y, ("mlp",)) for n, y in zip(self.inputs, parts, strict=True)]
         parts = [checkpoint_name(constrain(y, "batch", "seq", "mlp"), "mlp_in") for y in parts]
         hidden = constrain(self.inner(*parts), "batch", "seq", "mlp")
-        down = param(module, "down", (F, D), ("mlp", "embed"), fan_in(F, (2 * depth) ** -0.5))
+        down = matrix(module, "down", (F, D), ("mlp", "embed"), fan_in(F, (2 * depth) ** -0.5))
         y = linear(hidden, down, compute, back=True)
         return add_bias(module, "down_bias", y, ("norm",)) if self.bias else y
 

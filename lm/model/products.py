@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from lm.model.adapted import Adapted, Weight, base_of
 from lm.model.compute import Compute
 from lm.sharding.rules import MESH_AXES
 from lm.sharding.tracing import axis_size, constrain, shard_count
@@ -143,11 +144,13 @@ def _product_backward(
 _product.defvjp(_product_forward, _product_backward)
 
 
-def linear(x: jax.Array, w: jax.Array, compute: Compute, contract: int = 1, back: bool = False) -> jax.Array:
+def linear(x: jax.Array, w: Weight, compute: Compute, contract: int = 1, back: bool = False) -> jax.Array:
     """x [B, T, *in] times w [*in, *out] -> [B, T, *out], over the last `contract` axes of x; `back` where that leads
     from within a layer back to the model's width.
 
     Operands are `compute.matmul`, sums float32, the result `compute.dtype`."""
+    if isinstance(w, Adapted):
+        return w.product(x, linear(x, w.base, compute, contract, back), partial(linear, compute=compute))
     inside, outside = w.shape[:contract], w.shape[contract:]
     x = x.astype(compute.matmul)
     if compute.flat == "yes":
@@ -160,17 +163,20 @@ def linear(x: jax.Array, w: jax.Array, compute: Compute, contract: int = 1, back
     return _product(x, w, contract, back, compute)
 
 
-def linears(x: jax.Array, ws: Sequence[jax.Array], compute: Compute) -> list[jax.Array]:
+def linears(x: jax.Array, ws: Sequence[Weight], compute: Compute) -> list[jax.Array]:
     """`linear` of x [B, T, D] with each of several weights [D, *out].
 
     Where products are flat they are one product with the weights side by side: x is read once, and its gradient is
     summed inside the product instead of between several."""
     if compute.flat != "yes" or len(ws) == 1:
         return [linear(x, w, compute) for w in ws]
-    wide = linear(x, jnp.concatenate([w.reshape(w.shape[0], -1) for w in ws], axis=1), compute)
+    bases = [base_of(w) for w in ws]
+    wide = linear(x, jnp.concatenate([w.reshape(w.shape[0], -1) for w in bases], axis=1), compute)
     ends = list(accumulate(math.prod(w.shape[1:]) for w in ws))
     parts = jnp.split(wide, ends[:-1], axis=-1)
-    return [part.reshape(*x.shape[:-1], *w.shape[1:]) for part, w in zip(parts, ws, strict=True)]
+    ys = [part.reshape(*x.shape[:-1], *w.shape[1:]) for part, w in zip(parts, ws, strict=True)]
+    small = partial(linear, compute=compute)
+    return [w.product(x, y, small) if isinstance(w, Adapted) else y for w, y in zip(ws, ys, strict=True)]
 
 
 def look_up(table: jax.Array, ids: jax.Array, dtype: Any) -> jax.Array:

@@ -7,7 +7,7 @@ a layer each way (1909.08053), context parallelism gathers keys and values, data
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,7 @@ from lm.model.parts import FeedForward
 from lm.model.transformer import Transformer
 from lm.plan.plan import Collective, Plan, base_fields
 from lm.plan.topology import Topology
+from lm.tune.trains import All
 
 EFFICIENCY = 0.88  # of the peak: Llama 2 and 3 and Mixtral compiled come to 0.81 to 0.94 (benchmarks/plans)
 TENSOR = (
@@ -45,7 +46,15 @@ class Step:
 
     @cached_property
     def parameters(self) -> int:
-        return count.parameters(self.experiment.model)
+        """Those of the model, and of adapters to it."""
+        return count.parameters(self.experiment.model) + self.experiment.trains.added(self.experiment.model)
+
+    @cached_property
+    def trained(self) -> int:
+        """Those that have gradients and optimizer state."""
+        e = self.experiment
+        frozen, sizes = e.trains.frozen(e.model), count.by_part(e.model)
+        return self.parameters - sum(sizes[path] for path in frozen)
 
     @property
     def shards(self) -> int:
@@ -97,7 +106,7 @@ class Step:
         chunk = min(e.compute.loss_chunk or e.length, e.length) / e.length
         logits = 2 * self.tokens * chunk * model.vocab / self.axis("tensor") * F32
         arguments = state + (0 if e.layout.offload_optimizer else moments)
-        gradients = state * (2 if e.accumulate > 1 else 1)
+        gradients = self.trained * F32 / self.shards * (2 if e.accumulate > 1 else 1)
         temporaries = gradients + kept + max(working, logits) + gathered
         return dict(
             arguments=arguments, outputs=arguments, temporaries=temporaries, code=0.0, peak=arguments + temporaries
@@ -107,6 +116,7 @@ class Step:
         """Hardware FLOPs of a device: the model's, and those of the layers' forward pass that are recomputed."""
         e, model = self.experiment, self.experiment.model
         total = base_fields(e, self.topology)["model_flops"]
+        whole = base_fields(replace(e, trains=All()), self.topology)["model_flops"]
         outputs = e.rows * e.lengths[1] / self.topology.devices
         products = ("query", "key", "value", "mlp_in") if e.compute.remat != "nothing" else ()
         recomputed: tuple[str, ...] = tuple(name for name in products if name not in self.kept())
@@ -116,14 +126,14 @@ class Step:
             recomputed = (*recomputed, "out")  # the feed-forward reads it; its own last product is not read again
         forward = self.forward
         fraction = sum(forward.get(name, 0.0) for name in recomputed) / sum(forward.values())
-        return total + (total - 6 * model.vocab * model.width * outputs) / 3 * fraction
+        return total + (whole - 6 * model.vocab * model.width * outputs) / 3 * fraction
 
     def rest(self) -> float:
         """Seconds bound by memory bandwidth: in each micro-batch every weight is gathered and read twice in bfloat16,
         and every gradient written and accumulated in float32; once, the optimizer updates its shard."""
-        mine = self.parameters / self.axis("tensor") / self.axis("expert")
-        optimizer = 2 * (2 * self.parameters * F32 + _optimizer_bytes(self.experiment)) / self.shards
-        moved = self.experiment.accumulate * mine * (6 * BF16 + 3 * F32) + optimizer
+        split = self.axis("tensor") * self.axis("expert")
+        optimizer = 2 * (2 * self.trained * F32 + _optimizer_bytes(self.experiment)) / self.shards
+        moved = self.experiment.accumulate * (self.parameters * 6 * BF16 + self.trained * 3 * F32) / split + optimizer
         return moved / (self.topology.chip.hbm_bandwidth / self.topology.chip.devices)
 
     @property
@@ -147,7 +157,7 @@ class Step:
         fsdp, tensor, context = self.axis("fsdp", "context"), self.axis("tensor"), self.axis("context")
         if fsdp > 1 and e.layout.zero_stage == 3:
             yield self._over("all-gather", 2 * micro, mine * BF16, fsdp, layers)
-            yield self._over("reduce-scatter", micro, mine * F32, fsdp, layers)
+            yield self._over("reduce-scatter", micro, mine * self.trained / self.parameters * F32, fsdp, layers)
         if tensor > 1:
             yield self._over("all-reduce", 4 * micro * layers, 2 * self.tokens * width * BF16, tensor)
         if context > 1:
@@ -158,7 +168,7 @@ class Step:
             yield self._over("all-to-all", 4 * micro * routed, sent, self.axis("expert"))
         for axis, network in (("data", "ici"), ("replica", "dcn" if self.topology.slices > 1 else "ici")):
             if self.axis(axis) > 1:
-                yield self._over("all-reduce", 1, 2 * self.parameters * F32 / self.shards, self.axis(axis), 1, network)
+                yield self._over("all-reduce", 1, 2 * self.trained * F32 / self.shards, self.axis(axis), 1, network)
 
     def _over(
         self, kind: str, count: float, size: float, devices: int, pieces: int = 1, network: str = "ici"
@@ -208,9 +218,10 @@ _optimizers: dict[Any, float] = {}
 def _optimizer_bytes(experiment: Experiment) -> float:
     """Bytes of the optimizer's state, on all devices together."""
     e = experiment
-    key = (repr(e.optimizer), e.model)
+    key = (repr(e.optimizer), e.model, e.trains)
     if key not in _optimizers:
-        model = Transformer(e.model, e.compute.resolve("cpu"))
-        state = jax.eval_shape(e.optimizer.build(e.steps, model.axes()).init, model.shapes())
+        learner = e.build(Transformer(e.model, e.compute.resolve("cpu")))
+        params, _ = jax.eval_shape(learner.init, jax.random.key(0))
+        state = jax.eval_shape(e.optimizer.build(e.steps, learner.axes()).init, params)
         _optimizers[key] = float(count.tree_bytes(state))
     return _optimizers[key]

@@ -122,7 +122,7 @@ def lower_step(experiment: Experiment, mesh: Any) -> Any:
     from lm.train.step import build_step, state_shardings
 
     e = experiment
-    learner = e.method.build(Transformer(e.model, e.compute.resolve(mesh.devices.flat[0].platform)))
+    learner = e.build(Transformer(e.model, e.compute.resolve(mesh.devices.flat[0].platform)))
     optimizer = e.optimizer.build(e.steps, learner.axes())
     state, _ = state_shardings(learner, optimizer, mesh, e.ema, e.layout)
     rows = batch_sharding(mesh)

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from lm.model.transformer import Params, Transformer
 from lm.pretrained.checkpoint import Checkpoint
 from lm.pretrained.rows import Shape, Tensor, flatten
+from lm.sharding.rules import Layout
 from lm.sharding.shardings import shardings
 
 CHUNK_BYTES = 1 << 28  # sent to a device at a time
@@ -23,14 +24,16 @@ Bounds = tuple[tuple[int, int], ...]  # a part of a leaf: (start, stop) on each 
 Read = Callable[[Bounds], np.ndarray]
 
 
-def place_params(checkpoint: Checkpoint, model: Transformer, mesh: Mesh | None = None) -> Params:
-    """The parameters of `checkpoint`, in float32, sharded over `mesh` by the rules of lm/sharding/rules.py, or on one
-    device. Raises ValueError for a damaged tensor."""
+def place_params(
+    checkpoint: Checkpoint, model: Transformer, mesh: Mesh | None = None, layout: Layout = Layout()
+) -> Params:
+    """The parameters of `checkpoint`, in float32, sharded over `mesh` by the layout's rules (lm/sharding/rules.py), or
+    on one device. Raises ValueError for a damaged tensor."""
     tree = checkpoint.shapes
     if mesh is None:
         by_leaf: Any = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), tree)
     else:
-        by_leaf = shardings(tree, model.axes(), mesh)
+        by_leaf = shardings(tree, model.axes(), mesh, layout.rules)
     shapes = {path: leaf.shape for path, leaf in flatten(tree).items()}
     parts: dict[str, list[tuple[Tensor, int]]] = {path: [] for path in shapes}
     for tensor in checkpoint.tensors:

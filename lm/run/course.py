@@ -26,6 +26,7 @@ from lm.run.folder import claim
 from lm.run.log import NullLogger, RunLogger
 from lm.run.prepared import Prepared, prepare_run
 from lm.run.samples import write_samples
+from lm.run.start import check_start, start_params
 from lm.sharding.batches import place_batch
 from lm.train.checkpoint import Checkpoints
 from lm.train.loop import NotFinite, as_batches
@@ -85,6 +86,7 @@ class Run:
     def __init__(self, experiment: Experiment, folder: Path, command: str = "", like: "Run | None" = None):
         self.time = log.WallTime()
         self.experiment, self.folder, self.command = experiment, folder, command
+        check_start(experiment, folder)
         self.prepared: Prepared = prepare_run(experiment, folder, like=like.prepared if like else None)
         e, mesh, learner = experiment, self.prepared.mesh, self.prepared.learner
         learner.check_samples(e)
@@ -130,7 +132,7 @@ class Run:
                 state = stepper.current(state)
                 if int(state.step) < e.steps:
                     raise Interrupted(signals[0], int(state.step), self.folder)
-                write_samples(self.prepared, self.eval_params(state), start, logger.say)
+                write_samples(self.prepared, self.eval_params(state), state.frozen, start, logger.say)
                 logger.finish()
             else:
                 self._finish(state, start)
@@ -157,9 +159,11 @@ class Run:
     # ---------------------------------------------------------------- before the first step and after the last
 
     def initial_state(self) -> TrainState:
-        """The state before the first step, with the embedding table of the experiment's file where it names one."""
+        """The state before the first step, of the model that is the start, or with the embedding table of the
+        experiment's file, where it names one."""
         e, prepared = self.experiment, self.prepared
-        state = init_state(prepared.learner, self.optimizer, prepared.mesh, e.seed, e.ema, e.layout)
+        start = start_params(e, prepared.mesh) if e.start else None
+        state = init_state(prepared.learner, self.optimizer, prepared.mesh, e.seed, e.ema, e.layout, start)
         if not e.embedding:
             return state
         try:
@@ -198,7 +202,7 @@ class Run:
             Metrics(self.folder, steps).close()
             print(f"{buckets.display_path(self.folder)} is finished: {steps} steps are done")
         if not (self.folder / "samples.json").exists():
-            write_samples(self.prepared, self.eval_params(state), steps, print)
+            write_samples(self.prepared, self.eval_params(state), state.frozen, steps, print)
         if processes.is_first():
             log.finish(self.folder, self.time)
 

@@ -34,7 +34,8 @@ def extra_evals(
         if objective is None:
             extra[name] = replace(own, data=data, rows=rows)
         else:
-            extra[name] = HeldOut(Pretrain(objective).build(model, data), data, evaluate_text, own.mesh, rows)
+            learner = experiment.trains.wrap(Pretrain(objective).build(model, data))
+            extra[name] = HeldOut(learner, data, evaluate_text, own.mesh, rows)
     return extra
 
 

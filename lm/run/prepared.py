@@ -22,6 +22,7 @@ from lm.model.transformer import Transformer
 from lm.run.extra_evals import extra_evals
 from lm.run.folder import as_begun, check_sources, on_first_process, save_tokenizer
 from lm.run.heldout import HeldOut
+from lm.run.start import start_tokenizer
 from lm.sharding.batches import local_rows
 from lm.sharding.mesh import make_mesh
 from lm.text.tokenizer import load_tokenizer
@@ -67,9 +68,9 @@ def prepare_run(
     check_mesh(e, mesh.shape)
     data, compute = _data(e, folder), e.compute.resolve(mesh.devices.flat[0].platform)
     model, rows = Transformer(e.model, compute), local_rows(mesh, e.rows)
-    learner = e.method.build(model, data, rows)
+    learner = e.build(model, data, rows)
     evaluate = like.evaluate if like else build_eval(learner, mesh, e.layout)
-    evaluate_text = like.evaluate_text if like else build_eval(Pretrain().build(model), mesh, e.layout)
+    evaluate_text = like.evaluate_text if like else build_eval(e.trains.wrap(Pretrain().build(model)), mesh, e.layout)
     heldout = HeldOut(learner, data, evaluate, mesh, data.batch_rows // e.accumulate)
     extra = {f"evaluations/{name}": one for name, one in extra_evals(e, heldout, model, evaluate_text).items()}
     return Prepared(
@@ -99,7 +100,7 @@ def _data(experiment: Experiment, folder: Path) -> Batches:
 def _train_tokenizer(experiment: Experiment, saved: Path, progress: Progress | None) -> None:
     e = experiment
     if not saved.exists():
-        tokenizer = make_tokenizer(e.data, progress)
+        tokenizer = start_tokenizer(e) if e.start else make_tokenizer(e.data, progress)
         check_vocabulary(e, objective_context(tokenizer, e.length, e.model.has_encoder))
         save_tokenizer(tokenizer, saved)
 

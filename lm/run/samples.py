@@ -14,10 +14,10 @@ from lm.run.prepared import Prepared
 from lm.sharding.batches import replicate
 
 
-def write_samples(prepared: Prepared, params: Any, step: int, say: Callable[[str], None]) -> None:
-    """Write the method's samples of `params` after `step` to samples.txt and samples.json, and print them by `say`. All
-    processes call it."""
-    gathered = gather_to_host(params)
+def write_samples(prepared: Prepared, params: Any, frozen: Any, step: int, say: Callable[[str], None]) -> None:
+    """Write the method's samples of `params` and what is `frozen` after `step` to samples.txt and samples.json, and
+    print them by `say`. All processes call it."""
+    gathered = gather_to_host(prepared.learner.model_params(params, frozen))
     if gathered is None or not processes.is_first():
         return
     e = prepared.experiment

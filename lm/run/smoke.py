@@ -7,10 +7,12 @@ that is to cost a week on a cluster is tried to its report first. What is learne
 import dataclasses
 from typing import Any
 
+from lm.data.mixture import Data
 from lm.data.objective import ObjectiveContext
 from lm.experiment import Experiment
 from lm.model.config import ModelConfig
 from lm.sharding.rules import Layout
+from lm.text.tokenizer import TokenizerFile
 
 STEPS, ROWS, LENGTH = 20, 4, 128  # rows are those of a device and micro-batch, of LENGTH tokens at most
 MICRO_BATCHES, EVAL_TOKENS, SAMPLE_TOKENS = 2, 4096, 16
@@ -35,6 +37,8 @@ def smoke(experiment: Experiment) -> Experiment:
     return dataclasses.replace(
         e,
         name=f"{e.name}-smoke",
+        start=None,
+        data=_with_tokenizer(e),
         model=smaller(e.model, vocabulary(e)),
         optimizer=dataclasses.replace(e.optimizer, schedule=_shorter(e.optimizer.schedule, steps)),
         steps=steps,
@@ -55,10 +59,18 @@ def smoke(experiment: Experiment) -> Experiment:
     )
 
 
+def _with_tokenizer(experiment: Experiment) -> Data:
+    """The data, with the tokenizer of the model that is the start: a smaller model cannot start from it."""
+    e = experiment
+    if not e.start or isinstance(e.data.tokenizer, TokenizerFile):
+        return e.data
+    return dataclasses.replace(e.data, tokenizer=TokenizerFile(e.start.path))
+
+
 def vocabulary(experiment: Experiment) -> int:
     """The ids that the data and the objectives need, as far as the tokenizer declares how many pieces it has; else
     those of the model."""
-    pieces = getattr(experiment.data.tokenizer, "vocab_size", 0)
+    pieces = 0 if experiment.start else getattr(experiment.data.tokenizer, "vocab_size", 0)
     objectives = [experiment.method.objective, *(one.objective for one in experiment.evaluations.values())]
     extra = max(one.extra_tokens(ObjectiveContext(experiment.length)) for one in objectives if one)
     return min(experiment.model.vocab, pieces + extra) if pieces else experiment.model.vocab

@@ -38,6 +38,7 @@ HOST = {  # fields that the step does not read
     "seed",
     "data",
     "embedding",
+    "start",
     "eval_tokens",
     "evaluations",
 }

@@ -41,6 +41,7 @@ RULES: dict[str, Rule] = {
         "expert",
         "context",
     ),  # between the factors of a low-rank product; replicated next to "embed"
+    "lora_rank": None,  # between the factors of an adapter, of which the other axes are the matrix's
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",

@@ -92,11 +92,11 @@ class TokenizerFile(TokenizerSpec):
 
 def read(path: str | Path) -> Tokenizer:
     """The tokenizer in the file or folder `path`: tokenizer.json, SentencePiece's .model, tiktoken's ranks, GPT-2's
-    vocab.json with merges.txt, BERT's vocab.txt, GGUF, a model directory in Hugging Face's layout, or a folder of
-    `Tokenizer.save`. Raises ValueError where there is none."""
+    vocab.json with merges.txt, BERT's vocab.txt, GGUF, a model directory in Hugging Face's layout, a folder of
+    `Tokenizer.save`, or a run's. Raises ValueError where there is none."""
     path = Path(path).expanduser()
     if path.is_dir():
-        return load_tokenizer(path)
+        return load_tokenizer(path / "tokenizer" if (path / "experiment.json").is_file() else path)
     if not path.is_file():
         raise ValueError(f"no tokenizer at {path}: expected a folder with one, or its file ({files.FORMATS})")
     return files.from_file(path)

@@ -107,6 +107,13 @@ class Checkpoints:
         """The newest step that has a checkpoint."""
         return max(self.steps(), default=None)
 
+    def digest(self) -> str:
+        """A hash of what the newest checkpoint holds. Raises ValueError where there is none."""
+        if self.latest is None:
+            raise ValueError(f"no checkpoint to read in {self.directory}: start over in an empty folder")
+        with self._explained("read"):
+            return _digest(self._about(self.latest))
+
     # ------------------------------------------------------------ writing
 
     def save(

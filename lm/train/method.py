@@ -8,7 +8,7 @@ nothing else about the method.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -122,15 +122,28 @@ class Learner:
     `weights` maps the arrays of a batch that weigh its losses to the names of their sums in an evaluation. In a batch
     of training each is scaled to the sum 1, so that losses and gradients of micro-batches add up. "weights" is one."""
 
-    weights: ClassVar[Mapping[str, str]] = {"weights": "tokens"}
+    weights: Mapping[str, str] = {"weights": "tokens"}
+    model: Transformer
 
     def init(self, key: jax.Array) -> tuple[Params, Any]:
         """Fresh (params, frozen). Traced."""
-        raise NotImplementedError
+        return self.begin(self.model.init(key), key)
+
+    def begin(self, start: Params, key: jax.Array) -> tuple[Params, Any]:
+        """(params, frozen) before the first step, of the model's parameters `start`, drawn or loaded; `key` is of what
+        the method adds to them. Traced."""
+        return start, ()
+
+    adapts: bool = False
+
+    def model_params(self, params: Params, frozen: Any) -> Params:
+        """The parameters of the model itself, which generate, are exported and loaded; it reads `frozen` where the
+        learner `adapts`. Traced."""
+        return params
 
     def axes(self) -> Params:
         """The logical axes of `params`."""
-        raise NotImplementedError
+        return self.model.axes()
 
     def frozen_axes(self) -> Any:
         """The logical axes of `frozen`."""

@@ -70,9 +70,11 @@ def abstract_arrays(shapes: Any, placed: Any) -> Any:
     return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placed)
 
 
-def fresh_state(learner: Learner, optimizer: optax.GradientTransformation, ema: float, key: jax.Array) -> TrainState:
+def fresh_state(
+    learner: Learner, optimizer: optax.GradientTransformation, ema: float, key: jax.Array, start: Any = None
+) -> TrainState:
     """The state before the first step, on any device: what `init_state` compiles."""
-    params, frozen = learner.init(key)
+    params, frozen = learner.init(key) if start is None else learner.begin(start, key)
     return new_state(params, optimizer, bool(ema), frozen)
 
 
@@ -83,16 +85,22 @@ def init_state(
     seed: int,
     ema: float = 0.0,
     layout: Layout = Layout(),
+    start: Any = None,
 ) -> TrainState:
     """The state before the first step, each array initialised on the devices that hold it: the same values on any mesh.
 
     Args:
       learner, optimizer, mesh, ema, layout: see `state_shardings`.
-      seed: of the initial parameters."""
+      seed: of the initial parameters.
+      start: the model's parameters, on the mesh's devices, in place of drawn ones; None: they are drawn."""
     _, placed = state_shardings(learner, optimizer, mesh, ema, layout)
-    make = jax.jit(lambda key: fresh_state(learner, optimizer, ema, key), out_shardings=placed)
+
+    def fresh(key: jax.Array, start: Any) -> TrainState:
+        return fresh_state(learner, optimizer, ema, key, start)
+
+    make = jax.jit(fresh, out_shardings=placed, donate_argnums=1)
     with use_mesh(mesh, layout):
-        return make(jax.random.key(seed))
+        return make(jax.random.key(seed), start)
 
 
 def build_step(

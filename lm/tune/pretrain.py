@@ -80,12 +80,6 @@ class Pretraining(Learner):
 
     weights = {"weights": "tokens", "next_sentence_weights": "pairs"}
 
-    def init(self, key: jax.Array) -> tuple[Params, Any]:
-        return self.model.init(key), ()
-
-    def axes(self) -> Params:
-        return self.model.axes()
-
     def loss(self, params: Params, frozen: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
         """The weighted sum of the tokens' losses, and metrics that are weighted sums too."""
         key = key if self.model.cfg.dropout else None

@@ -48,3 +48,13 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     told = capsys.readouterr().err.splitlines()
     assert "--type f16 is of a .gguf file" in told.pop()
     assert len(told) == 2 and "is not a run" in told[0] and "name files with --text" in told[1]
+
+
+def test_what_is_trained_and_what_is_frozen_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    lora = "trains=LoRA(rank=4, where='query|value')"
+    assert main(["show", "experiments.quickstart", "--set", lora, "optimizer=AdamW"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "trained 14,336 parameters (0.34%); frozen: 4,196,608" in shown
+    assert "frozen 16.0, optimizer 0.1, gradients 0.1" in shown
+    assert main(["show", "experiments.quickstart", "--set", "trains=LoRA(where='quarry')"]) == 1
+    assert "'quarry' matches no matrix: did you mean query" in capsys.readouterr().err

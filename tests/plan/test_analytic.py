@@ -19,6 +19,7 @@ from lm.plan.plan import Plan
 from lm.plan.search import candidates, search
 from lm.plan.topology import parse_topology
 from lm.sharding.rules import Layout
+from lm.tune.lora import LoRA
 
 V5P = parse_topology("v5p:4x4x4")
 
@@ -172,3 +173,13 @@ def test_advice_to_what_does_not_fit() -> None:
     assert "times the chips" in advice(on(llama3_70b, "v5e:2x2"), parse_topology("v5e:2x2"))
     said = "RESOURCE_EXHAUSTED: XLA:TPU compile error. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G."
     assert excess(said) == "it needs 20.50GiB of 15.75GiB, 4.75GiB too much"
+
+
+def test_what_is_frozen_has_neither_gradients_nor_optimizer_state() -> None:
+    whole, part = analytic.plan(on(llama3_8b), V5P), analytic.plan(on(llama3_8b, trains=LoRA(rank=16)), V5P)
+    weights, added = count.parameters(llama3_8b), LoRA(rank=16).added(llama3_8b)
+    assert added == 41_943_040
+    assert whole.memory["arguments"] == pytest.approx(12 * weights / 64, rel=1e-3)
+    assert part.memory["arguments"] == pytest.approx((4 * weights + 12 * added) / 64, rel=1e-3)
+    assert 0.7 < part.model_flops / whole.model_flops < 0.76  # attention has no weights to freeze
+    assert part.collective_bytes < whole.collective_bytes

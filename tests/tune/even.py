@@ -36,12 +36,8 @@ class Evening(Learner):
         self.model, self.data, self.method, self.local_rows = model, data, method, local_rows
         self.drawn = jax.jit(lambda p, tokens, key: jax.random.categorical(key, model(p, tokens)).astype(jnp.int32))
 
-    def init(self, key: jax.Array) -> Any:
-        params = self.model.init(key)
-        return params, jax.tree.map(jnp.copy, params)
-
-    def axes(self) -> Any:
-        return self.model.axes()
+    def begin(self, start: Any, key: jax.Array) -> Any:
+        return start, jax.tree.map(jnp.copy, start)
 
     def frozen_axes(self) -> Any:
         return self.model.axes()

@@ -1,0 +1,13 @@
+"""What a run starts from, as a value of the experiment."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Start:
+    """The model at `path`: a run's folder, a Hugging Face directory, or a GGUF file.
+
+    Its parameters are those that training starts from, and its tokenizer is the run's. The experiment's model is to be
+    the same, but for context and dropout: `read_config(path)` of lm/pretrained gives it."""
+
+    path: str

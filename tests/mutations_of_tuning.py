@@ -1,0 +1,62 @@
+"""Mistakes in fine-tuning, in the form of tests/mutations.py."""
+
+from tests.mutations import of
+
+LORA = of(
+    "tune/test_lora",
+    *("merged_is_unmerged", "factors_have_the_scale_of_their_papers", "dora_is_the_paper_s"),
+    *("dropout_is_of_training_alone_and_differs_by_layer", "the_first_loss_is_the_base_s"),
+    "weights_gradients_of_what_is_frozen_are_not_computed",
+)
+PATHS = of(
+    "tune/test_lora",
+    *("parameters_are_chosen_by_their_paths", "alternatives_are_those_of_the_top_level"),
+    *("a_path_that_matches_nothing_names_near_ones", "what_is_full_is_trained_itself"),
+)
+TESTS = {
+    "lm/model/adapted.py": LORA,
+    "lm/tune/lora.py": LORA + PATHS,
+    "lm/tune/partial.py": LORA + of("tune/test_lora", "on_a_mesh_as_on_one_device_and_what_is_frozen_stays"),
+    "lm/tune/paths.py": PATHS,
+    "lm/run/start.py": ("tests/run/test_start.py",),
+}
+
+BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "lm/model/adapted.py": (
+        ("the change is not scaled", "contract=contract) * self.scale, self.b)", "contract=contract), self.b)"),
+        ("a merged change is not scaled", "self.base + self.scale * jax", "self.base + jax"),
+        ("DoRA's norm has a gradient", "column_norms(jax.lax.stop_gradient(self._sum)", "column_norms((self._sum)"),
+        ("what is dropped out is not scaled up", "x / (1 - self.dropout), 0)", "x, 0)"),
+    ),
+    "lm/tune/lora.py": (
+        ("rsLoRA is LoRA", "math.sqrt(self.rank) if self.rslora", "self.rank if self.rslora"),
+        ("layers share their dropout", "jax.random.split(key, stack) if stack else key", "jax.numpy.stack([key] * 2)"),
+        ("A is as wide as for one input", "math.prod(inputs) ** -0.5", "1.0"),
+        ("what is trained itself is frozen too", "axes, is_matrix) - self._full(axes)", "axes, is_matrix)"),
+    ),
+    "lm/tune/partial.py": (
+        (
+            "what is trained is frozen too",
+            "{path: leaf for path, leaf in leaves.items() if path not in",
+            "{path: leaf for path, leaf in leaves.items() if path or path in",
+        ),
+        (
+            "evaluation has dropout",
+            'self.join(params, frozen["base"]), frozen["method"], batch)',
+            'self.join(params, frozen["base"], jax.random.key(0)), frozen["method"], batch)',
+        ),
+    ),
+    "lm/tune/paths.py": (
+        ("a name may end anywhere", "any(map(pattern.fullmatch, own))", "any(map(pattern.search, own))"),
+        (
+            "an alternative may choose nothing",
+            "        if not found:",
+            "        if not found and len(alternatives(where)) == 1:",
+        ),
+    ),
+    "lm/run/start.py": (
+        ("another model is a start", "if different := value.differences(own, theirs):", "if 0 and (different := []):"),
+        ("a changed model goes unnoticed", 'if recorded not in ("", fingerprint):', "if 0:"),
+        ("another vocabulary is taken", "if own and given and (list", "if 0 and (list"),
+    ),
+}
