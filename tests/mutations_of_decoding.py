@@ -116,6 +116,12 @@ BY_FILE = {
         ("NaN gives a token", "jnp.isfinite(most), chosen, NONE", "jnp.isfinite(most), chosen, chosen"),
         ("a bias replaces the logit", "jnp.array(tokens)].add(", "jnp.array(tokens)].set("),
     ),
+    "lm/decode/layout.py": (
+        ("weights are joined at every step", 'unroll=0, flat="no"', "unroll=0"),
+        ("layers are copies", "put(view[i])", "stacked[i]"),
+        ("layers are one off", "put(view[i])", "put(view[i - 1])"),
+        ("a layer forgets its device", "device if stacked.committed else None", "None"),
+    ),
     "lm/decode/generate.py": (
         ("every token is drawn with one key", "_keys_at(state.keys, cache.length)", "state.keys"),
         ("the drawn tokens are not counted", "state.counts.add(drawn) if state.counts", "state.counts if state.counts"),

@@ -22,8 +22,9 @@ import numpy as np
 
 from lm.decode import slots as device
 from lm.decode.generate import check_prompts
+from lm.decode.layout import unstack
 from lm.decode.sampling import NONE, Sampling
-from lm.decode.slots import Drawn, Options, empty_slots, unstack
+from lm.decode.slots import Drawn, Options, empty_slots
 from lm.model.cache import TokenCache
 from lm.model.transformer import Params, Transformer
 
@@ -114,7 +115,7 @@ class Engine:
             raise ValueError("the engine keeps a cache of each layer: set compute.unroll=0")
         self.length, self.params = min(self.length or cfg.context, cfg.context), unstack(self.params)
         self.vocab = cfg.vocab
-        self._state = empty_slots(self.model, self.slots, self.length, self.vocab)
+        self._state = _beside(self.params, empty_slots(self.model, self.slots, self.length, self.vocab))
         self._free = deque(range(self.slots))
         self._numbers = count()
         self._saved: OrderedDict[tuple[int, ...], Any] = OrderedDict()
@@ -256,6 +257,13 @@ class Engine:
             slot, start = np.int32(running.slot), np.int32(running.read)
             self._state = device.restore(self._state, slot, start, self._saved[beginning])
             running.read += CHUNKS[0]
+
+
+def _beside(params: Params, state: Any) -> Any:
+    """`state` on the device of the parameters, as all that follows from them will be: else warm-up would compile for
+    arrays that JAX may put anywhere, and the first requests once more."""
+    devices = jax.tree.leaves(params)[0].devices()
+    return jax.device_put(state, *devices) if len(devices) == 1 else state
 
 
 def _logprobs(drawn: Drawn, most: int) -> list[TokenLogprob]:

@@ -8,7 +8,6 @@ each row the same bits (tests/decode/test_engine.py).
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -78,16 +77,6 @@ class Slots:
         """With other `layers` of the cache, in which a row has `length` tokens."""
         lengths = jnp.asarray(self.cache.length).at[row].set(length)
         return replace(self, cache=replace(self.cache, layers=layers, length=lengths))
-
-
-def unstack(params: Params) -> Params:
-    """The parameters with a list of one tree a layer in place of arrays stacked over layers: a slice of a stack is a
-    copy, and would be made for every token."""
-
-    def layers(stacked: Any) -> list[Any]:
-        return [jax.tree.map(itemgetter(i), stacked) for i in range(len(jax.tree.leaves(stacked)[0]))]
-
-    return {**params, "layers": {slot: layers(stacked) for slot, stacked in params["layers"].items()}}
 
 
 def empty_slots(model: Transformer, slots: int, length: int, vocab: int) -> Slots:

@@ -134,8 +134,8 @@ class Stack:
         """x [B, T, D] through all layers.
 
         Args:
-          params: {slot: {name: [layers of the slot, ...]}}, or with caches of unrolled layers {slot: a list of one
-            tree a layer}.
+          params: {slot: {name: [layers of the slot, ...]}}, or where layers are unrolled {slot: a list of one tree a
+            layer}.
           x: the residual stream, [B, T, D].
           shared: what the layers share.
           caches: as `empty_caches` makes them; None while training.
@@ -165,7 +165,8 @@ class Stack:
 
         for i in range(first):
             x, caches = one(f"first{i}", 0, x, caches)
-        if caches is not None and self.compute.unroll == 0:
+        apart = any(isinstance(slot, list) for slot in params.values())
+        if self.compute.unroll == 0 and (apart or caches is not None):
             for i in range(repeats * P):
                 x, caches = one(str(i % P), i // P, x, caches)
         else:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from lm.decode.beam import BeamSearch, Hypothesis, search
 from lm.decode.generate import check_prompts
 from lm.decode.generate import stream as stream_ids
+from lm.decode.layout import Decoder, for_decoding
 from lm.decode.sampling import Sampling
 from lm.decode.speculative import Acceptance, Drafter, DraftModel
 from lm.decode.speculative import stream as speculate
@@ -140,6 +141,11 @@ class Pretrained:
         own = [] if eos is None else eos if isinstance(eos, list) else [eos]
         return tuple(dict.fromkeys([*own, *(self.tokenizer.stop_ids if self.tokenizer else ())]))
 
+    @cached_property
+    def decoder(self) -> Decoder:
+        """The model and its parameters, in the same memory, as they decode fastest."""
+        return for_decoding(self.model, self.params)
+
     def stream(
         self,
         prompt: str,
@@ -206,14 +212,17 @@ class Pretrained:
         Raises:
           ValueError: for an encoder alone, or a prompt that does not fit the context.
         """
-        stop = self.stop_ids
+        stop, own = self.stop_ids, self.decoder
         if drafter is not None:
+            if isinstance(drafter, DraftModel) and draft_params:
+                draft_model, draft_params = for_decoding(drafter.model, draft_params)
+                drafter = replace(drafter, model=draft_model)
             draft = drafter, draft_params, sampling, stop, seed, acceptance
-            yield from speculate(self.model, self.params, prompts, max_new_tokens, *draft, prefix=self.prefix)
+            yield from speculate(own.model, own.params, prompts, max_new_tokens, *draft, prefix=self.prefix)
             return
         prompts, encoder = self._decoder_prompts(prompts)
         options = sampling, stop, seed, encoder, self.prefix
-        yield from stream_ids(self.model, self.params, prompts, max_new_tokens, *options)
+        yield from stream_ids(own.model, own.params, prompts, max_new_tokens, *options)
 
     def draft_model(self, draft: "Pretrained", tokens: int = 4) -> DraftModel:
         """The drafter that `draft` is for this model, `tokens` at a time; with its parameters, `draft.params`.
@@ -247,7 +256,7 @@ class Pretrained:
         Raises ValueError for an encoder alone, a prompt that does not fit the context, or too many beams."""
         prompts, encoder = self._decoder_prompts(prompts)
         options = how, self.stop_ids, encoder, vocab_size, self.prefix
-        return search(self.model, self.params, prompts, max_new_tokens, *options)
+        return search(self.decoder.model, self.decoder.params, prompts, max_new_tokens, *options)
 
     def _decoder_prompts(self, prompts: Sequence[Sequence[int]]) -> tuple[Sequence[Sequence[int]], Inputs | None]:
         """What the decoder continues, and what the encoder reads, where there is one: the prompts."""

@@ -26,8 +26,9 @@ def engine_of(model: Pretrained, slots: int, length: int = 0) -> Engine:
         raise ValueError(f"--length {length:,}: expected 3 to {context:,}, the model's context")
     if slots < 1:
         raise ValueError(f"--slots {slots}: expected at least 1")
-    unrolled = replace(model.model, compute=replace(model.model.compute, unroll=0))
-    return Engine(unrolled, model.params, slots, length or min(context, LENGTH))
+    laid, params = model.decoder
+    unrolled = replace(laid, compute=replace(laid.compute, unroll=0))
+    return Engine(unrolled, params, slots, length or min(context, LENGTH))
 
 
 @dataclass

@@ -271,8 +271,9 @@ def test_the_id_that_ended_a_text_is_told() -> None:
 
 
 def test_the_warm_up_compiles_all_that_a_context_has_room_for() -> None:
-    """A context that one chunk fills but for a token."""
-    small = engine(length=(length := 257), slots=1)
+    """A context that one chunk fills but for a token; parameters that were put on a device, as a loaded model's are."""
+    params = jax.device_put(lively(LLAMA), jax.devices()[0])
+    small = Engine(Transformer(LLAMA, UNROLLED), params, slots=1, length=(length := 257))
     small.warm_up()
     with compilations() as compiled:
         for _ in range(2):
