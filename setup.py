@@ -3,7 +3,7 @@
 The runtime requirements are those of requirements.txt, the versions that were tested; what they bring along is pinned
 in constraints.txt. The extras put JAX on other hardware: `pip install -e ".[tpu]"` or `".[cuda]"`; ".[gcs]" and
 ".[s3]" are for runs in a bucket, ".[sweep]" for the sweeps by TPE, ".[datasets]" for Parquet files and TFDS data sets,
-".[serve]" for `lm serve`.
+".[serve]" for `lm serve`, ".[harness]" for `lm evaluate --tasks`.
 """
 
 from pathlib import Path
@@ -39,6 +39,7 @@ setup(
         "sweep": [line for line in DEV if line.startswith("optuna==")],
         "datasets": [line for line in DEV if line.startswith(("importlib_resources==", "pyarrow==", "tensorflow-"))],
         "serve": [line for line in DEV if line.startswith(("prometheus_client==", "starlette==", "uvicorn=="))],
+        "harness": ["lm_eval==0.4.13"],
         "dev": DEV,
     },
     entry_points={"console_scripts": ["lm = launch.__main__:main"]},

@@ -30,6 +30,19 @@ TESTS = {
 }
 
 BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "lm/run/harness.py": (
+        ("a text gets no bos", "if self.beginning.every else", "if False else"),
+        ("a text that has its bos gets another", "ids[1:] if ids[:1] == [self.beginning.id] else ids", "ids"),
+        (
+            "the first window has two",
+            "[self._prefix(), *self._without_prefix(text)]",
+            "[self._prefix(), *self.encode(text)]",
+        ),
+        ("one greedy token is enough", "all(map(self._is_greedy, scored))", "any(map(self._is_greedy, scored))"),
+        ("tokens are lost on the right", "(before + after)[-self.length - 1 :]", "(before + after)[: self.length + 1]"),
+        ("the token without room is not certain", "FORCE = 1e9", "FORCE = 0.0"),
+        ("a text goes on behind its stop string", "StopStrings(until))", "StopStrings(()))"),
+    ),
     "lm/train/checkpoint.py": (
         (
             "an error in reading is damage",

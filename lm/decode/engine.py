@@ -127,7 +127,8 @@ class Engine:
 
     def submit(self, request: Request) -> int:
         """The number of a request, which waits for a slot. Raises ValueError for one that cannot be continued."""
-        check_prompts([request.prompt], self.vocab, self.length, request.max_new_tokens)
+        most = request.max_new_tokens
+        check_prompts([request.prompt], self.vocab, self.length, most if most > 1 else 0)  # a single one is not read
         ids = [token for token, _ in request.sampling.logit_bias]
         if ids and max(ids) >= self.vocab:
             raise ValueError(f"logit_bias for id {max(ids)}: the vocabulary has {self.vocab}")
