@@ -1,12 +1,15 @@
 """A frozen matrix with a low-rank change: W + s A B (LoRA, 2106.09685), and with a magnitude of each output (DoRA).
 
-It stands in a tree of parameters in place of the matrix. `linear` multiplies with the factors, x W + s (x A) B, so that
-neither W + s A B nor a gradient of W's size is ever computed; who needs the matrix itself takes `merged`.
+It stands in a tree of parameters in place of the matrix. A product reads W + s A B, made anew of one layer at a time in
+the forward and in the backward pass, at r / tokens of the product's FLOPs; x W + s (x A) B would take two thin products
+more, and two for the gradient of x. The gradients of A and B come from x and from g, that of the product, as
+s x^T (g B^T) and s (x A)^T g: one of the size of W is never computed.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,34 +61,67 @@ class Adapted:
         total = self._sum
         if self.magnitude is None:
             return total
-        ratio = self.magnitude / jax.lax.stop_gradient(column_norms(total, self._inputs))
-        return total * jnp.expand_dims(ratio, self._inputs)
+        return total * jnp.expand_dims(self.magnitude / self.norms, self._inputs)
+
+    @property
+    def norms(self) -> jax.Array:
+        """[*stack, *out]: the norms of the columns of W + scale * A B, held constant."""
+        return jax.lax.stop_gradient(column_norms(self._sum, self._inputs))
 
     @property
     def _inputs(self) -> tuple[int, ...]:
         return tuple(range(self._stack, self.a.ndim - 1))
 
     def product(self, x: jax.Array, y: jax.Array, linear: Product) -> jax.Array:
-        """x [B, T, *in] times the matrix: [B, T, *out], of y = x W.
+        """x [B, T, *in] times the matrix: [B, T, *out], of y = x W; with dropout of what A reads.
 
-        With dropout the same zeros are in both terms of DoRA that move: y + (m/n - 1) W x' + (m/n) s B A x', where n is
-        held constant (2402.09353, section 4.3)."""
-        assert not self._stack, self.base.shape
+        The same zeros are in both terms of DoRA that move: y + (m/n - 1) W x' + (m/n) s B A x', where n is held
+        constant (2402.09353, section 4.3)."""
         contract, seen = self.a.ndim - 1, self._dropped(x)
-        change = linear(linear(seen, self.a, contract=contract) * self.scale, self.b)
+        change = self._change(seen, self.a, self.b, linear)
         if self.magnitude is None:
             return y + change
-        norms = column_norms(jax.lax.stop_gradient(self._sum), self._inputs)
-        ratio = (self.magnitude / norms).astype(y.dtype)
-        if self.key is None:
-            return ratio * (y + change)
+        ratio = (self.magnitude / self.norms).astype(y.dtype)
         return y + (ratio - 1) * linear(seen, self.base, contract=contract) + ratio * change
 
+    def _change(self, x: jax.Array, a: jax.Array, b: jax.Array, linear: Product) -> jax.Array:
+        return linear(linear(x, a, contract=a.ndim - 1) * self.scale, b)
+
+    def learn(self, x: jax.Array, y: jax.Array, linear: Product) -> jax.Array:
+        """y = x times the matrix, a constant for the factors, with their gradients."""
+        moving = {"a": self.a, "b": self.b, **({} if self.magnitude is None else {"magnitude": self.magnitude})}
+
+        def changed(moving: dict[str, jax.Array], x: jax.Array, y: jax.Array, norms: jax.Array | None) -> jax.Array:
+            """y as a function of the factors."""
+            change = self._change(x, moving["a"], moving["b"], linear)
+            if norms is None:
+                return change
+            ratio = moving["magnitude"] / norms
+            direction = change + jax.lax.stop_gradient(y / ratio - change)
+            return (ratio * direction).astype(y.dtype)
+
+        norms = None if self.magnitude is None else self.norms
+        return _with_gradients(changed, y, moving, jax.lax.stop_gradient(x), norms)
+
     def _dropped(self, x: jax.Array) -> jax.Array:
-        if self.key is None:
-            return x
+        assert self.key is not None
         keep = jax.random.bernoulli(self.key, 1 - self.dropout, x.shape)
         return jnp.where(keep, x / (1 - self.dropout), 0).astype(x.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _with_gradients(function: Callable[..., jax.Array], y: jax.Array, moving: Any, *given: Any) -> jax.Array:
+    """y as it is; its gradient goes to y, and by function(moving, x, y, norms) to `moving`."""
+    return y
+
+
+def _with_gradients_backward(function: Callable[..., jax.Array], saved: Any, g: jax.Array) -> Any:
+    y, moving, x, norms = saved
+    pull = jax.vjp(lambda moving: function(moving, x, y, norms), moving)[1]
+    return g, *pull(g), None, None
+
+
+_with_gradients.defvjp(lambda function, *given: (given[0], given), _with_gradients_backward)
 
 
 def column_norms(w: jax.Array, inputs: tuple[int, ...]) -> jax.Array:
@@ -99,8 +135,3 @@ Weight = jax.Array | Adapted
 def merged(w: Weight) -> jax.Array:
     """A weight as an array."""
     return w.merged if isinstance(w, Adapted) else w
-
-
-def base_of(w: Weight) -> jax.Array:
-    """A weight without its change."""
-    return w.base if isinstance(w, Adapted) else w

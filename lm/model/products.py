@@ -5,7 +5,7 @@ that operands and sums are of the dtypes that were asked for in all three produc
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from lm.model.adapted import Adapted, Weight, base_of
+from lm.model.adapted import Adapted, Weight, merged
 from lm.model.compute import Compute
 from lm.sharding.rules import MESH_AXES
 from lm.sharding.tracing import axis_size, constrain, shard_count
@@ -150,7 +150,7 @@ def linear(x: jax.Array, w: Weight, compute: Compute, contract: int = 1, back: b
 
     Operands are `compute.matmul`, sums float32, the result `compute.dtype`."""
     if isinstance(w, Adapted):
-        return w.product(x, linear(x, w.base, compute, contract, back), partial(linear, compute=compute))
+        return _adapted(x, [w], lambda x, ws: [linear(x, ws[0], compute, contract, back)], compute)[0]
     inside, outside = w.shape[:contract], w.shape[contract:]
     x = x.astype(compute.matmul)
     if compute.flat == "yes":
@@ -170,13 +170,33 @@ def linears(x: jax.Array, ws: Sequence[Weight], compute: Compute) -> list[jax.Ar
     summed inside the product instead of between several."""
     if compute.flat != "yes" or len(ws) == 1:
         return [linear(x, w, compute) for w in ws]
-    bases = [base_of(w) for w in ws]
-    wide = linear(x, jnp.concatenate([w.reshape(w.shape[0], -1) for w in bases], axis=1), compute)
+    if any(isinstance(w, Adapted) for w in ws):
+        return _adapted(x, ws, lambda x, ws: linears(x, ws, compute), compute)
+    wide = linear(x, jnp.concatenate([merged(w).reshape(w.shape[0], -1) for w in ws], axis=1), compute)
     ends = list(accumulate(math.prod(w.shape[1:]) for w in ws))
     parts = jnp.split(wide, ends[:-1], axis=-1)
-    ys = [part.reshape(*x.shape[:-1], *w.shape[1:]) for part, w in zip(parts, ws, strict=True)]
-    small = partial(linear, compute=compute)
-    return [w.product(x, y, small) if isinstance(w, Adapted) else y for w, y in zip(ws, ys, strict=True)]
+    return [part.reshape(*x.shape[:-1], *w.shape[1:]) for part, w in zip(parts, ws, strict=True)]
+
+
+def _adapted(
+    x: jax.Array, ws: Sequence[Weight], product: Callable[[jax.Array, list[Any]], list[jax.Array]], compute: Compute
+) -> list[jax.Array]:
+    """`product` of x and weights, some of which are adapted: they are merged again in the backward pass, not kept."""
+    dropped = [isinstance(w, Adapted) and w.key is not None for w in ws]
+
+    def merge(w: Weight, drops: bool) -> jax.Array:
+        if not isinstance(w, Adapted):
+            return w
+        return w.base if drops else jax.lax.stop_gradient(w.merged)
+
+    def of_merged(x: jax.Array, ws: list[Any]) -> list[jax.Array]:
+        return product(x, [merge(w, drops) for w, drops in zip(ws, dropped, strict=True)])
+
+    ys, small = jax.checkpoint(of_merged)(x, list(ws)), partial(linear, compute=compute)
+    return [
+        y if not isinstance(w, Adapted) else w.product(x, y, small) if drops else w.learn(x, y, small)
+        for w, y, drops in zip(ws, ys, dropped, strict=True)
+    ]
 
 
 def look_up(table: jax.Array, ids: jax.Array, dtype: Any) -> jax.Array:

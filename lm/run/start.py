@@ -4,20 +4,17 @@ A run that has a checkpoint goes on from that: the model that it started from ma
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from jax.sharding import Mesh
 
 from lm import value
 from lm.experiment import Experiment
 from lm.machine import buckets
-from lm.model.attention import Attention
 from lm.model.config import ModelConfig
-from lm.model.experts import Experts
 from lm.model.transformer import Params
 from lm.pretrained import open_model
+from lm.pretrained.architecture import canonical
 from lm.pretrained.runs import START
 from lm.run.folder import has_begun, on_first_process, write_json
 from lm.text.tokenizer import Tokenizer, TokenizerFile
@@ -57,9 +54,10 @@ def _check_start(experiment: Experiment, folder: Path) -> None:
 
 
 def check_model(experiment: Experiment, config: ModelConfig) -> None:
-    """Raises ValueError where the experiment's model is another one than `config`, that of its start."""
+    """Raises ValueError where the experiment's model is another one than `config`, that of its start, but for what only
+    training reads and, where positions are endless, the context."""
     assert experiment.start
-    own, theirs = (value.plain(_essence(cfg)) for cfg in (experiment.model, config))
+    own, theirs = (value.plain(canonical(cfg)) for cfg in (experiment.model, config))
     if different := value.differences(own, theirs):
         shown = ", ".join(f"model.{path} is {a!r} and not {b!r}" for path, a, b in different[:SHOWN])
         more = f" and {len(different) - SHOWN} more" if different[SHOWN:] else ""
@@ -67,19 +65,6 @@ def check_model(experiment: Experiment, config: ModelConfig) -> None:
             f"start: {experiment.start.path} is another model ({shown}{more}): take its own, "
             f"model=read_config({experiment.start.path!r}) of lm.pretrained"
         )
-
-
-def _essence(cfg: ModelConfig) -> ModelConfig:
-    """`cfg` without what may differ from the model that it starts from: dropout, initial values, the weights of the
-    experts' losses, and, where positions are endless, the context."""
-    plain: dict[str, Any] = dict(dropout=0.0, init_scale=0.02)
-    if cfg.positions.endless:
-        plain["context"] = 1
-    if isinstance(cfg.attention, Attention):
-        plain["attention"] = replace(cfg.attention, kv_heads=cfg.attention.kv)
-    if isinstance(cfg.ffn, Experts):
-        plain["ffn"] = replace(cfg.ffn, load_balance_weight=0.0, router_z_weight=0.0)
-    return replace(cfg, **plain)
 
 
 def start_tokenizer(experiment: Experiment) -> Tokenizer:

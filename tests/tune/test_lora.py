@@ -20,7 +20,7 @@ from lm.tune.lora import DoRA, LoRA
 from lm.tune.paths import alternatives, axes_of, by_path, is_matrix, nested, select
 from lm.tune.pretrain import Pretrain
 from lm.tune.trains import All, Only
-from tests.model.reference import GPT, LLAMA, MODELS, SIMPLE, lively
+from tests.model.reference import GPT, LLAMA, MODELS, SIMPLE, lively, trees_close
 from tests.train.test_step import ADAMW, batch
 from tests.train.test_step import LLAMA as SMALL
 
@@ -64,6 +64,12 @@ def test_merged_is_unmerged(family: str, kind: Any) -> None:
         return [model(p, inputs(cfg)) for p in (unmerged, merged, lively(cfg))]
 
     unmerged, merged, base = both(params, frozen)
+    if family in QUICK:
+        own, dense = (
+            jax.grad(lambda p, read=read: (model(read(p), inputs(cfg)) ** 2).sum())(params)
+            for read in (lambda p: learner.join(p, frozen["base"]), lambda p: learner.model_params(p, frozen))
+        )
+        trees_close(own, dense, 1e-4)
     assert jnp.abs(merged - base).max() > 0.1
     np.testing.assert_allclose(unmerged, merged, rtol=1e-5, atol=1e-5 * float(jnp.abs(merged).max()))
     assert jax.tree.structure(learner.model_params(params, frozen)) == jax.tree.structure(model.shapes())
@@ -96,7 +102,12 @@ def test_dora_is_the_paper_s() -> None:
     factors = disturbed(kind.factors(w, axes, jax.random.key(0)))
 
     def product(factors: Any, key: Any) -> jax.Array:
-        return kind.adapt(w, factors, axes, key).product(x, x @ w, lambda x, w, contract=1: x @ w)
+        one, linear = kind.adapt(w, factors, axes, key), lambda x, w, contract=1: x @ w
+        return (
+            one.product(x, x @ w, linear)
+            if key is not None
+            else one.learn(x, x @ jax.lax.stop_gradient(one.merged), linear)
+        )
 
     def expected(factors: Any, seen: jax.Array, m: Any = None) -> jax.Array:
         change = 1.5 * factors["lora_a"] @ factors["lora_b"]
