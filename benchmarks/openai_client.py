@@ -10,9 +10,11 @@ ends it. `--clients 64 --seconds 60` is the load of its last part.
 
 import argparse
 import asyncio
+import math
 import re
 import time
 import urllib.request
+from collections.abc import Sequence
 from typing import Any
 
 import openai
@@ -31,6 +33,16 @@ def metric(url: str, name: str) -> float:
     """The sum of a counter or gauge over its labels."""
     page = urllib.request.urlopen(url.removesuffix("/v1") + "/metrics").read().decode()
     return sum(float(value) for value in re.findall(rf"^{re.escape(name)}(?:{{.*}})? (\S+)$", page, re.M))
+
+
+def decodes(client: openai.OpenAI, model: str) -> bool:
+    """Whether the model generates text; an encoder says that it does not."""
+    try:
+        client.completions.create(model=model, prompt="a", max_tokens=1)
+    except openai.BadRequestError as error:
+        check(f"an encoder says so: {error.body['message']}", "no decoder" in error.body["message"])
+        return False
+    return True
 
 
 def completions(client: openai.OpenAI, model: str) -> None:
@@ -61,6 +73,34 @@ def chats(client: openai.OpenAI, model: str) -> None:
     with client.chat.completions.stream(**asked) as stream:
         deltas = [event.delta for event in stream if event.type == "content.delta"]
     check("the stream helper reads it", "".join(deltas) == text)
+
+
+def embeddings(client: openai.OpenAI, model: str) -> None:
+    """Vectors, in the base64 that the client asks for and decodes, and in numbers."""
+    asked: dict[str, Any] = dict(model=model, input=["eating food", "having a meal", "prime numbers"])
+    found = client.embeddings.create(**asked)
+    vectors = [one.embedding for one in found.data]
+    plain = client.embeddings.create(**asked, encoding_format="float")
+    check("vectors in base64 are those in numbers", vectors == [one.embedding for one in plain.data])
+    check("their usage is that of the texts", found.usage.total_tokens == found.usage.prompt_tokens > 0)
+    near, far = (cosine(vectors[0], other) for other in vectors[1:])
+    check(f"cosines to 'eating food': {near:.3f} 'having a meal', {far:.3f} 'prime numbers'", -1 <= far <= near <= 1)
+    try:
+        client.embeddings.create(**asked, dimensions=3)
+    except openai.BadRequestError as error:
+        check(f"dimensions are refused: {error.body['message'][:60]}", error.body["param"] == "dimensions")
+    else:
+        check("dimensions are refused", False)
+
+
+def product(a: Sequence[float], b: Sequence[float]) -> float:
+    """The inner product."""
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def cosine(a: Sequence[float], b: Sequence[float]) -> float:
+    """Of the angle between two vectors."""
+    return product(a, b) / math.sqrt(product(a, a) * product(b, b))
 
 
 def errors(client: openai.OpenAI, model: str) -> None:
@@ -128,11 +168,13 @@ def main() -> None:
     client = openai.OpenAI(base_url=args.url, api_key=args.key)
     model = client.models.list().data[0].id
     check(f"openai {openai.__version__} finds the model {model}", client.models.retrieve(model).id == model)
-    completions(client, model)
-    chats(client, model)
-    errors(client, model)
-    leaving(client, model, args.url)
-    asyncio.run(load(args.url, args.key, model, args.clients, args.seconds))
+    embeddings(client, model)
+    if decodes(client, model):
+        completions(client, model)
+        chats(client, model)
+        errors(client, model)
+        leaving(client, model, args.url)
+        asyncio.run(load(args.url, args.key, model, args.clients, args.seconds))
     check("nothing was compiled after the warm-up", metric(args.url, "compiles_after_warmup_total") == 0)
 
 

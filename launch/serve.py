@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 EPILOG = """\
-POST /v1/completions, /v1/chat/completions, /tokenize, /detokenize; GET /v1/models, /tokenizer_info, /props, /health,
-/metrics (Prometheus). A field that is not honoured is refused by its name with 400. An answer does not depend on what
-else is being served. SIGTERM lets requests finish. Needs `pip install -e ".[serve]"`.
+POST /v1/completions, /v1/chat/completions, /v1/embeddings, /tokenize, /detokenize; GET /v1/models, /tokenizer_info,
+/props, /health, /metrics (Prometheus). A field that is not honoured is refused by its name with 400. An answer does not
+depend on what else is being served. An encoder (BERT) has embeddings alone. SIGTERM lets requests finish. Needs
+`pip install -e ".[serve]"`.
 
 examples:
   lm serve SmolLM2-135M-Instruct.Q4_1.gguf --name smollm2
@@ -87,16 +88,22 @@ def run(args: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         raise ValueError(f'lm serve needs {error.name}: pip install -e ".[serve]"') from None
     from lm.serve.call import Limits
-    from lm.serve.conversation import engine_of
+    from lm.serve.conversation import engine_of, length_of
+    from lm.serve.embeddings import Embedder
 
     keys = start.read_keys(Path(args.api_key_file).expanduser()) if args.api_key_file else []
     model = load(args.model, args.dtype, args.devices, args.chat_template)
-    engine = engine_of(model, args.slots, args.length)
+    decodes = model.config.causal and not model.config.has_encoder
+    engine = engine_of(model, args.slots, args.length) if decodes else None
+    embedder = Embedder(model, length_of(model, args.length))
     name = args.name or Path(args.model).expanduser().resolve().name
     most = Limits(args.max_body_bytes, args.max_new_tokens, args.max_seconds)
-    app = start.application(model, name, engine, most, args.max_waiting, keys, args.allow_origin)
-    print(f"{name}: {args.slots} slots of {engine.length:,} tokens; compiling", flush=True)
+    app = start.application(model, name, engine, most, args.max_waiting, keys, args.allow_origin, embedder)
+    what = f"{args.slots} slots of {engine.length:,} tokens" if engine else f"vectors of {embedder.length:,} tokens"
+    print(f"{name}: {what}; compiling", flush=True)
     if args.host not in ("127.0.0.1", "::1", "localhost") and not keys:
         print(f"lm: {args.host} can be reached by others, and no key is asked for: see --api-key-file", flush=True)
-    engine.warm_up()
+    if engine:
+        engine.warm_up()
+    embedder.warm_up()
     start.listen(app, args.host, args.port, args.drain_seconds)

@@ -12,6 +12,18 @@ TESTS = {
 }
 
 BY_FILE = {
+    "lm/serve/embeddings.py": (
+        ("padding is read", "row, 1\n", "row, 1\n        mask[:] = 1\n"),
+        ("a vector is another text's", "[: BATCH_TOKENS // max(width, 1) or 1]\n", "[::-1]\n"),
+        ("who has left is computed for", "if not one.vector.done()]", "]"),
+        ("the queue has no end", "if len(self._waiting) + len(rows) > self.most_waiting:", "if False:"),
+        ("a vector in base64 is float64", 'astype("<f4")', 'astype("<f8")'),
+        (
+            "dimensions are dropped",
+            'fields.integer("dimensions", width, 1, 2**31 - 1) != width',
+            'fields.integer("dimensions", width, 1, 2**31 - 1) is None',
+        ),
+    ),
     "lm/serve/call.py": (
         ("a prompt that has its bos gets another", "return ids[1:] if", "return ids[0:] if"),
         ("a prompt gets no bos", 'fields.flag("add_special_tokens", True)', "False"),

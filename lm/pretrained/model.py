@@ -1,6 +1,6 @@
 """A loaded model: logits, text, embeddings, and export."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -123,6 +123,12 @@ class Pretrained:
         for start in range(0, len(rows), BLOCK):
             vectors.append(np.asarray(_mean(self.model, self.params, *_padded(rows[start : start + BLOCK], most))))
         return np.concatenate(vectors)
+
+    def embedder(self, rows: int, width: int) -> Callable[[np.ndarray, np.ndarray], jax.Array]:
+        """What `embed` computes, compiled for ids [rows, width] and their mask (0: padding), both int32: float32
+        [rows, D]."""
+        ids = jax.ShapeDtypeStruct((rows, width), jnp.int32)
+        return partial(_mean.lower(self.model, self.params, ids, ids).compile(), self.params)
 
     def encode(self, prompt: str) -> list[int]:
         """The ids of a prompt with the control ids that the model expects (bos, [CLS] and [SEP], ...). Raises

@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -21,8 +22,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from lm.serve import answers
 from lm.serve.answers import ChatCompletion, Completion
 from lm.serve.call import Call, Served, chat_completion, completion, model_name
+from lm.serve.embeddings import Embedder, embeddings_answer, embeddings_call
 from lm.serve.fields import ApiError, Fields, bad, ids_of, parse
-from lm.serve.worker import EngineThread, Generation
+from lm.serve.metrics import Metrics
+from lm.serve.worker import EngineThread, Generation, late
 from lm.text.chat import chat_template_of
 from lm.text.protocol import ROLES
 
@@ -31,21 +34,37 @@ CACHE = "no-store"
 
 
 class Api:
-    """The routes of one served model."""
+    """The routes of one served model: those of a decoder where there is a `thread`, those of vectors where there is an
+    `embedder`."""
 
-    def __init__(self, served: Served, thread: EngineThread):
-        self.served, self.thread = served, thread
+    def __init__(self, served: Served, metrics: Metrics, thread: EngineThread | None, embedder: Embedder | None):
+        self.served, self.metrics, self._thread, self._embedder = served, metrics, thread, embedder
+
+    @property
+    def thread(self) -> EngineThread:
+        """The engine's. Raises ApiError for a model that has none."""
+        if self._thread is None:
+            raise ApiError(400, "this model is no decoder: it has embeddings (/v1/embeddings), but generates no text")
+        return self._thread
+
+    @property
+    def embedder(self) -> Embedder:
+        """What gives vectors. Raises ApiError for a server without."""
+        if self._embedder is None:
+            raise ApiError(400, "this server gives no embeddings")
+        return self._embedder
 
     @property
     def routes(self) -> list[Route]:
         return [
             Route("/health", self.health),
-            Route("/metrics", self.metrics),
+            Route("/metrics", self.metrics_page),
             Route("/props", self.props),
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.model),
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/v1/embeddings", self.embeddings, methods=["POST"]),
             Route("/tokenize", self.tokenize, methods=["POST"]),
             Route("/detokenize", self.detokenize, methods=["POST"]),
             Route("/tokenizer_info", self.tokenizer_info),
@@ -53,20 +72,28 @@ class Api:
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        """The engine's thread runs while the server does."""
-        self.thread.start()
-        self.thread.metrics.watch_compiler()
+        """The engine's thread and the embedder run while the server does."""
+        if self._thread:
+            self._thread.start()
+        if self._embedder:
+            self._embedder.start()
+        self.metrics.watch_compiler()
         yield
-        await asyncio.to_thread(self.thread.close)
-        self.thread.metrics.unwatch_compiler()
+        if self._thread:
+            await asyncio.to_thread(self._thread.close)
+        if self._embedder:
+            await self._embedder.close()
+        self.metrics.unwatch_compiler()
 
     # ---------------------------------------------------------------- generation
 
     async def completions(self, request: Request) -> Response:
+        self.thread  # noqa: B018 - or it is refused
         call = await asyncio.to_thread(completion, self.served, await self._body(request))
         return await self._generate(request, call, Completion(self.served, call))
 
     async def chat(self, request: Request) -> Response:
+        self.thread  # noqa: B018 - or it is refused
         call = await asyncio.to_thread(chat_completion, self.served, await self._body(request))
         return await self._generate(request, call, ChatCompletion(self.served, call))
 
@@ -81,6 +108,19 @@ class Api:
             return JSONResponse(await _unless_gone(request, answers.whole(shape, generation)))
         finally:
             generation.cancel()
+
+    async def embeddings(self, request: Request) -> Response:
+        body, seconds, begun = await self._body(request), self.served.limits.seconds, time.perf_counter()
+        rows, kind = await asyncio.to_thread(embeddings_call, self.served, self.embedder, body)
+        try:
+            async with asyncio.timeout(seconds):
+                vectors = await _unless_gone(request, self.embedder.vectors(rows))
+        except TimeoutError:
+            raise late(seconds) from None
+        answer = embeddings_answer(self.served, rows, vectors, kind)
+        self.metrics.embedded(answer["usage"]["prompt_tokens"])
+        timings = {"prompt_ms": round(1e3 * (time.perf_counter() - begun), 3)}
+        return JSONResponse(answer | {"timings": timings})
 
     async def _body(self, request: Request) -> Fields:
         """The fields of a body within the limits. Raises ApiError for others."""
@@ -134,11 +174,11 @@ class Api:
     # ---------------------------------------------------------------- the server
 
     async def health(self, request: Request) -> Response:
-        fault = self.thread.failure
+        fault = self._thread.failure if self._thread else ""
         return JSONResponse({"status": fault or "ok"}, 503 if fault else 200)
 
-    async def metrics(self, request: Request) -> Response:
-        return Response(self.thread.metrics.page(), media_type="text/plain; version=0.0.4")
+    async def metrics_page(self, request: Request) -> Response:
+        return Response(self.metrics.page(), media_type="text/plain; version=0.0.4")
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._about_model()]})
@@ -154,11 +194,13 @@ class Api:
     async def props(self, request: Request) -> Response:
         """What this server is set to, by llama.cpp's names."""
         settings = {"n_ctx": self.served.length, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
-        limits = asdict(self.served.limits) | {"most_waiting": self.thread.most_waiting}
+        limits, thread = asdict(self.served.limits), self._thread
+        limits |= {"most_waiting": thread.most_waiting} if thread else {}
+        limits |= {"most_texts": self._embedder.most_waiting} if self._embedder else {}
         return JSONResponse(
             {
                 "model_alias": self.served.name,
-                "total_slots": self.thread.engine.slots,
+                "total_slots": thread.engine.slots if thread else 0,
                 "default_generation_settings": settings,
                 "limits": limits,
                 "eos_token_ids": list(self.served.model.stop_ids),
@@ -273,16 +315,14 @@ async def _failed(request: Request, error: Exception) -> Response:
     return JSONResponse(ApiError(500, "the server failed: see its log", x_should_retry="false").body, 500)
 
 
-def build(served: Served, thread: EngineThread, keys: Sequence[str] = (), origins: Sequence[str] = ()) -> Starlette:
+def build(api: Api, keys: Sequence[str] = (), origins: Sequence[str] = ()) -> Starlette:
     """The application.
 
     Args:
-      served: the model.
-      thread: of its engine, not started.
+      api: its routes, whose engine and embedder are not started.
       keys: of which every request has to have one, where there are any.
       origins: web pages' that may read the answers; none unless asked for."""
-    api = Api(served, thread)
-    around = [Middleware(Patience, served.limits.idle_seconds)]
+    around = [Middleware(Patience, api.served.limits.idle_seconds)]
     around += [Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])] * bool(
         origins
     )

@@ -130,7 +130,7 @@ class Call:
 def completion(served: Served, fields: Fields) -> Call:
     """The call of a body of /v1/completions. Raises ApiError."""
     special = fields.flag("add_special_tokens", True)
-    prompts = _prompts(served, fields, special)
+    prompts = prompts_of(served, fields, "prompt", special)
     logprobs = fields.integer("logprobs", None, 0, TOP)
     return _call(served, fields, prompts, logprobs, fields.flag("echo"), 16, continues=True)
 
@@ -203,22 +203,22 @@ def model_name(served: Served, fields: Fields) -> None:
         raise ApiError(404, f"no model {name!r}: this server has {served.name!r}", "model", "model_not_found")
 
 
-def _prompts(served: Served, fields: Fields, special: bool) -> list[tuple[str, list[int]]]:
-    """The field prompt: a text, a list of texts, ids, or a list of lists of ids. Ids are read as they are."""
-    value = fields.take("prompt", None, "a text, a list of texts, token ids, or a list of lists of ids", str, list)
+def prompts_of(served: Served, fields: Fields, name: str, special: bool) -> list[tuple[str, list[int]]]:
+    """(text, ids) of each in the field `name`: a text, a list of texts, ids, or a list of lists of ids. Ids are read as
+    they are."""
+    expected = "a text, a list of texts, token ids, or a list of lists of ids"
+    value, vocab = fields.take(name, None, expected, str, list), served.tokenizer.vocab_size
     if value is None or value == []:
-        bad("prompt", "prompt: expected a text, a list of texts, token ids, or a list of lists of ids")
+        bad(name, f"{name}: expected {expected}")
     if isinstance(value, str) or not isinstance(value[0], str | list):
         value = [value]
     prompts = []
     for i, one in enumerate(value):
         if not isinstance(one, type(value[0])):
-            bad("prompt", "prompt has texts and token ids: expected one kind")
-        ids = (
-            served.encode(one, special) if isinstance(one, str) else ids_of("prompt", one, served.tokenizer.vocab_size)
-        )
+            bad(name, f"{name} has texts and token ids: expected one kind")
+        ids = served.encode(one, special) if isinstance(one, str) else ids_of(name, one, vocab)
         if not ids:
-            bad("prompt", f"prompt {i} has no tokens: expected at least one")
+            bad(name, f"{name} {i} has no tokens: expected at least one")
         prompts.append((one if isinstance(one, str) else served.tokenizer.decode(ids), ids))
     return prompts
 

@@ -17,18 +17,25 @@ LENGTH = 8192  # tokens of context a slot, where nothing else is asked for: a ca
 def engine_of(model: Pretrained, slots: int, length: int = 0) -> Engine:
     """An engine for `model`, each of whose slots has `length` tokens (0: the model's context, at most LENGTH). Raises
     ValueError for a model that is no decoder, or a length that it has not."""
-    context = model.config.context
-    if model.tokenizer is None:
-        raise ValueError("this model came without a tokenizer, which text needs: put one beside its weights")
+    length = length_of(model, length)
     if model.prefix:
         raise ValueError("this model reads a prompt in both directions (prefix-LM), which `lm sample` alone does")
-    if not 0 <= length <= context or length in (1, 2):
-        raise ValueError(f"--length {length:,}: expected 3 to {context:,}, the model's context")
     if slots < 1:
         raise ValueError(f"--slots {slots}: expected at least 1")
     laid, params = model.decoder
     unrolled = replace(laid, compute=replace(laid.compute, unroll=0))
-    return Engine(unrolled, params, slots, length or min(context, LENGTH))
+    return Engine(unrolled, params, slots, length)
+
+
+def length_of(model: Pretrained, length: int) -> int:
+    """The tokens of a text: `length`, or the model's context up to LENGTH. Raises ValueError for one that it has not,
+    and for a model without a tokenizer."""
+    context = model.config.context
+    if model.tokenizer is None:
+        raise ValueError("this model came without a tokenizer, which text needs: put one beside its weights")
+    if not 0 <= length <= context or length in (1, 2):
+        raise ValueError(f"--length {length:,}: expected 3 to {context:,}, the model's context")
+    return length or min(context, LENGTH)
 
 
 @dataclass

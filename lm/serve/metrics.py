@@ -51,6 +51,11 @@ class Metrics:
         """Count a request by how it ended: stop, length, abort, error."""
         self._ended.labels(self._model, reason).inc()
 
+    def embedded(self, tokens: int) -> None:
+        """Count a request for vectors of texts with so many tokens."""
+        self.prompt_tokens.inc(tokens)
+        self.ended("stop")
+
     def watch_compiler(self) -> None:
         """Count what is compiled from here on."""
         jax.monitoring.register_event_duration_secs_listener(self._compilation)

@@ -8,8 +8,9 @@ from starlette.applications import Starlette
 
 from lm.decode.engine import Engine
 from lm.pretrained.model import Pretrained
-from lm.serve.app import build
+from lm.serve.app import Api, build
 from lm.serve.call import Limits, Served
+from lm.serve.embeddings import Embedder
 from lm.serve.metrics import Metrics
 from lm.serve.worker import EngineThread
 
@@ -19,25 +20,30 @@ USUAL = Limits()
 def application(
     model: Pretrained,
     name: str,
-    engine: Engine,
+    engine: Engine | None,
     limits: Limits = USUAL,
     most_waiting: int = 256,
     keys: Sequence[str] = (),
     origins: Sequence[str] = (),
+    embedder: Embedder | None = None,
 ) -> Starlette:
-    """The application that serves `model`.
+    """The application that serves `model`: its text by an engine, its vectors by an embedder, or both.
 
     Args:
       model: loaded; it needs a tokenizer.
       name: by which clients call it.
-      engine: of the model.
+      engine: of the model, where it is a decoder.
       limits: of a request.
       most_waiting: requests that wait for a slot.
-      keys, origins: as in `build`."""
+      keys, origins: as in `build`.
+      embedder: of the model."""
     if model.tokenizer is None:
         raise ValueError("this model came without a tokenizer, which serving needs: put one beside its weights")
-    served = Served(name, model, model.tokenizer, engine.length, limits)
-    return build(served, EngineThread(engine, Metrics(name), most_waiting), keys, origins)
+    metrics, length = Metrics(name), engine.length if engine else embedder.length if embedder else 0
+    if embedder:
+        metrics.gauge("embeddings_waiting", "Texts that wait for their vector.", lambda: embedder.waiting)
+    thread = EngineThread(engine, metrics, most_waiting) if engine else None
+    return build(Api(Served(name, model, model.tokenizer, length, limits), metrics, thread, embedder), keys, origins)
 
 
 def read_keys(path: Path) -> list[str]:

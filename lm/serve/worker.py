@@ -182,6 +182,12 @@ class EngineThread:
             self._closed = True
 
 
+def late(seconds: float) -> ApiError:
+    """What a client is told whose request took too long."""
+    message = f"the request took longer than {seconds:g} seconds, this server's limit"
+    return ApiError(504, message, code="timeout", x_should_retry="false")
+
+
 class Generation:
     """The outputs of several requests, as they come, until a time limit."""
 
@@ -200,8 +206,7 @@ class Generation:
                 async with asyncio.timeout_at(self.deadline):
                     reply, output = await self._outputs.get()
             except TimeoutError:
-                message = f"the request took longer than {self.seconds:g} seconds, this server's limit"
-                raise ApiError(504, message, code="timeout", x_should_retry="false") from None
+                raise late(self.seconds) from None
             if isinstance(output, Exception):
                 raise output
             if output.finish_reason == "not finite":

@@ -58,7 +58,7 @@ def ask(port: int, method: str, path: str, **body: Any) -> tuple[int, Any]:
         connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
         answer = connection.getresponse()
         return answer.status, answer.read()
-    except ConnectionRefusedError:
+    except ConnectionError:  # refused, or reset while the server ends
         return 0, b""
     finally:
         connection.close()

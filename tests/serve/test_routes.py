@@ -335,8 +335,8 @@ def test_other_refusals(client: TestClient) -> None:
     assert refused(client, "/v1/completions", 404, prompt="a", model="gpt-9")["code"] == "model_not_found"
     assert client.post("/v1/completions", content=b"{}").status_code == 415
     assert client.get("/v1/completions").status_code == 405
-    unknown = client.post("/v1/embeddings", json={})
-    assert unknown.status_code == 404 and "/v1/embeddings" in unknown.json()["error"]["message"]
+    unknown = client.post("/v1/images", json={})
+    assert unknown.status_code == 404 and "/v1/images" in unknown.json()["error"]["message"]
 
 
 VALUES = st.recursive(
