@@ -135,21 +135,31 @@ def stream(
     if max_new_tokens == 0:
         return
     require(Seed, seed=seed)
-    state: Any = prefill(model, params, inputs, jax.random.key(seed), max_length, sampling)
-    stopped = np.zeros(len(prompts), bool)
-    left = max_new_tokens
-    while left > 0 and not stopped.all():
-        size = min(CHUNK, left)
-        state, drawn = extend(model, params, state, size, sampling, tuple(stop))
+    state = prefill(model, params, inputs, jax.random.key(seed), max_length, sampling)
+    stopped, given = np.zeros(len(prompts), bool), 0
+    for drawn in _chunks(model, params, state, max_new_tokens, sampling, tuple(stop)):
         rows = []
-        for i, ids in enumerate(np.asarray(drawn).tolist()):
+        for i, ids in enumerate(drawn.tolist()):
             end = next((j for j, t in enumerate(ids) if t in stop), len(ids))
             rows.append([] if stopped[i] else ids[:end])
             stopped[i] |= end < len(ids)
         if undrawn := [row.index(NONE) for row in rows if NONE in row]:
-            raise NonFiniteLogits(max_new_tokens - left + min(undrawn) + 1)
-        left -= size
+            raise NonFiniteLogits(given + min(undrawn) + 1)
+        given += drawn.shape[1]
         yield rows
+        if stopped.all():
+            return
+
+
+def _chunks(
+    model: Transformer, params: Params, state: Decoding, count: int, sampling: Sampling, stop: tuple[int, ...]
+) -> Iterator[np.ndarray]:
+    """`count` tokens of each row from `state.last` on, as arrays [B, some]: the first at once, the others CHUNK by
+    CHUNK. Arguments as in `extend`."""
+    yield np.asarray(state.last)[:, None]
+    for start in range(0, count if count > 1 else 0, CHUNK):
+        state, drawn = extend(model, params, state, min(CHUNK, count - start), sampling, stop)
+        yield np.asarray(drawn)[:, start == 0 :]
 
 
 def generate(
