@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from launch.serve import add_adapter_option
+
 TYPES = ("f32", "f16", "bf16", "q8_0")
 EPILOG = """\
 SRC is a run's folder, a Hugging Face model directory (safetensors) or a GGUF file. DST becomes a Hugging Face model
@@ -15,6 +17,8 @@ examples:
   lm convert runs/quickstart exported
   lm convert model.gguf exported
   lm convert runs/quickstart model.gguf --type q8_0
+  lm convert runs/tuned adapter --adapter-only           adapter_config.json, adapter_model.safetensors for PEFT
+  lm convert model.gguf merged --adapter adapter         and back into a model
 """
 
 
@@ -29,6 +33,10 @@ def add(verbs: Any) -> None:
         help="of the matrices of a .gguf file: 32 bits each, 16 (f16, bf16), or 8 in blocks of 32 with a scale (q8_0); "
         "norms and biases stay f32 (default: f32)",
     )
+    verb.add_argument(
+        "--adapter-only", action="store_true", help="write what a run with trains=LoRA(…) learned, in PEFT's layout"
+    )
+    add_adapter_option(verb)
     verb.set_defaults(run=run)
 
 
@@ -43,7 +51,9 @@ def run(args: argparse.Namespace) -> None:
     single = args.destination.endswith(".gguf")
     if args.type and not single:
         raise ValueError(f"--type {args.type} is of a .gguf file, and {args.destination} is a directory in float32")
-    model, type = load(args.source), args.type or "f32"
+    if args.adapter_only:
+        return convert_adapter(args)
+    model, type = load(args.source, adapter=args.adapter), args.type or "f32"
     left: list[str] = []
     if single:
         left = model.save_gguf(args.destination, type)
@@ -55,3 +65,17 @@ def run(args: argparse.Namespace) -> None:
     if left:
         print(f"{len(left)} of its tensors are f16, since their rows are no multiple of 32: {left[0]}", end="")
         print(", ..." if left[1:] else "")
+
+
+def convert_adapter(args: argparse.Namespace) -> None:
+    """Write the adapter of the run SRC to DST."""
+    from lm.machine import buckets
+    from lm.pretrained import is_run, read_experiment
+    from lm.pretrained.peft_save import save_adapter
+    from lm.pretrained.runs import FinishedRun
+
+    folder = buckets.local_mirror(args.source)
+    if args.adapter or args.type or not is_run(folder):
+        raise ValueError("--adapter-only is of a run's folder, and alone: leave --adapter and --type out")
+    written = save_adapter(FinishedRun(folder, read_experiment(folder)), args.destination)
+    print(f"{args.destination}: an adapter of {written:,} numbers in PEFT's layout")

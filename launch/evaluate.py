@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from launch.find import filled
+from launch.serve import add_adapter_option
 
 COMPRESSORS = {"gzip": "gzip -9", "xz": "xz -9e"}
 EPILOG = """\
@@ -49,6 +50,7 @@ def add(verbs: Any) -> None:
         "--devices", default="", choices=("cpu", "gpu", "tpu"), help="where to run (default: the best there is)"
     )
     add_tasks(verb)
+    add_adapter_option(verb)
     verb.set_defaults(run=run)
 
 
@@ -84,10 +86,12 @@ def run(args: argparse.Namespace) -> None:
     folder = buckets.local_mirror(args.run_folder)
     if not args.text and not is_run(folder):
         raise ValueError(f"{args.run_folder} is no run, so it has no held-out text of its own: name files with --text")
+    if args.adapter and not args.text:
+        raise ValueError("--adapter is for --text or --tasks: a run is evaluated as it is")
     hardware.check_backend()
     # progress must not end up in the JSON
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
-        measured = score(load(folder), args.text) if args.text else evaluate(folder)
+        measured = score(load(folder, adapter=args.adapter), args.text) if args.text else evaluate(folder)
     if args.json:
         print(json.dumps(measured))
     else:
@@ -113,7 +117,7 @@ def run_tasks(args: argparse.Namespace) -> None:
         Path(args.output).expanduser().resolve().parent.mkdir(parents=True, exist_ok=True)
     from launch.serve import load
 
-    model = load(args.run_folder, "", args.devices, None)
+    model = load(args.run_folder, "", args.devices, None, args.adapter)
     from lm.run.harness import SLOTS, EngineModel, evaluate_tasks, tables
     from lm.serve.conversation import engine_of
 

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from launch.serve import add_adapter_option
+
 DRAWING = dict(temperature=0.8, top_k=0, top_p=0.95, min_p=0.0, repetition_penalty=1.0)  # what is drawn without options
 DRAFTING = ("draft", "prompt_lookup")
 EPILOG = """\
@@ -60,6 +62,7 @@ def add(verbs: Any) -> None:
     verb.add_argument("--seed", type=int, metavar="S", help="of the random draws (0)")
     verb.add_argument("-n", type=int, default=1, metavar="N", help="how many texts (1)")
     add_methods(verb)
+    add_adapter_option(verb)
     verb.add_argument(
         "--devices", default="", choices=("cpu", "gpu", "tpu"), help="where to run (default: the best there is)"
     )
@@ -112,7 +115,7 @@ def run(args: argparse.Namespace) -> None:
         hardware.set_cpu_devices(read_experiment(folder).compute.devices)
     hardware.use_compilation_cache(cache_dir())
     hardware.check_backend()
-    model = load(folder)
+    model = load(folder, adapter=args.adapter)
     method = method_for(model, args)
     args.max_new_tokens = most
     method(model, args)

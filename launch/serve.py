@@ -45,6 +45,7 @@ def add(verbs: Any) -> None:
 def add_model_options(verb: Any) -> None:
     """Those of a model that is loaded to be talked with."""
     verb.add_argument("--chat-template", metavar="FILE", help="jinja2, in place of the model's own")
+    add_adapter_option(verb)
     verb.add_argument(
         "--dtype", default="", choices=("float32", "bfloat16"), help="of a published model's products (float32)"
     )
@@ -53,8 +54,13 @@ def add_model_options(verb: Any) -> None:
     )
 
 
-def load(path: str, dtype: str, devices: str, chat_template: str | None) -> Any:
-    """The model at `path`, on `devices`, with another chat template where there is one."""
+def add_adapter_option(verb: Any) -> None:
+    """That of an adapter."""
+    verb.add_argument("--adapter", default="", metavar="DIR", help="an adapter in PEFT's layout, merged into the model")
+
+
+def load(path: str, dtype: str, devices: str, chat_template: str | None, adapter: str = "") -> Any:
+    """The model at `path`, on `devices`, with an adapter, and with another chat template, where there is one."""
     from lm.machine import buckets, hardware
     from lm.machine.cache import cache_dir
 
@@ -69,7 +75,7 @@ def load(path: str, dtype: str, devices: str, chat_template: str | None) -> Any:
         hardware.set_cpu_devices(read_experiment(folder).compute.devices)
     hardware.use_compilation_cache(cache_dir())
     hardware.check_backend()
-    model = load_model(folder, dtype=dtype or "float32")
+    model = load_model(folder, dtype=dtype or "float32", adapter=adapter)
     if chat_template and model.tokenizer is not None:
         model.tokenizer.chat_template = Path(chat_template).expanduser().read_text(encoding="utf-8")
     return model
@@ -92,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
     from lm.serve.embeddings import Embedder
 
     keys = start.read_keys(Path(args.api_key_file).expanduser()) if args.api_key_file else []
-    model = load(args.model, args.dtype, args.devices, args.chat_template)
+    model = load(args.model, args.dtype, args.devices, args.chat_template, args.adapter)
     decodes = model.config.causal and not model.config.has_encoder
     engine = engine_of(model, args.slots, args.length) if decodes else None
     embedder = Embedder(model, length_of(model, args.length))

@@ -11,6 +11,7 @@ checkpoint.py    a checkpoint, opened but not loaded; placement.py loads it onto
 rows.py          the mapping from their tensors to ours; tables in llama.py, gemma.py, gpt2.py, t5.py, bert.py
 architecture.py  what a table belongs to; known.py lists them
 fields.py        strict reading of config.json; rope.py its rotary part
+peft.py          adapters in PEFT's layout, read; peft_save.py writes those of a run
 files.py         safetensors; gguf.py GGUF, which gguf_save.py writes
 """
 
@@ -21,20 +22,23 @@ from jax.sharding import Mesh
 from lm.machine import buckets
 from lm.model.config import ModelConfig
 from lm.pretrained.model import Pretrained
+from lm.pretrained.peft import with_adapter
 from lm.pretrained.published import Published
 from lm.pretrained.runs import FinishedRun, is_run, read_experiment
 
 __all__ = ["Pretrained", "is_run", "load", "open_model", "read_config", "read_experiment"]
 
 
-def load(path: str | Path, mesh: Mesh | None = None, dtype: str = "float32") -> Pretrained:
+def load(path: str | Path, mesh: Mesh | None = None, dtype: str = "float32", adapter: str | Path = "") -> Pretrained:
     """The model at `path`: a Hugging Face directory, a GGUF file, or a run's folder (also the URL of one).
 
     A published model is computed in `dtype` (float32 or bfloat16; its parameters are float32) and sharded over `mesh`,
     or on one device. A run is computed as in its experiment; adapters are merged into the matrices that they adapt.
+    `adapter` is a folder of one in PEFT's layout (peft.py), merged too.
     Raises ValueError, naming file and tensor or field, for anything that is missing, damaged or not supported; a pickle
     is never opened."""
-    return open_model(path).load(mesh, dtype)
+    model = open_model(path).load(mesh, dtype)
+    return with_adapter(model, buckets.local_mirror(adapter)) if adapter else model
 
 
 def open_model(path: str | Path) -> Published | FinishedRun:

@@ -39,6 +39,14 @@ class Safetensors:
         if files != [path / SINGLE]:
             self._check_index()
 
+    @classmethod
+    def of_file(cls, file: Path) -> "Safetensors":
+        """The tensors of one file, whatever its name."""
+        one = cls.__new__(cls)
+        one.path, one.tensors, one._maps = file, {}, {}
+        one._add(read_safetensors_header(file))
+        return one
+
     def _add(self, tensors: dict[str, SafetensorsInfo]) -> None:
         for name, info in tensors.items():
             if name in self.tensors:
@@ -142,10 +150,10 @@ def write(folder: Path, tensors: Sequence[TensorToWrite], shard_bytes: int = SHA
             shards.append([])
         shards[-1].append(tensor)
     if len(shards) == 1:
-        return _write_file(folder / SINGLE, shards[0])
+        return write_file(folder / SINGLE, shards[0])
     names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     for file, shard in zip(names, shards, strict=True):
-        _write_file(folder / file, shard)
+        write_file(folder / file, shard)
     index = {
         "metadata": {"total_size": sum(t.bytes for t in tensors)},
         "weight_map": {t.name: file for file, shard in zip(names, shards, strict=True) for t in shard},
@@ -153,7 +161,8 @@ def write(folder: Path, tensors: Sequence[TensorToWrite], shard_bytes: int = SHA
     (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _write_file(file: Path, tensors: Sequence[TensorToWrite]) -> None:
+def write_file(file: Path, tensors: Sequence[TensorToWrite]) -> None:
+    """Write `tensors` as one safetensors file."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers requires it
     start = 0
     for tensor in tensors:

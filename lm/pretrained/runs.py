@@ -79,6 +79,16 @@ class FinishedRun:
         """Its parameters, sharded over `mesh` by the layout's rules, or on one device."""
         return self._restore(mesh, layout)[0]
 
+    def trained(self) -> Params:
+        """What it trained: parameters, or the factors in their place. Raises ValueError for a run without a
+        checkpoint."""
+        part = "ema" if self.experiment.ema else "params"
+        params, _ = jax.eval_shape(self.experiment.build(self._model).init, jax.random.key(0))
+        checkpoints = self._checkpoints()
+        state, _, _ = checkpoints.restore({part: params})
+        checkpoints.close()
+        return state[part]
+
     def load(self, mesh: Mesh | None = None, dtype: str = "float32") -> Pretrained:
         """The model, computed as in its experiment. Raises ValueError for a run without a checkpoint."""
         e, cfg, tokenizer = self.experiment, self.config, self.tokenizer()

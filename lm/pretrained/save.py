@@ -64,7 +64,7 @@ def save(
         others = [files.TensorToWrite(name, array.shape, partial(np.asarray, array)) for name, array in unused.items()]
         files.write(new, [*_tensors(architecture, cfg, params), *others], shard_bytes)
         new.chmod(0o777 & ~umask())
-        _replace(new, folder)
+        replace_folder(new, folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
@@ -92,7 +92,7 @@ def _check_free(folder: Path) -> None:
         )
 
 
-def _replace(new: Path, folder: Path) -> None:
+def replace_folder(new: Path, folder: Path) -> None:
     """Rename `new` to `folder`, after renaming the old `folder` away."""
     old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
     if folder.exists():

@@ -58,3 +58,13 @@ def test_what_is_trained_and_what_is_frozen_is_shown(capsys: pytest.CaptureFixtu
     assert "frozen 16.0, optimizer 0.1, gradients 0.1" in shown
     assert main(["show", "experiments.quickstart", "--set", "trains=LoRA(where='quarry')"]) == 1
     assert "'quarry' matches no matrix: did you mean query" in capsys.readouterr().err
+
+
+def test_an_adapter_is_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What it writes: tests/pretrained/test_peft.py."""
+    assert (
+        main(["convert", str(checkpoint(BY_NAME[LLAMA], tmp_path / "m")), str(tmp_path / "a"), "--adapter-only"]) == 1
+    )
+    assert "--adapter-only is of a run's folder" in capsys.readouterr().err
+    assert main(["sample", str(tmp_path / "m"), "--prompt", "a", "--adapter", str(tmp_path)]) == 1
+    assert "is no adapter: expected adapter_config.json" in capsys.readouterr().err

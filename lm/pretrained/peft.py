@@ -1,0 +1,166 @@
+"""Adapters in PEFT's layout (adapter_config.json, adapter_model.safetensors): read and merged into a model.
+
+All is done on the published model's tensors, which an architecture's table converts to our leaves and back: so it holds
+for every family. A module's change is s B A, [outputs, inputs], of an embedding [rows, width]; DoRA's magnitude is by
+output. A file is read completely or refused: PEFT takes one whose names it does not know for no adapter at all.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm.pretrained.architecture import Architecture
+from lm.pretrained.files import Safetensors
+from lm.pretrained.known import architecture_for
+from lm.pretrained.model import Pretrained
+from lm.pretrained.peft_config import CONFIG, PREFIX, WEIGHTS, PeftConfig, read_config
+from lm.pretrained.rows import Concatenated, Identity, Linear, Tensor, flatten, tensors
+from lm.pretrained.save import read_theirs
+from lm.value import suggest
+
+KINDS = {  # the ends of a tensor's name -> what it is
+    ".lora_A.weight": "A",
+    ".lora_B.weight": "B",
+    ".lora_embedding_A": "A",
+    ".lora_embedding_B": "B",
+    ".lora_magnitude_vector": "magnitude",
+    ".lora_magnitude_vector.weight": "magnitude",
+}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter: the factors of each module, {"A": [r, inputs], "B": [outputs, r], "magnitude": [outputs]}, and the
+    tensors that it has in place of the base's."""
+
+    config: PeftConfig
+    factors: Mapping[str, Mapping[str, np.ndarray]]
+    replaced: Mapping[str, np.ndarray]
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """The adapter in `folder`. Raises ValueError for what is missing, damaged or not supported."""
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        raise ValueError(f"{folder} is no adapter: expected {CONFIG} and {WEIGHTS}, as PEFT writes them")
+    config, source = read_config(folder), Safetensors.of_file(folder / WEIGHTS)
+    factors: dict[str, dict[str, np.ndarray]] = {}
+    replaced: dict[str, np.ndarray] = {}
+    for name in source:
+        if not name.startswith(PREFIX):
+            raise ValueError(f"{source.where(name)}: expected a name that begins with {PREFIX!r}, as PEFT reads it")
+        array, own = source.read(name).astype(np.float32), name.removeprefix(PREFIX).replace(".default", "")
+        end = next((end for end in KINDS if own.endswith(end)), "")
+        if end:
+            factors.setdefault(own.removesuffix(end), {})[KINDS[end]] = array
+        elif "lora_" in own:
+            raise ValueError(f"{source.where(name)} is unexpected: {', '.join(KINDS)} are known")
+        else:
+            replaced[own.replace(".base_layer.", ".")] = array
+    for module, own_factors in factors.items():
+        _check(config, module, own_factors)
+    config.check_targets(factors)
+    return Adapter(config, factors, replaced)
+
+
+def _check(config: PeftConfig, module: str, factors: Mapping[str, np.ndarray]) -> None:
+    needed = {"A", "B", *(["magnitude"] if config.dora else [])}
+    if set(factors) != needed:
+        raise ValueError(
+            f"{config.file.with_name(WEIGHTS)}: {module} has {', '.join(sorted(factors))}: expected "
+            f"{', '.join(sorted(needed))}, with use_dora={config.dora}"
+        )
+    rank = config.rank_of(module)
+    if factors["A"].shape[0] != rank or factors["B"].shape[-1] != rank:
+        shapes = f"A {list(factors['A'].shape)} and B {list(factors['B'].shape)}"
+        raise ValueError(f"{config.file.with_name(WEIGHTS)}: {module} has {shapes}, and {CONFIG} says rank {rank}")
+
+
+def with_adapter(model: Pretrained, folder: Path) -> Pretrained:
+    """`model` with the adapter in `folder` merged into its parameters.
+
+    As in PEFT, an adapter of a tied embedding does not change the output: the two are untied. Raises ValueError where
+    the adapter is not of this model."""
+    adapter = read_adapter(folder)
+    architecture = architecture_for(model.config.scaled, model.architecture)
+    model = _untied(model, architecture, adapter)
+    leaves: dict[str, Any] = {path: np.array(x) for path, x in flatten(jax.device_get(model.params)).items()}
+    theirs = {t.name: t for t in tensors(architecture.rows(model.config), {p: x.shape for p, x in leaves.items()})}
+    for name, array in adapter.replaced.items():
+        tensor = _known(adapter, theirs, name)
+        if array.shape != tensor.shape:
+            raise _unlike(adapter, name, array.shape, tensor.shape)
+        _write(tensor, leaves, array)
+    for module, factors in adapter.factors.items():
+        tensor = _known(adapter, theirs, f"{module}.weight")
+        w = np.asarray(read_theirs(tensor, leaves), np.float64)
+        _write(tensor, leaves, _merged(adapter, module, factors, w, is_turned(tensor)))
+    old, treedef = jax.tree.flatten(model.params)
+    new = [jnp.asarray(leaves[path]) for path in flatten(model.params)]
+    placed = [jax.device_put(x, before.sharding) for x, before in zip(new, old, strict=True)]
+    return replace(model, params=jax.tree.unflatten(treedef, placed))
+
+
+def _merged(
+    adapter: Adapter, module: str, factors: Mapping[str, np.ndarray], w: np.ndarray, turned: bool
+) -> np.ndarray:
+    """w + s B A with DoRA's magnitude, of the tensor w; `turned` where it is [inputs, outputs]."""
+    change = adapter.config.scale_of(module) * factors["B"].astype(np.float64) @ factors["A"].astype(np.float64)
+    if turned:
+        change = change.T
+    if change.shape != w.shape:
+        raise _unlike(adapter, module, change.shape, w.shape)
+    total = w + change
+    if "magnitude" not in factors:
+        return total.astype(np.float32)
+    axis = 0 if turned else 1
+    ratio = factors["magnitude"].reshape(-1) / np.linalg.norm(total, axis=axis)
+    return (total * np.expand_dims(ratio, axis)).astype(np.float32)
+
+
+def is_turned(tensor: Tensor) -> bool:
+    """Whether a tensor is [inputs, outputs]: an embedding, and GPT-2's Conv1D."""
+    conversion: Identity = tensor.conversion
+    each = conversion.each if isinstance(conversion, Concatenated) else conversion
+    return not isinstance(each, Linear)
+
+
+def _known(adapter: Adapter, theirs: Mapping[str, Tensor], name: str) -> Tensor:
+    file = adapter.config.file.with_name(WEIGHTS)
+    if name not in theirs:
+        near = suggest(name, theirs).partition("known:")[0]
+        raise ValueError(f"{file}: the model has no tensor {name}: {near}is it its base?")
+    if len(theirs[name].leaf_index) > 1:
+        raise ValueError(f"{file}: {name} is an expert's: merge it with PEFT (merge_and_unload) first")
+    return theirs[name]
+
+
+def _unlike(adapter: Adapter, name: str, got: tuple[int, ...], expected: tuple[int, ...]) -> ValueError:
+    file = adapter.config.file.with_name(WEIGHTS)
+    return ValueError(f"{file}: {name} is of shape {list(got)}, and {list(expected)} in this model: is it its base?")
+
+
+def _write(tensor: Tensor, leaves: Mapping[str, np.ndarray], array: np.ndarray) -> None:
+    """Put a tensor of theirs into our leaves."""
+    shapes = [leaves[path][tensor.leaf_index].shape for path in tensor.paths]
+    for path, own in zip(tensor.paths, tensor.conversion.ours(array, shapes), strict=True):
+        leaves[path][tensor.leaf_index] = own
+
+
+def _untied(model: Pretrained, architecture: Architecture, adapter: Adapter) -> Pretrained:
+    """`model` with an output of its own, where it is tied and the adapter changes the embedding or the output."""
+    rows = {row.ours[0]: row.theirs.removesuffix(".weight") for row in architecture.rows(model.config)}
+    touched = {rows.get("stem/tokens"), rows.get("head/kernel")} & {
+        *adapter.factors,
+        *(name.removesuffix(".weight") for name in adapter.replaced),
+    }
+    if not model.config.tied or not touched:
+        return model
+    table = model.params["stem"]["tokens"]
+    cfg = replace(model.config, tied=False)
+    params = {**model.params, "head": {**model.params["head"], "kernel": table.T}}
+    return replace(model, config=cfg, params=params, model=replace(model.model, cfg=cfg))

@@ -1,0 +1,172 @@
+"""A run's adapter, written in PEFT's layout: adapter_config.json and adapter_model.safetensors."""
+
+import json
+import math
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm.model import count
+from lm.model.config import ModelConfig
+from lm.pretrained.files import TensorToWrite, write_file
+from lm.pretrained.known import architecture_for
+from lm.pretrained.peft import is_turned
+from lm.pretrained.peft_config import CONFIG, PREFIX, WEIGHTS
+from lm.pretrained.rows import Concatenated, Identity, Kernel, RotaryInterleaved, Shape, Tensor, flatten, tensors
+from lm.pretrained.runs import FinishedRun
+from lm.pretrained.save import replace_folder, umask
+from lm.tune.lora import DoRA, LoRA
+
+Arrays = dict[str, np.ndarray]
+WHOLE = "convert the whole model, without --adapter-only"
+ODD = RotaryInterleaved  # whose outputs are in another order
+
+
+def save_adapter(run: FinishedRun, folder: str | Path) -> int:
+    """Write the adapter of `run` into `folder`, which may hold an earlier one; returns how many numbers it has.
+
+    Raises ValueError for a run without adapters, for what PEFT has no form for, and for a folder of something else."""
+    e = run.experiment
+    if not isinstance(e.trains, LoRA):
+        raise ValueError(f"{run.path} has trains={e.trains}: expected LoRA(…) or DoRA(…), of which there is an adapter")
+    moving = {path: np.asarray(x, np.float32) for path, x in flatten(run.trained()).items()}
+    config, arrays = adapter_of(run.config, e.trains, moving, e.start.path if e.start else "")
+    write_adapter(folder, config, arrays)
+    return sum(array.size for array in arrays.values())
+
+
+def write_adapter(folder: str | Path, config: Mapping[str, Any], arrays: Arrays) -> None:
+    """Write an adapter's two files, atomically. Raises ValueError for a folder of something else."""
+    folder = Path(folder).expanduser().resolve()
+    others = sorted({p.name for p in folder.iterdir()} - {CONFIG, WEIGHTS}) if folder.is_dir() else []
+    if others or folder.is_file():
+        raise ValueError(f"{folder} exists and is no adapter ({(others or ['a file'])[0]}): choose a new one")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        (new / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        write_file(new / WEIGHTS, [TensorToWrite(n, a.shape, partial(np.asarray, a)) for n, a in arrays.items()])
+        new.chmod(0o777 & ~umask())
+        replace_folder(new, folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def adapter_of(
+    cfg: ModelConfig, lora: LoRA, moving: Mapping[str, np.ndarray], base: str = ""
+) -> tuple[dict[str, Any], Arrays]:
+    """(adapter_config.json, the tensors) of what was trained of `cfg`, `moving` by path; `base` is where the model is.
+    Raises ValueError for what PEFT has no form for."""
+    if cfg.tied and "stem/tokens/lora_a" in moving:
+        raise ValueError(
+            f"the adapter changes an embedding that is the output too, which PEFT leaves as it was: {WHOLE}"
+        )
+    shapes = {path: leaf.shape for path, leaf in flatten(count.shapes(cfg)).items()}
+    arrays: Arrays = {}
+    ranks: dict[str, int] = {}
+    whole: dict[str, bool] = {}
+    turned = False
+    for tensor in tensors(architecture_for(cfg.scaled).rows(cfg), shapes):
+        module, names = tensor.name.rpartition(".")[0], [p for p in tensor.paths if f"{p}/lora_a" in moving]
+        if names:
+            factors = _factors(tensor, names, moving, shapes, isinstance(lora, DoRA))
+            arrays |= {f"{PREFIX}{module}.{name}": array for name, array in factors.items()}
+            turned |= is_turned(tensor) and tensor.paths != ("stem/tokens",)
+            ranks[module] = len(names)
+            continue
+        itself = any(path in moving for path in tensor.paths)
+        if itself:
+            arrays[f"{PREFIX}{tensor.name}"] = _whole(tensor, moving)
+        whole[module] = whole.get(module, itself) and itself
+        if itself != whole[module] or (itself and module in ranks):
+            raise ValueError(f"PEFT saves {module} as a whole, of which a part was trained: {WHOLE}")
+    saved = [module for module, itself in whole.items() if itself]
+    return _config(cfg, lora, ranks, saved, turned) | {"base_model_name_or_path": base or None}, arrays
+
+
+def _config(cfg: ModelConfig, lora: LoRA, ranks: Mapping[str, int], saved: list[str], turned: bool) -> dict[str, Any]:
+    """adapter_config.json.
+
+    Args:
+      cfg: the model.
+      lora: what was trained.
+      ranks: module -> the matrices of ours in it, whose ranks add up.
+      saved: modules that were trained themselves.
+      turned: whether matrices are [inputs, outputs], as GPT-2's."""
+    several = {re.escape(module): n for module, n in ranks.items() if n > 1}
+    grows = {pattern: lora.alpha * (math.sqrt(n) if lora.rslora else n) for pattern, n in several.items()}
+    return {
+        "peft_type": "LORA",
+        "task_type": "SEQ_2_SEQ_LM" if cfg.has_encoder else "CAUSAL_LM" if cfg.causal else None,
+        "r": lora.rank,
+        "lora_alpha": _plain(lora.alpha),
+        "lora_dropout": lora.dropout,
+        "use_rslora": lora.rslora,
+        "use_dora": isinstance(lora, DoRA),
+        "target_modules": list(ranks),
+        "modules_to_save": saved or None,
+        "rank_pattern": {pattern: n * lora.rank for pattern, n in several.items()},
+        "alpha_pattern": {pattern: _plain(alpha) for pattern, alpha in grows.items()},
+        "fan_in_fan_out": turned,
+        "bias": "none",
+        "inference_mode": True,
+    }
+
+
+def _plain(number: float) -> float | int:
+    return int(number) if number == int(number) else number
+
+
+def _factors(
+    tensor: Tensor, names: list[str], moving: Mapping[str, np.ndarray], shapes: Mapping[str, Shape], dora: bool
+) -> Arrays:
+    """The tensors of one module, of the matrices `names` that are adapted among those in it; their ranks add up.
+
+    Args:
+      tensor: the module's weight.
+      names: paths of the matrices.
+      moving: what the run trained, by path.
+      shapes: of all of our leaves.
+      dora: whether there are magnitudes.
+
+    Raises:
+      ValueError: for what PEFT has no form for."""
+    conversion: Identity = tensor.conversion
+    each = conversion.each if isinstance(conversion, Concatenated) else conversion
+    table = tensor.paths == ("stem/tokens",)
+    if len(tensor.leaf_index) > 1 or not (table or isinstance(each, Kernel)) or isinstance(each, ODD):
+        raise ValueError(f"PEFT has no form for an adapter of {names[0]} ({tensor.name}): {WHOLE}")
+    if dora and len(names) < len(tensor.paths):
+        raise ValueError(f"PEFT's DoRA is of all of {', '.join(tensor.paths)}, which are one matrix ({tensor.name})")
+
+    def part(path: str, name: str) -> np.ndarray:
+        return moving[f"{path}/{name}"][tensor.leaf_index]
+
+    down = np.concatenate([part(path, "lora_a").reshape(-1, part(path, "lora_a").shape[-1]).T for path in names])
+    blocks, column = [], 0
+    for path in tensor.paths:  # block diagonal: each matrix reads its own rows of `down`
+        inner = shapes[path][len(tensor.leaf_index) :]
+        block = np.zeros((math.prod(inner[each.inputs if isinstance(each, Kernel) else 1 :]), len(down)), np.float32)
+        if path in names:
+            b = part(path, "lora_b")
+            block[:, column : column + len(b)] = b.reshape(len(b), -1).T
+            column += len(b)
+        blocks.append(block)
+    ends = ("lora_embedding_A", "lora_embedding_B") if table else ("lora_A.weight", "lora_B.weight")
+    found = dict(zip(ends, (down, np.concatenate(blocks)), strict=True))
+    if dora:
+        found["lora_magnitude_vector"] = np.concatenate([part(path, "magnitude").reshape(-1) for path in names])
+    return found
+
+
+def _whole(tensor: Tensor, moving: Mapping[str, np.ndarray]) -> np.ndarray:
+    """A tensor that was trained itself. Raises ValueError where it was in part."""
+    if missing := [path for path in tensor.paths if path not in moving]:
+        raise ValueError(f"PEFT saves {tensor.name} whole, and {', '.join(missing)} was not trained: {WHOLE}")
+    return tensor.conversion.theirs([moving[path][tensor.leaf_index] for path in tensor.paths])
