@@ -44,6 +44,9 @@ certificates: .venv/.installed .venv-certificates/.installed
 	$(BIN)/python -m certificates.ours load $(CERTIFICATES)
 	$(OTHER) -m certificates.reference check $(CERTIFICATES)
 	$(BIN)/python -m certificates.ours table $(CERTIFICATES) certificates/TABLE.md
+	$(OTHER) -m certificates.peft make $(CERTIFICATES)/peft
+	$(BIN)/python -m certificates.peft ours $(CERTIFICATES)/peft
+	$(OTHER) -m certificates.peft check $(CERTIFICATES)/peft
 
 # The stamps: made last, so that an interrupted install is begun again.
 .venv/.installed: requirements.txt constraints.txt setup.py

@@ -19,6 +19,10 @@ TESTS = {
     "lm/tune/partial.py": LORA + of("tune/test_lora", "on_a_mesh_as_on_one_device_and_what_is_frozen_stays"),
     "lm/tune/paths.py": PATHS,
     "lm/run/start.py": ("tests/run/test_start.py",),
+    **dict.fromkeys(
+        ("lm/pretrained/peft.py", "lm/pretrained/peft_config.py", "lm/pretrained/peft_save.py"),
+        ("tests/pretrained/test_peft.py",),
+    ),
 }
 
 BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
@@ -45,6 +49,20 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/tune/paths.py": (
         ("a name may end anywhere", "any(map(pattern.fullmatch, own))", "any(map(pattern.search, own))"),
         ("an alternative may choose nothing", "        if not found:", "        if not names:"),
+    ),
+    "lm/pretrained/peft_config.py": (
+        ("the last pattern counts", "for key, x in patterns.items()", "for key, x in reversed(patterns.items())"),
+        ("a rank that is missing is PEFT's", 'for name in ("r", "lora_alpha"', 'for name in ("lora_alpha"'),
+        ("any initialisation is taken", "not in INITIAL:", "in ():"),
+    ),
+    "lm/pretrained/peft.py": (
+        ("any name is taken", "if not name.startswith(PREFIX):", "if 0:"),
+        ("DoRA's norm is of the other side", "axis = 0 if turned else 1", "axis = 1 if turned else 0"),
+        ("an embedding's adapter changes a tied output", "if not model.config.tied or not touched:", "if 1:"),
+    ),
+    "lm/pretrained/peft_save.py": (
+        ("fused matrices share their rows", "            column += len(b)\n", ""),
+        ("a fused matrix keeps its alpha", "lora.alpha * (math.sqrt(n) if lora.rslora else n)", "lora.alpha"),
     ),
     "lm/run/start.py": (
         ("another model is a start", "if different := value.differences(own, theirs):", "if 0 and (different := []):"),
