@@ -31,6 +31,7 @@ from lm.train.optim import AdamW, Optimizer
 from lm.train.schedule import Cosine
 from lm.tune.lora import DoRA, LoRA  # noqa: F401 - `--set trains=LoRA(rank=8)` finds what is imported
 from lm.tune.pretrain import Pretrain
+from lm.tune.sft import SFT  # noqa: F401 - `--set method=SFT()`
 from lm.tune.start import Start
 from lm.tune.trains import All, Only, Trains  # noqa: F401
 from lm.value import suggest

@@ -1,6 +1,11 @@
 """The mistakes of tests/mutants.py in what has to do with data and text."""
 
+CONVERSATIONS = ("tests/data/test_conversations.py",)
 TESTS = {
+    "lm/data/conversations.py": CONVERSATIONS,
+    **{f"lm/data/{name}.py": (f"tests/data/test_{name}.py", *CONVERSATIONS) for name in ("objective", "pack", "store")},
+    "lm/text/chat.py": ("tests/text/test_chat.py", *CONVERSATIONS),
+    "lm/data/encoded.py": ("tests/data/test_store.py", "tests/tune/test_pretrain.py"),
     "lm/text/train.py": ("tests/text/test_tokenizer.py",),
     "lm/text/published.py": ("tests/text/test_added.py",),
     "lm/text/files.py": ("tests/text/test_added.py",),
@@ -15,7 +20,24 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("every batch has one order", '"batch", step', '"batch", 0'),
         ("rows before a step include its own", "[:rest].sum", "[: rest + 1].sum"),
     ),
+    "lm/data/conversations.py": (
+        ("an end of turn that is the pad has no loss", "*loss], bool)", "*loss], bool) & (array != tokenizer.pad)"),
+        ("a completion has no eos", "== [tokenizer.eos] else [tokenizer.eos]", "== [tokenizer.eos] else []"),
+        ("a token over the border has no loss", "stop > len(prompt) for _, _, stop", "a >= len(prompt) for _, a, _"),
+        ("unknown fields are left unread", "if name not in known]:", "if False]:"),
+        ("any role will do", 'if message["role"] not in ROLES:', "if False:"),
+        ("another template has the same store", "json.dumps([tokenizer.chat_template,", "json.dumps(["),
+        ("there may be two bos", "begin = missing_bos(tokenizer, ids)", "begin = [x for x in [tokenizer.bos] if x]"),
+    ),
+    "lm/data/encoded.py": (
+        ("bytes are counted as characters", "None, len(text.encode()), first)", "None, len(text), first)"),
+        ("a begin token is not seen", "if tokenizer.bos is None else 0", "if True else 0"),
+        ("documents have no eos", "(tokenizer.bos, tokenizer.eos))", "(tokenizer.bos, None))"),
+    ),
     "lm/data/pack.py": (
+        ("conversations leak", "documents[i, at : at + length] = number", "documents[i, at : at + length] = 1"),
+        ("a long conversation is cut anywhere", "(carries[1 : width + 1] == 0)", "(carries[:width] > 0)"),
+        ("what is left out is not told", "if not cut + dropped:", "if True:"),
         ("windows do not overlap", "[:, None] * (width - 1)", "[:, None] * width"),
         ("pieces of a long document do not overlap", "+ nth * seq_len, np.min", "+ nth * (seq_len + 1), np.min"),
         ("a document that fits exactly opens a row", "bisect_left(free, length)", "bisect_left(free, length + 1)"),
@@ -23,6 +45,8 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("the order of rows does not depend on the seed", "(seed, self._name, purpose", "(0, self._name, purpose"),
     ),
     "lm/data/objective.py": (
+        ("a user's turn has loss", "* (rows.loss[:, 1:] > 0)}", "* 1}"),
+        ("the mask is not shifted", "(rows.loss[:, 1:] > 0)}", "(rows.loss[:, :-1] > 0)}"),
         ("targets are not shifted", '"targets": rows.tokens[:, 1:]', '"targets": rows.tokens[:, :-1]'),
         ("padding is predicted", "(current > 0) & (current == next_)", "(current == next_)"),
         ("the next document is predicted", "(current > 0) & (current == next_)", "(current > 0) & (next_ > 0)"),
@@ -52,11 +76,10 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("a resumed run reads from the start", "itertools.count(start)", "itertools.count()"),
     ),
     "lm/data/store.py": (
-        ("bytes are counted as characters", "sizes.append(len(text.encode()))", "sizes.append(len(text))"),
-        ("a begin token is not seen", "if tokenizer.bos is None else 0", "if True else 0"),
-        ("a first token without one is coded", "counts.first_bytes +=", "counts.first_bytes = 0 *"),
+        ("records without loss are kept", "if one.loss is not None and not one.loss[1:].any():", "if False:"),
+        ("a text among conversations has no loss", "np.ones(len(one.ids), bool)", "np.zeros(len(one.ids), bool)"),
+        ("a first token without one is coded", "self.first_bytes += one", "self.first_bytes = 0 * one"),
         ("no document is a duplicate", "len(self) - len(np.unique(self.hashes))", "0"),
-        ("documents have no eos", "[] if tokenizer.eos is None else [tokenizer.eos]", "[]"),
     ),
     "lm/data/source.py": (
         (
@@ -107,7 +130,11 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("gaps are closed", "range(backend.get_vocab_size(), max(new, default=-1) + 1)", "sorted(new)"),
         ("ids of ranks that nothing has are closed", "(named | unused).items()", "named.items()"),
     ),
-    "lm/text/chat.py": (("markers are always the same", "if character not in text", "if True"),),
+    "lm/text/chat.py": (
+        ("markers are always the same", "if character not in text", "if True"),
+        ("a template without marks has no mask", "parts.append((len(before), len(after)))", "parts.append((0, 0))"),
+        ("the messages before a completion have loss", '"assistant" or i < given:', '"assistant":'),
+    ),
     "lm/text/sandbox.py": (
         ("output is not bounded", "length += len(part)", "length = len(part)"),
         ("a number is a size", 'hasattr(function, "jinja_pass_arg")', "False"),

@@ -18,6 +18,7 @@ TESTS = {
     "lm/tune/lora.py": LORA + PATHS,
     "lm/tune/partial.py": LORA + of("tune/test_lora", "on_a_mesh_as_on_one_device_and_what_is_frozen_stays"),
     "lm/tune/paths.py": PATHS,
+    "lm/tune/sft.py": ("tests/tune/test_sft.py",),
     "lm/run/start.py": ("tests/run/test_start.py",),
     **dict.fromkeys(
         ("lm/pretrained/peft.py", "lm/pretrained/peft_config.py", "lm/pretrained/peft_save.py"),
@@ -45,6 +46,10 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
             'evaluate(self.join(params, frozen["base"])',
             'evaluate(self.join(params, frozen["base"], jax.random.key(0))',
         ),
+    ),
+    "lm/tune/sft.py": (
+        ("every token is learned", "        return Replies()", "        return Pretrain().objective"),
+        ("a prompt is plain text", "settings.prompts, samples.reply_prompt)", "settings.prompts)"),
     ),
     "lm/tune/paths.py": (
         ("a name may end anywhere", "any(map(pattern.fullmatch, own))", "any(map(pattern.search, own))"),

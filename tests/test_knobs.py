@@ -33,6 +33,7 @@ from tests.knobs import CHANGED_IN, CONTEXT, base, changes, samples
 
 SEEN = "what people see of a run; lm/experiment.py lets a run be resumed with another"
 WHEN = "when a run is looked at; training does not see it"
+CONVERSATIONS = "tests/data/test_conversations.py::test_fields_that_are_named_are_left_unread"
 STDLIB = "tests/data/test_stdlib.py::test_its_documents_are_those_of_the_split"
 TFDS = "tests/data/test_records.py::test_a_tfds_data_set_is_read_without_tensorflow"
 START = "tests/run/test_start.py::test_it_begins_with_the_model_s_values_and_its_tokenizer"
@@ -59,6 +60,8 @@ ELSEWHERE = {
     **{f"Layout.{field.name}": MESHES for field in dataclasses.fields(Layout) if field.name != "replicated"},
     "Layout.replicated": "tests/sharding/test_sharding.py::test_a_dimension_that_does_not_divide_is_refused",
     **dict.fromkeys(("Experiment.start", "Start.path"), START),
+    **dict.fromkeys(("Conversations.records", "Conversations.other_fields"), CONVERSATIONS),
+    "Data.chat_template": "tests/tune/test_sft.py::test_a_run_is_measured_replies_and_is_loaded_with_its_template",
     **dict.fromkeys(("Stdlib.part", "Stdlib.folder"), STDLIB),
     **{f"Tfds.{field.name}": TFDS for field in dataclasses.fields(Tfds)},
 }

@@ -33,7 +33,7 @@ def heldout_compression(source: Source) -> dict[str, float]:
         cached = json.loads(file.read_text())
         return {name: float(cached[name]) for name in ("gzip", "xz")}
     except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
-        bits = compression(source.documents("heldout"))
+        bits = compression(map(source.plain_text, source.documents("heldout")))
     _write(file, json.dumps(bits))
     return bits
 

@@ -129,7 +129,8 @@ class _Denoising(Objective):
             )
 
     def batch(self, rows: Rows, context: ObjectiveContext = NO_CONTEXT, row_rng: RowRng = default_row_rng) -> Batch:
-        pairs = [self._pair(t[:-1], d[:-1], context, row_rng(i)) for i, (t, d, _) in enumerate(zip(*rows, strict=True))]
+        read = zip(rows.tokens[:, :-1], rows.documents[:, :-1], strict=True)
+        pairs = [self._pair(tokens, documents, context, row_rng(i)) for i, (tokens, documents) in enumerate(read)]
         if not context.encoder:
             return _prefix_batch(pairs, context.seq_len)
         self.row_tokens(context)  # raises where there are too few sentinels

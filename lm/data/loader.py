@@ -19,7 +19,7 @@ from lm.data.mixture import Data, MixtureSampler
 from lm.data.objective import Batch, CausalLM, Objective, RowRng, Rows, objective_context, padded
 from lm.data.pack import PackingPlan
 from lm.data.random import generator
-from lm.data.source import SPLITS, Documents
+from lm.data.source import SPLITS, Documents, Source
 from lm.data.store import TokenStore, open_store
 from lm.machine.cache import cache_dir, write_folder
 from lm.text.tokenizer import Tokenizer, load_tokenizer
@@ -79,12 +79,17 @@ def make_tokenizer(data: Data, progress: Progress | None = None) -> Tokenizer:
     train = []
     for name, source in data.mixture.sources.items():
         with _naming(name):
-            train.append(source.documents("train"))
+            train.append(_plain(source, source.documents("train")))
     tokenizer = data.tokenizer.make(training_texts(train))
     write_folder(folder, tokenizer.save)
     if progress:
         progress("tokenizer", 1, 1)
     return tokenizer
+
+
+def _plain(source: Source, documents: Documents) -> Documents:
+    """The texts in `documents` of `source`."""
+    return Documents(len(documents), lambda i: source.plain_text(documents[i]))
 
 
 @contextlib.contextmanager
@@ -237,7 +242,8 @@ class Batches:
             if left_out := source.left_out():
                 lines.append(f"source {name!r}: left out: {left_out}")
             for split in SPLITS:
-                lines += [f"source {name!r}, {split}: {remark}" for remark in _remarks(self.stores[name, split])]
+                remarks = [*_remarks(self.stores[name, split]), self._plans[name, split].left_out]
+                lines += [f"source {name!r}, {split}: {remark}" for remark in remarks if remark]
             held = self.stores[name, "heldout"].hashes
             if trained and held is not None and (shared := int(np.isin(held, np.concatenate(trained)).sum())):
                 lines.append(f"source {name!r}: {shared:,} of {len(held):,} held-out documents are trained on too")
@@ -255,6 +261,8 @@ def _remarks(store: TokenStore) -> Iterator[str]:
         yield f"{of} are unknown, and bits per byte do not code what they stand for"
     if store.duplicates:
         yield f"{store.duplicates:,} of {len(store):,} documents equal another"
+    if store.lossless:
+        yield f"left out: {store.lossless}"
 
 
 def _heldout_rng(source: str, start: int, purpose: str = "heldout") -> RowRng:

@@ -61,7 +61,7 @@ class MaskedLM(Objective):
             return self._masked(Rows(*(array[:, :-1].astype(np.int32) for array in rows)), context, random)
         pairs = paired(rows, context, random)
         return {
-            **self._masked(Rows(*pairs[:3]), context, random),
+            **self._masked(Rows(*pairs[:3], pairs.segments), context, random),
             "token_types": pairs.types,
             "next_sentence": pairs.classes,
             "next_sentence_weights": pairs.weights,
@@ -69,7 +69,7 @@ class MaskedLM(Objective):
 
     def _masked(self, rows: Rows, context: ObjectiveContext, random: list[np.random.Generator]) -> Batch:
         """The batch of rows [R, T]."""
-        tokens, documents, segments = rows
+        tokens, documents, segments, _ = rows
         candidates = (documents > 0) & ~context.special[tokens]
         selected, corrupted = np.zeros_like(candidates), tokens.copy()
         for i, row in enumerate(tokens):

@@ -13,7 +13,7 @@ import numpy as np
 
 # The sources that an experiment may have: lm/value.py reads back the classes that are imported.
 from lm.bounds import Natural, NonNegative
-from lm.data import records, stdlib  # noqa: F401
+from lm.data import conversations, records, stdlib  # noqa: F401
 from lm.data.pack import Chunk, Packing
 from lm.data.random import generator
 from lm.data.source import Source
@@ -64,11 +64,14 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Data:
-    """What a model is trained on: documents, how they become tokens, and how tokens become rows."""
+    """What a model is trained on: documents, how they become tokens, and how tokens become rows.
+
+    `chat_template` (jinja) is that of conversations, saved with the tokenizer; "": the tokenizer's own."""
 
     mixture: Mixture
     tokenizer: TokenizerSpec = field(default_factory=SentencePieceSpec)
     packing: Packing = field(default_factory=Chunk)
+    chat_template: str = ""
 
 
 class MixtureSampler:

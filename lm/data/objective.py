@@ -2,8 +2,8 @@
 
 A packing makes rows of tokens; an objective turns them into the batch of inputs and targets that a model reads. It is a
 pure function of the rows, of the `ObjectiveContext` (the length of a row, the tokenizer's ids), and of one random
-generator per row, so that a row of a batch depends neither on the other rows nor on the number of hosts. `CausalLM` and
-`PrefixLM` are here, `MaskedLM` in lm/data/masked.py, `SpanCorruption` and `UL2` in lm/data/denoise.py.
+generator per row, so that a row of a batch depends neither on the other rows nor on the number of hosts. `CausalLM`,
+`Replies` and `PrefixLM` are here, `MaskedLM` in lm/data/masked.py, `SpanCorruption` and `UL2` in lm/data/denoise.py.
 """
 
 from collections.abc import Callable
@@ -20,11 +20,13 @@ RowRng = Callable[[int], np.random.Generator]  # row i -> its random generator, 
 
 class Rows(NamedTuple):
     """R rows of T + 1 tokens, all [R, T + 1] int32. `documents` numbers the documents of a row from 1 in order;
-    `segments` is what each token attends within: its document, or 1 throughout the row. Both are 0 for padding."""
+    `segments` is what each token attends within: its document, or 1 throughout the row. `loss` is 1 for tokens that
+    carry loss: in conversations the assistant's, in other documents all. All three are 0 for padding."""
 
     tokens: np.ndarray
     documents: np.ndarray
     segments: np.ndarray
+    loss: np.ndarray
 
 
 class ModelTraits(Protocol):
@@ -181,6 +183,21 @@ class CausalLM(Objective):
 
     def check(self, model: ModelTraits) -> None:
         _check_decoder(self, model)
+
+
+@dataclass(frozen=True)
+class Replies(CausalLM):
+    """Predict the tokens that carry loss from those before them: of conversations the assistant's, of texts all."""
+
+    target_name: ClassVar[str] = "assistant token"
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return ("loss", "perplexity", "accuracy")
+
+    def batch(self, rows: Rows, context: ObjectiveContext = NO_CONTEXT, row_rng: RowRng = default_row_rng) -> Batch:
+        batch = super().batch(rows)
+        return {**batch, "weights": batch["weights"] * (rows.loss[:, 1:] > 0)}
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,11 @@ from lm.data.store import TokenStore
 
 
 class PackingPlan:
-    """The rows of one store under one packing: `rows_per_epoch` (K), and `rows`."""
+    """The rows of one store under one packing: `rows_per_epoch` (K), and `rows`; `left_out` says in words what of the
+    store is in no row, "" where everything is."""
 
     rows_per_epoch: int
+    left_out = ""
 
     def __init__(self, name: str):
         self._name = name
@@ -70,6 +72,8 @@ class Chunk(Packing):
 
     def plan(self, store: TokenStore, seq_len: int, name: str = "") -> PackingPlan:
         _check(store, seq_len)
+        if store.loss is not None:
+            raise ValueError("packing=Chunk() would cut conversations anywhere: set data.packing=Pack()")
         return _ChunkPlan(store, seq_len, name, self.across_documents)
 
 
@@ -108,14 +112,16 @@ class _ChunkPlan(PackingPlan):
         source = self._store.offsets[table.order[ordinal]] + position - table.starts[ordinal]
         tokens = np.where(inside, self._store.tokens[source], 0)
         documents = np.where(inside, _numbered(ordinal + lap * len(self._store)), 0)
-        return Rows(tokens, documents, inside.astype(np.int32) if self._across else documents)
+        there = inside.astype(np.int32)
+        return Rows(tokens, documents, there if self._across else documents, there)
 
 
 @dataclass(frozen=True)
 class Pack(Packing):
     """Documents are kept in one piece, as many to a row as fit (best-fit decreasing, Johnson 1974), and the rest of the
-    row is padding. Those longer than a row are cut into pieces that overlap by one token. Which documents share a row
-    changes from epoch to epoch among those of the same length."""
+    row is padding. Those longer than a row are cut into pieces that overlap by one token; conversations are cut after
+    the assistant's last turn that fits in whole, and left out where none does. Which documents share a row changes from
+    epoch to epoch among those of the same length."""
 
     def plan(self, store: TokenStore, seq_len: int, name: str = "") -> PackingPlan:
         _check(store, seq_len)
@@ -133,7 +139,7 @@ class _PackPlan(PackingPlan):
     def __init__(self, store: TokenStore, seq_len: int, name: str):
         super().__init__(name)
         self._store, self._width = store, seq_len + 1
-        self._starts, self._lengths = _pieces(store, seq_len)
+        self._starts, self._lengths, self.left_out = _pieces(store, seq_len)
         # slots in the order of the rows: each holds a piece of a fixed length, which one changes by the epoch
         self._by_length = np.argsort(-self._lengths, kind="stable")
         row = best_fit(self._lengths[self._by_length], self._width)
@@ -150,16 +156,17 @@ class _PackPlan(PackingPlan):
 
     def _rows(self, table: NamedTuple, indices: np.ndarray) -> Rows:
         assert isinstance(table, _Slots)
-        tokens = np.zeros((len(indices), self._width), np.int32)
-        documents = np.zeros_like(tokens)
+        tokens, documents, loss = (np.zeros((len(indices), self._width), np.int32) for _ in range(3))
         for i, row in enumerate(table.rows[indices]):
             at = 0
             for number, piece in enumerate(table.pieces[self._first[row] : self._first[row + 1]], start=1):
                 start, length = self._starts[piece], self._lengths[piece]
                 tokens[i, at : at + length] = self._store.tokens[start : start + length]
                 documents[i, at : at + length] = number
+                carries = self._store.loss
+                loss[i, at : at + length] = 1 if carries is None else carries[start : start + length]
                 at += length
-        return Rows(tokens, documents, documents)
+        return Rows(tokens, documents, documents, loss)
 
 
 def best_fit(lengths: np.ndarray, width: int) -> np.ndarray:
@@ -187,13 +194,46 @@ def best_fit(lengths: np.ndarray, width: int) -> np.ndarray:
     return row_of
 
 
-def _pieces(store: TokenStore, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+def _pieces(store: TokenStore, seq_len: int) -> tuple[np.ndarray, np.ndarray, str]:
     """The start in the store, and the length, of each piece: at most seq_len + 1 tokens, of which the first is the last
-    of the piece before."""
-    counts = -(-(store.lengths - 1) // seq_len)  # a document of one token has no target
+    of the piece before; and what is in none, in words. Raises ValueError where there is no piece."""
+    ends, told = store.lengths, ""
+    if store.loss is not None:
+        ends = store.lengths.copy()
+        for long in np.flatnonzero(ends > seq_len + 1):
+            ends[long] = _kept(store, int(long), seq_len + 1)
+        told = _told(store, ends, seq_len)
+    counts = np.maximum(-(-(ends - 1) // seq_len), 0)  # a document of one token has no target
+    if not counts.any():
+        raise ValueError(f"none of its {len(store):,} conversations fits in a row of {seq_len} tokens: raise seq_len")
     document = np.repeat(np.arange(len(store)), counts)
     nth = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return store.offsets[document] + nth * seq_len, np.minimum(seq_len + 1, store.lengths[document] - nth * seq_len)
+    return store.offsets[document] + nth * seq_len, np.minimum(seq_len + 1, ends[document] - nth * seq_len), told
+
+
+def _kept(store: TokenStore, index: int, width: int) -> int:
+    """The tokens of a document, longer than `width`, that are read: all of one that carries loss throughout, which is
+    plain text; else those up to the end of the last stretch with loss that fits (0: none does)."""
+    assert store.loss is not None
+    carries = store.loss[store.offsets[index] : store.offsets[index + 1]]
+    if carries.all():
+        return len(carries)
+    ends = np.flatnonzero((carries[:width] > 0) & (carries[1 : width + 1] == 0))
+    return int(ends[-1]) + 1 if len(ends) and ends[-1] else 0
+
+
+def _told(store: TokenStore, ends: np.ndarray, seq_len: int) -> str:
+    """How much of the conversations is left out, where each keeps its first `ends` [N] tokens."""
+    cut, dropped = int(((ends > 0) & (ends < store.lengths)).sum()), int((ends == 0).sum())
+    if not cut + dropped:
+        return ""
+    assert store.loss is not None
+    kept = np.arange(store.total_tokens) < np.repeat(store.offsets[:-1] + ends, store.lengths)
+    lost, of = int(store.loss[~kept].sum()), int(store.loss.sum())
+    return (
+        f"{cut + dropped:,} of {len(store):,} conversations are longer than a row of {seq_len:,} tokens: {cut:,} are "
+        f"cut after their last turn that fits, {dropped:,} left out, together {lost:,} of {of:,} tokens with loss"
+    )
 
 
 def _numbered(keys: np.ndarray) -> np.ndarray:

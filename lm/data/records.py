@@ -1,4 +1,8 @@
-"""Sources whose documents are records: lines of JSON, rows of Parquet, examples of a TFDS data set."""
+"""Sources whose documents are records: lines of JSON, rows of Parquet, examples of a TFDS data set.
+
+A document is the text in the field `field` of a record, or for field="" the whole record as JSON, as conversations are
+read (lm/data/conversations.py).
+"""
 
 import bisect
 import functools
@@ -31,15 +35,15 @@ from lm.data.source import (
 
 @dataclass(frozen=True)
 class Jsonl(Collection):
-    """A document for every line of a JSONL file: the text in `field` of its object. `path` may be a glob pattern. A
-    fraction `heldout` of the documents is held out, or the file of that path."""
+    """A document for every line of a JSONL file: the text in `field` of its object ("": the object). `path` may be a
+    glob pattern. A fraction `heldout` of the documents is held out, or the file of that path."""
 
     path: str
     field: str = "text"
     heldout: Share | str = 0.05
 
     def _named(self, path: str, hidden: bool = False) -> tuple[Iterable[str], Documents]:
-        return _numbered([(file, _line_starts(file)) for file in _matching(path)], self._line)
+        return _numbered([(file, _line_starts(file)) for file in _matching(path)], self._line, _line_number)
 
     def _line(self, file: Path, start: int) -> str:
         with file.open("rb") as stream:
@@ -48,9 +52,7 @@ class Jsonl(Collection):
         try:
             return self._text(raw, f"the line at byte {start}")
         except ValueError as error:
-            with file.open("rb") as stream:
-                number = stream.read(start).count(b"\n") + 1
-            raise ValueError(f"{file}: {error} (line {number})") from None
+            raise ValueError(f"{file}: {error} (line {_line(file, start)})") from None
 
     def _text(self, raw: bytes, where: str) -> str:
         try:
@@ -58,7 +60,8 @@ class Jsonl(Collection):
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{where} is not JSON: {error}") from None
         if not isinstance(record, dict):
-            raise ValueError(f"{where} is {type(record).__name__}, expected an object with {self.field!r}")
+            wanted = f" with {self.field!r}" if self.field else ""
+            raise ValueError(f"{where} is {type(record).__name__}, expected an object{wanted}")
         return text_of(record, self.field, where)
 
     def _identity(self, hidden: bool = False) -> list[Any]:
@@ -67,8 +70,8 @@ class Jsonl(Collection):
 
 @dataclass(frozen=True)
 class Parquet(Collection):
-    """A document for every row of a Parquet file: the text in column `field`. `path` may be a glob pattern. A fraction
-    `heldout` of the documents is held out, or the file of that path."""
+    """A document for every row of a Parquet file: the text in column `field` ("": the row). `path` may be a glob
+    pattern. A fraction `heldout` of the documents is held out, or the file of that path."""
 
     path: str
     field: str = "text"
@@ -76,13 +79,13 @@ class Parquet(Collection):
 
     def _named(self, path: str, hidden: bool = False) -> tuple[Iterable[str], Documents]:
         files = [(file, np.arange(_parquet_starts(file, self.field)[-1])) for file in _matching(path)]
-        return _numbered(files, self._row)
+        return _numbered(files, self._row, _row_number)
 
     def _row(self, file: Path, row: int) -> str:
         starts = _parquet_starts(file, self.field)
         group = bisect.bisect_right(starts, row) - 1
-        text = _parquet_group(file, group, self.field)[row - starts[group]].as_py()
-        return text_of({self.field: text}, self.field, f"{file}, row {row}")
+        record = _parquet_group(file, group, self.field).slice(row - starts[group], 1).to_pylist()[0]
+        return text_of(record, self.field, _row_number(file, row))
 
     def _identity(self, hidden: bool = False) -> list[Any]:
         return [content([f for p in paths(self.path, self.heldout) for f in _matching(p)])]
@@ -106,7 +109,10 @@ class Tfds(Source):
             records = self._builder().as_data_source(split=name)
         except (KeyError, ValueError, AssertionError) as error:
             raise ValueError(f"{self.name} has no split {name!r} that can be read: {first_line(error)}") from None
-        return not_empty(Documents(len(records), lambda i: text_of(records[i], self.field, self.name)), self, split)
+        where = f"{self.name}, {name}, example {{}}".format
+        return not_empty(
+            Documents(len(records), lambda i: text_of(records[i], self.field, self.name), where), self, split
+        )
 
     def _builder(self) -> Any:
         tfds = _extra("tensorflow_datasets")
@@ -149,13 +155,32 @@ def _matching(pattern: str) -> list[Path]:
 
 
 def _numbered(
-    files: list[tuple[Path, np.ndarray]], read: Callable[[Path, int], str]
+    files: list[tuple[Path, np.ndarray]], read: Callable[[Path, int], str], where: Callable[[Path, int], str]
 ) -> tuple[Iterable[str], Documents]:
-    """The records of `files`, each a file with the locations of its records, which `read` takes; and their numbers."""
+    """The records of `files`, each a file with the locations of its records, which `read` takes, and of which `where`
+    says in words where they are; and their numbers."""
     which = np.repeat(np.arange(len(files)), [len(records) for _, records in files])
     records = np.concatenate([records for _, records in files])
-    documents = Documents(len(records), lambda i: read(files[which[i]][0], int(records[i])))
+    documents = Documents(
+        len(records),
+        lambda i: read(files[which[i]][0], int(records[i])),
+        lambda i: where(files[which[i]][0], int(records[i])),
+    )
     return map(str, range(len(records))), documents
+
+
+def _line(file: Path, start: int) -> int:
+    """The number of the line at byte `start`, from 1."""
+    with file.open("rb") as stream:
+        return stream.read(start).count(b"\n") + 1
+
+
+def _line_number(file: Path, start: int) -> str:
+    return f"{file}, line {_line(file, start)}"
+
+
+def _row_number(file: Path, row: int) -> str:
+    return f"{file}, row {row}"
 
 
 def _line_starts(file: Path) -> np.ndarray:
@@ -177,7 +202,7 @@ def _parquet_starts(file: Path, field: str) -> list[int]:
         opened = parquet.ParquetFile(file)
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise ValueError(f"{file} is not a Parquet file: {first_line(error)}") from None
-    if field not in opened.schema_arrow.names:
+    if field and field not in opened.schema_arrow.names:
         raise ValueError(f"{file}: no field {field!r}; there are: {', '.join(opened.schema_arrow.names)}")
     rows = [opened.metadata.row_group(g).num_rows for g in range(opened.metadata.num_row_groups)]
     return [0, *np.cumsum(rows).tolist()]
@@ -185,4 +210,4 @@ def _parquet_starts(file: Path, field: str) -> list[int]:
 
 @functools.lru_cache(maxsize=4)
 def _parquet_group(file: Path, group: int, field: str) -> Any:
-    return _extra("pyarrow.parquet").ParquetFile(file).read_row_group(group, columns=[field]).column(0)
+    return _extra("pyarrow.parquet").ParquetFile(file).read_row_group(group, columns=[field] if field else None)

@@ -17,16 +17,19 @@ from typing import Any
 import numpy as np
 
 from lm.bounds import Share
+from lm.data.encoded import Encoded, encode_texts
+from lm.text.tokenizer import Tokenizer
 
 SPLITS = ("train", "heldout")
 HASHED_BYTES = 64 * 2**20  # sources up to this size are fingerprinted by content, larger ones by sizes and mtimes
 
 
 class Documents(Sequence[str]):
-    """A split of a source: `count` texts, read on access."""
+    """A split of a source: `count` texts, read on access. `where` says in which file, and where in it, one is ("": it
+    is not known)."""
 
-    def __init__(self, count: int, read: Callable[[int], str]):
-        self._count, self._read = count, read
+    def __init__(self, count: int, read: Callable[[int], str], where: Callable[[int], str] = lambda _: ""):
+        self._count, self._read, self.where = count, read, where
 
     def __len__(self) -> int:
         return self._count
@@ -51,6 +54,19 @@ class Source:
     def fingerprint(self) -> str:
         """16 hex digits that change when the documents or their split do."""
         raise NotImplementedError
+
+    def encode(self, texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[Encoded]:
+        """The tokens of each of `texts`, which are documents of this source. Raises ValueError, BadDocument for one of
+        them alone, where they have none."""
+        return encode_texts(texts, tokenizer)
+
+    def encoding(self, tokenizer: Tokenizer) -> list[str]:
+        """What `encode` depends on besides its arguments' fingerprints."""
+        return []
+
+    def plain_text(self, document: str) -> str:
+        """The text in one of its documents."""
+        return document
 
     def earlier(self) -> "Source | None":
         """This source as an earlier version split it, for runs that began with that; None where nothing has changed."""
@@ -116,7 +132,7 @@ class _SplitByName(Source):
 def _selected(documents: Documents, chosen: np.ndarray) -> Documents:
     """Those of `documents` where `chosen` [N] is true."""
     indices = np.flatnonzero(chosen)
-    return Documents(len(indices), lambda i: documents[int(indices[i])])
+    return Documents(len(indices), lambda i: documents[int(indices[i])], lambda i: documents.where(int(indices[i])))
 
 
 @functools.lru_cache(maxsize=8)
@@ -265,7 +281,10 @@ def check_uncompressed(file: Path) -> None:
 
 
 def text_of(record: dict[str, Any], field: str, where: str) -> str:
-    """The text in `field` of one record. Raises ValueError, which begins with `where`, if there is none."""
+    """The text in `field` of one record; for the field "" the whole record as JSON. Raises ValueError, which begins
+    with `where`, if there is none."""
+    if not field:
+        return json.dumps(record, default=_as_json, ensure_ascii=False, sort_keys=True)
     if field not in record:
         raise ValueError(f"{where}: no field {field!r}; there are: {', '.join(map(str, record)) or 'none'}")
     text = record[field]
@@ -278,6 +297,13 @@ def text_of(record: dict[str, Any], field: str, where: str) -> str:
         bad = f"lone surrogate {error.object[error.start]!r}" if isinstance(error, UnicodeEncodeError) else str(error)
         raise ValueError(f"{where}: field {field!r} has no UTF-8 form, remove what is broken: {bad}") from None
     return text
+
+
+def _as_json(value: Any) -> Any:
+    """What Parquet and TFDS have and JSON has not: bytes as text, arrays as lists, others as text."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
 
 
 def not_empty(documents: Documents, source: Source, split: str) -> Documents:

@@ -1,28 +1,29 @@
 """The token store: a split of a source, tokenised once and cached by the fingerprints of source and tokenizer.
 
 A folder with `tokens.bin` (the ids of all documents, concatenated and memory-mapped), `offsets.npy`, `bytes.npy` and
-`store.json`. Each document is [bos] + its tokens + [eos], where the tokenizer has them. Empty documents are left out.
+`store.json`; where some tokens carry no loss, as in conversations, also `loss.bin`, one byte a token. A text is [bos] +
+its tokens + [eos], where the tokenizer has them. Empty documents are left out.
 """
 
 import hashlib
-import itertools
 import json
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from lm.data.encoded import BadDocument, Encoded, encode_texts
 from lm.data.source import Documents, Source, text_hash
 from lm.machine.cache import cache_dir, discard, is_complete, locked, write_folder
-from lm.text.protocol import first_token_bytes
 from lm.text.tokenizer import Tokenizer
 
 FORMAT = 1  # of the files: raise it when it changes
 BATCH_CHARACTERS = 2_000_000  # tokenised together
 
 Progress = Callable[[int, int], None]  # (documents done, documents in all)
+Encode = Callable[[Sequence[str], Tokenizer], Iterator[Encoded]]
 
 
 class TokenStore:
@@ -30,7 +31,8 @@ class TokenStore:
     the sizes of the documents; `tokens` the ids of all, of which document i has `offsets[i]` to `offsets[i + 1]`.
     `coded_bytes` are those of the text that has a token before it: without a begin token, a document's first token is
     not predicted, and its bytes are not among them. `unknown` is how many tokens stand for text outside the vocabulary.
-    `hashes` [N] are of the documents' texts (None where an earlier version wrote the store).
+    `hashes` [N] are of the documents' texts (None where an earlier version wrote the store). `loss` is 1 for tokens
+    that carry loss, 0 for others (None: all do); `lossless` says which documents were left out since they have none.
 
     Raises ValueError where the files are damaged."""
 
@@ -41,7 +43,9 @@ class TokenStore:
             self.offsets: np.ndarray = np.load(self.folder / "offsets.npy")
             self.bytes: np.ndarray = np.load(self.folder / "bytes.npy")
             self.tokens: np.ndarray = np.memmap(self.folder / "tokens.bin", dtype=about["dtype"], mode="r")
-            consistent = about["tokens"] == len(self.tokens) == self.offsets[-1]
+            loss = self.folder / "loss.bin"
+            masks = loss.stat().st_size if about.get("masked") else about["tokens"]
+            consistent = about["tokens"] == len(self.tokens) == self.offsets[-1] == masks
             consistent &= about["documents"] == len(self.bytes) == len(self.offsets) - 1
         except (OSError, ValueError, KeyError, TypeError, EOFError, IndexError) as error:
             raise ValueError(f"the token store {folder} is damaged: {error}") from None
@@ -50,6 +54,8 @@ class TokenStore:
         self.vocab_size: int = about["vocab_size"]
         self.coded_bytes: int = self.total_bytes - about.get("first_bytes", 0)
         self.unknown: int = about.get("unknown", 0)
+        self.lossless: str = about.get("lossless", "")
+        self.loss: np.ndarray | None = np.memmap(loss, np.uint8, "r") if about.get("masked") else None
         hashes = self.folder / "hashes.npy"
         self.hashes: np.ndarray | None = np.load(hashes) if hashes.exists() else None
         self.lengths: np.ndarray = np.diff(self.offsets)
@@ -81,6 +87,7 @@ def open_store(source: Source, split: str, tokenizer: Tokenizer, progress: Progr
 
     Raises ValueError where the source has no tokens."""
     counted = [] if tokenizer.bos is not None else ["first bytes"]  # stores of before have no such count
+    counted += source.encoding(tokenizer)
     key = json.dumps([FORMAT, source.fingerprint(), split, tokenizer.fingerprint, *counted])
     folder = cache_dir() / "tokens" / hashlib.sha256(key.encode()).hexdigest()[:16]
     if is_complete(folder):
@@ -89,7 +96,8 @@ def open_store(source: Source, split: str, tokenizer: Tokenizer, progress: Progr
         if is_complete(folder):  # another process has written it meanwhile
             return TokenStore(folder)
         discard(folder)
-        return write_store(source.documents(split), tokenizer, folder, f"{split} split of {source}", progress)
+        documents, name = source.documents(split), f"{split} split of {source}"
+        return write_store(documents, tokenizer, folder, name, progress, source.encode)
 
 
 def write_store(
@@ -98,6 +106,7 @@ def write_store(
     folder: Path,
     name: str = "documents",
     progress: Progress | None = None,
+    encode: Encode = encode_texts,
 ) -> TokenStore:
     """Tokenise `documents` into `folder`.
 
@@ -107,14 +116,18 @@ def write_store(
       folder: of the store.
       name: of the documents, for messages.
       progress: called with (documents done, documents in all).
+      encode: texts to tokens.
 
     Raises:
       ValueError: where there are no tokens at all, an id is outside the vocabulary, or the disk is full.
     """
+    listed = documents if isinstance(documents, Documents) else Documents(len(documents), documents.__getitem__)
 
     def fill(temporary: Path) -> None:
-        counts = _write_tokens(temporary / "tokens.bin", documents, tokenizer, progress)
-        tokens = sum(counts.lengths)
+        counts = _write_tokens(temporary, listed, tokenizer, encode, progress)
+        tokens, lossless = sum(counts.lengths), _lossless(listed, counts)
+        if lossless and not tokens:
+            raise ValueError(f"nothing to learn in the {name}: {lossless}")
         if not tokens:
             raise ValueError(f"no tokens in the {name}: its {len(documents)} documents are empty")
         np.save(temporary / "offsets.npy", np.concatenate([[0], np.cumsum(counts.lengths)]).astype(np.int64))
@@ -122,6 +135,7 @@ def write_store(
         np.save(temporary / "hashes.npy", np.array(counts.hashes, np.uint64))
         about = {"dtype": np.dtype(_dtype(tokenizer)).name, "documents": len(counts.lengths), "tokens": tokens}
         about |= {"vocab_size": tokenizer.vocab_size, "first_bytes": counts.first_bytes, "unknown": counts.unknown}
+        about |= {"masked": True, "lossless": lossless} if counts.masked else {}
         (temporary / "store.json").write_text(json.dumps(about))
 
     return TokenStore(write_folder(folder, fill))
@@ -134,45 +148,66 @@ def _dtype(tokenizer: Tokenizer) -> type:
 @dataclass
 class _Counts:
     """The size of each document in tokens and in bytes, the hash of its text, the bytes of all first tokens that
-    nothing comes before, and the number of unknown tokens."""
+    nothing comes before, and the number of unknown tokens. `masked`: whether a document has tokens without loss;
+    `lossless`: which documents, left out, have no other."""
 
     lengths: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     hashes: "array[int]" = field(default_factory=lambda: array("Q"))
     first_bytes: int = 0
     unknown: int = 0
+    masked: bool = False
+    lossless: list[int] = field(default_factory=list)
+
+    def add(self, text: str, one: Encoded, unk: int | None) -> None:
+        self.lengths.append(len(one.ids))
+        self.sizes.append(one.bytes)
+        self.hashes.append(text_hash(text))
+        self.unknown += 0 if unk is None else int((one.ids == unk).sum())
+        self.first_bytes += one.first_bytes
+        self.masked |= one.loss is not None
+
+
+def _lossless(documents: Documents, counts: _Counts) -> str:
+    """Which documents have no token with loss, in words."""
+    if not counts.lossless:
+        return ""
+    where = documents.where(counts.lossless[0]) or f"number {counts.lossless[0]}"
+    return f"{len(counts.lossless):,} of {len(documents):,} documents have no token with loss (the first: {where})"
 
 
 def _write_tokens(
-    file: Path, documents: Documents | list[str], tokenizer: Tokenizer, progress: Progress | None
+    folder: Path, documents: Documents, tokenizer: Tokenizer, encode: Encode, progress: Progress | None
 ) -> _Counts:
-    """Write every document's ids to `file`."""
+    """Write every document's ids to tokens.bin, and which carry loss to loss.bin, in `folder`."""
     counts, done = _Counts(), 0
-    with file.open("wb") as out:
+    with (folder / "tokens.bin").open("wb") as out, (folder / "loss.bin").open("wb") as masks:
         for texts in _batches(documents):
+            kept = [(number, text) for number, text in enumerate(texts, start=done) if text]
+            encoded = encode([text for _, text in kept], tokenizer)
+            for number, text in kept:
+                one = _encoded(encoded, documents, number)
+                if one.loss is not None and not one.loss[1:].any():
+                    counts.lossless.append(number)
+                    continue
+                out.write(one.ids.astype(_dtype(tokenizer)).tobytes())
+                masks.write(np.ones(len(one.ids), bool).tobytes() if one.loss is None else one.loss.tobytes())
+                counts.add(text, one, tokenizer.unk)
             done += len(texts)
-            texts = [text for text in texts if text]
-            for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
-                framed = _framed(ids, tokenizer)
-                out.write(framed.astype(_dtype(tokenizer)).tobytes())
-                counts.lengths.append(len(framed))
-                counts.sizes.append(len(text.encode()))
-                counts.hashes.append(text_hash(text))
-                counts.unknown += 0 if tokenizer.unk is None else ids.count(tokenizer.unk)
-                counts.first_bytes += first_token_bytes(tokenizer, text, ids) if tokenizer.bos is None else 0
             if progress:
                 progress(done, len(documents))
+    if not counts.masked:
+        (folder / "loss.bin").unlink()
     return counts
 
 
-def _framed(ids: list[int], tokenizer: Tokenizer) -> np.ndarray:
-    """[bos] + ids + [eos], checked against the vocabulary."""
-    parts = [[] if tokenizer.bos is None else [tokenizer.bos], ids, [] if tokenizer.eos is None else [tokenizer.eos]]
-    array = np.fromiter(itertools.chain(*parts), np.int64)
-    wrong = array[(array < 0) | (array >= tokenizer.vocab_size)]
-    if wrong.size:
-        raise ValueError(f"token id {wrong[0]} is outside the vocabulary: expected 0 to {tokenizer.vocab_size - 1}")
-    return array
+def _encoded(encoded: Iterator[Encoded], documents: Documents, number: int) -> Encoded:
+    """The next of `encoded`, which is document `number`. Raises ValueError, which begins with where that is."""
+    try:
+        return next(encoded)
+    except BadDocument as error:
+        where = documents.where(number)
+        raise ValueError(f"{where}: {error}" if where else str(error)) from None
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:

@@ -37,7 +37,11 @@ ABOUT: Object = {
     "method": Object,
     "objective": Object,
 }
-METHOD: Object = {"measures": tuple[Measure, ...], "headline": str, "target_name": str}
+METHOD: Object = {
+    "measures": tuple[Measure, ...],
+    **dict.fromkeys(("headline", "target_name"), str),
+    "greedy_samples": bool,
+}
 SAMPLE: Object = {"prompt": str, "text": str}
 
 
@@ -77,6 +81,7 @@ class RunRecord:
         )
         self.sources = list(check({"sources": Object}, mixture, folder / "experiment.json").get("sources", {}))
         self.measures = list(method.get("measures", ())) or self._measures_before()
+        self.greedy_samples = bool(method.get("greedy_samples", self.target != "token"))
         self.loss, self.headline = self.measures[0], self._headline(method.get("headline", ""))
         self.training = [line for line in lines if line.get(self.loss.name) is not None]
         self.evaluated = [s for s in self.sources if f"eval/{s}/{self.headline.name}" in self.final]

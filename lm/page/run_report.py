@@ -226,7 +226,7 @@ class RunReport:
         ]
         sampling = self.experiment.get("sampling")
         note = f"The prompt is in colour. Drawn with {as_python(sampling)}." if sampling is not None else ""
-        if self.record.target != "token":
+        if self.record.greedy_samples:
             note = "What the model got is in colour, its answer, always the likeliest token, below."
         return section("Samples", tag("div", *each, class_="samples") if each else "", note=note)
 

@@ -152,7 +152,7 @@ def batch_shapes(experiment: Experiment) -> dict[str, tuple[tuple[int, ...], str
         sep=2,
     )
     ones = np.ones((1 + objective.reads_row_pairs, objective.row_tokens(context) + 1), np.int32)
-    batch = objective.batch(Rows(ones, ones, ones), context)
+    batch = objective.batch(Rows(ones, ones, ones, ones), context)
     return {name: ((e.rows, *array.shape[1:]), str(array.dtype)) for name, array in batch.items()}
 
 

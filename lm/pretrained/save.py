@@ -50,7 +50,7 @@ def save(
       ValueError: where `folder` holds something other than a model, or the tokenizer cannot be exported.
     """
     folder = folder.expanduser().resolve()
-    content = {} if tokenizer is None else tokenizer.hugging_face_files()
+    content = {} if tokenizer is None else {**tokenizer.hugging_face_files(), **tokenizer.given_template()}
     names = {"architectures": [architecture.name], "model_type": architecture.model_type}
     content["config.json"] = _json({**names, **architecture.write(cfg), **ids, "dtype": "float32"})
     content["generation_config.json"] = _json({"_from_model_config": True, **ids})

@@ -236,6 +236,7 @@ def run_metadata(
         "method": {
             "target_name": method.target_name,
             "headline": method.headline.name,
+            "greedy_samples": method.greedy_samples,
             "measures": [asdict(measure) for measure in method.measures],
         },
         "baselines": prepared.learner.baselines(data),

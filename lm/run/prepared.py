@@ -101,6 +101,8 @@ def _train_tokenizer(experiment: Experiment, saved: Path, progress: Progress | N
     e = experiment
     if not saved.exists():
         tokenizer = start_tokenizer(e) if e.start else make_tokenizer(e.data, progress)
+        if e.data.chat_template:
+            tokenizer.give_template(e.data.chat_template)
         check_vocabulary(e, objective_context(tokenizer, e.length, e.model.has_encoder))
         save_tokenizer(tokenizer, saved)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from lm.decode.engine import Engine, Request
 from lm.decode.sampling import NONE, Sampling
 from lm.pretrained.model import Pretrained
-from lm.text.chat import apply_chat_template
+from lm.text.chat import encode_chat_prompt
 from lm.text.tokenizer import Tokenizer
 
 LENGTH = 8192  # tokens of context a slot, where nothing else is asked for: a cache of them is made for every slot
@@ -90,8 +90,7 @@ class Conversation:
     def _ids(self, messages: list[dict[str, str]]) -> list[int]:
         if not self.tokenizer.chat_template:
             return self.tokenizer.encode_prompt("".join(message["content"] for message in messages))
-        text = apply_chat_template(self.tokenizer, messages, add_generation_prompt=True)
-        return self.tokenizer.encode(text, parse_special=True)  # the template has written the bos
+        return encode_chat_prompt(self.tokenizer, messages)
 
     # ---------------------------------------------------------------- commands
 

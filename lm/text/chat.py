@@ -67,13 +67,16 @@ def encode_chat(
     tokenizer: Tokenizer,
     messages: Sequence[Message],
     tools: Sequence[Mapping[str, Any]] | None = None,
+    given: int = 0,
     **variables: Any,
 ) -> tuple[list[int], list[bool]]:
     """The ids of a conversation, and the mask of the assistant's tokens.
 
     These are what the template has in {% generation %}, or else what each of the assistant's messages adds to the
-    rendered conversation before it with its header, up to the end of its turn. Raises ValueError for a template without
-    {% generation %} in which a message of the assistant is rendered differently when others follow."""
+    rendered conversation before it with its header, up to the end of its turn. A token is the assistant's if a
+    character of it is. The first `given` messages, to which the others are the answer, have none. Raises ValueError for
+    a template without {% generation %} in which a message of the assistant is rendered differently when others
+    follow."""
     template = chat_template_of(tokenizer, bool(tools))
     variables = {**tokenizer.special_tokens(), **variables}
     whole = _render(template, messages, False, tools, variables)
@@ -83,8 +86,9 @@ def encode_chat(
         if markers[0] in marked:
             text, parts = _remove_markers(marked, markers)
             tokens = tokenizer.encode_with_offsets(text)
-            return [id for id, _, _ in tokens], _overlaps(tokens, parts)
-    parts = _answers(whole, messages, lambda some, open: _render(template, some, open, tools, variables))
+            before = _render(template, messages[:given], False, tools, variables, markers) if given else ""
+            return [id for id, _, _ in tokens], _overlaps(tokens, parts[len(_remove_markers(before, markers)[1]) :])
+    parts = _answers(whole, messages, given, lambda some, open: _render(template, some, open, tools, variables))
     tokens = tokenizer.encode_with_offsets(whole)
     ids = [id for id, _, _ in tokens]
     mask = [False] * len(ids)
@@ -92,6 +96,19 @@ def encode_chat(
         for at in _turn(ids, [at for at, inside in enumerate(_overlaps(tokens, [part])) if inside], tokenizer):
             mask[at] = True
     return ids, mask
+
+
+def encode_chat_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+    """The ids after which the assistant's next message is to come; with exactly one bos, where prompts have one. Raises
+    ValueError where there is no template, or it refuses these messages."""
+    text = apply_chat_template(tokenizer, messages, add_generation_prompt=True)
+    return [*missing_bos(tokenizer, ids := tokenizer.encode(text, parse_special=True)), *ids]
+
+
+def missing_bos(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
+    """The bos that prompts have and that a template has not written at the start of `ids`."""
+    bos = tokenizer.bos
+    return [] if bos is None or list(ids[:1]) == [bos] or tokenizer.encode_prompt("")[:1] != [bos] else [bos]
 
 
 def _turn(ids: Sequence[int], inside: list[int], tokenizer: Tokenizer) -> list[int]:
@@ -103,12 +120,12 @@ def _turn(ids: Sequence[int], inside: list[int], tokenizer: Tokenizer) -> list[i
 
 
 def _answers(
-    text: str, messages: Sequence[Message], rendered: Callable[[Sequence[Message], bool], str]
+    text: str, messages: Sequence[Message], given: int, rendered: Callable[[Sequence[Message], bool], str]
 ) -> list[tuple[int, int]]:
-    """The (start, end) of each of the assistant's messages in `text`."""
+    """The (start, end) in `text` of each of the assistant's messages after the first `given`."""
     parts = []
     for i, message in enumerate(messages):
-        if message.get("role") != "assistant":
+        if message.get("role") != "assistant" or i < given:
             continue
         before, after = rendered(messages[:i], True) if i else "", rendered(messages[: i + 1], False)
         if not (after.startswith(before) and text.startswith(after)):

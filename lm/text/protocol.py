@@ -17,6 +17,7 @@ from typing import Any
 from lm.text.vocabulary import Vocabulary
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")  # of control ids, by Hugging Face's names
+TEMPLATE_FILE = "chat_template.jinja"
 CONTEXT = 64  # tokens on which the text of the next may depend
 Offsets = list[tuple[int, int, int]]  # (id, start, end) of each token, in characters of the text
 
@@ -58,6 +59,7 @@ class Tokenizer:
     `stop_ids` are the ids that end a generated text. Raises ValueError for a role outside the vocabulary."""
 
     chat_template: str | Mapping[str, str] | None = None  # jinja2, see lm/text/chat.py
+    _given_template: str | None = None
 
     def __init__(self, table: Sequence[bytes], controls: Mapping[int, str] = EMPTY, roles: Mapping[str, int] = EMPTY):
         self.table, self.controls = table, dict(controls)
@@ -171,9 +173,17 @@ class Tokenizer:
         """Write the tokenizer into `folder` (made if missing) for `load_tokenizer`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, data in self.files().items():
+        for name, data in {**self.files(), **self.given_template()}.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(data)
+
+    def give_template(self, template: str) -> None:
+        """Let `template` be the chat template, in place of its own, wherever it is saved."""
+        self.chat_template = self._given_template = template
+
+    def given_template(self) -> dict[str, bytes]:
+        """The file of a template that it was given."""
+        return {} if self._given_template is None else {TEMPLATE_FILE: self._given_template.encode()}
 
     def files(self) -> dict[str, bytes]:
         """The files that `save` writes: name, also within one folder, -> content."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from lm.bounds import Count, Natural
 from lm.text import files
 from lm.text.characters import ByteTokenizer, CharacterTokenizer
-from lm.text.protocol import Tokenizer
+from lm.text.protocol import TEMPLATE_FILE, Tokenizer
 from lm.text.sentence import SentencePiece
 from lm.text.train import train_sentencepiece
 
@@ -105,20 +105,27 @@ def read(path: str | Path) -> Tokenizer:
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer of `folder`: written by `Tokenizer.save`, or of a model directory. Raises ValueError where there is
     none."""
+    tokenizer, template = _in_folder(Path(folder)), Path(folder) / TEMPLATE_FILE
+    if tokenizer.chat_template is None and template.is_file():
+        tokenizer.give_template(template.read_text(encoding="utf-8"))
+    return tokenizer
+
+
+def _in_folder(folder: Path) -> Tokenizer:
     readers: dict[str, Callable[[bytes], Tokenizer]] = {
         "sentencepiece.model": SentencePiece,
         "characters.json": _characters,
         "bytes.json": lambda data: ByteTokenizer(),
     }
     for name, reader in readers.items():
-        if (file := Path(folder) / name).is_file():
+        if (file := folder / name).is_file():
             try:
                 return reader(file.read_bytes())
             except (RuntimeError, ValueError) as error:
                 raise ValueError(f"{file} is damaged: {str(error).splitlines()[-1]}") from None
-    if (tokenizer := files.from_directory(Path(folder))) is not None:
+    if (tokenizer := files.from_directory(folder)) is not None:
         return tokenizer
-    if (tekken := Path(folder) / files.TEKKEN).is_file():
+    if (tekken := folder / files.TEKKEN).is_file():
         return files.from_file(tekken)  # which says what to do
     raise ValueError(
         f"no tokenizer in {folder}: expected {', '.join(readers)}, or one of {', '.join(files.TOKENIZER_FILES)}"

@@ -6,7 +6,7 @@ A `Method` is plain data, open to `--set` and ablations, and has what needs no m
 nothing else about the method.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -62,6 +62,10 @@ class Writer(Protocol):
 
     def stream(self, prompt: str, max_new_tokens: int, sampling: Any, seed: int) -> Iterator[list[str]]: ...
 
+    def stream_ids(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, sampling: Any, seed: int
+    ) -> Iterator[list[list[int]]]: ...
+
 
 class BatchReader(Protocol):
     """An iterator of host batches that reads ahead until it is closed; a generator is one too."""
@@ -98,6 +102,11 @@ class Method:
     @property
     def target_name(self) -> str:
         return "token"
+
+    @property
+    def greedy_samples(self) -> bool:
+        """Whether its samples have the likeliest tokens, whatever the experiment's `sampling`."""
+        return False
 
     def check(self, model: ModelConfig) -> None:
         """Raises ValueError where `model` cannot be trained by this method."""

@@ -41,8 +41,9 @@ class Pretrain(Method):
 
     @property
     def measures(self) -> tuple[Measure, ...]:
+        article = "an" if self.target_name[0] in "aeiou" else "a"
         known = {
-            "loss": Measure("loss", "loss", f"nats a {self.target_name}"),
+            "loss": Measure("loss", "loss", f"nats {article} {self.target_name}"),
             "perplexity": Measure("perplexity", "perplexity"),
             "accuracy": Measure("accuracy", "accuracy", f"of each held-out {self.target_name}", percent=True),
             "next_sentence": Measure("next_sentence", "next sentence", percent=True),
@@ -54,6 +55,10 @@ class Pretrain(Method):
     def headline(self) -> Measure:
         named = {measure.name: measure for measure in self.measures}
         return named.get("bits_per_byte") or named["accuracy"]
+
+    @property
+    def greedy_samples(self) -> bool:
+        return not isinstance(self.objective, CausalLM)
 
     @property
     def target_name(self) -> str:

@@ -1,4 +1,4 @@
-"""Samples of a model: continuations of prompts, and reconstructions of held-out rows.
+"""Samples of a model: continuations of prompts, replies to them, and reconstructions of held-out rows.
 
 A reconstruction fills the objective's masks, or writes its missing spans or what follows a prefix, always with the
 likeliest token.
@@ -18,6 +18,7 @@ from lm.data.objective import Batch
 from lm.decode.generate import check_prompts as check_ids
 from lm.model.config import ModelConfig
 from lm.model.inputs import Inputs
+from lm.text.chat import encode_chat_prompt
 from lm.text.tokenizer import Tokenizer
 from lm.train.method import Sample, SampleSettings, Writer
 
@@ -28,11 +29,17 @@ SHOWN = 40  # characters of a prompt in a message
 Logits = Callable[[jax.Array], jax.Array]  # tokens [1, T] -> logits [1, T, V]
 
 
-def check_prompts(tokenizer: Tokenizer, model: ModelConfig, prompts: tuple[str, ...]) -> None:
-    """Raises ValueError, naming the prompt, for one that the model cannot continue by a token."""
+def check_prompts(
+    tokenizer: Tokenizer,
+    model: ModelConfig,
+    prompts: tuple[str, ...],
+    encode: Callable[[Tokenizer, str], list[int]] = Tokenizer.encode_prompt,
+) -> None:
+    """Raises ValueError, naming the prompt, for one that the model cannot continue by a token, as `encode` gives its
+    ids."""
     for prompt in prompts:
         try:
-            check_ids([tokenizer.encode_prompt(prompt)], model.vocab, model.context, 1)
+            check_ids([encode(tokenizer, prompt)], model.vocab, model.context, 1)
         except ValueError as error:
             shown = prompt if len(prompt) <= SHOWN else f"{prompt[:SHOWN]}…"
             raise ValueError(f"prompts: {shown!r}: {error}") from None
@@ -44,6 +51,24 @@ def continuations(model: Writer, settings: SampleSettings) -> Iterator[Sample]:
         room = model.model.cfg.context - len(model.encode(prompt))
         streamed = model.stream(prompt, min(settings.sample_tokens, room), settings.sampling, settings.seed)
         yield Sample(f"{prompt!r}, continued", prompt, prompt + "".join(rows[0] for rows in streamed))
+
+
+def reply_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """The ids of `prompt` as a user's message, by the tokenizer's chat template where it has one."""
+    if not tokenizer.chat_template:
+        return tokenizer.encode_prompt(prompt)
+    return encode_chat_prompt(tokenizer, [{"role": "user", "content": prompt}])
+
+
+def replies(model: Writer, settings: SampleSettings, tokenizer: Tokenizer) -> Iterator[Sample]:
+    """Each prompt and the model's reply."""
+    vocab = tokenizer.vocab_size if model.model.cfg.vocab > tokenizer.vocab_size else 0
+    sampling = replace(settings.sampling, vocab_size=vocab)
+    for prompt in settings.prompts if settings.sample_tokens else ():
+        ids = reply_prompt(tokenizer, prompt)
+        most = min(settings.sample_tokens, model.model.cfg.context - len(ids))
+        written = [id for (new,) in model.stream_ids([ids], most, sampling, settings.seed) for id in new]
+        yield Sample(f"{prompt!r}, answered", prompt, f"{prompt}\n\n{tokenizer.decode(written)}")
 
 
 def reconstructions(model: Writer, settings: SampleSettings, data: "Batches") -> Iterator[Sample]:

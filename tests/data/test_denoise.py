@@ -74,7 +74,7 @@ def rows_of(count: int, width: int, filled: int | None = None) -> Rows:
     tokens = np.random.default_rng(5).integers(2, VOCAB, (count, width + 1)).astype(np.int32)
     documents = np.broadcast_to(np.arange(width + 1) < (width if filled is None else filled), tokens.shape)
     documents = documents.astype(np.int32)
-    return Rows(tokens * documents, documents, documents)
+    return Rows(tokens * documents, documents, documents, documents)
 
 
 def texts(batch: Batch, row: int) -> tuple[list[int], list[int]]:

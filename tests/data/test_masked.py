@@ -24,7 +24,7 @@ def rows_of(*texts: str, width: int = 65) -> Rows:
     for i, text in enumerate(texts):
         ids = [256, *TOKENIZER.encode(text), 257]
         tokens[i, : len(ids)], documents[i, : len(ids)] = ids, 1
-    return Rows(tokens, documents, documents)
+    return Rows(tokens, documents, documents, documents)
 
 
 def seeded(seed: int):

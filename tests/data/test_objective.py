@@ -14,7 +14,7 @@ from lm.text.tokenizer import ByteTokenizer
 def test_causal_targets_are_the_next_tokens_of_the_same_document() -> None:
     tokens = np.array([[1, 5, 6, 2, 1, 7, 2, 0, 0]], np.int32)  # bos 1, eos 2
     documents = np.array([[1, 1, 1, 1, 2, 2, 2, 0, 0]], np.int32)
-    batch = CausalLM().batch(Rows(tokens, documents, documents))
+    batch = CausalLM().batch(Rows(tokens, documents, documents, documents))
     assert batch["tokens"].tolist() == [[1, 5, 6, 2, 1, 7, 2, 0]]
     assert batch["targets"].tolist() == [[5, 6, 2, 1, 7, 2, 0, 0]]
     assert batch["weights"].tolist() == [[1, 1, 1, 0, 1, 1, 0, 0]]  # nothing is asked where the input is eos
@@ -40,7 +40,7 @@ def test_positions_count_from_each_segments_start() -> None:
 
 def test_padding_has_no_weight_and_no_segment() -> None:
     ones = np.ones((2, 3), np.int32)
-    batch = padded(CausalLM().batch(Rows(ones, ones, ones)), 4)
+    batch = padded(CausalLM().batch(Rows(ones, ones, ones, ones)), 4)
     assert all(array.shape == (4, 2) for array in batch.values())
     assert batch["weights"].sum() == 4 and not batch["segment_ids"][2:].any()
 
@@ -52,7 +52,8 @@ def rows_of_documents(draw: st.DrawFn) -> Rows:
     documents = np.repeat(np.arange(1, len(lengths) + 1), lengths)
     documents = np.pad(documents, (0, draw(st.integers(0, 3))))[None].astype(np.int32)
     tokens = np.where(documents > 0, np.arange(1, documents.size + 1), 0).astype(np.int32)
-    return Rows(tokens, documents, np.minimum(documents, 1) if draw(st.booleans()) else documents)
+    segments = np.minimum(documents, 1) if draw(st.booleans()) else documents
+    return Rows(tokens, documents, segments, np.minimum(documents, 1))
 
 
 @settings(max_examples=100, deadline=None)
@@ -75,7 +76,7 @@ def test_prefix_lengths_are_uniform() -> None:
     ones = np.ones((1, 9), np.int32)
     generator = np.random.default_rng(0)
     lengths = [
-        PrefixLM().batch(Rows(ones, ones, ones), row_rng=lambda _: generator)["prefix"].sum() for _ in range(4000)
+        PrefixLM().batch(Rows(ones, ones, ones, ones), row_rng=lambda _: generator)["prefix"].sum() for _ in range(4000)
     ]
     counts = np.bincount(lengths, minlength=9)
     assert counts[0] == 0 and (np.abs(counts[1:] / 4000 - 1 / 8) < 0.03).all()

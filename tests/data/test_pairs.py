@@ -29,7 +29,7 @@ def rows_of(lengths: list[list[int]], context: ObjectiveContext) -> Rows:
             ids = [*frame[0], *range(token, token + length), *frame[1]][: width - at]
             tokens[i, at : at + len(ids)], documents[i, at : at + len(ids)] = ids, number
             token, at = token + length, at + len(ids)
-    return Rows(tokens, documents, documents)
+    return Rows(tokens, documents, documents, documents)
 
 
 def generators(seed: int, rows: int) -> list[np.random.Generator]:

@@ -92,7 +92,7 @@ def test_a_page_s_experiment_takes_a_step(name: str) -> None:
     none = np.zeros(4096, bool)
     found = ObjectiveContext(e.length, 4096, 1, 2, None, e.model.has_encoder, special=none, word_starts=none)
     ones = np.ones((e.rows, e.method.objective.row_tokens(found) + 1), np.int32)
-    batch = e.method.objective.batch(Rows(ones, ones, ones), found)
+    batch = e.method.objective.batch(Rows(ones, ones, ones, ones), found)
     learner = e.method.build(Transformer(e.model, e.compute.resolve("cpu")))
     abstract = {k: jax.ShapeDtypeStruct(a.shape, a.dtype) for k, a in batch.items()}
     loss, metrics = jax.eval_shape(
