@@ -3,7 +3,7 @@ option that is dropped on the way, a slot that is not given back."""
 
 TESTS = {
     "lm/serve/call.py": ("tests/serve/test_routes.py",),
-    "lm/serve/fields.py": ("tests/serve/test_routes.py",),
+    "lm/serve/fields.py": ("tests/serve/test_routes.py", "tests/serve/test_generated.py"),
     "lm/serve/answers.py": ("tests/serve/test_routes.py",),
     "lm/serve/worker.py": ("tests/serve/test_server.py", "tests/serve/test_routes.py"),
     "lm/serve/app.py": ("tests/serve/test_server.py",),
@@ -45,6 +45,9 @@ BY_FILE = {
         ("processed log-probabilities are the model's own", "mode == LOG_PROBS[1]", "False"),
     ),
     "lm/serve/fields.py": (
+        ("a body that is nested too deep is a failure", "(ValueError, RecursionError)", "ValueError"),
+        ("half a character in a name is a failure", 'text.encode(errors="backslashreplace").decode()', "text"),
+        ("an infinite number is one", "if not abs(value) <= FLOAT32:", "if value != value:"),
         (
             "what is not known is ignored",
             "        for name, value in self.left.items():",

@@ -9,8 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from lm.decode.engine import Request
@@ -337,41 +335,6 @@ def test_other_refusals(client: TestClient) -> None:
     assert client.get("/v1/completions").status_code == 405
     unknown = client.post("/v1/images", json={})
     assert unknown.status_code == 404 and "/v1/images" in unknown.json()["error"]["message"]
-
-
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=5,
-)
-NAMES = [
-    "prompt",
-    "messages",
-    "n",
-    "stop",
-    "logit_bias",
-    "logprobs",
-    "top_k",
-    "seed",
-    "stream",
-    "echo",
-    "tokens",
-    "model",
-]
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    route=st.sampled_from(["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"]),
-    body=st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=3), VALUES, max_size=4),
-)
-def test_no_body_makes_the_server_fail(client: TestClient, route: str, body: dict[str, Any]) -> None:
-    assert (
-        client.post(
-            route, content=json.dumps({"max_tokens": 2, **body}).encode(), headers={"content-type": "application/json"}
-        ).status_code
-        < 500
-    )
 
 
 # -------------------------------------------------------------------- the other routes
