@@ -28,9 +28,9 @@ TESTS = {
 
 BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/model/adapted.py": (
-        ("the change is not scaled", "contract=contract) * self.scale, self.b)", "contract=contract), self.b)"),
+        ("the change is not scaled", "contract=a.ndim - 1) * self.scale, b)", "contract=a.ndim - 1), b)"),
         ("a merged change is not scaled", "self.base + self.scale * jax", "self.base + jax"),
-        ("DoRA's norm has a gradient", "column_norms(jax.lax.stop_gradient(self._sum)", "column_norms((self._sum)"),
+        ("DoRA's norm has a gradient", "jax.lax.stop_gradient(column_norms", "(column_norms"),
         ("what is dropped out is not scaled up", "x / (1 - self.dropout), 0)", "x, 0)"),
     ),
     "lm/tune/lora.py": (

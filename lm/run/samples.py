@@ -9,6 +9,7 @@ from lm.decode.generate import NonFiniteLogits
 from lm.machine import processes
 from lm.model import count
 from lm.pretrained import Pretrained
+from lm.pretrained.runs import FinishedRun
 from lm.run.folder import write_json
 from lm.run.prepared import Prepared
 from lm.sharding.batches import replicate
@@ -21,7 +22,8 @@ def write_samples(prepared: Prepared, params: Any, frozen: Any, step: int, say: 
     if gathered is None or not processes.is_first():
         return
     e = prepared.experiment
-    model = Pretrained(e.model, gathered, prepared.data.tokenizer, prepared.model, step)
+    ids = FinishedRun(prepared.folder, e).ids()
+    model = Pretrained(e.model, gathered, prepared.data.tokenizer, prepared.model, step, ids=ids)
     samples = []
     try:
         for sample in prepared.learner.samples(model, e):

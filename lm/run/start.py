@@ -5,6 +5,7 @@ A run that has a checkpoint goes on from that: the model that it started from ma
 
 import json
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -15,7 +16,8 @@ from lm.model.config import ModelConfig
 from lm.model.transformer import Params
 from lm.pretrained import open_model
 from lm.pretrained.architecture import canonical
-from lm.pretrained.runs import START
+from lm.pretrained.published import Published
+from lm.pretrained.runs import START, FinishedRun
 from lm.run.folder import has_begun, on_first_process, write_json
 from lm.text.tokenizer import Tokenizer, TokenizerFile
 
@@ -50,7 +52,14 @@ def _check_start(experiment: Experiment, folder: Path) -> None:
             cure = "choose another --workdir" if has_begun(folder) else f"no step was taken, so remove {folder}"
             raise ValueError(f"start: {path} has changed since this run began: {cure}")
         check_model(experiment, opened.config)
-        write_json(file, {"path": path, "fingerprint": fingerprint, "ids": opened.ids()})
+        write_json(file, {"path": path, "fingerprint": fingerprint, "ids": _ids(opened)})
+
+
+def _ids(opened: Published | FinishedRun) -> dict[str, Any]:
+    """The token ids of a model's config files; for one without, the ends that its tokenizer knows, which its own files
+    do not all say (GGUF)."""
+    ids, tokenizer = opened.ids(), opened.tokenizer()
+    return {"eos_token_id": list(tokenizer.stop_ids), **ids} if tokenizer and tokenizer.stop_ids else ids
 
 
 def check_model(experiment: Experiment, config: ModelConfig) -> None:

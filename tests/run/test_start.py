@@ -16,10 +16,11 @@ from lm.experiment import Experiment
 from lm.machine.monitor import Bar
 from lm.model.transformer import Transformer
 from lm.pretrained import load, read_config
+from lm.pretrained.published import Published
 from lm.run import course
 from lm.run.evaluate import evaluate
 from lm.run.smoke import smoke
-from lm.run.start import start_tokenizer
+from lm.run.start import _ids, start_tokenizer
 from lm.text.tokenizer import Bytes, Characters, SentencePieceSpec, TokenizerFile
 from lm.train.checkpoint import Checkpoints
 from lm.tune.lora import LoRA
@@ -141,6 +142,18 @@ def test_a_published_model_is_a_start_with_its_ids(base: Experiment, first: Path
     assert jnp.abs(before["query"] - after["query"]).max() > 0
     with pytest.raises(ValueError, match="comes without a tokenizer: give data.tokenizer=TokenizerFile"):
         start_tokenizer(plain)
+
+
+def test_the_ends_of_a_gguf_file_are_the_run_s(tmp_path: Path) -> None:
+    published = Published(tmp_path, None)  # type: ignore[arg-type]
+    tokenizer = Bytes().make([])
+    tokenizer.stop_ids = (2, 0, 4)  # as GGUF's metadata name them, and no tokenizer's file
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Published, "tokenizer", lambda _: tokenizer)
+        patch.setattr(Published, "ids", lambda _: {})
+        assert _ids(published) == {"eos_token_id": [2, 0, 4]}
+        patch.setattr(Published, "ids", lambda _: {"eos_token_id": 7})
+        assert _ids(published) == {"eos_token_id": 7}
 
 
 def test_another_model_is_refused_before_the_first_step(base: Experiment, first: Path, tmp_path: Path) -> None:
