@@ -138,10 +138,13 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), refresh_per_second=2) as progress:
+    progress = Progress(console=Console(stderr=True), refresh_per_second=2)
+    with contextlib.ExitStack() as shown:
         tasks: dict[str, Any] = {}
 
         def report(what: str, done: int, total: int) -> None:
+            if not tasks:  # an empty one would print an empty line
+                shown.enter_context(progress)
             if what not in tasks:
                 tasks[what] = progress.add_task(what)
             progress.update(tasks[what], completed=done, total=total)

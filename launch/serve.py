@@ -29,7 +29,11 @@ def add(verbs: Any) -> None:
     verb.add_argument("--allow-origin", nargs="+", default=[], metavar="URL", help="web pages that may read answers")
     verb.add_argument("--slots", type=int, default=16, metavar="N", help="requests that are decoded at a time (16)")
     verb.add_argument(
-        "--length", type=int, default=0, metavar="T", help="tokens of a slot (default: the context, at most 8192)"
+        "--length",
+        type=int,
+        default=0,
+        metavar="T",
+        help="tokens of a slot (default: the context, at most 8192; of a text that is embedded, at most 2048)",
     )
     verb.add_argument("--max-waiting", type=int, default=256, metavar="N", help="requests that may wait (256)")
     verb.add_argument(
@@ -95,13 +99,14 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f'lm serve needs {error.name}: pip install -e ".[serve]"') from None
     from lm.serve.call import Limits
     from lm.serve.conversation import engine_of, length_of
-    from lm.serve.embeddings import Embedder
+    from lm.serve.embeddings import EMBEDDED, Embedder
 
     keys = start.read_keys(Path(args.api_key_file).expanduser()) if args.api_key_file else []
     model = load(args.model, args.dtype, args.devices, args.chat_template, args.adapter)
     decodes = model.config.causal and not model.config.has_encoder
     engine = engine_of(model, args.slots, args.length) if decodes else None
-    embedder = Embedder(model, length_of(model, args.length))
+    length = length_of(model, args.length)
+    embedder = Embedder(model, length if args.length else min(length, EMBEDDED))
     name = args.name or Path(args.model).expanduser().resolve().name
     most = Limits(args.max_body_bytes, args.max_new_tokens, args.max_seconds)
     app = start.application(model, name, engine, most, args.max_waiting, keys, args.allow_origin, embedder)

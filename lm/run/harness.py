@@ -80,6 +80,7 @@ class EngineModel:
     slots: int = SLOTS
     always_bos: bool = True
     progress: Progress = lambda what, done, total: None
+    asked: int = field(default=0, init=False)  # requests of the engine
     truncated: int = field(default=0, init=False)  # texts that lost tokens on the left
 
     def __post_init__(self) -> None:
@@ -185,6 +186,7 @@ class EngineModel:
 
     def _outputs(self, engine: Engine, requests: Sequence[Request], what: str) -> Iterator[tuple[int, Output]]:
         """(index of the request, output), as they come. Raises ValueError for logits that are not finite."""
+        self.asked += len(requests)
         index, left = {engine.submit(request): i for i, request in enumerate(requests)}, len(requests)
         while engine.busy:
             for output in engine.step():
@@ -257,7 +259,13 @@ def evaluate_tasks(
         if name not in known.all_tasks:
             raise ValueError(f"unknown task {name!r}: {suggest(name, known.all_tasks)}")
     options = dict(limit=limit, num_fewshot=num_fewshot, log_samples=False)
-    found = lm_eval.simple_evaluate(Answers(), tasks=list(tasks), task_manager=known, **options)
+    try:
+        found = lm_eval.simple_evaluate(Answers(), tasks=list(tasks), task_manager=known, **options)
+    except Exception as error:
+        if model.asked:
+            raise
+        what = f"{type(error).__name__}: {str(error).strip()}"
+        raise ValueError(f"the tasks cannot be loaded: {what}; for data that is here, see --include-path") from error
     settings = {"tasks": list(tasks), "limit": limit, "num_fewshot": num_fewshot, "lm_eval": version("lm_eval")}
     return {"model": about(model), "settings": settings, **{name: found[name] for name in KEPT if name in found}}
 

@@ -196,7 +196,8 @@ class Api:
         settings = {"n_ctx": self.served.length, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
         limits, thread = asdict(self.served.limits), self._thread
         limits |= {"most_waiting": thread.most_waiting} if thread else {}
-        limits |= {"most_texts": self._embedder.most_waiting} if self._embedder else {}
+        if vectors := self._embedder:
+            limits |= {"most_texts": vectors.most_waiting, "text_tokens": vectors.length}
         return JSONResponse(
             {
                 "model_alias": self.served.name,

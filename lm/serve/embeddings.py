@@ -22,6 +22,7 @@ from lm.serve.fields import ApiError, Fields, bad
 LOG = logging.getLogger("uvicorn.error")
 NARROWEST, GROWTH = 32, 4  # tokens of the least width, and from one to the next
 BATCH_TOKENS = 256  # of a batch, padding included, where a row is not longer
+EMBEDDED = 2048  # tokens of a text, where nothing else is asked for: a long shape compiles for half a minute
 FORMATS = ("float", "base64")
 
 

@@ -243,6 +243,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     def simple_evaluate(lm: Any, **options: Any) -> dict[str, Any]:
         seen.update(options)
+        if fails := seen.get("fails"):
+            raise fails
         score, greedy = lm.loglikelihood(instances(("a", "b")))[0]
         return {"results": {"lambada_openai": {"acc,none": float(greedy), "score": score}}, "config": {"torch": None}}
 
@@ -256,7 +258,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(harness, "version", lambda name: "0")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    monkeypatch.setattr("launch.serve.load", lambda *args: model())
+    monkeypatch.setattr("launch.serve.load", lambda *args: seen.update(loaded=args) or model())
     return seen
 
 
@@ -264,11 +266,23 @@ def test_tasks_from_the_command_line(
     installed: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "new" / "out.json"
-    options = ["--limit", "3", "--num-fewshot", "2", "--include-path", str(tmp_path), "--output", str(file)]
+    options = [
+        "--limit",
+        "3",
+        "--num-fewshot",
+        "2",
+        "--include-path",
+        str(tmp_path),
+        "--output",
+        str(file),
+        "--adapter",
+        "lora",
+    ]
     assert main(["evaluate", "m.gguf", "--tasks", "lambada_openai,blimp", *options]) == 0
     said, found = capsys.readouterr().out, json.loads(file.read_text())
     assert "TABLE" in said and "bos: '<bos>', the tokenizer's bos, before every text" in said
     assert (installed["limit"], installed["num_fewshot"], installed["include_path"]) == (3, 2, str(tmp_path))
+    assert installed["loaded"] == ("m.gguf", "", "", None, "lora")
     assert installed["tasks"] == found["settings"]["tasks"] == ["lambada_openai", "blimp"]
     assert found["results"]["lambada_openai"]["score"] == near(direct([256, *b"ab"], 1)) and "config" not in found
     assert found["model"]["path"] == "m.gguf" and found["model"]["params"] == params_fingerprint(model().params)
@@ -296,6 +310,20 @@ def test_mistakes_are_one_line(
 ) -> None:
     assert main(["evaluate", "m.gguf", *options]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_tasks_that_cannot_be_loaded_are_one_line(
+    installed: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """But what fails later is no mistake of the user's."""
+    installed["fails"] = KeyError("text")
+    assert main(["evaluate", "m.gguf", "--tasks", "blimp"]) == 1
+    error = capsys.readouterr().err
+    assert "the tasks cannot be loaded: KeyError: 'text'; for data that is here" in error and error.count("\n") == 1
+    one = asked()
+    one.loglikelihood(instances(("a", "b")))
+    with pytest.raises(KeyError):
+        harness.evaluate_tasks(one, ["blimp"])
 
 
 def test_the_harness_is_named_where_it_is_missing(
