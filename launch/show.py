@@ -1,4 +1,6 @@
-"""`lm show`: a resolved experiment, its parameters, FLOPs and memory; or a published model. No data is read."""
+"""`lm show`: a resolved experiment, its parameters, FLOPs and memory; or a published model.
+
+No data is read, but for --examples: documents of the first batches, with what carries loss in colour."""
 
 import argparse
 import math
@@ -16,6 +18,7 @@ EPILOG = """\
 examples:
   lm show experiments.quickstart
   lm show experiments.quickstart --set model.layers=12 model.width=768 optimizer=Muon
+  lm show experiments.tune.sft_small --examples 3
   lm show model.gguf                             or a Hugging Face model directory
 """
 
@@ -26,6 +29,8 @@ def add(verbs: Any) -> None:
         "show", help="an experiment, its parameters, FLOPs and memory", description=__doc__, epilog=EPILOG
     )
     add_experiment_arguments(verb)
+    help = "documents of training, what is learned in colour"
+    verb.add_argument("--examples", type=int, default=0, metavar="N", help=help)
     verb.set_defaults(run=run)
 
 
@@ -38,6 +43,8 @@ def run(args: argparse.Namespace) -> None:
     hardware.check_backend()
     from lm.legal import check_devices
 
+    if args.examples < 0 or (args.examples and is_published(args.experiment)):
+        raise ValueError(f"--examples {args.examples}: expected how many documents of an experiment to show")
     if is_published(args.experiment):
         return show_model(args.experiment)
     experiment, reference = find(args.experiment)
@@ -51,6 +58,8 @@ def run(args: argparse.Namespace) -> None:
     console.print(tree(experiment, reference))
     for table in (parts(experiment.model), costs(experiment)):
         console.print(table)
+    for shown in learned(experiment, args.examples) if args.examples else ():
+        console.print(shown)
 
 
 def is_published(path: str) -> bool:
@@ -86,6 +95,25 @@ def tree(shown: "Experiment | ModelConfig", reference: str) -> Any:
     top = Tree(f"[bold]{escape(reference)}[/]")
     grow(top, plain(shown))
     return top
+
+
+def learned(experiment: "Experiment", count: int) -> list[Any]:
+    """Documents of training, what carries loss in bold green, and what one should know of the data."""
+    from rich.panel import Panel
+    from rich.text import Text
+
+    from lm.data.examples import examples
+    from lm.data.loader import prepare
+    from lm.machine.monitor import preparing
+    from lm.run.prepared import tokenizer_of
+
+    e = experiment
+    with preparing() as progress:
+        tokenizer = tokenizer_of(e, progress)
+        shape = e.length, e.rows, e.seed, e.method.objective, tokenizer, progress, e.model.has_encoder
+        data = prepare(e.data, *shape)
+    texts = [Text.assemble(*((t, "bold green" if loss else "dim") for t, loss in one)) for one in examples(data, count)]
+    return [*(Panel(text, title=f"example {i}") for i, text in enumerate(texts, start=1)), *map(Text, data.remarks())]
 
 
 def parts(cfg: "ModelConfig") -> Any:

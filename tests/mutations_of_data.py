@@ -2,7 +2,7 @@
 
 CONVERSATIONS = ("tests/data/test_conversations.py",)
 TESTS = {
-    "lm/data/conversations.py": CONVERSATIONS,
+    **dict.fromkeys(("lm/data/conversations.py", "lm/data/examples.py"), CONVERSATIONS),
     **{f"lm/data/{name}.py": (f"tests/data/test_{name}.py", *CONVERSATIONS) for name in ("objective", "pack", "store")},
     "lm/text/chat.py": ("tests/text/test_chat.py", *CONVERSATIONS),
     "lm/data/encoded.py": ("tests/data/test_store.py", "tests/tune/test_pretrain.py"),
@@ -28,6 +28,14 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("any role will do", 'if message["role"] not in ROLES:', "if False:"),
         ("another template has the same store", "json.dumps([tokenizer.chat_template,", "json.dumps(["),
         ("there may be two bos", "begin = missing_bos(tokenizer, ids)", "begin = [x for x in [tokenizer.bos] if x]"),
+    ),
+    "lm/data/examples.py": (
+        ("a first token is learned", "loss & (np.arange(len(ids)) > 0)", "loss"),
+        ("examples show what is in a row", "own = documents == number", "own = documents > 0"),
+    ),
+    "lm/data/talks.py": (
+        ("what is private is talked of", 'not node.name.startswith("_")', "node.name"),
+        ("a talk of the train split is held out", "SPLITS[not is_train(split)]", "SPLITS[0]"),
     ),
     "lm/data/encoded.py": (
         ("bytes are counted as characters", "None, len(text.encode()), first)", "None, len(text), first)"),

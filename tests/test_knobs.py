@@ -63,6 +63,7 @@ ELSEWHERE = {
     **dict.fromkeys(("Conversations.records", "Conversations.other_fields"), CONVERSATIONS),
     "Data.chat_template": "tests/tune/test_sft.py::test_a_run_is_measured_replies_and_is_loaded_with_its_template",
     **dict.fromkeys(("Stdlib.part", "Stdlib.folder"), STDLIB),
+    "StdlibTalks.folder": "tests/data/test_talks.py::test_a_talk_asks_what_it_does_and_what_it_takes",
     **{f"Tfds.{field.name}": TFDS for field in dataclasses.fields(Tfds)},
 }
 

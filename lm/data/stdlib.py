@@ -50,7 +50,7 @@ class Stdlib(Source):
         return not_empty(Documents(len(texts), lambda i: texts[i]), self, split)
 
     def fingerprint(self) -> str:
-        return _identity(library(self.folder), self.part)
+        return identity(library(self.folder), self.part)
 
 
 def library(folder: str | None = None) -> Path:
@@ -87,18 +87,21 @@ def _texts(root: Path, part: str, split: str) -> tuple[str, ...]:
 def documents_of(root: Path, part: str, split: str) -> Iterator[tuple[str, str]]:
     """(name, text) of the documents of one part and split, sorted by name."""
 
-    def in_split(name: str) -> bool:
-        return held_out(name, HELDOUT) == (split == "heldout")
-
-    files = _decoded(root, filter(in_split, modules(root)))
+    files = decoded(root, (name for name in modules(root) if in_split(name, split)))
     if part == "prose":
         files = itertools.chain(
-            ((n, docstrings(t)) for n, t in files), ((n, t) for n, t in topics(root) if in_split(n))
+            ((n, docstrings(t)) for n, t in files), ((n, t) for n, t in topics(root) if in_split(n, split))
         )
     yield from ((name, text) for name, text in files if len(text) >= MIN_CHARACTERS)
 
 
-def _decoded(root: Path, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+def in_split(name: str, split: str) -> bool:
+    """Whether the file `name` is in `split`."""
+    return held_out(name, HELDOUT) == (split == "heldout")
+
+
+def decoded(root: Path, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """(name, text) of the files `names` that can be read as UTF-8."""
     for name in names:
         try:
             yield name, (root / name).read_bytes().decode()
@@ -151,7 +154,7 @@ def _groups(paragraphs: dict[str, list[str]]) -> list[list[str]]:
 
 
 @functools.lru_cache(maxsize=8)
-def _identity(root: Path, part: str) -> str:
+def identity(root: Path, part: str) -> str:
     """16 hex digits of what determines the documents: this file's version, the Python, and the library's files."""
     names = [*modules(root), *(["pydoc_data/topics.py"] if (root / "pydoc_data" / "topics.py").is_file() else [])]
     sizes = [

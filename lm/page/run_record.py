@@ -34,6 +34,7 @@ ABOUT: Object = {
     "baselines": dict[str, Numbers],
     "not_evaluated": dict[str, str],
     "remarks": tuple[str, ...],
+    "examples": tuple[tuple[tuple[str, bool], ...], ...],
     "method": Object,
     "objective": Object,
 }

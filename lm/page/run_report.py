@@ -53,6 +53,7 @@ class RunReport:
             self._samples(),
             self._model(),
             self._data(),
+            self._examples(),
             self._declared(),
             self._machine(),
             tag(
@@ -256,7 +257,7 @@ class RunReport:
         head = ["source", "split", "documents", "tokens", "text", "bytes a token"]
         rows = [
             [
-                *(source, split, f"{amount['documents']:,}", f"{amount['tokens']:,}", size(amount["bytes"])),
+                *(source, split, f"{amount['documents']:,.0f}", f"{amount['tokens']:,.0f}", size(amount["bytes"])),
                 f"{amount['bytes'] / max(amount['tokens'], 1):.2f}",
             ]
             for source, splits in self.about.get("data", {}).items()
@@ -264,6 +265,15 @@ class RunReport:
         ]
         remarks = [tag("p", f"{remark}.") for remark in self.about.get("remarks", [])]
         return section("Data", table(head, rows, text_columns=2), *remarks)
+
+    def _examples(self) -> Markup:
+        """Documents of the first batches, and what of them is learned."""
+        each = [
+            tag("div", tag("pre", *(tag("em", text) if loss else text for text, loss in example)), class_="sample")
+            for example in self.about.get("examples", [])
+        ]
+        note = f"Of the first batches. In colour, what carries loss: each {self.record.target}."
+        return section("Examples", tag("div", *each, class_="samples") if each else "", note=note)
 
     def _declared(self) -> Markup:
         made_by = self.record.reference

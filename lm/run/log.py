@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lm import value
+from lm.data.examples import examples
+from lm.data.objective import Replies
 from lm.experiment import Experiment
 from lm.machine import buckets, hardware
 from lm.machine.monitor import Bar, Metrics
@@ -21,6 +23,7 @@ from lm.run.folder import write_json
 from lm.run.prepared import Prepared
 from lm.train.method import Method
 
+EXAMPLES = 3
 MIXTURE_POINTS = 21  # steps for which about.json has the shares of the mixture
 NOT_LOGGED = ("tokens", "total")  # of a step's metrics; metrics.jsonl has the tokens so far
 
@@ -232,6 +235,7 @@ def run_metadata(
         "mesh": dict(prepared.mesh.shape),
         "data": {s: {k: vars(a) for k, a in splits.items()} for s, splits in data.summary().items()},
         "remarks": data.remarks(),
+        "examples": examples(data, EXAMPLES) if isinstance(data.objective, Replies) else [],
         "shares": [[n, data.shares(n)] for n in points],
         "method": {
             "target_name": method.target_name,

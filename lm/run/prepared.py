@@ -25,7 +25,7 @@ from lm.run.heldout import HeldOut
 from lm.run.start import start_tokenizer
 from lm.sharding.batches import local_rows
 from lm.sharding.mesh import make_mesh
-from lm.text.tokenizer import load_tokenizer
+from lm.text.tokenizer import Tokenizer, load_tokenizer
 from lm.train.method import Learner
 from lm.train.step import Evaluate, build_eval
 from lm.tune.pretrain import Pretrain
@@ -100,11 +100,18 @@ def _data(experiment: Experiment, folder: Path) -> Batches:
 def _train_tokenizer(experiment: Experiment, saved: Path, progress: Progress | None) -> None:
     e = experiment
     if not saved.exists():
-        tokenizer = start_tokenizer(e) if e.start else make_tokenizer(e.data, progress)
-        if e.data.chat_template:
-            tokenizer.give_template(e.data.chat_template)
+        tokenizer = tokenizer_of(e, progress)
         check_vocabulary(e, objective_context(tokenizer, e.length, e.model.has_encoder))
         save_tokenizer(tokenizer, saved)
+
+
+def tokenizer_of(experiment: Experiment, progress: Progress | None = None) -> Tokenizer:
+    """The tokenizer that a run of `experiment` begins with. Raises ValueError where there is none."""
+    e = experiment
+    tokenizer = start_tokenizer(e) if e.start else make_tokenizer(e.data, progress)
+    if e.data.chat_template:
+        tokenizer.give_template(e.data.chat_template)
+    return tokenizer
 
 
 def check_vocabulary(experiment: Experiment, context: ObjectiveContext) -> None:

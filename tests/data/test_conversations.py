@@ -10,9 +10,10 @@ import pytest
 
 from lm.data.conversations import Conversations, encode_record, parse
 from lm.data.encoded import Encoded
+from lm.data.examples import examples
 from lm.data.loader import make_tokenizer, prepare
 from lm.data.mixture import Data, Mixture
-from lm.data.objective import CausalLM, Replies
+from lm.data.objective import CausalLM, PrefixLM, Replies
 from lm.data.pack import Chunk, Pack
 from lm.data.records import Jsonl, Parquet
 from lm.data.source import TextFile
@@ -228,13 +229,15 @@ def test_each_epoch_has_every_turn_that_fits_and_the_rest_is_counted(tmp_path: P
     (told,) = [line for line in batches.remarks() if "train: " in line and "longer" in line]
     lost, of = (int(n.replace(",", "")) for n in told.split("together ")[1].split(" tokens")[0].split(" of "))
     texts = [i for i in range(len(store)) if store.loss[store.offsets[i] : store.offsets[i + 1]].all()]
-    assert of == store.loss.sum() and asked == of - lost - len(texts)  # a text's first token has no predecessor
+    assert (
+        len(texts) == 1 and of == store.loss.sum() and asked == of - lost - len(texts)
+    )  # a text's first token has no predecessor
     kept = [store.tokens[store.offsets[i] :][: len(piece)] for i in range(len(store)) for piece in [store[i]]]
     for tokens, documents, loss in zip(rows.tokens, rows.documents, rows.loss, strict=True):
         for number in range(1, documents.max() + 1):
             piece, carried = tokens[documents == number], loss[documents == number]
             whole = any(len(piece) == len(d) and (piece == d).all() for d in kept)
-            assert whole or carried[-1] == 1  # cut after a turn of the assistant
+            assert whole or piece[-1] == 257 or carried.all()  # cut after a turn of the assistant, or a text
             assert piece[0] == 256 or carried.all()  # a talk is read from its beginning
 
 
@@ -285,3 +288,17 @@ def test_what_is_said_is_the_plain_text(tmp_path: Path) -> None:
     assert source.plain_text(source.documents("train")[0]) == "be kind\n\na b?\n\nc d\n\ne\n\nf"
     source = jsonl(tmp_path, [{"prompt": "a", "completion": "b"}])
     assert source.plain_text(source.documents("train")[0]) == "a\n\nb"
+
+
+def test_examples_are_the_documents_of_the_first_batches_with_what_is_learned(tmp_path: Path) -> None:
+    """Two of which share a row."""
+    talks = [messages(TURNS[1:3]), messages([("user", "x"), ("assistant", "yy")])]
+    data = Data(Mixture({"chat": jsonl(tmp_path, [{"messages": t} for t in talks])}, {"chat": 1.0}), packing=Pack())
+    found = examples(prepare(data, 160, 1, objective=Replies(), tokenizer=chatml()), 3)
+    assert sorted("".join(text for text, _ in one) for one in found[:2]) == sorted(render(CHATML, t) for t in talks)
+    learned = [[text for text, loss in one if loss] for one in found]
+    assert sorted(learned[:2]) == [["c d<|im_end|>"], ["yy<|im_end|>"]] and learned[2] in learned[:2]
+    (start, rest), *_ = examples(prepare(data, 160, 1, tokenizer=chatml()), 1)  # all but the first token
+    assert start == ("<|im_start|>", False) and rest[1]
+    with pytest.raises(ValueError, match="examples show which next tokens are learned, and PrefixLM has"):
+        examples(prepare(data, 160, 1, objective=PrefixLM(), tokenizer=chatml()), 1)

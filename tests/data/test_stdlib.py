@@ -76,7 +76,7 @@ def test_its_documents_are_those_of_the_split(small: Path) -> None:
 
 def test_the_fingerprint_follows_the_library_and_the_python(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def now() -> str:
-        stdlib._identity.cache_clear()
+        stdlib.identity.cache_clear()
         return Stdlib("code", str(small)).fingerprint()
 
     first = now()

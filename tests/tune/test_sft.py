@@ -1,5 +1,6 @@
 """Supervised fine-tuning: the loss of the assistant's tokens, packed as alone; a run, replies, resumed, on meshes."""
 
+import json
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -102,7 +103,11 @@ def test_a_run_is_measured_replies_and_is_loaded_with_its_template(finished: Pat
     sample = (finished / "samples.txt").read_text()
     assert sample.startswith("c\n\n")
     assert load(finished).tokenizer.chat_template == TEMPLATE
+    about = json.loads((finished / "about.json").read_text())
+    learned = [text for example in about["examples"] for text, loss in example if loss]
+    assert len(about["examples"]) == 3 and all(text[1:] == "<eos>" for text in learned)
     page = (finished / "report.html").read_text()
+    assert "In colour, what carries loss: each assistant token." in page
     assert "nats an assistant token" in page and "always the likeliest token" not in page
 
 
