@@ -68,3 +68,18 @@ def test_an_adapter_is_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "--adapter-only is of a run's folder" in capsys.readouterr().err
     assert main(["sample", str(tmp_path / "m"), "--prompt", "a", "--adapter", str(tmp_path)]) == 1
     assert "is no adapter: expected adapter_config.json" in capsys.readouterr().err
+
+
+def test_what_carries_loss_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = "from pathlib import Path\nfrom tests.tune.talks import talking, write\n"
+    Path("talkative.py").write_text(page + "experiment = talking(write(Path('talks.jsonl')))\n")
+    assert main(["show", "talkative", "--examples", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "example 2" in shown and "example 3" not in shown and shown.count("<eos>") >= 2
+    WRITER.save(tmp_path / "m")
+    for arguments in (["talkative", "--examples", "-1"], [str(tmp_path / "m"), "--examples", "1"]):
+        assert main(["show", *arguments]) == 1
+        assert "expected how many documents of an experiment to show" in capsys.readouterr().err
