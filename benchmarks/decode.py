@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from benchmarks.sides import Side
 from benchmarks.worker import Worker
 
 ENGINE, BATCH = "ours f32, engine", "ours f32"
+PEERS = {"ours int8": ("llama.cpp q8_0", BATCH)}  # of the sides that have others than the rest
 NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -52,11 +54,12 @@ def sides(folder: str, transformers: str, llama: str) -> list[Side]:
     """Ours, and the peers whose interpreters are given."""
     threads = {"threads": os.cpu_count()}
 
-    def side(name: str, module: str, python: str, file: str, **more: bool) -> Side:
+    def side(name: str, module: str, python: str, file: str, **more: Any) -> Side:
         own = python == sys.executable
         return Side(name, f"benchmarks.{module}", python, own, "", {"file": f"{folder}/{file}", **threads, **more})
 
     found = [side(BATCH, "decode_ours", sys.executable, "f32.gguf")]
+    found += [side("ours int8", "decode_ours", sys.executable, "f32.gguf", weights="int8")]
     found += [side(ENGINE, "decode_ours", sys.executable, "f32.gguf", engine=True)]
     if llama:
         found += [side(f"llama.cpp {t}", "decode_llama_cpp", llama, f"{t}.gguf") for t in ("f32", "q8_0")]
@@ -107,7 +110,7 @@ def table(seconds: dict[tuple[str, str], list[float]], read: list[float], needs:
     for (job, name), times in seconds.items():
         new = NEW[job] * len(prompts(job, 1000))
         against = []
-        for peer in (BATCH,) if job == "requests" else ("llama.cpp f32", "transformers f32"):
+        for peer in (BATCH,) if job == "requests" else PEERS.get(name, ("llama.cpp f32", "transformers f32")):
             peers = seconds.get((job, peer))
             ratio = peers and statistics.median(b / a for a, b in zip(times, peers, strict=True))
             against.append(f"{ratio:.2f} x {peer}" if ratio and peer != name else "")

@@ -19,7 +19,7 @@ def build(settings: dict[str, Any]) -> Train:
     from lm.pretrained import load
 
     hardware.use_compilation_cache(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))
-    decoder, greedy = load(settings["file"]).decoder, Sampling(0.0)
+    decoder, greedy = load(settings["file"], weights=settings.get("weights", "float32")).decoder, Sampling(0.0)
     vocab = decoder.model.cfg.vocab
     engine = Engine(*decoder, slots=16, length=256) if settings.get("engine") else None
 

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     require(Count, max_new_tokens=args.max_new_tokens)
     require(Seed, seed=args.seed)
     sampling = Sampling(args.temperature, top_p=args.top_p)
-    model = load(args.model, args.dtype, args.devices, args.chat_template, args.adapter)
+    model = load(args.model, args.dtype, args.devices, args.chat_template, args.adapter, args.weights)
     from lm.serve.conversation import Conversation, engine_of
 
     engine = engine_of(model, 1, args.length)

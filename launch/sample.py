@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from launch.serve import add_adapter_option
+from launch.serve import add_adapter_option, add_weights
 
 DRAWING = dict(temperature=0.8, top_k=0, top_p=0.95, min_p=0.0, repetition_penalty=1.0)  # what is drawn without options
 DRAFTING = ("draft", "prompt_lookup")
@@ -63,6 +63,7 @@ def add(verbs: Any) -> None:
     verb.add_argument("-n", type=int, default=1, metavar="N", help="how many texts (1)")
     add_methods(verb)
     add_adapter_option(verb)
+    add_weights(verb)
     verb.add_argument(
         "--devices", default="", choices=("cpu", "gpu", "tpu"), help="where to run (default: the best there is)"
     )
@@ -115,7 +116,7 @@ def run(args: argparse.Namespace) -> None:
         hardware.set_cpu_devices(read_experiment(folder).compute.devices)
     hardware.use_compilation_cache(cache_dir())
     hardware.check_backend()
-    model = load(folder, adapter=args.adapter)
+    model = load(folder, adapter=args.adapter, weights=args.weights)
     method = method_for(model, args)
     args.max_new_tokens = most
     method(model, args)

@@ -53,6 +53,7 @@ def add_model_options(verb: Any) -> None:
     verb.add_argument(
         "--dtype", default="", choices=("float32", "bfloat16"), help="of a published model's products (float32)"
     )
+    add_weights(verb)
     verb.add_argument(
         "--devices", default="", choices=("cpu", "gpu", "tpu"), help="where to run (default: the best there is)"
     )
@@ -63,8 +64,28 @@ def add_adapter_option(verb: Any) -> None:
     verb.add_argument("--adapter", default="", metavar="DIR", help="an adapter in PEFT's layout, merged into the model")
 
 
-def load(path: str, dtype: str, devices: str, chat_template: str | None, adapter: str = "") -> Any:
-    """The model at `path`, on `devices`, with an adapter, and with another chat template, where there is one."""
+def add_weights(verb: Any) -> None:
+    """The option of what a model decodes by."""
+    verb.add_argument(
+        "--weights",
+        default="float32",
+        choices=("float32", "int8"),
+        help="to decode by, on a CPU: int8 reads a quarter of the bytes a token, rounded (float32)",
+    )
+
+
+def load(
+    path: str, dtype: str, devices: str, chat_template: str | None, adapter: str = "", weights: str = "float32"
+) -> Any:
+    """The model at `path`, loaded to be talked with.
+
+    Args:
+      path: a run's folder, a Hugging Face model directory, or a GGUF file.
+      dtype: of a published model's products; "": float32.
+      devices: where to run; "": the best there is.
+      chat_template: the file of one in place of the model's own, where there is one.
+      adapter: the folder of an adapter that is merged into it, where there is one.
+      weights: by which it decodes."""
     from lm.machine import buckets, hardware
     from lm.machine.cache import cache_dir
 
@@ -79,7 +100,7 @@ def load(path: str, dtype: str, devices: str, chat_template: str | None, adapter
         hardware.set_cpu_devices(read_experiment(folder).compute.devices)
     hardware.use_compilation_cache(cache_dir())
     hardware.check_backend()
-    model = load_model(folder, dtype=dtype or "float32", adapter=adapter)
+    model = load_model(folder, dtype=dtype or "float32", adapter=adapter, weights=weights)
     if chat_template and model.tokenizer is not None:
         model.tokenizer.chat_template = Path(chat_template).expanduser().read_text(encoding="utf-8")
     return model
@@ -102,7 +123,7 @@ def run(args: argparse.Namespace) -> None:
     from lm.serve.embeddings import EMBEDDED, Embedder
 
     keys = start.read_keys(Path(args.api_key_file).expanduser()) if args.api_key_file else []
-    model = load(args.model, args.dtype, args.devices, args.chat_template, args.adapter)
+    model = load(args.model, args.dtype, args.devices, args.chat_template, args.adapter, args.weights)
     decodes = model.config.causal and not model.config.has_encoder
     engine = engine_of(model, args.slots, args.length) if decodes else None
     length = length_of(model, args.length)

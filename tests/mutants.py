@@ -55,7 +55,7 @@ class Mutation:
             raise ValueError(f"{self.file}: {self.old!r} occurs {count} times, expected once")
         after = text.replace(self.old, self.new)
         try:
-            compile(after, self.file, "exec")
+            compile(after if self.file.endswith(".py") else "", self.file, "exec")
         except SyntaxError as error:
             raise ValueError(f"{self.file}: with {self.new!r} it is no program: {error}") from None
         return after

@@ -22,6 +22,9 @@ TESTS = {
         "texts_have_the_distribution_of_plain_decoding[top-p-False]",
     ),
     "lm/decode/filters.py": ("tests/decode/test_sampling.py",),
+    "lm/decode/layout.py": ("tests/decode/test_layout.py", "tests/model/test_int8.py"),
+    "lm/model/int8.c": ("tests/model/test_int8.py",),
+    "lm/machine/native.py": ("tests/model/test_int8.py",),
 }
 BY_FILE = {
     "lm/text/stop.py": (
@@ -116,7 +119,32 @@ BY_FILE = {
         ("NaN gives a token", "jnp.isfinite(most), chosen, NONE", "jnp.isfinite(most), chosen, chosen"),
         ("a bias replaces the logit", "jnp.array(tokens)].add(", "jnp.array(tokens)].set("),
     ),
+    "lm/model/int8.py": (
+        ("the largest weight is 128", ".max(1) / 127", ".max(1) / 128"),
+        ("all outputs share a scale", "jnp.abs(flat).max(1)", "jnp.full(len(flat), jnp.abs(flat).max())"),
+        ("many rows are not scaled", ".T * self.scale", ".T"),
+        (
+            "what stands for the weights lies across",
+            "weights.T.reshape",
+            "weights.reshape",
+        ),
+    ),
+    "lm/model/int8.c": (
+        ("the last numbers of a row are left out", "if (k < job->K) step", "if (k > job->K) step"),
+        ("outputs that are no whole tile are left out", "one < end; one++", "one < out; one++"),
+        (
+            "four outputs share a scale",
+            "job->scale[out + j]",
+            "job->scale[out]",
+        ),
+        ("rows of four and the others differ", "block(job, row, out, 1, TILE)", "block(job, 0, out, 1, TILE)"),
+    ),
+    "lm/machine/native.py": (
+        ("a compiler's errors are the user's", "except (OSError, subprocess.CalledProcessError):", "except OSError:"),
+    ),
     "lm/decode/layout.py": (
+        ("8 bits of the wrong axes", "out=2", "out=1"),
+        ("experts are one product", "type(slot.ffn) is FeedForward", "True"),
         ("weights are joined at every step", 'unroll=0, flat="no"', "unroll=0"),
         ("layers are copies", "put(view[i])", "stacked[i]"),
         ("layers are one off", "put(view[i])", "put(view[i - 1])"),

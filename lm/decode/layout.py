@@ -12,7 +12,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from lm.model.attention import Attention
+from lm.model.config import Slot
+from lm.model.int8 import has_kernel, quantize
+from lm.model.parts import FeedForward
 from lm.model.transformer import Params, Transformer
+
+WEIGHTS = ("float32", "int8")
+INPUTS = dict(query=1, key=1, value=1, out=2, gate=1, up=1, down=1)  # axes of a matrix that its product sums over
 
 
 class Decoder(NamedTuple):
@@ -22,13 +29,48 @@ class Decoder(NamedTuple):
     params: Params
 
 
-def for_decoding(model: Transformer, params: Params) -> Decoder:
+def for_decoding(model: Transformer, params: Params, weights: str = "float32") -> Decoder:
     """`model` and `params` as one CPU decodes them fastest; elsewhere as they are. The same values, in the same memory:
-    what is not sliced on whole cache lines alone is copied."""
+    what is not sliced on whole cache lines alone is copied.
+
+    With `weights` int8, those of attention, feed-forward and output are copies in 8 bits (lm/model/int8.py). Where no
+    compiler is found for their kernel, they are of float32, rounded alike. Raises ValueError for other weights, or for
+    int8 elsewhere."""
+    check_weights(weights)
     if model.compute.backend != "cpu" or any(len(a.devices()) > 1 for a in jax.tree.leaves(params)):
+        if weights != "float32":
+            raise ValueError(f"weights={weights!r} are for decoding on one CPU: leave them out here")
         return Decoder(model, params)
     compute = replace(model.compute, unroll=0, flat="no", remat="nothing", keep=(), offload=())
-    return Decoder(replace(model, compute=compute), unstack(params))
+    params = unstack(params)
+    return Decoder(replace(model, compute=compute), _in_8_bits(model, params) if weights == "int8" else params)
+
+
+def check_weights(weights: str) -> None:
+    """Raise ValueError for what is none of WEIGHTS."""
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights={weights!r}: expected {' or '.join(WEIGHTS)}")
+
+
+def _in_8_bits(model: Transformer, params: Params) -> Params:
+    """Unstacked parameters with copies in 8 bits of what one product reads."""
+    cfg, store = model.cfg, quantize if has_kernel() else lambda w, contract=1: quantize(w, contract).rounded()
+
+    def stored(layer: Params, names: set[str]) -> Params:
+        return {name: store(w, INPUTS[name]) if name in names else w for name, w in layer.items()}
+
+    layers = {
+        name: [stored(layer, _products(cfg.slots[name])) for layer in slot] for name, slot in params["layers"].items()
+    }
+    if cfg.tied:
+        return {**params, "layers": layers, "table": store(params["stem"]["tokens"].T).T}
+    return {**params, "layers": layers, "head": {**params["head"], "kernel": store(params["head"]["kernel"])}}
+
+
+def _products(slot: Slot) -> set[str]:
+    """The weights of a layer that are read by one product each: not those of experts, nor of other mixers."""
+    attention = ("query", "key", "value", "out") if type(slot.mixer) is Attention else ()
+    return {*attention, *(("gate", "up", "down") if type(slot.ffn) is FeedForward else ())}
 
 
 def unstack(params: Params) -> Params:

@@ -16,6 +16,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from lm.model.adapted import Adapted, Weight, merged
 from lm.model.compute import Compute
+from lm.model.int8 import Int8
 from lm.sharding.rules import MESH_AXES
 from lm.sharding.tracing import axis_size, constrain, shard_count
 
@@ -144,11 +145,13 @@ def _product_backward(
 _product.defvjp(_product_forward, _product_backward)
 
 
-def linear(x: jax.Array, w: Weight, compute: Compute, contract: int = 1, back: bool = False) -> jax.Array:
+def linear(x: jax.Array, w: Weight | Int8, compute: Compute, contract: int = 1, back: bool = False) -> jax.Array:
     """x [B, T, *in] times w [*in, *out] -> [B, T, *out], over the last `contract` axes of x; `back` where that leads
     from within a layer back to the model's width.
 
     Operands are `compute.matmul`, sums float32, the result `compute.dtype`."""
+    if isinstance(w, Int8):
+        return w.product(x, contract, compute)
     if isinstance(w, Adapted):
         return _adapted(x, [w], lambda x, ws: [linear(x, ws[0], compute, contract, back)], compute)[0]
     inside, outside = w.shape[:contract], w.shape[contract:]

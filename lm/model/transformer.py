@@ -260,7 +260,8 @@ class Transformer:
     def logits(self, params: Params, x: jax.Array) -> jax.Array:
         """Float32 logits [B, T, V] of the residual stream x [B, T, D]; reads `head` and the embedding alone."""
         head = Head(self.cfg.scaled, self.compute)
-        return cast(jax.Array, head.apply({"params": params["head"]}, x, params["stem"]["tokens"]))
+        table = params.get("table", params["stem"]["tokens"])  # the embedding as a decoder's output has it
+        return cast(jax.Array, head.apply({"params": params["head"]}, x, table))
 
     def next_sentence(self, params: Params, x: jax.Array) -> jax.Array:
         """Float32 logits [B, 2] of the residual stream x [B, T, D]: the second text follows the first (0), or not (1).

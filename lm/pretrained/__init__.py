@@ -15,10 +15,12 @@ peft.py          adapters in PEFT's layout, read; peft_save.py writes those of a
 files.py         safetensors; gguf.py GGUF, which gguf_save.py writes
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from jax.sharding import Mesh
 
+from lm.decode.layout import check_weights
 from lm.machine import buckets
 from lm.model.config import ModelConfig
 from lm.pretrained.model import Pretrained
@@ -29,15 +31,30 @@ from lm.pretrained.runs import FinishedRun, is_run, read_experiment
 __all__ = ["Pretrained", "is_run", "load", "open_model", "read_config", "read_experiment"]
 
 
-def load(path: str | Path, mesh: Mesh | None = None, dtype: str = "float32", adapter: str | Path = "") -> Pretrained:
-    """The model at `path`: a Hugging Face directory, a GGUF file, or a run's folder (also the URL of one).
+def load(
+    path: str | Path,
+    mesh: Mesh | None = None,
+    dtype: str = "float32",
+    adapter: str | Path = "",
+    weights: str = "float32",
+) -> Pretrained:
+    """The model at `path`.
 
-    A published model is computed in `dtype` (float32 or bfloat16; its parameters are float32) and sharded over `mesh`,
-    or on one device. A run is computed as in its experiment; adapters are merged into the matrices that they adapt.
-    `adapter` is a folder of one in PEFT's layout (peft.py), merged too.
+    Args:
+      path: a Hugging Face directory, a GGUF file, or a run's folder (also the URL of one). A run is computed as in its
+        experiment; its adapters are merged into the matrices that they adapt.
+      mesh: over which a published model is sharded; None: one device.
+      dtype: in which a published model is computed, float32 or bfloat16; its parameters are float32.
+      adapter: a folder of one in PEFT's layout (peft.py), merged too.
+      weights: by which it decodes text on a CPU, float32 or int8 (lm/decode/layout.py).
+
     Raises ValueError, naming file and tensor or field, for anything that is missing, damaged or not supported; a pickle
     is never opened."""
-    model = open_model(path).load(mesh, dtype)
+    check_weights(weights)
+    source = open_model(path)
+    if weights != "float32" and not source.config.causal:
+        raise ValueError(f"weights={weights!r} are to decode by, and this model is an encoder: leave them out")
+    model = replace(source.load(mesh, dtype), weights=weights)
     return with_adapter(model, buckets.local_mirror(adapter)) if adapter else model
 
 

@@ -46,6 +46,7 @@ class Pretrained:
       ids: the token ids of a published model's config files (IDS).
       prefix: whether it reads a prompt in both directions (a run under PrefixLM).
       markers: names, in a text, of ids beyond the tokenizer's that stand for gaps (a run's [MASK] or <extra_id_0>).
+      weights: by which it decodes, float32 or int8 (lm/decode/layout.py); logits and export are those of `params`.
       unused: tensors of a published model that its class has and ours does not use (BertModel's pooler), by their name
         there: `save` writes them back.
     """
@@ -60,6 +61,7 @@ class Pretrained:
     unused: Mapping[str, np.ndarray] = field(default_factory=dict)
     prefix: bool = False
     markers: Mapping[str, int] = field(default_factory=dict)
+    weights: str = "float32"
 
     def logits(
         self,
@@ -150,7 +152,7 @@ class Pretrained:
     @cached_property
     def decoder(self) -> Decoder:
         """The model and its parameters, in the same memory, as they decode fastest."""
-        return for_decoding(self.model, self.params)
+        return for_decoding(self.model, self.params, self.weights)
 
     def stream(
         self,

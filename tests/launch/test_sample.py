@@ -41,7 +41,7 @@ def parrot(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("prepare", "use_compilation_cache", "set_cpu_devices"):
         monkeypatch.setattr(lm.machine.hardware, name, lambda *args: None)
     monkeypatch.setattr("lm.pretrained.is_run", lambda run: True)
-    monkeypatch.setattr("lm.pretrained.load", lambda run: Parrot())
+    monkeypatch.setattr("lm.pretrained.load", lambda run, **options: Parrot())
     monkeypatch.setattr(
         "lm.pretrained.read_experiment", lambda run: SimpleNamespace(compute=SimpleNamespace(devices=0))
     )

@@ -21,7 +21,7 @@ def listened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     for name in ("prepare", "use_compilation_cache"):
         monkeypatch.setattr(lm.machine.hardware, name, lambda *args: None)
     monkeypatch.setattr("lm.pretrained.is_run", lambda run: False)
-    monkeypatch.setattr("lm.pretrained.load", lambda path, dtype, adapter: small.model())
+    monkeypatch.setattr("lm.pretrained.load", lambda path, **options: small.model())
     monkeypatch.setattr(start, "listen", lambda *args: seen.append(args))
     template = small.model().tokenizer.chat_template  # type: ignore[union-attr]
     yield seen

@@ -13,6 +13,7 @@ import pytest
 from lm.decode.sampling import Sampling
 from lm.decode.speculative import Acceptance
 from lm.model.families import bert, llama, t5_v1_1
+from lm.model.int8 import Int8, has_kernel
 from lm.model.transformer import Transformer
 from lm.pretrained import Pretrained, load
 from lm.pretrained.score import score
@@ -197,6 +198,17 @@ def test_what_it_cannot_take(ask: Any, said: str) -> None:
 def test_an_encoder_decoder_wants_both(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="an encoder and a decoder: give decoder_input_ids too"):
         load(checkpoint(BY_NAME[T5], tmp_path)).logits([[1, 2]])
+
+
+def test_the_weights_to_decode_by_are_the_decoder_s(tmp_path: Path) -> None:
+    WRITER.save(tmp_path / "out")
+    model = load(tmp_path / "out", weights="int8")
+    assert isinstance(model.decoder.params["head"]["kernel"], Int8) == has_kernel() and len(model.generate("ab", 9)) > 0
+    np.testing.assert_array_equal(model.logits([[1, 2]]), WRITER.logits([[1, 2]]))
+    with pytest.raises(ValueError, match="weights='int8' are to decode by, and this model is an encoder: leave them"):
+        load(checkpoint(BY_NAME[BERT], tmp_path / "bert"), weights="int8")
+    with pytest.raises(ValueError, match="weights='q8': expected float32 or int8"):
+        load("nowhere", weights="q8")
 
 
 def test_a_tokenizer_goes_with_the_model(tmp_path: Path) -> None:

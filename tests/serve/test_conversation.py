@@ -106,7 +106,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("prepare", "use_compilation_cache"):
         monkeypatch.setattr(lm.machine.hardware, name, lambda *args: None)
     monkeypatch.setattr("lm.pretrained.is_run", lambda run: False)
-    monkeypatch.setattr("lm.pretrained.load", lambda path, dtype: small.model())
+    monkeypatch.setattr("lm.pretrained.load", lambda path, **options: small.model())
     monkeypatch.setattr(Engine, "warm_up", lambda self: None)
 
 

@@ -1,0 +1,113 @@
+"""Weights of 8 bits: the kernel is the product with the rounded weights, each row by itself; how far they are off."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.decode.generate import generate
+from lm.decode.layout import for_decoding
+from lm.decode.sampling import Sampling
+from lm.machine import native
+from lm.model import int8
+from lm.model.products import linear
+from lm.model.transformer import Transformer
+from tests.model.reference import LLAMA, MODELS, SIMPLE, close, lively, run
+
+with_kernel = pytest.mark.skipif(not int8.has_kernel(), reason="no C compiler, or another processor")
+product = jax.jit(linear, static_argnums=(2, 3))
+
+
+def weights(*shape: int, seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+@with_kernel
+@pytest.mark.parametrize("rows", [1, 4, 7, int8.FEW, int8.FEW + 1])
+@pytest.mark.parametrize("sizes", [(16, 8), (5, 3), (50, 37), (576, 200)])
+def test_the_kernel_is_the_product(rows: int, sizes: tuple[int, int]) -> None:
+    """Of inputs that are no whole vectors and outputs that are no whole tiles, on one thread and on several."""
+    w, x = int8.quantize(weights(*sizes)), weights(rows, 1, sizes[0], seed=1)
+    close(product(x, w, SIMPLE, 1), np.asarray(x, np.float64) @ np.asarray(w.rounded(), np.float64), 1e-5)
+
+
+@with_kernel
+def test_a_row_has_the_same_bits_in_any_company() -> None:
+    w, x = int8.quantize(weights(576, 300)), weights(13, 1, 576, seed=1)
+    alone = [product(x[i : i + 1], w, SIMPLE, 1)[0] for i in range(13)]
+    for rows in (2, 4, 13):
+        np.testing.assert_array_equal(product(x[:rows], w, SIMPLE, 1), alone[:rows])
+
+
+@with_kernel
+def test_inputs_of_two_axes() -> None:
+    w, x = weights(3, 4, 7), weights(2, 5, 3, 4, seed=1)
+    kept = int8.quantize(w, 2)
+    assert kept.values.shape == (7, 12) and kept.shape == w.shape
+    close(product(x, kept, SIMPLE, 2), jnp.einsum("btnh,nhd->btd", x, kept.rounded()), 1e-5)
+
+
+def test_a_weight_is_off_by_half_a_step_of_its_output() -> None:
+    w = weights(40, 6).at[:, 2].set(0.0) * jnp.array([1e-3, 1, 1, 10, 100, 1e4])
+    kept = int8.quantize(w)
+    steps = np.abs(w).max(0) / 127
+    assert (np.abs(kept.rounded() - w) <= 0.5001 * steps).all()
+    assert np.abs(np.asarray(kept.values)).max(1).tolist() == [127, 127, 0, 127, 127, 127]
+
+
+def rounded(params: Any) -> Any:
+    """Unstacked parameters with float32 in place of 8 bits."""
+    is_int8 = lambda w: isinstance(w, int8.Int8)  # noqa: E731
+    return jax.tree.map(lambda w: w.rounded() if is_int8(w) else w, params, is_leaf=is_int8)
+
+
+@with_kernel
+@pytest.mark.parametrize("name", ["gpt", *(pytest.param(n, marks=pytest.mark.slow) for n in ("llama", "mixtral"))])
+def test_a_model_decodes_by_8_bits(name: str) -> None:
+    cfg = MODELS[name]
+    decoder = for_decoding(Transformer(cfg, SIMPLE), lively(cfg), "int8")
+    layer = decoder.params["layers"]["0"][0]
+    assert isinstance(layer["query"], int8.Int8) and isinstance(layer["up"], int8.Int8) == (name != "mixtral")
+    ids = jnp.array([[3, 1, 4, 1, 5, 9]])
+    close(run(decoder.model, decoder.params, ids), run(decoder.model, rounded(decoder.params), ids), 1e-5)
+    assert float(jnp.abs(run(decoder.model, decoder.params, ids) - run(decoder.model, lively(cfg), ids)).max()) > 1e-4
+
+
+def test_without_a_compiler_the_rounded_weights_are_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, params = Transformer(LLAMA, SIMPLE), lively(LLAMA)
+    expected = for_decoding(model, params, "int8")
+    monkeypatch.setattr(native.shutil, "which", lambda _: None)
+    for function in (native.library, int8.has_kernel):
+        function.cache_clear()
+    decoder = for_decoding(model, params, "int8")
+    for function in (native.library, int8.has_kernel):
+        function.cache_clear()
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, decoder.params, rounded(expected.params)))
+    texts = [generate(*d, [[3, 1, 4]], 6, sampling=Sampling(0.0)) for d in (decoder, expected)]
+    assert texts[0] == texts[1]
+
+
+def test_what_a_compiler_cannot_build_is_not_missed(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LM_CACHE", str(tmp_path / "cache"))
+    source = tmp_path / "broken.c"
+    source.write_text("this is not C")
+    assert native.library(source, "/nowhere") is None
+
+
+@pytest.mark.parametrize(
+    ("compute", "kind", "said"),
+    [
+        (SIMPLE, "int4", "weights='int4': expected float32 or int8"),
+        (
+            replace(SIMPLE, backend="tpu"),
+            "int8",
+            "weights='int8' are for decoding on one CPU: leave them out here",
+        ),
+    ],
+)
+def test_what_it_does_not_take(compute: Any, kind: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        for_decoding(Transformer(LLAMA, compute), lively(LLAMA), kind)
