@@ -101,7 +101,8 @@ def test_a_stop_string_goes_over_the_borders_of_tokens_and_chunks() -> None:
     assert [text.find(stop) for text in whole] == [14, -1]
     streamed = list(WRITER.stream("ab", 40, sampling, 3, n=2, stop=[whole[1][30:32], stop]))
     assert ["".join(parts) for parts in zip(*streamed, strict=True)] == [whole[0][:14], whole[1][:30]]
-    assert streamed[0][0] == whole[0][:14] and len(streamed) == 2  # nothing is drawn once both have ended
+    assert streamed[0][0] + streamed[1][0] == whole[0][:14]
+    assert len(streamed) == 3  # nothing is drawn once both have ended
     assert WRITER.generate("ab", 9, stop="\0") == WRITER.generate("ab", 9)
 
 
