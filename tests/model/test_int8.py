@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.decode.engine import Engine, Request
 from lm.decode.generate import generate
 from lm.decode.layout import for_decoding
 from lm.decode.sampling import Sampling
@@ -74,6 +75,17 @@ def test_a_model_decodes_by_8_bits(name: str) -> None:
     ids = jnp.array([[3, 1, 4, 1, 5, 9]])
     close(run(decoder.model, decoder.params, ids), run(decoder.model, rounded(decoder.params), ids), 1e-5)
     assert float(jnp.abs(run(decoder.model, decoder.params, ids) - run(decoder.model, lively(cfg), ids)).max()) > 1e-4
+
+
+@with_kernel
+@pytest.mark.slow  # of the kernel itself, `test_a_row_has_the_same_bits_in_any_company` shows it
+def test_the_engine_gives_the_same_bits_alone_and_in_company() -> None:
+    decoder = for_decoding(Transformer(LLAMA, SIMPLE), lively(LLAMA), "int8")
+    requests = [Request([3, 1, 4][: i + 1], 5, Sampling(0.7), seed=i, top_logprobs=2) for i in range(3)]
+    engine = Engine(decoder.model, decoder.params, slots=3)
+    assert [engine.generate([request])[0] for request in requests] == [
+        [output._replace(number=i) for output in outputs] for i, outputs in enumerate(engine.generate(requests))
+    ]
 
 
 def test_without_a_compiler_the_rounded_weights_are_float32(monkeypatch: pytest.MonkeyPatch) -> None:
