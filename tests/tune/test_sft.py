@@ -125,16 +125,18 @@ def test_stopped_and_resumed_it_has_the_same_bits(
 
 
 @pytest.mark.slow
-def test_it_is_the_same_on_any_mesh(finished: Path, declared: Experiment, tmp_path: Path) -> None:
-    expected = of(lines(finished), "loss")
-    for i, mesh in enumerate(({"fsdp": 4, "tensor": 2}, {"data": 2, "context": 4})):
-        course.train(replace(declared, mesh=mesh, steps=3), tmp_path / str(i))
-        found = of(lines(tmp_path / str(i)), "loss")
-        assert found == {n: pytest.approx(expected[n], rel=1e-4) for n in (1, 2, 3)}
+def test_it_is_the_same_on_any_mesh(declared: Experiment, tmp_path: Path) -> None:
+    """Its first three updates, in float32."""
+    found = []
+    for i, mesh in enumerate(({"data": 1, "fsdp": 8}, {"fsdp": 2, "tensor": 2, "context": 2})):
+        exact = replace(declared.compute, matmul="float32")
+        course.train(replace(declared, mesh=mesh, steps=4, compute=exact, prompts=()), tmp_path / str(i))
+        found.append(of(lines(tmp_path / str(i)), "loss"))
+    assert found[0] == {n: pytest.approx(loss, rel=2e-5) for n, loss in found[1].items()} and len(found[0]) == 4
 
 
 def test_a_prompt_without_room_is_refused_before_the_first_step(declared: Experiment, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="prompts: 'xxx"):
-        course.train(replace(declared, prompts=("x" * 40,)), tmp_path / "run")
+        course.train(replace(declared, prompts=("x" * 30,)), tmp_path / "run")  # and the template's "="
     with pytest.raises(ValueError, match="z_loss=-1"):
         SFT(z_loss=-1)
