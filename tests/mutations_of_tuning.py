@@ -18,7 +18,11 @@ TESTS = {
     "lm/tune/lora.py": LORA + PATHS,
     "lm/tune/partial.py": LORA + of("tune/test_lora", "on_a_mesh_as_on_one_device_and_what_is_frozen_stays"),
     "lm/tune/paths.py": PATHS,
-    "lm/tune/sft.py": ("tests/tune/test_sft.py",),
+    "lm/tune/sft.py": of(
+        "tune/test_sft",
+        "a_run_is_measured_replies_and_is_loaded_with_its_template",
+        "a_prompt_without_room_is_refused_before_the_first_step",
+    ),
     "lm/run/start.py": ("tests/run/test_start.py",),
     **dict.fromkeys(
         ("lm/pretrained/peft.py", "lm/pretrained/peft_config.py", "lm/pretrained/peft_save.py"),
