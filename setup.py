@@ -21,6 +21,7 @@ def requirements(name: str) -> list[str]:
 
 RUNTIME = requirements("requirements.txt")
 DEV = requirements("requirements-dev.txt")
+SERVE = "llguidance==", "prometheus_client==", "starlette==", "uvicorn=="
 JAX = next(line for line in RUNTIME if line.startswith("jax=="))
 
 setup(
@@ -39,7 +40,7 @@ setup(
         "s3": ["s3fs"],
         "sweep": [line for line in DEV if line.startswith("optuna==")],
         "datasets": [line for line in DEV if line.startswith(("importlib_resources==", "pyarrow==", "tensorflow-"))],
-        "serve": [line for line in DEV if line.startswith(("prometheus_client==", "starlette==", "uvicorn=="))],
+        "serve": [line for line in DEV if line.startswith(SERVE)],
         "harness": ["lm_eval==0.4.13"],
         "dev": DEV,
     },

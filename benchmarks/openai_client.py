@@ -10,15 +10,21 @@ ends it. `--clients 64 --seconds 60` is the load of its last part.
 
 import argparse
 import asyncio
+import enum
 import math
 import re
 import time
 import urllib.request
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import openai
+import pydantic
 
+IMPOSSIBLE = {
+    "type": "json_schema",
+    "json_schema": {"name": "none", "schema": {"type": "integer", "minimum": 2, "maximum": 1}},
+}
 HELLO: list[Any] = [{"role": "user", "content": "Say hello to the world, and tell it something about yourself."}]
 
 
@@ -103,12 +109,50 @@ def cosine(a: Sequence[float], b: Sequence[float]) -> float:
     return product(a, b) / math.sqrt(product(a, a) * product(b, b))
 
 
+class Mood(enum.Enum):
+    """Of two."""
+
+    GOOD = "good"
+    BAD = "bad"
+
+
+class Place(pydantic.BaseModel):
+    """In another one, or in none."""
+
+    name: str = pydantic.Field(max_length=12)
+    inside: "Place | None"
+
+
+class Report(pydantic.BaseModel):
+    """A bit of everything."""
+
+    mood: Mood
+    count: int = pydantic.Field(ge=0, le=99)
+    sure: bool | None
+    where: Place
+    kinds: list[Literal["a", "b"]] = pydantic.Field(max_length=3)
+
+
+def parsed(client: openai.OpenAI, model: str) -> None:
+    """Objects of schemas, by the client's own parse: recursive references, enums, optional fields."""
+    for kind in (Place, Report):
+        asked: dict[str, Any] = dict(model=model, messages=HELLO, response_format=kind, max_tokens=400, seed=1)
+        try:
+            found = client.chat.completions.parse(**asked, temperature=1.0).choices[0].message.parsed
+        except openai.LengthFinishReasonError:
+            check(f"a {kind.__name__} in 400 tokens", False)
+        check(f"a {kind.__name__}: {found!r}"[:100], isinstance(found, kind))
+    either = {"structured_outputs": {"choice": ["yes", "no"]}}
+    text = client.chat.completions.create(model=model, messages=HELLO, extra_body=either).choices[0].message.content
+    check(f"one of two choices: {text}", text in ("yes", "no"))
+
+
 def errors(client: openai.OpenAI, model: str) -> None:
     """What the client raises, and that it does not try again in vain."""
     for what, kind, body in (
         ("a negative temperature", openai.BadRequestError, dict(temperature=-1)),
         ("a field that is not honoured", openai.BadRequestError, dict(extra_body={"best_of": 3})),
-        ("a schema, which is not there yet", openai.BadRequestError, dict(response_format={"type": "json_object"})),
+        ("a schema that nothing meets", openai.BadRequestError, dict(response_format=IMPOSSIBLE)),
         ("another model", openai.NotFoundError, dict(model="nobody")),
     ):
         try:
@@ -172,6 +216,7 @@ def main() -> None:
     if decodes(client, model):
         completions(client, model)
         chats(client, model)
+        parsed(client, model)
         errors(client, model)
         leaving(client, model, args.url)
         asyncio.run(load(args.url, args.key, model, args.clients, args.seconds))

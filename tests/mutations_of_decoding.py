@@ -1,4 +1,4 @@
-"""The mistakes of tests/mutations.py in decoding, in stop strings and in filling gaps."""
+"""The mistakes of tests/mutations.py in decoding, grammars, stop strings and filling gaps."""
 
 from tests.mutations import of
 
@@ -35,6 +35,26 @@ BY_FILE = {
         ),
         ("the first of the list ends the text", "min(ends)", "ends[0]"),
         ("the stop string is shown", "return self._show(at, rest", "return self._show(at + len(self.found), rest"),
+    ),
+    "lm/decode/grammar.py": (
+        (
+            "control ids are text",
+            "special_token_ids = sorted(id for id in tokenizer.controls if id < known)",
+            "special_token_ids = []",
+        ),
+        ("whitespace has no end", '{"whitespace_pattern": WHITESPACE}', "{}"),
+        ("a text never begins with a space", "grammar.source(self._strips and not continues)", "grammar.source(False)"),
+        ("a text may end anywhere", "return self.failed or not self._parser.is_stopped()", "return True"),
+        ("texts share a parser", "self._parser.deep_copy()", "self._parser"),
+        ("a failure allows everything", "np.zeros(self._words, np.uint32) if self.failed else found", "found"),
+    ),
+    "lm/serve/structured.py": (
+        ("any object is any text", "JsonSchema(ANY_OBJECT) if kind", "None if kind"),
+        (
+            "the first of two kinds counts",
+            'if len(asked) > 1:\n        bad("structured',
+            'if False:\n        bad("structured',
+        ),
     ),
     "lm/pretrained/fill.py": (
         (

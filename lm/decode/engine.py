@@ -22,12 +22,14 @@ import numpy as np
 
 from lm.decode import slots as device
 from lm.decode.generate import check_prompts
+from lm.decode.grammar import Constraint, Matcher
 from lm.decode.layout import unstack
 from lm.decode.sampling import NONE, Sampling
 from lm.decode.slots import Drawn, Options, empty_slots
 from lm.model.cache import TokenCache
 from lm.model.transformer import Params, Transformer
 
+ALL = 2**32 - 1  # a bit for each of 32 tokens
 CHUNKS = 256, 32  # tokens of a prompt that are read at a time; a shared beginning is kept by the first
 
 
@@ -38,7 +40,8 @@ class Request:
 
     `top_logprobs` is how many alternatives of each token are given, up to 20. Log-probabilities are the model's own,
     or with `processed` those that the token was drawn from, after penalties, temperature and filters. With
-    `prompt_logprobs` those of the prompt's tokens are given too, always the model's own."""
+    `prompt_logprobs` those of the prompt's tokens are given too, always the model's own. The text is one of `grammar`
+    (lm/decode/grammar.py), and ends where that has no more."""
 
     prompt: Sequence[int]
     max_new_tokens: int
@@ -49,6 +52,7 @@ class Request:
     top_logprobs: int = 0
     processed: bool = False
     prompt_logprobs: bool = False
+    grammar: Constraint | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.top_logprobs <= device.TOP:
@@ -67,7 +71,7 @@ class TokenLogprob(NamedTuple):
 
 class Output(NamedTuple):
     """What a step gives for a request: a `token` (NONE where it only ended), its log-probability, (id, log-probability)
-    of the likeliest, and why the request ended (stop, length, not finite), or "".
+    of the likeliest, and why the request ended (stop, length, not finite, grammar: it outgrew its limits), or "".
 
     `stop` is the id that ended it, whose log-probability this then is. `prompt` has, with the first token, what was
     asked for of the prompt's tokens from the second on."""
@@ -92,6 +96,7 @@ class _Running:
     read: int = 0
     given: int = 0
     prompt: list[TokenLogprob] = field(default_factory=list)
+    matcher: Matcher | None = None
 
 
 @dataclass
@@ -116,6 +121,7 @@ class Engine:
         self.length, self.params = min(self.length or cfg.context, cfg.context), unstack(self.params)
         self.vocab = cfg.vocab
         self._state = _beside(self.params, empty_slots(self.model, self.slots, self.length, self.vocab))
+        self._every = np.full((self.slots, -(-self.vocab // 32)), ALL, np.uint32)
         self._free = deque(range(self.slots))
         self._numbers = count()
         self._saved: OrderedDict[tuple[int, ...], Any] = OrderedDict()
@@ -176,6 +182,7 @@ class Engine:
         while self.waiting and self._free:
             number, request = self.waiting.popleft()
             running = _Running(number, request, self._free.popleft())
+            running.matcher = request.grammar.begin() if request.grammar else None
             options = Options.of(request.sampling, request.top_logprobs > 0, request.processed)
             prompt = np.bincount(np.asarray(request.prompt), minlength=self.vocab).astype(np.int32)[None]
             slot, seed, index = np.int32(running.slot), np.uint32(request.seed), np.int32(request.index)
@@ -195,7 +202,8 @@ class Engine:
         ids = list(reading.request.prompt[reading.read : reading.read + size + 1])  # and the one after
         tokens, slot = np.array([ids + [0] * (size + 1 - len(ids))], np.int32), np.int32(reading.slot)
         flags = np.int32(count), np.bool_(last), np.bool_(scored)
-        self._state, drawn, scores = device.prefill(self.model, self.params, self._state, slot, tokens, *flags)
+        allowed = self._allowed([(0, reading)] if last else [], 1)
+        self._state, drawn, scores = device.prefill(self.model, self.params, self._state, slot, tokens, allowed, *flags)
         reading.read += count
         if scored:
             reading.prompt += _logprobs(scores, reading.request.top_logprobs)[: count - last]
@@ -209,8 +217,20 @@ class Engine:
             return []
         active = np.zeros(self.slots, bool)
         active[[slot for slot, _ in ready]] = True
-        self._state, drawn = device.decode(self.model, self.params, self._state, active)
+        allowed = self._allowed(ready, self.slots)
+        self._state, drawn = device.decode(self.model, self.params, self._state, active, allowed)
         return self._outputs(ready, drawn)
+
+    def _allowed(self, rows: list[tuple[int, _Running]], size: int) -> Any:
+        """The tokens that grammars allow in these of `size` rows, a bit each, uint32 [size, ceil(V / 32)]; all in
+        others."""
+        matchers = [(row, one.matcher) for row, one in rows if one.matcher]
+        if not matchers:
+            return self._every[:size]
+        allowed = np.full((size, -(-self.vocab // 32)), ALL, np.uint32)
+        for row, matcher in matchers:
+            allowed[row] = matcher.allowed()
+        return allowed
 
     def _outputs(self, rows: list[tuple[int, _Running]], drawn: Drawn) -> list[Output]:
         """The outputs of requests in these rows of what was drawn; those that end leave their slots."""
@@ -218,7 +238,7 @@ class Engine:
         for row, running in rows:
             (token, logprob, top), running.given = given[row], running.given + 1
             end, best = self._end(running, token), top[: running.request.top_logprobs]
-            ids = (NONE, token) if end == "stop" else (token, NONE)
+            ids = (NONE, token) if token in running.request.stop else (token, NONE)
             prompt = running.prompt if running.given == 1 else ()
             outputs.append(Output(running.number, ids[0], logprob, best, end, ids[1], prompt))
             if end:
@@ -226,9 +246,10 @@ class Engine:
         return outputs
 
     def _end(self, running: _Running, token: int) -> str:
+        matcher = running.matcher
         if token == NONE:
-            return "not finite"
-        if token in running.request.stop:
+            return "grammar" if matcher and matcher.failed else "not finite"
+        if token in running.request.stop or (matcher and not matcher.advance(token)):
             return "stop"
         return "length" if running.given == running.request.max_new_tokens else ""
 

@@ -127,6 +127,7 @@ def prefill(
     slots: Slots,
     row: jax.Array,
     tokens: jax.Array,
+    allowed: jax.Array,
     count: jax.Array,
     last: jax.Array,
     scored: jax.Array,
@@ -139,6 +140,7 @@ def prefill(
       slots: donated.
       row: its index.
       tokens: of the prompt behind what was read, and the one after them, [1, C + 1].
+      allowed: what may follow the last, as in `choose`, [1, ceil(V / 32)].
       count: how many of the first C are no padding.
       last: whether they are the last of the prompt, so that the token counts.
       scored: whether log-probabilities of the prompt are asked for; else they are zeros."""
@@ -148,7 +150,7 @@ def prefill(
     x, cache, _ = model.hidden(params, Inputs(tokens, segments=segments), own.cache)
     scores = _scores(model, params, x[0], following, scored)
     x = jax.lax.dynamic_slice_in_dim(x, count - 1, 1, 1)
-    after, drawn = _next(model, params, own, x, cache)
+    after, drawn = _next(model, params, own, x, cache, allowed)
     own = replace(after, counts=jax.tree.map(partial(jnp.where, last), after.counts, own.counts))
     return jax.tree.map(lambda a, new: _put(a, new, row), slots, own), drawn, scores
 
@@ -180,20 +182,25 @@ def _zeros(function: Callable[[], Any]) -> Any:
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
-def decode(model: Transformer, params: Params, slots: Slots, active: jax.Array) -> tuple[Slots, Drawn]:
-    """One more token of each row that is `active` [S]; the others stay as they are."""
+def decode(
+    model: Transformer, params: Params, slots: Slots, active: jax.Array, allowed: jax.Array
+) -> tuple[Slots, Drawn]:
+    """One more token of each row that is `active` [S], of those `allowed` as in `choose`; the others stay as they
+    are."""
     inputs = Inputs(slots.last[:, None], segments=active.astype(jnp.int32)[:, None])
     x, cache, _ = model.hidden(params, inputs, slots.cache)
-    after, drawn = _next(model, params, slots, x, cache)
+    after, drawn = _next(model, params, slots, x, cache, allowed)
     keep = lambda new, old: jnp.where(active.reshape(-1, *[1] * (new.ndim - 1)), new, old)  # noqa: E731
     counts = slots.counts._replace(new=keep(after.counts.new, slots.counts.new))
     return replace(after, last=keep(after.last, slots.last), counts=counts), drawn
 
 
-def _next(model: Transformer, params: Params, slots: Slots, x: jax.Array, cache: Any) -> tuple[Slots, Drawn]:
+def _next(
+    model: Transformer, params: Params, slots: Slots, x: jax.Array, cache: Any, allowed: jax.Array
+) -> tuple[Slots, Drawn]:
     """The slots with the token that follows from hidden states x [S, 1, D] and the cache after them."""
     raw = model.logits(params, x)[:, 0]
-    token, processed = choose(raw, slots, jax.vmap(jax.random.fold_in)(slots.keys, cache.length))
+    token, processed = choose(raw, slots, jax.vmap(jax.random.fold_in)(slots.keys, cache.length), allowed)
     options = slots.options
     logprobs = jax.nn.log_softmax(jnp.where(options.processed, processed, raw))
     own = jnp.take_along_axis(logprobs, jnp.maximum(token, 0)[:, None], axis=1)[:, 0]
@@ -202,9 +209,10 @@ def _next(model: Transformer, params: Params, slots: Slots, x: jax.Array, cache:
     return replace(slots, cache=cache, last=token, counts=slots.counts.add(token)), drawn
 
 
-def choose(logits: jax.Array, slots: Slots, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+def choose(logits: jax.Array, slots: Slots, keys: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(token [S], the logits [S, V] whose softmax it was drawn from) for logits [S, V]: what Sampling does, with
-    options of each row's own. What no row asks for is not computed."""
+    options of each row's own, among the tokens `allowed`: a bit each, uint32 [S, ceil(V / 32)]. What no row asks for is
+    not computed."""
     o, counts, biases = slots.options, slots.counts, slots.bias
 
     def where(asked: Any, change: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
@@ -217,6 +225,7 @@ def choose(logits: jax.Array, slots: Slots, keys: jax.Array) -> tuple[jax.Array,
         x,
     )
     x = where(o.biased, lambda x: x + biases, x)
+    x = where(~allowed != 0, lambda x: jnp.where(_bits(allowed, x.shape[-1]), x, -jnp.inf), x)
     most, greedy = jnp.max(x, axis=-1, keepdims=True), (o.temperature == 0) | (o.top_k == 1)
     largest = jnp.argmax(x, axis=-1).astype(jnp.int32)
     y = jnp.where(greedy, x, (x - most) / jnp.where(greedy, 1, o.temperature))
@@ -227,6 +236,12 @@ def choose(logits: jax.Array, slots: Slots, keys: jax.Array) -> tuple[jax.Array,
     drawn = jax.lax.cond(jnp.all(greedy), lambda: largest, lambda: draw(y, keys))
     token = jnp.where(greedy[:, 0], largest, drawn)
     return jnp.where(jnp.isfinite(most[:, 0]), token, NONE), y
+
+
+def _bits(words: jax.Array, count: int) -> jax.Array:
+    """The first `count` bits [S, count] of words [S, W], the lowest of each word first."""
+    bits = words[..., None] >> jnp.arange(32, dtype=jnp.uint32) & 1
+    return bits.reshape(words.shape[0], -1)[:, :count] == 1
 
 
 # ---------------------------------------------------------------- chunks of prompts that requests share

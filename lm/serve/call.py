@@ -4,14 +4,17 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from lm.bounds import INT32
 from lm.decode.engine import Request
+from lm.decode.grammar import Constraint, Grammars
 from lm.decode.sampling import Sampling
 from lm.decode.slots import TOP
 from lm.pretrained.model import Pretrained
 from lm.serve.fields import ApiError, Fields, bad, ids_of
+from lm.serve.structured import grammar
 from lm.text.chat import apply_chat_template
 from lm.text.tokenizer import Tokenizer
 
@@ -55,6 +58,11 @@ class Served:
     length: int
     limits: Limits = Limits()
 
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Of the tokenizer, made when a request first has one. Raises ValueError where the library is missing."""
+        return Grammars(self.tokenizer, self.model.config.vocab, self.model.stop_ids)
+
     def encode(self, text: str, special: bool = True) -> list[int]:
         """The ids of a prompt; names of control ids in it are those ids. With `special`, what the model expects around
         a prompt is added: a bos once, also where the text has its own."""
@@ -83,8 +91,8 @@ class Call:
     """Prompts, as text and as ids, and what is asked of each: `n` choices of up to `max_new_tokens`.
 
     `stop` are strings, `stop_ids` ids; `logprobs` is how many alternatives of each token are given (None: no
-    log-probabilities), `processed` as in the engine's Request; `echo` puts the prompt before the text. The text
-    `continues` the prompt's, or is one of its own."""
+    log-probabilities), `processed` and `grammar` as in the engine's Request; `echo` puts the prompt before the text.
+    The text `continues` the prompt's, or is one of its own."""
 
     prompts: Sequence[tuple[str, list[int]]]
     n: int
@@ -99,6 +107,7 @@ class Call:
     stream: bool
     include_usage: bool
     continues: bool
+    grammar: Constraint | None
 
     def requests(self) -> list[Request]:
         """One for each choice, those of the first prompt first."""
@@ -113,6 +122,7 @@ class Call:
                 TOP if self.logprobs else 0,  # of which some may be ids that the tokenizer does not have
                 self.processed,
                 self.echo and self.logprobs is not None,
+                self.grammar,
             )
             for _, ids in self.prompts
             for index in range(self.n)
@@ -178,8 +188,10 @@ def _call(
     options.finish()
     fields.text("user"), fields.text("safety_identifier")  # whose request it is, which changes no answer
     max_new_tokens = _max_new_tokens(served, fields, prompts, room)
-    sampling = _sampling(served, fields)
+    sampling, (field, texts) = _sampling(served, fields), grammar(fields)
     fields.finish()
+    with _refusing(field):
+        constraint = served.grammars.constraint(texts, continues) if texts else None
     return Call(
         prompts,
         n,
@@ -194,6 +206,7 @@ def _call(
         stream,
         include_usage,
         continues,
+        constraint,
     )
 
 

@@ -110,7 +110,8 @@ class EngineThread:
             if isinstance(output, Exception):
                 self._finish(reply, "error")
             elif output.finish_reason:
-                self._finish(reply, "error" if output.finish_reason == "not finite" else output.finish_reason)
+                failed = output.finish_reason in ("not finite", "grammar")
+                self._finish(reply, "error" if failed else output.finish_reason)
 
     # ---------------------------------------------------------------- in the thread
 
@@ -211,6 +212,8 @@ class Generation:
                 raise output
             if output.finish_reason == "not finite":
                 raise ApiError(500, "the model's logits are NaN or infinite", x_should_retry="false")
+            if output.finish_reason == "grammar":
+                raise ApiError(400, "the grammar is too large to be followed: simplify it", code="grammar_too_large")
             index = self.replies.index(reply)
             if index in self._open:  # not stopped by its reader
                 self.counts[index] += 1

@@ -15,10 +15,12 @@ import pytest
 from lm.decode import engine as engines
 from lm.decode.engine import Engine, Output, Request
 from lm.decode.generate import generate
+from lm.decode.grammar import Choice, Regex
 from lm.decode.sampling import NONE, Sampling
 from lm.model.config import ModelConfig
 from lm.model.families import llama
 from lm.model.transformer import Transformer
+from tests.decode.letters import grammars
 from tests.model.reference import MODELS, SIMPLE, lively, run
 
 CONTEXT = 600  # two chunks of a prompt and more, five blocks of a cache
@@ -59,7 +61,10 @@ def mixed(count: int, vocab: int, context: int, seed: int = 0) -> list[Request]:
         sampling = draw.choice(SAMPLINGS)
         stop = draw.sample(range(vocab), draw.randrange(2))
         top = draw.choice([0, 0, 3, 20])
-        requests.append(Request(ids, draw.randrange(1, 12), sampling, stop, i, 0, top, draw.random() < 0.3))
+        grammar = draw.choice([None, None, None, Regex("(AB|[C-H])*I?"), Choice(("ABC", "ABD", "E"))])
+        constraint = grammars(vocab).constraint(grammar) if grammar else None
+        options = dict(top_logprobs=top, processed=draw.random() < 0.3, grammar=constraint)
+        requests.append(Request(ids, draw.randrange(1, 12), sampling, stop, i, **options))
     return requests
 
 

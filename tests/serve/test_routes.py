@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -227,6 +228,34 @@ def test_a_chat_s_stream(client: TestClient) -> None:
     assert all({"id", "created", "model", "object"} <= set(chunk) for chunk in chunks)
 
 
+NAMED = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 9, "minimum": 0}}, "required": ["n"]}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "n", "strict": True, "schema": NAMED}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "pattern"),
+    [
+        ({"response_format": FORMAT}, r'\{\s*"n"\s*:\s*\d\s*(,\s*".*)?'),
+        ({"response_format": {"type": "json_object"}}, r"\{.*"),
+        (
+            {"structured_outputs": {"json": json.dumps({**NAMED, "additionalProperties": False})}},
+            r'\{\s*"n"\s*:\s*\d\s*\}',
+        ),
+        ({"structured_outputs": {"regex": "[ab]{3}c"}}, "[ab]{3}c"),
+        ({"structured_outputs": {"choice": ["cat", "dog"]}}, "cat|dog"),
+    ],
+    ids=["json_schema", "json_object", "json", "regex", "choice"],
+)
+def test_texts_are_those_of_the_grammar(client: TestClient, asked: dict[str, Any], pattern: str) -> None:
+    body = {**CHAT, "max_tokens": 60, "logit_bias": {}, **asked}
+    choice = post(client, "/v1/chat/completions", **body)["choices"][0]
+    assert re.fullmatch(pattern, choice["message"]["content"], re.S), choice
+    assert choice["finish_reason"] in (("stop", "length") if "response_format" in asked else ("stop",))
+    streamed = client.post("/v1/chat/completions", json={**body, "stream": True}).text
+    parts = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
+    assert "".join(part["choices"][0]["delta"].get("content") or "" for part in parts) == choice["message"]["content"]
+
+
 def test_a_chat_goes_on_as_far_as_the_context(client: TestClient) -> None:
     answer = post(client, "/v1/chat/completions", **{**CHAT, "max_tokens": None})
     assert answer["usage"]["total_tokens"] == CONTEXT
@@ -300,7 +329,19 @@ def test_a_completion_is_served_or_refused_by_name(
         ({"messages": [{"role": "user", "content": "a", "tool_calls": []}]}, "messages[0].tool_calls"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "text alone"),
         ({"tools": [{"type": "function"}]}, "tools="),
-        ({"response_format": {"type": "json_object"}}, "response_format="),
+        (
+            {"response_format": {"type": "grammar"}},
+            "expected text, json_object, json_schema",
+        ),
+        ({"response_format": {"type": "json_schema"}}, "schema: expected a JSON schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}},
+            'Unimplemented keys: ["not"]',
+        ),
+        ({"structured_outputs": {"regex": "(a"}}, "unclosed group"),
+        ({"structured_outputs": {"regex": r"[^\s\S]"}}, "the grammar has no text"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "expected one of json, json_object, regex, choice"),
+        ({"structured_outputs": {"choice": []}}, "expected at least one text"),
         ({"top_logprobs": 2}, "set logprobs to true"),
         ({"prompt": "a"}, "unknown field prompt"),
         ({"chat_template_kwargs": {"tools": 1}}, "chat_template_kwargs.tools"),
