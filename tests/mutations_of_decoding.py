@@ -42,6 +42,7 @@ BY_FILE = {
             "special_token_ids = sorted(id for id in tokenizer.controls if id < known)",
             "special_token_ids = []",
         ),
+        ("what must come has one tokenization", '"no_forcing": true', '"no_forcing": false'),
         ("whitespace has no end", '{"whitespace_pattern": WHITESPACE}', "{}"),
         ("a text never begins with a space", "grammar.source(self._strips and not continues)", "grammar.source(False)"),
         ("a text may end anywhere", "return self.failed or not self._parser.is_stopped()", "return True"),

@@ -8,6 +8,7 @@ before it draws. Grammars are compiled here, off the engine's thread.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -24,7 +25,7 @@ class Grammar(Protocol):
     """Which texts may be drawn."""
 
     def source(self, space: bool) -> str:
-        """As llguidance reads it; with `space`, one space may come before the text. Raises ValueError."""
+        """As llguidance reads it; with `space`, one space comes before the text. Raises ValueError."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Regex:
 
     def source(self, space: bool) -> str:
         _check_length("the regular expression", self.pattern)
-        return str(_library().LLMatcher.grammar_from_regex(f"( )?(?:{self.pattern})" if space else self.pattern))
+        escaped = re.sub(r"(\\.)|/", lambda found: found[1] or r"\/", self.pattern, flags=re.DOTALL)
+        return _rule(f"/{escaped}/", space)
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class JsonSchema:
         schema = json.loads(self.schema)
         if not isinstance(schema, dict):
             raise ValueError('the schema is no object: expected one, such as {"type": "object"}')
+        if "x-guidance" in schema:
+            raise ValueError("the schema has x-guidance, which is not a client's to set: leave it out")
         if _deeper_than(MOST_DEPTH, schema):
             raise ValueError(f"the schema is nested more than {MOST_DEPTH} deep: define its parts in $defs")
         bounded = {**schema, "x-guidance": {"whitespace_pattern": WHITESPACE}}
@@ -147,8 +151,11 @@ def _library() -> Any:
 
 
 def _rule(body: str, space: bool) -> str:
-    """A grammar whose texts are those of `body`, a space before them or not."""
-    return "\n".join(['start: " "? text' if space else "start: text", f"text: {body}"])
+    """A grammar whose texts are those of `body`, behind a space or not. Without no_forcing, llguidance allows but one
+    tokenization of what must come, the tokenizer's, and not every one."""
+    return "\n".join(
+        ['%llguidance {"no_forcing": true}', 'start: " " text' if space else "start: text", f"text: {body}"]
+    )
 
 
 def _check_length(what: str, text: str) -> None:

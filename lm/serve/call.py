@@ -175,6 +175,7 @@ def _call(
       room: new tokens where the body names no number.
       continues: as in Call."""
     model_name(served, fields)
+    endless = fields.left.get("ignore_eos")
     stop, stop_ids = _stops(served, fields)
     n = fields.integer("n", 1, 1, CHOICES) or 1
     seed = fields.integer("seed", None, 0, SEEDS - 1)
@@ -190,6 +191,8 @@ def _call(
     max_new_tokens = _max_new_tokens(served, fields, prompts, room)
     sampling, (field, texts) = _sampling(served, fields), grammar(fields)
     fields.finish()
+    if texts and endless:
+        bad("ignore_eos", f"ignore_eos and {field}, whose texts end: leave one of them out")
     with _refusing(field):
         constraint = served.grammars.constraint(texts, continues) if texts else None
     return Call(

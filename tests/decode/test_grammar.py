@@ -21,7 +21,7 @@ from lm.decode.grammar import MOST_CHARACTERS, Choice, Grammar, Grammars, JsonSc
 from lm.decode.sampling import Sampling
 from lm.decode.slots import choose, empty_slots
 from lm.model.transformer import Transformer
-from lm.text.protocol import IncrementalDecoder
+from lm.text.protocol import IncrementalDecoder, Tokenizer
 from lm.text.tokenizer import ByteTokenizer
 from tests.decode.letters import grammars
 from tests.decode.test_engine import LLAMA, UNROLLED, engine
@@ -131,13 +131,30 @@ class Spaced(ByteTokenizer):
         return Strips(self)
 
 
-def test_a_text_that_begins_anew_may_have_the_space_that_its_decoder_drops() -> None:
+def test_a_text_that_begins_anew_has_the_space_that_its_decoder_drops() -> None:
     own = Grammars(Spaced(), 258, (END,))
     for grammar in (Choice(("x",)), Regex("x"), JsonSchema('{"const": "x"}')):
         first = {ord("x"), ord('"')} & set(ids_allowed(own.constraint(grammar, continues=True).begin()))
         assert set(ids_allowed(own.constraint(grammar, continues=True).begin())) == first
-        assert set(ids_allowed(own.constraint(grammar).begin())) == {*first, ord(" ")}
+        assert ids_allowed(own.constraint(grammar).begin()) == [ord(" ")]
         assert set(ids_allowed(OF_BYTES.constraint(grammar).begin())) == first
+
+
+class Pieces(Tokenizer):
+    """A tokenizer that puts a space before what it encodes, and takes the longest piece."""
+
+    def __init__(self) -> None:
+        super().__init__([b" {", b"{", b"}", b" ", b"{}", b""], {5: "</s>"}, {"eos": 5})
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[0, 2] if text == "{}" else [3] for text in texts]
+
+
+def test_every_tokenization_of_a_text_is_allowed() -> None:
+    """Of one that is the only text too, whatever the tokenizer gives for it."""
+    own = Grammars(Pieces(), 6, (5,))
+    for grammar in (Regex(r"\{\}"), Choice(("{}",)), JsonSchema('{"type": "object", "additionalProperties": false}')):
+        assert {1, 4} <= set(ids_allowed(own.constraint(grammar).begin())) <= {0, 1, 4}
 
 
 @pytest.mark.parametrize(
@@ -148,6 +165,7 @@ def test_a_text_that_begins_anew_may_have_the_space_that_its_decoder_drops() -> 
         (Regex("a" * (MOST_CHARACTERS + 1)), "has 65,537 characters: expected at most 65,536"),
         (JsonSchema('{"uniqueItems": true, "type": "array"}'), 'Unimplemented keys: ["uniqueItems"]'),
         (JsonSchema('{"type": "integer", "minimum": 3, "maximum": 1}'), "minimum (3) is greater than maximum (1)"),
+        (JsonSchema('{"x-guidance": {}}'), "the schema has x-guidance"),
         (JsonSchema("[]"), "the schema is no object"),
         (JsonSchema('{"a":' * 70 + "1" + "}" * 70), "nested more than 64 deep"),
         (Choice(()), "expected at least one text"),

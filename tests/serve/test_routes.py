@@ -339,6 +339,7 @@ def test_a_completion_is_served_or_refused_by_name(
             'Unimplemented keys: ["not"]',
         ),
         ({"structured_outputs": {"regex": "(a"}}, "unclosed group"),
+        ({"structured_outputs": {"regex": "a"}, "ignore_eos": True}, "ignore_eos and structured_outputs"),
         ({"structured_outputs": {"regex": r"[^\s\S]"}}, "the grammar has no text"),
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "expected one of json, json_object, regex, choice"),
         ({"structured_outputs": {"choice": []}}, "expected at least one text"),
