@@ -38,11 +38,6 @@ BY_FILE = {
         ("the stop string is shown", "return self._show(at, rest", "return self._show(at + len(self.found), rest"),
     ),
     "lm/decode/grammar.py": (
-        (
-            "control ids are text",
-            "special_token_ids = sorted(id for id in tokenizer.controls if id < known)",
-            "special_token_ids = []",
-        ),
         ("what must come has one tokenization", '"no_forcing": true', '"no_forcing": false'),
         ("whitespace has no end", '{"whitespace_pattern": WHITESPACE}', "{}"),
         ("a text never begins with a space", "grammar.source(self._strips and not continues)", "grammar.source(False)"),

@@ -86,8 +86,6 @@ class Matcher:
 
     def allowed(self) -> np.ndarray:
         """A bit for each id that may come next, uint32 [ceil(V / 32)], the first in the lowest."""
-        if self.failed:
-            return np.zeros(self._words, np.uint32)
         found = np.frombuffer(self._parser.compute_bitmask(), np.uint32)[: self._words]
         return np.zeros(self._words, np.uint32) if self.failed else found
 
@@ -118,8 +116,7 @@ class Grammars:
 
         class Table:
             eos_token_id, bos_token_id = ends[0], tokenizer.bos
-            tokens = [bytes(tokenizer.table[id]) for id in range(known)]
-            special_token_ids = sorted(id for id in tokenizer.controls if id < known)
+            tokens = [bytes(tokenizer.table[id]) for id in range(known)]  # control ids have none, so are no text
 
             def __call__(self, text: Any) -> list[int]:
                 return tokenizer.encode(text if isinstance(text, str) else text.decode(errors="replace"))
