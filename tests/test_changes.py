@@ -59,6 +59,6 @@ def test_the_table_names_files_that_are_there() -> None:
 
 def test_a_gradient_reaches_every_new_parameter() -> None:
     model = Transformer(experiment.model, experiment.compute.resolve("cpu"))
-    params, ids = model.init(jax.random.key(0)), jnp.arange(12)[None]
+    params, ids = jax.jit(model.init)(jax.random.key(0)), jnp.arange(12)[None]
     gradient = jax.grad(lambda p: (model(p, ids) ** 2).mean())(params)
     assert all(jnp.abs(g).max() > 0 for g in jax.tree.leaves(gradient["layers"]))

@@ -196,3 +196,10 @@ def mean_loss(model: Transformer, params: Any, batch: dict[str, jax.Array]) -> j
     """A scalar of the logits, for gradients."""
     logits = model(params, Inputs(batch["tokens"], batch["positions"], batch["segments"]))
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), batch["targets"][..., None], -1).mean()
+
+
+@partial(jax.jit, static_argnums=0)
+def extend(model: Transformer, params: Any, cache: Any, inputs: Inputs) -> Any:
+    """(the logits of tokens behind a cache, the cache with them)."""
+    x, cache, _ = model.hidden(params, inputs, cache)
+    return model.logits(params, x), cache

@@ -28,6 +28,7 @@ from tests.model.reference import (
     SIMPLE,
     attention,
     close,
+    extend,
     lively,
     mean_loss,
     rms_norm,
@@ -261,12 +262,6 @@ def test_padding_between_and_before_documents_is_not_read() -> None:
 # ---------------------------------------------------------------- the cache
 
 
-@partial(jax.jit, static_argnums=0)
-def extend(model: Transformer, params: Any, cache: Any, ids: jax.Array, segments: jax.Array | None = None) -> Any:
-    x, cache, _ = model.hidden(params, Inputs(ids, segments=segments), cache)
-    return model.logits(params, x), cache
-
-
 def state_of(cache: Any, row: int) -> Any:
     """What the first layers keep of a row."""
     stacked = not isinstance(cache.layers["0"], list)
@@ -287,7 +282,7 @@ def test_padding_leaves_a_row_as_it_is(unroll: int) -> None:
         some = np.stack([np.pad(ids[r, at[r] : at[r] + n], (0, T - n)) for r, n in enumerate(lengths)])
         segments = (np.arange(T) < np.array(lengths)[:, None]).astype(np.int32)
         before = cache
-        logits, cache = extend(model, params, cache, some, segments)
+        logits, cache = extend(model, params, cache, Inputs(some, segments=segments))
         for r, n in enumerate(lengths):
             parts[r].append(logits[r, :n])
             if n == 0:
@@ -301,9 +296,9 @@ def test_padding_leaves_a_row_as_it_is(unroll: int) -> None:
 def test_a_row_without_tokens_is_empty_whatever_the_cache_has() -> None:
     """A row of the cache that is given to another text."""
     model, params, ids = Transformer(PAIR, SIMPLE), lively(PAIR), tokens(PAIR, 2, 8)
-    _, cache = extend(model, params, model.empty_cache(2, 12), ids[:, :4])
+    _, cache = extend(model, params, model.empty_cache(2, 12), Inputs(ids[:, :4]))
     cache = replace(cache, length=jnp.array([0, 4]))
-    logits, _ = extend(model, params, cache, ids[:, 4:])
+    logits, _ = extend(model, params, cache, Inputs(ids[:, 4:]))
     close(logits[:1], run(model, params, ids[:1, 4:]), 3e-5)
     close(logits[1:], run(model, params, ids[1:])[:, 4:], 3e-5)
 
@@ -329,15 +324,14 @@ def test_it_learns_to_copy() -> None:
         logits = jax.nn.log_softmax(model(params, ids[:, :-1])[:, 5:])
         return -jnp.take_along_axis(logits, ids[:, 6:, None], -1).mean()
 
-    @jax.jit
     def step(carry: Any, _: None) -> Any:
         params, state = carry
         now, grads = jax.value_and_grad(loss)(params)
         updates, state = chain.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), now
 
-    params = model.init(jax.random.key(0))
-    _, losses = jax.lax.scan(step, (params, chain.init(params)), None, length=60)
+    params = jax.jit(model.init)(jax.random.key(0))
+    _, losses = jax.jit(lambda carry: jax.lax.scan(step, carry, None, length=60))((params, chain.init(params)))
     assert losses[0] > 1.8 and losses[-1] < 0.5, losses
 
 

@@ -24,7 +24,7 @@ from lm.model.parametrisation import MuP
 from lm.model.transformer import Transformer
 from lm.plan.compile import batch_shapes
 from lm.tune.pretrain import Pretrain
-from tests.model.reference import LLAMA, SIMPLE, close, lively, run, tokens, trees_close
+from tests.model.reference import LLAMA, SIMPLE, close, extend, lively, run, tokens, trees_close
 from tests.tiny import experiment
 
 BERT = bert(vocab=31, layers=2, width=12, heads=3, mlp=20, context=24)
@@ -72,7 +72,7 @@ def test_the_next_sentence_is_told_from_the_first_token(cfg: Any) -> None:
 
 def test_an_output_for_the_next_sentence_leaves_the_other_parameters() -> None:
     able = replace(BERT, output=replace(BERT.output, next_sentence=True))
-    plain, more = (Transformer(cfg, SIMPLE).init(jax.random.key(0)) for cfg in (BERT, able))
+    plain, more = (jax.jit(Transformer(cfg, SIMPLE).init)(jax.random.key(0)) for cfg in (BERT, able))
     added = {name: more["head"].pop(name) for name in set(more["head"]) - set(plain["head"])}
     jax.tree.map(np.testing.assert_array_equal, more, plain)
     assert {name: value.shape for name, value in added.items()} == {
@@ -113,11 +113,11 @@ def test_cached_is_full(cfg: Any) -> None:
     model, params = Transformer(cfg, SIMPLE), lively(cfg)
     source, target = tokens(T5, 2, 7), tokens(cfg, 2, 6, seed=1)
     first = Inputs(target[:, :3], encoder=Inputs(source))
-    x, cache, _ = model.hidden(params, first, model.empty_cache(2, 9, 7))
-    parts = [model.logits(params, x)]
+    logits, cache = extend(model, params, model.empty_cache(2, 9, 7), first)
+    parts = [logits]
     for t in range(3, 6):
-        x, cache, _ = model.hidden(params, target[:, t : t + 1], cache)
-        parts.append(model.logits(params, x))
+        logits, cache = extend(model, params, cache, Inputs(target[:, t : t + 1]))
+        parts.append(logits)
     close(np.concatenate(parts, axis=1), both(model, params, source, target), 3e-5)
 
 

@@ -147,10 +147,10 @@ def test_layers_have_their_numbers_wherever_they_are_stacked(tmp_path: Path) -> 
     """First layers, then two that repeat: the same tensors as of five layers in one stack."""
     one = llama(**SIZES | dict(layers=5))
     parts = replace(one, first_layers=(LayerKind(),), pattern=(LayerKind(), LayerKind()))
-    params = Transformer(one, SIMPLE).init(jax.random.key(0))
+    params = jax.jit(Transformer(one, SIMPLE).init)(jax.random.key(0))
     assert set(parts.slots) == {"first0", "0", "1"}
     transformer = Transformer(parts, SIMPLE)
-    Pretrained(parts, transformer.init(jax.random.key(0)), ByteTokenizer(), transformer).save(tmp_path / "m")
+    Pretrained(parts, jax.jit(transformer.init)(jax.random.key(0)), ByteTokenizer(), transformer).save(tmp_path / "m")
     jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "m").params, params)
 
 

@@ -78,7 +78,7 @@ def test_arms_start_alike_and_read_alike() -> None:
     arms = {"learned": dict(model=dict(positions=Learned())), "norms": dict(model=dict(norm=LayerNorm()))}
     trials = Ablation(BASE, arms, seeds=[5]).trials()
     compute = Compute().resolve("cpu")
-    base, *others = (Transformer(t.experiment.model, compute).init(jax.random.key(t.seed)) for t in trials)
+    base, *others = (jax.jit(Transformer(t.experiment.model, compute).init)(jax.random.key(t.seed)) for t in trials)
     flat = dict(jax.tree_util.tree_leaves_with_path(base))
     for other in others:
         shared = [(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(other) if path in flat]

@@ -154,10 +154,11 @@ def test_routers_losses_count_by_the_batch_s_share_of_the_weights() -> None:
     """So that those of micro-batches, whose weights sum to 1 together, add up to their mean."""
     learner, params, data = Pretrain().build(Transformer(ROUTED, SIMPLE)), lively(ROUTED), batch(ROUTED)
     data = {**data, "weights": data["weights"] / data["weights"].sum()}
-    losses = learner.model.hidden(params, data["tokens"]).losses
+    losses = jax.jit(learner.model.hidden)(params, data["tokens"]).losses
     assert len(losses) == 2 and min(losses.values()) > 1e-3
+    loss = jax.jit(learner.loss)
     for share in (1.0, 0.25):
-        total, metrics = learner.loss(params, (), {**data, "weights": data["weights"] * np.float32(share)}, None)
+        total, metrics = loss(params, (), {**data, "weights": data["weights"] * np.float32(share)}, None)
         np.testing.assert_allclose([metrics[name] for name in losses], [share * x for x in losses.values()], rtol=1e-5)
         np.testing.assert_allclose(total, metrics["loss"] + share * sum(losses.values()), rtol=1e-5)
 
@@ -172,9 +173,10 @@ def test_next_sentences_add_their_mean_over_the_rows_that_ask() -> None:
     model, params = Transformer(PAIRED, SIMPLE), lively(PAIRED)
     learner, masked = Pretrain().build(model), {**batch(PAIRED), "token_types": RNG.integers(0, 2, (B, T))}
     asked = {"next_sentence": np.array([0, 1], np.int32), "next_sentence_weights": np.array([0.75, 0.25], np.float32)}
-    (plain, before), (total, metrics) = (learner.loss(params, (), data, None) for data in (masked, masked | asked))
-    x = model.hidden(params, Inputs(masked["tokens"], token_types=masked["token_types"])).x
-    logits = np.asarray(model.next_sentence(params, x))
+    loss = jax.jit(learner.loss)
+    (plain, before), (total, metrics) = (loss(params, (), data, None) for data in (masked, masked | asked))
+    x = jax.jit(model.hidden)(params, Inputs(masked["tokens"], token_types=masked["token_types"])).x
+    logits = np.asarray(jax.jit(model.next_sentence)(params, x))
     _, nll, right = by_hand(logits, asked["next_sentence"], asked["next_sentence_weights"], 0.0)
     np.testing.assert_allclose((metrics["next_sentence_loss"], metrics["next_sentence"]), (nll, right), rtol=1e-4)
     np.testing.assert_allclose(total - plain, nll, rtol=1e-4)
