@@ -15,14 +15,26 @@ from scipy import stats
 from lm.decode.filters import Counts
 from lm.decode.generate import NonFiniteLogits, generate
 from lm.decode.sampling import NONE, Sampling
-from lm.decode.speculative import Acceptance, Draft, DraftModel, PromptLookup, _Row, distribution, stream, verify
+from lm.decode.speculative import (
+    Acceptance,
+    Draft,
+    DraftModel,
+    PromptLookup,
+    Text,
+    _distributions,
+    _Row,
+    distribution,
+    stream,
+    verify,
+)
 from lm.model.config import LayerKind, ModelConfig
 from lm.model.families import t5
+from lm.model.inputs import Inputs
 from lm.model.positions import Rotary
 from lm.model.scaling import Dynamic
 from lm.model.transformer import Transformer
 from tests.decode.test_generate import COMPUTE, GPT, LLAMA, PROMPTS
-from tests.model.reference import DELTA, SIMPLE, lively
+from tests.model.reference import DELTA, SIMPLE, lively, tokens
 
 WINDOWED = replace(LLAMA, pattern=(LayerKind(window=6), LayerKind()))
 SMALL = replace(LLAMA, layers=1, vocab=29)  # of fewer ids
@@ -79,6 +91,33 @@ def test_penalties_count_the_drafted_tokens() -> None:
     assert drafted(LLAMA, sampling=sampling) == plain(LLAMA, sampling)
 
 
+def test_a_distribution_counts_the_drafted_tokens_before_it() -> None:
+    sampling, rng = Sampling(0.8, repetition_penalty=1.7, frequency_penalty=0.4), np.random.default_rng(0)
+    logits, ids = rng.standard_normal((2, 4, 9)).astype(np.float32), rng.integers(0, 9, (2, 3))
+    counts = Counts.of(jnp.asarray(rng.integers(0, 9, (2, 5))), None, 9)
+    found = _distributions(jnp.asarray(logits), jnp.asarray(ids), sampling, counts)
+    for i in range(4):
+        np.testing.assert_allclose(found[:, i], distribution(logits[:, i], sampling, counts), rtol=1e-6)
+        counts = counts.add(jnp.asarray(ids[:, min(i, 2)]))
+
+
+def test_a_draft_model_forgets_what_was_rejected() -> None:
+    """Its drafts behind a text do not depend on what it had drafted there before."""
+    drafter, params, ids = DraftModel(Transformer(LLAMA, COMPUTE), 3), lively(LLAMA), tokens(LLAMA, 2, 7)
+
+    def draft(state: Any, length: int) -> Any:
+        keys, at = jax.random.split(jax.random.key(0), 2), jnp.full(2, length)
+        text = Text(jnp.asarray(ids), at, jnp.asarray(ids[:, length - 1]), keys, None)
+        return jax.jit(lambda state: drafter.draft(params, state, text, Sampling(), LLAMA.vocab))(state)
+
+    begin = jax.jit(lambda ids: drafter.begin(params, Inputs(ids, segments=jnp.ones_like(ids)), 16))
+    _, state = draft(begin(ids[:, :5]), 6)
+    found, _ = draft(drafter.roll_back(state, jnp.full(2, 6)), 7)
+    expected, _ = draft(begin(ids[:, :6]), 7)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_allclose(found.probs, expected.probs, atol=1e-5)
+
+
 def test_a_text_ends_at_its_stop_token_or_length() -> None:
     stop = plain(LLAMA)[0][4]
     wanted = [row[: row.index(stop)] if stop in row else row for row in plain(LLAMA)]
@@ -103,10 +142,10 @@ def chances(sampling: Sampling) -> np.ndarray:
     prompts = jnp.asarray(np.tile(PROMPT, (len(TEXTS), 1)), jnp.int32)
     logits = Transformer(TINY, COMPUTE)(lively(TINY), jnp.concatenate([prompts, jnp.asarray(TEXTS)], axis=1))
     counts, chance = Counts.of(prompts, None, 6), np.ones(len(TEXTS))
-    for i, tokens in enumerate(TEXTS.T):
+    for i, drawn in enumerate(TEXTS.T):
         probs = distribution(logits[:, len(PROMPT) - 1 + i], sampling, counts)
-        chance *= np.asarray(probs, np.float64)[np.arange(len(TEXTS)), tokens]
-        counts = counts.add(jnp.asarray(tokens))
+        chance *= np.asarray(probs, np.float64)[np.arange(len(TEXTS)), drawn]
+        counts = counts.add(jnp.asarray(drawn))
     return chance
 
 
