@@ -26,6 +26,7 @@ def parameters(cfg: ModelConfig) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes(cfg)))
 
 
+@functools.cache
 def by_part(cfg: ModelConfig) -> dict[str, int]:
     """Parameters by path, `layers/query` and so on, in the order of the tree."""
     flat = jax.tree_util.tree_flatten_with_path(shapes(cfg))[0]

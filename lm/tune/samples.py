@@ -33,7 +33,7 @@ def check_prompts(
     tokenizer: Tokenizer,
     model: ModelConfig,
     prompts: tuple[str, ...],
-    encode: Callable[[Tokenizer, str], list[int]] = Tokenizer.encode_prompt,
+    encode: Callable[[Tokenizer, str], list[int]] = lambda tokenizer, prompt: tokenizer.encode_prompt(prompt),
 ) -> None:
     """Raises ValueError, naming the prompt, for one that the model cannot continue by a token, as `encode` gives its
     ids."""

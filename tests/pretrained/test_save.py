@@ -87,7 +87,7 @@ def test_a_save_that_fails_leaves_what_was(tmp_path: Path, monkeypatch: pytest.M
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "_write_file", full)
+    monkeypatch.setattr(files, "write_file", full)
     with pytest.raises(OSError, match="No space left"):
         model(llama(**{**SIZES, "layers": 1})).save(tmp_path / "m")
     with pytest.raises(OSError, match="No space left"):

@@ -88,7 +88,7 @@ def test_gradients_of_chunks_add_up_in_float32() -> None:
 
 
 def batch(cfg: Any) -> dict[str, np.ndarray]:
-    weights = (RNG.random((B, T)) > 0.4).astype(np.float32)
+    weights = (np.random.default_rng(0).random((B, T)) > 0.4).astype(np.float32)
     return {"tokens": tokens(cfg, B, T), "targets": tokens(cfg, B, T, seed=1), "weights": weights / weights.sum()}
 
 
@@ -102,7 +102,7 @@ def test_a_model_s_gradients_are_the_same_by_chunks(cfg: Any) -> None:
     data = batch(cfg)
     (loss, got), (whole, expected) = gradients(cfg, 4, data), gradients(cfg, 0, data)
     np.testing.assert_allclose(loss, whole, rtol=1e-6)
-    trees_close(got, expected)
+    trees_close(got, expected, 2e-5)
 
 
 def test_what_has_no_weight_does_not_count() -> None:
