@@ -261,8 +261,8 @@ def _remarks(store: TokenStore) -> Iterator[str]:
         yield f"{of} are unknown, and bits per byte do not code what they stand for"
     if store.duplicates:
         yield f"{store.duplicates:,} of {len(store):,} documents equal another"
-    if store.lossless:
-        yield f"left out: {store.lossless}"
+    if store.without_loss:
+        yield f"left out: {store.without_loss}"
 
 
 def _heldout_rng(source: str, start: int, purpose: str = "heldout") -> RowRng:

@@ -197,18 +197,18 @@ def best_fit(lengths: np.ndarray, width: int) -> np.ndarray:
 def _pieces(store: TokenStore, seq_len: int) -> tuple[np.ndarray, np.ndarray, str]:
     """The start in the store, and the length, of each piece: at most seq_len + 1 tokens, of which the first is the last
     of the piece before; and what is in none, in words. Raises ValueError where there is no piece."""
-    ends, told = store.lengths, ""
+    ends, left_out = store.lengths, ""
     if store.loss is not None:
         ends = store.lengths.copy()
         for long in np.flatnonzero(ends > seq_len + 1):
             ends[long] = _kept(store, int(long), seq_len + 1)
-        told = _told(store, ends, seq_len)
+        left_out = _left_out(store, ends, seq_len)
     counts = np.maximum(-(-(ends - 1) // seq_len), 0)  # a document of one token has no target
     if not counts.any():
         raise ValueError(f"none of its {len(store):,} conversations fits in a row of {seq_len} tokens: raise seq_len")
     document = np.repeat(np.arange(len(store)), counts)
     nth = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return store.offsets[document] + nth * seq_len, np.minimum(seq_len + 1, ends[document] - nth * seq_len), told
+    return store.offsets[document] + nth * seq_len, np.minimum(seq_len + 1, ends[document] - nth * seq_len), left_out
 
 
 def _kept(store: TokenStore, index: int, width: int) -> int:
@@ -222,7 +222,7 @@ def _kept(store: TokenStore, index: int, width: int) -> int:
     return int(ends[-1]) + 1 if len(ends) and ends[-1] else 0
 
 
-def _told(store: TokenStore, ends: np.ndarray, seq_len: int) -> str:
+def _left_out(store: TokenStore, ends: np.ndarray, seq_len: int) -> str:
     """How much of the conversations is left out, where each keeps its first `ends` [N] tokens."""
     cut, dropped = int(((ends > 0) & (ends < store.lengths)).sum()), int((ends == 0).sum())
     if not cut + dropped:

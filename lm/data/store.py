@@ -32,7 +32,7 @@ class TokenStore:
     `coded_bytes` are those of the text that has a token before it: without a begin token, a document's first token is
     not predicted, and its bytes are not among them. `unknown` is how many tokens stand for text outside the vocabulary.
     `hashes` [N] are of the documents' texts (None where an earlier version wrote the store). `loss` is 1 for tokens
-    that carry loss, 0 for others (None: all do); `lossless` says which documents were left out since they have none.
+    that carry loss, 0 for others (None: all do); `without_loss` says which documents, left out, have none.
 
     Raises ValueError where the files are damaged."""
 
@@ -54,7 +54,7 @@ class TokenStore:
         self.vocab_size: int = about["vocab_size"]
         self.coded_bytes: int = self.total_bytes - about.get("first_bytes", 0)
         self.unknown: int = about.get("unknown", 0)
-        self.lossless: str = about.get("lossless", "")
+        self.without_loss: str = about.get("without_loss", "")
         self.loss: np.ndarray | None = np.memmap(loss, np.uint8, "r") if about.get("masked") else None
         hashes = self.folder / "hashes.npy"
         self.hashes: np.ndarray | None = np.load(hashes) if hashes.exists() else None
@@ -125,9 +125,9 @@ def write_store(
 
     def fill(temporary: Path) -> None:
         counts = _write_tokens(temporary, listed, tokenizer, encode, progress)
-        tokens, lossless = sum(counts.lengths), _lossless(listed, counts)
-        if lossless and not tokens:
-            raise ValueError(f"nothing to learn in the {name}: {lossless}")
+        tokens, without_loss = sum(counts.lengths), _without_loss(listed, counts)
+        if without_loss and not tokens:
+            raise ValueError(f"nothing to learn in the {name}: {without_loss}")
         if not tokens:
             raise ValueError(f"no tokens in the {name}: its {len(documents)} documents are empty")
         np.save(temporary / "offsets.npy", np.concatenate([[0], np.cumsum(counts.lengths)]).astype(np.int64))
@@ -135,7 +135,7 @@ def write_store(
         np.save(temporary / "hashes.npy", np.array(counts.hashes, np.uint64))
         about = {"dtype": np.dtype(_dtype(tokenizer)).name, "documents": len(counts.lengths), "tokens": tokens}
         about |= {"vocab_size": tokenizer.vocab_size, "first_bytes": counts.first_bytes, "unknown": counts.unknown}
-        about |= {"masked": True, "lossless": lossless} if counts.masked else {}
+        about |= {"masked": True, "without_loss": without_loss} if counts.masked else {}
         (temporary / "store.json").write_text(json.dumps(about))
 
     return TokenStore(write_folder(folder, fill))
@@ -149,7 +149,7 @@ def _dtype(tokenizer: Tokenizer) -> type:
 class _Counts:
     """The size of each document in tokens and in bytes, the hash of its text, the bytes of all first tokens that
     nothing comes before, and the number of unknown tokens. `masked`: whether a document has tokens without loss;
-    `lossless`: which documents, left out, have no other."""
+    `without_loss`: which documents, left out, have no other."""
 
     lengths: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
@@ -157,7 +157,7 @@ class _Counts:
     first_bytes: int = 0
     unknown: int = 0
     masked: bool = False
-    lossless: list[int] = field(default_factory=list)
+    without_loss: list[int] = field(default_factory=list)
 
     def add(self, text: str, one: Encoded, unk: int | None) -> None:
         self.lengths.append(len(one.ids))
@@ -168,12 +168,12 @@ class _Counts:
         self.masked |= one.loss is not None
 
 
-def _lossless(documents: Documents, counts: _Counts) -> str:
+def _without_loss(documents: Documents, counts: _Counts) -> str:
     """Which documents have no token with loss, in words."""
-    if not counts.lossless:
+    if not counts.without_loss:
         return ""
-    where = documents.where(counts.lossless[0]) or f"number {counts.lossless[0]}"
-    return f"{len(counts.lossless):,} of {len(documents):,} documents have no token with loss (the first: {where})"
+    where = documents.where(counts.without_loss[0]) or f"number {counts.without_loss[0]}"
+    return f"{len(counts.without_loss):,} of {len(documents):,} documents have no token with loss (the first: {where})"
 
 
 def _write_tokens(
@@ -188,7 +188,7 @@ def _write_tokens(
             for number, text in kept:
                 one = _encoded(encoded, documents, number)
                 if one.loss is not None and not one.loss[1:].any():
-                    counts.lossless.append(number)
+                    counts.without_loss.append(number)
                     continue
                 out.write(one.ids.astype(_dtype(tokenizer)).tobytes())
                 masks.write(np.ones(len(one.ids), bool).tobytes() if one.loss is None else one.loss.tobytes())

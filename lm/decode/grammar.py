@@ -143,7 +143,7 @@ def _library() -> Any:
     try:
         import llguidance
     except ImportError:
-        raise ValueError('grammars need llguidance: pip install "lm[serve]", or pip install llguidance') from None
+        raise ValueError('grammars need llguidance, which is not installed: pip install -e ".[serve]"') from None
     return llguidance
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lm.bounds import NonNegative
+from lm.bounds import NonNegative, check
 from lm.data.objective import Objective, Replies
 from lm.model.config import ModelConfig
 from lm.model.transformer import Transformer
@@ -30,8 +30,7 @@ class SFT(Method):
     z_loss: NonNegative = 0.0
 
     def __post_init__(self) -> None:
-        if self.z_loss < 0:
-            raise ValueError(f"z_loss={self.z_loss}: expected at least 0")
+        check(self)
 
     @property
     def objective(self) -> Objective:
