@@ -29,6 +29,7 @@ from lm.text.tokenizer import SentencePieceSpec, TokenizerFile
 from lm.train.method import Learner, Method
 from lm.train.optim import AdamW, Optimizer
 from lm.train.schedule import Cosine
+from lm.tune.distill import Distill  # noqa: F401 - `--set method=Distill(…)`
 from lm.tune.lora import DoRA, LoRA  # noqa: F401 - `--set trains=LoRA(rank=8)` finds what is imported
 from lm.tune.pretrain import Pretrain
 from lm.tune.sft import SFT  # noqa: F401 - `--set method=SFT()`
@@ -171,10 +172,12 @@ class Experiment:
     @property
     def flops_per_token(self) -> float:
         """Model FLOPs of a row's forward and backward pass, by its `length` tokens (count.flops_per_row); those of
-        adapters as if each token met them all."""
+        adapters as if each token met them all, and the forward pass of other models that the method reads in a step."""
         encoder, tokens = self.lengths
         frozen, added = self.trains.frozen(self.model), 6 * self.trains.added(self.model) * tokens
-        return (count.flops_per_row(self.model, tokens, encoder, frozen) + added) / self.length
+        read = [model.config for model in self.method.models.values() if model.resident]
+        others = sum(count.flops_per_row(config, tokens, encoder) for config in read) / 3
+        return (count.flops_per_row(self.model, tokens, encoder, frozen) + added + others) / self.length
 
     def on(self, devices: int) -> "Experiment":
         """This experiment on that many devices: `batch_tokens` from `rows_per_device`, and the mesh without -1. Raises

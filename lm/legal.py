@@ -49,14 +49,15 @@ def check_devices(experiment: Experiment, devices: int, slices: int = 1) -> None
 def check_mesh(experiment: Experiment, mesh: Mapping[str, int]) -> None:
     """Raise ValueError where `experiment` cannot be laid over a mesh of these sizes (axis -> devices), with the axis,
     its size, the dimension, and the nearest legal values."""
-    experts = [slot.ffn for slot in experiment.model.slots.values() if isinstance(slot.ffn, Experts)]
+    slots = [slot for model in models(experiment).values() for slot in model.slots.values()]
+    experts = [slot.ffn for slot in slots if isinstance(slot.ffn, Experts)]
     if mesh.get("expert", 1) > 1 and not experts:
         raise ValueError(f"mesh axis expert={mesh['expert']}: this model has no experts, use data or fsdp instead")
     if mesh.get("tensor", 1) == 1 and experiment.layout.sequence_parallel:
         raise ValueError(
             "layout.sequence_parallel=True shards the sequence over mesh axis tensor, which is 1: set it to False"
         )
-    in_order = {type(slot.mixer).__name__ for slot in experiment.model.slots.values() if slot.mixer.recurrent}
+    in_order = {type(slot.mixer).__name__ for slot in slots if slot.mixer.recurrent}
     if mesh.get("context", 1) > 1 and in_order:
         raise ValueError(
             f"mesh axis context={mesh['context']} splits rows, which {' and '.join(sorted(in_order))} reads in order: "
@@ -83,12 +84,19 @@ def dimensions(experiment: Experiment) -> Iterator[Dimension]:
     pieces = 2 if e.model.causal else 1  # lm/model/context.py: two chunks a device, so that causal work is equal
     yield Dimension("seq_len", e.length, rules["seq"], pieces, "seq", f"rows of {e.length} tokens")
     yield Dimension("seq_len", e.length, rules["residual_seq"], 1, "residual_seq", f"rows of {e.length} tokens")
-    for field, (axis, size) in sizes(e.model).items():
-        split = rules[axis]
-        if axis in ZERO_AXES:
-            state = layout.state_rules[axis] or ()
-            split = (*split, *(name for name in state if name not in split))
-        yield Dimension(f"model.{field}", size, split, 1, axis)
+    for name, model in models(e).items():
+        for field, (axis, size) in sizes(model).items():
+            split = rules[axis]
+            if axis in ZERO_AXES:
+                state = layout.state_rules[axis] or ()
+                split = (*split, *(name for name in state if name not in split))
+            yield Dimension(f"{name}.{field}", size, split, 1, axis)
+
+
+def models(experiment: Experiment) -> dict[str, ModelConfig]:
+    """The models that a step or its preparation computes, by the fields that have them."""
+    others = {f"method.{role}_model": model.config for role, model in experiment.method.models.items()}
+    return {"model": experiment.model, **others}
 
 
 def sizes(model: ModelConfig) -> dict[str, tuple[str, int]]:

@@ -29,6 +29,7 @@ from lm.model.scaling import Dynamic, Linear, Llama3, YaRN
 from lm.text.tokenizer import Bytes, ByteTokenizer, CharacterTokenizer, SentencePieceSpec, TokenizerFile
 from lm.train.optim import Adafactor, AdamW
 from lm.train.schedule import WSD, Cosine, InverseSquareRoot
+from lm.tune.distill import Distill, ReverseKL
 from lm.tune.lora import LoRA
 from lm.tune.pretrain import Pretrain
 from lm.tune.trains import Only
@@ -123,6 +124,7 @@ def samples() -> dict[str, Any]:
         "Parquet": Parquet(str(root / "some.parquet"), heldout=0.3),
         "TokenizerFile": TokenizerFile(str(root / "bytes")),
         "Only": Only("query"),
+        "Distill": Distill(None, base().model),
         "SentencePieceSpec": SentencePieceSpec(400, train_bytes=20_000),
     }
 
@@ -143,7 +145,9 @@ def changes() -> dict[str, Any]:
         "Experiment.embedding": "vectors.npy",
         "Experiment.mesh": {"data": 2},
         "Experiment.method": Pretrain(PrefixLM()),
-        "Pretrain.objective": PrefixLM(),
+        **dict.fromkeys(("Pretrain.objective", "Distill.objective"), PrefixLM()),
+        "Distill.teacher_model": replace(base().model, width=12),
+        "Distill.divergence": ReverseKL(),
         "Experiment.batch_tokens": 128,
         "Experiment.trains": LoRA(rank=2),
         "LoRA.where": "query|mlp",

@@ -23,7 +23,8 @@ TESTS = {
         "a_run_is_measured_replies_and_is_loaded_with_its_template",
         "a_prompt_without_room_is_refused_before_the_first_step",
     ),
-    "lm/run/start.py": ("tests/run/test_start.py",),
+    "lm/tune/distill.py": ("tests/tune/test_distill.py",),
+    "lm/run/start.py": ("tests/run/test_start.py", "tests/tune/test_distill.py"),
     **dict.fromkeys(
         ("lm/pretrained/peft.py", "lm/pretrained/peft_config.py", "lm/pretrained/peft_save.py"),
         ("tests/pretrained/test_peft.py",),
@@ -55,6 +56,13 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("every token is learned", "        return Replies()", "        return Pretrain().objective"),
         ("a prompt is plain text", "settings.prompts, samples.reply_prompt)", "settings.prompts)"),
     ),
+    "lm/tune/distill.py": (
+        ("the directions are exchanged", "jnp.exp(log_q) * (log_q - log_p)\n", "jnp.exp(log_p) * (log_p - log_q)\n"),
+        ("the other tokens do not count", "log_q).sum(-1) + kind.terms(others, log_rest)", "log_q).sum(-1)"),
+        ("gradients shrink with the temperature", "distill.temperature**2 * soft", "soft"),
+        ("the teacher is as sharp as at temperature 1", "theirs / distill.temperature)", "theirs)"),
+        ("the teacher is the start", "return start, models[", "return start, start or models["),
+    ),
     "lm/tune/paths.py": (
         ("a name may end anywhere", "any(map(pattern.fullmatch, own))", "any(map(pattern.search, own))"),
         ("an alternative may choose nothing", "        if not found:", "        if not names:"),
@@ -76,6 +84,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/run/start.py": (
         ("another model is a start", "if different := value.differences(own, theirs):", "if 0 and (different := []):"),
         ("a changed model goes unnoticed", 'if recorded not in ("", fingerprint):', "if 0:"),
-        ("another vocabulary is taken", "if own and given and (list", "if 0 and (list"),
+        ("a teacher of another vocabulary is taken", "if own and not _same_tokens(own, tokenizer):", "if 0:"),
+        ("another vocabulary is taken", "if own and given and not _same", "if 0 and not _same"),
     ),
 }

@@ -60,6 +60,7 @@ ELSEWHERE = {
     **{f"Layout.{field.name}": MESHES for field in dataclasses.fields(Layout) if field.name != "replicated"},
     "Layout.replicated": "tests/sharding/test_sharding.py::test_a_dimension_that_does_not_divide_is_refused",
     **dict.fromkeys(("Experiment.start", "Start.path"), START),
+    "Distill.teacher": "tests/tune/test_distill.py::test_a_run_learns_from_the_teacher_at_its_path",
     **dict.fromkeys(("Conversations.records", "Conversations.other_fields"), CONVERSATIONS),
     "Data.chat_template": "tests/tune/test_sft.py::test_a_run_is_measured_replies_and_is_loaded_with_its_template",
     **dict.fromkeys(("Stdlib.part", "Stdlib.folder"), STDLIB),

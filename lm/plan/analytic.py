@@ -89,7 +89,8 @@ class Step:
     def memory(self) -> dict[str, float]:
         """Bytes by use."""
         e, model = self.experiment, self.experiment.model
-        state = self.parameters * F32 / self.shards
+        read = sum(count.parameters(other.config) for other in e.method.models.values() if other.resident)
+        state = (self.parameters + read) * F32 / self.shards
         moments = _optimizer_bytes(e) / self.shards
         stream = model.width / (self.axis("tensor") if e.layout.sequence_parallel else 1)
         unnamed = 4 * stream + self.activations["mlp_in"] if e.compute.remat == "nothing" else 0  # norms, activations

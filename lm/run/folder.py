@@ -20,7 +20,7 @@ from lm.renamed import upgrade
 from lm.run.lengthen import check_length
 from lm.text.tokenizer import Tokenizer
 
-PREPARED = ("tokenizer", "data.json", "start.json", "about.json")  # from before the first step
+PREPARED = ("tokenizer", "data.json", "start.json", "models.json", "about.json")  # from before the first step
 SAMPLES = ("samples.json", "samples.txt")
 SAMPLED_WITH = ("prompts", "sample_tokens", "sampling", "steps")  # fields that say what the samples are
 

@@ -34,12 +34,14 @@ def smoke(experiment: Experiment) -> Experiment:
     of ROWS a device and micro-batch."""
     e = experiment
     length, steps, accumulate = min(e.length, LENGTH), min(e.steps, STEPS), min(e.accumulate, MICRO_BATCHES)
+    vocab = vocabulary(e)
     return dataclasses.replace(
         e,
         name=f"{e.name}-smoke",
         start=None,
         data=_with_tokenizer(e),
-        model=smaller(e.model, vocabulary(e)),
+        model=smaller(e.model, vocab),
+        method=e.method.smaller(lambda model: smaller(model, vocab)),
         optimizer=dataclasses.replace(e.optimizer, schedule=_shorter(e.optimizer.schedule, steps)),
         steps=steps,
         seq_len=length,

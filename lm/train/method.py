@@ -6,7 +6,7 @@ A `Method` is plain data, open to `--set` and ablations, and has what needs no m
 nothing else about the method.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -31,6 +31,15 @@ class Sample(NamedTuple):
     title: str
     prompt: str
     text: str
+
+
+class SavedModel(NamedTuple):
+    """A model that a method reads beside the one that it trains: that at `path` (as a Start names it; None: drawn from
+    the seed), of this `config`. It is in memory in every step where it is `resident`, else only before the first."""
+
+    path: str | None
+    config: ModelConfig
+    resident: bool = True
 
 
 class SampleSettings(Protocol):
@@ -104,6 +113,16 @@ class Method:
         return "token"
 
     @property
+    def models(self) -> Mapping[str, SavedModel]:
+        """The models that it reads beside the one that it trains, by role: `role` is the field that has a path, and
+        `role`_model that of its config."""
+        return {}
+
+    def smaller(self, shrink: Callable[[ModelConfig], ModelConfig]) -> "Method":
+        """It with its models small and drawn afresh, for a smoke test."""
+        return self
+
+    @property
     def greedy_samples(self) -> bool:
         """Whether its samples have the likeliest tokens, whatever the experiment's `sampling`."""
         return False
@@ -134,13 +153,30 @@ class Learner:
     weights: Mapping[str, str] = {"weights": "tokens"}
     model: Transformer
 
-    def init(self, key: jax.Array) -> tuple[Params, Any]:
-        """Fresh (params, frozen). Traced."""
-        return self.begin(self.model.init(key), key)
+    @property
+    def models(self) -> Mapping[str, Transformer]:
+        """Those of `Method.models` that are resident."""
+        return {}
 
-    def begin(self, start: Params, key: jax.Array) -> tuple[Params, Any]:
-        """(params, frozen) before the first step, of the model's parameters `start`, drawn or loaded; `key` is of what
-        the method adds to them. Traced."""
+    def init(
+        self, key: jax.Array, start: Params | None = None, models: Mapping[str, Params] | None = None
+    ) -> tuple[Params, Any]:
+        """(params, frozen) before the first step, of the model's parameters `start` and those of other `models` by
+        role; what is not given is drawn. Traced."""
+        given, start = models or {}, self.model.init(key) if start is None else start
+        own = {role: jax.random.fold_in(key, i) for i, role in enumerate(self.models, start=1)}
+        every = {role: given[role] if role in given else model.init(own[role]) for role, model in self.models.items()}
+        return self.begin(start, key, every)
+
+    def begin(self, start: Params, key: jax.Array, models: Mapping[str, Params]) -> tuple[Params, Any]:
+        """(params, frozen) before the first step.
+
+        Args:
+          start: the model's parameters, drawn or loaded.
+          key: of what the method adds to them.
+          models: the parameters of its `models`, by role.
+
+        Traced."""
         return start, ()
 
     adapts: bool = False

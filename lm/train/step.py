@@ -71,10 +71,15 @@ def abstract_arrays(shapes: Any, placed: Any) -> Any:
 
 
 def fresh_state(
-    learner: Learner, optimizer: optax.GradientTransformation, ema: float, key: jax.Array, start: Any = None
+    learner: Learner,
+    optimizer: optax.GradientTransformation,
+    ema: float,
+    key: jax.Array,
+    start: Any = None,
+    models: Any = None,
 ) -> TrainState:
-    """The state before the first step, on any device: what `init_state` compiles."""
-    params, frozen = learner.init(key) if start is None else learner.begin(start, key)
+    """The state before the first step, on any device: what `init_state`, which has the arguments, compiles."""
+    params, frozen = learner.init(key, start, models)
     return new_state(params, optimizer, bool(ema), frozen)
 
 
@@ -86,21 +91,23 @@ def init_state(
     ema: float = 0.0,
     layout: Layout = Layout(),
     start: Any = None,
+    models: Any = None,
 ) -> TrainState:
     """The state before the first step, each array initialised on the devices that hold it: the same values on any mesh.
 
     Args:
       learner, optimizer, mesh, ema, layout: see `state_shardings`.
       seed: of the initial parameters.
-      start: the model's parameters, on the mesh's devices, in place of drawn ones; None: they are drawn."""
+      start: the model's parameters, on the mesh's devices, in place of drawn ones; None: they are drawn.
+      models: role -> parameters, likewise, of the other models that the method reads."""
     _, placed = state_shardings(learner, optimizer, mesh, ema, layout)
 
-    def fresh(key: jax.Array, start: Any) -> TrainState:
-        return fresh_state(learner, optimizer, ema, key, start)
+    def fresh(key: jax.Array, start: Any, models: Any) -> TrainState:
+        return fresh_state(learner, optimizer, ema, key, start, models)
 
-    make = jax.jit(fresh, out_shardings=placed, donate_argnums=1)
+    make = jax.jit(fresh, out_shardings=placed, donate_argnums=(1, 2))
     with use_mesh(mesh, layout):
-        return make(jax.random.key(seed), start)
+        return make(jax.random.key(seed), start, models)
 
 
 def build_step(

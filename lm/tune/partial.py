@@ -13,7 +13,7 @@ import jax
 
 from lm.model.adapted import Adapted, merged
 from lm.model.parametrisation import Axes
-from lm.model.transformer import Params
+from lm.model.transformer import Params, Transformer
 from lm.train.loss import Metrics
 from lm.train.method import Batch, BatchReader, Learner, Sample, SampleSettings, Writer
 from lm.tune.paths import by_path, nested
@@ -52,8 +52,12 @@ class Partial(Learner):
         self.trained, self.adapter, self.adapted = trained, adapter, adapted
         self._axes: dict[str, Any] = by_path(learner.axes())
 
-    def begin(self, start: Params, key: jax.Array) -> tuple[Params, Any]:
-        params, frozen = self.learner.begin(start, key)
+    @property
+    def models(self) -> Mapping[str, Transformer]:
+        return self.learner.models
+
+    def begin(self, start: Params, key: jax.Array, models: Mapping[str, Params]) -> tuple[Params, Any]:
+        params, frozen = self.learner.begin(start, key, models)
         leaves = by_path(params)
         moving = {path: leaf for path, leaf in leaves.items() if path in self.trained}
         for path in sorted(self.adapted):

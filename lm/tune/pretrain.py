@@ -89,17 +89,15 @@ class Pretraining(Learner):
         """The weighted sum of the tokens' losses, and metrics that are weighted sums too."""
         key = key if self.model.cfg.dropout else None
         batch, zigzag = shard_sequence(batch, self.model.cfg.causal)
-        x, _, losses = self.model.hidden(params, Inputs.of(batch, zigzag), key=key)
+        inputs, compute = Inputs.of(batch, zigzag), self.model.compute
+        x, _, losses = self.model.hidden(params, inputs, key=key)
 
-        def chunk_loss(head: Params, x: jax.Array, rest: Batch) -> tuple[jax.Array, Metrics]:
-            return cross_entropy(self.model.logits(head, x), rest["targets"], rest["weights"], self.method.z_loss)
+        def chunk_loss(heads: Params, x: jax.Array, rest: Batch) -> tuple[jax.Array, Metrics]:
+            return self._chunk_loss(heads, x, rest)
 
-        head = {"head": params["head"], "stem": {"tokens": params["stem"]["tokens"]}}
-        rest = {name: batch[name] for name in ("targets", "weights")}
-        axes, compute = self.model.axes(), self.model.compute
-        head_axes = {"head": axes["head"], "stem": {"tokens": axes["stem"]["tokens"]}}
+        heads, rest = self._heads(params, frozen), self._targets(frozen, batch, inputs)
         dtypes = compute.matmul, compute.exchanged
-        total, metrics = chunked_loss(chunk_loss, head, x, rest, compute.loss_chunk, head_axes, dtypes)
+        total, metrics = chunked_loss(chunk_loss, heads, x, rest, compute.loss_chunk, self._head_axes(), dtypes)
         share = batch["weights"].sum()  # of the whole batch's weights: means over tokens count by it
         metrics |= {name: value * share for name, value in losses.items()}
         total += sum(losses.values()) * share
@@ -107,6 +105,22 @@ class Pretraining(Learner):
             nll, own = self._next_sentence(params, x, batch)
             total, metrics = total + nll, metrics | own
         return total, metrics
+
+    def _heads(self, params: Params, frozen: Any) -> Params:
+        """The parameters that a chunk's loss reads, of those of the model."""
+        return of_output(params)
+
+    def _head_axes(self) -> Params:
+        """Their logical axes."""
+        return of_output(self.model.axes())
+
+    def _targets(self, frozen: Any, batch: Batch, inputs: Inputs) -> Batch:
+        """What a chunk's loss reads of its tokens: arrays [B, T, ...]."""
+        return {name: batch[name] for name in ("targets", "weights")}
+
+    def _chunk_loss(self, heads: Params, x: jax.Array, rest: Batch) -> tuple[jax.Array, Metrics]:
+        """The weighted sum of the losses of a chunk's tokens, of hidden states x [B, t, D]."""
+        return cross_entropy(self.model.logits(heads, x), rest["targets"], rest["weights"], self.method.z_loss)
 
     def _next_sentence(self, params: Params, x: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
         """The weighted sums over rows of the loss and of correct predictions (`next_sentence`), of hidden states x."""
@@ -134,6 +148,11 @@ class Pretraining(Learner):
         if isinstance(self.method.objective, CausalLM):
             return samples.continuations(model, settings)
         return samples.reconstructions(model, settings, self.data)
+
+
+def of_output(tree: Params) -> Params:
+    """What the output reads of a tree of all parameters, or of their axes."""
+    return {"head": tree["head"], "stem": {"tokens": tree["stem"]["tokens"]}}
 
 
 def measured(sums: Mapping[str, float], store: TokenStore) -> dict[str, float]:

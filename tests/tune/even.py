@@ -36,7 +36,7 @@ class Evening(Learner):
         self.model, self.data, self.method, self.local_rows = model, data, method, local_rows
         self.drawn = jax.jit(lambda p, tokens, key: jax.random.categorical(key, model(p, tokens)).astype(jnp.int32))
 
-    def begin(self, start: Any, key: jax.Array) -> Any:
+    def begin(self, start: Any, key: jax.Array, models: Any) -> Any:
         return start, jax.tree.map(jnp.copy, start)
 
     def frozen_axes(self) -> Any:

@@ -55,7 +55,7 @@ SLOW = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for 
 def test_merged_is_unmerged(family: str, kind: Any) -> None:
     cfg = FAMILIES[family]
     learner, model = wrapped(cfg, kind(rank=2, where=EVERYWHERE)), Transformer(cfg, SIMPLE)
-    params, frozen = learner.begin(lively(cfg), jax.random.key(0))
+    params, frozen = learner.init(jax.random.key(0), lively(cfg))
     params = disturbed(params)
 
     @jax.jit
@@ -79,7 +79,7 @@ def test_merged_is_unmerged(family: str, kind: Any) -> None:
 def test_the_first_loss_is_the_base_s(compute: Compute) -> None:
     learner, one = wrapped(SMALL, LoRA(rank=2, where="layers/.*|stem/tokens|kernel"), compute), batch(0)
     start = lively(SMALL)
-    params, frozen = learner.begin(start, jax.random.key(0))
+    params, frozen = learner.init(jax.random.key(0), start)
     assert float(learner.loss(params, frozen, one, None)[0]) == float(learner.learner.loss(start, (), one, None)[0])
 
 
@@ -125,7 +125,7 @@ def test_dora_is_the_paper_s() -> None:
 
 def test_dropout_is_of_training_alone_and_differs_by_layer() -> None:
     learner, one = wrapped(SMALL, LoRA(rank=2, dropout=0.5)), batch(0)
-    params, frozen = learner.begin(lively(SMALL), jax.random.key(0))
+    params, frozen = learner.init(jax.random.key(0), lively(SMALL))
     params = disturbed(params)
     still, *drawn = (
         float(learner.loss(params, frozen, one, key)[0]) for key in (None, jax.random.key(0), jax.random.key(1))
@@ -139,7 +139,7 @@ def test_dropout_is_of_training_alone_and_differs_by_layer() -> None:
 def test_dropout_of_what_is_no_layer_s_product_is_refused() -> None:
     for cfg, where in ((MIXTRAL, "gate"), (LLAMA, "stem/tokens")):
         learner = wrapped(cfg, LoRA(rank=2, where=where, dropout=0.1))
-        params, frozen = learner.begin(lively(cfg), jax.random.key(0))
+        params, frozen = learner.init(jax.random.key(0), lively(cfg))
         with pytest.raises(ValueError, match="no dropout: set trains.dropout=0"):
             joined = learner.join(params, frozen["base"], jax.random.key(0))
             learner.model(joined, inputs(cfg))
