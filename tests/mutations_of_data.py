@@ -3,7 +3,8 @@
 CONVERSATIONS = ("tests/data/test_conversations.py",)
 TESTS = {
     **dict.fromkeys(("lm/data/conversations.py", "lm/data/examples.py"), CONVERSATIONS),
-    **{f"lm/data/{name}.py": (f"tests/data/test_{name}.py", *CONVERSATIONS) for name in ("objective", "pack", "store")},
+    **{f"lm/data/{name}.py": (f"tests/data/test_{name}.py", *CONVERSATIONS) for name in ("objective", "store")},
+    "lm/data/pack.py": ("tests/data/test_pack.py", *CONVERSATIONS, "tests/data/test_preferences.py"),
     "lm/text/chat.py": ("tests/text/test_chat.py", *CONVERSATIONS),
     "lm/data/encoded.py": ("tests/data/test_store.py", "tests/tune/test_pretrain.py"),
     "lm/text/train.py": ("tests/text/test_tokenizer.py",),
@@ -24,10 +25,18 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("an end of turn that is the pad has no loss", "*loss], bool)", "*loss], bool) & (array != tokenizer.pad)"),
         ("a completion has no eos", "== [tokenizer.eos] else [tokenizer.eos]", "== [tokenizer.eos] else []"),
         ("a token over the border has no loss", "stop > len(prompt) for _, _, stop", "a >= len(prompt) for _, a, _"),
-        ("unknown fields are left unread", "if name not in known]:", "if False]:"),
+        ("unknown fields are left unread", "if name not in (*kind, *besides)]:", "if False]:"),
         ("any role will do", 'if message["role"] not in ROLES:', "if False:"),
         ("another template has the same store", "json.dumps([tokenizer.chat_template,", "json.dumps(["),
         ("there may be two bos", "begin = missing_bos(tokenizer, ids)", "begin = [x for x in [tokenizer.bos] if x]"),
+    ),
+    "lm/data/preferences.py": (
+        ("equal sides are kept", 'one" if equal else "")', 'one" if False else "")'),
+        ("a prompt ends inside a word", "while at and not chosen", "while False and not chosen"),
+        ("an id depends on the place in a row", "rows.documents[own] - 2 * k,", "rows.documents[own],"),
+        ("rejected sides are among the chosen ones", 'mask * (batch["segment_ids"] % 2)', "mask * 1"),
+        ("a completion is paired with its own prompt", "before = one\n", "before = before\n"),
+        ("all sides are good", 'record["side"] == 0  #', 'record["side"] >= 0  #'),
     ),
     "lm/data/examples.py": (
         ("a first token is learned", "loss & (np.arange(len(ids)) > 0)", "loss"),
@@ -47,10 +56,12 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("a long conversation is cut anywhere", "(carries[1 : width + 1] == 0)", "(carries[:width] > 0)"),
         ("what is left out is not told", "if not cut + dropped:", "if True:"),
         ("windows do not overlap", "[:, None] * (width - 1)", "[:, None] * width"),
-        ("pieces of a long document do not overlap", "+ nth * seq_len, np.min", "+ nth * (seq_len + 1), np.min"),
+        ("pieces of a long document do not overlap", "+ nth * seq_len, lengths,", "+ nth * (seq_len + 1), lengths,"),
         ("a document that fits exactly opens a row", "bisect_left(free, length)", "bisect_left(free, length + 1)"),
         ("every epoch has one order", "self._name, purpose, epoch)", "self._name, purpose)"),
         ("the order of rows does not depend on the seed", "(seed, self._name, purpose", "(0, self._name, purpose"),
+        ("sides of a pair leak", "number += 1\n", "number += 0\n"),
+        ("a pair is cut", "np.where(store.lengths > seq_len + 1, 0, store.lengths)", "store.lengths"),
     ),
     "lm/data/objective.py": (
         ("a user's turn has loss", "* (rows.loss[:, 1:] > 0)}", "* 1}"),
@@ -84,7 +95,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("a resumed run reads from the start", "itertools.count(start)", "itertools.count()"),
     ),
     "lm/data/store.py": (
-        ("records without loss are kept", "if one.loss is not None and not one.loss[1:].any():", "if False:"),
+        ("records without loss are kept", "one.loss is not None and not one.loss[1:].any() else", "False else"),
         ("a text among conversations has no loss", "np.ones(len(one.ids), bool)", "np.zeros(len(one.ids), bool)"),
         ("a first token without one is coded", "self.first_bytes += one", "self.first_bytes = 0 * one"),
         ("no document is a duplicate", "len(self) - len(np.unique(self.hashes))", "0"),

@@ -34,6 +34,7 @@ from tests.knobs import CHANGED_IN, CONTEXT, base, changes, samples
 SEEN = "what people see of a run; lm/experiment.py lets a run be resumed with another"
 WHEN = "when a run is looked at; training does not see it"
 CONVERSATIONS = "tests/data/test_conversations.py::test_fields_that_are_named_are_left_unread"
+PREFERENCES = "tests/data/test_preferences.py::test_fields_that_are_named_are_left_unread"
 STDLIB = "tests/data/test_stdlib.py::test_its_documents_are_those_of_the_split"
 TFDS = "tests/data/test_records.py::test_a_tfds_data_set_is_read_without_tensorflow"
 START = "tests/run/test_start.py::test_it_begins_with_the_model_s_values_and_its_tokenizer"
@@ -62,6 +63,8 @@ ELSEWHERE = {
     **dict.fromkeys(("Experiment.start", "Start.path"), START),
     "Distill.teacher": "tests/tune/test_distill.py::test_a_run_learns_from_the_teacher_at_its_path",
     **dict.fromkeys(("Conversations.records", "Conversations.other_fields"), CONVERSATIONS),
+    **dict.fromkeys(("Preferences.records", "Preferences.other_fields"), PREFERENCES),
+    **dict.fromkeys(("UnpairedPreferences.records", "UnpairedPreferences.other_fields"), PREFERENCES),
     "Data.chat_template": "tests/tune/test_sft.py::test_a_run_is_measured_replies_and_is_loaded_with_its_template",
     **dict.fromkeys(("Stdlib.part", "Stdlib.folder"), STDLIB),
     "StdlibTalks.folder": "tests/data/test_talks.py::test_a_talk_asks_what_it_does_and_what_it_takes",

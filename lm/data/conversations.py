@@ -65,7 +65,7 @@ class Conversations(Source):
         record = parse(document, self.other_fields)
         parts = [part for kind in KINDS for part in (record.get(name) for name in kind) if part]
         messages = [message for part in parts if not isinstance(part, str) for message in part]
-        return "\n\n".join([part for part in parts if isinstance(part, str)] + [*map(_said, messages)])
+        return "\n\n".join([part for part in parts if isinstance(part, str)] + [*map(said, messages)])
 
     def encode(self, texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[Encoded]:
         for text in texts:
@@ -77,25 +77,34 @@ class Conversations(Source):
 
 def parse(document: str, other_fields: Sequence[str] = ()) -> dict[str, Any]:
     """The record in `document`, with one of KINDS and what belongs to it. Raises ValueError for another one."""
-    try:
-        record = json.loads(document)
-    except ValueError as error:
-        raise ValueError(f"{document[:SHOWN]!r} is not JSON: {error}") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"{document[:SHOWN]!r}: expected an object with messages, prompt and completion, or text")
-    record = {name: value for name, value in record.items() if value is not None and name not in other_fields}
+    record = read_object(document, "messages, prompt and completion, or text", other_fields)
     kinds = [kind for kind in KINDS if set(kind) <= set(record)]
     if len(kinds) != 1:
         what = " and ".join("/".join(kind) for kind in kinds) or "neither of the three"
         there = ", ".join(record) or "none"
         raise ValueError(f"expected messages, or prompt and completion, or text: it has {what} (its fields: {there})")
-    known = (*kinds[0], *(BESIDES if kinds[0] != ("text",) else ()))
-    if unknown := [name for name in record if name not in known]:
-        raise ValueError(
-            f"unknown field {unknown[0]!r} beside {'/'.join(kinds[0])}: remove it, or name it in other_fields of "
-            "Conversations"
-        )
+    check_known(record, kinds[0], BESIDES if kinds[0] != ("text",) else (), "Conversations")
     return record
+
+
+def read_object(document: str, expected: str, other_fields: Sequence[str] = ()) -> dict[str, Any]:
+    """The JSON object in `document`, one with `expected`, without nulls and `other_fields`. Raises ValueError where it
+    is none."""
+    try:
+        record = json.loads(document)
+    except ValueError as error:
+        raise ValueError(f"{document[:SHOWN]!r} is not JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{document[:SHOWN]!r}: expected an object with {expected}")
+    return {name: value for name, value in record.items() if value is not None and name not in other_fields}
+
+
+def check_known(record: Mapping[str, Any], kind: Sequence[str], besides: Sequence[str], source: str) -> None:
+    """Raises ValueError where a record of `source` has fields other than those of its `kind` and `besides`."""
+    if unknown := [name for name in record if name not in (*kind, *besides)]:
+        raise ValueError(
+            f"unknown field {unknown[0]!r} beside {'/'.join(kind)}: remove it, or name it in other_fields of {source}"
+        )
 
 
 def encode_record(record: Mapping[str, Any], tokenizer: Tokenizer, other_fields: Sequence[str] = ()) -> Encoded:
@@ -109,9 +118,9 @@ def encode_record(record: Mapping[str, Any], tokenizer: Tokenizer, other_fields:
         return _plain(prompt, completion, tokenizer)
     if isinstance(prompt, str) or isinstance(completion, str):
         raise ValueError("prompt and completion: expected two texts, or two lists of messages")
-    before = _messages("prompt", prompt, other_fields) if prompt is not None else []
+    before = checked_messages("prompt", prompt, other_fields) if prompt is not None else []
     name = "messages" if prompt is None else "completion"
-    after = _messages(name, record[name], other_fields)
+    after = checked_messages(name, record[name], other_fields)
     if not any(message["role"] == "assistant" for message in after):
         raise ValueError(f"{name} has no message of the assistant, so there is nothing to learn: remove the record")
     tools = _json_of("tools", record, list)
@@ -148,7 +157,7 @@ def _encoded(ids: list[int], loss: list[bool], tokenizer: Tokenizer) -> Encoded:
     return Encoded(array, np.array([*(False for _ in begin), *loss], bool), size, min(first, size))
 
 
-def _messages(name: str, messages: Any, other_fields: Sequence[str]) -> list[dict[str, Any]]:
+def checked_messages(name: str, messages: Any, other_fields: Sequence[str]) -> list[dict[str, Any]]:
     """Checked messages of the field `name`; as TFDS and Parquet may have them, an object of lists is a list of
     objects."""
     if isinstance(messages, dict) and all(isinstance(column, list) for column in messages.values()):
@@ -176,6 +185,7 @@ def _check(where: str, message: Any, other_fields: Sequence[str]) -> None:
         raise ValueError(f"{where}.content is {str(content)[:SHOWN]!r}: expected a text")
 
 
-def _said(message: Mapping[str, Any]) -> str:
+def said(message: Mapping[str, Any]) -> str:
+    """The text of a message."""
     content = message.get("content") if isinstance(message, Mapping) else None
     return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False) if content else ""

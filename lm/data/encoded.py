@@ -16,12 +16,18 @@ class BadDocument(ValueError):
 
 class Encoded(NamedTuple):
     """A document of n tokens: its `ids` [n], and whether each carries `loss` ([n] bool; None: all do); the UTF-8
-    `bytes` of its text, of which `first_bytes` are those of a first token that nothing predicts."""
+    `bytes` of its text, of which `first_bytes` are those of a first token that nothing predicts.
+
+    Of a document of two sequences, such as a preference pair, the second begins at token `second` (0: there is one
+    sequence), and `value` is its number, such as a margin. `dropped` says why it is left out, "" where it is not."""
 
     ids: np.ndarray
     loss: np.ndarray | None
     bytes: int
     first_bytes: int
+    second: int = 0
+    value: float = 0.0
+    dropped: str = ""
 
 
 def encode_texts(texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[Encoded]:

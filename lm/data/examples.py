@@ -2,27 +2,38 @@
 loss."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from lm.data.loader import Batches
 from lm.data.objective import CausalLM, Replies
+from lm.data.preferences import PreferencePairs
 from lm.text.tokenizer import Tokenizer
 
 Marked = list[tuple[str, bool]]  # stretches of a text, and whether they carry loss
 
 
 def examples(data: Batches, count: int) -> list[Marked]:
-    """The first `count` documents of training, cut where their row ends. Raises ValueError for an objective that
-    predicts something else than the next token."""
+    """The first `count` documents of training, cut where their row ends; of preference pairs both sides, each under its
+    name. Raises ValueError for an objective that predicts something else than the next token."""
     if not isinstance(data.objective, CausalLM):
         name = type(data.objective).__name__
         raise ValueError(f"examples show which next tokens are learned, and {name} has other targets")
-    return list(itertools.islice(_examples(data), count))
+    found = _documents(data)
+    sides = data.objective.sides if isinstance(data.objective, PreferencePairs) else ()
+    if sides:
+        found = (_named(sides, each) for each in zip(*[found] * len(sides), strict=False))
+    return list(itertools.islice(found, count))
 
 
-def _examples(data: Batches) -> Iterator[Marked]:
+def _named(sides: Sequence[str], documents: Sequence[Marked]) -> Marked:
+    """Documents in one, each under the name of its side."""
+    heads = (f"{side}:\n" if i == 0 else f"\n{side}:\n" for i, side in enumerate(sides))
+    return [part for head, one in zip(heads, documents, strict=True) for part in ((head, False), *one)]
+
+
+def _documents(data: Batches) -> Iterator[Marked]:
     for step in itertools.count():
         rows = data.rows(step)
         carried = rows.loss if isinstance(data.objective, Replies) else rows.documents

@@ -10,12 +10,12 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from lm.data.compression import heldout_compression
-from lm.data.mixture import Data, MixtureSampler
+from lm.data.mixture import Data, Mixture, MixtureSampler
 from lm.data.objective import Batch, CausalLM, Objective, RowRng, Rows, objective_context, padded
 from lm.data.pack import PackingPlan
 from lm.data.random import generator
@@ -55,6 +55,7 @@ def prepare(
     Raises:
       ValueError: for a source that cannot be read or is empty, and for rows too short for the objective.
     """
+    check_kinds(data.mixture, objective or CausalLM())
     tokenizer = tokenizer or make_tokenizer(data, progress)
     stores = {}
     for split in SPLITS:
@@ -63,6 +64,17 @@ def prepare(
             with _naming(name):
                 stores[name, split] = open_store(source, split, tokenizer, report)
     return Batches(data, tokenizer, stores, seq_len, batch_rows, seed, objective or CausalLM(), encoder)
+
+
+def check_kinds(mixture: Mixture, objective: Objective) -> None:
+    """Raises ValueError where a source has another kind of documents than `objective` reads."""
+    name, reads = type(objective).__name__, objective.reads
+    for source, one in mixture.sources.items():
+        if one.kind != reads:
+            raise ValueError(
+                f"source {source!r}: {type(one).__name__} has {one.kind}, and the objective {name} reads {reads}: "
+                "take another source, or another method"
+            )
 
 
 def make_tokenizer(data: Data, progress: Progress | None = None) -> Tokenizer:
@@ -146,13 +158,15 @@ class Batches:
         self.data, self.tokenizer, self.stores = data, tokenizer, stores
         self.seq_len, self.batch_rows, self.seed, self.objective = seq_len, batch_rows, seed, objective
         self.sources = list(data.mixture.sources)
+        check_kinds(data.mixture, objective)
         self._sampler = MixtureSampler(data.mixture, batch_rows, seed)
         self.context = objective_context(tokenizer, seq_len, encoder)
         self._row_tokens = objective.row_tokens(self.context)
         self._plans = {key: data.packing.plan(store, self._row_tokens, key[0]) for key, store in stores.items()}
-        self._check_pairs()
+        self.context = replace(self.context, pairs=max(plan.pairs for plan in self._plans.values()))
+        self._check_row_pairs()
 
-    def _check_pairs(self) -> None:
+    def _check_row_pairs(self) -> None:
         for (source, split), plan in self._plans.items():
             if self.objective.reads_row_pairs and plan.rows_per_epoch < 2:
                 raise ValueError(
@@ -185,7 +199,7 @@ class Batches:
         return which[selected], numbers[selected]
 
     def _rows(self, which: np.ndarray, numbers: np.ndarray) -> Rows:
-        out = Rows(*(np.zeros((len(which), self._row_tokens + 1), np.int32) for _ in Rows._fields))
+        out = Rows.empty(len(which), self._row_tokens + 1)
         for i in np.unique(which):
             part = self._plans[self.sources[i], "train"].rows(numbers[which == i], self.seed)
             for array, values in zip(out, part, strict=True):
@@ -261,8 +275,8 @@ def _remarks(store: TokenStore) -> Iterator[str]:
         yield f"{of} are unknown, and bits per byte do not code what they stand for"
     if store.duplicates:
         yield f"{store.duplicates:,} of {len(store):,} documents equal another"
-    if store.without_loss:
-        yield f"left out: {store.without_loss}"
+    if store.dropped:
+        yield f"left out: {store.dropped}"
 
 
 def _heldout_rng(source: str, start: int, purpose: str = "heldout") -> RowRng:

@@ -69,7 +69,7 @@ class MaskedLM(Objective):
 
     def _masked(self, rows: Rows, context: ObjectiveContext, random: list[np.random.Generator]) -> Batch:
         """The batch of rows [R, T]."""
-        tokens, documents, segments, _ = rows
+        tokens, documents, segments = rows[:3]
         candidates = (documents > 0) & ~context.special[tokens]
         selected, corrupted = np.zeros_like(candidates), tokens.copy()
         for i, row in enumerate(tokens):

@@ -19,14 +19,23 @@ RowRng = Callable[[int], np.random.Generator]  # row i -> its random generator, 
 
 
 class Rows(NamedTuple):
-    """R rows of T + 1 tokens, all [R, T + 1] int32. `documents` numbers the documents of a row from 1 in order;
-    `segments` is what each token attends within: its document, or 1 throughout the row. `loss` is 1 for tokens that
-    carry loss: in conversations the assistant's, in other documents all. All three are 0 for padding."""
+    """R rows of T + 1 tokens, all [R, T + 1] int32. `documents` numbers the documents of a row from 1 in order, of
+    preference pairs each side: 2 k - 1 is chosen and 2 k rejected. `segments` is what each token attends within: its
+    document, or 1 throughout the row. `loss` is 1 for tokens that carry loss: in conversations the assistant's, in
+    other documents all. All three are 0 for padding. `values` float32, of the same shape or [1, 1], is the number that
+    a pair has, its margin for instance (lm/data/preferences.py)."""
 
     tokens: np.ndarray
     documents: np.ndarray
     segments: np.ndarray
     loss: np.ndarray
+    values: np.ndarray = np.zeros((1, 1), np.float32)
+
+    @classmethod
+    def empty(cls, rows: int, width: int) -> "Rows":
+        """Rows of padding."""
+        tokens, documents, segments, loss = (np.zeros((rows, width), np.int32) for _ in range(4))
+        return cls(tokens, documents, segments, loss, np.zeros((rows, width), np.float32))
 
 
 class ModelTraits(Protocol):
@@ -65,6 +74,7 @@ class ObjectiveContext:
       special: [V] bool, the ids that decode to no text.
       word_starts: [V] bool, the ids that begin a word.
       cls, sep: the ids that begin a pair of texts and end each of them.
+      pairs: P, the most preference pairs in a row.
     """
 
     seq_len: int = 0
@@ -78,6 +88,7 @@ class ObjectiveContext:
     word_starts: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     cls: int | None = None
     sep: int | None = None
+    pairs: int = 0
 
 
 def objective_context(tokenizer: Tokenizer, seq_len: int, encoder: bool = False) -> ObjectiveContext:
@@ -113,11 +124,12 @@ def default_row_rng(row: int) -> np.random.Generator:
 class Objective:
     """Rows to batches. `target_name` names what one loss belongs to; `measures` are the held-out measures: bits per
     byte only where every token of the text is predicted from those before it; `prefix` says whether a decoder reads
-    what it continues in both directions. With `reads_row_pairs`, `batch` reads 2R
-    rows to make R: R rows, then for each of them another row of the same source."""
+    what it continues in both directions. `reads` is the kind of the sources that it is for. With `reads_row_pairs`,
+    `batch` reads 2R rows to make R: R rows, then for each of them another row of the same source."""
 
     target_name: ClassVar[str] = "token"
     prefix: ClassVar[bool] = False
+    reads: ClassVar[str] = "texts"
 
     @property
     def measures(self) -> tuple[str, ...]:

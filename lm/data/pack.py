@@ -19,10 +19,11 @@ from lm.data.store import TokenStore
 
 class PackingPlan:
     """The rows of one store under one packing: `rows_per_epoch` (K), and `rows`; `left_out` says in words what of the
-    store is in no row, "" where everything is."""
+    store is in no row, "" where everything is; `pairs` is the most preference pairs in a row."""
 
     rows_per_epoch: int
     left_out = ""
+    pairs = 0
 
     def __init__(self, name: str):
         self._name = name
@@ -33,8 +34,7 @@ class PackingPlan:
         numbers = np.asarray(numbers, np.int64)
         epochs, indices = np.divmod(numbers, self.rows_per_epoch)
         parts = [(epochs == e, self._rows(self._cached(seed, int(e)), indices[epochs == e])) for e in np.unique(epochs)]
-        shape = (len(numbers), self._width)
-        out = Rows(*(np.zeros(shape, np.int32) for _ in Rows._fields))
+        out = Rows.empty(len(numbers), self._width)
         for selected, part in parts:
             for array, values in zip(out, part, strict=True):
                 array[selected] = values
@@ -73,7 +73,8 @@ class Chunk(Packing):
     def plan(self, store: TokenStore, seq_len: int, name: str = "") -> PackingPlan:
         _check(store, seq_len)
         if store.loss is not None:
-            raise ValueError("packing=Chunk() would cut conversations anywhere: set data.packing=Pack()")
+            what = "conversations" if store.second is None else "pairs"
+            raise ValueError(f"packing=Chunk() would cut {what} anywhere: set data.packing=Pack()")
         return _ChunkPlan(store, seq_len, name, self.across_documents)
 
 
@@ -120,8 +121,8 @@ class _ChunkPlan(PackingPlan):
 class Pack(Packing):
     """Documents are kept in one piece, as many to a row as fit (best-fit decreasing, Johnson 1974), and the rest of the
     row is padding. Those longer than a row are cut into pieces that overlap by one token; conversations are cut after
-    the assistant's last turn that fits in whole, and left out where none does. Which documents share a row changes from
-    epoch to epoch among those of the same length."""
+    the assistant's last turn that fits in whole, and left out where none does; preference pairs are whole or left out.
+    Which documents share a row changes from epoch to epoch among those of the same length."""
 
     def plan(self, store: TokenStore, seq_len: int, name: str = "") -> PackingPlan:
         _check(store, seq_len)
@@ -139,13 +140,14 @@ class _PackPlan(PackingPlan):
     def __init__(self, store: TokenStore, seq_len: int, name: str):
         super().__init__(name)
         self._store, self._width = store, seq_len + 1
-        self._starts, self._lengths, self.left_out = _pieces(store, seq_len)
+        self._documents, self._starts, self._lengths, self.left_out = _pieces(store, seq_len)
         # slots in the order of the rows: each holds a piece of a fixed length, which one changes by the epoch
         self._by_length = np.argsort(-self._lengths, kind="stable")
         row = best_fit(self._lengths[self._by_length], self._width)
         self.rows_per_epoch = int(row.max()) + 1
         slots = np.argsort(row, kind="stable")
         self._slot_piece, self._first = slots, np.searchsorted(row[slots], np.arange(self.rows_per_epoch + 1))
+        self.pairs = 0 if store.second is None else int(np.diff(self._first).max())
 
     def _table(self, seed: int | None, epoch: int) -> _Slots:
         pieces = self._by_length
@@ -156,17 +158,20 @@ class _PackPlan(PackingPlan):
 
     def _rows(self, table: NamedTuple, indices: np.ndarray) -> Rows:
         assert isinstance(table, _Slots)
-        tokens, documents, loss = (np.zeros((len(indices), self._width), np.int32) for _ in range(3))
+        store, out = self._store, Rows.empty(len(indices), self._width)
         for i, row in enumerate(table.rows[indices]):
-            at = 0
-            for number, piece in enumerate(table.pieces[self._first[row] : self._first[row + 1]], start=1):
+            at, number = 0, 1
+            for piece in table.pieces[self._first[row] : self._first[row + 1]]:
                 start, length = self._starts[piece], self._lengths[piece]
-                tokens[i, at : at + length] = self._store.tokens[start : start + length]
-                documents[i, at : at + length] = number
-                carries = self._store.loss
-                loss[i, at : at + length] = 1 if carries is None else carries[start : start + length]
-                at += length
-        return Rows(tokens, documents, documents, loss)
+                out.tokens[i, at : at + length] = store.tokens[start : start + length]
+                out.documents[i, at : at + length] = number
+                out.loss[i, at : at + length] = 1 if store.loss is None else store.loss[start : start + length]
+                if store.second is not None and store.values is not None:
+                    number += 1
+                    out.documents[i, at + store.second[self._documents[piece]] : at + length] = number
+                    out.values[i, at : at + length] = store.values[self._documents[piece]]
+                at, number = at + length, number + 1
+        return out._replace(segments=out.documents)
 
 
 def best_fit(lengths: np.ndarray, width: int) -> np.ndarray:
@@ -194,21 +199,27 @@ def best_fit(lengths: np.ndarray, width: int) -> np.ndarray:
     return row_of
 
 
-def _pieces(store: TokenStore, seq_len: int) -> tuple[np.ndarray, np.ndarray, str]:
-    """The start in the store, and the length, of each piece: at most seq_len + 1 tokens, of which the first is the last
-    of the piece before; and what is in none, in words. Raises ValueError where there is no piece."""
-    ends, left_out = store.lengths, ""
-    if store.loss is not None:
+def _pieces(store: TokenStore, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+    """The document, the start in the store, and the length, of each piece: at most seq_len + 1 tokens, of which the
+    first is the last of the piece before; and what is in none, in words. Raises ValueError where there is no piece."""
+    ends, left_out, what = store.lengths, "", "conversations"
+    if store.second is not None:
+        ends, what = np.where(store.lengths > seq_len + 1, 0, store.lengths), "pairs"
+        if dropped := int((ends == 0).sum()):
+            of = f"{dropped:,} of {len(store):,} pairs"
+            left_out = f"{of} are longer than a row of {seq_len:,} tokens, both sides together, and left out"
+    elif store.loss is not None:
         ends = store.lengths.copy()
         for long in np.flatnonzero(ends > seq_len + 1):
             ends[long] = _kept(store, int(long), seq_len + 1)
         left_out = _left_out(store, ends, seq_len)
     counts = np.maximum(-(-(ends - 1) // seq_len), 0)  # a document of one token has no target
     if not counts.any():
-        raise ValueError(f"none of its {len(store):,} conversations fits in a row of {seq_len} tokens: raise seq_len")
+        raise ValueError(f"none of its {len(store):,} {what} fits in a row of {seq_len} tokens: raise seq_len")
     document = np.repeat(np.arange(len(store)), counts)
     nth = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return store.offsets[document] + nth * seq_len, np.minimum(seq_len + 1, ends[document] - nth * seq_len), left_out
+    lengths = np.minimum(seq_len + 1, ends[document] - nth * seq_len)
+    return document, store.offsets[document] + nth * seq_len, lengths, left_out
 
 
 def _kept(store: TokenStore, index: int, width: int) -> int:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -45,7 +45,9 @@ class Documents(Sequence[str]):
 
 @dataclass(frozen=True)
 class Source:
-    """Documents with a train and a held-out split."""
+    """Documents with a train and a held-out split; `kind` is what they are, for the objectives that read them."""
+
+    kind: ClassVar[str] = "texts"
 
     def documents(self, split: str) -> Documents:
         """The texts of `split`. Raises ValueError where there are none, or where they cannot be read."""

@@ -1,14 +1,15 @@
 """The token store: a split of a source, tokenised once and cached by the fingerprints of source and tokenizer.
 
 A folder with `tokens.bin` (the ids of all documents, concatenated and memory-mapped), `offsets.npy`, `bytes.npy` and
-`store.json`; where some tokens carry no loss, as in conversations, also `loss.bin`, one byte a token. A text is [bos] +
+`store.json`; where some tokens carry no loss, as in conversations, also `loss.bin`, one byte a token; where documents
+are preference pairs, also `second.npy` and `values.npy`. A text is [bos] +
 its tokens + [eos], where the tokenizer has them. Empty documents are left out.
 """
 
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +33,8 @@ class TokenStore:
     `coded_bytes` are those of the text that has a token before it: without a begin token, a document's first token is
     not predicted, and its bytes are not among them. `unknown` is how many tokens stand for text outside the vocabulary.
     `hashes` [N] are of the documents' texts (None where an earlier version wrote the store). `loss` is 1 for tokens
-    that carry loss, 0 for others (None: all do); `without_loss` says which documents, left out, have none.
+    that carry loss, 0 for others (None: all do). `second` [N] is where in a preference pair its second side begins, and
+    `values` [N] its number (None: documents are no pairs). `dropped` says which documents are left out, and why.
 
     Raises ValueError where the files are damaged."""
 
@@ -47,6 +49,10 @@ class TokenStore:
             masks = loss.stat().st_size if about.get("masked") else about["tokens"]
             consistent = about["tokens"] == len(self.tokens) == self.offsets[-1] == masks
             consistent &= about["documents"] == len(self.bytes) == len(self.offsets) - 1
+            self.second: np.ndarray | None = np.load(self.folder / "second.npy") if about.get("paired") else None
+            self.values: np.ndarray | None = np.load(self.folder / "values.npy") if about.get("paired") else None
+            consistent &= self.second is None or len(self.second) == len(self.bytes)
+            consistent &= self.values is None or len(self.values) == len(self.bytes)
         except (OSError, ValueError, KeyError, TypeError, EOFError, IndexError) as error:
             raise ValueError(f"the token store {folder} is damaged: {error}") from None
         if not consistent:
@@ -54,7 +60,7 @@ class TokenStore:
         self.vocab_size: int = about["vocab_size"]
         self.coded_bytes: int = self.total_bytes - about.get("first_bytes", 0)
         self.unknown: int = about.get("unknown", 0)
-        self.without_loss: str = about.get("without_loss", "")
+        self.dropped: str = about.get("without_loss", "")
         self.loss: np.ndarray | None = np.memmap(loss, np.uint8, "r") if about.get("masked") else None
         hashes = self.folder / "hashes.npy"
         self.hashes: np.ndarray | None = np.load(hashes) if hashes.exists() else None
@@ -125,9 +131,9 @@ def write_store(
 
     def fill(temporary: Path) -> None:
         counts = _write_tokens(temporary, listed, tokenizer, encode, progress)
-        tokens, without_loss = sum(counts.lengths), _without_loss(listed, counts)
-        if without_loss and not tokens:
-            raise ValueError(f"nothing to learn in the {name}: {without_loss}")
+        tokens, dropped = sum(counts.lengths), _in_words(listed, counts.dropped)
+        if dropped and not tokens:
+            raise ValueError(f"nothing to learn in the {name}: {dropped}")
         if not tokens:
             raise ValueError(f"no tokens in the {name}: its {len(documents)} documents are empty")
         np.save(temporary / "offsets.npy", np.concatenate([[0], np.cumsum(counts.lengths)]).astype(np.int64))
@@ -135,7 +141,11 @@ def write_store(
         np.save(temporary / "hashes.npy", np.array(counts.hashes, np.uint64))
         about = {"dtype": np.dtype(_dtype(tokenizer)).name, "documents": len(counts.lengths), "tokens": tokens}
         about |= {"vocab_size": tokenizer.vocab_size, "first_bytes": counts.first_bytes, "unknown": counts.unknown}
-        about |= {"masked": True, "without_loss": without_loss} if counts.masked else {}
+        about |= {"masked": True, "without_loss": dropped} if counts.masked else {}
+        if any(counts.seconds):
+            about["paired"] = True
+            np.save(temporary / "second.npy", np.array(counts.seconds, np.int64))
+            np.save(temporary / "values.npy", np.array(counts.values, np.float32))
         (temporary / "store.json").write_text(json.dumps(about))
 
     return TokenStore(write_folder(folder, fill))
@@ -149,7 +159,7 @@ def _dtype(tokenizer: Tokenizer) -> type:
 class _Counts:
     """The size of each document in tokens and in bytes, the hash of its text, the bytes of all first tokens that
     nothing comes before, and the number of unknown tokens. `masked`: whether a document has tokens without loss;
-    `without_loss`: which documents, left out, have no other."""
+    `seconds` and `values`: of pairs; `dropped`: why -> the documents that are left out for it."""
 
     lengths: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
@@ -157,7 +167,9 @@ class _Counts:
     first_bytes: int = 0
     unknown: int = 0
     masked: bool = False
-    without_loss: list[int] = field(default_factory=list)
+    seconds: list[int] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    dropped: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, text: str, one: Encoded, unk: int | None) -> None:
         self.lengths.append(len(one.ids))
@@ -166,14 +178,22 @@ class _Counts:
         self.unknown += 0 if unk is None else int((one.ids == unk).sum())
         self.first_bytes += one.first_bytes
         self.masked |= one.loss is not None
+        self.seconds.append(one.second)
+        self.values.append(one.value)
 
 
-def _without_loss(documents: Documents, counts: _Counts) -> str:
-    """Which documents have no token with loss, in words."""
-    if not counts.without_loss:
-        return ""
-    where = documents.where(counts.without_loss[0]) or f"number {counts.without_loss[0]}"
-    return f"{len(counts.without_loss):,} of {len(documents):,} documents have no token with loss (the first: {where})"
+def _in_words(documents: Documents, dropped: Mapping[str, list[int]]) -> str:
+    """How many of `documents` are left out, by reason."""
+    told = []
+    for why, numbers in dropped.items():
+        where = documents.where(numbers[0]) or f"number {numbers[0]}"
+        told.append(f"{len(numbers):,} of {len(documents):,} documents {why} (the first: {where})")
+    return "; ".join(told)
+
+
+def _why_dropped(one: Encoded) -> str:
+    """Why a document is left out, "" where it is not."""
+    return one.dropped or ("have no token with loss" if one.loss is not None and not one.loss[1:].any() else "")
 
 
 def _write_tokens(
@@ -187,8 +207,8 @@ def _write_tokens(
             encoded = encode([text for _, text in kept], tokenizer)
             for number, text in kept:
                 one = _encoded(encoded, documents, number)
-                if one.loss is not None and not one.loss[1:].any():
-                    counts.without_loss.append(number)
+                if why := _why_dropped(one):
+                    counts.dropped.setdefault(why, []).append(number)
                     continue
                 out.write(one.ids.astype(_dtype(tokenizer)).tobytes())
                 masks.write(np.ones(len(one.ids), bool).tobytes() if one.loss is None else one.loss.tobytes())

@@ -57,7 +57,7 @@ def unpacked(rows: Rows) -> Rows:
     """Each document of `rows` in a row of its own."""
     width = rows.tokens.shape[1]
     alone = [
-        [np.pad(a[i][rows.documents[i] == n], (0, width - int((rows.documents[i] == n).sum()))) for a in rows]
+        [np.pad(a[i][rows.documents[i] == n], (0, width - int((rows.documents[i] == n).sum()))) for a in rows[:4]]
         for i in range(len(rows.tokens))
         for n in range(1, rows.documents[i].max() + 1)
     ]
