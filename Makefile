@@ -47,6 +47,9 @@ certificates: .venv/.installed .venv-certificates/.installed
 	$(OTHER) -m certificates.peft make $(CERTIFICATES)/peft
 	$(BIN)/python -m certificates.peft ours $(CERTIFICATES)/peft
 	$(OTHER) -m certificates.peft check $(CERTIFICATES)/peft
+	$(OTHER) -m certificates.scores make $(CERTIFICATES)/scores
+	$(BIN)/python -m certificates.scores ours $(CERTIFICATES)/scores
+	$(OTHER) -m certificates.scores check $(CERTIFICATES)/scores
 
 # The stamps: made last, so that an interrupted install is begun again.
 .venv/.installed: requirements.txt constraints.txt setup.py

@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> None:
 
     keys = start.read_keys(Path(args.api_key_file).expanduser()) if args.api_key_file else []
     model = load(args.model, args.dtype, args.devices, args.chat_template, args.adapter, args.weights)
-    decodes = model.config.causal and not model.config.has_encoder
+    decodes = model.config.generates and not model.config.has_encoder
     engine = engine_of(model, args.slots, args.length) if decodes else None
     length = length_of(model, args.length)
     embedder = Embedder(model, length if args.length else min(length, EMBEDDED))

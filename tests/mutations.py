@@ -15,6 +15,7 @@ KERNELS = of(
 CACHED = of("model/test_transformer", "rows_of_a_cache_are_at_offsets_of_their_own")
 DEFAULTS = ("tests/pretrained/test_defaults.py",)
 RECORDED = of("pretrained/test_recorded", "the_logits_are_the_recorded_ones")
+SCORED = of("pretrained/test_scores", "a_text_is_scored_at_its_end_whatever_is_beside_it")
 
 # The tests that are to notice, where these are not all of the file that mirrors lm's.
 TESTS = {
@@ -36,7 +37,7 @@ TESTS = {
     "lm/pretrained/gemma.py": DEFAULTS,
     "lm/pretrained/t5.py": DEFAULTS,
     "lm/pretrained/bert.py": ("tests/pretrained/test_halves.py",),
-    "lm/pretrained/model.py": ("tests/pretrained/test_halves.py",),
+    "lm/pretrained/model.py": ("tests/pretrained/test_halves.py",) + SCORED,
     "lm/pretrained/files.py": ("tests/pretrained/test_bad.py",),
     "lm/model/scoring.py": KERNELS,
     "lm/model/flash.py": KERNELS,
@@ -58,11 +59,13 @@ TESTS = {
         "padding_leaves_a_row_as_it_is",
     ),
     "lm/model/inputs.py": of("train/test_loss", "a_document_s_loss_is_its_own"),
-    "lm/model/output.py": of("model/test_transformer", "bfloat16_is_close_to_float32") + RECORDED,
+    "lm/model/output.py": of("model/test_transformer", "bfloat16_is_close_to_float32")
+    + RECORDED
+    + ("tests/model/test_scores.py",),
     "lm/model/scaling.py": ("tests/model/test_positions.py",),
     "lm/model/stack.py": of("model/test_transformer", "dropout_of_a_layer_does_not_depend_on_the_pattern")
     + of("model/test_experts", "losses_are_means_over_the_layers"),
-    "lm/model/transformer.py": CACHED,
+    "lm/model/transformer.py": CACHED + ("tests/model/test_scores.py",),
     "lm/model/wiring.py": ("tests/model/test_parts.py",),
 }
 
@@ -241,6 +244,8 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/model/output.py": (
         ("logits are rounded to bfloat16", ".astype(jnp.float32)\n        if self.bias", "\n        if self.bias"),
         ("the scale is dropped", "x = x * self.scale", "pass"),
+        ("scores are rounded to bfloat16", "x.astype(jnp.float32), kernel", "x, kernel.astype(x.dtype)"),
+        ("the first scores are as wide as logits", "fan_in(D + 1)", "fan_in(1)"),
     ),
     "lm/model/wiring.py": (
         ("PostNorm does not normalise the stream", '_norm", x + sublayer(x))', '_norm", sublayer(x)) + x'),
@@ -264,6 +269,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("positions behind a cache begin at 0", "jnp.arange(T) + start", "jnp.arange(T)"),
         ("padding lengthens a row", "T) if inputs.segments is None else (inputs.segments > 0).sum(1)", "T)"),
         ("a bias behind a cache begins at 0", "else cache.size) - offset", "else cache.size)"),
+        ("a head that is there is drawn again", '{**head, **params["head"]}', '{**params["head"], **head}'),
     ),
     "lm/pretrained/fields.py": (
         ("null is the default", "return None if name in self.values else known.default", "return known.default"),
@@ -318,6 +324,8 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ),
     ),
     "lm/pretrained/model.py": (
+        ("a score is read on padding", "mask.sum(1) - 1]", "-1]"),
+        ("scores are in the order of lengths", "out[block] =", "out[start : start + BLOCK] ="),
         ("what is unused is lost", "unused = self.unused if architecture == self.architecture else {}", "unused = {}"),
     ),
     "lm/pretrained/files.py": (

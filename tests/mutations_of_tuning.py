@@ -13,9 +13,10 @@ PATHS = of(
     *("parameters_are_chosen_by_their_paths", "alternatives_are_those_of_the_top_level"),
     *("a_path_that_matches_nothing_names_near_ones", "what_is_full_is_trained_itself"),
 )
+SCORED = of("pretrained/test_scores", "an_adapter_has_the_head_and_makes_of_a_model_of_texts_one_of_scores")
 TESTS = {
     "lm/model/adapted.py": LORA,
-    "lm/tune/lora.py": LORA + PATHS,
+    "lm/tune/lora.py": LORA + PATHS + SCORED,
     "lm/tune/partial.py": LORA + of("tune/test_lora", "on_a_mesh_as_on_one_device_and_what_is_frozen_stays"),
     "lm/tune/paths.py": PATHS,
     "lm/tune/sft.py": of(
@@ -25,6 +26,7 @@ TESTS = {
     ),
     "lm/tune/distill.py": ("tests/tune/test_distill.py",),
     "lm/run/start.py": ("tests/run/test_start.py", "tests/tune/test_distill.py"),
+    "lm/pretrained/classifiers.py": ("tests/pretrained/test_scores.py",),
     **dict.fromkeys(
         ("lm/pretrained/peft.py", "lm/pretrained/peft_config.py", "lm/pretrained/peft_save.py"),
         ("tests/pretrained/test_peft.py",),
@@ -43,6 +45,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("layers share their dropout", "jax.random.split(key, stack) if stack else key", "jax.numpy.stack([key] * 2)"),
         ("A is as wide as for one input", "math.prod(inputs) ** -0.5", "1.0"),
         ("what is trained itself is frozen too", "axes, is_matrix) - self._full(axes)", "axes, is_matrix)"),
+        ("a head of scores stays as it is", "chosen | ({SCORE} & axes.keys())", "chosen"),
     ),
     "lm/tune/partial.py": (
         ("what is trained is frozen too", "in leaves.items() if path not in", "in leaves.items() if path or path in"),
@@ -51,6 +54,10 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
             'evaluate(self.join(params, frozen["base"])',
             'evaluate(self.join(params, frozen["base"], jax.random.key(0))',
         ),
+    ),
+    "lm/pretrained/classifiers.py": (
+        ("a config without labels has one", "else count or LABELS", "else count or 1"),
+        ("the names of labels are not read", "len(labels) if labels else", "0 or"),
     ),
     "lm/tune/sft.py": (
         ("every token is learned", "        return Replies()", "        return Pretrain().objective"),

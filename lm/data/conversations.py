@@ -131,6 +131,15 @@ def encode_record(record: Mapping[str, Any], tokenizer: Tokenizer, other_fields:
     return _encoded(ids, loss, tokenizer)
 
 
+def encode_text(text: "str | Sequence[Any] | Mapping[str, Any]", tokenizer: Tokenizer) -> list[int]:
+    """The ids of a text, of a list of messages, or of a record, as training reads them. Raises ValueError where it is
+    none."""
+    if isinstance(text, str):
+        text = {"text": text}
+    record = text if isinstance(text, Mapping) else {"messages": list(text)}
+    return encode_record(parse(json.dumps(record)), tokenizer).ids.tolist()
+
+
 def _json_of(name: str, record: Mapping[str, Any], kind: type) -> Any:
     """The list or object `name` of a record, which some files have as text; None where there is none."""
     value = record.get(name)

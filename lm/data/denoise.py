@@ -13,7 +13,17 @@ from typing import Annotated, ClassVar
 import numpy as np
 
 from lm.bounds import Bounds, Count, Share
-from lm.data.objective import NO_CONTEXT, Batch, ModelTraits, Objective, ObjectiveContext, RowRng, Rows, default_row_rng
+from lm.data.objective import (
+    NO_CONTEXT,
+    Batch,
+    ModelTraits,
+    Objective,
+    ObjectiveContext,
+    RowRng,
+    Rows,
+    check_logits,
+    default_row_rng,
+)
 
 DECODER_START = 0  # T5's
 
@@ -122,6 +132,7 @@ class _Denoising(Objective):
         return {f"<extra_id_{k}>": sentinel_id(self.sentinels, context) - k for k in range(self.sentinels)}
 
     def check(self, model: ModelTraits) -> None:
+        check_logits(self, model)
         if not model.has_encoder and not model.causal:
             raise ValueError(
                 f"{type(self).__name__} needs a decoder, and a model with causal=False and no encoder has none: "

@@ -15,6 +15,7 @@ from lm.data.objective import (
     ObjectiveContext,
     RowRng,
     Rows,
+    check_logits,
     default_row_rng,
     positions,
 )
@@ -115,6 +116,7 @@ class MaskedLM(Objective):
         return int(context.mask is None)
 
     def check(self, model: ModelTraits) -> None:
+        check_logits(self, model)
         if model.causal or model.has_encoder:
             raise ValueError(
                 "MaskedLM needs an encoder alone, which is bidirectional: set model.causal=False and "

@@ -60,6 +60,8 @@ class OutputTraits(Protocol):
     @property
     def next_sentence(self) -> bool: ...
 
+    def logit_count(self, vocab: int) -> int: ...
+
 
 @dataclass(frozen=True, eq=False)
 class ObjectiveContext:
@@ -242,7 +244,15 @@ class PrefixLM(Objective):
         _check_decoder(self, model)
 
 
+def check_logits(objective: Objective, model: ModelTraits) -> None:
+    """Raises ValueError for a model without logits over the vocabulary."""
+    if not model.output.logit_count(1):
+        name, output = type(objective).__name__, type(model.output).__name__
+        raise ValueError(f"{name} predicts tokens, and model.output={output} has no logits: set model.output=Output()")
+
+
 def _check_decoder(objective: Objective, model: ModelTraits) -> None:
+    check_logits(objective, model)
     name = type(objective).__name__
     if model.has_encoder:
         raise ValueError(

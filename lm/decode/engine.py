@@ -116,6 +116,7 @@ class Engine:
         cfg = self.model.cfg
         if cfg.has_encoder or not cfg.causal:
             raise ValueError("the engine decodes decoders: this model has an encoder")
+        cfg.check_generates()
         if self.model.compute.unroll != 0:
             raise ValueError("the engine keeps a cache of each layer: set compute.unroll=0")
         self.length, self.params = min(self.length or cfg.context, cfg.context), unstack(self.params)

@@ -258,6 +258,7 @@ def check_rollback(model: Transformer, what: str) -> None:
     cfg = model.cfg
     if cfg.has_encoder or not cfg.causal:
         raise ValueError(f"speculative decoding is for decoders: {what} has an encoder")
+    cfg.check_generates()
     shapes = jax.eval_shape(partial(model.empty_cache, 1, 1))
     caches = jax.tree.leaves(shapes.layers, is_leaf=lambda a: isinstance(a, TokenCache))
     if not all(isinstance(cache, TokenCache) for cache in caches):

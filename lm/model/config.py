@@ -113,6 +113,23 @@ class ModelConfig:
         return bool(self.encoder_layers or self.encoder)
 
     @property
+    def shares_embedding(self) -> bool:
+        """Whether the embedding is the output too."""
+        return self.tied and self.output.logit_count(self.vocab) > 0
+
+    @property
+    def generates(self) -> bool:
+        """Whether it gives the next token's logits, by which texts are continued."""
+        return self.causal and self.output.logit_count(self.vocab) > 0
+
+    def check_generates(self) -> None:
+        """Raises ValueError where it does not."""
+        if not self.causal:
+            raise ValueError("this model is an encoder: it has logits and embeddings, but generates no text")
+        if not self.generates:
+            raise ValueError("this model has no output over the vocabulary, so it generates no text: see `lm score`")
+
+    @property
     def slots(self) -> dict[str, Slot]:
         """The layers by the names under which their parameters are stacked: "first0", ... for the first layers, then
         "0", ... for the places in the pattern."""
@@ -139,7 +156,7 @@ class ModelConfig:
     @property
     def scaled(self) -> "ModelConfig":
         """The model in the standard parametrisation that computes the same from the same parameters."""
-        rule, output = self.parametrisation, self.output
+        rule = self.parametrisation
 
         def kind(one: LayerKind) -> LayerKind:
             return replace(one, mixer=one.mixer.scaled(rule)) if one.mixer else one
@@ -149,7 +166,7 @@ class ModelConfig:
             attention=self.attention.scaled(rule),
             pattern=tuple(map(kind, self.pattern)),
             first_layers=tuple(map(kind, self.first_layers)),
-            output=replace(output, scale=rule.output_scale(output.scale, self.width, self.tied)),
+            output=self.output.scaled(rule, self.width, self.tied),
             parametrisation=Parametrisation(),
         )
 

@@ -50,7 +50,8 @@ def flops_per_row(cfg: ModelConfig, length: int, encoder_length: int = 0, frozen
     or computes again is not in it."""
     encoder = _stack_flops(cfg.encoder_config, encoder_length, 0, frozen, "encoder/") if cfg.has_encoder else 0
     output = 4 if ("stem/tokens" if cfg.tied else "head/kernel") in frozen else 6
-    return encoder + _stack_flops(cfg, length, encoder_length, frozen) + output * cfg.vocab * cfg.width * length
+    output *= cfg.output.logit_count(cfg.vocab)
+    return encoder + _stack_flops(cfg, length, encoder_length, frozen) + output * cfg.width * length
 
 
 def _stack_flops(cfg: ModelConfig, length: int, encoder_length: int, frozen: frozenset[str], above: str = "") -> int:

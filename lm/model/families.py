@@ -13,7 +13,7 @@ from lm.model.config import LayerKind, ModelConfig
 from lm.model.experts import Experts
 from lm.model.latent import LatentAttention
 from lm.model.mixer import Mixer
-from lm.model.output import Output
+from lm.model.output import NoOutput, Output
 from lm.model.parts import FeedForward, LayerNorm, Norm, RMSNorm
 from lm.model.positions import Learned, Positions, Relative, Rotary
 from lm.model.scaling import Scaling, YaRN
@@ -353,6 +353,11 @@ def _replaced(cfg: ModelConfig, others: Mapping[str, Any], **choices: Any) -> Mo
 def _with_attention(cfg: ModelConfig, **changes: Any) -> Mixer:
     """The model's attention with `changes`; another mixer, which the caller chose, as it is."""
     return replace(cfg.attention, **changes) if isinstance(cfg.attention, Attention) else cfg.attention
+
+
+def scorer(cfg: ModelConfig, scores: int = 1) -> ModelConfig:
+    """`cfg` with `scores` numbers a token in place of logits over the vocabulary: with one a reward model."""
+    return replace(cfg, output=NoOutput(scores=scores), tied=True)
 
 
 def head_size(width: int, heads: int) -> int:

@@ -1,13 +1,14 @@
-"""The output decoder: from the residual stream after the last layer to logits over the vocabulary."""
+"""The output decoder: from the residual stream after the last layer to logits over the vocabulary, or to scores."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lm.bounds import NonNegative, Positive, check
+from lm.bounds import Natural, NonNegative, Positive, check
 from lm.model.compute import Compute
+from lm.model.parametrisation import Parametrisation
 from lm.model.parts import ACTIVATIONS, Norm, add_bias, fan_in, param
 from lm.model.products import linear
 from lm.value import suggest
@@ -18,13 +19,15 @@ class Output:
     """One product with the vocabulary. `scale` multiplies what it reads (T5 and PaLM: D^-0.5), `softcap` bends the
     logits to softcap * tanh(logits / softcap) (Gemma 2, 2408.00118), `bias` adds one a token; `transform` names the
     activation of a D x D product and norm that come before (BERT, 1810.04805). With `next_sentence` there is a second
-    output, two logits a row, beside that over the vocabulary."""
+    output, two logits a row, beside that over the vocabulary; with `scores` another, of so many numbers a token (the
+    reward of a reward model, the values of a policy, the classes of a classifier)."""
 
     scale: Positive = 1.0
     softcap: NonNegative = 0.0
     bias: bool = False
     transform: str = ""
     next_sentence: bool = False
+    scores: Natural = 0
 
     def __post_init__(self) -> None:
         check(self, "output")
@@ -58,12 +61,34 @@ class Output:
         logits = linear(x, kernel, compute).astype(jnp.float32)
         return add_bias(module, "next_sentence_bias", logits, (None,))[:, 0]
 
+    def token_scores(self, module: nn.Module, x: jax.Array) -> jax.Array:
+        """Float32 scores [..., n] of x [..., D], by a product in float32: a reward is told from another by less than
+        bfloat16 has. At first they are of standard deviation 1 / sqrt(D + 1) a unit of x (2009.01325, appendix B)."""
+        D = x.shape[-1]
+        kernel = param(module, "score", (D, self.scores), ("embed", None), fan_in(D + 1))
+        return jnp.einsum("...d,dn->...n", x.astype(jnp.float32), kernel, precision=jax.lax.Precision.HIGHEST)
+
+    def logit_count(self, vocab: int) -> int:
+        """The logits a token."""
+        return vocab
+
+    def scaled(self, rule: Parametrisation, width: int, tied: bool) -> "Output":
+        """The output that computes the same in the standard parametrisation."""
+        return replace(self, scale=rule.output_scale(self.scale, width, tied))
+
 
 @dataclass(frozen=True)
 class NoOutput(Output):
-    """No vocabulary at the end: the hidden states themselves, float32 [B, T, D] (a sentence encoder)."""
+    """No vocabulary at the end: the hidden states themselves, float32 [B, T, D] (a sentence encoder), or with `scores`
+    those beside them (a reward model)."""
 
     def __call__(
         self, module: nn.Module, x: jax.Array, vocab: int, table: jax.Array | None, norm: Norm, compute: Compute
     ) -> jax.Array:
         return x.astype(jnp.float32)
+
+    def logit_count(self, vocab: int) -> int:
+        return 0
+
+    def scaled(self, rule: Parametrisation, width: int, tied: bool) -> Output:
+        return self

@@ -94,6 +94,16 @@ class NextSentence(nn.Module):
         return self.cfg.output.next_sentence_logits(self, self.cfg.wiring.final(self, self.cfg.norm, x), self.compute)
 
 
+class Scores(nn.Module):
+    """The residual stream [..., D] of some tokens -> their float32 scores [..., n]; its norm is the head's."""
+
+    cfg: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.cfg.output.token_scores(self, self.cfg.wiring.final(self, self.cfg.norm, x))
+
+
 class Final(nn.Module):
     """The norm after the last layer of an encoder."""
 
@@ -125,6 +135,8 @@ class Transformer:
         }
         if cfg.output.next_sentence:
             params["head"] |= NextSentence(cfg, compute).init(head_key, x)["params"]
+        if cfg.output.scores:
+            params["head"] |= Scores(cfg).init(head_key, x)["params"]
         return params | ({"encoder": self._boxed_encoder(encoder_key)} if cfg.has_encoder else {})
 
     def _boxed_encoder(self, key: jax.Array) -> Params:
@@ -142,6 +154,11 @@ class Transformer:
         """Fresh float32 parameters, each drawn from a key of its own path: models that share a part start it alike."""
         boxed = self._boxed(key)
         return jax.tree.map(self.cfg.parametrisation.scale_init, nn.meta.unbox(boxed), self._axes(boxed))
+
+    def with_scores(self, params: Params, key: jax.Array) -> Params:
+        """`params`, with an output of scores as `init` draws it where they have none and the model has one. Traced."""
+        head = self.init(key)["head"] if self.cfg.output.scores else {}
+        return {**params, "head": {**head, **params["head"]}}
 
     def shapes(self) -> Params:
         """The tree of parameters as ShapeDtypeStructs; nothing is allocated."""
@@ -269,6 +286,13 @@ class Transformer:
         if not self.cfg.output.next_sentence:
             raise ValueError("this model has no output for the next sentence: set model.output.next_sentence=True")
         return cast(jax.Array, NextSentence(self.cfg, self.compute).apply({"params": params["head"]}, x[:, :1]))
+
+    def scores(self, params: Params, x: jax.Array) -> jax.Array:
+        """Float32 scores [..., n] of the residual stream x [..., D] of some tokens; reads `head` alone. Raises
+        ValueError where the output has none."""
+        if not self.cfg.output.scores:
+            raise ValueError("this model has no output of scores: set model.output.scores=1")
+        return cast(jax.Array, Scores(self.cfg).apply({"params": params["head"]}, x))
 
     def __call__(self, params: Params, inputs: Inputs | jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Float32 logits [B, T, V] of inputs [B, T]; arguments as in `hidden`."""

@@ -101,11 +101,12 @@ class Step:
             * model.layers
         )
         layer = self.parameters / model.layers / self.axis("tensor")
-        head = model.vocab * model.width / self.axis("tensor")
+        vocab = model.output.logit_count(model.vocab)
+        head = vocab * model.width / self.axis("tensor")
         gathered = (2 * layer + head) * BF16 + layer * F32  # this layer, the next, the head; a gradient
         working = self.tokens * (2 * sum(self.activations.values()) + 4 * model.width) * BF16
         chunk = min(e.compute.loss_chunk or e.length, e.length) / e.length
-        logits = 2 * self.tokens * chunk * model.vocab / self.axis("tensor") * F32
+        logits = 2 * self.tokens * chunk * vocab / self.axis("tensor") * F32
         arguments = state + (0 if e.layout.offload_optimizer else moments)
         gradients = self.trained * F32 / self.shards * (2 if e.accumulate > 1 else 1)
         temporaries = gradients + kept + max(working, logits) + gathered
@@ -127,7 +128,7 @@ class Step:
             recomputed = (*recomputed, "out")  # the feed-forward reads it; its own last product is not read again
         forward = self.forward
         fraction = sum(forward.get(name, 0.0) for name in recomputed) / sum(forward.values())
-        return total + (whole - 6 * model.vocab * model.width * outputs) / 3 * fraction
+        return total + (whole - 6 * model.output.logit_count(model.vocab) * model.width * outputs) / 3 * fraction
 
     def rest(self) -> float:
         """Seconds bound by memory bandwidth: in each micro-batch every weight is gathered and read twice in bfloat16,

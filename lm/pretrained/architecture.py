@@ -93,6 +93,7 @@ def canonical(cfg: ModelConfig) -> ModelConfig:
         positions=positions,
         pattern=tuple(map(kind, cfg.by_layer)),
         first_layers=(),
+        tied=cfg.tied or not cfg.output.logit_count(cfg.vocab),
         dropout=0.0,
         init_scale=0.02,
     )

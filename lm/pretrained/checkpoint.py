@@ -148,7 +148,7 @@ def _canonical(architecture: Architecture, source: TensorSource) -> dict[str, st
 
 
 def _output_name(rows: Sequence[Row]) -> str:
-    return next(row.theirs for row in rows if row.ours == ("head/kernel",))
+    return next((row.theirs for row in rows if row.ours == ("head/kernel",)), "")
 
 
 def _tied_copy(cfg: ModelConfig, rows: Sequence[Row], name: str) -> bool:

@@ -7,8 +7,22 @@ from typing import Any
 from lm.model.config import ModelConfig
 from lm.pretrained import bert, deepseek, gemma, gpt2, llama, t5
 from lm.pretrained.architecture import Architecture
+from lm.pretrained.classifiers import classifier
 from lm.value import suggest
 
+CLASSIFIERS = tuple(
+    classifier(base, f"{name}ForSequenceClassification")
+    for base, name in (
+        (gpt2.GPT2, "GPT2"),
+        (llama.LLAMA, "Llama"),
+        (llama.MISTRAL, "Mistral"),
+        (llama.MIXTRAL, "Mixtral"),
+        (llama.QWEN2, "Qwen2"),
+        (llama.QWEN3, "Qwen3"),
+        (gemma.GEMMA, "Gemma"),
+        (gemma.GEMMA2, "Gemma2"),
+    )
+)
 # of several that can express a model, the first is written
 ARCHITECTURES = (
     gpt2.GPT2,
@@ -27,6 +41,7 @@ ARCHITECTURES = (
     bert.MASKED,
     bert.BOTH,
     bert.BARE,
+    *CLASSIFIERS,
 )
 BY_NAME = {a.name: a for a in ARCHITECTURES}
 

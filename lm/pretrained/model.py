@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm.data.conversations import encode_text
 from lm.decode.beam import BeamSearch, Hypothesis, search
 from lm.decode.generate import check_prompts
 from lm.decode.generate import stream as stream_ids
@@ -131,6 +132,41 @@ class Pretrained:
         [rows, D]."""
         ids = jax.ShapeDtypeStruct((rows, width), jnp.int32)
         return partial(_mean.lower(self.model, self.params, ids, ids).compile(), self.params)
+
+    def score(self, texts: Sequence[str | Sequence[Any] | Mapping[str, Any]]) -> np.ndarray:
+        """The scores of texts, of conversations (lists of messages), or of records with `prompt` and `completion`, each
+        read as training reads it, with its end: float32 [B], the rewards of a reward model; with more than one score a
+        text, [B, n].
+
+        Raises ValueError as `score_ids`, where one is no text or conversation, and where there is no tokenizer."""
+        if isinstance(texts, str | Mapping):
+            raise ValueError("score takes a list of texts: give [text]")
+        tokenizer = self._tokenizer()
+        rows = list[list[int]]()
+        for i, text in enumerate(texts):
+            try:
+                rows.append(encode_text(text, tokenizer))
+            except ValueError as error:
+                raise ValueError(f"text {i}: {error}") from None
+        return self.score_ids(rows)
+
+    def score_ids(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+        """The scores of rows of ids, each at the row's last token: float32 [B], or [B, n].
+
+        Raises ValueError for a model without scores, and for rows that are empty or longer than the context."""
+        n, most = self.config.output.scores, self.config.context
+        if not n:
+            raise ValueError("this model has no scores: expected a reward model, trained by Reward()")
+        for i, row in enumerate(rows):
+            if not 0 < len(row) <= most:
+                raise ValueError(f"text {i} has {len(row):,} tokens: expected 1 to {most:,}, the model's context")
+        out = np.zeros((len(rows), n), np.float32)
+        by_length = np.argsort([len(row) for row in rows], kind="stable")  # so that little is padding
+        for start in range(0, len(rows), BLOCK):
+            block = by_length[start : start + BLOCK]
+            ids, mask = _padded([rows[i] for i in block], most)
+            out[block] = _scores(self.model, self.params, self._checked("token ids", ids), mask)
+        return out if n > 1 else out[:, 0]
 
     def encode(self, prompt: str) -> list[int]:
         """The ids of a prompt with the control ids that the model expects (bos, [CLS] and [SEP], ...). Raises
@@ -268,8 +304,7 @@ class Pretrained:
 
     def _decoder_prompts(self, prompts: Sequence[Sequence[int]]) -> tuple[Sequence[Sequence[int]], Inputs | None]:
         """What the decoder continues, and what the encoder reads, where there is one: the prompts."""
-        if not self.config.causal:
-            raise ValueError("this model is an encoder: it has logits and embeddings, but generates no text")
+        self.config.check_generates()
         if not self.config.has_encoder:
             return prompts, None
         check_prompts(prompts, self.config.vocab, self.config.context, 0)
@@ -378,6 +413,13 @@ def _padded(rows: Sequence[Sequence[int]], most: int) -> tuple[np.ndarray, np.nd
 @partial(jax.jit, static_argnums=0)
 def _logits(model: Transformer, params: Params, inputs: Inputs) -> jax.Array:
     return model(params, inputs)
+
+
+@partial(jax.jit, static_argnums=0)
+def _scores(model: Transformer, params: Params, ids: Any, mask: Any) -> jax.Array:
+    """Float32 [B, n] at the last token of each row of ids [B, T], padded on the right where `mask` is 0."""
+    x = model.hidden(params, Inputs(ids, segments=mask)).x
+    return model.scores(params, x[jnp.arange(len(ids)), mask.sum(1) - 1])
 
 
 @partial(jax.jit, static_argnums=0)

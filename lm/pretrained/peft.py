@@ -14,7 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm.model import count
+from lm.model.families import scorer
 from lm.pretrained.architecture import Architecture
+from lm.pretrained.classifiers import SCORE
 from lm.pretrained.files import Safetensors
 from lm.pretrained.known import architecture_for
 from lm.pretrained.model import Pretrained
@@ -83,9 +86,12 @@ def _check(config: PeftConfig, module: str, factors: Mapping[str, np.ndarray]) -
 def with_adapter(model: Pretrained, folder: Path) -> Pretrained:
     """`model` with the adapter in `folder` merged into its parameters.
 
-    As in PEFT, an adapter of a tied embedding does not change the output: the two are untied. Raises ValueError where
+    As in PEFT, an adapter of a tied embedding does not change the output: the two are untied; and one that has an
+    output of scores makes of a model of texts one of scores. Raises ValueError where
     the adapter is not of this model."""
     adapter = read_adapter(folder)
+    if SCORE.theirs in adapter.replaced and not model.config.output.scores:
+        model = _with_scores(model, len(adapter.replaced[SCORE.theirs]))
     architecture = architecture_for(model.config.scaled, model.architecture)
     model = _untied(model, architecture, adapter)
     leaves: dict[str, Any] = {path: np.array(x) for path, x in flatten(jax.device_get(model.params)).items()}
@@ -151,6 +157,14 @@ def _write(tensor: Tensor, leaves: Mapping[str, np.ndarray], array: np.ndarray) 
         leaves[path][tensor.leaf_index] = own
 
 
+def _with_scores(model: Pretrained, scores: int) -> Pretrained:
+    """`model` with `scores` in place of its output over the vocabulary, all 0 as yet."""
+    cfg = scorer(model.config, scores)
+    own, head = count.shapes(cfg)["head"], model.params["head"]
+    kept = {name: head.get(name, jnp.zeros(leaf.shape)) for name, leaf in own.items()}
+    return replace(model, config=cfg, params={**model.params, "head": kept}, model=replace(model.model, cfg=cfg))
+
+
 def _untied(model: Pretrained, architecture: Architecture, adapter: Adapter) -> Pretrained:
     """`model` with an output of its own, where it is tied and the adapter changes the embedding or the output."""
     rows = {row.ours[0]: row.theirs.removesuffix(".weight") for row in architecture.rows(model.config)}
@@ -158,7 +172,7 @@ def _untied(model: Pretrained, architecture: Architecture, adapter: Adapter) -> 
         *adapter.factors,
         *(name.removesuffix(".weight") for name in adapter.replaced),
     }
-    if not model.config.tied or not touched:
+    if not model.config.shares_embedding or not touched:
         return model
     table = model.params["stem"]["tokens"]
     cfg = replace(model.config, tied=False)

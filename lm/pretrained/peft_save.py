@@ -63,7 +63,7 @@ def adapter_of(
 ) -> tuple[dict[str, Any], Arrays]:
     """(adapter_config.json, the tensors) of what was trained of `cfg`, `moving` by path; `base` is where the model is.
     Raises ValueError for what PEFT has no form for."""
-    if cfg.tied and "stem/tokens/lora_a" in moving:
+    if cfg.shares_embedding and "stem/tokens/lora_a" in moving:
         raise ValueError(
             f"the adapter changes an embedding that is the output too, which PEFT leaves as it was: {WHOLE}"
         )
@@ -103,7 +103,7 @@ def _config(cfg: ModelConfig, lora: LoRA, ranks: Mapping[str, int], saved: list[
     grows = {pattern: lora.alpha * (math.sqrt(n) if lora.rslora else n) for pattern, n in several.items()}
     return {
         "peft_type": "LORA",
-        "task_type": "SEQ_2_SEQ_LM" if cfg.has_encoder else "CAUSAL_LM" if cfg.causal else None,
+        "task_type": _task(cfg),
         "r": lora.rank,
         "lora_alpha": _plain(lora.alpha),
         "lora_dropout": lora.dropout,
@@ -117,6 +117,13 @@ def _config(cfg: ModelConfig, lora: LoRA, ranks: Mapping[str, int], saved: list[
         "bias": "none",
         "inference_mode": True,
     }
+
+
+def _task(cfg: ModelConfig) -> str | None:
+    """PEFT's name of what a model is for."""
+    if cfg.has_encoder:
+        return "SEQ_2_SEQ_LM"
+    return "CAUSAL_LM" if cfg.generates else "SEQ_CLS" if cfg.output.scores else None
 
 
 def _plain(number: float) -> float | int:

@@ -30,6 +30,7 @@ def score(model: Pretrained, files: Sequence[str | Path]) -> dict[str, dict[str,
     ValueError for a model with an encoder, or a file without text."""
     if not model.config.causal or model.config.has_encoder:
         raise ValueError("perplexity is defined for a decoder alone: this model has an encoder")
+    model.config.check_generates()
     return {str(file): _score(model, file) for file in files}
 
 

@@ -6,6 +6,7 @@ A run that has a checkpoint goes on from that: the models that it began with may
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from jax.sharding import Mesh
 from lm import value
 from lm.experiment import Experiment
 from lm.machine import buckets
+from lm.model import count
 from lm.model.config import ModelConfig
+from lm.model.families import scorer
 from lm.model.transformer import Params
 from lm.pretrained import open_model
 from lm.pretrained.architecture import canonical
@@ -44,7 +47,12 @@ def _check_start(experiment: Experiment, folder: Path) -> None:
     path, file = experiment.start.path, folder / START
     recorded = json.loads(file.read_text())["fingerprint"] if file.is_file() else ""
     if opened := _open("start", path, recorded, folder):
-        _check_model("start", path, "model", experiment.model, opened.config)
+        fresh = experiment.model.output.scores and not opened.config.output.scores
+        found = _with_scores(opened.config, experiment.model) if fresh else opened.config
+        its = f"scorer(read_config({path!r}))" if fresh else ""
+        _check_model("start", path, "model", experiment.model, found, its)
+        if fresh:
+            print(f"start: {path} has no output of scores, so that it begins with random values")
         write_json(file, {"path": path, "fingerprint": opened.fingerprint(), "ids": _ids(opened)})
 
 
@@ -91,16 +99,28 @@ def _ids(opened: Opened) -> dict[str, Any]:
     return {"eos_token_id": list(tokenizer.stop_ids), **ids} if tokenizer and tokenizer.stop_ids else ids
 
 
-def _check_model(what: str, path: str, field: str, declared: ModelConfig, found: ModelConfig) -> None:
+def _with_scores(cfg: ModelConfig, declared: ModelConfig) -> ModelConfig:
+    """`cfg` with the scores of `declared`, beside its output or in place of it."""
+    scores = declared.output.scores
+    beside = replace(cfg, output=replace(cfg.output, scores=scores))
+    return beside if declared.output.logit_count(declared.vocab) else scorer(cfg, scores)
+
+
+def _check_model(what: str, path: str, field: str, declared: ModelConfig, found: ModelConfig, its: str = "") -> None:
     """Raises ValueError where the config `declared` by the experiment's `field` is another one than that `found` at
-    `path`, but for what only training reads and, where positions are endless, the context; `what` names the model."""
+    `path`, but for what only training reads and, where positions are endless, the context.
+
+    Args:
+      what: names the model.
+      path, field, declared, found: as above.
+      its: how `found` is written ("": as read)."""
     own, theirs = (value.plain(canonical(cfg)) for cfg in (declared, found))
     if different := value.differences(own, theirs):
         shown = ", ".join(f"{field}.{name} is {a!r} and not {b!r}" for name, a, b in different[:SHOWN])
         more = f" and {len(different) - SHOWN} more" if different[SHOWN:] else ""
+        its = its or f"read_config({path!r})"
         raise ValueError(
-            f"{what}: {path} is another model ({shown}{more}): take its own, {field}=read_config({path!r}) of "
-            "lm.pretrained"
+            f"{what}: {path} is another model ({shown}{more}): take its own, {field}={its} of lm.pretrained"
         )
 
 
@@ -151,9 +171,12 @@ def start_tokenizer(experiment: Experiment) -> Tokenizer:
 
 
 def start_params(experiment: Experiment, mesh: Mesh) -> Params:
-    """The parameters of the model that a run starts from, on its mesh."""
+    """The parameters of the model that a run starts from, on its mesh, without outputs that the experiment's model does
+    not have."""
     assert experiment.start
-    return open_model(experiment.start.path).params(mesh, experiment.layout)
+    params = open_model(experiment.start.path).params(mesh, experiment.layout)
+    own = count.shapes(experiment.model)["head"]
+    return {**params, "head": {name: x for name, x in params["head"].items() if name in own}}
 
 
 def read_params(experiment: Experiment, roles: Iterable[str], mesh: Mesh) -> dict[str, Params]:

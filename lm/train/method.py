@@ -163,7 +163,7 @@ class Learner:
     ) -> tuple[Params, Any]:
         """(params, frozen) before the first step, of the model's parameters `start` and those of other `models` by
         role; what is not given is drawn. Traced."""
-        given, start = models or {}, self.model.init(key) if start is None else start
+        given, start = models or {}, self.model.init(key) if start is None else self.model.with_scores(start, key)
         own = {role: jax.random.fold_in(key, i) for i, role in enumerate(self.models, start=1)}
         every = {role: given[role] if role in given else model.init(own[role]) for role, model in self.models.items()}
         return self.begin(start, key, every)

@@ -20,6 +20,7 @@ from lm.tune.paths import axes_of, by_path, is_matrix, select
 from lm.tune.trains import Trains
 
 RANK = "lora_rank"
+SCORE = "head/score"
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class LoRA(Trains):
     is zero and B normal, as in the authors' loralib. Of stacked layers and experts each has factors of its own.
 
     - `where`: the matrices, by path (lm/tune/paths.py); by default all of the layers.
-    - `full`: parameters that are trained themselves besides, a new output for instance; empty: none.
+    - `full`: parameters that are trained themselves besides, a new output for instance; empty: none. An output of
+      scores always is, as in PEFT: where a model of texts is the start, it is new.
     - `rslora`: s = alpha / sqrt(rank) (2312.03732), under which gradients keep their size as the rank grows.
     - `dropout`: of what A reads."""
 
@@ -68,7 +70,8 @@ class LoRA(Trains):
         return select("trains.where", self.where, axes, is_matrix) - self._full(axes)
 
     def _full(self, axes: Mapping[str, Axes]) -> frozenset[str]:
-        return select("trains.full", self.full, axes) if self.full else frozenset()
+        chosen = select("trains.full", self.full, axes) if self.full else frozenset[str]()
+        return chosen | ({SCORE} & axes.keys())
 
     def wrap(self, learner: Learner) -> Learner:
         axes = by_path(learner.axes())

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from lm.data.denoise import UL2, SpanCorruption
 from lm.data.masked import MaskedLM
 from lm.data.objective import CausalLM, Objective, PrefixLM, Rows, objective_context, padded, positions
+from lm.model.output import Output
 from lm.text.tokenizer import ByteTokenizer
 
 
@@ -85,6 +86,7 @@ def test_prefix_lengths_are_uniform() -> None:
 class Shape(NamedTuple):
     causal: bool
     has_encoder: bool
+    output: Output = Output()
 
 
 DECODER, ENCODER, BOTH = Shape(True, False), Shape(False, False), Shape(True, True)
