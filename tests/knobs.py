@@ -29,7 +29,8 @@ from lm.model.scaling import Dynamic, Linear, Llama3, YaRN
 from lm.text.tokenizer import Bytes, ByteTokenizer, CharacterTokenizer, SentencePieceSpec, TokenizerFile
 from lm.train.optim import Adafactor, AdamW
 from lm.train.schedule import WSD, Cosine, InverseSquareRoot
-from lm.tune.distill import Distill, ReverseKL
+from lm.tune.distill import Distill
+from lm.tune.divergence import ReverseKL
 from lm.tune.lora import LoRA
 from lm.tune.pretrain import Pretrain
 from lm.tune.trains import Only

@@ -25,8 +25,11 @@ TESTS = {
         "a_prompt_without_room_is_refused_before_the_first_step",
     ),
     "lm/tune/distill.py": ("tests/tune/test_distill.py",),
-    "lm/run/start.py": ("tests/run/test_start.py", "tests/tune/test_distill.py"),
     "lm/pretrained/classifiers.py": ("tests/pretrained/test_scores.py",),
+    "lm/tune/divergence.py": ("tests/tune/test_distill.py",),
+    "lm/tune/outputs.py": ("tests/tune/test_distill.py",),
+    "lm/run/models.py": ("tests/tune/test_distill.py",),
+    "lm/run/start.py": ("tests/run/test_start.py",),
     **dict.fromkeys(
         ("lm/pretrained/peft.py", "lm/pretrained/peft_config.py", "lm/pretrained/peft_save.py"),
         ("tests/pretrained/test_peft.py",),
@@ -64,11 +67,21 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("a prompt is plain text", "settings.prompts, samples.reply_prompt)", "settings.prompts)"),
     ),
     "lm/tune/distill.py": (
+        ("gradients shrink with the temperature", "distill.temperature**2 * soft", "soft"),
+        ("the teacher is as sharp as at temperature 1", "head, x) / self.distill.temperature)", "head, x))"),
+        ("the teacher is the start", "return start, models[", "return start, start or models["),
+    ),
+    "lm/tune/divergence.py": (
         ("the directions are exchanged", "jnp.exp(log_q) * (log_q - log_p)\n", "jnp.exp(log_p) * (log_p - log_q)\n"),
         ("the other tokens do not count", "log_q).sum(-1) + kind.terms(others, log_rest)", "log_q).sum(-1)"),
-        ("gradients shrink with the temperature", "distill.temperature**2 * soft", "soft"),
-        ("the teacher is as sharp as at temperature 1", "theirs / distill.temperature)", "theirs)"),
-        ("the teacher is the start", "return start, models[", "return start, start or models["),
+    ),
+    "lm/tune/outputs.py": (
+        ("any rows are taken", "if arrays[READ][at] != _checksum(batch):", "if 0:"),
+        ("a block is computed again", "if not is_complete(self._folder(block))", "if block >= 0"),
+    ),
+    "lm/run/models.py": (
+        ("a teacher of another vocabulary is taken", "if own and not same_tokens(own, tokenizer):", "if 0:"),
+        ("a teacher that changed is taken", "if opened.fingerprint() != self.fingerprint(role):", "if 0:"),
     ),
     "lm/tune/paths.py": (
         ("a name may end anywhere", "any(map(pattern.fullmatch, own))", "any(map(pattern.search, own))"),
@@ -90,8 +103,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "lm/run/start.py": (
         ("another model is a start", "if different := value.differences(own, theirs):", "if 0 and (different := []):"),
-        ("a changed model goes unnoticed", 'if recorded not in ("", fingerprint):', "if 0:"),
-        ("a teacher of another vocabulary is taken", "if own and not _same_tokens(own, tokenizer):", "if 0:"),
-        ("another vocabulary is taken", "if own and given and not _same", "if 0 and not _same"),
+        ("a changed model goes unnoticed", 'changed = recorded not in ("", fingerprint)', "changed = False"),
+        ("another vocabulary is taken", "if own and given and not same_", "if 0 and not same_"),
     ),
 }

@@ -62,6 +62,7 @@ ELSEWHERE = {
     **{f"Layout.{field.name}": MESHES for field in dataclasses.fields(Layout) if field.name != "replicated"},
     "Layout.replicated": "tests/sharding/test_sharding.py::test_a_dimension_that_does_not_divide_is_refused",
     **dict.fromkeys(("Experiment.start", "Start.path"), START),
+    "Distill.cached": "tests/tune/test_distill.py::test_what_is_cached_is_what_the_teacher_says",
     "Distill.teacher": "tests/tune/test_distill.py::test_a_run_learns_from_the_teacher_at_its_path",
     **dict.fromkeys(("Conversations.records", "Conversations.other_fields"), CONVERSATIONS),
     **dict.fromkeys(("Preferences.records", "Preferences.other_fields"), PREFERENCES),

@@ -188,6 +188,13 @@ class Batches:
             tokens = _concatenate(tokens, self._rows(which, others))
         return self.objective.batch(tokens, self.context, row_rng)
 
+    def fingerprint(self, rows: RowSelection | None = None) -> str:
+        """16 hex digits that change with what a batch of training, or those of its `rows`, depends on."""
+        sources = [(name, source.fingerprint()) for name, source in self.data.mixture.sources.items()]
+        mixture = self.data.mixture, self.data.packing, sources, self.tokenizer.fingerprint
+        read = np.arange(self.batch_rows)[slice(None) if rows is None else rows].tolist()
+        return fingerprint([*mixture, self.objective, self.seed, self.seq_len, self.batch_rows, read])
+
     def rows(self, step: int, rows: RowSelection | None = None) -> Rows:
         """The rows that `batch` is made from, without the other rows of an objective that `reads_row_pairs`."""
         return self._rows(*self._numbers(step, rows))

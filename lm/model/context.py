@@ -23,7 +23,8 @@ from lm.sharding.collectives import all_gather, axis_index, per_device
 from lm.sharding.tracing import axis_size, constrain
 
 AXIS = "context"
-BY_TOKEN = ("tokens", "targets", "weights", "segment_ids", "positions", "prefix", "token_types")
+BY_TOKEN: tuple[str, ...] = ("tokens", "targets", "weights", "segment_ids", "positions", "prefix", "token_types")
+BY_TOKEN += ("teacher_ids", "teacher_log_probs", "teacher_rest")  # lm/tune/distill.py
 PARTITIONED = ("plain", "blocked", "flash", "cudnn")  # by the compiler itself, where the sequence is whole
 
 
@@ -58,8 +59,8 @@ def shard_sequence(batch: dict[str, Any], causal: bool) -> tuple[dict[str, Any],
         batch = {"segment_ids": jnp.ones(shape, jnp.int32), **batch}
 
     def lay(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, [(0, 0), (0, more)])
-        return constrain(zigzag_shard(x, shards) if causal else x, "batch", "seq")
+        x, others = jnp.pad(x, [(0, 0), (0, more), *[(0, 0)] * (x.ndim - 2)]), [None] * (x.ndim - 2)
+        return constrain(zigzag_shard(x, shards) if causal else x, "batch", "seq", *others)
 
     return {name: lay(a) if name in BY_TOKEN else a for name, a in batch.items()}, causal
 

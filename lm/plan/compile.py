@@ -135,7 +135,8 @@ def lower_step(experiment: Experiment, mesh: Any) -> Any:
 
 
 def batch_shapes(experiment: Experiment) -> dict[str, tuple[tuple[int, ...], str]]:
-    """The shapes and dtypes of a batch, from the batch of one row that the method's objective makes."""
+    """The shapes and dtypes of a batch, from the batch of one row that the method's objective makes, and what the
+    method adds."""
     import numpy as np
 
     from lm.data.objective import ObjectiveContext, Rows
@@ -153,7 +154,9 @@ def batch_shapes(experiment: Experiment) -> dict[str, tuple[tuple[int, ...], str
     )
     ones = np.ones((1 + objective.reads_row_pairs, objective.row_tokens(context) + 1), np.int32)
     batch = objective.batch(Rows(ones, ones, ones, ones), context)
-    return {name: ((e.rows, *array.shape[1:]), str(array.dtype)) for name, array in batch.items()}
+    arrays = {name: (array.shape[1:], str(array.dtype)) for name, array in batch.items()}
+    arrays |= e.method.arrays(objective.lengths(context)[1])
+    return {name: ((e.rows, *shape), dtype) for name, (shape, dtype) in arrays.items()}
 
 
 def main(folder: Path) -> None:

@@ -24,9 +24,10 @@ from lm.page.run_report import write_report
 from lm.run import log
 from lm.run.folder import claim
 from lm.run.log import NullLogger, RunLogger
+from lm.run.models import check_models, check_tokenizers, read_params, saved_models
 from lm.run.prepared import Prepared, prepare_run
 from lm.run.samples import write_samples
-from lm.run.start import check_start, check_tokenizers, read_params, start_params
+from lm.run.start import check_start, start_params
 from lm.sharding.batches import place_batch
 from lm.train.checkpoint import Checkpoints
 from lm.train.loop import NotFinite, as_batches
@@ -87,9 +88,11 @@ class Run:
         self.time = log.WallTime()
         self.experiment, self.folder, self.command = experiment, folder, command
         check_start(experiment, folder)
+        check_models(experiment, folder)
         self.prepared: Prepared = prepare_run(experiment, folder, like=like.prepared if like else None)
         e, mesh, learner = experiment, self.prepared.mesh, self.prepared.learner
         check_tokenizers(e, folder, self.prepared.data.tokenizer)
+        learner.prepare(e.steps, saved_models(self.prepared))
         learner.check_samples(e)
         self.program: Program = (
             like.program if like else Program(learner, e.optimizer, mesh, e.accumulate, e.ema, e.layout)
@@ -163,10 +166,8 @@ class Run:
         """The state before the first step, of the model that is the start, or with the embedding table of the
         experiment's file, where it names one."""
         e, prepared = self.experiment, self.prepared
-        start, models = (
-            start_params(e, prepared.mesh) if e.start else None,
-            read_params(e, prepared.learner.models, prepared.mesh),
-        )
+        start = start_params(e, prepared.mesh) if e.start else None
+        models = read_params(e, prepared.learner.models, prepared.mesh)
         state = init_state(prepared.learner, self.optimizer, prepared.mesh, e.seed, e.ema, e.layout, start, models)
         if not e.embedding:
             return state

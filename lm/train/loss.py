@@ -68,6 +68,20 @@ def chunked_loss(
     return _scan_chunks(chunk_loss, params, split(x), jax.tree.map(split, rest))
 
 
+def map_chunks(function: Callable[[jax.Array], Any], x: jax.Array, chunk: int) -> Any:
+    """function(x) [B, T, ...], a tree of arrays, of x [B, T, D] by chunks of the sequence, one at a time in memory.
+
+    `chunk`: tokens of a sequence at a time (0: all at once)."""
+    length = x.shape[1]
+    if chunk <= 0 or length <= chunk:
+        return function(x)
+
+    def join(a: jax.Array) -> jax.Array:
+        return jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1, *a.shape[3:])[:, :length]
+
+    return jax.tree.map(join, jax.lax.map(function, _split(chunk, 1, x)))
+
+
 def _split(chunk: int, parts: int, a: jax.Array) -> jax.Array:
     """a [B, T, ...] as chunks [C, B, t, ...] of at most `chunk` tokens of each of `parts` parts of T."""
     T = a.shape[1] // parts

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from lm.data.objective import Objective
 from lm.model.config import ModelConfig
 from lm.model.transformer import Params, Transformer
 from lm.page.measure import Measure
+from lm.sharding.rules import Layout
 from lm.train.loss import Metrics
 
 if TYPE_CHECKING:
@@ -76,6 +78,25 @@ class Writer(Protocol):
     ) -> Iterator[list[list[int]]]: ...
 
 
+class ModelReader(Protocol):
+    """The models that a method reads, by role, as a run has them: `params` are on the devices of `mesh`, and a batch is
+    computed `rows` at a time. Raises ValueError where one can no longer be read, or is another than when the run
+    began."""
+
+    @property
+    def mesh(self) -> Mesh: ...
+
+    @property
+    def layout(self) -> Layout: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    def fingerprint(self, role: str) -> str: ...
+
+    def params(self, role: str) -> Params: ...
+
+
 class BatchReader(Protocol):
     """An iterator of host batches that reads ahead until it is closed; a generator is one too."""
 
@@ -116,6 +137,11 @@ class Method:
     def models(self) -> Mapping[str, SavedModel]:
         """The models that it reads beside the one that it trains, by role: `role` is the field that has a path, and
         `role`_model that of its config."""
+        return {}
+
+    def arrays(self, length: int) -> Mapping[str, tuple[tuple[int, ...], str]]:
+        """What batches have beside the objective's arrays: name -> shape, of a row with `length` outputs, and
+        dtype."""
         return {}
 
     def smaller(self, shrink: Callable[[ModelConfig], ModelConfig]) -> "Method":
@@ -198,6 +224,9 @@ class Learner:
         """(loss, metrics) of a batch, sums weighed by the arrays that `weights` names. Traced; `key` is None where
         nothing may be random (evaluation)."""
         raise NotImplementedError
+
+    def prepare(self, steps: int, models: ModelReader) -> None:
+        """Called once before `batches`, which may then compute for the run's `steps` what it needs of `models`."""
 
     def batches(self, step: int) -> "BatchReader":
         """The host batches from `step` on, prefetched: each a pure function of the seed and its step."""

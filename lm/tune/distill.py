@@ -5,7 +5,6 @@ cross-entropy of the target itself. As in the pretraining loss, logits exist for
 those of two models.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -14,58 +13,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.bounds import Fraction, Natural, Positive, Share, check
+from lm.bounds import Fraction, Natural, Positive, check
+from lm.data.loader import Reader
 from lm.data.objective import CausalLM, Objective, Replies
 from lm.model.config import ModelConfig
 from lm.model.inputs import Inputs
 from lm.model.transformer import Params, Transformer
 from lm.page.measure import Measure
-from lm.train.loss import Metrics, cross_entropy
-from lm.train.method import Batch, Learner, Method, Sample, SampleSettings, SavedModel, Writer
+from lm.sharding.batches import place_batch
+from lm.sharding.tracing import use_mesh
+from lm.train.loss import Metrics, cross_entropy, map_chunks
+from lm.train.method import (
+    Batch,
+    BatchReader,
+    Learner,
+    Method,
+    ModelReader,
+    Sample,
+    SampleSettings,
+    SavedModel,
+    Writer,
+)
+from lm.tune.divergence import Divergence, ForwardKL, divergence, likeliest, spread, top
+from lm.tune.outputs import Outputs, by_rows
 from lm.tune.pretrain import Pretrain, Pretraining, of_output
 from lm.tune.sft import SFT
+from lm.value import fingerprint
 
 if TYPE_CHECKING:
     from lm.data.loader import Batches
 
-NONE = -1e30  # log of the probability 0, and finite: 0 x NONE is 0
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """How far the student's distribution p is from the teacher's q: a sum over outcomes."""
-
-    def terms(self, log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-        """The term of each outcome, in nats."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class ForwardKL(Divergence):
-    """KL(q || p) = sum q (log q - log p), which is least where p covers all that q may say."""
-
-    def terms(self, log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-        return jnp.exp(log_q) * (log_q - log_p)
-
-
-@dataclass(frozen=True)
-class ReverseKL(Divergence):
-    """KL(p || q), under which p keeps to what q finds likely (2306.08543); of each token by itself, in the text of the
-    data, where the paper's is of whole texts that the student writes."""
-
-    def terms(self, log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-        return jnp.exp(log_p) * (log_p - log_q)
-
-
-@dataclass(frozen=True)
-class JensenShannon(Divergence):
-    """beta KL(q || m) + (1 - beta) KL(p || m), m = beta q + (1 - beta) p (GKD, 2306.13649, equation 1)."""
-
-    beta: Share = 0.5
-
-    def terms(self, log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-        log_m = jnp.logaddexp(math.log(self.beta) + log_q, math.log(1 - self.beta) + log_p)
-        return self.beta * jnp.exp(log_q) * (log_q - log_m) + (1 - self.beta) * jnp.exp(log_p) * (log_p - log_m)
+IDS, LOG_PROBS, REST = "teacher_ids", "teacher_log_probs", "teacher_rest"  # of a batch, where the teacher is cached
 
 
 @dataclass(frozen=True)
@@ -81,7 +59,10 @@ class Distill(Method):
       measures but `divergence`, which is without the factor temperature^2.
     - `top_k`: the teacher's likeliest tokens, which the divergence sees beside one outcome for all others (0: every
       token by itself). Thus it is 0 exactly where the student gives these tokens the teacher's probabilities. Gemma 3
-      renormalises in place of that (2503.19786, section 2.2), which asks for more than the teacher gives them."""
+      renormalises in place of that (2503.19786, section 2.2), which asks for more than the teacher gives them.
+    - `cached`: those of every row are computed before the first step and kept in the cache's folder, top_k x 6 bytes a
+      token (8 from 65,537 tokens of vocabulary on). While training there is no teacher in memory nor in checkpoints,
+      and no divergence of held-out data. Several processes compute their rows on one device each."""
 
     teacher: str | None
     teacher_model: ModelConfig
@@ -89,6 +70,7 @@ class Distill(Method):
     divergence: Divergence = ForwardKL()
     temperature: Positive = 1.0
     top_k: Natural = 0
+    cached: bool = False
     hard_weight: Fraction = 0.0
 
     def __post_init__(self) -> None:
@@ -97,6 +79,8 @@ class Distill(Method):
             raise ValueError("method.teacher='': expected a run's folder, a Hugging Face directory, or a GGUF file")
         if self.top_k > self.teacher_model.vocab:
             raise ValueError(f"method.top_k={self.top_k}: the teacher has {self.teacher_model.vocab} tokens")
+        if self.cached and not self.top_k:
+            raise ValueError("method.cached=True keeps the teacher's likeliest tokens: set method.top_k, to 64 say")
 
     @property
     def likelihood(self) -> Pretrain | SFT:
@@ -105,7 +89,8 @@ class Distill(Method):
 
     @property
     def measures(self) -> tuple[Measure, ...]:
-        return (*self.likelihood.measures, Measure("divergence", "divergence", "nats from the teacher"))
+        far = Measure("divergence", "divergence", "nats from the teacher")
+        return (*self.likelihood.measures, *(() if self.cached else (far,)))
 
     @property
     def headline(self) -> Measure:
@@ -121,7 +106,12 @@ class Distill(Method):
 
     @property
     def models(self) -> Mapping[str, SavedModel]:
-        return {"teacher": SavedModel(self.teacher, self.teacher_model)}
+        return {"teacher": SavedModel(self.teacher, self.teacher_model, resident=not self.cached)}
+
+    def arrays(self, length: int) -> Mapping[str, tuple[tuple[int, ...], str]]:
+        likely = (length, self.top_k)
+        found = {IDS: (likely, "int32"), LOG_PROBS: (likely, "float32"), REST: ((length,), "float32")}
+        return found if self.cached else {}
 
     def smaller(self, shrink: Callable[[ModelConfig], ModelConfig]) -> "Distill":
         small = shrink(self.teacher_model)
@@ -138,7 +128,8 @@ class Distill(Method):
     def build(
         self, model: Transformer, data: "Batches | None" = None, local_rows: np.ndarray | None = None
     ) -> "Distillation":
-        return Distillation(model, data, Pretrain(self.objective), local_rows, self)
+        kind = FromCache if self.cached else Distillation
+        return kind(model, data, Pretrain(self.objective), local_rows, self)
 
 
 @dataclass(frozen=True)
@@ -167,20 +158,31 @@ class Distillation(Pretraining):
     def _head_axes(self) -> Params:
         return {"student": of_output(self.model.axes()), "teacher": of_output(self.teacher.axes())}
 
+    def _student(self, heads: Params) -> Params:
+        """The student's part of `_heads`."""
+        return heads["student"]
+
     def _targets(self, frozen: Any, batch: Batch, inputs: Inputs) -> Batch:
         x = jax.lax.stop_gradient(self.teacher.hidden(frozen, inputs).x)
         return super()._targets(frozen, batch, inputs) | {"teacher": x}
 
     def _chunk_loss(self, heads: Params, x: jax.Array, rest: Batch) -> tuple[jax.Array, Metrics]:
         distill: Distill = self.distill
-        logits, weights = self.model.logits(heads["student"], x), rest["weights"]
-        theirs = jax.lax.stop_gradient(self.teacher.logits(heads["teacher"], rest["teacher"]))
+        logits, weights = self.model.logits(self._student(heads), x), rest["weights"]
         hard, metrics = cross_entropy(logits, rest["targets"], weights)
-        log_q = jax.nn.log_softmax(theirs / distill.temperature)
-        each = divergence(distill.divergence, logits / distill.temperature, *top(log_q, distill.top_k))
+        theirs = jax.lax.stop_gradient(self._theirs(heads, rest))
+        each = divergence(distill.divergence, logits / distill.temperature, *theirs)
         soft, share = jnp.sum(weights * each), distill.hard_weight
         total = share * hard + (1 - share) * distill.temperature**2 * soft
         return total, metrics | {"divergence": soft}
+
+    def _theirs(self, heads: Params, rest: Batch) -> tuple[jax.Array, jax.Array | None]:
+        """The teacher's log-probabilities of a chunk, as `divergence` reads them."""
+        return top(self._log_probs(heads["teacher"], rest["teacher"]), self.distill.top_k)
+
+    def _log_probs(self, head: Params, x: jax.Array) -> jax.Array:
+        """[B, t, V] of the teacher's hidden states x [B, t, D]."""
+        return jax.nn.log_softmax(self.teacher.logits(head, x) / self.distill.temperature)
 
     def measure(self, sums: Mapping[str, float], data: "Batches", source: str) -> dict[str, float]:
         return super().measure(sums, data, source) | {"divergence": sums["divergence"] / max(sums["tokens"], 1.0)}
@@ -196,30 +198,83 @@ class Distillation(Pretraining):
         return self._likelihood.samples(model, settings)
 
 
-def divergence(kind: Divergence, logits: jax.Array, log_q: jax.Array, log_rest: jax.Array | None = None) -> jax.Array:
-    """[B, T] nats, from the teacher's `log_q` to the student's `logits` [B, T, V].
+class FromCache(Distillation):
+    """Distillation by what the teacher has said of the rows before."""
 
-    With `log_rest` [B, T] the tokens that `log_q` gives NONE are one outcome, of this probability."""
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    log_p = logits - log_z[..., None]
-    if log_rest is None:
-        return kind.terms(log_p, log_q).sum(-1)
-    kept = log_q > NONE / 2
-    others = jax.nn.logsumexp(jnp.where(kept, NONE, logits), axis=-1) - log_z
-    return kind.terms(jnp.where(kept, log_p, NONE), log_q).sum(-1) + kind.terms(others, log_rest)
+    steps = 0
+    reader: ModelReader | None = None
 
+    @property
+    def models(self) -> Mapping[str, Transformer]:
+        return {}
 
-def top(log_q: jax.Array, k: int) -> tuple[jax.Array, jax.Array | None]:
-    """log_q [B, T, V] with NONE for all but its `k` likeliest tokens, and the log-probability [B, T] of all others
-    together; for k = 0 as it is, and None."""
-    if not k:
-        return log_q, None
-    values, ids = jax.lax.top_k(log_q, k)
-    kept = spread(ids, values, log_q.shape[-1])
-    return kept, jax.nn.logsumexp(jnp.where(kept > NONE / 2, NONE, log_q), axis=-1)
+    def begin(self, start: Params, key: jax.Array, models: Mapping[str, Params]) -> tuple[Params, Any]:
+        return start, ()
 
+    def frozen_axes(self) -> Any:
+        return ()
 
-def spread(ids: jax.Array, values: jax.Array, vocab: int) -> jax.Array:
-    """[..., V]: `values` [..., K] at `ids` [..., K], NONE elsewhere."""
-    empty = jnp.full((*ids.shape[:-1], vocab), NONE, values.dtype)
-    return jnp.put_along_axis(empty, ids, values, axis=-1, inplace=False)
+    def _heads(self, params: Params, frozen: Any) -> Params:
+        return of_output(params)
+
+    def _head_axes(self) -> Params:
+        return of_output(self.model.axes())
+
+    def _student(self, heads: Params) -> Params:
+        return heads
+
+    def _targets(self, frozen: Any, batch: Batch, inputs: Inputs) -> Batch:
+        return {name: batch[name] for name in ("targets", "weights", IDS, LOG_PROBS, REST)}
+
+    def _theirs(self, heads: Params, rest: Batch) -> tuple[jax.Array, jax.Array | None]:
+        return spread(rest[IDS], rest[LOG_PROBS], self.model.cfg.vocab), rest[REST]
+
+    def evaluate(self, params: Params, frozen: Any, batch: Batch) -> Metrics:
+        return self._likelihood.evaluate(params, frozen, batch)
+
+    def measure(self, sums: Mapping[str, float], data: "Batches", source: str) -> dict[str, float]:
+        return self._likelihood.measure(sums, data, source)
+
+    def prepare(self, steps: int, models: ModelReader) -> None:
+        self.steps, self.reader = steps, models
+
+    def batches(self, step: int) -> BatchReader:
+        """The batches with the teacher's outputs, of which those that are not kept are computed now."""
+        outputs = Outputs(self._key())
+        if missing := outputs.missing(step, self.steps):
+            compute = self._computed()
+            for block in missing:
+                outputs.write(block, self._batch, compute)
+        return Reader(lambda n: outputs.beside(n, self._batch(n)), step, threads=1, ahead=4)
+
+    def _batch(self, step: int) -> Batch:
+        return self.data.batch(step, self.local_rows)
+
+    def _key(self) -> str:
+        """Of all that the outputs depend on."""
+        assert self.reader
+        compute, distill = self.model.compute, self.distill
+        teacher = self.reader.fingerprint("teacher"), distill.teacher_model, compute.dtype, compute.matmul
+        return fingerprint([*teacher, distill.top_k, distill.temperature, self.data.fingerprint(self.local_rows)])
+
+    def _computed(self) -> Callable[[Batch], Batch]:
+        """(batch) -> the teacher's outputs, by its parameters."""
+        assert self.reader
+        reader, params, of_rows = self.reader, self.reader.params("teacher"), jax.jit(self._outputs)
+        dtype = np.uint16 if self.model.cfg.vocab <= 2**16 else np.uint32
+
+        def compute(batch: Batch) -> Batch:
+            with use_mesh(reader.mesh, reader.layout):
+                found = by_rows(lambda some: of_rows(params, place_batch(some, reader.mesh)), batch, reader.rows)
+            return {**found, IDS: found[IDS].astype(dtype)}
+
+        return compute
+
+    def _outputs(self, params: Params, batch: Batch) -> Batch:
+        """The teacher's likeliest tokens in a batch, by name."""
+
+        def of_chunk(x: jax.Array) -> Batch:
+            ids, values, rest = likeliest(self._log_probs(of_output(params), x), self.distill.top_k)
+            return {IDS: ids, LOG_PROBS: values, REST: rest}
+
+        return map_chunks(of_chunk, self.teacher.hidden(params, Inputs.of(batch)).x, self.model.compute.loss_chunk)

@@ -15,7 +15,7 @@ from lm.model.adapted import Adapted, merged
 from lm.model.parametrisation import Axes
 from lm.model.transformer import Params, Transformer
 from lm.train.loss import Metrics
-from lm.train.method import Batch, BatchReader, Learner, Sample, SampleSettings, Writer
+from lm.train.method import Batch, BatchReader, Learner, ModelReader, Sample, SampleSettings, Writer
 from lm.tune.paths import by_path, nested
 
 if TYPE_CHECKING:
@@ -110,6 +110,9 @@ class Partial(Learner):
     @property
     def has_rollout(self) -> bool:
         return self.learner.has_rollout
+
+    def prepare(self, steps: int, models: ModelReader) -> None:
+        self.learner.prepare(steps, models)
 
     def batches(self, step: int) -> BatchReader:
         return self.learner.batches(step)

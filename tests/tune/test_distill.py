@@ -1,5 +1,6 @@
 """Distillation: the formulas by numpy, nothing to learn from oneself, the likeliest tokens, runs and meshes."""
 
+import json
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -16,16 +17,20 @@ from lm.machine.monitor import Bar
 from lm.model.families import llama
 from lm.model.inputs import Inputs
 from lm.model.transformer import Transformer
+from lm.plan.compile import batch_shapes
 from lm.pretrained import load
 from lm.run import course
 from lm.run.evaluate import evaluate
+from lm.run.models import SavedModels
 from lm.run.smoke import smoke
 from lm.sharding.batches import place_batch
 from lm.sharding.mesh import make_mesh
 from lm.text.tokenizer import Characters
 from lm.train.step import build_step, init_state
-from lm.tune.distill import Distill, Distillation, Divergence, ForwardKL, JensenShannon, ReverseKL, divergence, top
+from lm.tune.distill import Distill, Distillation, FromCache
+from lm.tune.divergence import Divergence, ForwardKL, JensenShannon, ReverseKL, divergence, top
 from lm.tune.lora import LoRA
+from lm.tune.outputs import Outputs
 from lm.tune.pretrain import Pretrain
 from tests.model.reference import lively
 from tests.tiny import experiment, lines, of, write_texts
@@ -226,7 +231,7 @@ def test_what_does_not_fit_is_refused_before_the_first_step(
     with pytest.raises(ValueError, match=r"^method.teacher: .* is another model \(method.teacher_model.ffn.mlp is 64"):
         course.train(wider, tmp_path / "run")
     short = declared.replace(method=dict(teacher_model=dict(context=16)))
-    course.check_start(short, course.claim(tmp_path / "short", short, ""))  # rotary positions have no end
+    course.check_models(short, course.claim(tmp_path / "short", short, ""))  # rotary positions have no end
     other = replace(declared, data=replace(declared.data, tokenizer=Characters()))
     with pytest.raises(ValueError, match=r"^method.teacher: .* learned with another vocabulary \(258 tokens\)"):
         course.train(other, tmp_path / "other")
@@ -239,3 +244,97 @@ def test_a_smoke_test_has_a_small_teacher_drawn_afresh(declared: Experiment) -> 
     small = smoke(declared.replace(method=dict(teacher_model=dict(layers=9))))
     assert small.method.teacher is None and small.method.teacher_model.layers == 2  # type: ignore[attr-defined]
     assert declared.flops_per_token > 1.3 * replace(declared, method=Pretrain()).flops_per_token
+
+
+# ---------------------------------------------------------------- the teacher cached
+
+
+@pytest.fixture(scope="module")
+def cached(declared: Experiment) -> Experiment:
+    return declared.replace(method=dict(top_k=20, cached=True))
+
+
+@pytest.fixture(scope="module")
+def from_cache(cached: Experiment, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "cached"
+    course.train(cached, folder)
+    return folder
+
+
+def first_batches(declared: Experiment, folder: Path) -> list[Any]:
+    run = course.Run(declared, course.claim(folder, declared, ""))
+    reader = run.prepared.learner.batches(2)
+    found = [next(reader) for _ in range(2)]
+    reader.close()
+    return found
+
+
+def test_what_is_cached_is_what_the_teacher_says(
+    declared: Experiment, cached: Experiment, from_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Live = cached, of training; nothing is computed twice, and neither teacher nor cache is read for what is
+    measured."""
+    live = tmp_path / "live"
+    course.train(declared.replace(method=dict(top_k=20), steps=3), live)
+    for name in ("divergence", "loss", "grad_norm"):
+        expected = {n: pytest.approx(x, rel=1e-4) for n, x in of(lines(live), name).items()}
+        assert {n: x for n, x in of(lines(from_cache), name).items() if n <= 3} == expected
+    measured = {name.rpartition("/")[2] for name in lines(from_cache)[-1] if name.startswith("eval/words/")}
+    assert measured == {"loss", "perplexity", "bits_per_byte"}
+    assert evaluate(from_cache).keys() == {"sums", "words"}
+    first = first_batches(cached, tmp_path / "one")
+    monkeypatch.setattr(SavedModels, "params", None)
+    for a, b in zip(first, first_batches(cached, tmp_path / "two"), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+    shapes = {name: ((8, *shape), dtype) for name, (shape, dtype) in cached.method.arrays(32).items()}
+    assert shapes == {name: (first[0][name].shape, str(first[0][name].dtype)) for name in shapes}
+    assert batch_shapes(cached)["teacher_ids"] == shapes["teacher_ids"]
+
+
+@pytest.mark.slow
+def test_without_a_teacher_in_the_state_it_is_the_same_on_any_mesh() -> None:
+    learner = learner_of(top_k=5, cached=True)
+    assert isinstance(learner, FromCache) and learner.init(jax.random.key(0))[1] == ()
+    one, outputs = batch(0), jax.jit(learner._outputs)
+    chain, losses = ADAMW.build(3, learner.axes()), []
+    said = jax.device_get(outputs(lively(TEACHER), {name: jnp.asarray(array) for name, array in one.items()}))
+    for over in (make_mesh({"data": 1}, jax.devices()[:1]), make_mesh({"fsdp": 2, "context": 2, "tensor": 2})):
+        state, step = init_state(learner, chain, over, 0), build_step(learner, chain, over)
+        losses.append([])
+        for _ in range(3):
+            state, metrics = step(state, place_batch({**one, **said}, over))
+            losses[-1].append(float(metrics["total"]))
+    assert losses[0] == pytest.approx(losses[1], rel=2e-5) and len(set(losses[0])) == 3
+
+
+@pytest.mark.slow
+def test_cached_it_resumes_to_the_same_bits_without_teacher(
+    cached: Experiment, from_cache: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        once = iter([signal.SIGTERM])
+        patch.setattr(Bar, "update", lambda _, n, *__: n == 3 and [signal.raise_signal(one) for one in once])
+        with pytest.raises(course.Interrupted):
+            course.train(cached, tmp_path / "run")
+    monkeypatch.setattr(SavedModels, "params", None)
+    course.train(cached, tmp_path / "run")
+    assert lines(tmp_path / "run") == lines(from_cache)
+
+
+def test_outputs_of_other_rows_or_another_teacher_are_not_taken(
+    cached: Experiment, from_cache: Path, tmp_path: Path
+) -> None:
+    run = course.Run(cached, course.claim(tmp_path / "run", cached, ""))
+    learner = run.prepared.learner
+    outputs, one = Outputs(learner._key()), learner.data.batch(0)  # type: ignore[attr-defined]
+    assert not outputs.missing(0, STEPS) and outputs.missing(0, 100) == list(range(1, 13))
+    assert {*outputs.beside(0, one)} == {*one, "teacher_ids", "teacher_log_probs", "teacher_rest"}
+    with pytest.raises(ValueError, match="is of other rows than those of step 1: remove it"):
+        outputs.beside(1, one)
+    recorded = json.loads((tmp_path / "run" / "models.json").read_text())
+    recorded["teacher"]["fingerprint"] = "another"
+    (tmp_path / "run" / "models.json").write_text(json.dumps(recorded))
+    with pytest.raises(ValueError, match="has changed since this run began, and what it gave is no longer in"):
+        learner.batches(0)
+    with pytest.raises(ValueError, match="method.cached=True keeps the teacher's likeliest tokens: set method.top_k"):
+        cached.replace(method=dict(top_k=0))
