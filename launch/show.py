@@ -167,6 +167,7 @@ def trained(experiment: "Experiment") -> list[tuple[str, str]]:
     """How many parameters are trained and how many frozen, where these are not all."""
     import jax
 
+    from lm.model import count
     from lm.model.transformer import Transformer
     from lm.tune.trains import All
 
@@ -174,10 +175,9 @@ def trained(experiment: "Experiment") -> list[tuple[str, str]]:
     if e.trains == All():
         return []
     learner = e.build(Transformer(e.model, e.compute.resolve("cpu")))
-    moving, frozen = (
-        sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
-        for tree in jax.eval_shape(learner.init, jax.random.key(0))
-    )
+    params, _ = jax.eval_shape(learner.init, jax.random.key(0))
+    moving = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    frozen = sum(count.by_part(e.model)[path] for path in e.trains.frozen(e.model))
     return [("trained", f"{moving:,} parameters ({moving / (moving + frozen):.2%}); frozen: {frozen:,}")]
 
 

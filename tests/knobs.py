@@ -152,6 +152,7 @@ def changes() -> dict[str, Any]:
         "Experiment.batch_tokens": 128,
         "Experiment.trains": LoRA(rank=2),
         "LoRA.where": "query|mlp",
+        "LoRA.base": "nf4",
         "LoRA.full": "head/.*",
         "Only.where": "mlp",
         **dict.fromkeys(("ModelConfig.width", "Attention.head_dim"), 16),

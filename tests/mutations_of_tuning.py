@@ -6,7 +6,8 @@ LORA = of(
     "tune/test_lora",
     *("merged_is_unmerged", "factors_have_the_scale_of_their_papers", "dora_is_the_paper_s"),
     *("dropout_is_of_training_alone_and_differs_by_layer", "the_first_loss_is_the_base_s"),
-    "weights_gradients_of_what_is_frozen_are_not_computed",
+    *("weights_gradients_of_what_is_frozen_are_not_computed", "a_base_that_is_not_known_or_does_not_pack_is_refused"),
+    "a_base_in_fewer_bits_is_the_matrix_that_it_stands_for",
 )
 PATHS = of(
     "tune/test_lora",
@@ -16,6 +17,7 @@ PATHS = of(
 SCORED = of("pretrained/test_scores", "an_adapter_has_the_head_and_makes_of_a_model_of_texts_one_of_scores")
 TESTS = {
     "lm/model/adapted.py": LORA,
+    "lm/model/quantized.py": ("tests/model/test_quantized.py",),
     "lm/tune/lora.py": LORA + PATHS + SCORED,
     "lm/tune/partial.py": LORA + of("tune/test_lora", "on_a_mesh_as_on_one_device_and_what_is_frozen_stays"),
     "lm/tune/paths.py": PATHS,
@@ -39,9 +41,27 @@ TESTS = {
 BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/model/adapted.py": (
         ("the change is not scaled", "contract=a.ndim - 1) * self.scale, b)", "contract=a.ndim - 1), b)"),
-        ("a merged change is not scaled", "self.base + self.scale * jax", "self.base + jax"),
+        ("a merged change is not scaled", "self.dense + self.scale * jax", "self.dense + jax"),
         ("DoRA's norm has a gradient", "jax.lax.stop_gradient(column_norms", "(column_norms"),
         ("what is dropped out is not scaled up", "x / (1 - self.dropout), 0)", "x, 0)"),
+    ),
+    "lm/model/quantized.py": (
+        (
+            "the two weights of a byte are exchanged",
+            "nearest[..., ::2] << 4 | nearest[..., 1::2]",
+            "nearest[..., 1::2] << 4 | nearest[..., ::2]",
+        ),
+        (
+            "blocks share the first scale",
+            "self.absmax.repeat(BLOCK, axis=-1)",
+            "self.absmax[..., :1].repeat(10 * BLOCK, axis=-1)",
+        ),
+        (
+            "a scale is of an input",
+            "jnp.abs(w).max(matrix_dims(axes)[0], keepdims",
+            "jnp.abs(w).max(matrix_dims(axes)[1], keepdims",
+        ),
+        ("a value is rounded down", "(levels[1:] + levels[:-1]) / 2, scaled", "levels[1:], scaled"),
     ),
     "lm/tune/lora.py": (
         ("rsLoRA is LoRA", "math.sqrt(self.rank) if self.rslora", "self.rank if self.rslora"),
@@ -51,6 +71,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("a head of scores stays as it is", "chosen | ({SCORE} & axes.keys())", "chosen"),
     ),
     "lm/tune/partial.py": (
+        ("DoRA's norm is of the base before", "dense(storage.read(base[path])), axes", "leaves[path], axes"),
         ("what is trained is frozen too", "in leaves.items() if path not in", "in leaves.items() if path or path in"),
         (
             "evaluation has dropout",

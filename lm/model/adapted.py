@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lm.model.quantized import Kept, dense
+
 Product = Callable[..., jax.Array]  # (x [..., *in], w [*in, *out], contract=len(in)) -> [..., *out]
 
 
@@ -27,10 +29,11 @@ class Adapted:
     """W + scale * A B; `base` W [*stack, *in, *out], `a` [*stack, *in, r], `b` [*stack, r, *out], where the stack is of
     layers and experts.
 
+    - `base`: an array, or kept in fewer bits (lm/model/quantized.py).
     - `magnitude`: [*stack, *out] of DoRA, the norm of each output's column; None: that of W + scale * A B itself.
     - `key`: [*stack] of the `dropout` of what A reads; None: no dropout."""
 
-    base: jax.Array
+    base: jax.Array | Kept
     a: jax.Array
     b: jax.Array
     magnitude: jax.Array | None = None
@@ -39,21 +42,27 @@ class Adapted:
     dropout: float = field(default=0.0)
 
     @property
+    def dense(self) -> jax.Array:
+        """W as an array, float32."""
+        return dense(self.base)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The matrix's."""
-        return self.base.shape
+        stack = self._stack
+        return *self.a.shape[:-1], *self.b.shape[stack + 1 :]
 
     @property
     def _stack(self) -> int:
         """Leading axes along which matrices are stacked."""
-        return self.a.ndim + self.b.ndim - self.base.ndim - 2
+        return self.a.ndim + self.b.ndim - jax.tree.leaves(self.base)[0].ndim - 2
 
     @property
     def _sum(self) -> jax.Array:
         """W + scale * A B, in float32."""
         n = self._stack
         over = ((self.a.ndim - 1,), (n,)), (tuple(range(n)), tuple(range(n)))
-        return self.base + self.scale * jax.lax.dot_general(self.a, self.b, over, precision="highest")
+        return self.dense + self.scale * jax.lax.dot_general(self.a, self.b, over, precision="highest")
 
     @property
     def merged(self) -> jax.Array:
@@ -82,7 +91,7 @@ class Adapted:
         if self.magnitude is None:
             return y + change
         ratio = (self.magnitude / self.norms).astype(y.dtype)
-        return y + (ratio - 1) * linear(seen, self.base, contract=contract) + ratio * change
+        return y + (ratio - 1) * linear(seen, self.dense, contract=contract) + ratio * change
 
     def _change(self, x: jax.Array, a: jax.Array, b: jax.Array, linear: Product) -> jax.Array:
         return linear(linear(x, a, contract=a.ndim - 1) * self.scale, b)

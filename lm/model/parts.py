@@ -60,7 +60,7 @@ def matrix(module: nn.Module, name: str, shape: Sequence[int], axes: Sequence[st
     key, its name and its shape alone: whatever else the module has, it starts alike."""
     check_axes(axes, shape)
     kept: Any = module.get_variable("params", name)
-    if isinstance(kept, Int8):  # of another layout, which flax would refuse
+    if isinstance(kept, Int8 | Adapted):  # of other layouts, which flax would refuse
         return cast(Weight, kept)
 
     def draw(key: jax.Array, *args: Any) -> jax.Array:

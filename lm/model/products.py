@@ -190,7 +190,7 @@ def _adapted(
     def merge(w: Weight, drops: bool) -> jax.Array:
         if not isinstance(w, Adapted):
             return w
-        return w.base if drops else jax.lax.stop_gradient(w.merged)
+        return w.dense if drops else jax.lax.stop_gradient(w.merged)
 
     def of_merged(x: jax.Array, ws: list[Any]) -> list[jax.Array]:
         return product(x, [merge(w, drops) for w, drops in zip(ws, dropped, strict=True)])

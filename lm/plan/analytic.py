@@ -89,9 +89,7 @@ class Step:
     def memory(self) -> dict[str, float]:
         """Bytes by use."""
         e, model = self.experiment, self.experiment.model
-        read = sum(count.parameters(other.config) for other in e.method.models.values() if other.resident)
-        state = (self.parameters + read) * F32 / self.shards
-        moments = _optimizer_bytes(e) / self.shards
+        state, moments = (size / self.shards for size in _state_bytes(e))
         stream = model.width / (self.axis("tensor") if e.layout.sequence_parallel else 1)
         unnamed = 4 * stream + self.activations["mlp_in"] if e.compute.remat == "nothing" else 0  # norms, activations
         kept = (
@@ -134,7 +132,7 @@ class Step:
         """Seconds bound by memory bandwidth: in each micro-batch every weight is gathered and read twice in bfloat16,
         and every gradient written and accumulated in float32; once, the optimizer updates its shard."""
         split = self.axis("tensor") * self.axis("expert")
-        optimizer = 2 * (2 * self.trained * F32 + _optimizer_bytes(self.experiment)) / self.shards
+        optimizer = 2 * (2 * self.trained * F32 + _state_bytes(self.experiment)[1]) / self.shards
         moved = self.experiment.accumulate * (self.parameters * 6 * BF16 + self.trained * 3 * F32) / split + optimizer
         return moved / (self.topology.chip.hbm_bandwidth / self.topology.chip.devices)
 
@@ -214,16 +212,16 @@ def plan(experiment: Experiment, topology: Topology) -> Plan:
     )
 
 
-_optimizers: dict[Any, float] = {}
+_states: dict[Any, tuple[float, float]] = {}
 
 
-def _optimizer_bytes(experiment: Experiment) -> float:
-    """Bytes of the optimizer's state, on all devices together."""
+def _state_bytes(experiment: Experiment) -> tuple[float, float]:
+    """Bytes of the parameters, frozen ones included, and of the optimizer's state, on all devices together."""
     e = experiment
-    key = (repr(e.optimizer), e.model, e.trains)
-    if key not in _optimizers:
+    key = repr(e.optimizer), e.model, e.trains, e.method
+    if key not in _states:
         learner = e.build(Transformer(e.model, e.compute.resolve("cpu")))
-        params, _ = jax.eval_shape(learner.init, jax.random.key(0))
+        params, frozen = jax.eval_shape(learner.init, jax.random.key(0))
         state = jax.eval_shape(e.optimizer.build(e.steps, learner.axes()).init, params)
-        _optimizers[key] = float(count.tree_bytes(state))
-    return _optimizers[key]
+        _states[key] = float(count.tree_bytes((params, frozen))), float(count.tree_bytes(state))
+    return _states[key]

@@ -4,6 +4,7 @@ It is jitted once, with the shardings of its state and batch, and donates the st
 and its evaluation of held-out batches are here too.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -106,7 +107,9 @@ def init_state(
         return fresh_state(learner, optimizer, ema, key, start, models)
 
     make = jax.jit(fresh, out_shardings=placed, donate_argnums=(1, 2))
-    with use_mesh(mesh, layout):
+    with use_mesh(mesh, layout), warnings.catch_warnings():
+        # a matrix that is kept in fewer bits leaves no buffer of its size
+        warnings.filterwarnings("ignore", "Some donated buffers were not usable")
         return make(jax.random.key(seed), start, models)
 
 

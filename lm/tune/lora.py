@@ -13,11 +13,13 @@ from lm.model.adapted import Adapted, column_norms
 from lm.model.config import ModelConfig
 from lm.model.count import shapes
 from lm.model.parametrisation import STACKED, Axes, matrix_dims
+from lm.model.quantized import STORED, Storage
 from lm.train.method import Learner
 from lm.train.optim import is_table
 from lm.tune.partial import Partial
 from lm.tune.paths import axes_of, by_path, is_matrix, select
 from lm.tune.trains import Trains
+from lm.value import suggest
 
 RANK = "lora_rank"
 SCORE = "head/score"
@@ -35,7 +37,10 @@ class LoRA(Trains):
     - `full`: parameters that are trained themselves besides, a new output for instance; empty: none. An output of
       scores always is, as in PEFT: where a model of texts is the start, it is new.
     - `rslora`: s = alpha / sqrt(rank) (2312.03732), under which gradients keep their size as the rank grows.
-    - `dropout`: of what A reads."""
+    - `dropout`: of what A reads.
+    - `base`: how the matrices that are adapted are kept: float32, bfloat16, int8 (a scale for each output) or nf4
+      (QLoRA, 2305.14314; lm/model/quantized.py). What is learned, decoded and exported as a model is the kept matrix
+      with its change, in float32; an adapter that is exported alone is still to this base, not to the one before."""
 
     rank: Count = 8
     alpha: Positive = 16.0
@@ -43,9 +48,17 @@ class LoRA(Trains):
     full: str = ""
     rslora: bool = False
     dropout: Decay = 0.0
+    base: str = "float32"
 
     def __post_init__(self) -> None:
         check(self, "trains")
+        if self.base not in STORED:
+            raise ValueError(f"trains.base={self.base!r}: {suggest(self.base, STORED)}")
+
+    @property
+    def storage(self) -> Storage:
+        """How the matrices that it adapts are kept."""
+        return STORED[self.base]
 
     @property
     def scale(self) -> float:
@@ -53,7 +66,13 @@ class LoRA(Trains):
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
     def check(self, model: ModelConfig) -> None:
-        self._adapted(axes_of(model))
+        sizes = by_path(shapes(model))
+        for path in sorted(self._adapted(axes_of(model))):
+            if self.base == "nf4" and (last := sizes[path].shape[-1]) % 2:
+                raise ValueError(
+                    f"trains.base={self.base!r} keeps two weights in a byte, and the last axis of {path} has {last}: "
+                    "take int8, or leave it out of trains.where"
+                )
 
     def frozen(self, model: ModelConfig) -> frozenset[str]:
         return frozenset(axes_of(model)) - self._full(axes_of(model))
@@ -91,9 +110,9 @@ class LoRA(Trains):
         most = math.prod(inputs) ** -0.5
         return {"lora_a": jax.random.uniform(key, a, minval=-most, maxval=most), "lora_b": jnp.zeros(b)}
 
-    def adapt(self, w: jax.Array, factors: Mapping[str, jax.Array], axes: Axes, key: jax.Array | None) -> Adapted:
-        """The matrix w with its change; `key` is of its dropout."""
-        stack = _sides(w.shape, axes)[0]
+    def adapt(self, w: Any, factors: Mapping[str, jax.Array], axes: Axes, key: jax.Array | None) -> Adapted:
+        """The matrix w, as it is stored, with its change; `key` is of its dropout."""
+        stack = _sides(factors["lora_a"].shape, self.factor_axes(axes)["lora_a"])[0]
         keys = None if key is None else jax.random.split(key, stack) if stack else key
         magnitude = factors.get("magnitude")
         return Adapted(w, factors["lora_a"], factors["lora_b"], magnitude, keys, self.scale, self.dropout)

@@ -13,10 +13,11 @@ import jax
 
 from lm.model.adapted import Adapted, merged
 from lm.model.parametrisation import Axes
+from lm.model.quantized import Storage, dense
 from lm.model.transformer import Params, Transformer
 from lm.train.loss import Metrics
 from lm.train.method import Batch, BatchReader, Learner, ModelReader, Sample, SampleSettings, Writer
-from lm.tune.paths import by_path, nested
+from lm.tune.paths import at, by_path, nested
 
 if TYPE_CHECKING:
     from lm.data.loader import Batches
@@ -28,11 +29,14 @@ class Adapter(Protocol):
     @property
     def dropout(self) -> float: ...
 
+    @property
+    def storage(self) -> Storage: ...
+
     def factor_axes(self, axes: Axes) -> dict[str, tuple[str | None, ...]]: ...
 
     def factors(self, w: jax.Array, axes: Axes, key: jax.Array) -> dict[str, jax.Array]: ...
 
-    def adapt(self, w: jax.Array, factors: Mapping[str, jax.Array], axes: Axes, key: jax.Array | None) -> Adapted: ...
+    def adapt(self, w: Any, factors: Mapping[str, jax.Array], axes: Axes, key: jax.Array | None) -> Adapted: ...
 
 
 class Partial(Learner):
@@ -60,11 +64,13 @@ class Partial(Learner):
         params, frozen = self.learner.begin(start, key, models)
         leaves = by_path(params)
         moving = {path: leaf for path, leaf in leaves.items() if path in self.trained}
+        base = {path: leaf for path, leaf in leaves.items() if path not in self.trained}
         for path in sorted(self.adapted):
             assert self.adapter
-            factors = self.adapter.factors(leaves[path], self._axes[path], _fold(key, path))
+            storage, axes = self.adapter.storage, self._axes[path]
+            base[path] = storage.keep(leaves[path], axes)
+            factors = self.adapter.factors(dense(storage.read(base[path])), axes, _fold(key, path))
             moving |= {f"{path}/{name}": factor for name, factor in factors.items()}
-        base = {path: leaf for path, leaf in leaves.items() if path not in self.trained}
         return nested(moving), {"base": nested(base), "method": frozen}
 
     def axes(self) -> Params:
@@ -76,19 +82,23 @@ class Partial(Learner):
 
     def frozen_axes(self) -> Any:
         base = {path: axes for path, axes in self._axes.items() if path not in self.trained}
+        for path in self.adapted:
+            assert self.adapter
+            base[path] = self.adapter.storage.axes(base[path])
         return {"base": nested(base), "method": self.learner.frozen_axes()}
 
     def join(self, params: Params, base: Params, key: jax.Array | None = None) -> Params:
         """The method's parameters; matrices of layers that are adapted as `Adapted`, others as arrays. `key` is of the
         adapters' dropout, None for none."""
         moving, leaves = by_path(params), by_path(base)
-        joined = {path: moving[path] if path in self.trained else leaves[path] for path in self._axes}
+        joined = {path: (moving if path in self.trained else leaves).get(path) for path in self._axes}
         for path in self.adapted:
             assert self.adapter
             names = self.adapter.factor_axes(self._axes[path])
             factors = {name: moving[f"{path}/{name}"] for name in names}
             own = _fold(key, path) if key is not None and self.adapter.dropout else None
-            one = self.adapter.adapt(leaves[path], factors, self._axes[path], own)
+            kept = self.adapter.storage.read(at(base, path))
+            one = self.adapter.adapt(kept, factors, self._axes[path], own)
             joined[path] = one if "layers" in self._axes[path] else _without_dropout(path, one)
         return nested(joined)
 

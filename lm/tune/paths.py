@@ -8,7 +8,7 @@ expression, of which each alternative matches names or their ends, from a "/" on
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
+from functools import cache, reduce
 from typing import Any
 
 import jax
@@ -29,6 +29,11 @@ def by_path(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The leaves of a tree of dicts by path: "layers/0/query"."""
     flat = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: not isinstance(x, dict))[0]
     return {"/".join(step.key for step in path): leaf for path, leaf in flat}
+
+
+def at(tree: Mapping[str, Any], path: str) -> Any:
+    """What is at a path of a tree of dicts."""
+    return reduce(lambda here, name: here[name], path.split("/"), tree)
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:

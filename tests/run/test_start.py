@@ -14,6 +14,7 @@ import pytest
 
 from lm.experiment import Experiment
 from lm.machine.monitor import Bar
+from lm.model.quantized import NF4
 from lm.model.transformer import Transformer
 from lm.pretrained import load, read_config
 from lm.pretrained.published import Published
@@ -109,6 +110,32 @@ def test_stopped_it_resumes_to_the_same_bits_without_the_model(
     shutil.rmtree(copy)
     course.train(moved, folder)
     assert lines(folder) == lines(finished)
+
+
+@pytest.mark.slow
+def test_a_base_of_four_bits_is_resumed_measured_and_loaded(
+    declared: Experiment, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = replace(declared, trains=LoRA(rank=2, base="nf4"))
+    course.train(few, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        once = iter([signal.SIGTERM])
+        patch.setattr(Bar, "update", lambda _, n, *__: n == 3 and [signal.raise_signal(one) for one in once])
+        with pytest.raises(course.Interrupted):
+            course.train(few, tmp_path / "run")
+    course.train(few, tmp_path / "run")
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+    last, (run, state) = lines(tmp_path / "run")[-1], state_of(few, tmp_path / "run")
+    for source, values in evaluate(tmp_path / "run").items():
+        assert values["loss"] == pytest.approx(last[f"eval/{source}/loss"], rel=1e-3)
+    query = "layers", "0", "query"
+    started, codes, loaded = load(first).params, state.frozen["base"], load(tmp_path / "run").params
+    for name in query:
+        started, codes, loaded = started[name], codes[name], loaded[name]
+    before = NF4.of(started, ("layers", "embed", "heads", "head_dim"))
+    np.testing.assert_array_equal(codes["codes"], before.codes)
+    merged = jax.device_get(run.prepared.learner.model_params(state.ema, state.frozen))
+    np.testing.assert_allclose(loaded, merged["layers"]["0"]["query"], rtol=1e-6, atol=1e-6)
 
 
 def test_a_model_that_has_changed_is_noticed(

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.model import count
 from lm.model.compute import Compute
 from lm.model.families import t5
 from lm.model.inputs import Inputs
+from lm.model.quantized import STORED, dense
 from lm.model.transformer import Transformer
 from lm.sharding.batches import place_batch
 from lm.sharding.mesh import make_mesh
@@ -186,6 +188,72 @@ def test_weights_gradients_of_what_is_frozen_are_not_computed() -> None:
         return float(step.lower(*shapes, batch(0)).compile().cost_analysis()["flops"])
 
     assert flops(LoRA(rank=1)) < 0.72 * flops(All())
+
+
+# ---------------------------------------------------------------- a base in fewer bits
+
+
+BASES = [pytest.param(name, marks=() if name == "nf4" else pytest.mark.slow) for name in ("bfloat16", "int8", "nf4")]
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("kind", [LoRA, DoRA])
+def test_a_base_in_fewer_bits_is_the_matrix_that_it_stands_for(base: str, kind: Any) -> None:
+    """Loss, gradients of the factors, and what is merged, as with a float32 base of those values."""
+    few, one = wrapped(SMALL, kind(rank=2, base=base)), batch(0)
+    params, frozen = few.init(jax.random.key(0), lively(SMALL))
+    kept = STORED[base].read(frozen["base"]["layers"]["0"]["query"])
+    stands_for = lively(SMALL) | {"layers": dequantized(few, frozen)}
+    np.testing.assert_array_equal(stands_for["layers"]["0"]["query"], kept.dense)
+    assert 0 < float(jnp.abs(kept.dense - lively(SMALL)["layers"]["0"]["query"]).max()) < 1
+    same = wrapped(SMALL, kind(rank=2))
+    jax.tree.map(np.testing.assert_array_equal, same.init(jax.random.key(0), stands_for)[0], params)
+    params, whole = disturbed(params), same.init(jax.random.key(0), stands_for)[1]
+    read = [jax.jit(jax.value_and_grad(lambda p, f, le=le: le.loss(p, f, one, None)[0])) for le in (few, same)]
+    (loss, gradients), (expected, theirs) = read[0](params, frozen), read[1](params, whole)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    trees_close(gradients, theirs, 1e-5)
+    trees_close(few.model_params(params, frozen), same.model_params(params, whole), 1e-6)
+
+
+def dequantized(learner: Any, frozen: Any) -> Any:
+    """The layers of what is frozen, as arrays."""
+    storage, layers = learner.adapter.storage, frozen["base"]["layers"]
+    return {
+        slot: {name: dense(storage.read(x)) if isinstance(x, dict) else x for name, x in one.items()}
+        for slot, one in layers.items()
+    }
+
+
+def test_four_bits_take_an_eighth_of_the_memory() -> None:
+    wide = replace(SMALL, width=64, ffn=replace(SMALL.ffn, mlp=128))
+    sizes = {
+        base: count.tree_bytes(jax.eval_shape(wrapped(wide, LoRA(where="mlp", base=base)).init, jax.random.key(0))[1])
+        for base in ("float32", "bfloat16", "int8", "nf4")
+    }
+    weights = 2 * 3 * 64 * 128
+    saved = {base: (sizes["float32"] - size) / weights for base, size in sizes.items()}
+    assert saved["bfloat16"] == 2 and saved["int8"] == pytest.approx(3, abs=0.1) and saved["nf4"] == 4 - 0.5 - 4 / 64
+
+
+@pytest.mark.slow
+def test_four_bits_lie_on_a_mesh_and_stay() -> None:
+    alone, before, after = trained(LoRA(rank=2, base="nf4"), None)
+    jax.tree.map(np.testing.assert_array_equal, before.frozen, jax.device_get(after.frozen))
+    losses, _, state = trained(LoRA(rank=2, base="nf4"), {"fsdp": 2, "tensor": 2, "data": 2})
+    np.testing.assert_allclose(losses, alone, rtol=1e-5)
+    codes = state.frozen["base"]["layers"]["0"]["query"]["codes"]
+    assert codes.dtype == jnp.uint8 and codes.sharding.spec[1:3] == (("fsdp", "expert", "context"), "tensor")
+
+
+def test_a_base_that_is_not_known_or_does_not_pack_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^trains.base='nf5': did you mean nf4"):
+        LoRA(base="nf5")
+    odd = replace(SMALL, ffn=replace(SMALL.ffn, mlp=23))
+    with pytest.raises(ValueError, match="trains.base='nf4' keeps two weights in a byte, and the last axis of layers/"):
+        LoRA(base="nf4").check(odd)
+    LoRA(base="nf4", where="query").check(odd)
+    LoRA(base="int8").check(odd)
 
 
 # ---------------------------------------------------------------- choices
