@@ -30,6 +30,7 @@ from lm.train.method import Learner, Method
 from lm.train.optim import AdamW, Optimizer
 from lm.train.schedule import Cosine
 from lm.tune.distill import Distill  # noqa: F401 - `--set method=Distill(…)`
+from lm.tune.grpo import GRPO  # noqa: F401
 from lm.tune.lora import DoRA, LoRA  # noqa: F401 - `--set trains=LoRA(rank=8)` finds what is imported
 from lm.tune.pretrain import Pretrain
 from lm.tune.sft import SFT  # noqa: F401 - `--set method=SFT()`
@@ -115,18 +116,28 @@ class Experiment:
                 f"seq_len={self.seq_len} is longer than model.context={self.model.context}: "
                 "lower the one or raise the other"
             )
-        micro = self.length * self.accumulate
+        micro = self.length * self.accumulate * self.method.updates[0]
         if not self.rows_per_device and self.batch_tokens % micro:
+            parts = "micro-batches" if self.method.updates[0] == 1 else "minibatches and micro-batches"
             near = sorted({max(1, self.batch_tokens // micro) * micro, (self.batch_tokens // micro + 1) * micro})
             raise ValueError(
                 f"batch_tokens={self.batch_tokens} is not a multiple of {micro} (rows of {self.length} tokens x "
-                f"{self.accumulate} micro-batches): try {' or '.join(map(str, near))}"
+                f"{micro // self.length} {parts}): try {' or '.join(map(str, near))}"
             )
         self.method.check(self.model)
+        self._check_copies()
         self._check_start()
         self.trains.check(self.model)
         self._check_evaluations()
         self.optimizer.schedule_fn(self.steps)  # raises where the schedule does not fit in the run
+
+    def _check_copies(self) -> None:
+        copies = self.method.objective.row_copies
+        if not self.rows_per_device and self.rows % copies:
+            raise ValueError(
+                f"batch_tokens={self.batch_tokens} is {self.rows} rows of {self.length} tokens, no whole number of "
+                f"groups of {copies}: try {-(-self.rows // copies) * copies * self.length}"
+            )
 
     def _check_mesh(self) -> None:
         for axis, size in self.mesh.items():
@@ -190,7 +201,7 @@ class Experiment:
             mesh[left[0]] = devices // taken
         if not self.rows_per_device:
             return dataclasses.replace(self, mesh=mesh) if left else self
-        if rows != int(rows) or int(rows) % self.accumulate:
+        if rows != int(rows) or int(rows) % (self.accumulate * self.method.updates[0]):
             raise ValueError(
                 f"rows_per_device={self.rows_per_device} is {rows:g} rows on {devices} devices, in accumulate="
                 f"{self.accumulate} micro-batches: expected whole rows, try rows_per_device={self.accumulate}"

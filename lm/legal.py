@@ -79,8 +79,9 @@ def dimensions(experiment: Experiment) -> Iterator[Dimension]:
     """What a mesh may split of `experiment`: its rows, its sequence, and its model's sizes."""
     e, layout = experiment, experiment.layout
     rules = {axis: (rule,) if isinstance(rule, str) else rule or () for axis, rule in layout.rules.items()}
-    rows = f"{e.rows // e.accumulate} rows a micro-batch"
-    yield Dimension("batch_tokens", e.batch_tokens, rules["batch"], e.length * e.accumulate, "batch", rows)
+    parts = e.accumulate * e.method.updates[0]
+    rows = f"{e.rows // parts} rows a micro-batch"
+    yield Dimension("batch_tokens", e.batch_tokens, rules["batch"], e.length * parts, "batch", rows)
     pieces = 2 if e.model.causal else 1  # lm/model/context.py: two chunks a device, so that causal work is equal
     yield Dimension("seq_len", e.length, rules["seq"], pieces, "seq", f"rows of {e.length} tokens")
     yield Dimension("seq_len", e.length, rules["residual_seq"], 1, "residual_seq", f"rows of {e.length} tokens")

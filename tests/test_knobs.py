@@ -19,6 +19,7 @@ import pytest
 
 from lm import experiment, value
 from lm.data.loader import Batches, prepare
+from lm.data.prompts import Rollouts
 from lm.data.records import Tfds
 from lm.data.stdlib import Stdlib
 from lm.decode.filters import Counts
@@ -29,6 +30,8 @@ from lm.model.transformer import Transformer
 from lm.sharding.mesh import make_mesh
 from lm.sharding.rules import Layout
 from lm.train.step import build_step, state_shardings
+from lm.tune.grpo import GRPO
+from lm.tune.reward_functions import ExactAnswer, Format, RewardFunction, SoftLength
 from tests.knobs import CHANGED_IN, CONTEXT, base, changes, samples
 
 SEEN = "what people see of a run; lm/experiment.py lets a run be resumed with another"
@@ -50,8 +53,33 @@ INERT = {
     "Compute.devices": "into how many devices a CPU is split before JAX starts; the mesh then lies over them",
     **{f"NoOutput.{name}": "it has no vocabulary: states come out as they are" for name in OF_A_VOCABULARY},
 }
+GRPO_FIELDS = "tests/tune/test_grpo.py::test_every_field_changes_the_gradient"
+GRPO_TESTS = {  # those that a gradient does not show
+    "resample": "test_dynamic_sampling_replaces_equal_groups",
+    "minibatches": "test_several_updates_of_a_rollout",
+    "epochs": "test_several_updates_of_a_rollout",
+    "max_sampler_gap": "test_a_sampler_with_other_parameters_stops_the_run",
+    "on_reward_error": "test_a_reward_that_fails_is_left_out_where_that_is_declared",
+}
+REWARDS = "tests/tune/test_reward_functions.py::"
+TIMELESS = f"{REWARDS}test_one_that_takes_for_ever_is_called_once"
+PROMPTS = "tests/data/test_prompts.py::test_a_batch_has_each_prompt_in_copies_with_its_record"
 # Class.field -> the test that turns it, where that takes more than a look
 ELSEWHERE = {
+    **{f"GRPO.{field.name}": GRPO_FIELDS for field in dataclasses.fields(GRPO)},
+    **{f"GRPO.{name}": f"tests/tune/test_grpo.py::{test}" for name, test in GRPO_TESTS.items()},
+    "GRPO.reward_seconds": TIMELESS,
+    **{
+        f"{cls.__name__}.{field.name}": f"{REWARDS}test_exact_answers_formats_and_lengths"
+        for cls in (ExactAnswer, Format, SoftLength)
+        for field in dataclasses.fields(cls)
+    },
+    **{
+        f"{cls.__name__}.weight": f"{REWARDS}test_the_total_is_weighed_and_what_has_nothing_to_say_counts_nowhere"
+        for cls in (RewardFunction, ExactAnswer, Format, SoftLength)
+    },
+    **{f"Rollouts.{field.name}": PROMPTS for field in dataclasses.fields(Rollouts)},
+    "Prompts.records": PROMPTS,
     "Experiment.embedding": "tests/run/test_samples.py::test_an_embedding_starts_from_a_file",
     "Experiment.evaluations": "tests/run/test_extra_evals.py::test_the_same_question_has_the_same_answer",
     "Evaluation.times": "tests/run/test_extra_evals.py::test_learned_positions_end",

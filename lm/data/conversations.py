@@ -123,8 +123,8 @@ def encode_record(record: Mapping[str, Any], tokenizer: Tokenizer, other_fields:
     after = checked_messages(name, record[name], other_fields)
     if not any(message["role"] == "assistant" for message in after):
         raise ValueError(f"{name} has no message of the assistant, so there is nothing to learn: remove the record")
-    tools = _json_of("tools", record, list)
-    variables = _json_of("chat_template_kwargs", record, dict) or {}
+    tools = json_of("tools", record, list)
+    variables = json_of("chat_template_kwargs", record, dict) or {}
     if taken := {"tokenizer", "messages", "tools", "given"} & set(variables):
         raise ValueError(f"chat_template_kwargs.{min(taken)}: it is no variable of a record's")
     ids, loss = encode_chat(tokenizer, [*before, *after], tools, len(before), **variables)
@@ -140,7 +140,7 @@ def encode_text(text: "str | Sequence[Any] | Mapping[str, Any]", tokenizer: Toke
     return encode_record(parse(json.dumps(record)), tokenizer).ids.tolist()
 
 
-def _json_of(name: str, record: Mapping[str, Any], kind: type) -> Any:
+def json_of(name: str, record: Mapping[str, Any], kind: type) -> Any:
     """The list or object `name` of a record, which some files have as text; None where there is none."""
     value = record.get(name)
     with contextlib.suppress(ValueError):

@@ -6,18 +6,22 @@ in threads.
 """
 
 import contextlib
+import functools
 import itertools
+import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from lm.data.compression import heldout_compression
 from lm.data.mixture import Data, Mixture, MixtureSampler
 from lm.data.objective import Batch, CausalLM, Objective, RowRng, Rows, objective_context, padded
-from lm.data.pack import PackingPlan
+from lm.data.pack import OnePerRow, PackingPlan
+from lm.data.prompts import Rollouts
 from lm.data.random import generator
 from lm.data.source import SPLITS, Documents, Source
 from lm.data.store import TokenStore, open_store
@@ -159,12 +163,21 @@ class Batches:
         self.seq_len, self.batch_rows, self.seed, self.objective = seq_len, batch_rows, seed, objective
         self.sources = list(data.mixture.sources)
         check_kinds(data.mixture, objective)
-        self._sampler = MixtureSampler(data.mixture, batch_rows, seed)
+        self._copies = objective.row_copies
+        self._sampler = MixtureSampler(data.mixture, batch_rows // self._copies, seed)
         self.context = objective_context(tokenizer, seq_len, encoder)
         self._row_tokens = objective.row_tokens(self.context)
-        self._plans = {key: data.packing.plan(store, self._row_tokens, key[0]) for key, store in stores.items()}
+        self._plans = {key: self._plan(store, key[0]) for key, store in stores.items()}
         self.context = replace(self.context, pairs=max(plan.pairs for plan in self._plans.values()))
+        self._documents: dict[tuple[str, str], Documents] = {}
         self._check_row_pairs()
+
+    def _plan(self, store: TokenStore, source: str) -> PackingPlan:
+        if isinstance(self.data.packing, OnePerRow) != isinstance(self.objective, Rollouts):
+            cure = "packing=OnePerRow() is for methods that continue prompts, and for those alone"
+            raise ValueError(f"{type(self.objective).__name__} with packing={self.data.packing!r}: {cure}")
+        with _naming(source):
+            return self.data.packing.plan(store, self._row_tokens, source)
 
     def _check_row_pairs(self) -> None:
         for (source, split), plan in self._plans.items():
@@ -186,7 +199,48 @@ class Batches:
             plans = [self._plans[self.sources[i], "train"] for i in which]
             others = _other_rows(plans, numbers, lambda row: row_rng(row, "another row"))
             tokens = _concatenate(tokens, self._rows(which, others))
-        return self.objective.batch(tokens, self.context, row_rng)
+        batch = self.objective.batch(tokens, self.context, row_rng)
+        return self._numbered(batch, [self._first_record[self.sources[i], "train"] for i in which])
+
+    @functools.cached_property
+    def _first_record(self) -> dict[tuple[str, str], int]:
+        """The number of the first record of each (source, split)."""
+        sizes = [len(store) for store in self.stores.values()]
+        return dict(zip(self.stores, np.cumsum([0, *sizes]).tolist(), strict=False))
+
+    def _numbered(self, batch: Batch, first: Any) -> Batch:
+        """`batch` with the numbers of its records, where it has any, among those of all sources and splits."""
+        if "record" not in batch:
+            return batch
+        return {**batch, "record": (batch["record"] + np.asarray(first, np.int32)).astype(np.int32)}
+
+    def other_prompts(self, batch: Batch, rng: np.random.Generator) -> Batch:
+        """A batch of other prompts, drawn by `rng`: each of the source and split of that in its place in `batch`."""
+        keys = [self._store_of(number)[0] for number in batch["record"][:: self._copies].tolist()]
+        rows = [self._plans[key].rows(rng.integers(self._plans[key].rows_per_epoch, size=1), None) for key in keys]
+        joined = Rows(*(np.repeat(np.concatenate(arrays), self._copies, axis=0) for arrays in zip(*rows, strict=True)))
+        first = np.repeat([self._first_record[key] for key in keys], self._copies)
+        return self._numbered(self.objective.batch(joined, self.context), first)
+
+    def _store_of(self, number: int) -> tuple[tuple[str, str], int]:
+        """The source and split of a record, and the number of their first."""
+        return max(((k, n) for k, n in self._first_record.items() if n <= number), key=lambda found: found[1])
+
+    def record(self, number: int) -> dict[str, Any]:
+        """The record with this number in a batch's `record`."""
+        key, first = self._store_of(number)
+        if key not in self._documents:
+            self._documents[key] = self.data.mixture.sources[key[0]].documents(key[1])
+        found: dict[str, Any] = json.loads(self._documents[key][number - first])
+        return found
+
+    def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(where it is, the record) of every document of every source and split."""
+        for (source, split), store in self.stores.items():
+            documents = self.data.mixture.sources[source].documents(split)
+            assert len(documents) == len(store), (source, split)
+            for i in range(len(documents)):
+                yield f"source {source!r}: {documents.where(i) or f'{split} record {i}'}", json.loads(documents[i])
 
     def fingerprint(self, rows: RowSelection | None = None) -> str:
         """16 hex digits that change with what a batch of training, or those of its `rows`, depends on."""
@@ -201,7 +255,7 @@ class Batches:
 
     def _numbers(self, step: int, rows: RowSelection | None) -> tuple[np.ndarray, np.ndarray]:
         """The source of each row, and its number within the source."""
-        which, numbers = self._sampler.rows(step)
+        which, numbers = (np.repeat(a, self._copies) for a in self._sampler.rows(step))
         selected = slice(None) if rows is None else rows
         return which[selected], numbers[selected]
 
@@ -231,7 +285,8 @@ class Batches:
             if self.objective.reads_row_pairs:
                 rng = _heldout_rng(source, start, "another held-out row")
                 rows = _concatenate(rows, plan.rows(_other_rows([plan] * len(numbers), numbers, rng), None))
-            yield padded(self.objective.batch(rows, self.context, _heldout_rng(source, start)), size)
+            batch = self.objective.batch(rows, self.context, _heldout_rng(source, start))
+            yield padded(self._numbered(batch, self._first_record[source, "heldout"]), size)
 
     def heldout_batches(self, source: str, batch_rows: int | None = None) -> int:
         """The number of batches of `heldout`."""

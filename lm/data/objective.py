@@ -141,6 +141,11 @@ class Objective:
     def reads_row_pairs(self) -> bool:
         return False
 
+    @property
+    def row_copies(self) -> int:
+        """In how many rows of a batch, side by side, each row of the data is."""
+        return 1
+
     def batch(self, rows: Rows, context: ObjectiveContext = NO_CONTEXT, row_rng: RowRng = default_row_rng) -> Batch:
         """The batch of `rows`; `row_rng` gives each its own random generator.
 
@@ -196,7 +201,7 @@ class CausalLM(Objective):
         }
 
     def check(self, model: ModelTraits) -> None:
-        _check_decoder(self, model)
+        check_decoder(self, model)
 
 
 @dataclass(frozen=True)
@@ -241,7 +246,7 @@ class PrefixLM(Objective):
         return (1 + random.integers(np.maximum(counts - 1, 1)))[which]
 
     def check(self, model: ModelTraits) -> None:
-        _check_decoder(self, model)
+        check_decoder(self, model)
 
 
 def check_logits(objective: Objective, model: ModelTraits) -> None:
@@ -251,7 +256,8 @@ def check_logits(objective: Objective, model: ModelTraits) -> None:
         raise ValueError(f"{name} predicts tokens, and model.output={output} has no logits: set model.output=Output()")
 
 
-def _check_decoder(objective: Objective, model: ModelTraits) -> None:
+def check_decoder(objective: Objective, model: ModelTraits) -> None:
+    """Raises ValueError where `model` does not predict each token from those before it."""
     check_logits(objective, model)
     name = type(objective).__name__
     if model.has_encoder:

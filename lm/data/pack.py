@@ -174,6 +174,50 @@ class _PackPlan(PackingPlan):
         return out._replace(segments=out.documents)
 
 
+@dataclass(frozen=True)
+class OnePerRow(Packing):
+    """Each document in a row of its own, as prompts are that a model continues; those longer than a row are left
+    out."""
+
+    def plan(self, store: TokenStore, seq_len: int, name: str = "") -> PackingPlan:
+        return _OnePerRowPlan(store, seq_len, name)
+
+
+class _Order(NamedTuple):
+    """An epoch of OnePerRow: the document of each row [K]."""
+
+    rows: np.ndarray
+
+
+class _OnePerRowPlan(PackingPlan):
+    """Rows in which `documents` has one more than the document's number in the store."""
+
+    def __init__(self, store: TokenStore, seq_len: int, name: str):
+        super().__init__(name)
+        self._store, self._width = store, seq_len + 1
+        self._fitting = np.flatnonzero(store.lengths <= seq_len)
+        self.rows_per_epoch = len(self._fitting)
+        if not len(self._fitting):
+            raise ValueError(
+                f"none of its {len(store):,} documents fits in {seq_len} tokens, the shortest has "
+                f"{int(store.lengths.min()):,}: raise seq_len"
+            )
+        if long := len(store) - self.rows_per_epoch:
+            self.left_out = f"{long:,} of {len(store):,} documents are longer than {seq_len:,} tokens, and left out"
+
+    def _table(self, seed: int | None, epoch: int) -> _Order:
+        return _Order(self._fitting[self._permutation(seed, epoch, "rows", self.rows_per_epoch)])
+
+    def _rows(self, table: NamedTuple, indices: np.ndarray) -> Rows:
+        assert isinstance(table, _Order)
+        tokens, documents = (np.zeros((len(indices), self._width), np.int32) for _ in range(2))
+        for i, number in enumerate(table.rows[indices].tolist()):
+            ids = self._store[number]
+            tokens[i, : len(ids)], documents[i, : len(ids)] = ids, number + 1
+        there = (documents > 0).astype(np.int32)
+        return Rows(tokens, documents, there, there)
+
+
 def best_fit(lengths: np.ndarray, width: int) -> np.ndarray:
     """The row [P] of each piece: the fullest row in which it still fits, else a new one. `lengths` are in descending
     order, at most `width`."""

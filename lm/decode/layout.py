@@ -41,9 +41,14 @@ def for_decoding(model: Transformer, params: Params, weights: str = "float32") -
         if weights != "float32":
             raise ValueError(f"weights={weights!r} are for decoding on one CPU: leave them out here")
         return Decoder(model, params)
-    compute = replace(model.compute, unroll=0, flat="no", remat="nothing", keep=(), offload=())
     params = unstack(params)
-    return Decoder(replace(model, compute=compute), _in_8_bits(model, params) if weights == "int8" else params)
+    return Decoder(layers_apart(model), _in_8_bits(model, params) if weights == "int8" else params)
+
+
+def layers_apart(model: Transformer) -> Transformer:
+    """`model` as CPUs decode it fastest: over unrolled layers, and products that read each weight once."""
+    compute = replace(model.compute, unroll=0, flat="no", remat="nothing", keep=(), offload=())
+    return replace(model, compute=compute)
 
 
 def check_weights(weights: str) -> None:
@@ -89,6 +94,8 @@ def _layers(stack: Any) -> list[Any]:
 
 def _slicer(stacked: jax.Array) -> Callable[[int], jax.Array]:
     """Layer i of an array, by i."""
+    if isinstance(stacked, jax.core.Tracer):
+        return lambda i: stacked[i]
     (device, *more) = stacked.devices()
     if device.platform != "cpu" or more:
         return lambda i: stacked[i]

@@ -62,7 +62,10 @@ class Sampling:
           logits: [B, V], of any float dtype.
           key: one for the batch, of which row i takes fold_in(key, i), or one a row [B].
           counts: of the tokens in each row, where `self.counts`."""
-        logits = self.process(logits, counts)
+        return self.choose(self.process(logits, counts), key)
+
+    def choose(self, logits: jax.Array, key: jax.Array) -> jax.Array:
+        """Tokens [B] as they are drawn from logits that `process` gave; arguments as in a call."""
         most = jnp.max(logits, axis=-1)
         if self.greedy:
             chosen = jnp.argmax(logits, axis=-1).astype(jnp.int32)

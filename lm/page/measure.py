@@ -6,12 +6,13 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Measure:
     """A number in which held-out data are measured: its `name` in metrics.jsonl, its `title` and `unit`; a `percent` is
-    a share from 0 to 1."""
+    a share from 0 to 1; of two values the lower is the better one, or the higher."""
 
     name: str
     title: str
     unit: str = ""
     percent: bool = False
+    higher_is_better: bool = False
 
     def format(self, value: float | None) -> str:
         """`value` as text; nothing where there is none."""

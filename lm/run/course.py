@@ -256,8 +256,9 @@ class Run:
 
     def _score(self, measures: dict[str, float]) -> dict[str, float]:
         """The metric in which the best checkpoints are lowest: the method's first measure, averaged over sources."""
-        first = self.experiment.method.measures[0].name
-        return {"loss": measures[f"eval/{first}"]} if measures else {}
+        first = self.experiment.method.measures[0]
+        sign = -1 if first.higher_is_better else 1
+        return {"loss": sign * measures[f"eval/{first.name}"]} if measures else {}
 
     def _last_checkpoint(self, checkpoints: Checkpoints) -> str:
         kept = checkpoints.latest

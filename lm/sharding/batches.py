@@ -48,3 +48,19 @@ def replicate(tree: Any) -> Any:
         return jax.jit(lambda a: a, out_shardings=replicated)(x).addressable_data(0)
 
     return jax.tree.map(on_each, tree)
+
+
+def on_host(tree: Any) -> Any:
+    """A tree of arrays of all rows on the host of every process. All processes call it."""
+    if jax.process_count() > 1:
+        tree = jax.tree.map(lambda x: replicate(x) if isinstance(x, jax.Array) else x, tree)
+    return jax.tree.map(np.asarray, jax.device_get(tree))
+
+
+def broadcast(array: np.ndarray) -> np.ndarray:
+    """The first process's `array`, of one shape in all. All processes call it."""
+    if jax.process_count() == 1:
+        return array
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.broadcast_one_to_all(array))

@@ -98,10 +98,16 @@ def encode_chat(
     return ids, mask
 
 
-def encode_chat_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-    """The ids after which the assistant's next message is to come; with exactly one bos, where prompts have one. Raises
-    ValueError where there is no template, or it refuses these messages."""
-    text = apply_chat_template(tokenizer, messages, add_generation_prompt=True)
+def encode_chat_prompt(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    **variables: Any,
+) -> list[int]:
+    """The ids after which the assistant's next message is to come; with exactly one bos, where prompts have one.
+    `tools` and `variables` as in `render`. Raises ValueError where there is no template, or it refuses these
+    messages."""
+    text = apply_chat_template(tokenizer, messages, True, tools, **variables)
     return [*missing_bos(tokenizer, ids := tokenizer.encode(text, parse_special=True)), *ids]
 
 

@@ -68,18 +68,20 @@ def chunked_loss(
     return _scan_chunks(chunk_loss, params, split(x), jax.tree.map(split, rest))
 
 
-def map_chunks(function: Callable[[jax.Array], Any], x: jax.Array, chunk: int) -> Any:
-    """function(x) [B, T, ...], a tree of arrays, of x [B, T, D] by chunks of the sequence, one at a time in memory.
-
-    `chunk`: tokens of a sequence at a time (0: all at once)."""
-    length = x.shape[1]
-    if chunk <= 0 or length <= chunk:
-        return function(x)
+def map_chunks(function: Callable[..., Any], chunk: int, *arrays: jax.Array) -> Any:
+    """function(*arrays), a tree of arrays [B, T, ...], of `arrays` [B, T, ...] by chunks of at most `chunk` tokens of a
+    sequence (0: all at once), one at a time in memory; the backward pass computes each again."""
+    B, T = arrays[0].shape[:2]
+    parts = axis_size("context") if T % axis_size("context") == 0 else 1
+    if chunk <= 0 or T // parts <= chunk:
+        return function(*arrays)
 
     def join(a: jax.Array) -> jax.Array:
-        return jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1, *a.shape[3:])[:, :length]
+        by_part = jnp.moveaxis(a.reshape(len(a), B, parts, -1, *a.shape[3:]), 0, 2)
+        return by_part.reshape(B, parts, -1, *a.shape[3:])[:, :, : T // parts].reshape(B, T, *a.shape[3:])
 
-    return jax.tree.map(join, jax.lax.map(function, _split(chunk, 1, x)))
+    split = tuple(_split(chunk, parts, a) for a in arrays)
+    return jax.tree.map(join, jax.lax.map(jax.checkpoint(lambda chunks: function(*chunks)), split))
 
 
 def _split(chunk: int, parts: int, a: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -113,8 +114,8 @@ class Method:
 
     - `objective`: turns rows of the data into batches.
     - `target_name`: what a loss is of ("token").
-    - `measures`: of held-out data. Training minimises the first: a step has a metric of its name, and the best
-      checkpoints are lowest in it.
+    - `measures`: of held-out data. A step has a metric of the first one's name, and the best checkpoints are best in
+      it.
     - `headline`: the measure to show where there is room for one."""
 
     @property
@@ -131,7 +132,7 @@ class Method:
 
     @property
     def target_name(self) -> str:
-        return "token"
+        return self.objective.target_name
 
     @property
     def models(self) -> Mapping[str, SavedModel]:
@@ -152,6 +153,12 @@ class Method:
     def greedy_samples(self) -> bool:
         """Whether its samples have the likeliest tokens, whatever the experiment's `sampling`."""
         return False
+
+    @property
+    def updates(self) -> tuple[int, int]:
+        """(minibatches, epochs): a step divides its batch into so many minibatches, and takes an update with each of
+        them in each epoch."""
+        return 1, 1
 
     def check(self, model: ModelConfig) -> None:
         """Raises ValueError where `model` cannot be trained by this method."""
@@ -178,6 +185,8 @@ class Learner:
 
     weights: Mapping[str, str] = {"weights": "tokens"}
     model: Transformer
+    updates: tuple[int, int] = (1, 1)  # see Method.updates
+    reads_start: bool = False  # whether `frozen` is the model of the start, a reference
 
     @property
     def models(self) -> Mapping[str, Transformer]:
@@ -203,7 +212,7 @@ class Learner:
           models: the parameters of its `models`, by role.
 
         Traced."""
-        return start, ()
+        return start, jax.tree.map(jnp.copy, start) if self.reads_start else ()
 
     adapts: bool = False
 
@@ -218,7 +227,7 @@ class Learner:
 
     def frozen_axes(self) -> Any:
         """The logical axes of `frozen`."""
-        return ()
+        return self.axes() if self.reads_start else ()
 
     def loss(self, params: Params, frozen: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
         """(loss, metrics) of a batch, sums weighed by the arrays that `weights` names. Traced; `key` is None where
@@ -246,6 +255,10 @@ class Learner:
 
         Returns: the batch that `loss` gets, arrays [B, ...] on the devices or the host."""
         return batch
+
+    def heldout_rollout(self, params: Params, frozen: Any, batch: Batch, key: jax.Array) -> Batch:
+        """The batch that `evaluate` reads, of a held-out one; arguments as in `rollout`."""
+        return self.rollout(params, frozen, batch, key)
 
     @property
     def has_rollout(self) -> bool:

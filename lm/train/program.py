@@ -6,6 +6,7 @@ another learning rate it takes its program from the compilation cache.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,14 +25,19 @@ BLOCK = 4096  # steps: a table has a multiple of so many entries, so that runs o
 
 
 class TabulatedSchedule:
-    """A schedule as a table: the multiplier of the peak at each step."""
+    """A schedule as a table: the multiplier of the peak at each step, which takes `updates`."""
 
-    def __init__(self, multipliers: Any):
-        self.multipliers = multipliers
+    def __init__(self, multipliers: Any, updates: int = 1):
+        self.multipliers, self.updates = multipliers, updates
 
     def build(self, peak: Any, total_steps: int) -> Any:
-        """step -> learning rate."""
-        return lambda step: peak * self.multipliers[jnp.minimum(step, len(self.multipliers) - 1)]
+        """Updates so far -> learning rate."""
+
+        def rate(count: Any) -> Any:
+            step = count // self.updates if self.updates > 1 else count
+            return peak * self.multipliers[jnp.minimum(step, len(self.multipliers) - 1)]
+
+        return rate
 
 
 def tabulate_schedule(optimizer: Optimizer, steps: int) -> np.ndarray:
@@ -73,7 +79,7 @@ class Program:
     def step_function(self, state: Any, batch: Any, data: Mapping[str, Any]) -> Any:
         """What is compiled: (state one step on, metrics). `data` has the "hyperparameters" of the optimizer, the table
         of its "schedule", and the "seed"."""
-        schedule: Any = TabulatedSchedule(data["schedule"])
+        schedule: Any = TabulatedSchedule(data["schedule"], math.prod(self.learner.updates))
         rule = dataclasses.replace(self.optimizer, **data["hyperparameters"], schedule=schedule)
         chain = rule.build(BLOCK, self.learner.axes())
         return step_function(self.learner, chain, self.accumulate, self.ema)(state, batch, data["seed"])

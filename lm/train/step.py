@@ -169,9 +169,9 @@ def step_function(
         (total, metrics), grads = jax.value_and_grad(learner.loss, has_aux=True)(params, frozen, batch, key)
         return {**metrics, "total": total}, shard_as_state(grads, axes)
 
-    def step(state: TrainState, batch: Batch, seed: jax.Array) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        tokens, weights = batch["weights"].sum(), learner.weights
+    def update(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        """The state after an update with `batch`, still at its step."""
+        weights = learner.weights
         batch = {**batch, **{name: a / jnp.maximum(a.sum(), 1.0) for name, a in batch.items() if name in weights}}
         if accumulate == 1:
             metrics, grads = gradients(state.params, state.frozen, batch, key)
@@ -182,16 +182,37 @@ def step_function(
         opt_state = to_device_memory(state.opt_state)
         updates, opt_state = optimizer.update(grads, opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        new = TrainState(state.step + 1, params, opt_state, update_ema(state.ema, params, ema), state.frozen)
-        return new, {**metrics, "grad_norm": optax.global_norm(grads), "tokens": tokens}
+        new = replace(state, params=params, opt_state=opt_state, ema=update_ema(state.ema, params, ema))
+        return new, {**metrics, "grad_norm": optax.global_norm(grads)}
+
+    def step(state: TrainState, batch: Batch, seed: jax.Array) -> tuple[TrainState, Metrics]:
+        key, tokens = jax.random.fold_in(jax.random.key(seed), state.step), batch["weights"].sum()
+        if learner.updates == (1, 1):
+            state, metrics = update(state, batch, key)
+        else:
+            state, metrics = _several_updates(update, state, batch, key, *learner.updates)
+        return replace(state, step=state.step + 1), {**metrics, "tokens": tokens}
 
     return step
 
 
+def _several_updates(
+    update: Any, state: TrainState, batch: Batch, key: jax.Array, minibatches: int, epochs: int
+) -> tuple[TrainState, Metrics]:
+    """The state after an update with each of `minibatches` in each of `epochs`, and the means of their metrics."""
+    split = _split_rows(batch, minibatches)
+
+    def body(state: TrainState, u: jax.Array) -> tuple[TrainState, Metrics]:
+        part = {name: a[u % minibatches] for name, a in split.items()}
+        return update(state, part, jax.random.fold_in(key, u))
+
+    state, metrics = jax.lax.scan(body, state, jnp.arange(minibatches * epochs))
+    return state, {name: values.mean() for name, values in metrics.items()}
+
+
 def _accumulate_gradients(gradients: Any, batch: Batch, key: jax.Array, parts: int) -> Any:
     """The sum of `gradients(batch, key)` over `parts` equal slices of the rows, one at a time in memory."""
-    # row i goes to slice i % parts, so that each slice keeps every device's share of the rows
-    split = {n: jnp.moveaxis(a.reshape(a.shape[0] // parts, parts, *a.shape[1:]), 1, 0) for n, a in batch.items()}
+    split = _split_rows(batch, parts)
 
     def body(total: Any, part: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, gradients(*part)), None
@@ -201,6 +222,11 @@ def _accumulate_gradients(gradients: Any, batch: Batch, key: jax.Array, parts: i
         jax.eval_shape(gradients, {n: a[0] for n, a in split.items()}, key),
     )
     return jax.lax.scan(body, zero, (split, jax.random.split(key, parts)))[0]
+
+
+def _split_rows(batch: Batch, parts: int) -> Batch:
+    """A batch as [parts, rows, ...]: row i goes to part i % parts, so that each keeps every device's share of them."""
+    return {n: jnp.moveaxis(a.reshape(a.shape[0] // parts, parts, *a.shape[1:]), 1, 0) for n, a in batch.items()}
 
 
 def no_rollout(step: int, state: TrainState, batch: Batch) -> Batch:
@@ -216,21 +242,29 @@ def build_rollout(learner: Learner, mesh: Mesh, seed: int, layout: Layout = Layo
         return no_rollout
 
     def rollout(step: int, state: TrainState, batch: Batch) -> Batch:
-        return run_rollout(learner, mesh, state.params, state.frozen, batch, rollout_key(seed, step), layout)
+        key = rollout_key(seed, step)
+        return run_rollout(learner.rollout, mesh, state.params, state.frozen, batch, key, layout)
 
     return rollout
 
 
 def run_rollout(
-    learner: Learner, mesh: Mesh, params: Any, frozen: Any, batch: Batch, key: jax.Array, layout: Layout = Layout()
+    rollout: Callable[[Any, Any, Batch, jax.Array], Batch],
+    mesh: Mesh,
+    params: Any,
+    frozen: Any,
+    batch: Batch,
+    key: jax.Array,
+    layout: Layout = Layout(),
 ) -> Batch:
-    """`learner.rollout` of a batch on the devices, its result sharded over `mesh` as every batch is.
+    """`rollout` of a batch on the devices, its result sharded over `mesh` as every batch is.
 
     Args:
-      learner, params, frozen, batch, key: the method, and what its `rollout` gets.
+      rollout: a learner's, for training or for held-out batches.
+      params, frozen, batch, key: what it gets.
       mesh, layout: under which its programs are compiled."""
     with use_mesh(mesh, layout):
-        return jax.device_put(learner.rollout(params, frozen, batch, key), batch_sharding(mesh))
+        return jax.device_put(rollout(params, frozen, batch, key), batch_sharding(mesh))
 
 
 def rollout_key(seed: int, step: int) -> jax.Array:
@@ -245,7 +279,7 @@ def build_eval(learner: Learner, mesh: Mesh, layout: Layout = Layout()) -> Evalu
 
     def evaluate(params: Any, frozen: Any, batch: Batch, index: int) -> Metrics:
         if learner.has_rollout:
-            batch = run_rollout(learner, mesh, params, frozen, batch, rollout_key(0, index), layout)
+            batch = run_rollout(learner.heldout_rollout, mesh, params, frozen, batch, rollout_key(0, index), layout)
         return jitted(params, frozen, batch)
 
     return evaluate

@@ -277,4 +277,4 @@ class FromCache(Distillation):
             ids, values, rest = likeliest(self._log_probs(of_output(params), x), self.distill.top_k)
             return {IDS: ids, LOG_PROBS: values, REST: rest}
 
-        return map_chunks(of_chunk, self.teacher.hidden(params, Inputs.of(batch)).x, self.model.compute.loss_chunk)
+        return map_chunks(of_chunk, self.model.compute.loss_chunk, self.teacher.hidden(params, Inputs.of(batch)).x)

@@ -54,6 +54,7 @@ class Partial(Learner):
     ):
         self.learner, self.model, self.weights = learner, learner.model, learner.weights
         self.trained, self.adapter, self.adapted = trained, adapter, adapted
+        self.updates = learner.updates
         self._axes: dict[str, Any] = by_path(learner.axes())
 
     @property
@@ -71,7 +72,7 @@ class Partial(Learner):
             base[path] = storage.keep(leaves[path], axes)
             factors = self.adapter.factors(dense(storage.read(base[path])), axes, _fold(key, path))
             moving |= {f"{path}/{name}": factor for name, factor in factors.items()}
-        return nested(moving), {"base": nested(base), "method": frozen}
+        return nested(moving), {"base": nested(base), "method": self._kept(frozen)}
 
     def axes(self) -> Params:
         moving = {path: axes for path, axes in self._axes.items() if path in self.trained}
@@ -85,7 +86,24 @@ class Partial(Learner):
         for path in self.adapted:
             assert self.adapter
             base[path] = self.adapter.storage.axes(base[path])
-        return {"base": nested(base), "method": self.learner.frozen_axes()}
+        return {"base": nested(base), "method": self._kept(self.learner.frozen_axes())}
+
+    def _kept(self, frozen: Any) -> Any:
+        """What the method freezes; of the model of the start what is trained itself, since `base` has the rest."""
+        if not self.learner.reads_start:
+            return frozen
+        return nested({path: leaf for path, leaf in by_path(frozen).items() if path in self.trained})
+
+    def _frozen(self, frozen: Any) -> Any:
+        """What the method froze, the model of the start without adapters."""
+        if not self.learner.reads_start:
+            return frozen["method"]
+        leaves, kept = by_path(frozen["base"]), by_path(frozen["method"])
+        start = {path: (kept if path in self.trained else leaves).get(path) for path in self._axes}
+        for path in self.adapted:
+            assert self.adapter
+            start[path] = dense(self.adapter.storage.read(at(frozen["base"], path)))
+        return nested(start)
 
     def join(self, params: Params, base: Params, key: jax.Array | None = None) -> Params:
         """The method's parameters; matrices of layers that are adapted as `Adapted`, others as arrays. `key` is of the
@@ -104,18 +122,21 @@ class Partial(Learner):
 
     def model_params(self, params: Params, frozen: Any) -> Params:
         joined = jax.tree.map(merged, self.join(params, frozen["base"]), is_leaf=lambda x: isinstance(x, Adapted))
-        return self.learner.model_params(joined, frozen["method"])
+        return self.learner.model_params(joined, self._frozen(frozen))
 
     # ---------------------------------------------------------------- the method's, of what is joined
 
     def loss(self, params: Params, frozen: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
-        return self.learner.loss(self.join(params, frozen["base"], key), frozen["method"], batch, key)
+        return self.learner.loss(self.join(params, frozen["base"], key), self._frozen(frozen), batch, key)
 
     def evaluate(self, params: Params, frozen: Any, batch: Batch) -> Metrics:
-        return self.learner.evaluate(self.join(params, frozen["base"]), frozen["method"], batch)
+        return self.learner.evaluate(self.join(params, frozen["base"]), self._frozen(frozen), batch)
 
     def rollout(self, params: Params, frozen: Any, batch: Batch, key: jax.Array) -> Batch:
-        return self.learner.rollout(self.join(params, frozen["base"]), frozen["method"], batch, key)
+        return self.learner.rollout(self.join(params, frozen["base"]), self._frozen(frozen), batch, key)
+
+    def heldout_rollout(self, params: Params, frozen: Any, batch: Batch, key: jax.Array) -> Batch:
+        return self.learner.heldout_rollout(self.join(params, frozen["base"]), self._frozen(frozen), batch, key)
 
     @property
     def has_rollout(self) -> bool:
