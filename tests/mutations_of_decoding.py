@@ -25,7 +25,8 @@ TESTS = {
     "lm/decode/filters.py": ("tests/decode/test_sampling.py",),
     "lm/serve/structured.py": of("serve/test_routes", "texts_are_those_of_the_grammar", "a_chat_is_refused_by_name"),
     "lm/decode/layout.py": ("tests/decode/test_layout.py", "tests/model/test_int8.py"),
-    "lm/model/int8.c": ("tests/model/test_int8.py",),
+    "lm/model/native.c": ("tests/model/test_native.py", "tests/model/test_int8.py"),
+    "lm/model/native.py": ("tests/model/test_native.py", "tests/model/test_int8.py"),
     "lm/machine/native.py": ("tests/model/test_int8.py",),
 }
 BY_FILE = {
@@ -140,28 +141,45 @@ BY_FILE = {
     "lm/model/int8.py": (
         ("the largest weight is 128", ".max(1) / 127", ".max(1) / 128"),
         ("all outputs share a scale", "jnp.abs(flat).max(1)", "jnp.full(len(flat), jnp.abs(flat).max())"),
-        ("many rows are not scaled", ".T * self.scale", ".T"),
+        ("what it stands for is not scaled", " * self.scale[:, None]", ""),
         (
             "what stands for the weights lies across",
             "weights.T.reshape",
             "weights.reshape",
         ),
     ),
-    "lm/model/int8.c": (
+    "lm/model/native.c": (
         ("the last numbers of a row are left out", "if (k < job->K) step", "if (k > job->K) step"),
         ("outputs that are no whole tile are left out", "one < end; one++", "one < out; one++"),
+        ("four outputs share a scale", "m->scale[out + j]", "m->scale[out]"),
         (
-            "four outputs share a scale",
-            "job->scale[out + j]",
-            "job->scale[out]",
+            "rows of four and the others differ",
+            "block(job, m, row, out, kind, 1, VECTORS)",
+            "block(job, m, 0, out, kind, 1, VECTORS)",
         ),
-        ("rows of four and the others differ", "block(job, row, out, 1, TILE)", "block(job, 0, out, 1, TILE)"),
+        ("the last inputs are left out", "if (k < job->K) slab", "if (k > job->K) slab"),
+        ("the last outputs are left out", "if (out < end) tiles", "if (out > end) tiles"),
+        ("matrices share their first task", "at >= m->tasks; m++) at -= m->tasks", "at >= m->tasks; m++) at = 0"),
+        ("a running softmax forgets what it had", "have->out[j] *= shrink", "have->out[j] *= 1"),
+        ("a running softmax forgets its sum", "have->total *= shrink", "have->total *= 1"),
+        ("keys that are hidden are looked at", "if (!allowed[s]) {", "if (0) {"),
+        ("what is not a number is zero", "~(words)(x <= -87.f)", "(words)(x > -87.f)"),
+        ("attention to nothing is not a number", "have[i].total > 0 ? 1 / have[i].total : 0", "1 / have[i].total"),
+    ),
+    "lm/model/native.py": (
+        ("bfloat16 is multiplied as it is", "values = self.values.astype(jnp.float32)", "values = self.values"),
+        ("more matrices than a call takes are one", "ws[first : first + MOST]", "ws[:MOST]"),
     ),
     "lm/machine/native.py": (
         ("a compiler's errors are the user's", "except (OSError, subprocess.CalledProcessError):", "except OSError:"),
     ),
     "lm/decode/layout.py": (
         ("8 bits of the wrong axes", "out=2", "out=1"),
+        (
+            "an embedding is copied to be the output",
+            "Streamed(w.astype(weights), w.shape)",
+            "Streamed(w.astype(weights) + 0, w.shape)",
+        ),
         ("experts are one product", "type(slot.ffn) is FeedForward", "True"),
         ("weights are joined at every step", 'unroll=0, flat="no"', "unroll=0"),
         ("layers are copies", "put(view[i])", "stacked[i]"),

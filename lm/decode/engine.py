@@ -98,6 +98,11 @@ class _Running:
     prompt: list[TokenLogprob] = field(default_factory=list)
     matcher: Matcher | None = None
 
+    @property
+    def unread(self) -> int:
+        """Tokens of its prompt that are still to be read."""
+        return len(self.request.prompt) - self.read
+
 
 @dataclass
 class Engine:
@@ -158,9 +163,13 @@ class Engine:
         return bool(self.waiting or self.running)
 
     def step(self) -> list[Output]:
-        """A chunk of the oldest prompt that is not read yet, and a token for each request whose prompt is."""
+        """A chunk's worth of tokens of the oldest prompts that are not read yet, and a token for each request whose
+        prompt is."""
         self._admit()
-        outputs = self._prefill()
+        outputs, most = [], CHUNKS[0]
+        while most > 0 and (reading := self._unread()):
+            most -= _chunk(reading)
+            outputs += self._prefill(reading)
         return outputs + self._decode()
 
     def generate(self, requests: Sequence[Request]) -> list[list[Output]]:
@@ -193,12 +202,11 @@ class Engine:
                 self._restore_shared(running)
             self.running.append(running)
 
-    def _prefill(self) -> list[Output]:
-        reading = next((one for one in self.running if one.read < len(one.request.prompt)), None)
-        if reading is None:
-            return []
-        left = len(reading.request.prompt) - reading.read
-        size = CHUNKS[0] if left >= CHUNKS[0] else CHUNKS[1]
+    def _unread(self) -> _Running | None:
+        return next((one for one in self.running if one.unread), None)
+
+    def _prefill(self, reading: _Running) -> list[Output]:
+        left, size = reading.unread, _chunk(reading)
         count, last, scored = min(size, left), left <= size, reading.request.prompt_logprobs
         ids = list(reading.request.prompt[reading.read : reading.read + size + 1])  # and the one after
         tokens, slot = np.array([ids + [0] * (size + 1 - len(ids))], np.int32), np.int32(reading.slot)
@@ -280,6 +288,11 @@ class Engine:
             slot, start = np.int32(running.slot), np.int32(running.read)
             self._state = device.restore(self._state, slot, start, self._saved[beginning])
             running.read += CHUNKS[0]
+
+
+def _chunk(reading: _Running) -> int:
+    """The size of the next chunk of its prompt."""
+    return CHUNKS[0] if reading.unread >= CHUNKS[0] else CHUNKS[1]
 
 
 def _beside(params: Params, state: Any) -> Any:

@@ -10,16 +10,19 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lm.model.attention import Attention
-from lm.model.config import Slot
-from lm.model.int8 import has_kernel, quantize
+from lm.model.config import ModelConfig, Slot
+from lm.model.int8 import quantize
+from lm.model.native import Streamed, has_kernel
 from lm.model.parts import FeedForward
 from lm.model.transformer import Params, Transformer
 
-WEIGHTS = ("float32", "int8")
+WEIGHTS = ("float32", "bfloat16", "int8")
 INPUTS = dict(query=1, key=1, value=1, out=2, gate=1, up=1, down=1)  # axes of a matrix that its product sums over
+TABLE = 0  # in their place: an embedding [V, D] that is the output too, and sums over D
 
 
 class Decoder(NamedTuple):
@@ -31,18 +34,20 @@ class Decoder(NamedTuple):
 
 def for_decoding(model: Transformer, params: Params, weights: str = "float32") -> Decoder:
     """`model` and `params` as one CPU decodes them fastest; elsewhere as they are. The same values, in the same memory:
-    what is not sliced on whole cache lines alone is copied.
+    what is not sliced on whole cache lines alone is copied. Where a compiler is found, attention, feed-forward and
+    output are multiplied by a kernel (lm/model/native.py).
 
-    With `weights` int8, those of attention, feed-forward and output are copies in 8 bits (lm/model/int8.py). Where no
-    compiler is found for their kernel, they are of float32, rounded alike. Raises ValueError for other weights, or for
-    int8 elsewhere."""
+    With `weights` bfloat16 or int8 (lm/model/int8.py), those are copies of so many bits; without a compiler they are of
+    float32, rounded alike. Raises ValueError for other weights, or for these elsewhere."""
     check_weights(weights)
     if model.compute.backend != "cpu" or any(len(a.devices()) > 1 for a in jax.tree.leaves(params)):
         if weights != "float32":
             raise ValueError(f"weights={weights!r} are for decoding on one CPU: leave them out here")
         return Decoder(model, params)
-    params = unstack(params)
-    return Decoder(layers_apart(model), _in_8_bits(model, params) if weights == "int8" else params)
+    model, params = layers_apart(model), unstack(params)
+    if has_kernel() and jnp.dtype(model.compute.matmul) == jnp.float32:
+        return Decoder(model, _stored(model.cfg, params, partial(_streamed, weights)))
+    return Decoder(model, params if weights == "float32" else _stored(model.cfg, params, partial(_rounded, weights)))
 
 
 def layers_apart(model: Transformer) -> Transformer:
@@ -54,12 +59,21 @@ def layers_apart(model: Transformer) -> Transformer:
 def check_weights(weights: str) -> None:
     """Raise ValueError for what is none of WEIGHTS."""
     if weights not in WEIGHTS:
-        raise ValueError(f"weights={weights!r}: expected {' or '.join(WEIGHTS)}")
+        raise ValueError(f"weights={weights!r}: expected {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}")
 
 
-def _in_8_bits(model: Transformer, params: Params) -> Params:
-    """Unstacked parameters with copies in 8 bits of what one product reads."""
-    cfg, store = model.cfg, quantize if has_kernel() else lambda w, contract=1: quantize(w, contract).rounded()
+def _streamed(weights: str, w: jax.Array, contract: int) -> Streamed:
+    if weights == "int8":
+        return quantize(w.T).T if contract == TABLE else quantize(w, contract)
+    return Streamed(w.astype(weights), w.shape)
+
+
+def _rounded(weights: str, w: jax.Array, contract: int) -> jax.Array:
+    return _streamed(weights, w, contract).rounded()
+
+
+def _stored(cfg: ModelConfig, params: Params, store: Callable[[jax.Array, int], Any]) -> Params:
+    """Unstacked parameters with what one product reads as `store` keeps it."""
 
     def stored(layer: Params, names: set[str]) -> Params:
         return {name: store(w, INPUTS[name]) if name in names else w for name, w in layer.items()}
@@ -67,9 +81,12 @@ def _in_8_bits(model: Transformer, params: Params) -> Params:
     layers = {
         name: [stored(layer, _products(cfg.slots[name])) for layer in slot] for name, slot in params["layers"].items()
     }
+    stored_params = {**params, "layers": layers}
     if cfg.tied:
-        return {**params, "layers": layers, "table": store(params["stem"]["tokens"].T).T}
-    return {**params, "layers": layers, "head": {**params["head"], "kernel": store(params["head"]["kernel"])}}
+        stored_params["table"] = store(params["stem"]["tokens"], TABLE)
+    elif "kernel" in params["head"]:
+        stored_params["head"] = {**params["head"], "kernel": store(params["head"]["kernel"], 1)}
+    return stored_params
 
 
 def _products(slot: Slot) -> set[str]:

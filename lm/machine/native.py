@@ -12,7 +12,7 @@ from pathlib import Path
 from lm.machine.cache import cache_dir, write_folder
 
 COMPILERS = ("cc", "gcc", "clang")
-FLAGS = ("-std=gnu11", "-O3", "-shared", "-fPIC", "-march=native")
+FLAGS = ("-std=gnu11", "-O3", "-shared", "-fPIC", "-pthread", "-march=native")
 
 
 @cache

@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from lm.bounds import Count, Finite, NonNegative, check
 from lm.model.adapted import Adapted, Weight
 from lm.model.compute import Compute
-from lm.model.int8 import Int8
+from lm.model.native import Streamed
 from lm.model.products import linear, linears
 from lm.sharding.rules import check_axes
 from lm.sharding.tracing import constrain
@@ -56,11 +56,11 @@ def param(
 
 
 def matrix(module: nn.Module, name: str, shape: Sequence[int], axes: Sequence[str | None], init: Initializer) -> Weight:
-    """A parameter that `linear` alone reads: an array, adapted, or of 8 bits. Its first value follows from the module's
+    """A parameter that `linear` alone reads: an array, adapted, or streamed. Its first value follows from the module's
     key, its name and its shape alone: whatever else the module has, it starts alike."""
     check_axes(axes, shape)
     kept: Any = module.get_variable("params", name)
-    if isinstance(kept, Int8 | Adapted):  # of other layouts, which flax would refuse
+    if isinstance(kept, Streamed | Adapted):  # of other layouts, which flax would refuse
         return cast(Weight, kept)
 
     def draw(key: jax.Array, *args: Any) -> jax.Array:

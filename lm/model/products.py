@@ -16,7 +16,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from lm.model.adapted import Adapted, Weight, merged
 from lm.model.compute import Compute
-from lm.model.int8 import Int8
+from lm.model.native import Streamed, multiply
 from lm.sharding.rules import MESH_AXES
 from lm.sharding.tracing import axis_size, constrain, shard_count
 
@@ -145,13 +145,13 @@ def _product_backward(
 _product.defvjp(_product_forward, _product_backward)
 
 
-def linear(x: jax.Array, w: Weight | Int8, compute: Compute, contract: int = 1, back: bool = False) -> jax.Array:
+def linear(x: jax.Array, w: Weight | Streamed, compute: Compute, contract: int = 1, back: bool = False) -> jax.Array:
     """x [B, T, *in] times w [*in, *out] -> [B, T, *out], over the last `contract` axes of x; `back` where that leads
     from within a layer back to the model's width.
 
     Operands are `compute.matmul`, sums float32, the result `compute.dtype`."""
-    if isinstance(w, Int8):
-        return w.product(x, contract, compute)
+    if isinstance(w, Streamed):
+        return multiply(x, [w], contract, compute)[0]
     if isinstance(w, Adapted):
         return _adapted(x, [w], lambda x, ws: [linear(x, ws[0], compute, contract, back)], compute)[0]
     inside, outside = w.shape[:contract], w.shape[contract:]
@@ -170,7 +170,9 @@ def linears(x: jax.Array, ws: Sequence[Weight], compute: Compute) -> list[jax.Ar
     """`linear` of x [B, T, D] with each of several weights [D, *out].
 
     Where products are flat they are one product with the weights side by side: x is read once, and its gradient is
-    summed inside the product instead of between several."""
+    summed inside the product instead of between several. Streamed weights are multiplied in one call."""
+    if len(streamed := [w for w in ws if isinstance(w, Streamed)]) == len(ws):
+        return multiply(x, streamed, 1, compute)
     if compute.flat != "yes" or len(ws) == 1:
         return [linear(x, w, compute) for w in ws]
     if any(isinstance(w, Adapted) for w in ws):

@@ -14,7 +14,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from lm.model.compute import Compute
+from lm.model.native import attend, attends
 from lm.model.products import materialize
+from lm.sharding.rules import MESH_AXES
+from lm.sharding.tracing import axis_size
 
 FAR = 1 << 29  # more keys than any sequence has
 CACHE_BLOCK = 128  # keys of a cache that are read at a time
@@ -136,6 +139,11 @@ class Scoring:
         allowed = self.mask.allowed(rows, columns)
         return logits if allowed is None else jnp.where(allowed[:, None, None], logits, MINUS_INFINITY)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether only the mask shapes the logits."""
+        return self.bias is None and self.sinks is None and not self.softcap
+
     def at(self, key_positions: jax.Array) -> "Scoring":
         """The same for keys whose indices are `key_positions` [B, S]."""
         return replace(self, mask=replace(self.mask, key_positions=key_positions))
@@ -184,7 +192,10 @@ def cached(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: 
     adds zeros to what that row has, so what it gets does not depend on the others, to the bit."""
     (B, T, N, H), (K, S) = q.shape, k.shape[1:3]
     q = q.astype(compute.matmul).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
-    if S <= CACHE_BLOCK or S % CACHE_BLOCK:
+    if scoring.is_plain and compute.backend == "cpu" and axis_size(*MESH_AXES) == 1 and attends(q, k, v):
+        allowed = scoring.mask.allowed(Span(0, T), Span(0, S))
+        out = attend(q, k, v, jnp.broadcast_to(True if allowed is None else allowed, (B, T, S)))
+    elif S <= CACHE_BLOCK or S % CACHE_BLOCK:
         k, v = (a.astype(compute.matmul) for a in (k, v))
         out = _softmax(scoring(q, k, Span(0, T), Span(0, S), T), v, scoring.sink(K))
     else:

@@ -46,7 +46,7 @@ def load(
       mesh: over which a published model is sharded; None: one device.
       dtype: in which a published model is computed, float32 or bfloat16; its parameters are float32.
       adapter: a folder of one in PEFT's layout (peft.py), merged too.
-      weights: by which it decodes text on a CPU, float32 or int8 (lm/decode/layout.py).
+      weights: by which it decodes text on a CPU, float32, bfloat16 or int8 (lm/decode/layout.py).
 
     Raises ValueError, naming file and tensor or field, for anything that is missing, damaged or not supported; a pickle
     is never opened."""

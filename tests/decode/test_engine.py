@@ -180,7 +180,7 @@ def test_processed_logprobabilities_are_of_what_was_drawn_from() -> None:
         assert dict(output.top)[output.token] == output.logprob and isinstance(best, int)
 
 
-def test_a_shared_beginning_is_read_once() -> None:
+def test_a_shared_beginning_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """And gives the same bits as when each request reads it."""
     ids = np.random.default_rng(0).integers(0, 31, 560).tolist()
     requests = [
@@ -189,18 +189,26 @@ def test_a_shared_beginning_is_read_once() -> None:
     sharing, reading = engine(), engine(shared_chunks=0)
     sharing.generate(requests[:1])
     assert [len(beginning) for beginning in sharing._saved] == [256, 512]
-    steps = []
+    prefill, read = sharing._prefill, []
+    monkeypatch.setattr(sharing, "_prefill", lambda reading: read.append(reading.unread) or prefill(reading))
     for request in requests:
-        shared, alone = 0, reading.generate([request])[0]
+        alone = reading.generate([request])[0]
         number, outputs = sharing.submit(request), []
         while sharing.busy:
             outputs += sharing.step()
-            shared += 1
         assert bits(outputs) == bits(alone) and number == outputs[0].number
-        steps.append(shared)
-    # a step for each chunk of 32 that is left (531 - 512, 561 - 512, 301 - 256, 1, 512 - 256 = a whole one), two tokens
-    # in the last of them, and two steps more
-    assert steps == [1 + 2, 2 + 2, 2 + 2, 1 + 2, 1 + 2]
+    # what was left at each chunk of 32: of 531 - 512, 561 - 512, 301 - 256, 1, and 512 - 256, a whole one
+    assert read == [19, 49, 17, 45, 13, 1, 256]
+
+
+def test_a_step_reads_as_many_tokens_as_a_chunk_has() -> None:
+    """Of the prompts that wait, so that many short ones begin together and a long one holds nobody up."""
+    busy = engine(slots=10)
+    numbers = [busy.submit(Request([3, 1, 4], 5)) for _ in range(10)]
+    first, rest = numbers[:8], numbers[8:]
+    assert [output.number for output in busy.step()] == [*first, *first]  # eight chunks, and then a token of each
+    busy.submit(Request([1] * 300, 5))
+    assert [output.number for output in busy.step()] == [*rest, *first, *rest]
 
 
 def test_beginnings_are_forgotten_the_least_used_first() -> None:

@@ -1,0 +1,448 @@
+// What a step of decoding reads: matrices for a few rows, and the keys and values of a cache.
+//
+// Custom calls of XLA's CPU backend, built by lm/model/native.py. Threads take tasks from one counter. Every sum has an
+// order of its own, whatever the threads and the other rows are, so each row gets the same bits in any company.
+#include <math.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "xla/ffi/api/c_api.h"
+
+enum { LANES = 16, ROWS = 4, VECTORS = 4, DEPTH = 16, WIDEST = 1024, OUTPUTS = 32, MOST = 8, SMALL = 1 << 15 };
+typedef float floats __attribute__((vector_size(4 * LANES)));
+typedef float eight __attribute__((vector_size(32)));
+typedef float four __attribute__((vector_size(16)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+enum Kind { FLOAT, BFLOAT, BYTES };
+#define INLINE static inline __attribute__((always_inline))
+
+typedef struct {
+  const char *w;
+  const float *scale;
+  float *y;
+  int64_t N, tasks;
+} Matrix;
+
+// Products: y [M, N] = x [M, K] times each of `count` matrices, [K, N] or by_output [N, K].
+typedef struct {
+  const float *x;
+  int64_t M, K, chunk;  // outputs of a task
+  int count, by_output;
+  enum Kind kind;
+  Matrix matrices[MOST];
+} Products;
+
+// Attention: y [B, K, G, T, V] of queries q [B, K, G, T, H] to the keys k [B, K, S, H] and values v [B, K, S, V] that
+// `allowed` [B, T, S] names.
+typedef struct {
+  const float *q, *k, *v;
+  const uint8_t *allowed;
+  float *y;
+  int64_t K, G, T, S, H, V;
+} Attention;
+
+typedef struct Job {
+  void (*task)(const struct Job *, long);
+  int64_t tasks;
+  union {
+    Products products;
+    Attention attention;
+  };
+  atomic_long next, done;
+} Job;
+
+// ------------------------------------------------------------------ numbers, `n` of them
+
+INLINE int64_t size_of(enum Kind kind) { return kind == FLOAT ? 4 : kind == BFLOAT ? 2 : 1; }
+
+INLINE floats load_floats(const char *p, int64_t n) {
+  floats v = {0};
+  memcpy(&v, p, n < LANES ? 4 * n : sizeof v);
+  return v;
+}
+
+INLINE floats load_bfloats(const char *p, int64_t n) {
+  uint16_t v[LANES] = {0};
+  words wide;
+  memcpy(v, p, n < LANES ? 2 * n : sizeof v);
+#if defined(__AVX512F__)
+  wide = (words)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)v)), 16);
+#elif defined(__AVX2__)
+  for (int half = 0; half < 2; half++) {
+    __m256i eight = _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(v + 8 * half))), 16);
+    memcpy((char *)&wide + 32 * half, &eight, 32);
+  }
+#else
+  for (int l = 0; l < LANES; l++) wide[l] = (uint32_t)v[l] << 16;
+#endif
+  return (floats)wide;
+}
+
+INLINE floats load_bytes(const char *p, int64_t n) {
+  int8_t v[LANES] = {0};
+  floats converted;
+  memcpy(v, p, n < LANES ? n : LANES);
+#if defined(__AVX512F__)  // GCC 12 converts vectors of bytes one number at a time
+  converted = (floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)v)));
+#elif defined(__AVX2__)
+  for (int half = 0; half < 2; half++) {
+    __m256 eight = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(v + 8 * half))));
+    memcpy((char *)&converted + 32 * half, &eight, 32);
+  }
+#else
+  for (int l = 0; l < LANES; l++) converted[l] = v[l];
+#endif
+  return converted;
+}
+
+INLINE floats load(enum Kind kind, const char *p, int64_t n) {
+  return kind == FLOAT ? load_floats(p, n) : kind == BFLOAT ? load_bfloats(p, n) : load_bytes(p, n);
+}
+
+INLINE float sum(floats v) {
+  eight low, high;
+  four first, second;
+  memcpy(&low, &v, sizeof low), memcpy(&high, (char *)&v + sizeof low, sizeof high);
+  low += high;
+  memcpy(&first, &low, sizeof first), memcpy(&second, (char *)&low + sizeof first, sizeof second);
+  first += second;
+  return (first[0] + first[2]) + (first[1] + first[3]);
+}
+
+// ------------------------------------------------------------------ [K, N]: `depth` rows of w at a time, added to y
+
+// `vectors` of outputs, the last with `n` numbers, for `rows` rows of x; all but depth and n constants where inlined.
+INLINE void tile(const Products *job, const Matrix *m, int64_t row, int64_t k, int64_t out, int64_t depth, int64_t n,
+                 enum Kind kind, int rows, int vectors) {
+  floats sums[ROWS][VECTORS], w[VECTORS];
+  float *y = m->y + row * m->N + out;
+  const float *x = job->x + row * job->K + k;
+  const char *from = m->w + size_of(kind) * (k * m->N + out);
+  for (int i = 0; i < rows; i++)
+    for (int j = 0; j < vectors; j++)
+      sums[i][j] = k ? load_floats((char *)(y + i * m->N + j * LANES), n) : (floats){0};
+  for (int64_t d = 0; d < depth; d++, from += size_of(kind) * m->N) {
+    for (int j = 0; j < vectors; j++) w[j] = load(kind, from + size_of(kind) * j * LANES, n);
+    if (rows > 1 && row == 0)  // the next tile's, while this one is multiplied
+      for (int j = 0; j < vectors; j++) __builtin_prefetch(from + size_of(kind) * (vectors + j) * LANES);
+    for (int i = 0; i < rows; i++)
+      for (int j = 0; j < vectors; j++) sums[i][j] += x[i * job->K + d] * w[j];
+  }
+  for (int i = 0; i < rows; i++)
+    for (int j = 0; j < vectors; j++) memcpy(y + i * m->N + j * LANES, &sums[i][j], n < LANES ? 4 * n : 4 * LANES);
+}
+
+INLINE void tiles(const Products *job, const Matrix *m, int64_t k, int64_t out, int64_t depth, int64_t n, enum Kind kind,
+                  int vectors) {
+  int64_t row = 0;
+  for (; row + ROWS <= job->M; row += ROWS) tile(job, m, row, k, out, depth, n, kind, ROWS, vectors);
+  for (; row < job->M; row++) tile(job, m, row, k, out, depth, n, kind, 1, vectors);
+}
+
+INLINE void slab(const Products *job, const Matrix *m, int64_t first, int64_t end, int64_t k, int64_t depth,
+                 enum Kind kind) {
+  int64_t out = first;
+  for (; out + VECTORS * LANES <= end; out += VECTORS * LANES) tiles(job, m, k, out, depth, LANES, kind, VECTORS);
+  for (; out + LANES <= end; out += LANES) tiles(job, m, k, out, depth, LANES, kind, 1);
+  if (out < end) tiles(job, m, k, out, depth, end - out, kind, 1);
+}
+
+INLINE void columns(const Products *job, const Matrix *m, int64_t first, int64_t end, enum Kind kind) {
+  int64_t k = 0;
+  for (; k + DEPTH <= job->K; k += DEPTH) slab(job, m, first, end, k, DEPTH, kind);
+  if (k < job->K) slab(job, m, first, end, k, job->K - k, kind);
+}
+
+// ------------------------------------------------------------------ [N, K]: a sum at a time
+
+INLINE void step(floats sums[ROWS][VECTORS], const float *x, const char *w, int64_t K, int64_t n, enum Kind kind,
+                 int rows, int outs) {
+  floats weights[VECTORS];
+  for (int j = 0; j < outs; j++) weights[j] = load(kind, w + size_of(kind) * j * K, n);
+  for (int j = 0; j < outs; j++) __builtin_prefetch(w + size_of(kind) * (outs + j) * K);  // the next block's
+  for (int i = 0; i < rows; i++) {
+    floats v = load_floats((const char *)(x + i * K), n);
+    for (int j = 0; j < outs; j++) sums[i][j] += v * weights[j];
+  }
+}
+
+INLINE void block(const Products *job, const Matrix *m, int64_t row, int64_t out, enum Kind kind, int rows, int outs) {
+  floats sums[ROWS][VECTORS];
+  const float *x = job->x + row * job->K;
+  const char *w = m->w + size_of(kind) * out * job->K;
+  int64_t k = 0;
+  for (int i = 0; i < rows; i++)
+    for (int j = 0; j < outs; j++) sums[i][j] = (floats){0};
+  for (; k + LANES <= job->K; k += LANES) step(sums, x + k, w + size_of(kind) * k, job->K, LANES, kind, rows, outs);
+  if (k < job->K) step(sums, x + k, w + size_of(kind) * k, job->K, job->K - k, kind, rows, outs);
+  for (int i = 0; i < rows; i++)
+    for (int j = 0; j < outs; j++) {
+      float y = sum(sums[i][j]);
+      m->y[(row + i) * m->N + out + j] = kind == BYTES ? y * m->scale[out + j] : y;
+    }
+}
+
+INLINE void outputs(const Products *job, const Matrix *m, int64_t first, int64_t end, enum Kind kind) {
+  for (int64_t out = first; out < end; out += VECTORS) {
+    int whole = out + VECTORS <= end;
+    int64_t row = 0;
+    for (; whole && row + ROWS <= job->M; row += ROWS) block(job, m, row, out, kind, ROWS, VECTORS);
+    for (; row < job->M; row++) {
+      if (whole) block(job, m, row, out, kind, 1, VECTORS);
+      else for (int64_t one = out; one < end; one++) block(job, m, row, one, kind, 1, 1);
+    }
+  }
+}
+
+// ------------------------------------------------------------------ the task of a product: some outputs of a matrix
+
+static void product(const Job *of, long at) {
+  const Products *job = &of->products;
+  const Matrix *m = job->matrices;
+  for (; at >= m->tasks; m++) at -= m->tasks;
+  int64_t first = at * job->chunk, end = first + job->chunk < m->N ? first + job->chunk : m->N;
+  if (job->by_output) {
+    if (job->kind == FLOAT) outputs(job, m, first, end, FLOAT);
+    else if (job->kind == BFLOAT) outputs(job, m, first, end, BFLOAT);
+    else outputs(job, m, first, end, BYTES);
+  } else if (job->kind == FLOAT) columns(job, m, first, end, FLOAT);
+  else columns(job, m, first, end, BFLOAT);
+}
+
+// ------------------------------------------------------------------ the task of attention: a row's head of keys
+
+enum { BLOCK = 64, WIDTH = 64, QUERIES = 64 };  // keys at a time; the most vectors of a head, and queries of its keys
+
+// e^x for x <= 0, within two units in the last place; 0 below -87, NaN for NaN.
+INLINE floats exponential(floats x) {
+  floats turns = x * 1.44269504f + 12582912.f;  // 2^23 * 1.5: rounds to a whole number, in the lowest bits
+  words whole = (words)turns << 23;
+  turns -= 12582912.f;
+  floats r = x - turns * 0.693359375f + turns * 2.12194440e-4f;
+  floats y = 1.9875691500e-4f * r + 1.3981999507e-3f;
+  y = y * r + 8.3334519073e-3f;
+  y = y * r + 4.1665795894e-2f;
+  y = y * r + 1.6666665459e-1f;
+  y = y * r + 5.0000001201e-1f;
+  y = y * r * r + r + 1;
+  words bits = (words)y + whole;
+  return (floats)(bits & ~(words)(x <= -87.f));
+}
+
+// Logits of one query q [H] to `count` keys, -INFINITY where it may not look; returns the largest.
+INLINE float score(const Attention *job, const float *q, const float *k, const uint8_t *allowed, int64_t count,
+                   float *logits) {
+  float most = -INFINITY;
+  for (int64_t s = 0; s < count; s++) {
+    if (!allowed[s]) { logits[s] = -INFINITY; continue; }
+    floats sums = {0};
+    int64_t h = 0;
+    for (; h + LANES <= job->H; h += LANES)
+      sums += load_floats((const char *)(q + h), LANES) * load_floats((const char *)(k + s * job->H + h), LANES);
+    if (h < job->H) sums += load_floats((const char *)(q + h), job->H - h) * load_floats((const char *)(k + s * job->H + h), job->H - h);
+    logits[s] = sum(sums);
+    if (logits[s] > most) most = logits[s];
+  }
+  for (int64_t s = count; s < BLOCK; s++) logits[s] = -INFINITY;
+  return most;
+}
+
+// A running softmax (2112.05682): what one query has of the keys so far.
+typedef struct {
+  float most, total;
+  floats out[WIDTH];
+} Running;
+
+INLINE void add(const Attention *job, Running *have, const float *v, const float *logits, float most, int64_t count) {
+  int64_t vectors = (job->V + LANES - 1) / LANES;
+  float weights[BLOCK];
+  floats total = {0};
+  if (most > have->most) {
+    float shrink = expf(have->most - most);
+    have->most = most, have->total *= shrink;
+    for (int64_t j = 0; j < vectors; j++) have->out[j] *= shrink;
+  }
+  for (int s = 0; s < BLOCK; s += LANES) {
+    floats w = exponential(load_floats((const char *)(logits + s), LANES) - have->most);
+    memcpy(weights + s, &w, sizeof w);
+    total += w;
+  }
+  have->total += sum(total);
+  for (int64_t j = 0; j < vectors; j++) {
+    int64_t n = job->V - j * LANES;
+    floats out = have->out[j];
+    if (n >= LANES) for (int64_t s = 0; s < count; s++) out += weights[s] * load_floats((const char *)(v + s * job->V + j * LANES), LANES);
+    else for (int64_t s = 0; s < count; s++) out += weights[s] * load_floats((const char *)(v + s * job->V + j * LANES), n);
+    have->out[j] = out;
+  }
+}
+
+static void attention(const Job *of, long at) {
+  const Attention *job = &of->attention;
+  int64_t row = at / job->K, queries = job->G * job->T;
+  const float *k = job->k + at * job->S * job->H, *v = job->v + at * job->S * job->V;
+  Running have[QUERIES];
+  float logits[BLOCK];
+  for (int64_t i = 0; i < queries; i++) {
+    have[i].most = -INFINITY, have[i].total = 0;
+    for (int j = 0; j < WIDTH && j * LANES < job->V; j++) have[i].out[j] = (floats){0};
+  }
+  for (int64_t s = 0; s < job->S; s += BLOCK) {
+    int64_t count = job->S - s < BLOCK ? job->S - s : BLOCK;
+    for (int64_t i = 0; i < queries; i++) {
+      const uint8_t *allowed = job->allowed + (row * job->T + i % job->T) * job->S + s;
+      if (!memchr(allowed, 1, count)) continue;  // would add zeros
+      float most = score(job, job->q + (at * queries + i) * job->H, k + s * job->H, allowed, count, logits);
+      add(job, have + i, v + s * job->V, logits, most, count);
+    }
+  }
+  for (int64_t i = 0; i < queries; i++) {
+    float *y = job->y + (at * queries + i) * job->V, share = have[i].total > 0 ? 1 / have[i].total : 0;
+    for (int64_t j = 0; j * LANES < job->V; j++) {
+      floats out = have[i].out[j] * share;
+      int64_t n = job->V - j * LANES;
+      memcpy(y + j * LANES, &out, n < LANES ? 4 * n : 4 * LANES);
+    }
+  }
+}
+
+// ------------------------------------------------------------------ threads
+
+static void work(Job *job) {
+  for (long at; (at = atomic_fetch_add(&job->next, 1)) < job->tasks;) {
+    job->task(job, at);
+    atomic_fetch_add(&job->done, 1);
+  }
+}
+
+// Helpers look for the next product for a while before they sleep: in a token's step it comes within microseconds, and
+// to wake a thread takes longer than a small product does.
+enum { LOOKS = 2000, PAUSES = 16 };
+static Job shared;                     // one product at a time has helpers
+static atomic_long opened, inside;     // number of the product that is open (0: none); helpers that may read `shared`
+static atomic_int sleepers;
+static pthread_mutex_t owner = PTHREAD_MUTEX_INITIALIZER, bed = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t bell = PTHREAD_COND_INITIALIZER;
+static long products, helpers;         // of the owner
+
+static void pause_a_little(void) {
+#if defined(__AVX2__)
+  for (int i = 0; i < PAUSES; i++) _mm_pause();
+#endif
+  sched_yield();
+}
+
+static long next_product(long seen) {
+  for (int looks = 0;; looks++) {
+    long now = atomic_load(&opened);
+    if (now && now != seen) return now;
+    if (looks < LOOKS) { pause_a_little(); continue; }
+    pthread_mutex_lock(&bed);
+    atomic_fetch_add(&sleepers, 1);
+    while ((now = atomic_load(&opened)) == 0 || now == seen) pthread_cond_wait(&bell, &bed);
+    atomic_fetch_sub(&sleepers, 1);
+    pthread_mutex_unlock(&bed);
+    return now;
+  }
+}
+
+static void *help(void *nothing) {
+  for (long seen = 0;;) {
+    seen = next_product(seen);
+    atomic_fetch_add(&inside, 1);
+    if (atomic_load(&opened) == seen) work(&shared);
+    atomic_fetch_sub(&inside, 1);
+  }
+  return nothing;
+}
+
+static void hire(const XLA_FFI_CallFrame *frame) {
+  int64_t threads = 1;
+  XLA_FFI_ThreadPool_NumThreads_Args count = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, 0, frame->ctx, &threads};
+  if (frame->api->XLA_FFI_ThreadPool_NumThreads(&count)) return;
+  for (pthread_t one; helpers < threads - 1; helpers++) {
+    if (pthread_create(&one, 0, help, 0)) return;
+    pthread_detach(one);
+  }
+}
+
+static void together(const XLA_FFI_CallFrame *frame, const Job *job) {
+  hire(frame);
+  memcpy(&shared, job, sizeof shared);
+  atomic_store(&opened, ++products);
+  if (atomic_load(&sleepers)) {
+    pthread_mutex_lock(&bed);
+    pthread_cond_broadcast(&bell);
+    pthread_mutex_unlock(&bed);
+  }
+  work(&shared);
+  while (atomic_load(&shared.done) < shared.tasks) sched_yield();
+  atomic_store(&opened, 0);
+  while (atomic_load(&inside)) sched_yield();
+}
+
+static void run(const XLA_FFI_CallFrame *frame, Job *job, int64_t size) {
+  if (size >= SMALL && job->tasks > 1 && pthread_mutex_trylock(&owner) == 0) {
+    together(frame, job);
+    pthread_mutex_unlock(&owner);
+  } else work(job);
+}
+
+// ------------------------------------------------------------------ XLA's calls
+
+// Whether it was only asked for its version, which it then has told.
+static int told_version(XLA_FFI_CallFrame *frame) {
+  XLA_FFI_Extension_Base *asked = frame->extension_start;
+  if (!asked || asked->type != XLA_FFI_Extension_Metadata) return 0;
+  XLA_FFI_Api_Version *version = &((XLA_FFI_Metadata_Extension *)asked)->metadata->api_version;
+  version->major_version = XLA_FFI_API_MAJOR, version->minor_version = XLA_FFI_API_MINOR;
+  return 1;
+}
+
+// Arguments: x, the matrices, for those of 8 bits their scales.
+static XLA_FFI_Error *multiply(XLA_FFI_CallFrame *frame, int by_output) {
+  if (told_version(frame)) return 0;
+  XLA_FFI_Buffer **args = (XLA_FFI_Buffer **)frame->args.args, **rets = (XLA_FFI_Buffer **)frame->rets.rets;
+  Job job = {.task = product};
+  Products *p = &job.products;
+  p->x = args[0]->data, p->M = args[0]->dims[0], p->K = args[0]->dims[1];
+  p->count = frame->rets.size, p->by_output = by_output;
+  p->kind = args[1]->dtype == XLA_FFI_DataType_S8 ? BYTES : args[1]->dtype == XLA_FFI_DataType_BF16 ? BFLOAT : FLOAT;
+  int64_t all = 0;
+  for (int i = 0; i < p->count; i++) {
+    const float *scale = p->kind == BYTES ? args[1 + p->count + i]->data : 0;
+    p->matrices[i] = (Matrix){args[1 + i]->data, scale, rets[i]->data, rets[i]->dims[1], 0};
+    all += rets[i]->dims[1];
+  }
+  p->chunk = OUTPUTS;
+  if (!by_output) {  // a share for each thread, of whole tiles
+    int64_t unit = VECTORS * LANES, share = all / (helpers + 1) / unit * unit;
+    p->chunk = share < unit ? unit : share > WIDEST ? WIDEST : share;
+  }
+  for (int i = 0; i < p->count; i++)
+    job.tasks += p->matrices[i].tasks = (p->matrices[i].N + p->chunk - 1) / p->chunk;
+  run(frame, &job, all * p->K);
+  return 0;
+}
+
+XLA_FFI_Error *lm_by_input(XLA_FFI_CallFrame *frame) { return multiply(frame, 0); }
+XLA_FFI_Error *lm_by_output(XLA_FFI_CallFrame *frame) { return multiply(frame, 1); }
+
+// Arguments: q, k, v, allowed.
+XLA_FFI_Error *lm_attention(XLA_FFI_CallFrame *frame) {
+  if (told_version(frame)) return 0;
+  XLA_FFI_Buffer **args = (XLA_FFI_Buffer **)frame->args.args, **rets = (XLA_FFI_Buffer **)frame->rets.rets;
+  const int64_t *q = args[0]->dims, *v = args[2]->dims;
+  Job job = {.task = attention, .tasks = q[0] * q[1]};
+  job.attention = (Attention){args[0]->data, args[1]->data, args[2]->data, args[3]->data, rets[0]->data,
+                              q[1], q[2], q[3], v[2], q[4], v[3]};
+  run(frame, &job, q[0] * q[1] * v[2] * (q[4] + v[3]));
+  return 0;
+}

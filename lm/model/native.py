@@ -1,0 +1,100 @@
+"""What a step of decoding reads, for a few rows at a time: weights and caches, at the speed of memory.
+
+XLA's CPU compiler wakes its threads for each product, copies what it cuts from a cache, and products of a few rows are
+far below what memory gives. Here a kernel in C (native.c) multiplies float32, bfloat16 (half the bytes) or numbers of 8
+bits (lm/model/int8.py) as they lie in memory, several matrices at once, and reads a cache where it is; its threads look
+out for the next product.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from lm.machine import native
+from lm.model.compute import Compute
+
+FEW = 32  # rows up to which the kernel multiplies
+MOST = 8  # matrices of one call
+TARGETS = ("lm_by_input", "lm_by_output", "lm_attention")
+QUERIES, WIDTH = 64, 1024  # the most of one head of keys, and numbers of a value, in attention
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Streamed:
+    """A matrix of `shape` [*in, *out] as `values` of float32 or bfloat16: of that shape, or where they are `by_output`
+    of [*out, *in], such as an embedding that is the output's weights."""
+
+    values: jax.Array
+    shape: tuple[int, ...] = field(metadata=dict(static=True))
+    by_output: bool = field(default=False, metadata=dict(static=True))
+
+    @property
+    def T(self) -> "Streamed":
+        """The same values as the matrix [*out, *in]."""
+        return replace(self, shape=self.shape[::-1], by_output=not self.by_output)
+
+    @property
+    def scales(self) -> tuple[jax.Array, ...]:
+        """A factor [O] of each output, where there is one."""
+        return ()
+
+    def flat(self, contract: int) -> jax.Array:
+        """The values as [I, O], or `by_output` as [O, I], inputs and outputs flattened."""
+        inputs = math.prod(self.shape[:contract])
+        return self.values.reshape((-1, inputs) if self.by_output else (inputs, -1))
+
+    def rounded(self) -> jax.Array:
+        """The weights that it stands for, float32 of its shape."""
+        values = self.values.astype(jnp.float32)
+        return values.T if self.by_output else values
+
+
+def multiply(x: jax.Array, ws: Sequence[Streamed], contract: int, compute: Compute) -> list[jax.Array]:
+    """x [B, T, *in] times each of `ws` -> [B, T, *out] in `compute.dtype`, over the last `contract` axes of x;
+    multiplied and summed in float32. A row's bits are the same whatever rows are beside it, at up to FEW rows."""
+    lead = x.shape[: x.ndim - contract]
+    x = x.astype(jnp.float32).reshape(math.prod(lead), -1)
+    if len(x) > FEW:
+        ys = [x @ w.rounded().reshape(x.shape[1], -1) for w in ws]
+    else:
+        ys = [y for first in range(0, len(ws), MOST) for y in _kernel(x, ws[first : first + MOST], contract)]
+    return [y.reshape(*lead, *w.shape[contract:]).astype(compute.dtype) for y, w in zip(ys, ws, strict=True)]
+
+
+def _kernel(x: jax.Array, ws: Sequence[Streamed], contract: int) -> Sequence[jax.Array]:
+    (by_output,) = {w.by_output for w in ws}
+    flat = [w.flat(contract) for w in ws]
+    outputs = [jax.ShapeDtypeStruct((len(x), w.shape[not by_output]), jnp.float32) for w in flat]
+    call = jax.ffi.ffi_call(TARGETS[by_output], outputs, vmap_method="sequential")
+    return call(x, *flat, *(scale for w in ws for scale in w.scales))
+
+
+def attends(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
+    """Whether `attend` takes queries, keys and values of these shapes and dtypes."""
+    few = q.shape[2] * q.shape[3] <= QUERIES and v.shape[-1] <= WIDTH
+    return few and all(a.dtype == jnp.float32 for a in (q, k, v)) and has_kernel()
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array) -> jax.Array:
+    """Float32 [B, K, G, T, Hv] of queries q [B, K, G, T, H] (scaled already) to the keys k [B, K, S, H] and values v
+    [B, K, S, Hv] of a cache that `allowed` [B, T, S] names, with a running softmax (2112.05682); zeros where that is
+    none. A row's bits depend neither on other rows nor on keys that it may not look at."""
+    shape = jax.ShapeDtypeStruct((*q.shape[:-1], v.shape[-1]), jnp.float32)
+    return jax.ffi.ffi_call(TARGETS[2], shape, vmap_method="sequential")(q, k, v, allowed)
+
+
+@cache
+def has_kernel() -> bool:
+    """Whether there is a kernel for `multiply`: it is built now if need be, and known to XLA from here on."""
+    library = native.library(Path(__file__).with_name("native.c"), jax.ffi.include_dir())
+    if library is None:
+        return False
+    for name in TARGETS:
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+    return True

@@ -1,0 +1,113 @@
+"""The kernel of decoding: products and attention as XLA has them, and each row's bits its own."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.model.native import FEW, MOST, QUERIES, Streamed, attend, attends, has_kernel
+from lm.model.products import linear, linears
+from tests.model.reference import SIMPLE, close
+
+pytestmark = pytest.mark.skipif(not has_kernel(), reason="no C compiler, or another processor")
+product = jax.jit(linear, static_argnums=(2, 3))
+several = jax.jit(linears, static_argnums=2)
+attention = jax.jit(attend)
+
+
+def numbers(*shape: int, seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def stored(w: jax.Array, dtype: str, by_output: bool) -> Streamed:
+    """The matrix w, in memory as it is or the other way round."""
+    return Streamed(w.T.astype(dtype), w.shape[::-1]).T if by_output else Streamed(w.astype(dtype), w.shape)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("by_output", [False, True])
+@pytest.mark.parametrize("sizes", [(16, 8), (5, 3), (50, 37), (33, 150), (576, 200)])
+def test_a_product_is_xla_s(dtype: str, by_output: bool, sizes: tuple[int, int]) -> None:
+    """Of sizes that are no whole vectors or tiles, on one thread and on several, and of more rows than it takes."""
+    w = stored(numbers(*sizes), dtype, by_output)
+    for rows in (1, 6, FEW, FEW + 1):
+        x = numbers(rows, 1, sizes[0], seed=1)
+        close(product(x, w, SIMPLE, 1), np.asarray(x, np.float64) @ np.asarray(w.rounded(), np.float64), 1e-5)
+
+
+@pytest.mark.parametrize("by_output", [False, True])
+def test_a_row_has_the_same_bits_in_any_company(by_output: bool) -> None:
+    w, x = stored(numbers(576, 300), "float32", by_output), numbers(13, 1, 576, seed=1)
+    alone = [product(x[i : i + 1], w, SIMPLE, 1)[0] for i in range(13)]
+    for rows in (2, 4, 13):
+        np.testing.assert_array_equal(product(x[:rows], w, SIMPLE, 1), alone[:rows])
+
+
+def test_matrices_together_are_each_alone() -> None:
+    """More than one call takes, too."""
+    ws = [stored(numbers(64, 16 * i + 5, seed=i), "float32", False) for i in range(MOST + 2)]
+    x = numbers(3, 1, 64, seed=99)
+    for y, w in zip(several(x, ws, SIMPLE), ws, strict=True):
+        np.testing.assert_array_equal(y, product(x, w, SIMPLE, 1))
+
+
+def test_inputs_and_outputs_of_two_axes() -> None:
+    w, x = numbers(3, 4, 7, 2), numbers(2, 5, 3, 4, seed=1)
+    close(product(x, Streamed(w, w.shape), SIMPLE, 2), jnp.einsum("btnh,nhdk->btdk", x, w), 1e-5)
+
+
+def test_callers_in_several_threads_do_not_mix() -> None:
+    ws = [Streamed(numbers(256, 512, seed=i), (256, 512)) for i in range(4)]
+    x = numbers(2, 1, 256)
+    expected = [np.asarray(product(x, w, SIMPLE, 1)) for w in ws]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            for got, wanted in zip(pool.map(lambda w: np.asarray(product(x, w, SIMPLE, 1)), ws), expected, strict=True):
+                np.testing.assert_array_equal(got, wanted)
+
+
+def reference(q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array) -> np.ndarray:
+    logits = np.einsum("bkgth,bksh->bkgts", np.asarray(q, np.float64), np.asarray(k, np.float64))
+    logits = np.where(np.asarray(allowed)[:, None, None], logits, -np.inf)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.einsum("bkgts,bksv->bkgtv", weights / weights.sum(-1, keepdims=True), np.asarray(v, np.float64))
+
+
+def case(B: int, K: int, G: int, T: int, S: int, H: int, V: int) -> tuple[jax.Array, ...]:
+    allowed = jnp.asarray(np.random.default_rng(3).random((B, T, S)) < 0.4).at[:, :, S // 2].set(True)
+    return numbers(B, K, G, T, H), numbers(B, K, S, H, seed=1), numbers(B, K, S, V, seed=2), allowed
+
+
+@pytest.mark.parametrize("sizes", [(3, 2, 3, 1, 256, 64, 64), (2, 1, 4, 5, 100, 24, 40), (1, 1, 1, 1, 7, 5, 3)])
+def test_attention_is_softmax(sizes: tuple[int, ...]) -> None:
+    q, k, v, allowed = case(*sizes)
+    close(attention(q, k, v, allowed), reference(q, k, v, allowed), 1e-5)
+    sharp = q * 20  # most keys have no weight; logits are rounded at 1e-5
+    close(attention(sharp, k, v, allowed), reference(sharp, k, v, allowed), 1e-4)
+
+
+def test_attention_has_a_row_s_own_bits() -> None:
+    """Whoever is beside it, and whatever is in the places that it may not look at, or behind them."""
+    q, k, v, allowed = case(3, 2, 2, 1, 200, 16, 16)
+    allowed = allowed.at[:, :, 130:].set(False)
+    out = attention(q, k, v, allowed)
+    for i in range(3):
+        np.testing.assert_array_equal(attention(*(a[i : i + 1] for a in (q, k, v, allowed))), out[i : i + 1])
+    other = jnp.where(allowed[:, :, :, None], k, 7.0), jnp.where(allowed[:, :, :, None], v, 9.0)
+    np.testing.assert_array_equal(attention(q, *other, allowed), out)
+    np.testing.assert_array_equal(attention(q, k[:, :, :140], v[:, :, :140], allowed[:, :, :140]), out)
+
+
+def test_attention_to_nothing_is_zero_and_what_is_not_a_number_stays() -> None:
+    q, k, v, allowed = case(2, 1, 1, 1, 70, 8, 8)
+    out = attention(q.at[1].set(jnp.nan), k, v, allowed.at[0].set(False))
+    np.testing.assert_array_equal(out[0], 0)
+    assert np.isnan(out[1]).all()
+
+
+def test_what_attention_does_not_take() -> None:
+    q, k, v, _ = case(1, 1, 2, QUERIES // 2, 8, 8, 8)
+    assert attends(q, k, v)
+    assert not attends(jnp.concatenate([q, q], axis=3), k, v) and not attends(q, k.astype(jnp.bfloat16), v)
