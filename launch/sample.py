@@ -1,14 +1,17 @@
 """`lm sample`: continuations of a prompt, drawn or found by beam search, by the model of a run or a published one."""
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from launch.serve import add_adapter_option, add_weights
 
 DRAWING = dict(temperature=0.8, top_k=0, top_p=0.95, min_p=0.0, repetition_penalty=1.0)  # what is drawn without options
 DRAFTING = ("draft", "prompt_lookup")
+GRAMMARS = ("json_schema", "regex", "choice")
 EPILOG = """\
 The first text is streamed; with -n the others, decoded in the same batch, follow. The same seed gives the same texts.
 
@@ -19,6 +22,8 @@ examples:
   lm sample runs/quickstart --prompt "def " --stop $'\ndef ' --stop $'\nclass '       one function
   lm sample runs/quickstart --prompt "def " --beams 4 -n 2       the two best of a beam search, with their scores
   lm sample runs/large --prompt "def " --draft runs/small        the small model drafts; the acceptance goes to stderr
+  lm sample model.gguf --prompt "A person as JSON: " --json-schema @person.json
+  lm sample model.gguf --prompt "Is the sky blue?" --choice " yes" --choice " no" --temperature 0
   lm sample bert-base-uncased --prompt "Paris is [MASK]." -n 5   an encoder fills masks; 5 candidates each
   lm sample t5-base --prompt "The <extra_id_0> sat"              sentinels are filled in; other prompts have an output
   lm sample model.gguf --prompt "The capital of France is" --temperature 0
@@ -71,7 +76,7 @@ def add(verbs: Any) -> None:
 
 
 def add_methods(verb: argparse.ArgumentParser) -> None:
-    """The options of beam search and of speculative decoding."""
+    """The options of beam search, of grammars and of speculative decoding."""
     beams = verb.add_argument_group("beam search, in place of drawing")
     beams.add_argument("--beams", type=int, metavar="K", help="keep the K likeliest texts at each length")
     beams.add_argument(
@@ -86,6 +91,11 @@ def add_methods(verb: argparse.ArgumentParser) -> None:
         help="stop where K texts are finished (true), where besides none under way promises a better score at its "
         "present length (false, the default), or at any length (never)",
     )
+    constrained = verb.add_argument_group("only texts of a grammar (needs llguidance, of the extra serve)")
+    grammars = constrained.add_mutually_exclusive_group()
+    grammars.add_argument("--json-schema", metavar="JSON", help="JSON that meets this schema, or that of a file: @FILE")
+    grammars.add_argument("--regex", metavar="R", help="texts that this regular expression matches from end to end")
+    grammars.add_argument("--choice", action="append", metavar="TEXT", help="one of these; given several times")
     speculative = verb.add_argument_group("speculative decoding, of the same distribution, and greedy of the same text")
     drafters = speculative.add_mutually_exclusive_group()
     drafters.add_argument("--draft", metavar="MODEL", help="a smaller model of the same tokenizer drafts")
@@ -125,13 +135,14 @@ def run(args: argparse.Namespace) -> None:
 def method_for(model: Any, args: argparse.Namespace) -> Callable[[Any, argparse.Namespace], None]:
     """What writes texts, as the model, the prompt and the options ask for."""
     if not model.config.causal:
-        unused = [*DRAWING, "max_new_tokens", "seed", "stop", "beams", *DRAFTING]
+        unused = [*DRAWING, "max_new_tokens", "seed", "stop", "beams", *DRAFTING, *GRAMMARS]
         refuse(args, unused, "has no effect: this model is an encoder, which fills the masks of a prompt")
         return fill_masks
     from lm.pretrained.fill import has_sentinels
 
     if model.config.has_encoder and has_sentinels(model, args.prompt):
-        refuse(args, ["stop", "beams", *DRAFTING], "has no effect where the sentinels of the prompt are filled in")
+        unused = ["stop", "beams", *DRAFTING, *GRAMMARS]
+        refuse(args, unused, "has no effect where the sentinels of the prompt are filled in")
         return fill_spans
     return draw if args.beams is None else search
 
@@ -139,12 +150,15 @@ def method_for(model: Any, args: argparse.Namespace) -> Callable[[Any, argparse.
 def refuse_unused(args: argparse.Namespace) -> None:
     """Raise ValueError for an option that would have no effect."""
     if args.beams is not None:
-        drawing = [*DRAWING, "seed", "stop", "draft", "prompt_lookup"]
+        drawing = [*DRAWING, "seed", "stop", *DRAFTING, *GRAMMARS]
         refuse(args, drawing, "is for drawn texts: leave out either it or --beams")
     else:
         refuse(args, ["length_penalty", "early_stopping"], "is of beam search: add --beams")
     if not args.draft and not args.prompt_lookup:
         refuse(args, ["draft_tokens"], "is of speculative decoding: add --draft MODEL or --prompt-lookup")
+
+    if any(getattr(args, name) is not None for name in GRAMMARS):
+        refuse(args, ["stop", *DRAFTING], "is not for the texts of a grammar, which ends them: leave it out")
 
 
 def refuse(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
@@ -199,8 +213,13 @@ def draw(model: Any, args: argparse.Namespace) -> None:
     """Stream the first text, and write the others after it."""
     sampling = sampling_of(args)
     before = "" if model.config.has_encoder else args.prompt  # an output, no continuation
-    others, draft = [""] * (args.n - 1), drafting(model, args)
-    stream = model.stream(args.prompt, args.max_new_tokens, sampling, args.seed or 0, args.n, args.stop or [], **draft)
+    others, draft, drawn = [""] * (args.n - 1), drafting(model, args), (args.max_new_tokens, sampling, args.seed or 0)
+    if any(getattr(args, name) is not None for name in GRAMMARS):
+        from lm.pretrained.constrain import constrained
+
+        stream = constrained(model, args.prompt, grammar_of(args), *drawn, args.n)
+    else:
+        stream = model.stream(args.prompt, *drawn, args.n, args.stop or [], **draft)
     for i, (first, *rest) in enumerate(stream):
         if i == 0:  # only after the prompt was accepted: an error is printed alone
             header(1, args.n)
@@ -213,6 +232,23 @@ def draw(model: Any, args: argparse.Namespace) -> None:
         write(f"{before}{text}\n")
     if draft:
         print(draft["acceptance"], file=sys.stderr)
+
+
+def grammar_of(args: argparse.Namespace) -> Any:
+    """The grammar that is asked for. Raises ValueError for a schema that is not JSON."""
+    from lm.decode.grammar import Choice, JsonSchema, Regex
+
+    if args.regex is not None:
+        return Regex(args.regex)
+    if args.choice is not None:
+        return Choice(tuple(args.choice))
+    schema = args.json_schema
+    schema = Path(schema[1:]).read_text(encoding="utf-8") if schema.startswith("@") else schema
+    try:
+        json.loads(schema)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"--json-schema {schema[:40]!r} is not JSON: {error}") from None
+    return JsonSchema(schema)
 
 
 def drafting(model: Any, args: argparse.Namespace) -> dict[str, Any]:

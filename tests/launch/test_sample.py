@@ -1,6 +1,7 @@
 """`lm sample` writes the first text as it comes, and then the others."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import lm.machine.hardware
 from launch.__main__ import main
 from lm.decode.beam import BeamSearch
+from lm.decode.grammar import Choice, Grammar, JsonSchema, Regex
 from lm.decode.sampling import Sampling
 from lm.decode.speculative import PromptLookup
 from lm.pretrained.fill import FilledMasks
@@ -87,6 +89,9 @@ def test_a_beam_search_has_scores(capsys: pytest.CaptureFixture[str]) -> None:
         (["--draft-tokens", "2"], "--draft-tokens is of speculative decoding: add --draft MODEL or --prompt-lookup"),
         (["--draft-tokens", "0", "--prompt-lookup"], "tokens=0"),
         (["--beams", "-1"], "beams=-1"),
+        (["--beams", "2", "--choice", "a"], "--choice is for drawn"),
+        (["--regex", "a", "--stop", "b"], "--stop is not for the texts of a grammar"),
+        (["--json-schema", "{"], "--json-schema '{' is not JSON"),
         (["--beams", "2", "-n", "3"], "n=3 texts of beams=2"),
     ],
 )
@@ -102,6 +107,34 @@ def test_drafts_are_the_model_s_or_looked_up_and_their_acceptance_is_told(capsys
     assert found.err == "6 of 8 drafted tokens accepted (75%), 0.00 a call\n"
     assert main(["sample", "r", "--prompt-lookup"]) == 0
     assert capsys.readouterr().out == f"{PromptLookup(4)} None 0a0b\n"
+
+
+@pytest.mark.parametrize(
+    ("asked", "grammar"),
+    [
+        (["--regex", "a+"], Regex("a+")),
+        (["--choice", "a", "--choice", "b"], Choice(("a", "b"))),
+        (["--json-schema", "{}"], JsonSchema("{}")),
+        (["--json-schema", "@schema.json"], JsonSchema("[]\n")),
+    ],
+)
+def test_a_grammar_reaches_the_model(
+    asked: list[str],
+    grammar: Grammar,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    def constrained(model: Parrot, prompt: str, of: Grammar, *drawn: Any) -> Iterator[list[str]]:
+        assert (of, *drawn) == (grammar, 9, Sampling(0.5, top_p=0.95), 3, 2)
+        yield ["x", "y"]
+
+    (tmp_path / "schema.json").write_text("[]\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lm.pretrained.constrain.constrained", constrained)
+    options = ["--prompt", ">", "-n", "2", "--max-new-tokens", "9", "--temperature", "0.5", "--seed", "3"]
+    assert main(["sample", "r", *options, *asked]) == 0
+    assert capsys.readouterr().out == "--- 1 of 2 ---\n>x\n--- 2 of 2 ---\n>y\n"
 
 
 @pytest.mark.parametrize("asked", [["--max-new-tokens", "9"], ["--seed", "0"], ["--beams", "2"], ["--prompt-lookup"]])

@@ -13,7 +13,8 @@ import pytest
 from lm.decode.sampling import Sampling
 from lm.decode.speculative import Acceptance
 from lm.model.families import bert, llama, t5_v1_1
-from lm.model.int8 import Int8, has_kernel
+from lm.model.int8 import Int8
+from lm.model.native import has_kernel
 from lm.model.transformer import Transformer
 from lm.pretrained import Pretrained, load
 from lm.pretrained.score import score
