@@ -209,7 +209,7 @@ def test_the_weights_to_decode_by_are_the_decoder_s(tmp_path: Path) -> None:
     np.testing.assert_array_equal(model.logits([[1, 2]]), load(tmp_path / "out").logits([[1, 2]]))
     with pytest.raises(ValueError, match="weights='int8' are to decode by, and this model is an encoder: leave them"):
         load(checkpoint(BY_NAME[BERT], tmp_path / "bert"), weights="int8")
-    with pytest.raises(ValueError, match="weights='q8': expected float32 or int8"):
+    with pytest.raises(ValueError, match="weights='q8': expected float32, bfloat16 or int8"):
         load("nowhere", weights="q8")
 
 
