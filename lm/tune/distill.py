@@ -241,10 +241,7 @@ class FromCache(Distillation):
     def batches(self, step: int) -> BatchReader:
         """The batches with the teacher's outputs, of which those that are not kept are computed now."""
         outputs = Outputs(self._key())
-        if missing := outputs.missing(step, self.steps):
-            compute = self._computed()
-            for block in missing:
-                outputs.write(block, self._batch, compute)
+        outputs.complete(step, self.steps, self._batch, self._computed)
         return Reader(lambda n: outputs.beside(n, self._batch(n)), step, threads=1, ahead=4)
 
     def _batch(self, step: int) -> Batch:

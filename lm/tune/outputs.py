@@ -5,6 +5,7 @@ steps, each a folder of the cache that is written at once: a run that was killed
 last block, and runs that read the same rows share them.
 """
 
+import contextlib
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ import jax
 import numpy as np
 
 from lm.data.objective import Batch, padded
+from lm.machine import processes
 from lm.machine.cache import cache_dir, discard, is_complete, locked, write_folder
+from lm.machine.monitor import preparing
 
 BLOCK = 8  # steps
 READ = "read.npy"  # in a block: a checksum of each step's tokens
@@ -35,6 +38,21 @@ class Outputs:
         """The blocks of steps from `start` up to `steps` that are not kept."""
         blocks = range(start // BLOCK, -(-steps // BLOCK))
         return [block for block in blocks if not is_complete(self._folder(block))]
+
+    def complete(
+        self, start: int, steps: int, batch: Callable[[int], Batch], build: Callable[[], Callable[[Batch], Batch]]
+    ) -> None:
+        """Compute what is missing of the steps from `start` up to `steps`, and keep it; `build` makes (batch) -> arrays
+        where something is."""
+        missing = self.missing(start, steps)
+        if not missing:
+            return
+        what, compute = f"the teacher's outputs of {len(missing) * BLOCK:,} steps", build()
+        with preparing() if processes.is_first() else contextlib.nullcontext(_silent) as progress:
+            progress(what, 0, 1)
+            for block in missing:
+                self.write(block, batch, compute)
+            progress(what, 1, 1)
 
     def write(self, block: int, batch: Callable[[int], Batch], compute: Callable[[Batch], Batch]) -> None:
         """Keep what `compute` gives for each `batch` of the steps in `block`."""
@@ -60,6 +78,10 @@ def _fill(folder: Path, block: int, batch: Callable[[int], Batch], compute: Call
     np.save(folder / READ, np.array([_checksum(one) for one in batches], np.uint32))
     for name in found[0]:
         np.save(folder / f"{name}.npy", np.stack([one[name] for one in found]))
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """No progress: for processes other than the first."""
 
 
 def by_rows(function: Callable[[Batch], Any], batch: Batch, rows: int) -> Batch:

@@ -7,8 +7,10 @@ import pytest
 
 import experiments
 from lm.data.conversations import Conversations, encode_record
+from lm.experiment import changed
 from lm.model import count
 from lm.text.tokenizer import Bytes
+from lm.value import plain
 from tests.tune.talks import assistant, user
 
 NAMES = [path.stem for path in sorted((Path(experiments.__file__).parent / "tune").glob("[!_]*.py"))]
@@ -34,3 +36,11 @@ def test_the_small_one_starts_from_the_quickstart_and_its_template_marks_the_ans
 
 def test_smollm2_has_the_published_size() -> None:
     assert count.parameters(importlib.import_module("experiments.tune.sft_chat").experiment.model) == 134_515_008
+
+
+def test_the_student_is_a_quarter_of_its_teacher_and_differs_from_the_one_alone_by_method() -> None:
+    page, first = (importlib.import_module(f"experiments.{name}") for name in ("tune.distill", "quickstart"))
+    method, taught = page.experiment.method, page.distillation.resolved["teacher"][0]
+    assert method.teacher_model == first.experiment.model and taught.method == method
+    assert 3.5 < count.parameters(method.teacher_model) / count.parameters(page.experiment.model) < 5
+    assert {path.split(".")[0] for path, *_ in changed(plain(page.alone), plain(page.experiment))} == {"method"}
