@@ -167,7 +167,6 @@ BY_FILE = {
         ("attention to nothing is not a number", "have[i].total > 0 ? 1 / have[i].total : 0", "1 / have[i].total"),
     ),
     "lm/model/native.py": (
-        ("bfloat16 is multiplied as it is", "values = self.values.astype(jnp.float32)", "values = self.values"),
         ("more matrices than a call takes are one", "ws[first : first + MOST]", "ws[:MOST]"),
     ),
     "lm/machine/native.py": (
