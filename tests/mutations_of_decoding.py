@@ -166,9 +166,7 @@ BY_FILE = {
         ("what is not a number is zero", "~(words)(x <= -87.f)", "(words)(x > -87.f)"),
         ("attention to nothing is not a number", "have[i].total > 0 ? 1 / have[i].total : 0", "1 / have[i].total"),
     ),
-    "lm/model/native.py": (
-        ("more matrices than a call takes are one", "ws[first : first + MOST]", "ws[:MOST]"),
-    ),
+    "lm/model/native.py": (("more matrices than a call takes are one", "ws[first : first + MOST]", "ws[:MOST]"),),
     "lm/machine/native.py": (
         ("a compiler's errors are the user's", "except (OSError, subprocess.CalledProcessError):", "except OSError:"),
     ),

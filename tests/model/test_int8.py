@@ -80,9 +80,11 @@ def test_a_model_decodes_by_8_bits(name: str) -> None:
 
 
 @with_kernel
-@pytest.mark.slow  # of the kernel itself, `test_a_row_has_the_same_bits_in_any_company` shows it
-def test_the_engine_gives_the_same_bits_alone_and_in_company() -> None:
-    decoder = for_decoding(Transformer(LLAMA, SIMPLE), lively(LLAMA), "int8")
+@pytest.mark.parametrize(
+    "weights", ["float32", *(pytest.param(w, marks=pytest.mark.slow) for w in ("bfloat16", "int8"))]
+)
+def test_the_engine_gives_the_same_bits_alone_and_in_company(weights: str) -> None:
+    decoder = for_decoding(Transformer(LLAMA, SIMPLE), lively(LLAMA), weights)
     requests = [Request([3, 1, 4][: i + 1], 5, Sampling(0.7), seed=i, top_logprobs=2) for i in range(3)]
     engine = Engine(decoder.model, decoder.params, slots=3)
     assert [engine.generate([request])[0] for request in requests] == [

