@@ -28,10 +28,12 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from lm.machine import processes
+from lm.machine.buckets import file_system
 from lm.value import suggest
 
 T = TypeVar("T")
 ABOUT, ARRAYS = "about", "state"
+FILE = f"{ABOUT}/about.json"  # of a checkpoint, what it says of itself
 CURES = {
     "write": "free some disk space, or choose a folder that can be written",
     "read": "is it the checkpoints folder of a run, and may you read it?",
@@ -108,11 +110,17 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def digest(self) -> str:
-        """A hash of what the newest checkpoint holds. Raises ValueError where there is none."""
-        if self.latest is None:
+        """A hash of what the newest checkpoint holds. Raises ValueError where there is none.
+
+        One process of several may ask alone, where orbax's manager would wait for the others."""
+        with file_system("read", self.directory) as (fs, root):
+            names = [path.rpartition("/")[2] for path in fs.ls(root, detail=False)] if fs.exists(root) else []
+            files = [f"{root}/{step}/{FILE}" for step in sorted((name for name in names if name.isdigit()), key=int)]
+            text = next((fs.read_text(file) for file in reversed(files) if fs.exists(file)), "")
+        if not text:
             raise ValueError(f"no checkpoint to read in {self.directory}: start over in an empty folder")
         with self._explained("read"):
-            return _digest(self._about(self.latest))
+            return _digest(_checked(text))
 
     # ------------------------------------------------------------ writing
 
@@ -261,10 +269,7 @@ class Checkpoints:
         )
 
     def _about(self, step: int) -> dict[str, Any]:
-        about = json.loads((self._manager.directory / str(step) / ABOUT / "about.json").read_text())
-        if about.pop("digest") != _digest(about):
-            raise ValueError("about.json does not match its checksum")
-        return about
+        return _checked((self._manager.directory / str(step) / FILE).read_text())
 
     def _read(self, step: int, abstract: T, wanted: dict[str, Any], saved: dict[str, Any]) -> T:
         ocp = _orbax()
@@ -378,6 +383,14 @@ def checksum(x: jax.Array) -> jax.Array:
 
 def _word(dtype: Any) -> Any:
     return {1: jnp.uint8, 2: jnp.uint16}.get(jnp.dtype(dtype).itemsize, jnp.uint32)
+
+
+def _checked(text: str) -> dict[str, Any]:
+    """What a checkpoint says of itself. Raises ValueError where that does not match its checksum."""
+    about: dict[str, Any] = json.loads(text)
+    if about.pop("digest") != _digest(about):
+        raise ValueError("about.json does not match its checksum")
+    return about
 
 
 def _digest(about: Mapping[str, Any]) -> str:

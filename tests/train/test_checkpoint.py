@@ -146,6 +146,23 @@ def test_a_step_is_saved_once(open_at: Callable[..., Checkpoints]) -> None:
     assert checkpoints.restore(abstract())[1] == {"first": True}
 
 
+def test_a_digest_is_of_the_newest_and_waits_for_no_other_process(
+    open_at: Callable[..., Checkpoints], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Orbax's manager is made and asked by all processes together."""
+    folder = filled(open_at, 1, 2)
+    (folder / "3.tmp").mkdir()  # not finished
+    monkeypatch.setattr("lm.train.checkpoint._orbax", lambda: pytest.fail("orbax was asked"))
+    first = Checkpoints(folder).digest()
+    about = json.loads((folder / "2" / "about" / "about.json").read_text())
+    assert first == about["digest"]
+    (folder / "2" / "about" / "about.json").write_text(json.dumps({**about, "step": 7}))
+    with pytest.raises(ValueError, match="does not match its checksum"):
+        Checkpoints(folder).digest()
+    with pytest.raises(ValueError, match="no checkpoint to read in"):
+        Checkpoints(tmp_path / "none").digest()
+
+
 def test_none_at_all_is_an_error_and_makes_no_folder(open_at: Callable[..., Checkpoints]) -> None:
     checkpoints = open_at()
     with pytest.raises(ValueError, match="no checkpoint to read in"):
