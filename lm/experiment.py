@@ -30,10 +30,14 @@ from lm.train.method import Learner, Method
 from lm.train.optim import AdamW, Optimizer
 from lm.train.schedule import Cosine
 from lm.tune.distill import Distill  # noqa: F401 - `--set method=Distill(…)`
+from lm.tune.dpo import DPO  # noqa: F401
 from lm.tune.grpo import GRPO  # noqa: F401
+from lm.tune.kto import KTO  # noqa: F401
 from lm.tune.lora import DoRA, LoRA  # noqa: F401 - `--set trains=LoRA(rank=8)` finds what is imported
+from lm.tune.orpo import ORPO  # noqa: F401
 from lm.tune.pretrain import Pretrain
 from lm.tune.sft import SFT  # noqa: F401 - `--set method=SFT()`
+from lm.tune.simpo import SimPO  # noqa: F401
 from lm.tune.start import Start
 from lm.tune.trains import All, Only, Trains  # noqa: F401
 from lm.value import suggest

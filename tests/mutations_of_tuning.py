@@ -31,6 +31,9 @@ TESTS = {
     "lm/tune/divergence.py": ("tests/tune/test_distill.py",),
     "lm/tune/outputs.py": ("tests/tune/test_distill.py",),
     "lm/run/models.py": ("tests/tune/test_distill.py",),
+    "lm/tune/preferences.py": ("tests/tune/test_preferences.py",),
+    "lm/tune/sequences.py": of("tune/test_preferences", "sums_are_of_each_side_s_masked_targets"),
+    **{f"lm/tune/{name}.py": ("tests/tune/test_preference_losses.py",) for name in ("dpo", "kto", "orpo", "simpo")},
     "lm/run/start.py": ("tests/run/test_start.py",),
     **dict.fromkeys(
         ("lm/pretrained/peft.py", "lm/pretrained/peft_config.py", "lm/pretrained/peft_save.py"),
@@ -39,6 +42,37 @@ TESTS = {
 }
 
 BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "lm/tune/preferences.py": (
+        ("the reference moves", "self.trained.logprobs(frozen, batch)}", "self.trained.logprobs(params, batch)}"),
+        ("the reference is computed at every step", "if any(key not in self.known for key in keys):", "if True:"),
+        ("a run that resumes forgets the reference", "iter(range(step))", "iter(range(0))"),
+        ("held-out measures count empty pairs", '"pairs": weights.sum()}', '"pairs": jnp.float32(weights.size)}'),
+    ),
+    "lm/tune/sequences.py": (
+        ("the prompt is part of a side", "jnp.where(mask > 0, logprobs, 0)", "logprobs * (mask >= 0)"),
+        ("padding is part of the first side", "one_hot(segment_ids - 1,", "one_hot(segment_ids * 0,"),
+    ),
+    "lm/tune/dpo.py": (
+        (
+            "label smoothing is ignored",
+            "return -(1 - label_smoothing) * log_sigmoid(d) - label_smoothing",
+            "return -log_sigmoid(d) - 0",
+        ),
+        ("IPO reads sums", "if self.loss in BY_TOKEN else ratios", "if False else ratios"),
+        ("rewards lack beta", "chosen_and_rejected(self.beta * chosen,", "chosen_and_rejected(chosen,"),
+    ),
+    "lm/tune/kto.py": (
+        ("the reference point may be negative", "jnp.maximum(mean, 0)", "jnp.maximum(mean, -100)"),
+        ("the reference point has a gradient", "jax.lax.stop_gradient(", "jnp.asarray("),
+    ),
+    "lm/tune/simpo.py": (
+        (
+            "the margin is multiplied by beta",
+            "beta * (chosen - rejected) - gamma)",
+            "beta * (chosen - rejected - gamma))",
+        ),
+    ),
+    "lm/tune/orpo.py": (("odds are probabilities", " - (log1mexp(chosen) - log1mexp(rejected))", ""),),
     "lm/model/adapted.py": (
         ("the change is not scaled", "contract=a.ndim - 1) * self.scale, b)", "contract=a.ndim - 1), b)"),
         ("a merged change is not scaled", "self.dense + self.scale * jax", "self.dense + jax"),

@@ -30,13 +30,18 @@ from lm.model.transformer import Transformer
 from lm.sharding.mesh import make_mesh
 from lm.sharding.rules import Layout
 from lm.train.step import build_step, state_shardings
+from lm.tune.dpo import DPO
 from lm.tune.grpo import GRPO
+from lm.tune.kto import KTO
+from lm.tune.orpo import ORPO
 from lm.tune.reward_functions import ExactAnswer, Format, RewardFunction, SoftLength
+from lm.tune.simpo import SimPO
 from tests.knobs import CHANGED_IN, CONTEXT, base, changes, samples
 
 SEEN = "what people see of a run; lm/experiment.py lets a run be resumed with another"
 WHEN = "when a run is looked at; training does not see it"
 CONVERSATIONS = "tests/data/test_conversations.py::test_fields_that_are_named_are_left_unread"
+LOSSES = "tests/tune/test_preference_losses.py::test_every_field_changes_the_gradient"
 PREFERENCES = "tests/data/test_preferences.py::test_fields_that_are_named_are_left_unread"
 STDLIB = "tests/data/test_stdlib.py::test_its_documents_are_those_of_the_split"
 TFDS = "tests/data/test_records.py::test_a_tfds_data_set_is_read_without_tensorflow"
@@ -69,6 +74,11 @@ ELSEWHERE = {
     **{f"GRPO.{field.name}": GRPO_FIELDS for field in dataclasses.fields(GRPO)},
     **{f"GRPO.{name}": f"tests/tune/test_grpo.py::{test}" for name, test in GRPO_TESTS.items()},
     "GRPO.reward_seconds": TIMELESS,
+    **{
+        f"{kind.__name__}.{field.name}": LOSSES
+        for kind in (DPO, KTO, ORPO, SimPO)
+        for field in dataclasses.fields(kind)
+    },
     **{
         f"{cls.__name__}.{field.name}": f"{REWARDS}test_exact_answers_formats_and_lengths"
         for cls in (ExactAnswer, Format, SoftLength)
