@@ -160,6 +160,11 @@ def on_first_process(name: str, f: Callable[[], Any]) -> None:
     all_or_raise(name, f if is_first() else lambda: None)
 
 
+def in_any(name: str, here: bool) -> bool:
+    """Whether a thing is so in any process, of which each says whether it is so `here`; then a barrier."""
+    return here if count() == 1 else bool(_share_error(name, "yes" if here else ""))
+
+
 def _share_error(name: str, error: str) -> str:
     """The first error of any process (each gives its own, "" for none), returned to all: a barrier by key-value
     store."""

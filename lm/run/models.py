@@ -42,7 +42,7 @@ def check_models(experiment: Experiment, folder: Path) -> None:
 def _check_models(experiment: Experiment, folder: Path) -> None:
     recorded = _recorded_models(folder)
     for role, model in experiment.method.models.items():
-        _check_context(experiment.length, f"method.{role}_model", model.config)
+        _check_context(_longest(experiment), f"method.{role}_model", model.config)
         known = recorded.get(role, {}).get("fingerprint", "")
         if model.path is not None and (found := open_recorded(f"method.{role}", model.path, known, folder)):
             opened, fingerprint = found
@@ -55,6 +55,12 @@ def _recorded_models(folder: Path) -> dict[str, Any]:
     """What is recorded of each model that the method reads, by role."""
     file = folder / MODELS
     return dict(json.loads(file.read_text())) if file.is_file() else {}
+
+
+def _longest(experiment: Experiment) -> int:
+    """Tokens in the longest row that the method reads, of training or of an extra evaluation."""
+    times = [one.times for one in experiment.evaluations.values() if one.objective is None]
+    return experiment.length * max([1, *times])
 
 
 def _check_context(length: int, field: str, model: ModelConfig) -> None:

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.experiment import Experiment
+from lm.experiment import Evaluation, Experiment
 from lm.legal import check_mesh
 from lm.machine.monitor import Bar
 from lm.model.families import llama
 from lm.model.inputs import Inputs
+from lm.model.positions import Learned
 from lm.model.transformer import Transformer
 from lm.plan.compile import batch_shapes
 from lm.pretrained import load
@@ -232,6 +233,9 @@ def test_what_does_not_fit_is_refused_before_the_first_step(
         course.train(wider, tmp_path / "run")
     short = declared.replace(method=dict(teacher_model=dict(context=16)))
     course.check_models(short, course.claim(tmp_path / "short", short, ""))  # rotary positions have no end
+    ends = declared.replace(method=dict(teacher_model=dict(positions=Learned())), evaluations={"far": Evaluation(2)})
+    with pytest.raises(ValueError, match=r"rows have 64 tokens, and method.teacher_model.context=32: lower seq_len"):
+        course.check_models(ends, course.claim(tmp_path / "ends", ends, ""))
     other = replace(declared, data=replace(declared.data, tokenizer=Characters()))
     with pytest.raises(ValueError, match=r"^method.teacher: .* learned with another vocabulary \(258 tokens\)"):
         course.train(other, tmp_path / "other")
