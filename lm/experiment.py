@@ -36,6 +36,7 @@ from lm.tune.kto import KTO  # noqa: F401
 from lm.tune.lora import DoRA, LoRA  # noqa: F401 - `--set trains=LoRA(rank=8)` finds what is imported
 from lm.tune.orpo import ORPO  # noqa: F401
 from lm.tune.pretrain import Pretrain
+from lm.tune.reward import Reward  # noqa: F401 - `--set method=Reward()`
 from lm.tune.sft import SFT  # noqa: F401 - `--set method=SFT()`
 from lm.tune.simpo import SimPO  # noqa: F401
 from lm.tune.start import Start

@@ -4,6 +4,10 @@ CONVERSATIONS = ("tests/data/test_conversations.py",)
 TESTS = {
     **dict.fromkeys(("lm/data/conversations.py", "lm/data/examples.py"), CONVERSATIONS),
     **{f"lm/data/{name}.py": (f"tests/data/test_{name}.py", *CONVERSATIONS) for name in ("objective", "store")},
+    "lm/data/preferences.py": (
+        "tests/data/test_preferences.py",
+        "tests/tune/test_reward.py::test_packed_is_alone_and_read_at_the_eos",
+    ),
     "lm/data/pack.py": ("tests/data/test_pack.py", *CONVERSATIONS, "tests/data/test_preferences.py"),
     "lm/text/chat.py": ("tests/text/test_chat.py", *CONVERSATIONS),
     "lm/data/encoded.py": ("tests/data/test_store.py", "tests/tune/test_pretrain.py"),
@@ -31,6 +35,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("there may be two bos", "begin = missing_bos(tokenizer, ids)", "begin = [x for x in [tokenizer.bos] if x]"),
     ),
     "lm/data/preferences.py": (
+        ("the last token of a row has no reward", "return context.seq_len - 1", "return context.seq_len"),
         ("equal sides are kept", 'one" if equal else "")', 'one" if False else "")'),
         ("a prompt ends inside a word", "while at and not chosen", "while False and not chosen"),
         ("an id depends on the place in a row", "rows.documents[own] - 2 * k,", "rows.documents[own],"),

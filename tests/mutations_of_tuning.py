@@ -28,6 +28,11 @@ TESTS = {
     ),
     "lm/tune/distill.py": ("tests/tune/test_distill.py",),
     "lm/pretrained/classifiers.py": ("tests/pretrained/test_scores.py",),
+    "lm/tune/reward.py": of(
+        "tune/test_reward",
+        *("loss_gradient_and_metrics_are_trl_s", "calibration_is_the_distance_of_shares_from_probabilities"),
+        "packed_is_alone_and_read_at_the_eos",
+    ),
     "lm/tune/divergence.py": ("tests/tune/test_distill.py",),
     "lm/tune/outputs.py": ("tests/tune/test_distill.py",),
     "lm/run/models.py": ("tests/tune/test_distill.py",),
@@ -112,6 +117,13 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
             'evaluate(self.join(params, frozen["base"])',
             'evaluate(self.join(params, frozen["base"], jax.random.key(0))',
         ),
+    ),
+    "lm/tune/reward.py": (
+        ("a margin makes a pair easier", "chosen - rejected - margins", "chosen - rejected + margins"),
+        ("both rewards are centred by themselves", "(chosen + rejected) ** 2)", "(chosen**2 + rejected**2))"),
+        ("the score is read all through", '[..., 0] * tokens["ends"]', "[..., 0]"),
+        ("an equal pair is right", "(chosen > rejected)", "(chosen >= rejected)"),
+        ("confidence is of the chosen side", "sigmoid(jnp.abs(difference))", "sigmoid(difference)"),
     ),
     "lm/pretrained/classifiers.py": (
         ("a config without labels has one", "else count or LABELS", "else count or 1"),

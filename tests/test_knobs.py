@@ -107,6 +107,8 @@ ELSEWHERE = {
     **dict.fromkeys(("UnpairedPreferences.records", "UnpairedPreferences.other_fields"), PREFERENCES),
     "Data.chat_template": "tests/tune/test_sft.py::test_a_run_is_measured_replies_and_is_loaded_with_its_template",
     **dict.fromkeys(("Stdlib.part", "Stdlib.folder"), STDLIB),
+    "StdlibPairs.folder": "tests/data/test_talks.py::test_an_answer_is_preferred_to_its_words_in_another_order",
+    "Reward.centering": "tests/tune/test_reward.py::test_loss_gradient_and_metrics_are_trl_s",
     "StdlibTalks.folder": "tests/data/test_talks.py::test_a_talk_asks_what_it_does_and_what_it_takes",
     **{f"Tfds.{field.name}": TFDS for field in dataclasses.fields(Tfds)},
 }

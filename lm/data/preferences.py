@@ -36,6 +36,7 @@ from lm.data.objective import (
     RowRng,
     Rows,
     default_row_rng,
+    positions,
 )
 from lm.data.source import Documents, not_empty
 from lm.text.tokenizer import Tokenizer
@@ -256,6 +257,32 @@ class PreferencePairs(Replies):
         first = mask * (batch["segment_ids"] % 2)
         own_arrays = {"weights": weights, "values": values, "pair_ids": ids}
         return {**batch, "loss_mask": mask, "first_weights": first.astype(np.float32), **own_arrays}
+
+
+@dataclass(frozen=True)
+class WholePairs(PreferencePairs):
+    """The pairs of a row, of which each side is read to its last token, its eos for instance: there it has its
+    reward."""
+
+    def row_tokens(self, context: ObjectiveContext) -> int:
+        return context.seq_len - 1  # no token is a target alone: a row of T + 1 would have one that is not read
+
+    def batch(self, rows: Rows, context: ObjectiveContext = NO_CONTEXT, row_rng: RowRng = default_row_rng) -> Batch:
+        """The batch of `rows`, of T tokens.
+
+        Returns:
+          tokens, segment_ids, positions, weights and values as PreferencePairs;
+          ends: 1 for the last token of each side, float32 [R, T]."""
+        segments = rows.segments.astype(np.int32)
+        following = np.pad(segments[:, 1:], ((0, 0), (0, 1)))
+        pairs = super().batch(rows, context, row_rng)
+        return {
+            "tokens": rows.tokens.astype(np.int32),
+            "segment_ids": segments,
+            "positions": positions(segments),
+            "ends": ((segments > 0) & (segments != following)).astype(np.float32),
+            **{name: pairs[name] for name in ("weights", "values")},
+        }
 
 
 @dataclass(frozen=True)

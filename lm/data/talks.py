@@ -1,12 +1,13 @@
 """Conversations about Python's standard library, made from its docstrings: what a function does, and its parameters.
 
-For experiments that run with no download, as stdlib.py: Conversations(StdlibTalks()). A file is held out with all of
-its talks.
+For experiments that run with no download, as stdlib.py: Conversations(StdlibTalks()), Preferences(StdlibPairs()). A
+file is held out with all of its talks.
 """
 
 import ast
 import functools
 import json
+import random
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +32,25 @@ class StdlibTalks(Source):
 
     def fingerprint(self) -> str:
         return identity(library(self.folder), "talks 1")
+
+
+@dataclass(frozen=True)
+class StdlibPairs(StdlibTalks):
+    """A preference pair, as JSON, for each of these talks: its first answer is better than the same words shuffled."""
+
+    def documents(self, split: str) -> Documents:
+        talks = super().documents(split)
+        return Documents(len(talks), lambda i: _pair(talks[i]))
+
+    def fingerprint(self) -> str:
+        return identity(library(self.folder), "shuffled talks 1")
+
+
+def _pair(talk: str) -> str:
+    asked, answer, *_ = json.loads(talk)["messages"]
+    words = answer["content"].split()
+    random.Random(answer["content"]).shuffle(words)
+    return json.dumps({"prompt": [asked], "chosen": [answer], "rejected": [{**answer, "content": " ".join(words)}]})
 
 
 @functools.lru_cache(maxsize=4)

@@ -25,6 +25,7 @@ from lm.sharding.tracing import axis_size, constrain
 AXIS = "context"
 BY_TOKEN: tuple[str, ...] = ("tokens", "targets", "weights", "segment_ids", "positions", "prefix", "token_types")
 BY_TOKEN += ("teacher_ids", "teacher_log_probs", "teacher_rest")  # lm/tune/distill.py
+BY_TOKEN += ("ends",)  # lm/data/preferences.py
 PARTITIONED = ("plain", "blocked", "flash", "cudnn")  # by the compiler itself, where the sequence is whole
 
 

@@ -157,7 +157,9 @@ class RunReport:
             measure.format(self.record.final.get(f"eval/{source}/{measure.name}")),
             self.record.baselines(source),
         )
-        best = measure == self.record.headline and others and self.record.value(source) <= min(others.values())
+        sign = -1 if measure.higher_is_better else 1
+        levels = [sign * level for level in others.values()]
+        best = measure == self.record.headline and levels and sign * self.record.value(source) <= min(levels)
         return tag("span", shown, class_="win") if best else shown
 
     def _baseline_cells(self, source: str, names: Sequence[str]) -> list[str]:

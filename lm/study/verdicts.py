@@ -7,7 +7,10 @@ from lm.page.words import ALPHA, Estimate, plural, signed
 from lm.study.statistics import MOST_SEEDS, Difference
 
 # the last part of a measure's name -> whether less is better (-1), or more (1)
-BETTER: Mapping[str, int] = {"loss": -1, "perplexity": -1, "bits_per_byte": -1, "accuracy": 1, "next_sentence": 1}
+BETTER: Mapping[str, int] = {
+    **dict.fromkeys(("loss", "perplexity", "bits_per_byte", "calibration_error"), -1),
+    **dict.fromkeys(("accuracy", "next_sentence"), 1),
+}
 SAME, UNKNOWN = "same", "cannot tell"
 
 

@@ -21,7 +21,8 @@ class Sequences(NamedTuple):
 def by_side(values: jax.Array, segment_ids: jax.Array, pairs: int) -> jax.Array:
     """The sums [B, P, 2] of `values` [B, T] over each of the 2 P segments of a row: pair k has 2 k - 1 and 2 k."""
     which = jax.nn.one_hot(segment_ids - 1, 2 * pairs, dtype=values.dtype)  # padding is in none
-    return jnp.einsum("bt,btn->bn", values, which).reshape(len(values), pairs, 2)
+    sums = jnp.einsum("bt,btn->bn", values, which, precision=jax.lax.Precision.HIGHEST)
+    return sums.reshape(len(values), pairs, 2)
 
 
 def sequences(logprobs: jax.Array, mask: jax.Array, segment_ids: jax.Array, pairs: int) -> Sequences:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lm.data.talks import StdlibTalks, talks_of
+from lm.data.talks import StdlibPairs, StdlibTalks, talks_of
 
 CODE = '''
 def plain(a, b=1):
@@ -47,3 +47,19 @@ def test_files_are_held_out_with_all_of_their_talks(tmp_path: Path) -> None:
     assert before == StdlibTalks(str(tmp_path)).fingerprint() and len(before) == 16
     with pytest.raises(ValueError, match="no Python standard library"):
         StdlibTalks(str(tmp_path / "none")).documents("train")
+
+
+def test_an_answer_is_preferred_to_its_words_in_another_order(tmp_path: Path) -> None:
+    for name in ("textwrap", "argparse", "other"):
+        (tmp_path / f"{name}.py").write_text(f'def {name}(): "Answers what {name} does, in some words."\n' + "#" * 64)
+    talks, pairs = (
+        [json.loads(one) for one in source.documents("train")]
+        for source in (StdlibTalks(str(tmp_path)), StdlibPairs(str(tmp_path)))
+    )
+    assert [pair["prompt"] + pair["chosen"] for pair in pairs] == [talk["messages"][:2] for talk in talks]
+    for pair in pairs:
+        (chosen,), (rejected,) = pair["chosen"], pair["rejected"]
+        assert chosen["content"] != rejected["content"] and rejected["role"] == "assistant"
+        assert sorted(chosen["content"].split()) == sorted(rejected["content"].split())
+    assert list(StdlibPairs(str(tmp_path)).documents("train")) == [json.dumps(pair) for pair in pairs]
+    assert StdlibPairs(str(tmp_path)).fingerprint() != StdlibTalks(str(tmp_path)).fingerprint()
