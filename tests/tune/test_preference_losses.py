@@ -13,7 +13,7 @@ import pytest
 
 from lm.tune import preferences
 from lm.tune.dpo import DPO, apo_down_loss, apo_zero_loss, dpo_loss
-from lm.tune.kto import KTO
+from lm.tune.kto import KTO, reference_point
 from lm.tune.orpo import ORPO, log1mexp, log_odds_ratio
 from lm.tune.preferences import REFERENCE, Preference
 from lm.tune.simpo import SimPO
@@ -87,6 +87,11 @@ def test_at_the_reference_losses_are_known() -> None:
     zero = jnp.zeros(())
     assert float(dpo_loss(zero, zero, 0.1, 0.3)) == pytest.approx(math.log(2))
     assert float(apo_zero_loss(zero, zero, 0.1)) == float(apo_down_loss(zero, zero, 0.1)) == 1
+
+
+def test_the_reference_point_of_kto_is_a_weighted_mean_and_not_negative() -> None:
+    ratios, weights = jnp.array([[1.0, 4.0, 9.0]]), jnp.array([[0.5, 0.25, 0.0]])
+    assert float(reference_point(ratios, weights)) == 2 and float(reference_point(-ratios, weights)) == 0
 
 
 def test_odds_are_exact_near_certainty_and_impossibility() -> None:
