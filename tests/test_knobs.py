@@ -68,6 +68,7 @@ GRPO_TESTS = {  # those that a gradient does not show
 }
 REWARDS = "tests/tune/test_reward_functions.py::"
 TIMELESS = f"{REWARDS}test_one_that_takes_for_ever_is_called_once"
+SUMS = "tests/data/test_sums.py::"
 PROMPTS = "tests/data/test_prompts.py::test_a_batch_has_each_prompt_in_copies_with_its_record"
 # Class.field -> the test that turns it, where that takes more than a look
 ELSEWHERE = {
@@ -90,6 +91,7 @@ ELSEWHERE = {
     },
     **{f"Rollouts.{field.name}": PROMPTS for field in dataclasses.fields(Rollouts)},
     "Prompts.records": PROMPTS,
+    **dict.fromkeys(("Sums.below", "Sums.heldout"), f"{SUMS}test_every_sum_is_right_and_in_one_split_in_both_orders"),
     "Experiment.embedding": "tests/run/test_samples.py::test_an_embedding_starts_from_a_file",
     "Experiment.evaluations": "tests/run/test_extra_evals.py::test_the_same_question_has_the_same_answer",
     "Evaluation.times": "tests/run/test_extra_evals.py::test_learned_positions_end",

@@ -1,11 +1,10 @@
 """Group relative policy optimization (GRPO, 2402.03300) and its relatives, as values of one method.
 
 Each prompt gets a group of completions; what one is worth beyond the group's mean is the advantage of all its tokens.
-What its relatives differ in are fields; lm/tune/grpo_variants.py has the values of their papers. Losses and advantages
-are pure functions of arrays (lm/tune/policy_gradient.py).
+Its relatives are values of it (lm/tune/grpo_variants.py); losses are pure functions (lm/tune/policy_gradient.py).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import jax
@@ -94,24 +93,26 @@ class GRPO(Method):
         if not self.rewards:
             raise ValueError("method.rewards is empty: give at least one reward function")
         if self.sampling.greedy:
-            raise ValueError("method.sampling is greedy, so that all completions of a group would be equal")
+            raise ValueError("method.sampling is greedy: all completions of a group would be equal")
 
     @property
     def objective(self) -> Rollouts:
-        reference = ("reference_logprobs",) if self.beta else ()
+        per_token = (*PER_TOKEN, *(("reference_logprobs",) if self.beta else ()), "loss_weights")
         per_row = (*PER_ROW, *names(self.rewards), "advantages", "zero_std")
-        return Rollouts(self.group, self.max_new_tokens, (*PER_TOKEN, *reference, "loss_weights"), per_row)
+        return Rollouts(self.group, self.max_new_tokens, per_token, per_row)
 
     @property
     def measures(self) -> tuple[Measure, ...]:
         own = names(self.rewards) if len(self.rewards) > 1 else ()
-        total = Measure("reward", "reward", "a completion", higher_is_better=True)
-        each = (Measure(name, name, "a completion", higher_is_better=True) for name in own)
-        return total, *each, Measure("completion_length", "completion length", "tokens")
+        rewards = (Measure(name, name, "a completion", higher_is_better=True) for name in ("reward", *own))
+        return *rewards, Measure("completion_length", "completion length", "tokens")
 
     @property
     def headline(self) -> Measure:
         return self.measures[1 if len(self.rewards) > 1 else 0]
+
+    def smaller(self, shrink: Any) -> "GRPO":
+        return replace(self, group=2, max_new_tokens=min(self.max_new_tokens, 32), minibatches=1, epochs=1)
 
     @property
     def updates(self) -> tuple[int, int]:
@@ -155,8 +156,7 @@ class GroupRelative(OnPolicy):
         there = np.flatnonzero(~pg.equal_groups(others.totals, group))
         places = np.flatnonzero(equal)[: len(there)]
         to, of = ((at[:, None] * group + np.arange(group)).ravel() for at in (places, there[: len(places)]))
-        batch = {name: array.copy() for name, array in drawn.batch.items()}
-        totals = drawn.totals.copy()
+        batch, totals = {name: array.copy() for name, array in drawn.batch.items()}, drawn.totals.copy()
         for array, new in [*((batch[name], others.batch[name]) for name in batch), (totals, others.totals)]:
             array[to] = new[of]
         return Drawn(batch, totals)
@@ -180,7 +180,7 @@ class GroupRelative(OnPolicy):
         }
 
     def loss(self, params: Params, frozen: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
-        """Without dropout: the policy is that which was sampled from."""
+        """The policy is that which was sampled from: there is no dropout."""
         method, mask, rows = self.method, batch["weights"], batch["row_weights"]
         logprobs, entropy, losses = token_logprobs(self.model, params, batch, method.sampling.temperature)
         once = method.updates == (1, 1)

@@ -21,6 +21,7 @@ from lm.model.families import llama
 from lm.model.transformer import Transformer
 from lm.run import course
 from lm.run.evaluate import evaluate
+from lm.run.smoke import smoke
 from lm.sharding.mesh import make_mesh
 from lm.text.tokenizer import Bytes
 from lm.train.step import build_step, init_state, run_rollout
@@ -392,6 +393,13 @@ def test_stopped_and_resumed_it_has_the_same_bits(
             course.train(summing(file), tmp_path / "run")
     course.train(summing(file), tmp_path / "run")
     assert lines(tmp_path / "run") == lines(finished)
+
+
+def test_a_smoke_test_of_it_has_whole_groups(file: Path) -> None:
+    small = smoke(summing(file, group=16, minibatches=2).replace(batch_tokens=64 * 12)).on(1)
+    assert small.rows % small.method.objective.row_copies == 0 and small.method.updates == (1, 1)
+    long = summing(file, max_new_tokens=200).replace(seq_len=256, batch_tokens=256 * 8, model=dict(context=256))
+    assert small.steps <= 20 and smoke(long).method.objective.new_tokens < smoke(long).length
 
 
 @dataclass(frozen=True)
