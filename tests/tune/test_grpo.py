@@ -186,6 +186,9 @@ def test_a_rewarded_completion_becomes_likelier_and_the_others_rarer(data: Batch
         after = jax.tree.map(lambda x, g: x - 1e-3 * g, params, gradient)
         change = (batch["importance_weights"] * (learner.score(after, batch) - batch["old_logprobs"]))[2].sum()
         assert sign * change > 0
+    loss = loss_of(learner, params, batch)[0]
+    doubled = {**batch, "importance_weights": 2 * batch["importance_weights"]}
+    assert loss != 0 and loss_of(learner, params, doubled)[0] == pytest.approx(2 * loss)
 
 
 def test_groups_that_are_equal_move_nothing(data: Batches, params: Any) -> None:
