@@ -31,4 +31,5 @@ def write(file: Path, count: int = 120) -> Path:
 def ranking(file: Path) -> Experiment:
     data = Data(Mixture({"pairs": Preferences(Jsonl(str(file), heldout=0.3))}, {"pairs": 1.0}), Bytes(), Pack())
     base = replace(experiment(file.parent), data=data, prompts=(), steps=12, seq_len=32)
-    return replace(base.replace(model=dict(dropout=0.0)), model=scorer(base.model), method=Reward(centering=0.01))
+    model = scorer(replace(base.model, dropout=0.0))  # whose masks follow the order of a mesh's tokens
+    return replace(base, model=model, method=Reward(centering=0.01))
