@@ -32,9 +32,11 @@ from lm.train.schedule import Cosine
 from lm.tune.distill import Distill  # noqa: F401 - `--set method=Distill(…)`
 from lm.tune.dpo import DPO  # noqa: F401
 from lm.tune.grpo import GRPO  # noqa: F401
+from lm.tune.kl_control import AdaptiveKL, FixedKL  # noqa: F401
 from lm.tune.kto import KTO  # noqa: F401
 from lm.tune.lora import DoRA, LoRA  # noqa: F401 - `--set trains=LoRA(rank=8)` finds what is imported
 from lm.tune.orpo import ORPO  # noqa: F401
+from lm.tune.ppo import PPO  # noqa: F401
 from lm.tune.pretrain import Pretrain
 from lm.tune.reward import Reward  # noqa: F401 - `--set method=Reward()`
 from lm.tune.sft import SFT  # noqa: F401 - `--set method=SFT()`

@@ -12,6 +12,19 @@ TESTS = {
         *("what_was_cut_carries_no_loss_where_that_is_asked", "kl_off_the_reward_is_the_completion_s"),
         *("a_rewarded_completion_becomes_likelier_and_the_others_rarer", "every_field_changes_the_gradient"),
     ),
+    "lm/tune/gae.py": of(
+        "tune/test_ppo",
+        *("the_score_is_at_the_last_real_token_and_kl_costs", "advantages_are_the_sums_of_the_paper"),
+        *("whitening_is_by_the_biased_variance_of_real_tokens", "a_value_is_held_near_the_old_one"),
+    ),
+    "lm/tune/kl_control.py": of("tune/test_ppo", "the_coefficient_is_drawn_to_its_target"),
+    "lm/tune/actor_critic.py": of(
+        "tune/test_ppo",
+        *("a_value_is_of_what_is_there_before_its_token", "a_reward_model_reads_the_completion_to_its_end"),
+        *("log_probabilities_are_over_the_sampling_temperature", "the_loss_is_the_mean_over_real_tokens"),
+        *("rewards_advantages_and_returns_are_of_their_tokens", "the_value_head_starts_at_zero_and_the_policy_at"),
+        "several_updates_of_a_rollout_and_a_coefficient_after_them",
+    ),
     "lm/tune/on_policy.py": of(
         "tune/test_grpo",
         *("a_batch_has_prompts_and_completions_token_by_token", "what_a_completion_is_worth_is_its_own", BEFORE),
@@ -55,6 +68,26 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("what was cut carries loss", "kept = real & ~(", "kept = real | ("),
         ("the sampler's mismatch is not corrected", 'each *= batch["importance_weights"]', "each *= 1"),
         ("the reference is the policy", "self.score(frozen, batch)", "self.score(params, batch)"),
+    ),
+    "lm/tune/gae.py": (
+        ("the KL is a reward", "0) - coefficient * kl, 0)", "0) + coefficient * kl, 0)"),
+        ("the score is on padding", "last = mask & (", "last = ~mask | ("),
+        ("the variance is unbiased", ".var(where=mask)", ".var(where=mask, ddof=1)"),
+        (
+            "what follows a completion has a value",
+            "values, following = np.where(mask, values, 0)",
+            "values, following = values",
+        ),
+        ("the clipped value always counts", "0.5 * jnp.maximum(free, near)", "0.5 * near"),
+    ),
+    "lm/tune/kl_control.py": (("the error has no bound", "-0.2, 0.2)", "-9, 9)"),),
+    "lm/tune/actor_critic.py": (
+        ("values are a token late", "self.values(params, batch), 0)", "np.roll(self.values(params, batch), 1, 1), 0)"),
+        ("the reference is the policy", "self.score(frozen, batch)", "self.score(params, batch)"),
+        ("the coefficient stays", '"kl_coefficient": after}}', '"kl_coefficient": before["kl_coefficient"]}}'),
+        ("the reward model does not read the last token", "read))[rows, at]", "read))[rows, at - 1]"),
+        ("the value head starts as it is drawn", 'jnp.zeros_like(start["head"]["score"])', 'start["head"]["score"]'),
+        ("a cut completion keeps its reward", "if method.missing_stop is not None:", "if 0:"),
     ),
     "lm/tune/on_policy.py": (
         ("the stop token carries no loss", "< completions.lengths[:, None])", "< completions.lengths[:, None] - 1)"),

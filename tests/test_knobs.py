@@ -32,8 +32,10 @@ from lm.sharding.rules import Layout
 from lm.train.step import build_step, state_shardings
 from lm.tune.dpo import DPO
 from lm.tune.grpo import GRPO
+from lm.tune.kl_control import AdaptiveKL, FixedKL
 from lm.tune.kto import KTO
 from lm.tune.orpo import ORPO
+from lm.tune.ppo import PPO
 from lm.tune.reward_functions import ExactAnswer, Format, RewardFunction, SoftLength
 from lm.tune.simpo import SimPO
 from tests.knobs import CHANGED_IN, CONTEXT, base, changes, samples
@@ -66,6 +68,11 @@ GRPO_TESTS = {  # those that a gradient does not show
     "max_sampler_gap": "test_a_sampler_with_other_parameters_stops_the_run",
     "on_reward_error": "test_a_reward_that_fails_is_left_out_where_that_is_declared",
 }
+PPO_TESTS = {
+    "scorer": "test_a_run_reads_the_reward_model_at_its_path",
+    "minibatches": "test_several_updates_of_a_rollout_and_a_coefficient_after_them",
+    "epochs": "test_several_updates_of_a_rollout_and_a_coefficient_after_them",
+}
 REWARDS = "tests/tune/test_reward_functions.py::"
 TIMELESS = f"{REWARDS}test_one_that_takes_for_ever_is_called_once"
 SUMS = "tests/data/test_sums.py::"
@@ -75,6 +82,20 @@ ELSEWHERE = {
     **{f"GRPO.{field.name}": GRPO_FIELDS for field in dataclasses.fields(GRPO)},
     **{f"GRPO.{name}": f"tests/tune/test_grpo.py::{test}" for name, test in GRPO_TESTS.items()},
     "GRPO.reward_seconds": TIMELESS,
+    **{
+        f"PPO.{f.name}": "tests/tune/test_ppo.py::test_every_field_changes_the_gradient"
+        for f in dataclasses.fields(PPO)
+    },
+    **{f"PPO.{name}": f"tests/tune/test_ppo.py::{test}" for name, test in PPO_TESTS.items()},
+    **{
+        f"PPO.{name}": f"tests/tune/test_grpo.py::{GRPO_TESTS[name]}" for name in ("max_sampler_gap", "on_reward_error")
+    },
+    "PPO.reward_seconds": TIMELESS,
+    **{
+        f"{cls.__name__}.{f.name}": "tests/tune/test_ppo.py::test_the_coefficient_is_drawn_to_its_target"
+        for cls in (FixedKL, AdaptiveKL)
+        for f in dataclasses.fields(cls)
+    },
     **{
         f"{kind.__name__}.{field.name}": LOSSES
         for kind in (DPO, KTO, ORPO, SimPO)

@@ -178,7 +178,8 @@ class Learner:
     `params` are trained. `frozen` are parameters that the loss reads and no update changes (a reference model, the
     weights under an adapter; a tree without leaves where there are none): they have neither optimizer state nor moving
     average. They are in checkpoints all the same: the file or run that they were read from may be changed or gone when
-    a run resumes, and training against another reference would go unnoticed.
+    a run resumes, and training against another reference would go unnoticed. What a method keeps from step to step
+    beside parameters is there too (`advance`).
 
     `weights` maps the arrays of a batch that weigh its losses to the names of their sums in an evaluation. In a batch
     of training each is scaled to the sum 1, so that losses and gradients of micro-batches add up. "weights" is one."""
@@ -233,6 +234,11 @@ class Learner:
         """(loss, metrics) of a batch, sums weighed by the arrays that `weights` names. Traced; `key` is None where
         nothing may be random (evaluation)."""
         raise NotImplementedError
+
+    def advance(self, frozen: Any, batch: Batch) -> Any:
+        """`frozen` after a step with `batch`, for methods that keep something from step to step (a coefficient that
+        adapts). Traced."""
+        return frozen
 
     def prepare(self, steps: int, models: ModelReader) -> None:
         """Called once before `batches`, which may then compute for the run's `steps` what it needs of `models`."""

@@ -191,7 +191,8 @@ def step_function(
             state, metrics = update(state, batch, key)
         else:
             state, metrics = _several_updates(update, state, batch, key, *learner.updates)
-        return replace(state, step=state.step + 1), {**metrics, "tokens": tokens}
+        frozen = learner.advance(state.frozen, batch)
+        return replace(state, step=state.step + 1, frozen=frozen), {**metrics, "tokens": tokens}
 
     return step
 

@@ -182,7 +182,7 @@ class GroupRelative(OnPolicy):
     def loss(self, params: Params, frozen: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
         """The policy is that which was sampled from: there is no dropout."""
         method, mask, rows = self.method, batch["weights"], batch["row_weights"]
-        logprobs, entropy, losses = token_logprobs(self.model, params, batch, method.sampling.temperature)
+        logprobs, entropy, losses, _ = token_logprobs(self.model, params, batch, method.sampling.temperature)
         once = method.updates == (1, 1)
         old = jax.lax.stop_gradient(logprobs) if once else batch["old_logprobs"]
         ratio = pg.policy_ratio(logprobs, old, mask > 0, method.ratio)

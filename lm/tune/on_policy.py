@@ -215,9 +215,8 @@ class OnPolicy(Learner):
         table = self.rewards([record["prompt"]], [text], [record])
         each = ", ".join(f"{name} {value:g}" for name, value in zip(self.rewards.names, table[0], strict=True))
         prompt = prompt_text(record["prompt"])
-        return Sample(
-            f"{source}, held out", prompt, f"{prompt}{text}\n\n[reward {self.rewards.total(table)[0]:g}: {each}]"
-        )
+        worth = f"\n\n[reward {self.rewards.total(table)[0]:g}: {each}]" if each else ""
+        return Sample(f"{source}, held out", prompt, f"{prompt}{text}{worth}")
 
 
 @partial(jax.jit, static_argnums=(0, 3))

@@ -92,7 +92,8 @@ class Partial(Learner):
         """What the method freezes; of the model of the start what is trained itself, since `base` has the rest."""
         if not self.learner.reads_start:
             return frozen
-        return nested({path: leaf for path, leaf in by_path(frozen).items() if path in self.trained})
+        kept = {path: leaf for path, leaf in by_path(frozen).items() if path in self.trained or path not in self._axes}
+        return nested(kept)
 
     def _frozen(self, frozen: Any) -> Any:
         """What the method froze, the model of the start without adapters."""
@@ -103,7 +104,7 @@ class Partial(Learner):
         for path in self.adapted:
             assert self.adapter
             start[path] = dense(self.adapter.storage.read(at(frozen["base"], path)))
-        return nested(start)
+        return nested(kept | start)
 
     def join(self, params: Params, base: Params, key: jax.Array | None = None) -> Params:
         """The method's parameters; matrices of layers that are adapted as `Adapted`, others as arrays. `key` is of the
@@ -128,6 +129,9 @@ class Partial(Learner):
 
     def loss(self, params: Params, frozen: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
         return self.learner.loss(self.join(params, frozen["base"], key), self._frozen(frozen), batch, key)
+
+    def advance(self, frozen: Any, batch: Batch) -> Any:
+        return {**frozen, "method": self.learner.advance(frozen["method"], batch)}
 
     def evaluate(self, params: Params, frozen: Any, batch: Batch) -> Metrics:
         return self.learner.evaluate(self.join(params, frozen["base"]), self._frozen(frozen), batch)

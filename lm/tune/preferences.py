@@ -141,7 +141,7 @@ class PreferenceLearner(Learner):
 
     def _compared(self, params: Params, batch: Batch) -> tuple[Compared, jax.Array, jax.Array]:
         """The pairs compared, the sum of the chosen tokens' weighted losses, and that of the layers' own."""
-        logprobs, _, losses = token_logprobs(self.model, params, batch)
+        logprobs, _, losses, _ = token_logprobs(self.model, params, batch)
         pairs = batch["weights"].shape[1]
         policy = sequences(logprobs, batch["loss_mask"], batch["segment_ids"], pairs)
         reference = Sequences(batch[REFERENCE], policy.lengths) if REFERENCE in batch else None
