@@ -22,7 +22,10 @@ TESTS = {
         "tune/test_ppo",
         *("a_value_is_of_what_is_there_before_its_token", "a_reward_model_reads_the_completion_to_its_end"),
         *("log_probabilities_are_over_the_sampling_temperature", "the_loss_is_the_mean_over_real_tokens"),
-        *("rewards_advantages_and_returns_are_of_their_tokens", "the_value_head_starts_at_zero_and_the_policy_at"),
+        *(
+            "rewards_advantages_and_returns_are_of_their_tokens",
+            "the_value_head_starts_at_zero_and_the_policy_at_its_reference",
+        ),
         "several_updates_of_a_rollout_and_a_coefficient_after_them",
     ),
     "lm/tune/on_policy.py": of(
@@ -71,7 +74,8 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "lm/tune/gae.py": (
         ("the KL is a reward", "0) - coefficient * kl, 0)", "0) + coefficient * kl, 0)"),
-        ("the score is on padding", "last = mask & (", "last = ~mask | ("),
+        ("the score is a token early", "axis=1)[:, ::-1] == 1)", "axis=1)[:, ::-1] == 2)"),
+        ("padding is charged", "return np.where(mask, np.where(last", "return np.where(mask | True, np.where(last"),
         ("the variance is unbiased", ".var(where=mask)", ".var(where=mask, ddof=1)"),
         (
             "what follows a completion has a value",
@@ -85,7 +89,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("values are a token late", "self.values(params, batch), 0)", "np.roll(self.values(params, batch), 1, 1), 0)"),
         ("the reference is the policy", "self.score(frozen, batch)", "self.score(params, batch)"),
         ("the coefficient stays", '"kl_coefficient": after}}', '"kl_coefficient": before["kl_coefficient"]}}'),
-        ("the reward model does not read the last token", "read))[rows, at]", "read))[rows, at - 1]"),
+        ("the reward model does not read the last token", "read)))[rows, at]", "read)))[rows, at - 1]"),
         ("the value head starts as it is drawn", 'jnp.zeros_like(start["head"]["score"])', 'start["head"]["score"]'),
         ("a cut completion keeps its reward", "if method.missing_stop is not None:", "if 0:"),
     ),
