@@ -202,7 +202,9 @@ def cached(model: Transformer, params: Any, ids: jax.Array, cache: Any) -> Any:
 
 
 @every_model
-@pytest.mark.parametrize("chunks", [(1,) * 5, (3, 2), (1, 4)], ids=str)
+@pytest.mark.parametrize(
+    "chunks", [(1, 3, 1), *(pytest.param(c, marks=pytest.mark.slow) for c in ((3, 2), (1, 4)))], ids=str
+)
 @pytest.mark.parametrize("compute", [SIMPLE, VARIANTS["all of it"]], ids=["simple", "all of it"])
 def test_cached_is_full(cfg: ModelConfig, compute: Compute, chunks: tuple[int, ...]) -> None:
     model, params, ids = Transformer(cfg, compute), lively(cfg), tokens(cfg, 2, 11)
