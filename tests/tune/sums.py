@@ -24,6 +24,14 @@ class Digits(RewardFunction):
         return [sum(c.isdigit() for c in text) / max(text.tokens, 1) for text in completions]
 
 
+@dataclass(frozen=True)
+class Failing(RewardFunction):
+    """Raises."""
+
+    def __call__(self, prompts: Any, completions: Any, records: Any) -> Any:
+        raise ZeroDivisionError("by zero")
+
+
 def write(file: Path) -> Path:
     sums = [{"prompt": f"{a}+{b}=", "answer": a + b} for a in range(9) for b in range(9)]
     file.write_text("".join(json.dumps(one) + "\n" for one in sums))

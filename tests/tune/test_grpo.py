@@ -34,7 +34,7 @@ from lm.tune.policy_gradient import advantages
 from lm.tune.reward_functions import ExactAnswer, RewardError, RewardFunction
 from tests.tiny import lines, of
 from tests.train.test_step import ADAMW
-from tests.tune.sums import Digits, summing, write
+from tests.tune.sums import Digits, Failing, summing, write
 
 LENGTH, ROWS, NEW, EOS = 12, 8, 6, 257
 MODEL = llama(vocab=258, layers=2, width=16, heads=2, kv_heads=1, mlp=24, context=LENGTH, dropout=0.1)
@@ -403,14 +403,6 @@ def test_a_smoke_test_of_it_has_whole_groups(file: Path) -> None:
     assert small.rows % small.method.objective.row_copies == 0 and small.method.updates == (1, 1)
     long = summing(file, max_new_tokens=200).replace(seq_len=256, batch_tokens=256 * 8, model=dict(context=256))
     assert small.steps <= 20 and smoke(long).method.objective.new_tokens < smoke(long).length
-
-
-@dataclass(frozen=True)
-class Failing(RewardFunction):
-    """Raises."""
-
-    def __call__(self, prompts: Any, completions: Any, records: Any) -> Any:
-        raise ZeroDivisionError("by zero")
 
 
 def wrong_inputs(file: Path) -> list[tuple[Callable[[], Any], str]]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lm.data.loader import prepare
+from lm.data.objective import padded
 from lm.experiment import Experiment
 from lm.machine.monitor import Bar
 from lm.model.compute import Compute
@@ -139,6 +140,7 @@ def test_what_is_logged_is_what_is_evaluated(file: Path) -> None:
         assert type(learner) is not PreferenceLearner or name in ("simpo", "orpo")
         state, batch = state_of(e, learner), data.batch(0)
         batch = learner.rollout(state.params, state.frozen, batch, jax.random.key(0))
+        batch = padded({name: np.asarray(array) for name, array in batch.items()}, len(batch["tokens"]) + 1)
         params = jax.tree.map(lambda x: x * 1.1, state.params)
         sums = jax.jit(learner.evaluate)(params, state.frozen, batch)
         measures = learner.measure({k: float(v) for k, v in sums.items()}, data, "pairs")
