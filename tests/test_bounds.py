@@ -17,10 +17,14 @@ from lm.bounds import Bounds, Count, Decay, Fraction, Natural, Positive, Seed, S
 from lm.experiment import Experiment
 from lm.model.parts import RMSNorm
 from lm.model.positions import Rotary
+from lm.tune.grpo import GRPO
+from lm.tune.ppo import PPO
+from lm.tune.reward_functions import ExactAnswer, Format, SoftLength
 from tests.knobs import base, samples
 from tests.tiny import experiment
 
 TINY = experiment(Path("texts"))
+REWARDED = (GRPO((ExactAnswer(),)), PPO(rewards=(ExactAnswer(),)), Format("a+"), SoftLength(4, 8))
 
 
 def classes(hint: Any, found: dict[str, type]) -> dict[str, type]:
@@ -54,7 +58,7 @@ def numeric(cls: type) -> dict[str, Bounds | None]:
 def sample(name: str) -> Any:
     """A legal value of the class `name`."""
     e = base()
-    parts = [e, e.model, e.data, e.data.mixture, *e.data.mixture.breakpoints, e.model.attention]
+    parts = [e, e.model, e.data, e.data.mixture, *e.data.mixture.breakpoints, e.model.attention, *REWARDED]
     known = {type(part).__name__: part for part in parts} | samples()
     return known.get(name) or CLASSES[name]()
 

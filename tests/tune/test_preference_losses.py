@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.train.logprobs import TokenLogprobs
 from lm.tune import preferences
 from lm.tune.dpo import DPO, apo_down_loss, apo_zero_loss, dpo_loss
 from lm.tune.kto import KTO, reference_point
@@ -39,7 +40,7 @@ def loss_of(method: Preference, monkeypatch: pytest.MonkeyPatch) -> Any:
         batch[REFERENCE] = jnp.asarray(REFERENCES.sum(-1), jnp.float32)[:, None]
 
     def loss(logprobs: jax.Array) -> Any:
-        given = logprobs.reshape(4, 12), jnp.zeros(()), dict[str, Any]()
+        given = TokenLogprobs(logprobs.reshape(4, 12), jnp.zeros(()), {})
         monkeypatch.setattr(preferences, "token_logprobs", lambda *_: given)
         return learner.loss({}, (), batch, None)
 
