@@ -119,8 +119,8 @@ def main() -> None:
     ]
     title = f"Fine-tuning: {os.path.basename(file)}, {ROWS} x {LENGTH} tokens"
     notes = [
-        f"{time.strftime('%Y-%m-%d')}, {options.rounds} rounds of a side and its peer in turn, medians; ratios round by "
-        "round.",
+        f"{time.strftime('%Y-%m-%d')}, {options.rounds} rounds of a side and its peer in turn, medians; ratios round "
+        "by round.",
         report.setting(describe(), versions),
     ]
     rows = table(seconds, memory, losses)
