@@ -18,7 +18,7 @@ def build(settings: dict[str, Any]) -> Train:
     quiet = library.llama_log_callback(lambda *_: None)
     library.llama_log_set(quiet, ctypes.c_void_p(0))
     how = library.llama_model_default_params()
-    how.use_extra_bufts = False  # 0.3.36's weights in AMX tiles end the process, on a CPU that has them
+    how.use_extra_bufts = False  # with them 0.3.36 was seen to end its process
     model = library.llama_model_load_from_file(settings["file"].encode(), how)
     options = library.llama_context_default_params()
     options.n_ctx, options.n_batch, options.n_seq_max = ROWS * CONTEXT, 1024, ROWS

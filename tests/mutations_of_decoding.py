@@ -163,6 +163,7 @@ BY_FILE = {
         ("a running softmax forgets what it had", "have->out[j] *= shrink", "have->out[j] *= 1"),
         ("a running softmax forgets its sum", "have->total *= shrink", "have->total *= 1"),
         ("keys that are hidden are looked at", "if (!allowed[s]) {", "if (0) {"),
+        ("keys without weight are read", "if (weights[s] != 0) out", "out"),
         ("what is not a number is zero", "~(words)(x <= -87.f)", "(words)(x > -87.f)"),
         ("attention to nothing is not a number", "have[i].total > 0 ? 1 / have[i].total : 0", "1 / have[i].total"),
     ),

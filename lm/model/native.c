@@ -139,8 +139,8 @@ INLINE void tile(const Products *job, const Matrix *m, int64_t row, int64_t k, i
     for (int j = 0; j < vectors; j++) memcpy(y + i * m->N + j * LANES, &sums[i][j], n < LANES ? 4 * n : 4 * LANES);
 }
 
-INLINE void tiles(const Products *job, const Matrix *m, int64_t k, int64_t out, int64_t depth, int64_t n, enum Kind kind,
-                  int vectors) {
+INLINE void tiles(const Products *job, const Matrix *m, int64_t k, int64_t out, int64_t depth, int64_t n,
+                  enum Kind kind, int vectors) {
   int64_t row = 0;
   for (; row + ROWS <= job->M; row += ROWS) tile(job, m, row, k, out, depth, n, kind, ROWS, vectors);
   for (; row < job->M; row++) tile(job, m, row, k, out, depth, n, kind, 1, vectors);
@@ -246,7 +246,8 @@ INLINE float score(const Attention *job, const float *q, const float *k, const u
     int64_t h = 0;
     for (; h + LANES <= job->H; h += LANES)
       sums += load_floats((const char *)(q + h), LANES) * load_floats((const char *)(k + s * job->H + h), LANES);
-    if (h < job->H) sums += load_floats((const char *)(q + h), job->H - h) * load_floats((const char *)(k + s * job->H + h), job->H - h);
+    int64_t n = job->H - h;
+    if (n > 0) sums += load_floats((const char *)(q + h), n) * load_floats((const char *)(k + s * job->H + h), n);
     logits[s] = sum(sums);
     if (logits[s] > most) most = logits[s];
   }
@@ -278,8 +279,9 @@ INLINE void add(const Attention *job, Running *have, const float *v, const float
   for (int64_t j = 0; j < vectors; j++) {
     int64_t n = job->V - j * LANES;
     floats out = have->out[j];
-    if (n >= LANES) for (int64_t s = 0; s < count; s++) out += weights[s] * load_floats((const char *)(v + s * job->V + j * LANES), LANES);
-    else for (int64_t s = 0; s < count; s++) out += weights[s] * load_floats((const char *)(v + s * job->V + j * LANES), n);
+    const char *from = (const char *)(v + j * LANES);  // of a key without weight not even what is no number
+    for (int64_t s = 0; s < count; s++, from += 4 * job->V)
+      if (weights[s] != 0) out += weights[s] * (n >= LANES ? load_floats(from, LANES) : load_floats(from, n));
     have->out[j] = out;
   }
 }

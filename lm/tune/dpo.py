@@ -47,7 +47,6 @@ def ipo_loss(chosen: jax.Array, rejected: jax.Array, beta: float) -> jax.Array:
 
 def apo_zero_loss(chosen: jax.Array, rejected: jax.Array, beta: float) -> jax.Array:
     """1 - sigmoid(beta chosen) + sigmoid(beta rejected): the chosen side is to become likelier and the rejected one
-
     less so (2408.06266)."""
     return 1 - sigmoid(beta * chosen) + sigmoid(beta * rejected)
 
@@ -74,8 +73,8 @@ BY_TOKEN = ("ipo",)
 class DPO(Preference):
     """Learn preference pairs by one of LOSSES, of log-ratios against the model that the run starts from.
 
-    - `loss`: "sigmoid" is DPO's own. That of "ipo" reads the mean over each side's tokens, as its authors have it in
-      practice; the paper writes the sum. The others read sums.
+    - `loss`: "sigmoid" is DPO's own. That of "ipo" reads the mean over each side's tokens, as TRL's does,
+      where the paper writes the sum. The others read sums.
     - `beta`: how dear it is to leave the reference. In "ipo" the difference is drawn to 1 / (2 beta) nats a token.
     - `label_smoothing`: the share of preferences that is taken to be wrong, of "sigmoid" and "robust".
 
