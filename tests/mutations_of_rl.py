@@ -16,7 +16,8 @@ TESTS = {
         "tune/test_ppo",
         *("the_score_is_at_the_last_real_token_and_kl_costs", "advantages_are_the_sums_of_the_paper"),
         *("whitening_is_by_the_biased_variance_of_real_tokens", "a_value_is_held_near_the_old_one"),
-    ),
+    )
+    + ("tests/tune/test_trl_ppo.py",),
     "lm/tune/kl_control.py": of("tune/test_ppo", "the_coefficient_is_drawn_to_its_target"),
     "lm/tune/actor_critic.py": of(
         "tune/test_ppo",
