@@ -19,9 +19,9 @@ TESTS = {
     )
     + ("tests/tune/test_trl_ppo.py",),
     "lm/tune/kl_control.py": of("tune/test_ppo", "the_coefficient_is_drawn_to_its_target"),
-    "lm/tune/actor_critic.py": of(
+    "lm/tune/ppo.py": of(
         "tune/test_ppo",
-        *("a_value_is_of_what_is_there_before_its_token", "a_reward_model_reads_the_completion_to_its_end"),
+        "a_value_is_of_what_is_there_before_its_token",
         *("log_probabilities_are_over_the_sampling_temperature", "the_loss_is_the_mean_over_real_tokens"),
         *(
             "rewards_advantages_and_returns_are_of_their_tokens",
@@ -33,7 +33,12 @@ TESTS = {
         "tune/test_grpo",
         *("a_batch_has_prompts_and_completions_token_by_token", "what_a_completion_is_worth_is_its_own", BEFORE),
         "a_sampler_with_other_parameters_stops_the_run",
-    ),
+    )
+    + of("tune/test_ppo", "a_reward_model_reads_the_completion_to_its_end"),
+    "lm/tune/on_policy_method.py": of(
+        "tune/test_grpo", "what_cannot_be_learned_from_is_refused_in_a_line", "a_smoke_test_of_it_has_whole_groups"
+    )
+    + of("tune/test_ppo", "what_cannot_be_learned_from_is_refused_in_a_line"),
     "lm/decode/rollout.py": of(
         "decode/test_rollout",
         *("log_probabilities_are_those_of_the_forward_pass", "a_row_depends_on_neither_neighbours_nor_padding"),
@@ -86,11 +91,10 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("the clipped value always counts", "0.5 * jnp.maximum(free, near)", "0.5 * near"),
     ),
     "lm/tune/kl_control.py": (("the error has no bound", "-0.2, 0.2)", "-9, 9)"),),
-    "lm/tune/actor_critic.py": (
+    "lm/tune/ppo.py": (
         ("values are a token late", "self.values(params, batch), 0)", "np.roll(self.values(params, batch), 1, 1), 0)"),
         ("the reference is the policy", "self.score(frozen, batch)", "self.score(params, batch)"),
         ("the coefficient stays", '"kl_coefficient": after}}', '"kl_coefficient": before["kl_coefficient"]}}'),
-        ("the reward model does not read the last token", "read)))[rows, at]", "read)))[rows, at - 1]"),
         ("the value head starts as it is drawn", 'jnp.zeros_like(start["head"]["score"])', 'start["head"]["score"]'),
         ("a cut completion keeps its reward", "if method.missing_stop is not None:", "if 0:"),
     ),
@@ -98,8 +102,14 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("the stop token carries no loss", "< completions.lengths[:, None])", "< completions.lengths[:, None] - 1)"),
         ("rewards are of the row before", "table[rows] = self.rewards(", "table[rows - 1] = self.rewards("),
         ("a mismatch goes unnoticed", "if not gap <= self.method.max_sampler_gap:", "if 0:"),
+        ("the reward model does not read the last token", "read)))[rows, at]", "read)))[rows, at - 1]"),
         ("importance weights have no bound", "np.minimum(ratio, most).astype", "ratio.astype"),
         ("targets are a place late", "targets[rows, at - 1] = ", "targets[rows, at] = "),
+    ),
+    "lm/tune/on_policy_method.py": (
+        ("a smoke test has as many updates", "minibatches=1, epochs=1)", "epochs=1)"),
+        ("a reward model may have another vocabulary", "if scorer and scorer.vocab != model.vocab:", "if 0:"),
+        ("completions of greedy sampling", "if self.sampling.greedy:", "if 0:"),
     ),
     "lm/decode/rollout.py": (
         ("the policy's temperature is left out", "raw / sampling.temperature", "raw"),

@@ -34,6 +34,7 @@ from lm.tune.dpo import DPO
 from lm.tune.grpo import GRPO
 from lm.tune.kl_control import AdaptiveKL, FixedKL
 from lm.tune.kto import KTO
+from lm.tune.on_policy_method import OnPolicyMethod
 from lm.tune.orpo import ORPO
 from lm.tune.ppo import PPO
 from lm.tune.reward_functions import ExactAnswer, Format, RewardFunction, SoftLength
@@ -79,8 +80,13 @@ SUMS = "tests/data/test_sums.py::"
 PROMPTS = "tests/data/test_prompts.py::test_a_batch_has_each_prompt_in_copies_with_its_record"
 # Class.field -> the test that turns it, where that takes more than a look
 ELSEWHERE = {
-    **{f"GRPO.{field.name}": GRPO_FIELDS for field in dataclasses.fields(GRPO)},
+    **{
+        f"{cls.__name__}.{field.name}": GRPO_FIELDS
+        for cls in (OnPolicyMethod, GRPO)
+        for field in dataclasses.fields(cls)
+    },
     **{f"GRPO.{name}": f"tests/tune/test_grpo.py::{test}" for name, test in GRPO_TESTS.items()},
+    **dict.fromkeys(("GRPO.scorer", "OnPolicyMethod.scorer"), f"tests/tune/test_ppo.py::{PPO_TESTS['scorer']}"),
     "GRPO.reward_seconds": TIMELESS,
     **{
         f"PPO.{f.name}": "tests/tune/test_ppo.py::test_every_field_changes_the_gradient"

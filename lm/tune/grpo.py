@@ -4,6 +4,7 @@ Each prompt gets a group of completions; what one is worth beyond the group's me
 Its relatives are values of it (lm/tune/grpo_variants.py); losses are pure functions (lm/tune/policy_gradient.py).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,20 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.bounds import Count, Natural, NonNegative, Positive, check, whole
+from lm.bounds import Natural, NonNegative, Positive, whole
 from lm.data.prompts import Rollouts
-from lm.decode.sampling import Sampling
 from lm.model.config import ModelConfig
 from lm.model.transformer import Params, Transformer
 from lm.page.measure import Measure
 from lm.sharding.batches import on_host
 from lm.train.logprobs import token_logprobs
 from lm.train.loss import Metrics
-from lm.train.method import Batch, Method
+from lm.train.method import Batch
 from lm.tune import policy_gradient as pg
-from lm.tune.on_policy import PER_ROW, PER_TOKEN, Drawn, OnPolicy
-from lm.tune.reward_functions import SKIP, STOP, RewardFunction, names
-from lm.value import suggest
+from lm.tune.on_policy import Drawn, OnPolicy, corrected
+from lm.tune.on_policy_method import OnPolicyMethod
 
 if TYPE_CHECKING:
     from lm.data.loader import Batches
@@ -36,14 +35,13 @@ CHOICES = {
     "ratio": ("token", "sequence", "product"),
     "surrogate": ("clip", "cispo"),
     "kl": ("loss", "reward"),
-    "on_reward_error": (STOP, SKIP),
 }
 
 
 @dataclass(frozen=True)
-class GRPO(Method):
-    """Learn from what `rewards` give to groups of `group` completions of one prompt, each of up to `max_new_tokens`,
-    drawn by `sampling`; log-probabilities are at its temperature.
+class GRPO(OnPolicyMethod):
+    """Learn from what the completions in groups of `group` of one prompt are worth beside one another; fields of all
+    such methods: lm/tune/on_policy_method.py.
 
     - `beta`: of the KL divergence from the model of the start, estimated by k3 in the `loss` (2402.03300, equation 4)
       or by k1 off the `reward`; 0: no reference is kept.
@@ -56,17 +54,12 @@ class GRPO(Method):
       `clip_high`, weighs the log-probability.
     - `resample`: how often groups of equal rewards are replaced by those of other prompts (dynamic sampling); what is
       left has advantage 0. `drop_truncated`: whether completions without an end carry no loss.
-    - `minibatches` of a batch, an update each, `epochs` times.
     - `truncate_importance`: the most that a token weighs for being rarer in the sampler than in the policy; under top-k
-      and top-p that is the kept mass. `max_sampler_gap`: nats between a token's log-probabilities in sampling and
-      training, beyond which a run stops.
-    - `reward_seconds`: of a reward function's call; where it fails, the run stops, or goes on without its reward
-      (`on_reward_error`: stop, skip)."""
+      and top-p that is the kept mass."""
 
-    rewards: tuple[RewardFunction, ...]
+    choices = {**OnPolicyMethod.choices, **CHOICES}
+
     group: Annotated[int, whole(2)] = 8
-    max_new_tokens: Count = 256
-    sampling: Sampling = Sampling()
     beta: NonNegative = 0.0
     kl: str = "loss"
     scale: str = "group"
@@ -78,45 +71,24 @@ class GRPO(Method):
     clip_high: NonNegative = 0.2
     resample: Natural = 0
     drop_truncated: bool = False
-    minibatches: Count = 1
-    epochs: Count = 1
     truncate_importance: Positive = 2.0
-    max_sampler_gap: Positive = 1.0
-    reward_seconds: Positive = 60.0
-    on_reward_error: str = STOP
-
-    def __post_init__(self) -> None:
-        check(self, "method")
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"method.{name}={getattr(self, name)!r}: {suggest(getattr(self, name), known)}")
-        if not self.rewards:
-            raise ValueError("method.rewards is empty: give at least one reward function")
-        if self.sampling.greedy:
-            raise ValueError("method.sampling is greedy: all completions of a group would be equal")
 
     @property
     def objective(self) -> Rollouts:
-        per_token = (*PER_TOKEN, *(("reference_logprobs",) if self.beta else ()), "loss_weights")
-        per_row = (*PER_ROW, *names(self.rewards), "advantages", "zero_std")
-        return Rollouts(self.group, self.max_new_tokens, per_token, per_row)
+        reference = ("reference_logprobs",) if self.beta else ()
+        per_token = ("importance_weights", *reference, "loss_weights")
+        return self.rollouts(self.group, per_token, ("advantages", "zero_std"))
 
     @property
-    def measures(self) -> tuple[Measure, ...]:
-        own = names(self.rewards) if len(self.rewards) > 1 else ()
-        rewards = (Measure(name, name, "a completion", higher_is_better=True) for name in ("reward", *own))
-        return *rewards, Measure("completion_length", "completion length", "tokens")
+    def reads_reference(self) -> bool:
+        return self.beta > 0
 
     @property
     def headline(self) -> Measure:
         return self.measures[1 if len(self.rewards) > 1 else 0]
 
-    def smaller(self, shrink: Any) -> "GRPO":
-        return replace(self, group=2, max_new_tokens=min(self.max_new_tokens, 32), minibatches=1, epochs=1)
-
-    @property
-    def updates(self) -> tuple[int, int]:
-        return self.minibatches, self.epochs
+    def smaller(self, shrink: Callable[[ModelConfig], ModelConfig]) -> "GRPO":
+        return replace(super().smaller(shrink), group=2)
 
     def surrogate_loss(
         self, logprobs: jax.Array, ratio: jax.Array, advantages: jax.Array
@@ -125,9 +97,6 @@ class GRPO(Method):
         if self.surrogate == "cispo":
             return pg.cispo_surrogate(logprobs, ratio, advantages, self.clip_high)
         return pg.clipped_surrogate(ratio, advantages, self.clip_low, self.clip_high)
-
-    def check(self, model: ModelConfig) -> None:
-        self.objective.check(model)
 
     def build(
         self, model: Transformer, data: "Batches | None" = None, local_rows: np.ndarray | None = None
@@ -141,18 +110,18 @@ class GroupRelative(OnPolicy):
     method: GRPO
 
     def rollout(self, params: Params, frozen: Any, batch: Batch, key: jax.Array) -> Batch:
-        drawn = self.draw(params, on_host(batch), key)
+        drawn = self.draw(params, frozen, on_host(batch), key)
         for again in range(1, self.method.resample + 1):
             if not (equal := pg.equal_groups(drawn.totals, self.method.group)).any():
                 break
-            drawn = self._replaced(drawn, equal, params, jax.random.fold_in(key, again))
+            drawn = self._replaced(drawn, equal, params, frozen, jax.random.fold_in(key, again))
         return self.learned(params, frozen, drawn)
 
-    def _replaced(self, drawn: Drawn, equal: np.ndarray, params: Params, key: jax.Array) -> Drawn:
+    def _replaced(self, drawn: Drawn, equal: np.ndarray, params: Params, frozen: Any, key: jax.Array) -> Drawn:
         """`drawn`, with groups of other prompts in place of those that are `equal`, where they are not."""
         assert self.data
         group, rng = self.method.group, np.random.default_rng(np.asarray(jax.random.key_data(key)))
-        others = self.draw(params, self.data.other_prompts(drawn.batch, rng), key)
+        others = self.draw(params, frozen, self.data.other_prompts(drawn.batch, rng), key)
         there = np.flatnonzero(~pg.equal_groups(others.totals, group))
         places = np.flatnonzero(equal)[: len(there)]
         to, of = ((at[:, None] * group + np.arange(group)).ravel() for at in (places, there[: len(places)]))
@@ -163,7 +132,8 @@ class GroupRelative(OnPolicy):
 
     def learned(self, params: Params, frozen: Any, drawn: Drawn) -> Batch:
         """What the loss reads of completions."""
-        method, batch = self.method, self.compared(params, drawn.batch)
+        method = self.method
+        batch = corrected(self.compared(params, drawn.batch), method.truncate_importance)
         totals, real = drawn.totals, batch["weights"] > 0
         if method.beta:
             batch["reference_logprobs"] = self.score(frozen, batch)

@@ -8,31 +8,30 @@ batch is a pure function of the seed, the step and the parameters: a run that wa
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 
-from lm.data.prompts import Rollouts, prompt_ids, prompt_text
+from lm.data.prompts import prompt_ids, prompt_text
 from lm.decode.generate import NonFiniteLogits
 from lm.decode.layout import layers_apart
 from lm.decode.rollout import Completions, complete
 from lm.decode.sampling import Sampling
 from lm.machine import processes
 from lm.model.transformer import Params, Transformer
-from lm.page.measure import Measure
 from lm.sharding.batches import broadcast, on_host
-from lm.train.logprobs import READ, token_logprobs
+from lm.train.logprobs import READ, token_logprobs, token_scores
 from lm.train.loss import Metrics
 from lm.train.method import Batch, BatchReader, Learner, Sample, SampleSettings, Writer
 from lm.tune import samples
+from lm.tune.on_policy_method import PER_ROW, OnPolicyMethod
 from lm.tune.reward_functions import Completion, RewardFunction, Rewards
 
 if TYPE_CHECKING:
     from lm.data.loader import Batches
 
-PER_TOKEN = ("sampler_logprobs", "policy_logprobs", "old_logprobs", "importance_weights")
-PER_ROW = ("reward", "completion_length", "truncated", "sampler_gap")
+SCORED = ("tokens", "segment_ids", "positions")
 SHOWN = 4  # held-out prompts a source whose completions are samples
 
 
@@ -40,43 +39,6 @@ class SamplerMismatch(ValueError):
     """The sampler's log-probabilities are not those of training, in all processes of the run."""
 
     shared = True
-
-
-class OnPolicyMethod(Protocol):
-    """What `OnPolicy` reads of a method's value."""
-
-    @property
-    def objective(self) -> Rollouts: ...
-
-    @property
-    def rewards(self) -> tuple[RewardFunction, ...]: ...
-
-    @property
-    def max_new_tokens(self) -> int: ...
-
-    @property
-    def sampling(self) -> Sampling: ...
-
-    @property
-    def beta(self) -> float: ...
-
-    @property
-    def updates(self) -> tuple[int, int]: ...
-
-    @property
-    def measures(self) -> tuple[Measure, ...]: ...
-
-    @property
-    def truncate_importance(self) -> float: ...
-
-    @property
-    def max_sampler_gap(self) -> float: ...
-
-    @property
-    def reward_seconds(self) -> float: ...
-
-    @property
-    def on_reward_error(self) -> str: ...
 
 
 class Drawn(NamedTuple):
@@ -100,10 +62,24 @@ class OnPolicy(Learner):
     ):
         self.model, self.data, self.method, self.local_rows = model, data, method, local_rows
         self.sampler = layers_apart(model) if model.compute.backend == "cpu" else model
-        self.updates, self.reads_start = method.updates, method.beta > 0
+        self.updates, self.reads_start = method.updates, method.reads_reference
+        self.scorer = Transformer(method.scorer_model, model.compute) if method.scorer_model else None
         self.rewards = Rewards(method.rewards, method.reward_seconds, method.on_reward_error)
         if data is not None:
             check_columns(data, method.rewards)
+
+    @property
+    def models(self) -> Mapping[str, Transformer]:
+        return {"scorer": self.scorer} if self.scorer else {}
+
+    def begin(self, start: Params, key: jax.Array, models: Mapping[str, Params]) -> tuple[Params, Any]:
+        """`frozen` is the model of the start where there is a reference, and beside its parameters the scorer's."""
+        params, frozen = super().begin(start, key, models)
+        return params, {**(frozen or {}), **models} if models else frozen
+
+    def frozen_axes(self) -> Any:
+        own, scorers = super().frozen_axes(), {role: model.axes() for role, model in self.models.items()}
+        return {**(own or {}), **scorers} if scorers else own
 
     def batches(self, step: int) -> BatchReader:
         assert self.data
@@ -111,7 +87,7 @@ class OnPolicy(Learner):
 
     # ---------------------------------------------------------------- the verbs
 
-    def draw(self, params: Params, batch: Batch, key: jax.Array) -> Drawn:
+    def draw(self, params: Params, frozen: Any, batch: Batch, key: jax.Array) -> Drawn:
         """A host batch with completions by `params`, and what they are worth."""
         completions = self.sample(params, batch, key)
         batch = filled(batch, completions)
@@ -119,8 +95,11 @@ class OnPolicy(Learner):
         table = np.full((len(batch["record"]), len(self.rewards.names)), np.nan, np.float32)
         processes.on_first_process("reward", lambda: np.copyto(table, self._reward(batch, completions, real)))
         table = broadcast(table)
-        totals = self.rewards.total(table)
-        known = {"reward": totals, **dict(zip(self.rewards.names, table.T, strict=True))}
+        totals, known = self.rewards.total(table), dict(zip(self.rewards.names, table.T, strict=True))
+        if self.scorer:
+            known["scorer"] = last_scores(self.scorer, frozen["scorer"], batch)
+            totals = np.nan_to_num(totals) + known["scorer"]
+        known["reward"] = totals
         columns = {name: np.nan_to_num(values).astype(np.float32) for name, values in known.items()}
         return Drawn({**batch, **columns}, totals)
 
@@ -159,9 +138,8 @@ class OnPolicy(Learner):
         return Completion.of(self.data.tokenizer.decode(ids), length, stopped)
 
     def compared(self, params: Params, batch: Batch) -> Batch:
-        """`batch` with its log-probabilities under `params` (`old_logprobs`), how far the sampler's are from them
-        (`sampler_gap`), and the truncated importance weights of the distribution that was sampled from. Raises
-        SamplerMismatch where they are too far apart."""
+        """`batch` with its log-probabilities under `params` (`old_logprobs`), and how far the sampler's are from them
+        (`sampler_gap`). Raises SamplerMismatch where they are too far apart."""
         old, real = self.score(params, batch), batch["weights"] > 0
         gap = float(np.abs(np.where(real, old - batch["policy_logprobs"], 0)).max(initial=0.0))
         if not gap <= self.method.max_sampler_gap:
@@ -169,15 +147,13 @@ class OnPolicy(Learner):
                 f"a token's log-probability is {gap:.3g} nats apart between sampling and training, more than "
                 f"max_sampler_gap={self.method.max_sampler_gap:g}: stopped. compute.matmul=float32 brings them together"
             )
-        weights = importance_weights(old, batch["sampler_logprobs"], real, self.method.truncate_importance)
-        gaps = np.full(len(old), gap, np.float32)
-        return {**batch, "old_logprobs": old, "importance_weights": weights, "sampler_gap": gaps}
+        return {**batch, "old_logprobs": old, "sampler_gap": np.full(len(old), gap, np.float32)}
 
     # ---------------------------------------------------------------- held-out prompts
 
     def heldout_rollout(self, params: Params, frozen: Any, batch: Batch, key: jax.Array) -> Batch:
         """One completion of each prompt."""
-        return self.draw(params, on_host(batch), key).batch
+        return self.draw(params, frozen, on_host(batch), key).batch
 
     def evaluate(self, params: Params, frozen: Any, batch: Batch) -> Metrics:
         rows = batch["row_weights"]
@@ -186,7 +162,7 @@ class OnPolicy(Learner):
     @property
     def logged(self) -> tuple[str, ...]:
         """The arrays of a batch, one number a row, whose means are metrics."""
-        return (*PER_ROW, *self.rewards.names)
+        return (*PER_ROW, *self.method.sources)
 
     def measure(self, sums: Mapping[str, float], data: "Batches", source: str) -> dict[str, float]:
         return {one.name: sums[one.name] / max(sums["completions"], 1.0) for one in self.method.measures}
@@ -222,6 +198,24 @@ class OnPolicy(Learner):
 @partial(jax.jit, static_argnums=(0, 3))
 def _logprobs(model: Transformer, params: Params, batch: Batch, temperature: float) -> jax.Array:
     return token_logprobs(model, params, batch, temperature).logprobs
+
+
+@partial(jax.jit, static_argnums=0)
+def score_tokens(model: Transformer, params: Params, batch: Batch) -> jax.Array:
+    """The scores [B, T] of each token of a batch's SCORED arrays."""
+    return token_scores(model, params, batch)
+
+
+def last_scores(scorer: Transformer, params: Params, batch: Batch) -> np.ndarray:
+    """The scores [B] of a reward model of the last token of each completion in a host batch."""
+    rows, length = np.arange(len(batch["tokens"])), batch["tokens"].shape[1]
+    last = length - 1 - np.argmax(batch["weights"][:, ::-1] > 0, axis=1)  # of which the last token is the target
+    read = {name: batch[name].copy() for name in SCORED}
+    at = np.minimum(last + 1, length - 1)
+    read["tokens"][rows, at], read["segment_ids"][rows, at] = batch["targets"][rows, last], 1
+    read["positions"][rows, at] = at
+    scores = np.asarray(on_host(score_tokens(scorer, params, read)))[rows, at]
+    return np.where(batch["weights"].any(1), scores, 0).astype(np.float32)
 
 
 def check_columns(data: "Batches", functions: Sequence[RewardFunction]) -> None:
@@ -262,6 +256,12 @@ def filled(batch: Batch, completions: Completions) -> Batch:
         "completion_length": completions.lengths.astype(np.float32),
         "truncated": cut,
     }
+
+
+def corrected(batch: Batch, most: float) -> Batch:
+    """`batch` with the importance weights, up to `most`, of the distribution that was sampled from."""
+    old, sampler, real = batch["old_logprobs"], batch["sampler_logprobs"], batch["weights"] > 0
+    return {**batch, "importance_weights": importance_weights(old, sampler, real, most)}
 
 
 def importance_weights(policy: np.ndarray, sampler: np.ndarray, real: np.ndarray, most: float) -> np.ndarray:

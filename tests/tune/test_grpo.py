@@ -1,9 +1,8 @@
 """GRPO: what it samples is what it learns from, to the token; nothing else changes a gradient; its runs are runs."""
 
 import json
-import signal
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,44 +14,43 @@ import pytest
 from lm.data.loader import Batches, prepare
 from lm.data.pack import Pack
 from lm.decode.sampling import Sampling
-from lm.machine.monitor import Bar
-from lm.model.compute import Compute
-from lm.model.families import llama
+from lm.model.families import scorer
 from lm.model.transformer import Transformer
 from lm.run import course
 from lm.run.evaluate import evaluate
 from lm.run.smoke import smoke
 from lm.sharding.mesh import make_mesh
-from lm.text.tokenizer import Bytes
-from lm.train.step import build_step, init_state, run_rollout
 from lm.tune.grpo import GRPO
 from lm.tune.grpo_variants import cispo, dapo, dr_grpo, gspo, rloo
 from lm.tune.lora import LoRA
-from lm.tune.on_policy import OnPolicy, SamplerMismatch, importance_weights
+from lm.tune.on_policy import OnPolicy, SamplerMismatch, importance_weights, last_scores
 from lm.tune.paths import by_path
 from lm.tune.policy_gradient import advantages
 from lm.tune.reward_functions import ExactAnswer, RewardError, RewardFunction
 from tests.tiny import lines, of
-from tests.train.test_step import ADAMW
-from tests.tune.sums import Digits, Failing, summing, write
+from tests.tune.rollouts import (
+    COMPUTE,
+    ENDS,
+    EOS,
+    KEY,
+    LENGTH,
+    MESHES,
+    NEW,
+    ROWS,
+    TEXTS,
+    batches,
+    gradient_of,
+    stepped,
+    stopped_and_resumed,
+)
+from tests.tune.sums import Digits, Failing, summing
 
-LENGTH, ROWS, NEW, EOS = 12, 8, 6, 257
-MODEL = llama(vocab=258, layers=2, width=16, heads=2, kv_heads=1, mlp=24, context=LENGTH, dropout=0.1)
-COMPUTE = replace(Compute("float32", "float32").resolve("cpu"), unroll=1)
-ENDS = Sampling(logit_bias=((EOS, 4.0),))  # a random model seldom ends
-KEY = jax.random.key(0)
 DIGITS = (Digits(),)
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("sums") / "sums.jsonl")
-
-
-@pytest.fixture(scope="module")
 def data(file: Path) -> Batches:
-    e = summing(file)
-    return prepare(e.data, LENGTH, ROWS, objective=method().objective, tokenizer=Bytes().make([]))
+    return batches(file, method())
 
 
 def method(**fields: Any) -> GRPO:
@@ -60,13 +58,13 @@ def method(**fields: Any) -> GRPO:
 
 
 def learner_of(data: Batches, trains: Any = None, **fields: Any) -> Any:
-    learner = method(**fields).build(Transformer(MODEL, COMPUTE), data)
+    learner = method(**fields).build(Transformer(TEXTS, COMPUTE), data)
     return learner if trains is None else trains.wrap(learner)
 
 
 @pytest.fixture(scope="module")
 def params() -> Any:
-    return jax.jit(Transformer(MODEL, COMPUTE).init)(jax.random.key(1))
+    return jax.jit(Transformer(TEXTS, COMPUTE).init)(jax.random.key(1))
 
 
 def rolled(learner: Any, params: Any, data: Batches, step: int = 0, frozen: Any = ()) -> Any:
@@ -74,11 +72,7 @@ def rolled(learner: Any, params: Any, data: Batches, step: int = 0, frozen: Any 
 
 
 def loss_of(learner: Any, params: Any, batch: Any, key: Any = None, frozen: Any = ()) -> Any:
-    """(loss, metrics, gradient), each weight as the step scales it."""
-    scaled = {n: a / max(a.sum(), 1) if n in learner.weights else a for n, a in batch.items()}
-    both = jax.jit(jax.value_and_grad(learner.loss, has_aux=True))
-    (loss, metrics), gradient = both(params, frozen, scaled, key)
-    return float(loss), {name: float(x) for name, x in metrics.items()}, gradient
+    return gradient_of(learner, params, frozen, batch, key)
 
 
 # ---------------------------------------------------------------- what is sampled is what is learned from
@@ -152,7 +146,7 @@ def test_a_sampler_with_other_parameters_stops_the_run(data: Batches, params: An
     stale = jax.tree.map(lambda x: 1.05 * x, params)
     learner = learner_of(data, max_sampler_gap=1e-3)
     assert rolled(learner, stale, data)["sampler_gap"].max() < 1e-4  # whichever are given are the ones that draw
-    drawn = learner.draw(stale, data.batch(0), KEY)
+    drawn = learner.draw(stale, (), data.batch(0), KEY)
     with pytest.raises(SamplerMismatch, match="nats apart between sampling and training"):
         learner.learned(params, (), drawn)
 
@@ -260,19 +254,6 @@ def test_kl_off_the_reward_is_the_completion_s(data: Batches, params: Any) -> No
 # ---------------------------------------------------------------- updates, adapters, meshes
 
 
-def stepped(learner: Any, data: Batches, steps: int = 1, mesh: Any = None) -> tuple[Any, dict[str, float]]:
-    mesh = mesh or make_mesh({"data": 1}, jax.devices()[:1])
-    chain = ADAMW.build(steps, learner.axes())
-    state, step = init_state(learner, chain, mesh, 0), build_step(learner, chain, mesh)
-    metrics: Any = {}
-    for n in range(steps):
-        batch = run_rollout(
-            learner.rollout, mesh, state.params, state.frozen, data.batch(n), jax.random.fold_in(KEY, n)
-        )
-        state, metrics = step(state, batch)
-    return state, {name: float(x) for name, x in metrics.items()}
-
-
 def test_several_updates_of_a_rollout(data: Batches, params: Any) -> None:
     """Minibatches are parts of the batch, and in later epochs the policy has left that which was sampled from."""
     state, metrics = stepped(learner_of(data, minibatches=2, epochs=3), data)
@@ -305,9 +286,6 @@ def test_under_adapters_the_reference_is_the_model_without_them(data: Batches) -
     assert jax.eval_shape(none.init, KEY)[1]["method"] == ()
 
 
-MESHES = [{"data": 8}, {"fsdp": 2, "tensor": 2, "context": 2}]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", MESHES, ids=str)
 def test_three_updates_on_eight_devices_are_those_of_one(data: Batches, shape: dict[str, int]) -> None:
@@ -319,6 +297,7 @@ def test_three_updates_on_eight_devices_are_those_of_one(data: Batches, shape: d
 
 FIELDS: dict[str, Any] = {
     "rewards": (Constant(),),
+    "scorer_model": scorer(TEXTS),
     "beta": 0.2,
     "kl": "reward",
     "scale": "none",
@@ -340,22 +319,39 @@ FIELDS: dict[str, Any] = {
 def test_every_field_changes_the_gradient(name: str, data: Batches, params: Any) -> None:
     """By what it makes of completions, or in the loss."""
     context: dict[str, Any] = {"minibatches": 2, **({"beta": 0.2} if name == "kl" else {})}
+    scores = jax.jit(Transformer(scorer(TEXTS), COMPUTE).init)(KEY)
     found = []
     for fields in (context, context | {name: FIELDS[name]}):
         made = method(**fields)
         own = prepare(data.data, LENGTH, ROWS, objective=made.objective, tokenizer=data.tokenizer)
-        learner = made.build(Transformer(MODEL, COMPUTE), own)
-        batch = rolled(learner, params, own, frozen=jax.tree.map(lambda x: 1.1 * x, params))
+        learner = made.build(Transformer(TEXTS, COMPUTE), own)
+        frozen = {**jax.tree.map(lambda x: 1.1 * x, params), "scorer": scores}
+        batch = rolled(learner, params, own, frozen=frozen)
         program = str(jax.make_jaxpr(learner.loss)(params, params, batch, KEY))
         found.append({"program": program, **{name: a.tolist() for name, a in batch.items()}})
     assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_a_reward_model_is_a_reward_beside_the_reference(beta: float, data: Batches) -> None:
+    """It is frozen, in checkpoints, and under adapters whole."""
+    learner = learner_of(data, LoRA(rank=2), rewards=(), scorer_model=scorer(TEXTS), beta=beta)
+    params, frozen = jax.eval_shape(learner.init, KEY)
+    assert "scorer" in frozen["method"] and set(frozen["method"]) <= {"scorer", "head"}
+    assert jax.tree.structure(frozen) == jax.tree.structure(learner.frozen_axes(), is_leaf=lambda x: type(x) is tuple)
+    own = learner.learner
+    params, frozen = jax.jit(own.init)(KEY)
+    batch = own.rollout(params, frozen, data.batch(0), KEY)
+    np.testing.assert_array_equal(batch["reward"], last_scores(own.scorer, frozen["scorer"], batch))
+    np.testing.assert_array_equal(own.heldout_rollout(params, frozen, data.batch(0), KEY)["reward"], batch["reward"])
+    assert batch["reward"].std() > 0 and [one.name for one in own.method.measures] == ["reward", "completion_length"]
 
 
 def test_the_values_of_other_papers(data: Batches, params: Any) -> None:
     for make in (dr_grpo, dapo, rloo, gspo, cispo):
         value = make(rewards=DIGITS, group=4, max_new_tokens=NEW, sampling=ENDS)
         assert isinstance(value, GRPO) and value != method()
-        learner = value.build(Transformer(MODEL, COMPUTE), data)
+        learner = value.build(Transformer(TEXTS, COMPUTE), data)
         batch = rolled(learner, params, data, frozen=params)
         assert all(np.isfinite(array).all() for array in batch.values())
     assert dapo(rewards=DIGITS, clip_high=0.5).clip_high == 0.5
@@ -389,13 +385,7 @@ def test_it_learns_from_rewards_and_is_told_in_them(finished: Path) -> None:
 def test_stopped_and_resumed_it_has_the_same_bits(
     finished: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        once = iter([signal.SIGTERM])
-        patch.setattr(Bar, "update", lambda _, n, *__: n == 7 and [signal.raise_signal(one) for one in once])
-        with pytest.raises(course.Interrupted):
-            course.train(summing(file), tmp_path / "run")
-    course.train(summing(file), tmp_path / "run")
-    assert lines(tmp_path / "run") == lines(finished)
+    assert stopped_and_resumed(lambda: summing(file), tmp_path / "run", monkeypatch) == lines(finished)
 
 
 def test_a_smoke_test_of_it_has_whole_groups(file: Path) -> None:

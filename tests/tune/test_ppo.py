@@ -1,7 +1,6 @@
 """PPO: every detail of its rewards, advantages, losses and coefficient, and runs that go on with the same bits."""
 
 import json
-import signal
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,44 +13,42 @@ import pytest
 from lm.data.loader import Batches, prepare
 from lm.decode.sampling import Sampling
 from lm.experiment import Experiment
-from lm.machine.monitor import Bar
-from lm.model.compute import Compute
-from lm.model.families import llama, scorer
+from lm.model.families import scorer
 from lm.model.inputs import Inputs
 from lm.model.transformer import Transformer
 from lm.pretrained import read_config
 from lm.run import course
 from lm.sharding.mesh import make_mesh
-from lm.text.tokenizer import Bytes
-from lm.train.step import build_step, init_state, run_rollout
 from lm.tune import gae
-from lm.tune.actor_critic import STATE, last_scores
 from lm.tune.kl_control import AdaptiveKL, FixedKL
 from lm.tune.lora import LoRA
-from lm.tune.ppo import PPO
+from lm.tune.on_policy import last_scores
+from lm.tune.ppo import PPO, STATE
 from lm.tune.reward_functions import RewardFunction
 from tests.tiny import lines
-from tests.train.test_step import ADAMW
-from tests.tune.sums import Digits, summing, write
+from tests.tune.rollouts import (
+    COMPUTE,
+    ENDS,
+    KEY,
+    LENGTH,
+    MESHES,
+    NEW,
+    ROWS,
+    TEXTS,
+    batches,
+    gradient_of,
+    stepped,
+    stopped_and_resumed,
+)
+from tests.tune.sums import Digits, summing
 
-LENGTH, ROWS, NEW, EOS = 12, 8, 6, 257
-TEXTS = llama(vocab=258, layers=2, width=16, heads=2, kv_heads=1, mlp=24, context=LENGTH, dropout=0.1)
 MODEL = replace(TEXTS, output=replace(TEXTS.output, scores=1))
 SCORER = scorer(TEXTS)
-COMPUTE = replace(Compute("float32", "float32").resolve("cpu"), unroll=1)
-ENDS = Sampling(logit_bias=((EOS, 4.0),))
-KEY = jax.random.key(0)
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("sums") / "sums.jsonl")
 
 
 @pytest.fixture(scope="module")
 def data(file: Path) -> Batches:
-    e = summing(file)
-    return prepare(e.data, LENGTH, ROWS, objective=method().objective, tokenizer=Bytes().make([]))
+    return batches(file, method())
 
 
 def method(**given: Any) -> PPO:
@@ -76,11 +73,7 @@ def rolled(learner: Any, begun: Any, data: Batches, step: int = 0) -> Any:
 
 
 def loss_of(learner: Any, begun: Any, batch: Any, key: Any = None) -> Any:
-    """(loss, metrics, gradient), each weight as the step scales it."""
-    scaled = {n: a / max(a.sum(), 1) if n in learner.weights else a for n, a in batch.items()}
-    both = jax.jit(jax.value_and_grad(learner.loss, has_aux=True))
-    (loss, metrics), gradient = both(*begun, scaled, key)
-    return float(loss), {name: float(x) for name, x in metrics.items()}, gradient
+    return gradient_of(learner, *begun, batch, key)
 
 
 # ---------------------------------------------------------------- arrays
@@ -291,18 +284,6 @@ def test_a_reward_model_reads_the_completion_to_its_end(data: Batches, begun: An
 # ---------------------------------------------------------------- updates, adapters, meshes
 
 
-def stepped(learner: Any, data: Batches, steps: int = 1, mesh: Any = None) -> tuple[Any, dict[str, float]]:
-    mesh = mesh or make_mesh({"data": 1}, jax.devices()[:1])
-    chain = ADAMW.build(steps, learner.axes())
-    state, step = init_state(learner, chain, mesh, 0), build_step(learner, chain, mesh)
-    metrics: Any = {}
-    for n in range(steps):
-        key = jax.random.fold_in(KEY, n)
-        batch = run_rollout(learner.rollout, mesh, state.params, state.frozen, data.batch(n), key)
-        state, metrics = step(state, batch)
-    return state, {name: float(x) for name, x in metrics.items()}
-
-
 def test_under_adapters_the_reference_is_the_model_without_them(data: Batches) -> None:
     learner = learner_of(data, LoRA(rank=2), kl=AdaptiveKL(horizon=50.0), scorer_model=SCORER)
     params, frozen = jax.jit(learner.init)(KEY)
@@ -326,9 +307,6 @@ def test_several_updates_of_a_rollout_and_a_coefficient_after_them(data: Batches
     assert metrics["kl_coefficient"] == pytest.approx(first, rel=1e-5)
     expected = first * (1 + np.clip(metrics["kl"] / 1.0 - 1, -0.2, 0.2) * ROWS / 80)
     assert float(state.frozen[STATE]["kl_coefficient"][0]) == pytest.approx(expected, rel=1e-5)
-
-
-MESHES = [{"data": 8}, {"fsdp": 2, "tensor": 2, "context": 2}]
 
 
 @pytest.mark.slow
@@ -397,13 +375,7 @@ def test_stopped_and_resumed_it_has_the_same_bits(
     finished: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The optimizer's moments, the coefficient and what normalizes rewards included."""
-    with monkeypatch.context() as patch:
-        once = iter([signal.SIGTERM])
-        patch.setattr(Bar, "update", lambda _, n, *__: n == 7 and [signal.raise_signal(one) for one in once])
-        with pytest.raises(course.Interrupted):
-            course.train(ppo(file), tmp_path / "run")
-    course.train(ppo(file), tmp_path / "run")
-    assert lines(tmp_path / "run") == lines(finished)
+    assert stopped_and_resumed(lambda: ppo(file), tmp_path / "run", monkeypatch) == lines(finished)
     coefficients = [line["kl_coefficient"] for line in lines(finished) if "kl_coefficient" in line]
     assert len(set(coefficients)) == len(coefficients) and coefficients[0] == pytest.approx(0.15)
     assert "[reward " in json.loads((finished / "samples.json").read_text())[0]["text"]
