@@ -24,7 +24,7 @@ TESTS = {
     "lm/tune/sft.py": of(
         "tune/test_sft",
         "a_run_is_measured_replies_and_is_loaded_with_its_template",
-        "a_prompt_without_room_is_refused_before_the_first_step",
+        *("a_prompt_without_room_is_refused_before_the_first_step", "loss_gradients_and_accuracy_are_trl_s"),
     ),
     "lm/tune/distill.py": ("tests/tune/test_distill.py",),
     "lm/pretrained/classifiers.py": ("tests/pretrained/test_scores.py",),

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the loss of the assistant's tokens, packed as alone; a run, replies, resumed, on meshes."""
+"""Supervised fine-tuning: TRL's loss, that of the assistant's tokens, packed as alone; a run, replies, resumed."""
 
 import json
 import signal
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,7 +17,8 @@ from lm.experiment import Experiment
 from lm.machine.monitor import Bar
 from lm.model.compute import Compute
 from lm.model.families import llama
-from lm.model.transformer import Transformer
+from lm.model.parts import Norm
+from lm.model.transformer import Hidden, Transformer
 from lm.pretrained import load
 from lm.run import course
 from lm.run.evaluate import evaluate
@@ -26,8 +28,46 @@ from lm.tune.sft import SFT
 from tests.tiny import lines, of
 from tests.tune.talks import TEMPLATE, talking, write
 
+TRL: dict[str, Any] = json.loads((Path(__file__).parent / "trl_sft.json").read_text())
 LENGTH = 24
 MODEL = llama(vocab=258, layers=2, width=16, heads=2, mlp=32, context=LENGTH)
+
+
+def trl_rows(mask: str, packed: bool) -> tuple[Rows, np.ndarray]:
+    """The recorded rows of tokens, as they are or packed into one; and the index of each token in the record."""
+    count, width = np.shape(TRL["tokens"])
+    real = np.arange(width) < np.array(TRL["lengths"])[:, None]
+    where = np.where(real, np.arange(count * width).reshape(count, width), count * width)
+    where = where[real][None] if packed else where
+    documents = np.where(real, np.arange(count)[:, None] + 1 if packed else 1, 0)
+    loss = TRL[mask] if mask else real
+    arrays = [np.append(array, 0)[where].astype(np.int32) for array in (TRL["tokens"], documents, documents, loss)]
+    return Rows(*(np.pad(array, ((0, 0), (0, 1))) for array in arrays)), where
+
+
+@pytest.mark.parametrize("name", TRL["cases"])
+def test_loss_gradients_and_accuracy_are_trl_s(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = TRL["cases"][name]
+    rows, where = trl_rows(case["mask"], case["packed"])
+    batch, hidden = Replies().batch(rows), np.array(TRL["hidden"], np.float32)
+    labels = [label for own in case["labels"] for label in own[1:] if label != -100]
+    assert batch["targets"][batch["weights"] > 0].tolist() == labels and labels.count(1) >= 3
+    batch["weights"] = batch["weights"] / len(labels)
+    cfg = replace(llama(vocab=11, layers=1, width=6, heads=1, mlp=6, context=20), norm=Norm())
+    learner = SFT().build(Transformer(cfg, Compute(matmul="float32", loss_chunk=4).resolve("cpu")))
+    flat = jnp.append(hidden.reshape(-1, 6), jnp.zeros((1, 6)), axis=0)
+
+    def loss(flat: jax.Array, kernel: jax.Array) -> Any:
+        monkeypatch.setattr(Transformer, "hidden", lambda *_, **__: Hidden(flat[where], None, {}))
+        return learner.loss({"head": {"kernel": kernel}, "stem": {"tokens": jnp.zeros((11, 6))}}, (), batch, None)
+
+    function = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+    (total, metrics), (by_hidden, by_head) = function(flat, jnp.asarray(TRL["head"]).T)
+    assert float(total) == float(metrics["loss"]) == pytest.approx(case["loss"], rel=1e-5)
+    assert float(metrics["accuracy"]) == pytest.approx(case["accuracy"], rel=1e-5)
+    np.testing.assert_allclose(by_hidden[:-1].reshape(hidden.shape), case["by_hidden"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(by_head.T, case["by_head"], rtol=1e-5, atol=1e-6)
+    assert np.abs(case["by_hidden"]).max() > 0.01
 
 
 @pytest.fixture(scope="module")
