@@ -19,10 +19,9 @@ from lm.decode.sampling import Sampling
 from lm.model.transformer import Hidden
 from lm.tune import gae
 from lm.tune import policy_gradient as pg
-from lm.tune.actor_critic import KEPT, STATE, ActorCritic
 from lm.tune.kl_control import FixedKL
 from lm.tune.on_policy import Drawn
-from lm.tune.ppo import PPO
+from lm.tune.ppo import KEPT, PPO, STATE, ActorCritic
 from tests.tune.sums import Digits
 
 RECORD = json.loads((Path(__file__).parent / "trl_ppo.json").read_text())
