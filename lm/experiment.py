@@ -35,6 +35,7 @@ from lm.tune.grpo import GRPO  # noqa: F401
 from lm.tune.kl_control import AdaptiveKL, FixedKL  # noqa: F401
 from lm.tune.kto import KTO  # noqa: F401
 from lm.tune.lora import DoRA, LoRA  # noqa: F401 - `--set trains=LoRA(rank=8)` finds what is imported
+from lm.tune.online_dpo import OnlineDPO  # noqa: F401
 from lm.tune.orpo import ORPO  # noqa: F401
 from lm.tune.ppo import PPO  # noqa: F401
 from lm.tune.pretrain import Pretrain
@@ -140,10 +141,12 @@ class Experiment:
 
     def _check_copies(self) -> None:
         copies = self.method.objective.row_copies
-        if not self.rows_per_device and self.rows % copies:
+        parts = self.accumulate * self.method.updates[0] if self.method.whole_groups else 1
+        if not self.rows_per_device and self.rows % (copies * parts):
+            each = f" in each of {parts} minibatches and micro-batches" if parts > 1 else ""
             raise ValueError(
                 f"batch_tokens={self.batch_tokens} is {self.rows} rows of {self.length} tokens, no whole number of "
-                f"groups of {copies}: try {-(-self.rows // copies) * copies * self.length}"
+                f"groups of {copies}{each}: try {-(-self.rows // (copies * parts)) * copies * parts * self.length}"
             )
 
     def _check_mesh(self) -> None:

@@ -39,6 +39,11 @@ TESTS = {
         "tune/test_grpo", "what_cannot_be_learned_from_is_refused_in_a_line", "a_smoke_test_of_it_has_whole_groups"
     )
     + of("tune/test_ppo", "what_cannot_be_learned_from_is_refused_in_a_line"),
+    "lm/tune/online_dpo.py": of(
+        "tune/test_online_dpo",
+        *("rows_are_ranked_and_pairs_stay_in_one_micro_batch", "prompts_without_a_preference_move_nothing"),
+        "the_loss_is_dpo_s_of_the_best_and_the_worst",
+    ),
     "lm/decode/rollout.py": of(
         "decode/test_rollout",
         *("log_probabilities_are_those_of_the_forward_pass", "a_row_depends_on_neither_neighbours_nor_padding"),
@@ -110,6 +115,13 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("a smoke test has as many updates", "minibatches=1, epochs=1)", "epochs=1)"),
         ("a reward model may have another vocabulary", "if scorer and scorer.vocab != model.vocab:", "if 0:"),
         ("completions of greedy sampling", "if self.sampling.greedy:", "if 0:"),
+    ),
+    "lm/tune/online_dpo.py": (
+        ("the worst is the second best", "- 1, 1)\n    order[each, 1]", "- 1, 1) * 0 + 1\n    order[each, 1]"),
+        ("pairs are torn apart by minibatches", ".T.ravel()", ".ravel()"),
+        ("equal rewards are a preference", "np.float32(~equal)", "np.float32(~equal | True)"),
+        ("the reference is the policy", "self.score(frozen, batch)", "self.score(params, batch)"),
+        ("the worst is preferred", ".reshape(self.method.group, -1)[:2].T", ".reshape(self.method.group, -1)[1::-1].T"),
     ),
     "lm/decode/rollout.py": (
         ("the policy's temperature is left out", "raw / sampling.temperature", "raw"),

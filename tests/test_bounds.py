@@ -19,13 +19,14 @@ from lm.model.parts import RMSNorm
 from lm.model.positions import Rotary
 from lm.tune.grpo import GRPO
 from lm.tune.on_policy_method import OnPolicyMethod
+from lm.tune.online_dpo import OnlineDPO
 from lm.tune.ppo import PPO
 from lm.tune.reward_functions import ExactAnswer, Format, SoftLength
 from tests.knobs import base, samples
 from tests.tiny import experiment
 
 TINY = experiment(Path("texts"))
-REWARDED = (*(of((ExactAnswer(),)) for of in (OnPolicyMethod, GRPO, PPO)), Format("a+"), SoftLength(4, 8))
+REWARDED = (*(of((ExactAnswer(),)) for of in (OnPolicyMethod, GRPO, OnlineDPO, PPO)), Format("a+"), SoftLength(4, 8))
 
 
 def classes(hint: Any, found: dict[str, type]) -> dict[str, type]:

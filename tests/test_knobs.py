@@ -35,6 +35,7 @@ from lm.tune.grpo import GRPO
 from lm.tune.kl_control import AdaptiveKL, FixedKL
 from lm.tune.kto import KTO
 from lm.tune.on_policy_method import OnPolicyMethod
+from lm.tune.online_dpo import OnlineDPO
 from lm.tune.orpo import ORPO
 from lm.tune.ppo import PPO
 from lm.tune.reward_functions import ExactAnswer, Format, RewardFunction, SoftLength
@@ -62,6 +63,8 @@ INERT = {
     **{f"NoOutput.{name}": "it has no vocabulary: states come out as they are" for name in OF_A_VOCABULARY},
 }
 GRPO_FIELDS = "tests/tune/test_grpo.py::test_every_field_changes_the_gradient"
+ONLINE_FIELDS = "tests/tune/test_online_dpo.py::test_every_field_changes_the_gradient"
+ON_POLICY = {field.name for field in dataclasses.fields(OnPolicyMethod)}
 GRPO_TESTS = {  # those that a gradient does not show
     "resample": "test_dynamic_sampling_replaces_equal_groups",
     "minibatches": "test_several_updates_of_a_rollout",
@@ -87,6 +90,8 @@ ELSEWHERE = {
     },
     **{f"GRPO.{name}": f"tests/tune/test_grpo.py::{test}" for name, test in GRPO_TESTS.items()},
     **dict.fromkeys(("GRPO.scorer", "OnPolicyMethod.scorer"), f"tests/tune/test_ppo.py::{PPO_TESTS['scorer']}"),
+    **{f"OnlineDPO.{f.name}": GRPO_FIELDS for f in dataclasses.fields(OnPolicyMethod)},
+    **{f"OnlineDPO.{f.name}": ONLINE_FIELDS for f in dataclasses.fields(OnlineDPO) if f.name not in ON_POLICY},
     "GRPO.reward_seconds": TIMELESS,
     **{
         f"PPO.{f.name}": "tests/tune/test_ppo.py::test_every_field_changes_the_gradient"

@@ -160,6 +160,12 @@ class Method:
         them in each epoch."""
         return 1, 1
 
+    @property
+    def whole_groups(self) -> bool:
+        """Whether the loss reads the rows of a prompt beside one another (Objective.row_copies), so that each
+        micro-batch must have all of them."""
+        return False
+
     def check(self, model: ModelConfig) -> None:
         """Raises ValueError where `model` cannot be trained by this method."""
         raise NotImplementedError

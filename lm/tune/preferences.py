@@ -123,13 +123,10 @@ class PreferenceLearner(Learner):
         """Without dropout of the model: a side's log-probability is compared with another."""
         compared, nll, extra = self._compared(params, batch)
         weights = batch["weights"]
-        share = weights.sum()
-        loss = jnp.sum(weights * compared.loss)
-        metrics = {name: share * _mean(*each, weights) for name, each in compared.metrics.items()}
+        loss, metrics = weighted_sums(compared, weights)
         if self.method.nll_weight:
             loss, metrics = loss + self.method.nll_weight * nll, metrics | {"nll": nll}
-        total = loss + extra * share
-        return total, {"loss": loss, **metrics, "margin": metrics["chosen_reward"] - metrics["rejected_reward"]}
+        return loss + extra * weights.sum(), {"loss": loss, **metrics}
 
     def evaluate(self, params: Params, frozen: Any, batch: Batch) -> Metrics:
         compared, nll, _ = self._compared(params, batch)
@@ -230,6 +227,14 @@ def _placed(batch: Batch) -> Batch:
     """A host batch of all rows on the mesh in use, as training has it."""
     now = current()
     return batch if now is None else jax.device_put(batch, batch_sharding(now[0]))
+
+
+def weighted_sums(compared: Compared, weights: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss of pairs with these weights [B, P], and their metrics: sums, which add up over micro-batches."""
+    share = weights.sum()
+    metrics = {name: share * _mean(*each, weights) for name, each in compared.metrics.items()}
+    margin = metrics["chosen_reward"] - metrics["rejected_reward"]
+    return jnp.sum(weights * compared.loss), {**metrics, "margin": margin}
 
 
 def _mean(value: jax.Array, where: jax.Array, weights: jax.Array) -> jax.Array:
