@@ -11,6 +11,8 @@ from launch.serve import add_adapter_option, add_weights
 
 DRAWING = dict(temperature=0.8, top_k=0, top_p=0.95, min_p=0.0, repetition_penalty=1.0)  # what is drawn without options
 DRAFTING = ("draft", "prompt_lookup")
+BEST = ("best_of", "reward")
+SLOTS = 16  # of the texts of best-of-n, so many at a time
 GRAMMARS = ("json_schema", "regex", "choice")
 EPILOG = """\
 The first text is streamed; with -n the others, decoded in the same batch, follow. The same seed gives the same texts.
@@ -22,6 +24,7 @@ examples:
   lm sample runs/quickstart --prompt "def " --stop $'\ndef ' --stop $'\nclass '       one function
   lm sample runs/quickstart --prompt "def " --beams 4 -n 2       the two best of a beam search, with their scores
   lm sample runs/large --prompt "def " --draft runs/small        the small model drafts; the acceptance goes to stderr
+  lm sample runs/quickstart --prompt "def " --best-of 8 --reward runs/reward      of -n 8 the one that scores highest
   lm sample model.gguf --prompt "A person as JSON: " --json-schema @person.json
   lm sample model.gguf --prompt "Is the sky blue?" --choice " yes" --choice " no" --temperature 0
   lm sample bert-base-uncased --prompt "Paris is [MASK]." -n 5   an encoder fills masks; 5 candidates each
@@ -76,7 +79,7 @@ def add(verbs: Any) -> None:
 
 
 def add_methods(verb: argparse.ArgumentParser) -> None:
-    """The options of beam search, of grammars and of speculative decoding."""
+    """The options of beam search, of best-of-n, of grammars and of speculative decoding."""
     beams = verb.add_argument_group("beam search, in place of drawing")
     beams.add_argument("--beams", type=int, metavar="K", help="keep the K likeliest texts at each length")
     beams.add_argument(
@@ -91,6 +94,9 @@ def add_methods(verb: argparse.ArgumentParser) -> None:
         help="stop where K texts are finished (true), where besides none under way promises a better score at its "
         "present length (false, the default), or at any length (never)",
     )
+    best = verb.add_argument_group("best-of-n, the texts of -n N by a reward model's score")
+    best.add_argument("--best-of", type=int, metavar="N", help="draw N texts and write the best, or with -n the best n")
+    best.add_argument("--reward", metavar="MODEL", help="the reward model: a run's folder, or a model directory")
     constrained = verb.add_argument_group("only texts of a grammar (needs llguidance, of the extra serve)")
     grammars = constrained.add_mutually_exclusive_group()
     grammars.add_argument("--json-schema", metavar="JSON", help="JSON that meets this schema, or that of a file: @FILE")
@@ -135,25 +141,31 @@ def run(args: argparse.Namespace) -> None:
 def method_for(model: Any, args: argparse.Namespace) -> Callable[[Any, argparse.Namespace], None]:
     """What writes texts, as the model, the prompt and the options ask for."""
     if not model.config.causal:
-        unused = [*DRAWING, "max_new_tokens", "seed", "stop", "beams", *DRAFTING, *GRAMMARS]
+        unused = [*DRAWING, "max_new_tokens", "seed", "stop", "beams", *BEST, *DRAFTING, *GRAMMARS]
         refuse(args, unused, "has no effect: this model is an encoder, which fills the masks of a prompt")
         return fill_masks
     from lm.pretrained.fill import has_sentinels
 
     if model.config.has_encoder and has_sentinels(model, args.prompt):
-        unused = ["stop", "beams", *DRAFTING, *GRAMMARS]
+        unused = ["stop", "beams", *BEST, *DRAFTING, *GRAMMARS]
         refuse(args, unused, "has no effect where the sentinels of the prompt are filled in")
         return fill_spans
-    return draw if args.beams is None else search
+    return choose_best if args.best_of is not None else draw if args.beams is None else search
 
 
 def refuse_unused(args: argparse.Namespace) -> None:
     """Raise ValueError for an option that would have no effect."""
     if args.beams is not None:
-        drawing = [*DRAWING, "seed", "stop", *DRAFTING, *GRAMMARS]
+        drawing = [*DRAWING, "seed", "stop", *BEST, *DRAFTING, *GRAMMARS]
         refuse(args, drawing, "is for drawn texts: leave out either it or --beams")
     else:
         refuse(args, ["length_penalty", "early_stopping"], "is of beam search: add --beams")
+    if (args.best_of is None) != (args.reward is None):
+        raise ValueError("--best-of N and --reward MODEL: expected both, or neither")
+    if args.best_of is not None:
+        refuse(args, ["stop", *DRAFTING, *GRAMMARS], "is not for the texts of --best-of: leave it out")
+        if args.best_of < args.n:
+            raise ValueError(f"--best-of {args.best_of} -n {args.n}: expected at least as many as are to be written")
     if not args.draft and not args.prompt_lookup:
         refuse(args, ["draft_tokens"], "is of speculative decoding: add --draft MODEL or --prompt-lookup")
 
@@ -207,6 +219,22 @@ def search(model: Any, args: argparse.Namespace) -> None:
     for i, (text, score) in enumerate(found, 1):
         header(i, args.n, f", score {score:.4f}")
         write(f"{'' if model.config.has_encoder else args.prompt}{text}\n")
+
+
+def choose_best(model: Any, args: argparse.Namespace) -> None:
+    """Write the best texts by a reward model."""
+    from lm.machine import buckets
+    from lm.pretrained import load
+    from lm.pretrained.assistant import assistant_of
+    from lm.tune.best_of import best_of, by_model
+
+    reward, most = load(buckets.local_mirror(args.reward)), args.max_new_tokens
+    length = len(model.encode(args.prompt)) + most
+    assistant = assistant_of(model, most, sampling_of(args), args.seed or 0, min(args.best_of, SLOTS), length)
+    (found,) = best_of(assistant, [{"prompt": args.prompt}], args.best_of, by_model(reward))
+    for i, (text, score) in enumerate(found[: args.n], 1):
+        header(i, args.n, f", reward {score:.4f}")
+        write(f"{args.prompt}{text}\n")
 
 
 def draw(model: Any, args: argparse.Namespace) -> None:

@@ -123,6 +123,17 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("the reference is the policy", "self.score(frozen, batch)", "self.score(params, batch)"),
         ("the worst is preferred", ".reshape(self.method.group, -1)[:2].T", ".reshape(self.method.group, -1)[1::-1].T"),
     ),
+    "lm/tune/assistant.py": (
+        ("all answers are one draw", "self.stop, self.seed, index)", "self.stop, self.seed, 0)"),
+        ("labels are weighed as they are drawn", "weights / weights.sum(1, keepdims=True)", "weights[:, ::-1]"),
+        ("a label may have more tokens", "or any(len(row) != same + 1 for row in rows)", "or 0"),
+        ("a choice has no tokens ahead", "AHEAD = 100.0", "AHEAD = 0.0"),
+    ),
+    "lm/tune/best_of.py": (
+        ("the worst comes first", "np.argsort(-rewards", "np.argsort(rewards"),
+        ("draws of parts are those of the beginning", "range(first * n, first * n + len(rows))", "range(len(rows))"),
+        ("the score is of the completion alone", "model.score([answered(*pair) for", "model.score([pair[1] for"),
+    ),
     "lm/decode/rollout.py": (
         ("the policy's temperature is left out", "raw / sampling.temperature", "raw"),
         ("rows that are done go on", "self.lengths + live", "self.lengths + 1"),

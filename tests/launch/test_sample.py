@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 import lm.machine.hardware
@@ -84,6 +85,11 @@ def test_a_beam_search_has_scores(capsys: pytest.CaptureFixture[str]) -> None:
         (["--beams", "2", "--temperature", "0"], "--temperature is for drawn texts: leave out either it or --beams"),
         (["--beams", "2", "--seed", "0"], "--seed is for drawn"),
         (["--beams", "2", "--stop", "x"], "--stop is for drawn"),
+        (["--beams", "2", "--best-of", "2", "--reward", "r"], "--best-of is for drawn"),
+        (["--best-of", "2"], "--best-of N and --reward MODEL: expected both"),
+        (["--reward", "r"], "--best-of N and --reward MODEL: expected both"),
+        (["--best-of", "2", "--reward", "r", "-n", "3"], "--best-of 2 -n 3"),
+        (["--best-of", "2", "--reward", "r", "--stop", "x"], "--stop is not for the texts of --best-of"),
         (["--length-penalty", "2"], "--length-penalty is of beam search: add --beams"),
         (["--beams", "2", "--prompt-lookup"], "--prompt-lookup is for drawn"),
         (["--draft-tokens", "2"], "--draft-tokens is of speculative decoding: add --draft MODEL or --prompt-lookup"),
@@ -98,6 +104,23 @@ def test_a_beam_search_has_scores(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_option_without_effect_is_refused(asked: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", "r", *asked]) == 1
     assert said in capsys.readouterr().err
+
+
+def test_the_best_of_n_have_their_rewards(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Parrot, "encode", lambda self, prompt: [1] * len(prompt), raising=False)
+    monkeypatch.setattr(Parrot, "score", lambda self, texts: np.array([len(str(t)) for t in texts]), raising=False)
+    monkeypatch.setattr("lm.pretrained.assistant.assistant_of", lambda model, *options: options)
+
+    def best_of(assistant: Any, records: Any, n: int, score: Any) -> list[list[tuple[str, float]]]:
+        assert assistant == (9, Sampling(0.8, top_p=0.95), 3, 4, 10) and records == [{"prompt": ">"}]
+        return [[(f"{i}", -i) for i in range(n)]]
+
+    monkeypatch.setattr("lm.tune.best_of.best_of", best_of)
+    asked = ["--prompt", ">", "--best-of", "4", "--reward", "s", "--seed", "3", "--max-new-tokens", "9"]
+    assert main(["sample", "r", *asked]) == 0
+    assert capsys.readouterr().out == ">0\n"
+    assert main(["sample", "r", *asked, "-n", "2"]) == 0
+    assert capsys.readouterr().out == "--- 1 of 2, reward 0.0000 ---\n>0\n--- 2 of 2, reward -1.0000 ---\n>1\n"
 
 
 def test_drafts_are_the_model_s_or_looked_up_and_their_acceptance_is_told(capsys: pytest.CaptureFixture[str]) -> None:
