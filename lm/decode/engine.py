@@ -11,7 +11,7 @@ not depend on its neighbours, on when it arrived, on its slot, or on whether ano
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, NamedTuple
@@ -23,14 +23,15 @@ import numpy as np
 from lm.decode import slots as device
 from lm.decode.generate import check_prompts
 from lm.decode.grammar import Constraint, Matcher
-from lm.decode.layout import unstack
+from lm.decode.layout import is_streamed, unstack
 from lm.decode.sampling import NONE, Sampling
-from lm.decode.slots import Drawn, Options, empty_slots
+from lm.decode.slots import STRIDE, TOGETHER, Drawn, Options, empty_slots
 from lm.model.cache import TokenCache
 from lm.model.transformer import Params, Transformer
 
 ALL = 2**32 - 1  # a bit for each of 32 tokens
 CHUNKS = 256, 32  # tokens of a prompt that are read at a time; a shared beginning is kept by the first
+ENOUGH = 3  # prompts of which chunks are worth reading together
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ class Engine:
         self.length, self.params = min(self.length or cfg.context, cfg.context), unstack(self.params)
         self.vocab = cfg.vocab
         self._state = _beside(self.params, empty_slots(self.model, self.slots, self.length, self.vocab))
-        self._every = np.full((self.slots, -(-self.vocab // 32)), ALL, np.uint32)
+        self._together = is_streamed(cfg, self.params)  # or bits would depend on how many prompts are read
+        self._every = np.full((max(self.slots, TOGETHER), -(-self.vocab // 32)), ALL, np.uint32)
         self._free = deque(range(self.slots))
         self._numbers = count()
         self._saved: OrderedDict[tuple[int, ...], Any] = OrderedDict()
@@ -162,29 +164,29 @@ class Engine:
     def busy(self) -> bool:
         return bool(self.waiting or self.running)
 
-    def step(self) -> list[Output]:
+    def step(self, tokens: int = 1) -> list[Output]:
         """A chunk's worth of tokens of the oldest prompts that are not read yet, and a token for each request whose
-        prompt is."""
+        prompt is; up to so many `tokens`, at most STRIDE, where all prompts are."""
         self._admit()
         outputs, most = [], CHUNKS[0]
         while most > 0 and (reading := self._unread()):
-            most -= _chunk(reading)
+            most -= len(reading) * _chunk(reading[0])
             outputs += self._prefill(reading)
-        return outputs + self._decode()
+        return outputs + self._decode(tokens)
 
     def generate(self, requests: Sequence[Request]) -> list[list[Output]]:
         """The outputs of each request, in their order, until all have ended."""
         outputs: dict[int, list[Output]] = {self.submit(request): [] for request in requests}
         while self.busy:
-            for output in self.step():
+            for output in self.step(STRIDE):
                 outputs[output.number].append(output)
         return list(outputs.values())
 
     def warm_up(self) -> None:
         """Compile every program, whatever requests will ask for."""
         short, longest = Request([0], 2), Request([0] * min(CHUNKS[0] + 2, self.length - 1), 1)
-        for request in (short, longest, longest):  # the last finds the beginning of the one before
-            self.generate([request])
+        for requests in ([short] * ENOUGH, [longest], [longest]):  # the last finds the beginning of the one before
+            self.generate(requests)
 
     # ---------------------------------------------------------------- a step
 
@@ -202,33 +204,59 @@ class Engine:
                 self._restore_shared(running)
             self.running.append(running)
 
-    def _unread(self) -> _Running | None:
-        return next((one for one in self.running if one.unread), None)
+    def _unread(self) -> list[_Running]:
+        """The oldest whose prompt is to be read; where there are enough, with others whose next chunk is as small."""
+        unread = [one for one in self.running if one.unread]
+        small = [one for one in unread if _chunk(one) == CHUNKS[1] and not one.request.prompt_logprobs]
+        together = self._together and len(small) >= ENOUGH and unread[0] is small[0]
+        return small[:TOGETHER] if together else unread[:1]
 
-    def _prefill(self, reading: _Running) -> list[Output]:
-        left, size = reading.unread, _chunk(reading)
-        count, last, scored = min(size, left), left <= size, reading.request.prompt_logprobs
-        ids = list(reading.request.prompt[reading.read : reading.read + size + 1])  # and the one after
-        tokens, slot = np.array([ids + [0] * (size + 1 - len(ids))], np.int32), np.int32(reading.slot)
-        flags = np.int32(count), np.bool_(last), np.bool_(scored)
-        allowed = self._allowed([(0, reading)] if last else [], 1)
-        self._state, drawn, scores = device.prefill(self.model, self.params, self._state, slot, tokens, allowed, *flags)
-        reading.read += count
+    def _prefill(self, reading: list[_Running]) -> list[Output]:
+        """The next chunk of each is read; the outputs of those whose prompt then is."""
+        size, (first, *others) = _chunk(reading[0]), reading
+        chunks = _repeated(reading) if others else reading
+        ids = [list(one.request.prompt[one.read : one.read + size + 1]) for one in chunks]  # and the one after
+        tokens = np.array([row + [0] * (size + 1 - len(row)) for row in ids], np.int32)
+        rows, count = _numbers(one.slot for one in chunks), _numbers(min(size, one.unread) for one in chunks)
+        scored = first.request.prompt_logprobs
+        arrays = rows, tokens, count, np.bool_(scored)
+        self._state, x, scores = device.prefill(self.model, self.params, self._state, *arrays)
+        for one in reading:
+            one.read += min(size, one.unread)
         if scored:
-            reading.prompt += _logprobs(scores, reading.request.top_logprobs)[: count - last]
+            first.prompt += _logprobs(scores, first.request.top_logprobs)[: len(ids[0]) - 1]
         if size == CHUNKS[0]:
-            self._save_shared(reading)
-        return self._outputs([(0, reading)], drawn) if last else []
+            self._save_shared(first)
+        return self._begin([(row, one) for row, one in enumerate(reading) if not one.unread], x)
 
-    def _decode(self) -> list[Output]:
-        ready = [(one.slot, one) for one in self.running if one.given]
+    def _begin(self, read: list[tuple[int, _Running]], x: jax.Array) -> list[Output]:
+        """The first outputs of requests whose last hidden states are these rows of x."""
+        if not read:
+            return []
+        every = _repeated(read)
+        rows, of = _numbers(one.slot for _, one in every), _numbers(row for row, _ in every)
+        allowed = self._allowed([(i, one) for i, (_, one) in enumerate(every)], TOGETHER)
+        self._state, drawn = device.first_tokens(self.model, self.params, self._state, rows, x, of, allowed)
+        return self._outputs([(i, one) for i, (_, one) in enumerate(read)], _logprobs(drawn, device.TOP))
+
+    def _decode(self, most: int) -> list[Output]:
+        """A token for each request whose prompt is read; up to `most` where none comes in between or needs to be seen
+        before the next. What a request that stops has beyond is dropped."""
+        ready = [one for one in self.running if one.given]
         if not ready:
             return []
+        alone = len(ready) < len(self.running) or any(one.matcher for one in ready)
+        count = 1 if alone else min(most, *(one.request.max_new_tokens - one.given for one in ready))
         active = np.zeros(self.slots, bool)
-        active[[slot for slot, _ in ready]] = True
-        allowed = self._allowed(ready, self.slots)
-        self._state, drawn = device.decode(self.model, self.params, self._state, active, allowed)
-        return self._outputs(ready, drawn)
+        active[[one.slot for one in ready]] = True
+        allowed = self._allowed([(one.slot, one) for one in ready], self.slots)
+        arrays = active, allowed, np.int32(count)
+        self._state, drawn = device.decode(self.model, self.params, self._state, *arrays)
+        drawn, outputs = jax.device_get(drawn), []
+        for i in range(count):
+            given = _logprobs(Drawn(*(a[i] for a in drawn)), device.TOP)
+            outputs += self._outputs([(one.slot, one) for one in ready if one in self.running], given)
+        return outputs
 
     def _allowed(self, rows: list[tuple[int, _Running]], size: int) -> Any:
         """The tokens that grammars allow in these of `size` rows, a bit each, uint32 [size, ceil(V / 32)]; all in
@@ -241,9 +269,9 @@ class Engine:
             allowed[row] = matcher.allowed()
         return allowed
 
-    def _outputs(self, rows: list[tuple[int, _Running]], drawn: Drawn) -> list[Output]:
+    def _outputs(self, rows: list[tuple[int, _Running]], given: list[TokenLogprob]) -> list[Output]:
         """The outputs of requests in these rows of what was drawn; those that end leave their slots."""
-        given, outputs = _logprobs(drawn, device.TOP), []
+        outputs = []
         for row, running in rows:
             (token, logprob, top), running.given = given[row], running.given + 1
             end, best = self._end(running, token), top[: running.request.top_logprobs]
@@ -293,6 +321,15 @@ class Engine:
 def _chunk(reading: _Running) -> int:
     """The size of the next chunk of its prompt."""
     return CHUNKS[0] if reading.unread >= CHUNKS[0] else CHUNKS[1]
+
+
+def _repeated(several: list[Any]) -> list[Any]:
+    """TOGETHER of them, for programs of so many rows: what comes again does again what was done."""
+    return (several * TOGETHER)[:TOGETHER]
+
+
+def _numbers(values: Iterable[int]) -> np.ndarray:
+    return np.array(list(values), np.int32)
 
 
 def _beside(params: Params, state: Any) -> Any:

@@ -89,6 +89,22 @@ def _stored(cfg: ModelConfig, params: Params, store: Callable[[jax.Array, int], 
     return stored_params
 
 
+def is_streamed(cfg: ModelConfig, params: Params) -> bool:
+    """Whether layers multiply and attend by the kernel of lm/model/native.py alone: what a token gets is then the same
+    to the bit however many are read at once, up to as many as it takes."""
+
+    def streams(slot: Slot, layer: Params) -> bool:
+        attention, products = slot.mixer, _products(slot)
+        by_kernel = type(attention) is Attention and not (attention.softcap or attention.sinks or slot.positions.biased)
+        return (
+            by_kernel
+            and type(slot.ffn) is FeedForward
+            and all(isinstance(w, Streamed) for name, w in layer.items() if name in products)
+        )
+
+    return all(streams(cfg.slots[name], layer) for name, slot in params["layers"].items() for layer in slot)
+
+
 def _products(slot: Slot) -> set[str]:
     """The weights of a layer that are read by one product each: not those of experts, nor of other mixers."""
     attention = ("query", "key", "value", "out") if type(slot.mixer) is Attention else ()

@@ -23,6 +23,8 @@ from lm.model.transformer import Params, Transformer
 
 TOP = 20  # alternatives of a token whose log-probabilities are given
 SCORED = 32  # tokens of a prompt whose logits are computed at a time
+TOGETHER = 4  # rows that get their first tokens at a time
+STRIDE = 8  # tokens of a row that are decoded at a time where nobody waits for each
 
 
 class Options(NamedTuple):
@@ -125,38 +127,59 @@ def prefill(
     model: Transformer,
     params: Params,
     slots: Slots,
-    row: jax.Array,
+    rows: jax.Array,
     tokens: jax.Array,
-    allowed: jax.Array,
     count: jax.Array,
-    last: jax.Array,
     scored: jax.Array,
-) -> tuple[Slots, Drawn, Drawn]:
-    """A row with more of its prompt read, the token after it, and the log-probabilities of those tokens of the prompt
-    that follow its chunk's, [C].
+) -> tuple[Slots, jax.Array, Drawn]:
+    """`slots` with more of the prompts of R rows read, the hidden states [TOGETHER, D] of the last tokens that were
+    (those of the rows, again and again), and the log-probabilities of the prompts' tokens that follow, [R * C].
 
     Args:
       model, params: of the model.
       slots: donated.
-      row: its index.
-      tokens: of the prompt behind what was read, and the one after them, [1, C + 1].
-      allowed: what may follow the last, as in `choose`, [1, ceil(V / 32)].
-      count: how many of the first C are no padding.
-      last: whether they are the last of the prompt, so that the token counts.
-      scored: whether log-probabilities of the prompt are asked for; else they are zeros."""
-    own = jax.tree.map(lambda a: _row(a, row), slots)
-    tokens, following = tokens[:, :-1], tokens[0, 1:]
-    segments = (jnp.arange(tokens.shape[1]) < count).astype(jnp.int32)[None]
-    x, cache, _ = model.hidden(params, Inputs(tokens, segments=segments), own.cache)
-    scores = _scores(model, params, x[0], following, scored)
-    x = jax.lax.dynamic_slice_in_dim(x, count - 1, 1, 1)
-    after, drawn = _next(model, params, own, x, cache, allowed)
-    own = replace(after, counts=jax.tree.map(partial(jnp.where, last), after.counts, own.counts))
-    return jax.tree.map(lambda a, new: _put(a, new, row), slots, own), drawn, scores
+      rows: their indices [R]; one may come several times, as all that is of it then does.
+      tokens: of each prompt behind what was read, and the one after them, [R, C + 1].
+      count: how many of a row's first C are no padding, [R].
+      scored: whether log-probabilities of the prompts are asked for; else they are zeros."""
+    following, tokens = tokens[:, 1:].reshape(-1), tokens[:, :-1]
+    segments = (jnp.arange(tokens.shape[1]) < count[:, None]).astype(jnp.int32)
+    x, cache, _ = model.hidden(params, Inputs(tokens, segments=segments), _rows(slots.cache, rows))
+    scores = _scores(model, params, x.reshape(-1, x.shape[-1]), following, scored)
+    of = jnp.arange(TOGETHER) % len(rows)
+    last = x[of, count[of] - 1]
+    return replace(slots, cache=_put_rows(slots.cache, cache, rows)), last, scores
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def first_tokens(
+    model: Transformer,
+    params: Params,
+    slots: Slots,
+    rows: jax.Array,
+    x: jax.Array,
+    of: jax.Array,
+    allowed: jax.Array,
+) -> tuple[Slots, Drawn]:
+    """`slots` with the first new token of rows whose prompts are read, always of as many: one program for whatever is
+    read together, and so the same bits.
+
+    Args:
+      model, params: of the model.
+      slots: donated.
+      rows: their indices [TOGETHER], as in `prefill`.
+      x: the hidden states of the prompts' last tokens, [TOGETHER, D].
+      of: the row of x for each, [TOGETHER].
+      allowed: what may follow, as in `choose`, [TOGETHER, ceil(V / 32)]."""
+    others = replace(slots, cache=replace(slots.cache, layers={}))  # tokens stay where they are
+    own = _rows(others, rows)
+    after, drawn = _next(model, params, own, x[of, None], own.cache, allowed)
+    after = _put_rows(others, after, rows)
+    return replace(after, cache=replace(after.cache, layers=slots.cache.layers)), drawn
 
 
 def _scores(model: Transformer, params: Params, x: jax.Array, following: jax.Array, scored: jax.Array) -> Drawn:
-    """The model's own log-probabilities of the tokens `following` [C] after hidden states x [C, D], where `scored`."""
+    """The model's own log-probabilities of the tokens `following` [N] after hidden states x [N, D], where `scored`."""
 
     def some(x: jax.Array, token: jax.Array) -> Drawn:
         logprobs = jax.nn.log_softmax(model.logits(params, x[None])[0].astype(jnp.float32))
@@ -183,16 +206,26 @@ def _zeros(function: Callable[[], Any]) -> Any:
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def decode(
-    model: Transformer, params: Params, slots: Slots, active: jax.Array, allowed: jax.Array
+    model: Transformer, params: Params, slots: Slots, active: jax.Array, allowed: jax.Array, count: jax.Array
 ) -> tuple[Slots, Drawn]:
-    """One more token of each row that is `active` [S], of those `allowed` as in `choose`; the others stay as they
-    are."""
-    inputs = Inputs(slots.last[:, None], segments=active.astype(jnp.int32)[:, None])
-    x, cache, _ = model.hidden(params, inputs, slots.cache)
-    after, drawn = _next(model, params, slots, x, cache, allowed)
-    keep = lambda new, old: jnp.where(active.reshape(-1, *[1] * (new.ndim - 1)), new, old)  # noqa: E731
-    counts = slots.counts._replace(new=keep(after.counts.new, slots.counts.new))
-    return replace(after, last=keep(after.last, slots.last), counts=counts), drawn
+    """`count` more tokens of each row that is `active` [S], up to STRIDE, of those `allowed` as in `choose`; the others
+    stay as they are. What was drawn is [STRIDE, S], of which the first `count` mean something: one program for any
+    number, and so the same bits."""
+
+    def one(slots: Slots) -> tuple[Slots, Drawn]:
+        inputs = Inputs(slots.last[:, None], segments=active.astype(jnp.int32)[:, None])
+        x, cache, _ = model.hidden(params, inputs, slots.cache)
+        after, drawn = _next(model, params, slots, x, cache, allowed)
+        keep = lambda new, old: jnp.where(active.reshape(-1, *[1] * (new.ndim - 1)), new, old)  # noqa: E731
+        counts = slots.counts._replace(new=keep(after.counts.new, slots.counts.new))
+        return replace(after, last=keep(after.last, slots.last), counts=counts), drawn
+
+    def more(i: jax.Array, state: tuple[Slots, Drawn]) -> tuple[Slots, Drawn]:
+        slots, drawn = one(state[0])
+        return slots, jax.tree.map(lambda every, new: every.at[i].set(new), state[1], drawn)
+
+    room = jax.tree.map(lambda a: jnp.zeros((STRIDE, *a.shape), a.dtype), jax.eval_shape(one, slots)[1])
+    return jax.lax.fori_loop(0, count, more, (slots, room))
 
 
 def _next(
@@ -274,3 +307,24 @@ def _row(a: jax.Array, row: jax.Array) -> jax.Array:
 
 def _put(a: jax.Array, new: jax.Array, row: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_slice_in_dim(a, new, row, 0)
+
+
+def _rows(tree: Any, rows: jax.Array) -> Any:
+    """The rows [R] of each array, put one by one: XLA's CPU compiler joins or gathers them number by number."""
+
+    def take(a: jax.Array) -> jax.Array:
+        own = jnp.zeros((len(rows), *a.shape[1:]), a.dtype)
+        for i, row in enumerate(rows):
+            own = _put(own, _row(a, row), jnp.int32(i))
+        return own
+
+    return jax.tree.map(take, tree)
+
+
+def _put_rows(tree: Any, new: Any, rows: jax.Array) -> Any:
+    def put(a: jax.Array, new: jax.Array) -> jax.Array:
+        for i, row in enumerate(rows):
+            a = _put(a, new[i : i + 1], row)
+        return a
+
+    return jax.tree.map(put, tree, new)

@@ -15,9 +15,19 @@
 
 #include "xla/ffi/api/c_api.h"
 
-enum { LANES = 16, ROWS = 4, VECTORS = 4, DEPTH = 16, WIDEST = 1024, OUTPUTS = 32, MOST = 8, SMALL = 1 << 15 };
+// Numbers of a register (GCC keeps a wider vector in memory), and the rows and vectors of outputs that are summed at a
+// time: as many as there are registers for.
+#if defined(__AVX512F__)
+enum { LANES = 16, ROWS = 8, VECTORS = 3 };
+#elif defined(__AVX2__)
+enum { LANES = 8, ROWS = 4, VECTORS = 3 };
+#elif defined(__aarch64__)
+enum { LANES = 4, ROWS = 8, VECTORS = 3 };
+#else
+enum { LANES = 4, ROWS = 4, VECTORS = 3 };
+#endif
+enum { SHALLOW = 16, DEPTH = 64, WIDEST = 1024, OUTPUTS = 48, MOST = 8, SMALL = 1 << 15 };
 typedef float floats __attribute__((vector_size(4 * LANES)));
-typedef float eight __attribute__((vector_size(32)));
 typedef float four __attribute__((vector_size(16)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 enum Kind { FLOAT, BFLOAT, BYTES };
@@ -75,10 +85,7 @@ INLINE floats load_bfloats(const char *p, int64_t n) {
 #if defined(__AVX512F__)
   wide = (words)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)v)), 16);
 #elif defined(__AVX2__)
-  for (int half = 0; half < 2; half++) {
-    __m256i eight = _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(v + 8 * half))), 16);
-    memcpy((char *)&wide + 32 * half, &eight, 32);
-  }
+  wide = (words)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)v)), 16);
 #else
   for (int l = 0; l < LANES; l++) wide[l] = (uint32_t)v[l] << 16;
 #endif
@@ -92,10 +99,7 @@ INLINE floats load_bytes(const char *p, int64_t n) {
 #if defined(__AVX512F__)  // GCC 12 converts vectors of bytes one number at a time
   converted = (floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)v)));
 #elif defined(__AVX2__)
-  for (int half = 0; half < 2; half++) {
-    __m256 eight = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(v + 8 * half))));
-    memcpy((char *)&converted + 32 * half, &eight, 32);
-  }
+  converted = (floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)v)));
 #else
   for (int l = 0; l < LANES; l++) converted[l] = v[l];
 #endif
@@ -107,31 +111,33 @@ INLINE floats load(enum Kind kind, const char *p, int64_t n) {
 }
 
 INLINE float sum(floats v) {
-  eight low, high;
-  four first, second;
-  memcpy(&low, &v, sizeof low), memcpy(&high, (char *)&v + sizeof low, sizeof high);
-  low += high;
-  memcpy(&first, &low, sizeof first), memcpy(&second, (char *)&low + sizeof first, sizeof second);
-  first += second;
-  return (first[0] + first[2]) + (first[1] + first[3]);
+  four parts[LANES / 4];
+  memcpy(parts, &v, sizeof v);
+  for (int n = LANES / 8; n; n /= 2)
+    for (int i = 0; i < n; i++) parts[i] += parts[i + n];
+  return (parts[0][0] + parts[0][2]) + (parts[0][1] + parts[0][3]);
 }
 
-// ------------------------------------------------------------------ [K, N]: `depth` rows of w at a time, added to y
+// ------------------------------------------------------------------ [K, N]: a few rows of w at a time, added to y
 
-// `vectors` of outputs, the last with `n` numbers, for `rows` rows of x; all but depth and n constants where inlined.
+// `vectors` of outputs, the last with `n` numbers, for `rows` rows of x; kind, rows and vectors are constants. The next
+// tile is prefetched meanwhile, a share by each of the groups of rows.
 INLINE void tile(const Products *job, const Matrix *m, int64_t row, int64_t k, int64_t out, int64_t depth, int64_t n,
                  enum Kind kind, int rows, int vectors) {
   floats sums[ROWS][VECTORS], w[VECTORS];
   float *y = m->y + row * m->N + out;
   const float *x = job->x + row * job->K + k;
   const char *from = m->w + size_of(kind) * (k * m->N + out);
+  int64_t groups = (job->M + ROWS - 1) / ROWS, fetched = job->M > 1 ? row / ROWS : depth;
   for (int i = 0; i < rows; i++)
     for (int j = 0; j < vectors; j++)
       sums[i][j] = k ? load_floats((char *)(y + i * m->N + j * LANES), n) : (floats){0};
   for (int64_t d = 0; d < depth; d++, from += size_of(kind) * m->N) {
     for (int j = 0; j < vectors; j++) w[j] = load(kind, from + size_of(kind) * j * LANES, n);
-    if (rows > 1 && row == 0)  // the next tile's, while this one is multiplied
+    if (d == fetched) {
       for (int j = 0; j < vectors; j++) __builtin_prefetch(from + size_of(kind) * (vectors + j) * LANES);
+      fetched += groups;
+    }
     for (int i = 0; i < rows; i++)
       for (int j = 0; j < vectors; j++) sums[i][j] += x[i * job->K + d] * w[j];
   }
@@ -143,7 +149,8 @@ INLINE void tiles(const Products *job, const Matrix *m, int64_t k, int64_t out, 
                   enum Kind kind, int vectors) {
   int64_t row = 0;
   for (; row + ROWS <= job->M; row += ROWS) tile(job, m, row, k, out, depth, n, kind, ROWS, vectors);
-  for (; row < job->M; row++) tile(job, m, row, k, out, depth, n, kind, 1, vectors);
+  for (; row + 2 <= job->M; row += 2) tile(job, m, row, k, out, depth, n, kind, 2, vectors);
+  if (row < job->M) tile(job, m, row, k, out, depth, n, kind, 1, vectors);
 }
 
 INLINE void slab(const Products *job, const Matrix *m, int64_t first, int64_t end, int64_t k, int64_t depth,
@@ -155,9 +162,9 @@ INLINE void slab(const Products *job, const Matrix *m, int64_t first, int64_t en
 }
 
 INLINE void columns(const Products *job, const Matrix *m, int64_t first, int64_t end, enum Kind kind) {
-  int64_t k = 0;
-  for (; k + DEPTH <= job->K; k += DEPTH) slab(job, m, first, end, k, DEPTH, kind);
-  if (k < job->K) slab(job, m, first, end, k, job->K - k, kind);
+  int64_t depth = job->M < ROWS ? SHALLOW : DEPTH;
+  for (int64_t k = 0; k < job->K; k += depth)
+    slab(job, m, first, end, k, k + depth < job->K ? depth : job->K - k, kind);
 }
 
 // ------------------------------------------------------------------ [N, K]: a sum at a time
@@ -166,7 +173,6 @@ INLINE void step(floats sums[ROWS][VECTORS], const float *x, const char *w, int6
                  int rows, int outs) {
   floats weights[VECTORS];
   for (int j = 0; j < outs; j++) weights[j] = load(kind, w + size_of(kind) * j * K, n);
-  for (int j = 0; j < outs; j++) __builtin_prefetch(w + size_of(kind) * (outs + j) * K);  // the next block's
   for (int i = 0; i < rows; i++) {
     floats v = load_floats((const char *)(x + i * K), n);
     for (int j = 0; j < outs; j++) sums[i][j] += v * weights[j];
@@ -174,31 +180,39 @@ INLINE void step(floats sums[ROWS][VECTORS], const float *x, const char *w, int6
 }
 
 INLINE void block(const Products *job, const Matrix *m, int64_t row, int64_t out, enum Kind kind, int rows, int outs) {
-  floats sums[ROWS][VECTORS];
+  floats sums[ROWS][VECTORS], all[ROWS][VECTORS];
   const float *x = job->x + row * job->K;
   const char *w = m->w + size_of(kind) * out * job->K;
   int64_t k = 0;
   for (int i = 0; i < rows; i++)
     for (int j = 0; j < outs; j++) sums[i][j] = (floats){0};
-  for (; k + LANES <= job->K; k += LANES) step(sums, x + k, w + size_of(kind) * k, job->K, LANES, kind, rows, outs);
-  if (k < job->K) step(sums, x + k, w + size_of(kind) * k, job->K, job->K - k, kind, rows, outs);
+  for (; k + LANES <= job->K; k += LANES) {
+    if (row == 0)  // the next block's
+      for (int j = 0; j < outs; j++) __builtin_prefetch(w + size_of(kind) * (k + (outs + j) * job->K));
+    step(sums, x + k, w + size_of(kind) * k, job->K, LANES, kind, rows, outs);
+  }
+  memcpy(all, sums, sizeof all);
+  __asm__ volatile("" : : "r"(all) : "memory");  // what follows calls functions: until here sums stay in registers
+  if (k < job->K) step(all, x + k, w + size_of(kind) * k, job->K, job->K - k, kind, rows, outs);
   for (int i = 0; i < rows; i++)
     for (int j = 0; j < outs; j++) {
-      float y = sum(sums[i][j]);
+      float y = sum(all[i][j]);
       m->y[(row + i) * m->N + out + j] = kind == BYTES ? y * m->scale[out + j] : y;
     }
 }
 
+INLINE void blocks(const Products *job, const Matrix *m, int64_t first, int64_t end, int64_t row, enum Kind kind,
+                   int rows) {
+  int64_t out = first;
+  for (; out + VECTORS <= end; out += VECTORS) block(job, m, row, out, kind, rows, VECTORS);
+  for (; out < end; out++) block(job, m, row, out, kind, rows, 1);
+}
+
 INLINE void outputs(const Products *job, const Matrix *m, int64_t first, int64_t end, enum Kind kind) {
-  for (int64_t out = first; out < end; out += VECTORS) {
-    int whole = out + VECTORS <= end;
-    int64_t row = 0;
-    for (; whole && row + ROWS <= job->M; row += ROWS) block(job, m, row, out, kind, ROWS, VECTORS);
-    for (; row < job->M; row++) {
-      if (whole) block(job, m, row, out, kind, 1, VECTORS);
-      else for (int64_t one = out; one < end; one++) block(job, m, row, one, kind, 1, 1);
-    }
-  }
+  int64_t row = 0;
+  for (; row + ROWS <= job->M; row += ROWS) blocks(job, m, first, end, row, kind, ROWS);
+  for (; row + 2 <= job->M; row += 2) blocks(job, m, first, end, row, kind, 2);
+  if (row < job->M) blocks(job, m, first, end, row, kind, 1);
 }
 
 // ------------------------------------------------------------------ the task of a product: some outputs of a matrix
@@ -216,9 +230,10 @@ static void product(const Job *of, long at) {
   else columns(job, m, first, end, BFLOAT);
 }
 
-// ------------------------------------------------------------------ the task of attention: a row's head of keys
+// ------------------------------------------------------------------ the task of attention: QUERIES of a row's head of keys
 
-enum { BLOCK = 64, WIDTH = 64, QUERIES = 64 };  // keys at a time; the most vectors of a head, and queries of its keys
+// Keys and queries at a time; the most vectors of a head.
+enum { BLOCK = 64, QUERIES = 64, WIDTH = 1024 / LANES };
 
 // e^x for x <= 0, within two units in the last place; 0 below -87, NaN for NaN.
 INLINE floats exponential(floats x) {
@@ -288,8 +303,10 @@ INLINE void add(const Attention *job, Running *have, const float *v, const float
 
 static void attention(const Job *of, long at) {
   const Attention *job = &of->attention;
-  int64_t row = at / job->K, queries = job->G * job->T;
-  const float *k = job->k + at * job->S * job->H, *v = job->v + at * job->S * job->V;
+  int64_t parts = (job->G * job->T + QUERIES - 1) / QUERIES, head = at / parts, row = head / job->K;
+  int64_t first = head * job->G * job->T + at % parts * QUERIES, last = (head + 1) * job->G * job->T;
+  int64_t queries = last - first < QUERIES ? last - first : QUERIES;
+  const float *k = job->k + head * job->S * job->H, *v = job->v + head * job->S * job->V;
   Running have[QUERIES];
   float logits[BLOCK];
   for (int64_t i = 0; i < queries; i++) {
@@ -299,14 +316,14 @@ static void attention(const Job *of, long at) {
   for (int64_t s = 0; s < job->S; s += BLOCK) {
     int64_t count = job->S - s < BLOCK ? job->S - s : BLOCK;
     for (int64_t i = 0; i < queries; i++) {
-      const uint8_t *allowed = job->allowed + (row * job->T + i % job->T) * job->S + s;
+      const uint8_t *allowed = job->allowed + (row * job->T + (first + i) % job->T) * job->S + s;
       if (!memchr(allowed, 1, count)) continue;  // would add zeros
-      float most = score(job, job->q + (at * queries + i) * job->H, k + s * job->H, allowed, count, logits);
+      float most = score(job, job->q + (first + i) * job->H, k + s * job->H, allowed, count, logits);
       add(job, have + i, v + s * job->V, logits, most, count);
     }
   }
   for (int64_t i = 0; i < queries; i++) {
-    float *y = job->y + (at * queries + i) * job->V, share = have[i].total > 0 ? 1 / have[i].total : 0;
+    float *y = job->y + (first + i) * job->V, share = have[i].total > 0 ? 1 / have[i].total : 0;
     for (int64_t j = 0; j * LANES < job->V; j++) {
       floats out = have[i].out[j] * share;
       int64_t n = job->V - j * LANES;
@@ -442,7 +459,7 @@ XLA_FFI_Error *lm_attention(XLA_FFI_CallFrame *frame) {
   if (told_version(frame)) return 0;
   XLA_FFI_Buffer **args = (XLA_FFI_Buffer **)frame->args.args, **rets = (XLA_FFI_Buffer **)frame->rets.rets;
   const int64_t *q = args[0]->dims, *v = args[2]->dims;
-  Job job = {.task = attention, .tasks = q[0] * q[1]};
+  Job job = {.task = attention, .tasks = q[0] * q[1] * ((q[2] * q[3] + QUERIES - 1) / QUERIES)};
   job.attention = (Attention){args[0]->data, args[1]->data, args[2]->data, args[3]->data, rets[0]->data,
                               q[1], q[2], q[3], v[2], q[4], v[3]};
   run(frame, &job, q[0] * q[1] * v[2] * (q[4] + v[3]));

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 from lm.machine import native
 from lm.model.compute import Compute
 
-FEW = 32  # rows up to which the kernel multiplies
+FEW = 128  # rows up to which the kernel multiplies
 MOST = 8  # matrices of one call
 TARGETS = ("lm_by_input", "lm_by_output", "lm_attention")
-QUERIES, WIDTH = 64, 1024  # the most of one head of keys, and numbers of a value, in attention
+TOKENS, WIDTH = 32, 1024  # of a row, and numbers of a value, up to which it attends
 
 
 @jax.tree_util.register_dataclass
@@ -77,7 +77,7 @@ def _kernel(x: jax.Array, ws: Sequence[Streamed], contract: int) -> Sequence[jax
 
 def attends(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
     """Whether `attend` takes queries, keys and values of these shapes and dtypes."""
-    few = q.shape[2] * q.shape[3] <= QUERIES and v.shape[-1] <= WIDTH
+    few = q.shape[3] <= TOKENS and v.shape[-1] <= WIDTH
     return few and all(a.dtype == jnp.float32 for a in (q, k, v)) and has_kernel()
 
 

@@ -16,9 +16,11 @@ from lm.decode import engine as engines
 from lm.decode.engine import Engine, Output, Request
 from lm.decode.generate import generate
 from lm.decode.grammar import Choice, Regex
+from lm.decode.layout import for_decoding
 from lm.decode.sampling import NONE, Sampling
 from lm.model.config import ModelConfig
 from lm.model.families import llama
+from lm.model.native import has_kernel
 from lm.model.transformer import Transformer
 from tests.decode.letters import grammars
 from tests.model.reference import MODELS, SIMPLE, lively, run
@@ -40,6 +42,12 @@ SAMPLINGS = (
 
 def engine(cfg: ModelConfig = LLAMA, **options: Any) -> Engine:
     return Engine(Transformer(cfg, UNROLLED), lively(cfg), **{"slots": 4, **options})
+
+
+def laid_out(cfg: ModelConfig = LLAMA, weights: str = "float32", **options: Any) -> Engine:
+    """As models are decoded on CPUs: by the kernel where there is a compiler, and then several prompts together."""
+    decoder = for_decoding(Transformer(cfg, SIMPLE), lively(cfg), weights)
+    return Engine(*decoder, **{"slots": 4, **options})
 
 
 def slow(*values: Any) -> Any:
@@ -131,6 +139,25 @@ def test_what_a_request_gets_does_not_depend_on_its_company(name: str, count: in
         assert bits(got) == bits(alone.generate([requests[i]])[0]), requests[i]
 
 
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [("llama", "float32"), *(slow(name, "float32") for name in ("gpt", "gemma 3", "alibi")), slow("llama", "int8")],
+)
+def test_nor_where_several_prompts_are_read_together(name: str, weights: str) -> None:
+    cfg = LLAMA if name == "llama" else MODELS[name]
+    together, alone = laid_out(cfg, weights), laid_out(cfg, weights)
+    prefill, read = together._prefill, []
+    together._prefill = lambda reading: read.append(len(reading)) or prefill(reading)  # type: ignore
+    requests = mixed(24, cfg.vocab, cfg.context, seed=2)
+    requests = [replace(one, prompt_logprobs=i % 7 == 3) for i, one in enumerate(requests)]
+    together.warm_up()
+    with compilations() as compiled:
+        outputs = together.generate(requests)
+    assert not compiled and (max(read) > 1) == (has_kernel() and name != "alibi")
+    for got, request in zip(outputs, requests, strict=True):
+        assert bits(got) == bits(alone.generate([request])[0]), request
+
+
 def test_the_company_counts() -> None:
     """Two requests at once take fewer steps than one after the other."""
     requests = [Request([1, 2, 3], 10, seed=i) for i in range(4)]
@@ -190,7 +217,7 @@ def test_a_shared_beginning_is_read_once(monkeypatch: pytest.MonkeyPatch) -> Non
     sharing.generate(requests[:1])
     assert [len(beginning) for beginning in sharing._saved] == [256, 512]
     prefill, read = sharing._prefill, []
-    monkeypatch.setattr(sharing, "_prefill", lambda reading: read.append(reading.unread) or prefill(reading))
+    monkeypatch.setattr(sharing, "_prefill", lambda reading: read.append(reading[0].unread) or prefill(reading))
     for request in requests:
         alone = reading.generate([request])[0]
         number, outputs = sharing.submit(request), []

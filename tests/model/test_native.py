@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.model.native import FEW, MOST, QUERIES, Streamed, attend, attends, has_kernel
+from lm.model.native import FEW, MOST, TOKENS, Streamed, attend, attends, has_kernel
 from lm.model.products import linear, linears
 from tests.model.reference import SIMPLE, close
 
@@ -32,17 +32,20 @@ def stored(w: jax.Array, dtype: str, by_output: bool) -> Streamed:
 def test_a_product_is_xla_s(dtype: str, by_output: bool, sizes: tuple[int, int]) -> None:
     """Of sizes that are no whole vectors or tiles, on one thread and on several, and of more rows than it takes."""
     w = stored(numbers(*sizes), dtype, by_output)
-    for rows in (1, 6, FEW, FEW + 1):
+    for rows in (1, 6, 32, FEW + 1):
         x = numbers(rows, 1, sizes[0], seed=1)
         close(product(x, w, SIMPLE, 1), np.asarray(x, np.float64) @ np.asarray(w.rounded(), np.float64), 1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("by_output", [False, True])
-def test_a_row_has_the_same_bits_in_any_company(by_output: bool) -> None:
-    w, x = stored(numbers(576, 300), "float32", by_output), numbers(13, 1, 576, seed=1)
-    alone = [product(x[i : i + 1], w, SIMPLE, 1)[0] for i in range(13)]
-    for rows in (2, 4, 13):
-        np.testing.assert_array_equal(product(x[:rows], w, SIMPLE, 1), alone[:rows])
+def test_a_row_has_the_same_bits_in_any_company(by_output: bool, dtype: str) -> None:
+    """Alone, as the last of a group of rows and behind it; of inputs that are no whole vectors, too."""
+    w, x = stored(numbers(329, 300), dtype, by_output), numbers(FEW, 1, 329, seed=1)
+    every = product(x, w, SIMPLE, 1)
+    for rows in (1, 2, 3, 8, 13, 32):
+        for first in (0, FEW - rows):
+            np.testing.assert_array_equal(product(x[first:][:rows], w, SIMPLE, 1), every[first:][:rows])
 
 
 def test_matrices_together_are_each_alone() -> None:
@@ -80,7 +83,9 @@ def case(B: int, K: int, G: int, T: int, S: int, H: int, V: int) -> tuple[jax.Ar
     return numbers(B, K, G, T, H), numbers(B, K, S, H, seed=1), numbers(B, K, S, V, seed=2), allowed
 
 
-@pytest.mark.parametrize("sizes", [(3, 2, 3, 1, 256, 64, 64), (2, 1, 4, 5, 100, 24, 40), (1, 1, 1, 1, 7, 5, 3)])
+@pytest.mark.parametrize(
+    "sizes", [(3, 2, 3, 1, 256, 64, 64), (2, 1, 4, 5, 100, 24, 40), (1, 1, 1, 1, 7, 5, 3), (2, 2, 3, 32, 70, 16, 16)]
+)
 def test_attention_is_softmax(sizes: tuple[int, ...]) -> None:
     q, k, v, allowed = case(*sizes)
     close(attention(q, k, v, allowed), reference(q, k, v, allowed), 1e-5)
@@ -108,6 +113,6 @@ def test_attention_to_nothing_is_zero_and_what_is_not_a_number_stays() -> None:
 
 
 def test_what_attention_does_not_take() -> None:
-    q, k, v, _ = case(1, 1, 2, QUERIES // 2, 8, 8, 8)
+    q, k, v, _ = case(1, 1, 2, TOKENS, 8, 8, 8)
     assert attends(q, k, v)
     assert not attends(jnp.concatenate([q, q], axis=3), k, v) and not attends(q, k.astype(jnp.bfloat16), v)
