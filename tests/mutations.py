@@ -65,7 +65,9 @@ TESTS = {
     "lm/model/scaling.py": ("tests/model/test_positions.py",),
     "lm/model/stack.py": of("model/test_transformer", "dropout_of_a_layer_does_not_depend_on_the_pattern")
     + of("model/test_experts", "losses_are_means_over_the_layers"),
-    "lm/model/transformer.py": CACHED + ("tests/model/test_scores.py",),
+    "lm/model/transformer.py": CACHED
+    + ("tests/model/test_scores.py",)
+    + of("launch/test_imports", "to_declare_an_experiment_starts_no_device"),
     "lm/model/wiring.py": ("tests/model/test_parts.py",),
 }
 
@@ -109,8 +111,8 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ),
         (
             "frozen parameters are updated",
-            "update_ema(state.ema, params, ema), state.frozen)",
-            "update_ema(state.ema, params, ema), params)",
+            "frozen = learner.advance(state.frozen, batch)",
+            "frozen = learner.advance(state.params if state.frozen else (), batch)",
         ),
     ),
     "lm/tune/pretrain.py": (
@@ -266,6 +268,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("an output begins as a hidden matrix", "value * inputs**-0.5 if", "value if"),
     ),
     "lm/model/transformer.py": (
+        ("shapes start the devices", "jax.eval_shape(jax.random.key, 0)", "jax.random.key(0)"),
         ("positions behind a cache begin at 0", "jnp.arange(T) + start", "jnp.arange(T)"),
         ("padding lengthens a row", "T) if inputs.segments is None else (inputs.segments > 0).sum(1)", "T)"),
         ("a bias behind a cache begins at 0", "else cache.size) - offset", "else cache.size)"),

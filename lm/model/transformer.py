@@ -162,11 +162,11 @@ class Transformer:
 
     def shapes(self) -> Params:
         """The tree of parameters as ShapeDtypeStructs; nothing is allocated."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        return jax.eval_shape(self.init, _key_shape())
 
     def axes(self) -> Params:
         """The tree of logical axes, a tuple of names a parameter, with what the parametrisation has to say of them."""
-        return self._axes(jax.eval_shape(self._boxed, jax.random.key(0)))
+        return self._axes(jax.eval_shape(self._boxed, _key_shape()))
 
     def _axes(self, boxed: Params) -> Params:
         def names(path: Any, box: Any) -> tuple[str | None, ...]:
@@ -305,6 +305,11 @@ class Transformer:
         if length > CACHE_BLOCK:
             length += -length % CACHE_BLOCK
         return Cache(Stack(self.cfg, self.compute).empty_caches(rows, length, encoder_length, rings), size=length)
+
+
+def _key_shape() -> Any:
+    """The shape of a random key. To make one would start JAX's devices, when several processes have yet to connect."""
+    return jax.eval_shape(jax.random.key, 0)
 
 
 def _continued(cache: Cache, layers: Any, inputs: Inputs) -> Cache:

@@ -58,3 +58,15 @@ def test_a_verb(command: list[str], forbidden: tuple[str, ...]) -> None:
 )
 def test_a_module(module: str, forbidden: tuple[str, ...]) -> None:
     assert not modules_after(f"import {module}") & set(forbidden)
+
+
+def test_to_declare_an_experiment_starts_no_device() -> None:
+    """Whose number may be part of it, and which several processes start together."""
+    lines = (
+        "from experiments.tune.dpo import experiment",
+        "from lm.tune.lora import LoRA",
+        "experiment.replace(trains=LoRA())",
+        "import jax",
+        "jax.config.update('jax_num_cpu_devices', 3)",  # refused once they have started
+    )
+    modules_after("\n".join(lines))
