@@ -34,22 +34,31 @@ def start(
     seconds: float = 0.0,
     *more: str,
     program: Sequence[str] = ("-m", "tests.tiny"),
+    settings: Sequence[str] = SETTINGS,
 ) -> list[subprocess.Popen[str]]:
-    """`n` processes of `program` that train the tiny experiment (with `more` settings), each step `seconds` longer."""
+    """`n` processes of `program` that train the tiny experiment, each step `seconds` longer.
+
+    Args:
+      n: how many.
+      texts: what it reads.
+      workdir: the run's folder.
+      seconds: added to each step.
+      more: settings of the experiment, beside `settings`.
+      program: of Python, with its arguments before these."""
     from socket import socket
 
     with socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, *program, str(texts), str(workdir), str(seconds), *SETTINGS, *more]
+    command = [sys.executable, *program, str(texts), str(workdir), str(seconds), *settings, *more]
     pipes = dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     each = [{k: v.replace("PORT", port) for k, v in environment(i, n, []).items()} for i in range(n)]
     return [subprocess.Popen(command, env={**os.environ, **env}, **pipes) for env in each]  # type: ignore[call-overload]
 
 
-def finish(processes: list[subprocess.Popen[str]], *codes: int) -> list[str]:
-    """What they said, once they ended with `codes` (all 0)."""
-    said = [process.communicate(timeout=300)[0] for process in processes]
+def finish(processes: list[subprocess.Popen[str]], *codes: int, seconds: float = 300) -> list[str]:
+    """What they said, once they ended with `codes` (all 0), within so many `seconds`."""
+    said = [process.communicate(timeout=seconds)[0] for process in processes]
     assert [process.returncode for process in processes] == list(codes or [0] * len(processes)), "\n---\n".join(said)
     return said
 

@@ -74,17 +74,15 @@ def of(found: list[dict[str, Any]], name: str) -> dict[int, float]:
     return {line["step"]: line[name] for line in found if name in line}
 
 
-def main(texts: str, workdir: str, seconds: str = "0", *settings: str) -> None:
+def run(declared: Experiment, workdir: str | Path, seconds: float = 0.0) -> None:
+    """Train, each step `seconds` longer, and exit with the command's code where it does not end."""
     place = course.place_batch
 
     def slowly(*args: object) -> object:
-        time.sleep(float(seconds))
+        time.sleep(seconds)
         return place(*args)
 
     course.place_batch = slowly
-    declared = experiment(Path(texts))
-    for setting in settings:
-        declared = value.parse(declared, setting)
     try:
         course.train(declared, workdir)
     except course.Interrupted as interrupted:
@@ -95,6 +93,15 @@ def main(texts: str, workdir: str, seconds: str = "0", *settings: str) -> None:
         if code := getattr(error, "exit_code", 0):
             os._exit(code)
         sys.exit(2)
+    finally:
+        course.place_batch = place
+
+
+def main(texts: str, workdir: str, seconds: str = "0", *settings: str) -> None:
+    declared = experiment(Path(texts))
+    for setting in settings:
+        declared = value.parse(declared, setting)
+    run(declared, workdir, float(seconds))
 
 
 if __name__ == "__main__":
