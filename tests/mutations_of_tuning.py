@@ -162,7 +162,11 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/pretrained/peft.py": (
         ("any name is taken", "if not name.startswith(PREFIX):", "if 0:"),
         ("DoRA's norm is of the other side", "axis = 0 if turned else 1", "axis = 1 if turned else 0"),
-        ("an embedding's adapter changes a tied output", "if not model.config.tied or not touched:", "if 1:"),
+        (
+            "an embedding's adapter changes a tied output",
+            "if not model.config.shares_embedding or not touched:",
+            "if 1:",
+        ),
     ),
     "lm/pretrained/peft_save.py": (
         ("fused matrices share their rows", "            column += len(b)\n", ""),

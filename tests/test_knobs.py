@@ -136,7 +136,7 @@ ELSEWHERE = {
     **dict.fromkeys(("Experiment.start", "Start.path"), START),
     "Distill.cached": "tests/tune/test_distill.py::test_what_is_cached_is_what_the_teacher_says",
     "Distill.teacher": "tests/tune/test_distill.py::test_a_run_learns_from_the_teacher_at_its_path",
-    **dict.fromkeys(("Conversations.records", "Conversations.other_fields"), CONVERSATIONS),
+    **dict.fromkeys(("WholeRecords.records", "Conversations.records", "Conversations.other_fields"), CONVERSATIONS),
     **dict.fromkeys(("Preferences.records", "Preferences.other_fields"), PREFERENCES),
     **dict.fromkeys(("UnpairedPreferences.records", "UnpairedPreferences.other_fields"), PREFERENCES),
     "Data.chat_template": "tests/tune/test_sft.py::test_a_run_is_measured_replies_and_is_loaded_with_its_template",

@@ -9,14 +9,13 @@ carries loss. Of a prompt and a completion that are texts, the completion and th
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
 from lm.data.encoded import BadDocument, Encoded, checked, encode_texts
-from lm.data.records import Jsonl, Parquet, Tfds
-from lm.data.source import Documents, Source
+from lm.data.records import WholeRecords
 from lm.text.chat import REASONING, encode_chat, missing_bos
 from lm.text.tokenizer import Tokenizer
 
@@ -29,36 +28,19 @@ SHOWN = 60  # characters of what is no message, in an error
 
 
 @dataclass(frozen=True)
-class Conversations(Source):
+class Conversations(WholeRecords):
     """The records of a Jsonl, Parquet or Tfds as conversations.
 
     `tools` of a record are JSON schemas, `chat_template_kwargs` variables of the template. `other_fields` are those
     that records and messages may have besides: in a record they are not read, in a message the template reads them.
     Under objectives other than Replies every token carries loss."""
 
-    records: Source
     other_fields: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        if isinstance(self.records, Jsonl | Parquet | Tfds) and self.records.field not in ("", "text"):
-            raise ValueError(f"records.field={self.records.field!r}: a conversation is a whole record, leave field out")
-
-    @property
-    def _whole(self) -> Source:
-        """The records as JSON."""
-        return replace(self.records, field="") if isinstance(self.records, Jsonl | Parquet | Tfds) else self.records
-
-    def documents(self, split: str) -> Documents:
-        return self._whole.documents(split)
-
-    def fingerprint(self) -> str:
-        return self._whole.fingerprint()
+    document_name: ClassVar[str] = "conversation"
 
     def encoding(self, tokenizer: Tokenizer) -> list[str]:
         return [VERSION, json.dumps([tokenizer.chat_template, self.other_fields])]
-
-    def left_out(self) -> str:
-        return self._whole.left_out()
 
     def plain_text(self, document: str) -> str:
         """What is said in a record, a paragraph a message."""
@@ -90,13 +72,19 @@ def parse(document: str, other_fields: Sequence[str] = ()) -> dict[str, Any]:
 def read_object(document: str, expected: str, other_fields: Sequence[str] = ()) -> dict[str, Any]:
     """The JSON object in `document`, one with `expected`, without nulls and `other_fields`. Raises ValueError where it
     is none."""
+    record = json_object(document, expected)
+    return {name: value for name, value in record.items() if value is not None and name not in other_fields}
+
+
+def json_object(document: str, expected: str) -> dict[str, Any]:
+    """The JSON object in `document`, one with `expected`. Raises ValueError where it is none."""
     try:
         record = json.loads(document)
     except ValueError as error:
         raise ValueError(f"{document[:SHOWN]!r} is not JSON: {error}") from None
     if not isinstance(record, dict):
         raise ValueError(f"{document[:SHOWN]!r}: expected an object with {expected}")
-    return {name: value for name, value in record.items() if value is not None and name not in other_fields}
+    return record
 
 
 def check_known(record: Mapping[str, Any], kind: Sequence[str], besides: Sequence[str], source: str) -> None:

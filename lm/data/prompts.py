@@ -6,13 +6,13 @@ Messages go through the tokenizer's chat template, with the header of the assist
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from lm.bounds import Count
-from lm.data.conversations import SHOWN, checked_messages, json_of
+from lm.data.conversations import SHOWN, checked_messages, json_object, json_of
 from lm.data.encoded import BadDocument, Encoded, checked
 from lm.data.objective import (
     NO_CONTEXT,
@@ -26,8 +26,7 @@ from lm.data.objective import (
     default_row_rng,
     positions,
 )
-from lm.data.records import Jsonl, Parquet, Tfds
-from lm.data.source import Documents, Source
+from lm.data.records import WholeRecords
 from lm.text.chat import encode_chat_prompt
 from lm.text.tokenizer import Tokenizer
 
@@ -35,33 +34,14 @@ VERSION = "prompts 1"  # raise it when the same records give other tokens
 
 
 @dataclass(frozen=True)
-class Prompts(Source):
+class Prompts(WholeRecords):
     """The records of a Jsonl, Parquet or Tfds as prompts; `tools` and `chat_template_kwargs` go to the template."""
 
-    records: Source
-
     kind: ClassVar[str] = "prompts"
-
-    def __post_init__(self) -> None:
-        if isinstance(self.records, Jsonl | Parquet | Tfds) and self.records.field not in ("", "text"):
-            raise ValueError(f"records.field={self.records.field!r}: a prompt is a whole record, leave field out")
-
-    @property
-    def _whole(self) -> Source:
-        """The records as JSON."""
-        return replace(self.records, field="") if isinstance(self.records, Jsonl | Parquet | Tfds) else self.records
-
-    def documents(self, split: str) -> Documents:
-        return self._whole.documents(split)
-
-    def fingerprint(self) -> str:
-        return self._whole.fingerprint()
+    document_name: ClassVar[str] = "prompt"
 
     def encoding(self, tokenizer: Tokenizer) -> list[str]:
         return [VERSION, json.dumps(tokenizer.chat_template)]
-
-    def left_out(self) -> str:
-        return self._whole.left_out()
 
     def plain_text(self, document: str) -> str:
         return prompt_text(parse(document)["prompt"])
@@ -78,11 +58,8 @@ class Prompts(Source):
 
 def parse(document: str) -> dict[str, Any]:
     """The record in `document`. Raises ValueError where it has no prompt."""
-    try:
-        record = json.loads(document)
-    except ValueError as error:
-        raise ValueError(f"{document[:SHOWN]!r} is not JSON: {error}") from None
-    if not isinstance(record, dict) or record.get("prompt") is None:
+    record = json_object(document, "a prompt")
+    if record.get("prompt") is None:
         raise ValueError(f"{document[:SHOWN]!r}: expected an object with a prompt")
     return record
 

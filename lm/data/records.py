@@ -1,7 +1,7 @@
 """Sources whose documents are records: lines of JSON, rows of Parquet, examples of a TFDS data set.
 
-A document is the text in the field `field` of a record, or for field="" the whole record as JSON, as conversations are
-read (lm/data/conversations.py).
+A document is the text in the field `field` of a record, or for field="" the whole record as JSON, as `WholeRecords`
+read them (lm/data/conversations.py, lm/data/prompts.py).
 """
 
 import bisect
@@ -10,9 +10,9 @@ import glob
 import importlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -130,6 +130,36 @@ class Tfds(Source):
     def fingerprint(self) -> str:
         info = self._builder().info
         return digest(self, info.full_name, {n: [s.num_examples, s.num_bytes] for n, s in info.splits.items()})
+
+
+@dataclass(frozen=True)
+class WholeRecords(Source):
+    """The `records` of a Jsonl, Parquet or Tfds, whole; of another source, its documents. The base class of sources
+    that read more of a record than a text; `document_name` is what they make of one."""
+
+    records: Source
+
+    document_name: ClassVar[str] = "document"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.records, Jsonl | Parquet | Tfds) and self.records.field not in ("", "text"):
+            raise ValueError(
+                f"records.field={self.records.field!r}: a {self.document_name} is a whole record, leave field out"
+            )
+
+    @property
+    def _whole(self) -> Source:
+        """The records as JSON."""
+        return replace(self.records, field="") if isinstance(self.records, Jsonl | Parquet | Tfds) else self.records
+
+    def documents(self, split: str) -> Documents:
+        return self._whole.documents(split)
+
+    def fingerprint(self) -> str:
+        return self._whole.fingerprint()
+
+    def left_out(self) -> str:
+        return self._whole.left_out()
 
 
 def _extra(module: str) -> Any:
