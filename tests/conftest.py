@@ -20,7 +20,7 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parent.parent / ".p
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["LM_CACHE"] = tempfile.mkdtemp(prefix="lm-tests-")
-# most of a test is compilation: of a small model's gradient 0.4 s of CPU time, 0.5 s in parts and 1.3 s with fusion emitters
+# most of a test is compilation: of a small model's gradient 0.4 s of CPU, 0.5 s in parts, 1.3 s with fusion emitters
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_backend_optimization_level=0",

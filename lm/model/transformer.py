@@ -9,6 +9,7 @@ has the slot "0" alone.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -150,9 +151,15 @@ class Transformer:
         stem = Stem(cfg, compute).init(jax.random.fold_in(key, 3), one, one, None)["params"]
         return encoder | {"stem": stem | distances}
 
+    @cached_property  # a run asks for shapes and axes a dozen times
+    def _abstract_boxes(self) -> Params:
+        return cast(Params, jax.eval_shape(self._boxed, _key_shape()))
+
     def init(self, key: jax.Array) -> Params:
         """Fresh float32 parameters, each drawn from a key of its own path: models that share a part start it alike."""
-        boxed = self._boxed(key)
+        return self._scaled(self._boxed(key))
+
+    def _scaled(self, boxed: Params) -> Params:
         return jax.tree.map(self.cfg.parametrisation.scale_init, nn.meta.unbox(boxed), self._axes(boxed))
 
     def with_scores(self, params: Params, key: jax.Array) -> Params:
@@ -162,11 +169,11 @@ class Transformer:
 
     def shapes(self) -> Params:
         """The tree of parameters as ShapeDtypeStructs; nothing is allocated."""
-        return jax.eval_shape(self.init, _key_shape())
+        return jax.eval_shape(self._scaled, self._abstract_boxes)
 
     def axes(self) -> Params:
         """The tree of logical axes, a tuple of names a parameter, with what the parametrisation has to say of them."""
-        return self._axes(jax.eval_shape(self._boxed, _key_shape()))
+        return self._axes(self._abstract_boxes)
 
     def _axes(self, boxed: Params) -> Params:
         def names(path: Any, box: Any) -> tuple[str | None, ...]:

@@ -139,8 +139,8 @@ def test_a_document_s_loss_is_its_own(cfg: Any) -> None:
 def test_the_loss_is_the_mean_over_the_weights() -> None:
     data = batch(LLAMA)
     learner = Pretrain().build(Transformer(LLAMA, SIMPLE))
-    _, metrics = learner.loss(lively(LLAMA), (), data, None)
-    logits = np.asarray(learner.model(lively(LLAMA), data["tokens"]))
+    _, metrics = jax.jit(learner.loss)(lively(LLAMA), (), data, None)
+    logits = np.asarray(jax.jit(learner.model)(lively(LLAMA), data["tokens"]))
     _, nll, right = by_hand(logits, data["targets"], data["weights"], 0.0)
     np.testing.assert_allclose((metrics["loss"], metrics["accuracy"]), (nll, right), rtol=1e-5)
 

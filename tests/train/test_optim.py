@@ -1,6 +1,7 @@
 """Optimizers against what their papers' formulas give in numpy, on parameters shaped and named as a model's are."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -164,6 +165,24 @@ def test_muon_moves_matrices_as_far_as_adamw_does() -> None:
         assert 0.12 < np.sqrt((change**2).mean()) < 0.3
 
 
+def training(optimizer: Optimizer, axes: Any) -> Callable[[Any, list[Any]], Any]:
+    """(parameters, gradients) -> the parameters after a step by each of them."""
+    tx = optimizer.build(STEPS, axes)
+
+    @jax.jit
+    def step(params: Any, state: Any, gradients: Any) -> Any:
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    def last(params: Any, gradients: list[Any]) -> Any:
+        state = jax.jit(tx.init)(params)
+        for one in gradients:
+            params, state = step(params, state, one)
+        return params
+
+    return last
+
+
 def test_a_layer_is_a_parameter_of_its_own() -> None:
     """Muon and Adafactor: a stack of layers is updated as each of its layers would be alone."""
     for optimizer in (Muon(clip=0.0), Adafactor(clip=0.0, min_side=2)):
@@ -171,18 +190,10 @@ def test_a_layer_is_a_parameter_of_its_own() -> None:
         axes = AXES["layers"]
         grads = [g["layers"] for g in GRADIENTS[:3]]
 
-        def final(params: Any, grads: list[Any], axes: Any, optimizer: Optimizer = optimizer) -> Any:
-            tx = optimizer.build(STEPS, axes)
-            state, update = tx.init(params), jax.jit(tx.update)
-            for g in grads:
-                updates, state = update(g, state, params)
-                params = optax.apply_updates(params, updates)
-            return params
-
-        together = final(params, grads, axes)
-        one = jax.tree.map(lambda a: a[1:], axes, is_leaf=lambda x: isinstance(x, tuple))
+        together = training(optimizer, axes)(params, grads)
+        of_a_layer = training(optimizer, jax.tree.map(lambda a: a[1:], axes, is_leaf=lambda x: isinstance(x, tuple)))
         for i in range(L):
-            alone = final(*jax.tree.map(lambda x, i=i: x[i], (params, grads)), one)
+            alone = of_a_layer(*jax.tree.map(lambda x, i=i: x[i], (params, grads)))
             for name, p in alone.items():
                 np.testing.assert_allclose(together[name][i], p, rtol=1e-4, atol=1e-6, err_msg=f"{optimizer} {name}")
 

@@ -122,8 +122,8 @@ def test_the_metrics_are_the_batch_s() -> None:
     assert float(found["loss"]) / tokens == pytest.approx(first["loss"], rel=1e-5)
     assert float(found["accuracy"]) / tokens == pytest.approx(first["accuracy"], abs=1e-6)
     scaled = {**batch(0), "weights": batch(0)["weights"] / tokens}
-    gradients = jax.jit(jax.grad(lambda p: learner.loss(p, (), scaled, None)[0]))(params)
-    assert float(optax.global_norm(gradients)) == pytest.approx(first["grad_norm"], rel=1e-5)
+    norm = jax.jit(lambda p: optax.global_norm(jax.grad(lambda p: learner.loss(p, (), scaled, None)[0])(p)))(params)
+    assert float(norm) == pytest.approx(first["grad_norm"], rel=1e-5)
     assert first["total"] > first["loss"]  # by the z-loss
 
 
@@ -142,12 +142,12 @@ def test_next_sentences_in_pieces_are_those_of_the_whole_batch() -> None:
     found = build_eval(learner, mesh)(begun(learner, chain, mesh).params, (), place_batch(data, mesh), 0)
     assert float(found["pairs"]) == asking.sum()
     stepped = []
-    for accumulate in (1, 2, 4):
+    for accumulate in (1, 4):
         _, metrics = build_step(learner, chain, mesh, accumulate=accumulate)(
             begun(learner, chain, mesh), place_batch(data, mesh)
         )
         stepped.append(np.array([metrics[k] for k in ("total", "next_sentence_loss", "next_sentence", "grad_norm")]))
-    np.testing.assert_allclose(stepped[1:], [stepped[0]] * 2, rtol=1e-5)
+    np.testing.assert_allclose(stepped[1], stepped[0], rtol=1e-5)
     means = [float(found[k]) / asking.sum() for k in ("next_sentence_loss", "next_sentence")]
     np.testing.assert_allclose(stepped[0][1:3], means, rtol=1e-5)
 
