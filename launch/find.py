@@ -46,6 +46,13 @@ def find_study(reference: str) -> tuple[Any, str]:
     return _named(reference, study, "study", alone=True)
 
 
+def find_constitution(reference: str) -> Any:
+    """The Constitution that `reference` names. Raises ValueError as `find` does."""
+    from lm.tune.constitution import Constitution
+
+    return _named(reference, lambda value: isinstance(value, Constitution), "Constitution", alone=True)[0]
+
+
 def _named(reference: str, accept: Callable[[Any], bool], kind: str, alone: bool = False) -> tuple[Any, str]:
     module_name, _, name = reference.partition(":")
     module_name = _as_module(module_name)

@@ -131,8 +131,21 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "lm/tune/best_of.py": (
         ("the worst comes first", "np.argsort(-rewards", "np.argsort(rewards"),
-        ("draws of parts are those of the beginning", "range(first * n, first * n + len(rows))", "range(len(rows))"),
+        ("draws of parts are those of the beginning", "draws = [k * n + i for", "draws = [i for"),
         ("the score is of the completion alone", "model.score([answered(*pair) for", "model.score([pair[1] for"),
+    ),
+    "lm/tune/constitution.py": (
+        ("a revision is of the first answer", 'draft.rounds[-1]["revision"] if draft.rounds else', "0 or"),
+        ("the judge's place counts", "found[::2, 0], found[1::2, 1]", "found[::2, 0], found[::2, 0]"),
+        ("the worse answer is chosen", "sides if ahead else sides[::-1]", "sides[::-1] if ahead else sides"),
+        ("texts that were cut are used", "if not text.stopped:", "if 0:"),
+        ("all prompts have one principle", 'generator(seed, "principle", number, round)', 'generator(seed, "", round)'),
+        ("draws of parts are those of the beginning", "_Draft(first + i, conversation)", "_Draft(i, conversation)"),
+    ),
+    "lm/run/feedback.py": (
+        ("a torn line counts", 'if line.endswith("\\n")]', "]"),
+        ("all is made again", "range(len(outcomes), len(prompts), BLOCK)", "range(0, len(prompts), BLOCK)"),
+        ("other settings go on", "elif others := value.differences(", "elif 0 and (others := value.differences)("),
     ),
     "lm/decode/rollout.py": (
         ("the policy's temperature is left out", "raw / sampling.temperature", "raw"),

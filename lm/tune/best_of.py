@@ -56,20 +56,25 @@ def assistant_message(text: str) -> dict[str, str]:
 
 
 def best_of(
-    assistant: Assistant, records: Sequence[Record], n: int, score: Score, first: int = 0
+    assistant: Assistant,
+    records: Sequence[Record],
+    n: int,
+    score: Score,
+    numbers: Sequence[int] | None = None,
 ) -> list[list[Ranked]]:
     """The `n` completions of each record's prompt by their rewards, the best first; those without a reward come last.
 
     Args:
-      assistant: draws them; completion i of record k is the draw (first + k) n + i.
+      assistant: draws them; completion i of record number k is the draw k n + i.
       records: with a `prompt`, a text or messages, and what the rewards read.
       n: completions of each prompt.
       score: their rewards, `by_model` or `by_functions`.
-      first: the number of the first record, of more that are asked for in parts.
+      numbers: of the records, where they are some of more; None: from 0.
 
     Raises ValueError for a prompt that does not fit, and what `score` raises."""
     rows = [ids for record in records for ids in [prompt_ids(record, assistant.tokenizer)] * n]
-    texts = assistant.write(rows, range(first * n, first * n + len(rows)))
+    draws = [k * n + i for k in (range(len(records)) if numbers is None else numbers) for i in range(n)]
+    texts = assistant.write(rows, draws)
     rewards = np.asarray(score([record for record in records for _ in range(n)], texts), float)
     found = [Ranked(text, reward) for text, reward in zip(texts, rewards.tolist(), strict=True)]
     order = np.argsort(-rewards.reshape(-1, n), axis=1, kind="stable")  # NaN comes last

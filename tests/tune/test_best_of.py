@@ -46,7 +46,7 @@ def test_the_best_comes_first_and_what_has_no_reward_last() -> None:
 
 def test_parts_of_the_records_have_the_same_draws() -> None:
     one, score = assistant(sampling=ENDS, seed=1), by_functions([Near()])
-    part, whole = best_of(one, RECORDS[1:], 6, score, first=1), best_of(one, RECORDS, 6, score)
+    part, whole = best_of(one, RECORDS[1:], 6, score, [1]), best_of(one, RECORDS, 6, score)
     assert [text for text, _ in part[0]] == [text for text, _ in whole[1]] != [text for text, _ in whole[0]]
 
 
