@@ -19,6 +19,7 @@ from lm.data.loader import Batches
 from lm.data.masked import MaskedLM  # noqa: F401
 from lm.data.mixture import Data
 from lm.data.objective import Objective, ObjectiveContext
+from lm.data.source import Source
 from lm.decode.sampling import Sampling
 from lm.model import count
 from lm.model.compute import Compute
@@ -56,13 +57,18 @@ INERT = {"name", "log_every_steps", "keep_last", "keep_best", "prompts", "sample
 @dataclass(frozen=True)
 class Evaluation:
     """An extra evaluation, in rows `times` as long as those of training: by the experiment's method, or by pretraining
-    under `objective`."""
+    under `objective`, or by another `method`, which reads the model alone. `sources`: whose held-out documents it
+    reads, by name; empty: those of the experiment."""
 
     times: Count = 1
     objective: Objective | None = None
+    method: Method | None = None
+    sources: dict[str, Source] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check(self)
+        if self.objective and self.method:
+            raise ValueError("an evaluation has an objective, which is pretraining's, or a method: leave one out")
 
 
 @dataclass(frozen=True)
@@ -171,8 +177,8 @@ class Experiment:
         for name, one in self.evaluations.items():
             if not name or "/" in name or name in self.data.mixture.sources:
                 raise ValueError(f"evaluations have the name {name!r}: expected one without a /, and of no source")
-            if one.objective:
-                one.objective.check(self.model)
+            if question := one.objective or one.method:
+                question.check(self.model)
 
     @property
     def length(self) -> int:

@@ -138,7 +138,8 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "lm/study/comparable.py": (
         ("across tokenizers it is the loss", '"bits_per_byte" if TOKENIZER in differ', '"loss" if TOKENIZER in differ'),
-        ("any evaluation has one objective", "evaluation and evaluation.objective", "evaluation"),
+        ("any evaluation has one objective", "(evaluation.objective or evaluation.method)", "True"),
+        ("own documents are other texts", "if not (evaluation and evaluation.sources):", "if True:"),
     ),
     "lm/text/train.py": (
         ("what is reserved is left out", "block.replace(RESERVED, stand_in)", "block"),

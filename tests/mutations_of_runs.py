@@ -30,6 +30,10 @@ TESTS = {
 }
 
 BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "lm/run/extra_evals.py": (
+        ("another method asks what is trained on", "one.sources or e.data.mixture.sources", "e.data.mixture.sources"),
+        ("a reference may be read", "learner.has_rollout or learner.reads_start or learner.models:", "False:"),
+    ),
     "lm/run/harness.py": (
         ("a text gets no bos", "if self.beginning.every else", "if False else"),
         ("a text that has its bos gets another", "ids[1:] if ids[:1] == [self.beginning.id] else ids", "ids"),

@@ -128,6 +128,10 @@ ELSEWHERE = {
     "Experiment.evaluations": "tests/run/test_extra_evals.py::test_the_same_question_has_the_same_answer",
     "Evaluation.times": "tests/run/test_extra_evals.py::test_learned_positions_end",
     "Evaluation.objective": "tests/run/test_extra_evals.py::test_another_objective_is_told_in_its_own_measures",
+    **dict.fromkeys(
+        ("Evaluation.method", "Evaluation.sources"),
+        "tests/run/test_extra_evals.py::test_another_method_asks_documents_of_its_own",
+    ),
     "Experiment.rows_per_device": "tests/plan/test_analytic.py::test_a_published_size_takes_what_devices_there_are",
     "Compute.keep": "tests/model/test_remat.py::test_names_keep_what_they_name",
     "Compute.offload": "tests/model/test_remat.py::test_offloaded_products_wait_on_the_host",

@@ -138,9 +138,13 @@ class RunRecord:
 
     @property
     def extra_measures(self) -> list[Measure]:
-        """Those that extra evaluations may have: the method's, and pretraining's under another objective."""
-        own = {measure.name for measure in self.measures}
-        return [*self.measures, *(measure for measure in PRETRAINING if measure.name not in own)]
+        """Those that extra evaluations may have: the method's, pretraining's under another objective, and those of
+        other methods."""
+        others = (Measure(**measure) for measure in self.about.get("extra_measures", ()))
+        named: dict[str, Measure] = {}
+        for measure in (*self.measures, *PRETRAINING, *others):
+            named.setdefault(measure.name, measure)
+        return list(named.values())
 
     def extra_evaluations(self) -> dict[tuple[str, str], dict[str, float]]:
         """(evaluation, source) -> measure -> value, of the last ones."""

@@ -243,6 +243,7 @@ def run_metadata(
             "greedy_samples": method.greedy_samples,
             "measures": [asdict(measure) for measure in method.measures],
         },
+        "extra_measures": [asdict(m) for one in e.evaluations.values() if one.method for m in one.method.measures],
         "baselines": prepared.learner.baselines(data),
         "not_evaluated": too_long_evals(e),
     }

@@ -59,7 +59,7 @@ def _recorded_models(folder: Path) -> dict[str, Any]:
 
 def _longest(experiment: Experiment) -> int:
     """Tokens in the longest row that the method reads, of training or of an extra evaluation."""
-    times = [one.times for one in experiment.evaluations.values() if one.objective is None]
+    times = [one.times for one in experiment.evaluations.values() if not (one.objective or one.method)]
     return experiment.length * max([1, *times])
 
 

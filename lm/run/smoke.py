@@ -73,8 +73,9 @@ def vocabulary(experiment: Experiment) -> int:
     """The ids that the data and the objectives need, as far as the tokenizer declares how many pieces it has; else
     those of the model."""
     pieces = 0 if experiment.start else getattr(experiment.data.tokenizer, "vocab_size", 0)
-    objectives = [experiment.method.objective, *(one.objective for one in experiment.evaluations.values())]
-    extra = max(one.extra_tokens(ObjectiveContext(experiment.length)) for one in objectives if one)
+    asked = [one.objective or (one.method or experiment.method).objective for one in experiment.evaluations.values()]
+    objectives = [experiment.method.objective, *asked]
+    extra = max(one.extra_tokens(ObjectiveContext(experiment.length)) for one in objectives)
     return min(experiment.model.vocab, pieces + extra) if pieces else experiment.model.vocab
 
 

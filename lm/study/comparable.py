@@ -27,10 +27,10 @@ def comparable_measure(measure: str, base: Experiment, differ: Iterable[str]) ->
     """
     differ = set(differ)
     evaluation = base.evaluations.get(measure.partition("/")[0])
-    if OBJECTIVE in differ and not (evaluation and evaluation.objective):
+    if OBJECTIVE in differ and not (evaluation and (evaluation.objective or evaluation.method)):
         raise ValueError(
             f"arms differ in {OBJECTIVE}, so their {measure or 'losses'} are of different questions: "
-            "evaluations={'asked': Evaluation(objective=…)} and measure='asked/loss' ask all of them one"
+            "evaluations={'asked': Evaluation(objective=…)} and measure='asked/loss' ask all of them one (or method=…)"
         )
     if TOKENIZER in differ and measure.rpartition("/")[2] in PER_TOKEN:
         raise ValueError(
@@ -41,7 +41,8 @@ def comparable_measure(measure: str, base: Experiment, differ: Iterable[str]) ->
             f"arms differ in {TOKENIZER}, and {type(base.method.objective).__name__} has no measure that compares "
             "across them: evaluations={'asked': Evaluation(objective=CausalLM())} and measure='asked/bits_per_byte'"
         )
-    _check_sources(measure, base, {path.removeprefix(f"{SOURCES}.") for path in differ if path.startswith(SOURCES)})
+    if not (evaluation and evaluation.sources):
+        _check_sources(measure, base, {path.removeprefix(f"{SOURCES}.") for path in differ if path.startswith(SOURCES)})
     return measure or ("bits_per_byte" if TOKENIZER in differ else "loss")
 
 

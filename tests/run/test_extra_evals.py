@@ -1,6 +1,7 @@
 """Extra evaluations: what longer rows and other objectives ask, and what cannot be asked is said, not run into."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,23 @@ import pytest
 from lm.data.denoise import SpanCorruption
 from lm.data.loader import prepare
 from lm.data.masked import MaskedLM
+from lm.data.mixture import Mixture
 from lm.data.objective import PrefixLM
+from lm.data.preferences import Preferences
+from lm.data.records import Jsonl
 from lm.experiment import Evaluation, Experiment
 from lm.model.positions import Alibi, Learned
 from lm.page.run_report import write_report
 from lm.run import course, extra_evals
 from lm.run.evaluate import evaluate
+from lm.run.prepared import prepare_run
 from lm.study.trial import measures
+from lm.tune.dpo import DPO
+from lm.tune.kto import KTO
+from lm.tune.simpo import SimPO
+from tests.model.reference import lively
 from tests.tiny import experiment, lines, write_texts
+from tests.tune.pairs import preferring, write
 
 ASKED = {"2x": Evaluation(2), "same": Evaluation(), "prefix": Evaluation(objective=PrefixLM())}
 
@@ -57,6 +67,39 @@ def test_evaluate_makes_them_again(finished: Path) -> None:
         assert all(
             values[k] == pytest.approx(logged[f"{source}/{k}"], rel=1e-5) for k in values if k not in ("gzip", "xz")
         )
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """KTO on completions, asked for the accuracy of pairs."""
+    file = write(tmp_path_factory.mktemp("pairs") / "pairs.jsonl")
+    asked = Evaluation(method=SimPO(), sources={"answers": Preferences(Jsonl(str(file), heldout=0.2))})
+    return preferring(file, KTO(), steps=4, prompts=(), evaluations={"asked": asked})
+
+
+def test_another_method_asks_documents_of_its_own(labelled: Experiment, tmp_path: Path) -> None:
+    """What KTO learned from labelled completions is measured by pairs, as SimPO measures itself on them."""
+    kto = prepare_run(labelled, course.claim(tmp_path / "kto", labelled, ""))
+    params = lively(labelled.model)
+    found = kto.heldout["evaluations/asked"].by_source(params, ())
+    sources = labelled.evaluations["asked"].sources
+    own = replace(labelled.data, mixture=Mixture(sources, dict.fromkeys(sources, 1.0)))
+    simpo = replace(labelled, method=SimPO(), data=own, evaluations={})
+    prepared = prepare_run(simpo, course.claim(tmp_path / "simpo", simpo, ""))
+    assert found == prepared.heldout["eval"].by_source(params, ()) and [*found] == ["answers"]
+    assert [*found["answers"]] == [measure.name for measure in SimPO().measures] and found["answers"]["margin"]
+
+
+def test_a_method_that_reads_more_than_the_model_is_no_question(labelled: Experiment, tmp_path: Path) -> None:
+    for one, message in (
+        (Evaluation(method=DPO(), sources=labelled.evaluations["asked"].sources), "asked.method reads a reference"),
+        (Evaluation(method=SimPO()), "evaluations.asked: source 'pairs': UnpairedPreferences has labelled completions"),
+    ):
+        other = replace(labelled, evaluations={"asked": one})
+        with pytest.raises(ValueError, match=message):
+            prepare_run(other, course.claim(tmp_path / one.method.__class__.__name__, other, ""))
+    with pytest.raises(ValueError, match="has an objective, which is pretraining's, or a method: leave one out"):
+        Evaluation(objective=PrefixLM(), method=SimPO())
 
 
 def test_learned_positions_end(tiny: Experiment) -> None:
@@ -104,6 +147,11 @@ def test_the_report_tells_them(finished: Path) -> None:
     loss = lines(finished)[-1]["evaluations/2x/words/loss"]
     assert "Extra evaluations" in page and f"{loss:.3f}" in page and "was not made" not in page
     about = json.loads((finished / "about.json").read_text())
-    assert about["not_evaluated"] == {}
-    (finished / "about.json").write_text(json.dumps(about | {"not_evaluated": {"4x": "rows too long"}}))
-    assert "4x was not made: rows too long." in write_report(finished).read_text()
+    assert about["not_evaluated"] == {} and about["extra_measures"] == []
+    more = {"not_evaluated": {"4x": "rows too long"}, "extra_measures": [asdict(SimPO().measures[-1])]}
+    (finished / "about.json").write_text(json.dumps(about | more))
+    last = json.loads((finished / "metrics.jsonl").read_text().splitlines()[-1])
+    with (finished / "metrics.jsonl").open("a") as metrics:
+        metrics.write(json.dumps({**last, "evaluations/asked/answers/margin": 0.12345}) + "\n")
+    page = write_report(finished).read_text()
+    assert "4x was not made: rows too long." in page and "margin" in page and "0.123" in page

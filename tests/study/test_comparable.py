@@ -5,14 +5,21 @@ from dataclasses import replace
 import pytest
 
 from lm.data.masked import MaskedLM
+from lm.data.mixture import Mixture
 from lm.data.objective import CausalLM, PrefixLM
+from lm.data.pack import Pack
+from lm.data.preferences import Preferences, UnpairedPreferences
 from lm.data.source import TextFolder
+from lm.data.talks import StdlibPairs
 from lm.experiment import Evaluation, Experiment
 from lm.study.ablation import Ablation
 from lm.study.space import Choice, Integer, LogUniform
 from lm.study.sweep import Sweep
 from lm.text.tokenizer import Bytes, Characters, SentencePieceSpec
+from lm.tune.dpo import DPO
+from lm.tune.kto import KTO
 from lm.tune.pretrain import Pretrain
+from lm.tune.simpo import SimPO
 from tests.study.results import BASE
 
 OTHER = Characters() if isinstance(BASE.data.tokenizer, Bytes) else Bytes()
@@ -54,6 +61,18 @@ def test_across_objectives_an_evaluation_is_asked_for() -> None:
     assert Ablation(asked, OBJECTIVES, measure="asked/bits_per_byte").measure == "asked/bits_per_byte"
     with pytest.raises(ValueError, match="so their longer/loss are of different questions"):
         Ablation(asked, OBJECTIVES, measure="longer/loss")
+
+
+def test_across_methods_and_what_they_read_one_method_is_asked() -> None:
+    """DPO by pairs and KTO by completions are compared by the pairs' accuracy."""
+    pairs, completions = Preferences(StdlibPairs()), {"answers": UnpairedPreferences(StdlibPairs())}
+    data = replace(BASE.data, mixture=Mixture({"answers": pairs}, {"answers": 1.0}), packing=Pack())
+    asked = Evaluation(method=SimPO(), sources={"pairs": pairs})
+    base = replace(BASE, method=DPO(), data=data, evaluations={"asked": asked})
+    arms = {"dpo": {}, "kto": dict(method=KTO(), data=dict(mixture=Mixture(completions, {"answers": 1.0})))}
+    assert Ablation(base, arms, measure="asked/pairs/accuracy").measure == "asked/pairs/accuracy"
+    with pytest.raises(ValueError, match="arms differ in method.objective"):
+        Ablation(base, arms, measure="answers/accuracy")
 
 
 def test_texts_are_compared_with_themselves() -> None:
