@@ -15,7 +15,9 @@ the way: principles, records, what is left out. A published chat model is its ow
     lm feedback revise SmolLM2-135M-Instruct.Q4_1.gguf --constitution experiments.constitution:chat \\
         --weights int8 --temperature 0.7 --output runs/chat_revised.jsonl
 
-and `lm feedback compare` likewise, with the file that the package has inside.
+and `lm feedback compare` likewise, with the file that the package has inside. Of these commands only the first three
+were run to their end: neither what SFT and DPO make of so few records nor what SmolLM2 makes of its own critique has
+been measured.
 """
 
 from experiments.tune.dpo import experiment as dpo
