@@ -52,7 +52,7 @@ def test_the_last_of_them_are_the_model_s(cfg: ModelConfig) -> None:
 def test_attention_s_logits_are_q_k_times_the_scale() -> None:
     cfg = replace(LLAMA, parametrisation=MuP(4, base_head_dim=1))  # H 4: q k / 4
     params, ids = lively(LLAMA), tokens(cfg, 2, 7)
-    seen = activations(Transformer(cfg, SIMPLE), params, {"tokens": ids})
+    seen = jax.jit(lambda p: activations(Transformer(cfg, SIMPLE), p, {"tokens": ids}))(params)
     assert seen["layer 1 attention logits"].shape == (2, 2, 2, 7, 7)
     layer = {name: np.asarray(x[0], np.float64) for name, x in params["layers"]["0"].items()}
     x = np.asarray(seen["embedding"], np.float64)
@@ -64,9 +64,9 @@ def test_attention_s_logits_are_q_k_times_the_scale() -> None:
 def test_an_encoder_is_looked_at_too() -> None:
     model, params, ids = Transformer(T5, SIMPLE), lively(T5), tokens(T5, 2, 5)
     batch = {"tokens": ids, "encoder_tokens": ids, "encoder_segment_ids": np.ones_like(ids)}
-    seen = activations(model, params, batch)
-    close(seen["encoder"], model.encode(params, ids))
-    close(seen["logits"], model(params, Inputs(ids, encoder=Inputs(ids))))
+    seen = jax.jit(lambda p: activations(model, p, batch))(params)
+    close(seen["encoder"], jax.jit(lambda p: model.encode(p, ids))(params))
+    close(seen["logits"], jax.jit(lambda p: model(p, Inputs(ids, encoder=Inputs(ids))))(params))
     assert "layer 2 cross" in seen
 
 

@@ -111,7 +111,7 @@ def test_penalties_are_their_formulas() -> None:
     seen = Counts(jnp.array([[1, 0, 0, 0], [0, 0, 0, 3]]), jnp.array([[0, 2, 0, 0], [0, 0, 1, 0]]))
     s = Sampling(repetition_penalty=2.0, presence_penalty=0.25, frequency_penalty=0.5, temperature=0.0)
     expected = [[1.0, -4.0 - 0.25 - 1.0, 1.0, 0.5], [2.0, -2.0, 0.5 - 0.25 - 0.5, 0.25]]
-    np.testing.assert_allclose(s.process(logits, seen), expected)
+    np.testing.assert_allclose(jax.jit(s.process)(logits, seen), expected)
 
 
 def test_counts_leave_padding_out() -> None:
@@ -130,17 +130,19 @@ def test_logits_that_say_nothing_give_no_token(s: Sampling) -> None:
 
 def test_greedy_takes_the_largest_and_needs_no_luck() -> None:
     logits = jnp.asarray(np.random.default_rng(1).standard_normal((5, 40)), jnp.float32)
-    for s in (Sampling(0.0), Sampling(0.0, top_k=7, top_p=0.5), Sampling(top_k=1), Sampling(1e-6)):
+    for s in map(jax.jit, (Sampling(0.0), Sampling(0.0, top_k=7, top_p=0.5), Sampling(top_k=1), Sampling(1e-6))):
         for seed in range(3):
-            np.testing.assert_array_equal(jax.jit(s)(logits, jax.random.key(seed)), jnp.argmax(logits, -1))
-    assert Sampling(0.0)(logits, jax.random.key(0)).dtype == jnp.int32
+            drawn = s(logits, jax.random.key(seed))
+            np.testing.assert_array_equal(drawn, np.argmax(logits, -1))
+            assert drawn.dtype == jnp.int32
 
 
 @pytest.mark.parametrize("s", [Sampling(2e-38), Sampling(2e-38, top_k=9), Sampling(2e-38, top_p=0.9)])
 def test_no_temperature_is_too_small(s: Sampling) -> None:
     """Though several logits divided by it are infinite."""
     logits = jnp.asarray([[5.0, 9.0, 8.0, -3.0, 9.5, 1.0] * 2 + [9.75]], jnp.float32)
-    assert [int(s(logits, jax.random.key(seed))[0]) for seed in range(4)] == [12] * 4
+    draw = jax.jit(s)
+    assert [int(draw(logits, jax.random.key(seed))[0]) for seed in range(4)] == [12] * 4
 
 
 @pytest.mark.parametrize("s", [Sampling(0.7), Sampling(top_k=30), Sampling(top_p=0.95)])
@@ -216,8 +218,8 @@ def test_the_parameters_may_be_a_number_a_row(k: int) -> None:
         (filters.min_p, 0.2, 0.0),
         (filters.typical_p, 0.4, 1.0),
     ):
-        both = filter(logits, jnp.array([[a], [b]]))
-        np.testing.assert_array_equal(both[0], filter(logits[:1], a)[0])
+        both = jax.jit(filter)(logits, jnp.array([[a], [b]]))
+        np.testing.assert_array_equal(both[0], jax.jit(lambda x, f=filter, a=a: f(x, a))(logits[:1])[0])
         np.testing.assert_array_equal(both[1], logits[1])
         if filter is filters.top_k:  # of equal ones the first
             first = np.argsort(-np.asarray(logits[0]), kind="stable")[:k]

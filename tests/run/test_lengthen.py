@@ -1,6 +1,7 @@
 """A run that was declared longer is that run from the start, or it is refused."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,18 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def declared(texts: Path, schedule: Schedule, steps: int, **changes: Any) -> Experiment:
-    base = experiment(texts).replace(optimizer=dict(schedule=schedule), prompts=("the ",), sample_tokens=4)
+    base = experiment(texts).replace(optimizer=dict(schedule=schedule), model=dict(layers=1), prompts=())
     return base.replace(
         steps=steps, eval_every_steps=100, checkpoint_every_steps=3, keep_last=2, keep_best=0, **changes
     )
+
+
+@pytest.fixture(scope="module")
+def seven(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of 7 steps."""
+    folder = tmp_path_factory.mktemp("runs") / "seven"
+    course.train(declared(texts, Constant(2), 7, ema=0.0), folder)
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -33,9 +42,10 @@ def declared(texts: Path, schedule: Schedule, steps: int, **changes: Any) -> Exp
     ids=lambda s: type(s).__name__,
 )
 def test_a_longer_run_is_one_from_the_start(schedule: Schedule, texts: Path, tmp_path: Path) -> None:
-    course.train(declared(texts, schedule, 7), tmp_path / "run")
-    course.train(declared(texts, schedule, 10), tmp_path / "run")
-    course.train(declared(texts, schedule, 10), tmp_path / "whole")
+    shorter, longest = (declared(texts, schedule, n).replace(prompts=("the ",), sample_tokens=4) for n in (7, 10))
+    course.train(shorter, tmp_path / "run")
+    course.train(longest, tmp_path / "run")
+    course.train(longest, tmp_path / "whole")
     longer, whole = (lines(tmp_path / name) for name in ("run", "whole"))
     assert [line for line in longer if "loss" in line] == [line for line in whole if "loss" in line]
     assert longer[-1] == whole[-1]
@@ -74,10 +84,11 @@ def test_a_run_of_a_study_keeps_its_newest_checkpoint_alone(texts: Path, tmp_pat
     ],
 )
 def test_what_cannot_go_on_is_refused(
-    schedule: Schedule, steps: int, message: str, texts: Path, tmp_path: Path
+    schedule: Schedule, steps: int, message: str, texts: Path, seven: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "run"
-    course.train(declared(texts, schedule, 7, ema=0.0), folder)
+    folder = shutil.copytree(seven, tmp_path / "run")
+    (folder / "experiment.json").unlink()  # the schedule stands nowhere else
+    course.claim(folder, declared(texts, schedule, 7, ema=0.0), "")
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     with pytest.raises(ValueError, match=message) as error:
         course.train(declared(texts, schedule, steps, ema=0.0), folder)

@@ -82,7 +82,7 @@ def test_merged_is_unmerged(family: str, kind: Any) -> None:
 def test_the_first_loss_is_the_base_s(compute: Compute) -> None:
     learner, one = wrapped(SMALL, LoRA(rank=2, where="layers/.*|stem/tokens|kernel"), compute), batch(0)
     start = lively(SMALL)
-    params, frozen = learner.init(jax.random.key(0), start)
+    params, frozen = jax.jit(learner.init)(jax.random.key(0), start)
     assert float(learner.loss(params, frozen, one, None)[0]) == float(learner.learner.loss(start, (), one, None)[0])
 
 
@@ -102,8 +102,9 @@ def test_dora_is_the_paper_s() -> None:
     rng = np.random.default_rng(0)
     w, x = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((6, 5), (2, 3, 6)))
     kind, axes = DoRA(rank=2, alpha=3.0, dropout=0.5), ("embed", "mlp")
-    factors = disturbed(kind.factors(w, axes, jax.random.key(0)))
+    factors = jax.jit(lambda w: disturbed(kind.factors(w, axes, jax.random.key(0))))(w)
 
+    @jax.jit
     def product(factors: Any, key: Any) -> jax.Array:
         one, linear = kind.adapt(w, factors, axes, key), lambda x, w, contract=1: x @ w
         return (
@@ -112,7 +113,8 @@ def test_dora_is_the_paper_s() -> None:
             else one.learn(x, x @ jax.lax.stop_gradient(one.merged), linear)
         )
 
-    def expected(factors: Any, seen: jax.Array, m: Any = None) -> jax.Array:
+    @jax.jit
+    def expected(factors: Any, seen: jax.Array) -> jax.Array:
         change = 1.5 * factors["lora_a"] @ factors["lora_b"]
         ratio = factors["magnitude"] / jax.lax.stop_gradient(jnp.linalg.norm(w + change, axis=0))
         return x @ w + (ratio - 1) * (seen @ w) + ratio * (seen @ change)
@@ -121,20 +123,18 @@ def test_dora_is_the_paper_s() -> None:
     seen = jnp.where(jax.random.bernoulli(jax.random.key(3), 0.5, x.shape), 2 * x, 0)
     np.testing.assert_allclose(product(factors, jax.random.key(3)), expected(factors, seen), rtol=1e-4, atol=1e-5)
     for key, read in ((None, x), (jax.random.key(3), seen)):
-        own = jax.grad(lambda f, key=key: (product(f, key) ** 2).sum())(factors)
-        paper = jax.grad(lambda f, read=read: (expected(f, read) ** 2).sum())(factors)
+        own = jax.jit(jax.grad(lambda f, key=key: (product(f, key) ** 2).sum()))(factors)
+        paper = jax.jit(jax.grad(lambda f, read=read: (expected(f, read) ** 2).sum()))(factors)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), own, paper)
 
 
 def test_dropout_is_of_training_alone_and_differs_by_layer() -> None:
     learner, one = wrapped(SMALL, LoRA(rank=2, dropout=0.5)), batch(0)
-    params, frozen = learner.init(jax.random.key(0), lively(SMALL))
-    params = disturbed(params)
-    still, *drawn = (
-        float(learner.loss(params, frozen, one, key)[0]) for key in (None, jax.random.key(0), jax.random.key(1))
-    )
+    params, frozen = jax.jit(learner.init)(jax.random.key(0), lively(SMALL))
+    params, loss = jax.jit(disturbed)(params), jax.jit(learner.loss)
+    still, *drawn = (float(loss(params, frozen, one, key)[0]) for key in (None, jax.random.key(0), jax.random.key(1)))
     assert len({still, *drawn}) == 3
-    assert float(learner.evaluate(params, frozen, one)["loss"]) == still
+    assert float(jax.jit(learner.evaluate)(params, frozen, one)["loss"]) == still
     keys = learner.join(params, frozen["base"], jax.random.key(0))["layers"]["0"]["query"].key
     assert keys.shape == (SMALL.layers,) and (jax.random.key_data(keys[0]) != jax.random.key_data(keys[1])).any()
 
@@ -142,7 +142,7 @@ def test_dropout_is_of_training_alone_and_differs_by_layer() -> None:
 def test_dropout_of_what_is_no_layer_s_product_is_refused() -> None:
     for cfg, where in ((MIXTRAL, "gate"), (LLAMA, "stem/tokens")):
         learner = wrapped(cfg, LoRA(rank=2, where=where, dropout=0.1))
-        params, frozen = learner.init(jax.random.key(0), lively(cfg))
+        params, frozen = jax.jit(learner.init)(jax.random.key(0), lively(cfg))
         with pytest.raises(ValueError, match="no dropout: set trains.dropout=0"):
             joined = learner.join(params, frozen["base"], jax.random.key(0))
             learner.model(joined, inputs(cfg))

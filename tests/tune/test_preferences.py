@@ -65,7 +65,7 @@ def test_sums_are_of_each_side_s_masked_targets() -> None:
 def test_packed_sides_are_as_each_alone(file: Path) -> None:
     """Nothing leaks from the chosen side into the rejected one, or between pairs."""
     data, learner = prepared(preferring(file))
-    batch, params = data.batch(0), learner.init(jax.random.key(0))[0]
+    batch, params = data.batch(0), jax.jit(learner.init)(jax.random.key(0))[0]
     assert batch["weights"].sum(1).max() > 1
     found = preferences._reference(learner.model, params, {name: batch[name] for name in preferences.READ})
     alone = np.zeros(found.shape)
