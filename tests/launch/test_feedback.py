@@ -39,6 +39,7 @@ def records(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "options", "fields"),
     [
@@ -50,7 +51,6 @@ def records(file: Path) -> list[dict[str, Any]]:
 def test_a_command_writes_the_same_bytes(
     kind: str, options: tuple[str, ...], fields: set[str], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # ends are rare in a random model: texts of one token of two
     assert asked(kind, "a.jsonl", *options, "--seed", "3") == 0
     said = capsys.readouterr().out
     assert asked(kind, "b.jsonl", *options, "--seed", "3") == 0
