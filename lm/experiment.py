@@ -30,6 +30,7 @@ from lm.text.tokenizer import SentencePieceSpec, TokenizerFile
 from lm.train.method import Learner, Method
 from lm.train.optim import AdamW, Optimizer
 from lm.train.schedule import Cosine
+from lm.tune.completion_eval import CompletionEval  # noqa: F401 - evaluations read it back
 from lm.tune.distill import Distill  # noqa: F401 - `--set method=Distill(…)`
 from lm.tune.dpo import DPO  # noqa: F401
 from lm.tune.grpo import GRPO  # noqa: F401
@@ -56,14 +57,16 @@ INERT = {"name", "log_every_steps", "keep_last", "keep_best", "prompts", "sample
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An extra evaluation, in rows `times` as long as those of training: by the experiment's method, or by pretraining
-    under `objective`, or by another `method`, which reads the model alone. `sources`: whose held-out documents it
-    reads, by name; empty: those of the experiment."""
+    """An extra evaluation, in rows `times` as long as those of training, `rows` of them a batch (0: about as many
+    tokens as in training): by the experiment's method, or by pretraining under `objective`, or by another `method`,
+    whose reference is the model of the experiment's start. `sources`: whose held-out documents it reads, by name;
+    empty: those of the experiment."""
 
     times: Count = 1
     objective: Objective | None = None
     method: Method | None = None
     sources: dict[str, Source] = field(default_factory=dict)
+    rows: Natural = 0
 
     def __post_init__(self) -> None:
         check(self)
@@ -138,6 +141,8 @@ class Experiment:
                 f"batch_tokens={self.batch_tokens} is not a multiple of {micro} (rows of {self.length} tokens x "
                 f"{micro // self.length} {parts}): try {' or '.join(map(str, near))}"
             )
+        if not self.method.learns:
+            raise ValueError(f"method={type(self.method).__name__} trains nothing: it is for evaluations")
         self.method.check(self.model)
         self._check_copies()
         self._check_start()

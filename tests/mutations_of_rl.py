@@ -44,6 +44,15 @@ TESTS = {
         *("rows_are_ranked_and_pairs_stay_in_one_micro_batch", "prompts_without_a_preference_move_nothing"),
         "the_loss_is_dpo_s_of_the_best_and_the_worst",
     ),
+    "lm/tune/completion_eval.py": of(
+        "tune/test_completion_eval",
+        *(
+            "the_best_of_n_is_the_best_of_those_that_were_drawn",
+            "win_rates_are_of_pairs_and_their_interval_is_over_prompts",
+        ),
+        *("a_tie_is_half", "n_grams_that_differ", "the_start_is_as_good_as_itself"),
+    ),
+    "lm/data/reviews.py": ("tests/data/test_reviews.py",),
     "lm/decode/rollout.py": of(
         "decode/test_rollout",
         *("log_probabilities_are_those_of_the_forward_pass", "a_row_depends_on_neither_neighbours_nor_padding"),
@@ -73,6 +82,27 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("one that hangs is called again", "if k in self._late and self._late[k].is_alive():", "if 0:"),
         ("weights are left out", "np.nansum(table * self.weights, axis=1)", "np.nansum(table, axis=1)"),
         ("the first match is the answer", "found[-1].strip() ==", "found[0].strip() =="),
+    ),
+    "lm/tune/completion_eval.py": (
+        ("the worst of n is kept", "np.flatnonzero(totals > most)", "np.flatnonzero(totals < most)"),
+        ("best-of-n is no divergence", "ratio + math.log(n) - (n - 1) / n", "ratio"),
+        ("a tie is lost", "+ 0.5 * (own == other)", "+ 0.0 * (own == other)"),
+        (
+            "the interval is of one prompt",
+            '/ max(sums["completions"], 1.0))\n            means',
+            "/ 1.0)\n            means",
+        ),
+        (
+            "the reference is the policy",
+            "self.score(params, own) - self.score(start, own)",
+            "2 * self.score(start, own)",
+        ),
+        ("n-grams go over the end", "for i in range(n)]).all(0)", "for i in range(n)]).any(0)"),
+    ),
+    "lm/data/reviews.py": (
+        ("held-out prompts are trained on", "order[HELDOUT:] if is_train(split)", "order if is_train(split)"),
+        ("what is said last counts", "dict(reversed(clauses))", "dict(clauses)"),
+        ("the rejected one is better", '"chosen": max(pair, key=worth)', '"chosen": min(pair, key=worth)'),
     ),
     "lm/data/prompts.py": (
         ("a prompt has no tools", 'json_of("tools", record, list), **variables', "None, **variables"),

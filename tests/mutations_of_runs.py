@@ -32,7 +32,7 @@ TESTS = {
 BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/run/extra_evals.py": (
         ("another method asks what is trained on", "one.sources or e.data.mixture.sources", "e.data.mixture.sources"),
-        ("a reference may be read", "learner.has_rollout or learner.reads_start or learner.models:", "False:"),
+        ("what training froze is the reference", "self.frozen, most_tokens, source)", "frozen, most_tokens, source)"),
     ),
     "lm/run/harness.py": (
         ("a text gets no bos", "if self.beginning.every else", "if False else"),

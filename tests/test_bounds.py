@@ -17,6 +17,7 @@ from lm.bounds import Bounds, Count, Decay, Fraction, Natural, Positive, Seed, S
 from lm.experiment import Experiment
 from lm.model.parts import RMSNorm
 from lm.model.positions import Rotary
+from lm.tune.completion_eval import CompletionEval
 from lm.tune.grpo import GRPO
 from lm.tune.on_policy_method import OnPolicyMethod
 from lm.tune.online_dpo import OnlineDPO
@@ -26,7 +27,11 @@ from tests.knobs import base, samples
 from tests.tiny import experiment
 
 TINY = experiment(Path("texts"))
-REWARDED = (*(of((ExactAnswer(),)) for of in (OnPolicyMethod, GRPO, OnlineDPO, PPO)), Format("a+"), SoftLength(4, 8))
+REWARDED = (
+    *(of((ExactAnswer(),)) for of in (OnPolicyMethod, CompletionEval, GRPO, OnlineDPO, PPO)),
+    Format("a+"),
+    SoftLength(4, 8),
+)
 
 
 def classes(hint: Any, found: dict[str, type]) -> dict[str, type]:

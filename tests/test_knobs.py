@@ -30,6 +30,7 @@ from lm.model.transformer import Transformer
 from lm.sharding.mesh import make_mesh
 from lm.sharding.rules import Layout
 from lm.train.step import build_step, state_shardings
+from lm.tune.completion_eval import CompletionEval
 from lm.tune.dpo import DPO
 from lm.tune.grpo import GRPO
 from lm.tune.kl_control import AdaptiveKL, FixedKL
@@ -77,6 +78,8 @@ PPO_TESTS = {
     "minibatches": "test_several_updates_of_a_rollout_and_a_coefficient_after_them",
     "epochs": "test_several_updates_of_a_rollout_and_a_coefficient_after_them",
 }
+UNTRAINED = ("minibatches", "epochs", "max_sampler_gap", "on_reward_error")  # updates, and what all such methods do
+JUDGED = "tests/run/test_extra_evals.py::test_another_method_judges_the_model_beside_its_start"
 REWARDS = "tests/tune/test_reward_functions.py::"
 TIMELESS = f"{REWARDS}test_one_that_takes_for_ever_is_called_once"
 SUMS = "tests/data/test_sums.py::"
@@ -131,6 +134,17 @@ ELSEWHERE = {
     **dict.fromkeys(
         ("Evaluation.method", "Evaluation.sources"),
         "tests/run/test_extra_evals.py::test_another_method_asks_documents_of_its_own",
+    ),
+    "Evaluation.rows": JUDGED,
+    **{
+        f"CompletionEval.{field.name}": "tests/tune/test_completion_eval.py::test_every_field_changes_what_is_measured"
+        for field in dataclasses.fields(CompletionEval)
+    },
+    "CompletionEval.scorer": JUDGED,
+    **{f"CompletionEval.{name}": f"tests/tune/test_grpo.py::{GRPO_TESTS[name]}" for name in UNTRAINED},
+    "CompletionEval.reward_seconds": TIMELESS,
+    **dict.fromkeys(
+        ("Reviews.part", "Reviews.most"), "tests/data/test_reviews.py::test_its_parts_are_of_prompts_that_are_apart"
     ),
     "Experiment.rows_per_device": "tests/plan/test_analytic.py::test_a_published_size_takes_what_devices_there_are",
     "Compute.keep": "tests/model/test_remat.py::test_names_keep_what_they_name",

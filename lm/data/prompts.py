@@ -6,7 +6,7 @@ Messages go through the tokenizer's chat template, with the header of the assist
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -91,12 +91,13 @@ class Rollouts(Objective):
 
     A batch has the arrays that a rollout fills in: those of a row of prompt and completion, in which `weights` mark
     the completion's tokens and `row_weights` [R] the rows, those named `per_token` [R, T], and those named `per_row`
-    [R]. `record` [R] is the number of the prompt's record (Batches.records)."""
+    [R]. `record` [R] is the number of the prompt's record (Batches.records). Two are equal that ask for completions as
+    long, whatever is made of them to learn from."""
 
-    copies: Count = 1
+    copies: Count = field(default=1, compare=False)
     new_tokens: Count = 1
-    per_token: tuple[str, ...] = ()
-    per_row: tuple[str, ...] = ()
+    per_token: tuple[str, ...] = field(default=(), compare=False)
+    per_row: tuple[str, ...] = field(default=(), compare=False)
 
     target_name: ClassVar[str] = "completion token"
     reads: ClassVar[str] = Prompts.kind

@@ -44,6 +44,7 @@ METHOD: Object = {
     "greedy_samples": bool,
 }
 SAMPLE: Object = {"prompt": str, "text": str}
+TITLED: Object = {"title": str, **SAMPLE}
 
 
 PRETRAINING = (  # what a folder may have whose about.json does not say what is measured
@@ -96,6 +97,14 @@ class RunRecord:
         file = self.folder / "samples.txt"
         texts = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
         return [("", text.strip("\n")) for text in texts.split("\n" + "=" * 80 + "\n") if texts]
+
+    @cached_property
+    def titled_samples(self) -> list[tuple[str, str, str]]:
+        """(title, prompt, prompt and continuation) of each that has a title: samples.json of November 2026 has none."""
+        file = self.folder / "samples.json"
+        listed = fitted(tuple[Object, ...], read_json(file, []), f"{file} cannot be read")
+        titled = [check(TITLED, sample, file) for sample in listed if "title" in sample]
+        return [(s["title"], s["prompt"], s["text"]) for s in titled if s.keys() >= TITLED.keys()]
 
     @property
     def finished(self) -> bool:

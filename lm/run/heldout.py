@@ -1,5 +1,6 @@
 """Evaluation on held-out data: a method's measures, by source."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ from jax.sharding import Mesh
 
 from lm.data.loader import Batches
 from lm.sharding.batches import place_batch
-from lm.train.method import Learner
+from lm.train.method import Learner, Sample
 from lm.train.step import Evaluate
 
 
@@ -32,6 +33,10 @@ class HeldOut:
         mean = sum(values[first] for values in measures.values()) / len(measures)
         by_name = {f"{source}/{name}": x for source, values in measures.items() for name, x in values.items()}
         return by_name | {first: mean}
+
+    def samples(self, params: Any, frozen: Any) -> Iterator[Sample]:
+        """Samples that show what it measures, where it has any. A collective."""
+        yield from ()
 
     def by_source(self, params: Any, frozen: Any, most_tokens: int = 0) -> dict[str, dict[str, float]]:
         """source -> its measures."""

@@ -26,6 +26,7 @@ from lm.sharding.mesh import make_mesh
 from lm.sharding.rules import Layout
 from lm.sharding.tracing import use_mesh
 from lm.text.tokenizer import Tokenizer
+from lm.train.method import SavedModel
 
 MODELS = "models.json"  # in a run's folder: path and fingerprint of each, by role
 
@@ -35,20 +36,32 @@ def check_models(experiment: Experiment, folder: Path) -> None:
 
     Raises ValueError where one cannot be read, is another one than the experiment says, or has changed since the run
     began, unless there is a checkpoint."""
-    if experiment.method.models:
+    if _read(experiment):
         on_first_process("models", folder, lambda: _check_models(experiment, folder))
 
 
 def _check_models(experiment: Experiment, folder: Path) -> None:
     recorded = _recorded_models(folder)
-    for role, model in experiment.method.models.items():
-        _check_context(_longest(experiment), f"method.{role}_model", model.config)
-        known = recorded.get(role, {}).get("fingerprint", "")
-        if model.path is not None and (found := open_recorded(f"method.{role}", model.path, known, folder)):
+    for field, (key, model) in _read(experiment).items():
+        _check_context(_longest(experiment), f"{field}_model", model.config)
+        known = recorded.get(key, {}).get("fingerprint", "")
+        if model.path is not None and (found := open_recorded(field, model.path, known, folder)):
             opened, fingerprint = found
-            check_model(f"method.{role}", model.path, f"method.{role}_model", model.config, opened.config)
-            recorded[role] = {"path": model.path, "fingerprint": fingerprint}
+            check_model(field, model.path, f"{field}_model", model.config, opened.config)
+            recorded[key] = {"path": model.path, "fingerprint": fingerprint}
     write_json(folder / MODELS, recorded)
+
+
+def _read(experiment: Experiment) -> dict[str, tuple[str, SavedModel]]:
+    """The models that the method and those of the evaluations read, by the field that has the path, each with the key
+    under which it is recorded."""
+    own = {f"method.{role}": (role, model) for role, model in experiment.method.models.items()}
+    others = {
+        f"evaluations.{name}.method.{role}": model
+        for name, one in experiment.evaluations.items()
+        for role, model in (one.method.models.items() if one.method else ())
+    }
+    return own | {field: (field, model) for field, model in others.items()}
 
 
 def _recorded_models(folder: Path) -> dict[str, Any]:
@@ -74,13 +87,13 @@ def _check_context(length: int, field: str, model: ModelConfig) -> None:
 def check_tokenizers(experiment: Experiment, folder: Path, tokenizer: Tokenizer) -> None:
     """Raises ValueError where a model that the method reads learned other tokens than the run's `tokenizer` has; one
     without a tokenizer, and one that the run in `folder` goes on without, are taken to have the same."""
-    for role, model in experiment.method.models.items():
+    for field, (_, model) in _read(experiment).items():
         if model.path is None or buckets.checkpoint_steps(folder):
             continue
         own = open_model(model.path).tokenizer()
         if own and not same_tokens(own, tokenizer):
             raise ValueError(
-                f"method.{role}: {model.path} learned with another vocabulary ({own.vocab_size} tokens) than this run "
+                f"{field}: {model.path} learned with another vocabulary ({own.vocab_size} tokens) than this run "
                 f"has ({tokenizer.vocab_size}): set data.tokenizer=TokenizerFile({model.path!r})"
             )
 

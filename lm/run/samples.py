@@ -1,5 +1,6 @@
 """The samples of a finished run, in its folder."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +14,17 @@ from lm.pretrained.runs import FinishedRun
 from lm.run.folder import write_json
 from lm.run.prepared import Prepared
 from lm.sharding.batches import replicate
+from lm.train.method import Sample
 
 
 def write_samples(prepared: Prepared, params: Any, frozen: Any, step: int, say: Callable[[str], None]) -> None:
     """Write the method's samples of `params` and what is `frozen` after `step` to samples.txt and samples.json, and
     print them by `say`. All processes call it."""
+    judged = [
+        Sample(f"{prefix.rpartition('/')[2]}: {sample.title}", *sample[1:])
+        for prefix, one in prepared.heldout.items()
+        for sample in one.samples(params, frozen)
+    ]
     gathered = gather_to_host(prepared.learner.model_params(params, frozen))
     if gathered is None or not processes.is_first():
         return
@@ -26,7 +33,7 @@ def write_samples(prepared: Prepared, params: Any, frozen: Any, step: int, say: 
     model = Pretrained(e.model, gathered, prepared.data.tokenizer, prepared.model, step, ids=ids)
     samples = []
     try:
-        for sample in prepared.learner.samples(model, e):
+        for sample in itertools.chain(prepared.learner.samples(model, e), judged):
             say(f"--- {sample.title}:\n{sample.text}")
             samples.append(sample)
     except NonFiniteLogits as error:  # the run itself is whole
@@ -34,7 +41,7 @@ def write_samples(prepared: Prepared, params: Any, frozen: Any, step: int, say: 
     if samples:
         texts = ("\n" + "=" * 80 + "\n").join(sample.text for sample in samples)
         (prepared.folder / "samples.txt").write_text(texts + "\n")
-        write_json(prepared.folder / "samples.json", [{"prompt": s.prompt, "text": s.text} for s in samples])
+        write_json(prepared.folder / "samples.json", [sample._asdict() for sample in samples])
 
 
 def gather_to_host(params: Any) -> Any:

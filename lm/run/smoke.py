@@ -5,6 +5,7 @@ that is to cost a week on a cluster is tried to its report first. What is learne
 """
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 from lm.data.mixture import Data
@@ -35,13 +36,19 @@ def smoke(experiment: Experiment) -> Experiment:
     e = experiment
     length, steps, accumulate = min(e.length, LENGTH), min(e.steps, STEPS), min(e.accumulate, MICRO_BATCHES)
     vocab = vocabulary(e)
+    shrink = partial(smaller, vocab=vocab)
+    evaluations = {
+        name: dataclasses.replace(one, method=one.method and one.method.smaller(shrink), rows=min(one.rows, ROWS))
+        for name, one in e.evaluations.items()
+    }
     return dataclasses.replace(
         e,
         name=f"{e.name}-smoke",
         start=None,
         data=_with_tokenizer(e),
         model=smaller(e.model, vocab),
-        method=e.method.smaller(lambda model: smaller(model, vocab)),
+        method=e.method.smaller(shrink),
+        evaluations=evaluations,
         optimizer=dataclasses.replace(e.optimizer, schedule=_shorter(e.optimizer.schedule, steps)),
         steps=steps,
         seq_len=length,

@@ -117,6 +117,8 @@ class StudyReport:
             replace(arms, rows=() if self.own.lists_arms else arms.rows, figure=forest),
             tables.verdicts_table(self.differences, self.measure),
             section("Training", charts.curves(self.results, self.base, self.measure)),
+            *tables.judged_tables(self.results),
+            tables.samples_table(self.results, self.folder),
             *tables.sources_tables(self.results, self.base, self.measure),
             tables.pairing_table(self.differences),
             tables.declared_table(self.declared, self.base),

@@ -8,9 +8,12 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from lm.machine.monitor import duration, human
+from lm.page.measure import Measure
+from lm.page.run_record import RunRecord
 from lm.page.source import as_python, with_commas
 from lm.page.tables import Table, csv_text
 from lm.page.words import NONE, between, decimals, number, probability
@@ -23,6 +26,7 @@ FIRST = ("loss", "bits_per_byte")  # of the measures: those that are over all so
 COLUMNS = tuple(field.name for field in fields(Difference))
 WIDE = 3  # columns of measures: beyond, each holds its differences too
 WHY = {MISSING: "not run yet", STOPPED: "under way, or stopped", PRUNED: "stopped early by the study"}
+SPREAD = "Mean and standard deviation over the seeds."
 code = partial(as_python, write=with_commas)
 Declared = Mapping[str, Sequence[tuple[str, Any, Any]]]  # arm -> (path, base's value, the arm's)
 
@@ -124,6 +128,47 @@ def sources_tables(results: Sequence[Result], base: str, measure: str) -> list[T
         columns = {name: name.rpartition("/")[0] for name in own if name.rpartition("/")[2] == kind}
         tables += [_columns(results, base, f"{title(kind)} by source", columns)] if columns else []
     return tables
+
+
+def judged_tables(results: Sequence[Result]) -> list[Table]:
+    """What each arm reached by each evaluation that has a method of its own: a table a source, of all its measures."""
+    arms = {r.trial.arm: r.trial.experiment for r in reversed(results)}
+    own = {name: one for e in arms.values() for name, one in e.evaluations.items() if one.method}
+    return [
+        Table(f"{name}: {source}", ("arm", *(one.title for one in shown)), _judged(results, path, shown), SPREAD)
+        for name, evaluation in own.items()
+        for source in evaluation.sources
+        if (path := f"{name}/{source}") and evaluation.method
+        if (shown := [one for one in evaluation.method.measures if f"{path}/{one.name}" in measures(results)])
+    ]
+
+
+def _judged(results: Sequence[Result], path: str, shown: Sequence[Measure]) -> tuple[tuple[str, ...], ...]:
+    columns = [(one, measured(results, f"{path}/{one.name}")) for one in shown]
+    return tuple((arm, *(_spread(one, values[arm]) for one, values in columns)) for arm in columns[0][1])
+
+
+def _spread(one: Measure, arm: Measured) -> str:
+    """The mean of a measure, and its deviation where there is one."""
+    if not arm.values:
+        return NONE
+    return one.format(arm.mean) + (f" ± {one.format(arm.deviation)}" if len(arm.values) > 1 else "")
+
+
+def samples_table(results: Sequence[Result], study: Path) -> Table:
+    """Samples of the evaluations with a method, side by side: those of the first seed at which all arms that have any
+    finished, for prompts that they share."""
+    seeds: dict[int, dict[str, dict[str, str]]] = {}
+    for r in results:
+        names = tuple(f"{name}: " for name, one in r.trial.experiment.evaluations.items() if one.method)
+        known = RunRecord(r.trial.folder(study)).titled_samples if r.finished and names else []
+        own = {prompt: text.removeprefix(prompt) for title, prompt, text in known if title.startswith(names)}
+        if own:
+            seeds.setdefault(r.trial.seed, {})[r.trial.arm] = own
+    by_arm = max(seeds.values(), key=len, default={})
+    shared = [prompt for prompt in next(iter(by_arm.values()), {}) if all(prompt in own for own in by_arm.values())]
+    rows = tuple((prompt, arm, " ".join(own[prompt].split())) for prompt in shared for arm, own in by_arm.items())
+    return Table("Samples side by side", ("prompt", "arm", "completion"), rows, text_columns=3, paper=False)
 
 
 def alike(results: Sequence[Result]) -> bool:

@@ -103,7 +103,7 @@ class SentencePiece(Tokenizer):
         return first + [i for part in others for i in (*self._space_symbol, *part)]
 
     def _plain_with_offsets(self, text: str, first: bool) -> Offsets:
-        if not self.dummy_prefix:
+        if not self.dummy_prefix and self._bytes:
             return super()._plain_with_offsets(text, first)
         processor = self._processor if first or self.options.legacy else self._without_prefix
         encoding = processor.encode(text, out_type="offset_mapping")

@@ -8,7 +8,7 @@ nothing else about the method.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -116,7 +116,10 @@ class Method:
     - `target_name`: what a loss is of ("token").
     - `measures`: of held-out data. A step has a metric of the first one's name, and the best checkpoints are best in
       it.
-    - `headline`: the measure to show where there is room for one."""
+    - `headline`: the measure to show where there is room for one.
+    - `learns`: whether it can be trained by, and not only evaluated by (Evaluation.method)."""
+
+    learns: ClassVar[bool] = True
 
     @property
     def objective(self) -> Objective:
@@ -297,4 +300,8 @@ class Learner:
 
     def samples(self, model: Writer, settings: SampleSettings) -> Iterator[Sample]:
         """Samples of a finished run's model."""
+        yield from ()
+
+    def heldout_samples(self, batch: Batch, source: str) -> Iterator[Sample]:
+        """Samples of a batch of `heldout_rollout`, of `source`, on the host."""
         yield from ()

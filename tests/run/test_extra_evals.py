@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 from lm.data.denoise import SpanCorruption
@@ -13,19 +14,27 @@ from lm.data.masked import MaskedLM
 from lm.data.mixture import Mixture
 from lm.data.objective import PrefixLM
 from lm.data.preferences import Preferences
+from lm.data.prompts import Prompts
 from lm.data.records import Jsonl
 from lm.experiment import Evaluation, Experiment
 from lm.model.positions import Alibi, Learned
+from lm.page.run_record import RunRecord
 from lm.page.run_report import write_report
+from lm.pretrained import read_config
 from lm.run import course, extra_evals
 from lm.run.evaluate import evaluate
 from lm.run.prepared import prepare_run
 from lm.study.trial import measures
+from lm.text.tokenizer import SentencePieceSpec
+from lm.tune.completion_eval import CompletionEval
 from lm.tune.dpo import DPO
 from lm.tune.kto import KTO
+from lm.tune.lora import LoRA
 from lm.tune.simpo import SimPO
+from lm.tune.start import Start
 from tests.model.reference import lively
 from tests.tiny import experiment, lines, write_texts
+from tests.tune import sums
 from tests.tune.pairs import preferring, write
 
 ASKED = {"2x": Evaluation(2), "same": Evaluation(), "prefix": Evaluation(objective=PrefixLM())}
@@ -90,14 +99,22 @@ def test_another_method_asks_documents_of_its_own(labelled: Experiment, tmp_path
     assert [*found["answers"]] == [measure.name for measure in SimPO().measures] and found["answers"]["margin"]
 
 
-def test_a_method_that_reads_more_than_the_model_is_no_question(labelled: Experiment, tmp_path: Path) -> None:
-    for one, message in (
-        (Evaluation(method=DPO(), sources=labelled.evaluations["asked"].sources), "asked.method reads a reference"),
-        (Evaluation(method=SimPO()), "evaluations.asked: source 'pairs': UnpairedPreferences has labelled completions"),
-    ):
-        other = replace(labelled, evaluations={"asked": one})
-        with pytest.raises(ValueError, match=message):
-            prepare_run(other, course.claim(tmp_path / one.method.__class__.__name__, other, ""))
+def test_a_method_with_a_reference_reads_that_of_the_start(labelled: Experiment, tmp_path: Path) -> None:
+    """Which is drawn from the seed, as the model is before its first step: DPO's margins are 0."""
+    dpo = Evaluation(method=DPO(), sources=labelled.evaluations["asked"].sources)
+    e = replace(labelled, evaluations={"asked": dpo})
+    prepared = prepare_run(e, course.claim(tmp_path / "dpo", e, ""))
+    start = jax.jit(prepared.learner.init)(jax.random.key(e.seed))[0]
+    for params, moved in ((start, False), (lively(e.model), True)):
+        found = prepared.heldout["evaluations/asked"].by_source(params, ())["answers"]
+        assert (abs(found["margin"]) > 1e-3) == moved
+
+
+def test_a_method_reads_its_own_kind_of_documents(labelled: Experiment, tmp_path: Path) -> None:
+    e = replace(labelled, evaluations={"asked": Evaluation(method=SimPO())})
+    message = "evaluations.asked: source 'pairs': UnpairedPreferences has labelled completions"
+    with pytest.raises(ValueError, match=message):
+        prepare_run(e, course.claim(tmp_path / "simpo", e, ""))
     with pytest.raises(ValueError, match="has an objective, which is pretraining's, or a method: leave one out"):
         Evaluation(objective=PrefixLM(), method=SimPO())
 
@@ -155,3 +172,60 @@ def test_the_report_tells_them(finished: Path) -> None:
         metrics.write(json.dumps({**last, "evaluations/asked/answers/margin": 0.12345}) + "\n")
     page = write_report(finished).read_text()
     assert "4x was not made: rows too long." in page and "margin" in page and "0.123" in page
+
+
+# ---------------------------------------------------------------- another method
+
+
+@pytest.fixture(scope="module")
+def begun(tiny: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose model has a score too, so that it may be a start and a scorer."""
+    folder = tmp_path_factory.mktemp("begun")
+    course.train(tiny.replace(steps=2, evaluations={}, model=dict(output=dict(scores=1), dropout=0.0)), folder)
+    return folder
+
+
+def judged(tiny: Experiment, begun: Path, file: Path, **given: Any) -> Experiment:
+    """Adapters of rank 2 that stay as they are, judged beside the model that they adapt."""
+    method = CompletionEval(
+        rewards=(sums.Digits(weight=0.0),), scorer=str(begun), scorer_model=read_config(begun), max_new_tokens=5
+    )
+    evaluation = Evaluation(method=method, sources={"sums": Prompts(Jsonl(str(sums.write(file)), heldout=0.1))}, rows=4)
+    return tiny.replace(
+        steps=2,
+        start=Start(str(begun)),
+        model=read_config(begun),
+        data=dict(tokenizer=SentencePieceSpec()),
+        trains=LoRA(rank=2),
+        optimizer=replace(tiny.optimizer, learning_rate=0.0),
+        evaluations={"judged": replace(evaluation, **given)},
+    )
+
+
+@pytest.mark.slow
+def test_another_method_judges_the_model_beside_its_start(tiny: Experiment, begun: Path, tmp_path: Path) -> None:
+    e, folder = judged(tiny, begun, tmp_path / "sums.jsonl"), tmp_path / "run"
+    course.train(e, folder)
+    found = measures(lines(folder)[-1])
+    told = {name.removeprefix("judged/sums/"): x for name, x in found.items() if name.startswith("judged/sums/")}
+    method = e.evaluations["judged"].method
+    assert method and told.keys() == {one.name for one in method.measures}
+    assert told["kl"] == pytest.approx(0, abs=1e-6) and told["scorer"] != 0
+    recorded = json.loads((folder / "models.json").read_text())
+    assert recorded["evaluations.judged.method.scorer"]["path"] == str(begun)
+    record = RunRecord(folder)
+    assert [title for title, _, _ in record.titled_samples] == ["judged: sums, held out"] * 4
+    assert all("scorer" in text and text.startswith(prompt) for _, prompt, text in record.titled_samples)
+    data = prepare(tiny.data, 32, 8)
+    assert extra_evals.batches(e, data)["judged"].batch_rows == 4
+    by_tokens = judged(tiny, begun, tmp_path / "sums.jsonl", rows=0)
+    assert extra_evals.batches(by_tokens, data)["judged"].batch_rows == e.rows
+
+
+def test_a_model_that_an_evaluation_reads_is_missed_before_the_first_step(
+    tiny: Experiment, begun: Path, tmp_path: Path
+) -> None:
+    gone = CompletionEval(scorer=str(tmp_path / "gone"), scorer_model=read_config(begun), max_new_tokens=5)
+    e = judged(tiny, begun, tmp_path / "sums.jsonl", method=gone)
+    with pytest.raises(ValueError, match="gone is not a run"):
+        course.train(e, tmp_path / "run")

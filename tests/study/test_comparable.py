@@ -1,6 +1,7 @@
 """Arms are compared by a measure that they have in common, or not at all."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -16,11 +17,13 @@ from lm.study.ablation import Ablation
 from lm.study.space import Choice, Integer, LogUniform
 from lm.study.sweep import Sweep
 from lm.text.tokenizer import Bytes, Characters, SentencePieceSpec
+from lm.tune.completion_eval import CompletionEval
 from lm.tune.dpo import DPO
 from lm.tune.kto import KTO
 from lm.tune.pretrain import Pretrain
 from lm.tune.simpo import SimPO
 from tests.study.results import BASE
+from tests.tune.sums import Digits, summing
 
 OTHER = Characters() if isinstance(BASE.data.tokenizer, Bytes) else Bytes()
 TOKENIZERS = {"one": {}, "two": dict(data=dict(tokenizer=OTHER))}
@@ -102,3 +105,21 @@ def test_where_no_measure_compares_tokenizers_the_study_refuses() -> None:
     masked = replace(BASE, model=model, method=Pretrain(MaskedLM(next_sentence=False)))
     with pytest.raises(ValueError, match="MaskedLM has no measure that compares across them"):
         Ablation(masked, TOKENIZERS)
+
+
+def test_what_is_made_of_completions_is_no_other_question() -> None:
+    grpo = summing(Path("sums.jsonl"))
+    arms = {"kl": dict(method=dict(beta=0.1)), "groups": dict(method=dict(group=8))}
+    assert Ablation(grpo, arms, match="steps", measure="sums/ExactAnswer").measure == "sums/ExactAnswer"
+    with pytest.raises(ValueError, match="arms differ in method.objective"):
+        Ablation(grpo, {"longer": dict(method=dict(max_new_tokens=5))})
+
+
+def test_a_method_with_sources_of_its_own_asks_all_arms_one_question() -> None:
+    grpo = summing(Path("sums.jsonl"))
+    judge = Evaluation(method=CompletionEval(rewards=(Digits(),), max_new_tokens=5), sources=grpo.data.mixture.sources)
+    base = BASE.replace(evaluations=dict(judged=judge))
+    arms = {"grpo": dict(method=grpo.method, data=grpo.data, seq_len=12, batch_tokens=32 * 12)}
+    assert Ablation(base, arms, measure="judged/sums/Digits").measure == "judged/sums/Digits"
+    with pytest.raises(ValueError, match="arms differ in method.objective"):
+        Ablation(base, arms, measure="loss")

@@ -226,3 +226,14 @@ def test_a_model_that_adds_a_space_decodes_without_it(tmp_path) -> None:
     ids = theirs.encode("wrap the text")
     stream = theirs.incremental_decoder()
     assert theirs.decode([1, *ids]) == "".join(map(stream.push, [1, *ids])) + stream.close() == "wrap the text"
+
+
+def test_a_character_that_no_piece_has_is_one_unknown_token_of_its_own_place() -> None:
+    """Without bytes for rare characters there are no bytes of the text to count by."""
+    texts = ["the tea was warm and the tea was cold"] * 9
+    tokenizer = SentencePieceSpec(vocab_size=24, model_type="bpe", byte_fallback=False, indentations=0).make(texts)
+    text = "the tea Was cold"
+    offsets = tokenizer.encode_with_offsets(text)
+    assert [id for id, _, _ in offsets] == tokenizer.encode(text)
+    assert "".join(text[a:b] for _, a, b in offsets) == text
+    assert [text[a:b] for id, a, b in offsets if id == 0] == ["W"]
