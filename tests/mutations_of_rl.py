@@ -53,6 +53,7 @@ TESTS = {
         *("a_tie_is_half", "n_grams_that_differ", "the_start_is_as_good_as_itself"),
     ),
     "lm/data/reviews.py": ("tests/data/test_reviews.py",),
+    "lm/study/overoptimization.py": ("tests/study/test_overoptimization.py",),
     "lm/decode/rollout.py": of(
         "decode/test_rollout",
         *("log_probabilities_are_those_of_the_forward_pass", "a_row_depends_on_neither_neighbours_nor_padding"),
@@ -103,6 +104,10 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("held-out prompts are trained on", "order[HELDOUT:] if is_train(split)", "order if is_train(split)"),
         ("what is said last counts", "dict(reversed(clauses))", "dict(clauses)"),
         ("the rejected one is better", '"chosen": max(pair, key=worth)', '"chosen": min(pair, key=worth)'),
+    ),
+    "lm/study/overoptimization.py": (
+        ("rewards are not less the start's", "*(x - y for x, y in zip", "*(x for x, y in zip"),
+        ("best of n is in the order of its arms", "sorted(points, key=lambda p: p.kl)", "list(points)"),
     ),
     "lm/data/prompts.py": (
         ("a prompt has no tools", 'json_of("tools", record, list), **variables', "None, **variables"),
