@@ -48,6 +48,8 @@ def test_parts_of_the_records_have_the_same_draws() -> None:
     one, score = assistant(sampling=ENDS, seed=1), by_functions([Near()])
     part, whole = best_of(one, RECORDS[1:], 6, score, [1]), best_of(one, RECORDS, 6, score)
     assert [text for text, _ in part[0]] == [text for text, _ in whole[1]] != [text for text, _ in whole[0]]
+    drawn = one.write([one.encode(RECORDS[1]["prompt"])] * 6, range(6, 12))
+    assert sorted(drawn) == sorted(text for text, _ in whole[1])
 
 
 def test_a_reward_model_reads_prompt_and_completion() -> None:
