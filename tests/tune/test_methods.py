@@ -74,7 +74,7 @@ def start(folder: Path, workdir: Path, seconds: float, *words: str) -> subproces
 @pytest.fixture(scope="module")
 def uninterrupted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("uninterrupted")
-    several.finish([start(folder, workdir, 0.0, *KILLED)])
+    several.finish([start(folder, workdir, 0.0, *KILLED)], seconds=1200)
     return workdir
 
 
@@ -89,6 +89,6 @@ def test_killed_and_resumed_it_has_the_same_bits(name: str, folder: Path, uninte
     process.communicate()
     reached = max(line["step"] for line in lines(run))
     print(f"killed after step {reached}")
-    (said,) = several.finish([start(folder, tmp_path, 0.0, name)])
+    (said,) = several.finish([start(folder, tmp_path, 0.0, name)], seconds=1200)
     assert reached < 12 and "resumed from checkpoint" in said
     assert lines(run) == lines(uninterrupted / name)
