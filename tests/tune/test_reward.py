@@ -46,12 +46,16 @@ def test_loss_gradient_and_metrics_are_trl_s(name: str) -> None:
     def loss(rewards: jax.Array) -> Any:
         return reward_loss(rewards, margins, weights, case["centering"])
 
-    (total, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(rewards)
+    (total, metrics), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(rewards)
     assert float(total) == pytest.approx(case["loss"], rel=1e-5)
     np.testing.assert_allclose(gradient, case["gradient"], atol=1e-6)
     for own, theirs in (("accuracy", "accuracy"), ("margin", "margin"), ("mean_reward", "mean_reward")):
         assert float(metrics[own]) == pytest.approx(case[theirs], rel=1e-5)
     assert float(metrics["loss"]) == pytest.approx(TRL["cases"]["margins" if case["margins"] else "plain"]["loss"])
+
+
+def summed(difference: np.ndarray, weights: np.ndarray) -> dict[str, float]:
+    return {name: float(x) for name, x in jax.jit(reliability)(difference, weights).items()}
 
 
 def test_calibration_is_the_distance_of_shares_from_probabilities() -> None:
@@ -63,12 +67,12 @@ def test_calibration_is_the_distance_of_shares_from_probabilities() -> None:
         inside = kept & (p >= low) & (p < low + 0.5 / BINS)
         if inside.any():
             expected += abs((difference[inside] > 0).mean() - p[inside].mean()) * inside.sum() / kept.sum()
-    sums = {name: float(x) for name, x in jax.jit(reliability)(difference, weights).items()}
+    sums = summed(difference, weights)
     assert calibration_error(sums) == pytest.approx(expected, rel=1e-3)
     signs = np.where(rng.random(5000) < p, 1, -1)  # as often right as it says
-    fair = {name: float(x) for name, x in reliability(np.abs(difference) * signs, np.ones(5000)).items()}
-    sure = {name: float(x) for name, x in reliability(np.full(100, 20.0), np.arange(100) % 2.0).items()}
-    even = {name: float(x) for name, x in reliability(np.zeros(4), np.ones(4)).items()}
+    fair = summed(np.abs(difference) * signs, np.ones(5000))
+    sure = summed(np.full(100, 20.0), np.arange(100) % 2.0)
+    even = summed(np.zeros(4), np.ones(4))
     assert calibration_error(fair) < 0.03 and calibration_error(sure) == pytest.approx(0, abs=1e-6)
     assert calibration_error(even) == 0
 
@@ -178,6 +182,7 @@ def test_a_model_of_texts_is_a_start_and_its_score_is_new(
     declared: Experiment, tmp_path: Path, trains: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     texts = replace(experiment(write_texts(tmp_path / "texts")), steps=2, sample_tokens=0)
+    texts = texts.replace(model=dict(layers=1))
     course.train(texts, tmp_path / "base")
     data = replace(declared.data, tokenizer=SentencePieceSpec())
     start, model = Start(str(tmp_path / "base")), scorer(texts.model)
