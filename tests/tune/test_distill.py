@@ -150,7 +150,7 @@ def test_it_is_the_same_on_any_mesh_and_the_teacher_stays() -> None:
 def test_an_adapter_learns_from_a_teacher_too() -> None:
     plain, one = learner_of(), batch(0)
     adapted = LoRA(rank=2).wrap(plain)
-    params, frozen = adapted.init(jax.random.key(0), lively(LLAMA), {"teacher": lively(TEACHER)})
+    params, frozen = jax.jit(adapted.init)(jax.random.key(0), lively(LLAMA), {"teacher": lively(TEACHER)})
     expected = jax.jit(plain.loss)(lively(LLAMA), lively(TEACHER), one, None)[0]
     assert float(jax.jit(adapted.loss)(params, frozen, one, None)[0]) == pytest.approx(float(expected), rel=1e-6)
     drawn = jax.eval_shape(adapted.init, jax.random.key(0))[1]["method"]
@@ -171,7 +171,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
 @pytest.fixture(scope="module")
 def teacher(base: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "teacher"
-    course.train(base, folder)
+    course.train(replace(base, prompts=()), folder)
     return folder
 
 
@@ -255,7 +255,7 @@ def test_a_smoke_test_has_a_small_teacher_drawn_afresh(declared: Experiment) -> 
 
 @pytest.fixture(scope="module")
 def cached(declared: Experiment) -> Experiment:
-    return declared.replace(method=dict(top_k=20, cached=True))
+    return declared.replace(method=dict(top_k=20, cached=True), prompts=())
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +279,7 @@ def test_what_is_cached_is_what_the_teacher_says(
     """Live = cached, of training; nothing is computed twice, and neither teacher nor cache is read for what is
     measured."""
     live = tmp_path / "live"
-    course.train(declared.replace(method=dict(top_k=20), steps=3), live)
+    course.train(declared.replace(method=dict(top_k=20), steps=3, prompts=()), live)
     for name in ("divergence", "loss", "grad_norm"):
         expected = {n: pytest.approx(x, rel=1e-4) for n, x in of(lines(live), name).items()}
         assert {n: x for n, x in of(lines(from_cache), name).items() if n <= 3} == expected
