@@ -193,7 +193,7 @@ BY_FILE = {
             "Streamed(w.astype(weights), w.shape)",
             "Streamed(w.astype(weights) + 0, w.shape)",
         ),
-        ("experts are one product", "type(slot.ffn) is FeedForward", "True"),
+        ("experts are one product", "if type(slot.ffn) is FeedForward else ()", ""),
         ("weights are joined at every step", 'unroll=0, flat="no"', "unroll=0"),
         ("layers are copies", "put(view[i])", "stacked[i]"),
         ("layers are one off", "put(view[i])", "put(view[i - 1])"),
