@@ -1,8 +1,8 @@
 """A side of a comparison, as a process of its own: it starts once, then trains as many steps as it is asked for.
 
 One JSON object a line: the worker says {"ready": true, ...} after its first step, is asked {"steps": k} and answers
-{"seconds": s, "loss": x}. Between questions it waits and holds no core. Standard library only: the peers' interpreters
-run this file too.
+{"seconds": s, "loss": x, "parts": {...}}. Between questions it waits and holds no core. Standard library only: the
+peers' interpreters run this file too.
 """
 
 import json
@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-Train = Callable[[int], float]  # trains that many steps to their very end, returns the last loss
+Train = Callable[[int], float]  # trains that many steps to their very end, returns the last loss; see `serve`
 
 
 def serve(build: Callable[[dict[str, Any]], Train], packages: Sequence[str]) -> None:
-    """Be a worker: build from the settings in argv[1], train a step, say `packages`' versions, then answer."""
+    """Be a worker: build from the settings in argv[1], train a step, say `packages`' versions, then answer.
+
+    What `build` returns may have `parts`, the seconds of each part of what it last trained."""
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints is no answer
     begun = time.perf_counter()
@@ -33,7 +35,8 @@ def serve(build: Callable[[dict[str, Any]], Train], packages: Sequence[str]) -> 
     for line in sys.stdin:
         begun = time.perf_counter()
         loss = train(json.loads(line)["steps"])
-        channel.write(json.dumps({"seconds": time.perf_counter() - begun, "loss": loss}) + "\n")
+        seconds, parts = time.perf_counter() - begun, getattr(train, "parts", {})
+        channel.write(json.dumps({"seconds": seconds, "loss": loss, "parts": parts}) + "\n")
 
 
 class Worker:
@@ -59,14 +62,16 @@ class Worker:
             self.close()
             raise
         self.first_step = time.perf_counter() - begun
-        self.loss, self.versions = ready["loss"], ready["versions"]
+        self.loss, self.versions, self.parts = ready["loss"], ready["versions"], dict[str, float]()
 
     def train(self, steps: int) -> float:
-        """Seconds that `steps` steps take."""
+        """Seconds that `steps` steps take; `parts` has those of each part, where the side knows them."""
         assert self.process.stdin
         self.process.stdin.write(json.dumps({"steps": steps}) + "\n")
         self.process.stdin.flush()
-        return float(self._answer()["seconds"])
+        answer = self._answer()
+        self.parts = answer["parts"]
+        return float(answer["seconds"])
 
     def cpu_seconds(self) -> float:
         """Processor time that the process has used so far, all threads, user and system (Linux; elsewhere 0)."""
