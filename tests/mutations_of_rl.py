@@ -28,7 +28,8 @@ TESTS = {
             "the_value_head_starts_at_zero_and_the_policy_at_its_reference",
         ),
         "several_updates_of_a_rollout_and_a_coefficient_after_them",
-    ),
+    )
+    + ("tests/tune/test_trl_ppo.py",),
     "lm/tune/on_policy.py": of(
         "tune/test_grpo",
         *("a_batch_has_prompts_and_completions_token_by_token", "what_a_completion_is_worth_is_its_own", BEFORE),
@@ -121,6 +122,11 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/tune/gae.py": (
         ("the KL is a reward", "0) - coefficient * kl, 0)", "0) + coefficient * kl, 0)"),
         ("the score is a token early", "axis=1)[:, ::-1] == 1)", "axis=1)[:, ::-1] == 2)"),
+        (
+            "the score is on padding",
+            "last = mask & (np.cumsum(mask[:, ::-1], axis=1)[:, ::-1] == 1)",
+            "last = np.arange(mask.shape[1]) == mask.shape[1] - 1",
+        ),
         ("padding is charged", "return np.where(mask, np.where(last", "return np.where(mask | True, np.where(last"),
         ("the variance is unbiased", ".var(where=mask)", ".var(where=mask, ddof=1)"),
         (
@@ -134,12 +140,18 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/tune/ppo.py": (
         ("values are a token late", "self.values(params, batch), 0)", "np.roll(self.values(params, batch), 1, 1), 0)"),
         ("the reference is the policy", "self.score(frozen, batch)", "self.score(params, batch)"),
+        ("all tokens are in the denominator", '{"weights": mask, "ref', '{"weights": batch["segment_ids"], "ref'),
         ("the coefficient stays", '"kl_coefficient": after}}', '"kl_coefficient": before["kl_coefficient"]}}'),
         ("the value head starts as it is drawn", 'jnp.zeros_like(start["head"]["score"])', 'start["head"]["score"]'),
         ("a cut completion keeps its reward", "if method.missing_stop is not None:", "if 0:"),
     ),
     "lm/tune/on_policy.py": (
         ("the stop token carries no loss", "< completions.lengths[:, None])", "< completions.lengths[:, None] - 1)"),
+        (
+            "the end is masked, since it is the pad",
+            'new["weights"][rows, at - 1] = 1',
+            'new["weights"][rows, at - 1] = nth < completions.lengths[rows] - completions.stopped[rows]',
+        ),
         ("rewards are of the row before", "table[rows] = self.rewards(", "table[rows - 1] = self.rewards("),
         ("a mismatch goes unnoticed", "if not gap <= self.method.max_sampler_gap:", "if 0:"),
         ("the reward model does not read the last token", "read)))[rows, at]", "read)))[rows, at - 1]"),

@@ -12,7 +12,9 @@ from lm.decode.generate import generate
 from lm.decode.rollout import Completions, complete
 from lm.decode.sampling import Sampling
 from lm.model.transformer import Transformer
+from lm.train.logprobs import READ, token_logprobs
 from lm.tune.lora import LoRA
+from lm.tune.on_policy import filled
 from tests.model.reference import LLAMA, MODELS, SIMPLE, lively
 from tests.tune.test_lora import disturbed, wrapped
 
@@ -61,6 +63,31 @@ def test_log_probabilities_are_those_of_the_forward_pass(name: str) -> None:
             assert not got[row, len(ids) :].any()
     mass = np.exp(found.policy_logprobs - found.logprobs)[found.logprobs != 0]
     assert mass.min() < 0.95 and mass.max() <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_training_has_the_log_probabilities_of_sampling(name: str) -> None:
+    """Of padded rows with a prompt and its completion each, and of several packed in one row."""
+    model, params = Transformer(MODELS[name], SIMPLE), lively(MODELS[name])
+    tokens, segments = (np.pad(a, ((0, 0), (0, NEW))) for a in padded(PROMPTS))
+    prompts = {"tokens": tokens, "segment_ids": segments, "row_weights": np.ones(len(PROMPTS))}
+    apart = filled(prompts, completed(model, params))
+    lengths, T = apart["segment_ids"].sum(1), MODELS[name].context
+    packed = {key: np.zeros((2, T), array.dtype) for key, array in apart.items() if array.ndim == 2}
+    for row, at, document in ((0, 0, 1), (1, lengths[0], 2), (2, 0, 1)):
+        for key, to in packed.items():
+            to[row // 2, at : at + lengths[row]] = apart[key][row, : lengths[row]]
+        packed["segment_ids"][row // 2, at : at + lengths[row]] = document
+
+    @jax.jit
+    def trained(params: Any, batch: Any) -> jax.Array:
+        return token_logprobs(model, params, batch, FILTERED.temperature).logprobs
+
+    for batch in (apart, packed):
+        real = batch["weights"] > 0
+        found = trained(params, {key: batch[key] for key in READ})
+        np.testing.assert_allclose(found[real], batch["policy_logprobs"][real], atol=1e-4)
+    assert packed["weights"].sum() == apart["weights"].sum() > len(PROMPTS)
 
 
 @pytest.mark.parametrize("unroll", [0, pytest.param(1, marks=pytest.mark.slow)])

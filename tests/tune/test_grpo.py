@@ -122,7 +122,9 @@ def test_neither_padding_nor_neighbours_change_a_score(data: Batches, params: An
 
 
 @pytest.mark.parametrize(
-    "sampling", [ENDS, Sampling(top_p=0.8), Sampling(0.7, top_k=50)], ids=["all", "top-p", "top-k"]
+    "sampling",
+    [ENDS, Sampling(top_p=0.8), Sampling(0.7, top_k=50), Sampling(top_p=0.8, top_k=50)],
+    ids=["all", "top-p", "top-k", "both"],
 )
 def test_before_the_first_update_the_ratio_is_one_and_the_weight_is_the_kept_mass(
     data: Batches, params: Any, sampling: Sampling
@@ -145,7 +147,8 @@ def test_before_the_first_update_the_ratio_is_one_and_the_weight_is_the_kept_mas
 def test_a_sampler_with_other_parameters_stops_the_run(data: Batches, params: Any) -> None:
     stale = jax.tree.map(lambda x: 1.05 * x, params)
     learner = learner_of(data, max_sampler_gap=1e-3)
-    assert rolled(learner, stale, data)["sampler_gap"].max() < 1e-4  # whichever are given are the ones that draw
+    for given in (stale, params):  # whichever are given are the ones that draw
+        assert rolled(learner, given, data)["sampler_gap"].max() < 1e-4
     drawn = learner.draw(stale, (), data.batch(0), KEY)
     with pytest.raises(SamplerMismatch, match="nats apart between sampling and training"):
         learner.learned(params, (), drawn)
@@ -370,7 +373,8 @@ def finished(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_learns_from_rewards_and_is_told_in_them(finished: Path) -> None:
     reward = of(lines(finished), "Digits")
     assert np.mean([reward[n] for n in (10, 11, 12)]) > np.mean([reward[n] for n in (1, 2, 3)]) + 0.05
-    assert max(of(lines(finished), "sampler_gap").values()) < 0.2
+    gaps = of(lines(finished), "sampler_gap")
+    assert list(gaps) == list(range(1, 13)) and max(gaps.values()) < 0.2
     last = lines(finished)[-1]
     told = {name.rpartition("/")[2] for name in last if name.startswith("eval/sums/")}
     assert told == {"reward", "Digits", "ExactAnswer", "completion_length"}
@@ -411,10 +415,11 @@ def wrong_inputs(file: Path) -> list[tuple[Callable[[], Any], str]]:
         (lambda: run(summing(file).replace(data=dict(packing=Pack()))), "packing=OnePerRow"),
         (lambda: summing(file, minibatches=3), "minibatches"),
         (lambda: run(summing(file, rewards=(Failing(),))), "reward Failing raised ZeroDivisionError: by zero"),
+        (lambda: run(summing(file, max_sampler_gap=1e-12)), "apart between sampling and training, more than max_sam"),
     ]
 
 
-@pytest.mark.parametrize("case", range(8))
+@pytest.mark.parametrize("case", range(9))
 def test_what_cannot_be_learned_from_is_refused_in_a_line(case: int, file: Path) -> None:
     run, reason = wrong_inputs(file)[case]
     with pytest.raises(ValueError, match=reason) as raised:
