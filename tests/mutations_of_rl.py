@@ -59,7 +59,9 @@ TESTS = {
         "decode/test_rollout",
         *("log_probabilities_are_those_of_the_forward_pass", "a_row_depends_on_neither_neighbours_nor_padding"),
     ),
-    "lm/train/logprobs.py": of("tune/test_grpo", "neither_padding_nor_neighbours_change_a_score"),
+    "lm/run/course.py": of("tune/test_grpo", "stopped_and_resumed_it_has_the_same_bits"),
+    "lm/train/logprobs.py": of("tune/test_grpo", "there_is_no_dropout_in_policy_or_reference")
+    + of("decode/test_rollout", "training_has_the_log_probabilities_of_sampling"),
 }
 
 BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
@@ -152,6 +154,16 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
             'new["weights"][rows, at - 1] = 1',
             'new["weights"][rows, at - 1] = nth < completions.lengths[rows] - completions.stopped[rows]',
         ),
+        (
+            "the sampler keeps the weights that it had first",
+            "complete(self.sampler, params,",
+            'complete(self.sampler, vars(self).setdefault("first", params),',
+        ),
+        (
+            "the reward model reads padding",
+            "at = np.minimum(last + 1, length - 1)",
+            "at = np.full_like(last, length - 1)",
+        ),
         ("rewards are of the row before", "table[rows] = self.rewards(", "table[rows - 1] = self.rewards("),
         ("a mismatch goes unnoticed", "if not gap <= self.method.max_sampler_gap:", "if 0:"),
         ("the reward model does not read the last token", "read)))[rows, at]", "read)))[rows, at - 1]"),
@@ -196,10 +208,25 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "lm/decode/rollout.py": (
         ("the policy's temperature is left out", "raw / sampling.temperature", "raw"),
+        ("padding is attended to", "Inputs(tokens, segments=segments), model", "Inputs(tokens), model"),
         ("rows that are done go on", "self.lengths + live", "self.lengths + 1"),
         ("both log-probabilities are the chain's", "for x in (chain, policy)]", "for x in (chain, chain)]"),
     ),
+    "lm/run/course.py": (
+        (
+            "a run that resumes has lost its moments",
+            "self.time.resume(saved)",
+            "state = dataclasses.replace(state, opt_state=self.initial_state().opt_state)",
+        ),
+    ),
     "lm/train/logprobs.py": (
+        ("neighbours in a row are attended to", '"targets", "segment_ids", "positions")', '"targets", "positions")'),
+        (
+            "there is dropout in policy and reference",
+            "x, _, losses = model.hidden(params, Inputs.of(read, zigzag))",
+            "x, _, losses = model.hidden(params, Inputs.of(read, zigzag), key=jax.random.key(0))",
+        ),
+        ("the temperature is left out", "model.logits(params, x) / temperature", "model.logits(params, x)"),
         ("the normaliser is the largest logit", "log_z = jax.nn.logsumexp(logits, axis=-1)", "log_z = logits.max(-1)"),
     ),
 }

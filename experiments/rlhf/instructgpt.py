@@ -17,16 +17,19 @@ how often that is more than a completion of the fine-tuned model is worth. Means
     dpo              3    0.77    1.41     74.8%        0.6      11.5         5.1%
     ppo              1    2.58    3.65     93.1%        5.9      19.9         1.5%
     grpo             3   -3.11    3.84     14.7%       22.7      25.9         2.4%
+    online dpo       3   -3.04    3.74     12.5%       19.9      19.6         1.4%
 
-The deviation of the rule over the seeds is 0.02 for DPO and 0.24 for GRPO; half of a win rate's 95% interval over the
-prompts is 2.0 to 3.8 points. Win rates are by the rule, and a tie is half; 53.9% is what two draws of the same model
-came to. Online DPO and two seeds of PPO were not run yet. What is drawn from the start is the same at every seed.
+The deviation of the rule over the seeds is 0.02 for DPO, 0.24 for GRPO and 0.31 for online DPO; half of a win rate's
+95% interval over the prompts is 2.0 to 3.8 points. Win rates are by the rule, and a tie is half; 53.9% is what two
+draws of the same model came to. Two seeds of PPO were not run yet. What is drawn from the start is the same at every
+seed.
 
 GRPO, with its KL in the loss, found what the reward model had not seen: " the staff was fine and the staff was fine and
-the staff was fine and the staff was great." Its scores are as high as PPO's, and by the rule it loses. PPO, with the KL
-off its rewards, praises several things: " the staff was great and the light was kind and the soup was fine and the view
-was great." Runs were made beside some fifteen other processes on two cores; one of PPO took about 80 s of CPU time,
-half of it compilation.
+the staff was fine and the staff was great." Its scores are as high as PPO's, and by the rule it loses; so does online
+DPO. PPO, with the KL off its rewards, praises several things: " the staff was great and the light was kind and the soup
+was fine and the view was great." Runs were made beside some fifteen other processes on two cores; one of PPO took about
+80 s of CPU time, half of it compilation. KL coefficients are first guesses and were not tuned: the table is no verdict
+on the methods, but on how far each went.
 """
 
 from dataclasses import replace
