@@ -9,6 +9,7 @@ import hashlib
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from lm.data.prompts import Rollouts
 from lm.data.records import Tfds
 from lm.data.stdlib import Stdlib
 from lm.decode.filters import Counts
-from lm.experiment import Experiment
+from lm.experiment import Evaluation, Experiment
 from lm.model.output import NoOutput, Output
 from lm.model.parts import RMSNorm
 from lm.model.transformer import Transformer
@@ -299,17 +300,18 @@ def inside(kind: Any) -> Iterator[tuple[type, tuple[Any, ...]]]:
 
 
 def seats() -> dict[type, tuple[type, tuple[Any, ...]]]:
-    """Every class of ours that an experiment may hold, the class it is first found in, and its place there."""
+    """Every class of ours that an experiment may hold, the class it is first found in (an extra evaluation's sources
+    are those of the mixture), and its place there."""
     found: dict[type, tuple[type, tuple[Any, ...]]] = {Experiment: (Experiment, ())}
-    order: list[type] = [Experiment]
-    for cls in order:  # which grows
+    order, last = [Experiment], list[type]()
+    for cls in chain(order, last):  # which grow
         for field in dataclasses.fields(cls):
             for kind, path in inside(value._hints(cls)[field.name]):
                 for sub in value._subclasses(kind).values():
                     ours = sub.__module__.startswith("lm.") and not sub.__name__.startswith("_")
                     if ours and sub not in found:
                         found[sub] = (cls, (field.name, *path))
-                        order.append(sub)
+                        (last if Evaluation in (cls, sub) else order).append(sub)
     return found
 
 

@@ -111,7 +111,7 @@ def test_they_are_values_of_an_experiment() -> None:
         (lambda: ExactAnswer("no group"), "expected one group"),
         (lambda: Format("("), "no regular expression"),
         (lambda: SoftLength(5, 5), "expected more than free=5"),
-        (lambda: GRPO(rewards=()), "at least one reward function"),
+        (lambda: GRPO(rewards=()), "method.rewards is empty: give a reward function, or a reward model"),
         (lambda: GRPO(rewards=(Format("x"),), scale="std"), "method.scale='std': known: group, batch, none"),
         (lambda: GRPO(rewards=(Format("x"),), group=1), "method.group=1"),
     ]
