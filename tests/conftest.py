@@ -39,7 +39,7 @@ settings.register_profile("many", max_examples=300)
 def pytest_collection_finish() -> None:
     """Spares the garbage collector what lives to the end, and most of its passes: tracing makes many objects."""
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    gc.set_threshold(20_000, 10, 10)
 
 
 MOST_MAPS = 30_000  # of a process; Linux gives it 65,530, a program takes several, and XLA crashes without one

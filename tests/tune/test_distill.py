@@ -140,6 +140,7 @@ def trained(mesh: dict[str, int] | None) -> tuple[list[float], Any, Any]:
     return losses, before, jax.device_get(state.frozen)
 
 
+@pytest.mark.slow
 def test_it_is_the_same_on_any_mesh_and_the_teacher_stays() -> None:
     alone, before, after = trained(None)
     jax.tree.map(np.testing.assert_array_equal, before, after)

@@ -23,13 +23,10 @@ def run(method: str, file: Path, workdir: Path, where: str = "never", count: int
     return done.returncode
 
 
-CASES = [
-    pytest.param(method, where, marks=() if (method, where) == ("grpo", "rollout") else pytest.mark.slow)
-    for method in METHODS
-    for where in PLACES
-]
+CASES = [(method, where) for method in METHODS for where in PLACES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "where"), CASES)
 def test_killed_in_the_middle_it_goes_on_to_the_same_bits(method: str, where: str, file: Path, tmp_path: Path) -> None:
     """The parameters, the optimizer's moments and what a method keeps included."""

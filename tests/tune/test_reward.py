@@ -175,9 +175,8 @@ def test_eight_devices_make_the_first_three_updates_of_one(declared: Experiment,
     np.testing.assert_allclose(found[3:], found[:3], rtol=2e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "trains", [LoRA(rank=2), pytest.param(Only("score|query"), marks=pytest.mark.slow)], ids=["lora", "only"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("trains", [LoRA(rank=2), Only("score|query")], ids=["lora", "only"])
 def test_a_model_of_texts_is_a_start_and_its_score_is_new(
     declared: Experiment, tmp_path: Path, trains: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
