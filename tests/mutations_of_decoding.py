@@ -172,6 +172,7 @@ BY_FILE = {
     "lm/decode/engine.py": (
         ("a request that ended goes on", "for one in ready if one in self.running]", "for one in ready]"),
         ("a grammar is asked once for several tokens", "any(one.matcher for one in ready)", "False"),
+        ("a step asks for more than its program has", "min(most, STRIDE, *(", "min(most, *("),
         ("a token too many is decoded", "one.request.max_new_tokens - one.given for", "STRIDE for"),
         ("chunks of prompts together skip what was read", "prompt[one.read : one.read", "prompt[0 : one.read"),
         ("a saved beginning is put elsewhere", "np.int32(running.read - CHUNKS[0])", "np.int32(0)"),

@@ -246,7 +246,7 @@ class Engine:
         if not ready:
             return []
         alone = len(ready) < len(self.running) or any(one.matcher for one in ready)
-        count = 1 if alone else min(most, *(one.request.max_new_tokens - one.given for one in ready))
+        count = 1 if alone else min(most, STRIDE, *(one.request.max_new_tokens - one.given for one in ready))
         active = np.zeros(self.slots, bool)
         active[[one.slot for one in ready]] = True
         allowed = self._allowed([(one.slot, one) for one in ready], self.slots)

@@ -230,7 +230,7 @@ static void product(const Job *of, long at) {
   else columns(job, m, first, end, BFLOAT);
 }
 
-// ------------------------------------------------------------------ the task of attention: QUERIES of a row's head of keys
+// ------------------------------------------------------------------ the task of attention: queries of a head of keys
 
 // Keys and queries at a time; the most vectors of a head.
 enum { BLOCK = 64, QUERIES = 64, WIDTH = 1024 / LANES };

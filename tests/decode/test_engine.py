@@ -18,6 +18,7 @@ from lm.decode.generate import generate
 from lm.decode.grammar import Choice, Regex
 from lm.decode.layout import for_decoding
 from lm.decode.sampling import NONE, Sampling
+from lm.decode.slots import STRIDE
 from lm.model.config import ModelConfig
 from lm.model.families import llama
 from lm.model.native import has_kernel
@@ -177,6 +178,12 @@ def test_it_is_generate(sampling: Sampling) -> None:
     expected = generate(Transformer(LLAMA, SIMPLE), lively(LLAMA), prompts, 15, sampling=sampling, seed=2)
     requests = [Request(ids, 15, sampling, seed=2, index=i) for i, ids in enumerate(prompts)]
     assert [[output.token for output in outputs] for outputs in engine().generate(requests)] == expected
+
+
+def test_a_step_decodes_no_more_tokens_than_its_program_has() -> None:
+    busy = engine()
+    busy.submit(Request([3, 1, 4], 30, Sampling(0.0)))
+    assert len(busy.step(1)) == 2 and len(busy.step(100)) == STRIDE
 
 
 @pytest.mark.parametrize("name", [name if name in FEW else slow(name) for name in MODELS])
