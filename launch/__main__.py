@@ -20,6 +20,7 @@ from launch import (
     catalogue,
     chat,
     convert,
+    diff,
     evaluate,
     feedback,
     launch,
@@ -49,6 +50,7 @@ VERBS = {
     "study": study,
     "launch": launch,
     "report": report,
+    "diff": diff,
     "convert": convert,
     "tokenizer": tokenizer,
 }
@@ -63,6 +65,7 @@ examples:
   lm chat SmolLM2-135M-Instruct.Q4_1.gguf        a conversation in the terminal
   lm serve runs/quickstart                       over HTTP, by the API of OpenAI
   lm evaluate runs/quickstart
+  lm diff runs/monday runs/tuesday               what differs between two runs, and where they part
   lm plan experiments.llama:llama3_8b --topology v5p:4x4x4      what it would cost there
   lm study experiments.ablations.heads           which is better, by how much, how sure
   lm launch local -n 2 experiments.quickstart    on several processes, Slurm, Kubernetes, a TPU pod

@@ -3,6 +3,7 @@ mutations.py."""
 
 from tests.mutations import of
 
+FAULTS = ("tests/run/test_diff.py",)
 TESTS = {
     "lm/train/checkpoint.py": ("tests/train/test_checkpoint.py", "tests/train/test_damage.py"),
     "lm/value.py": ("tests/test_value.py",),
@@ -27,6 +28,10 @@ TESTS = {
         *("a_decay_is_set_aside_and_not_lost", "what_cannot_go_on_is_refused", "the_steps_that_two_lengths_share"),
     ),
     "lm/run/log.py": of("run/test_course", "wall_time_is_of_all_processes"),
+    "lm/run/diff.py": FAULTS,
+    "lm/run/batch_diff.py": FAULTS,
+    "lm/run/divergence.py": FAULTS,
+    "lm/run/history.py": FAULTS,
 }
 
 BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
@@ -98,6 +103,36 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("a run that took a step may be replaced", "if different and not has_begun(folder)", "if different"),
         ("a failed start leaves its tokenizer", "buckets.remove(folder, *PREPARED)", "pass"),
         ("samples of other prompts stay", "buckets.remove(folder, *SAMPLES)", "pass"),
+    ),
+    "lm/run/diff.py": (
+        (
+            "a difference by a bit is none",
+            "a.losses[n] != b.losses[n]), 0)",
+            "_distance(a.losses[n], b.losses[n]) > FINE), 0)",
+        ),
+        ("flags are no environment", 'IRRELEVANT = ("memory_bytes",)', 'IRRELEVANT = ("memory_bytes", "XLA_FLAGS")'),
+        ("states are not compared", "if names := differing(x, y):", "if names := []:"),
+        (
+            "who is reproduced is not looked at",
+            "found.unlike, strict=True) if n is None]",
+            "found.unlike, strict=True)]",
+        ),
+    ),
+    "lm/run/batch_diff.py": (
+        ("rows in another order are others", "elif _permuted(x, y, rows):", "elif 0:"),
+        ("the first step is the last", "    return next((_described", "    return max((_described"),
+    ),
+    "lm/run/divergence.py": (
+        ("the layer is not looked for", "p.tobytes() != q.tobytes()", "1"),
+        (
+            "the first difference may be in a later step",
+            "        if apart or x.metrics != y.metrics:",
+            "        if x.metrics != y.metrics:",
+        ),
+    ),
+    "lm/run/history.py": (
+        ("the start has no checksums", '"initial": dict(initial)', '"initial": {}'),
+        ("the program is not noted", '{**last, "program": fingerprint}', "last"),
     ),
     "lm/run/lengthen.py": (
         ("any run can be lengthened", "if newest <= shared:", "if 1:"),

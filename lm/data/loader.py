@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from lm.data.objective import Batch, CausalLM, Objective, RowRng, Rows, objectiv
 from lm.data.pack import OnePerRow, PackingPlan
 from lm.data.prompts import Rollouts
 from lm.data.random import generator
-from lm.data.source import SPLITS, Documents, Source
+from lm.data.source import SPLITS, Documents, Source, text_hash
 from lm.data.store import TokenStore, open_store
 from lm.machine.cache import cache_dir, write_folder
 from lm.text.tokenizer import Tokenizer, load_tokenizer
@@ -131,6 +131,15 @@ def training_texts(sources: list[Documents]) -> Iterator[str]:
         text = sources[source][index]
         bytes_of[source] += len(text.encode())
         yield text
+
+
+class Origin(NamedTuple):
+    """Where a token comes from: the `source`, the `number` of the document among those of training (-1: padding), and
+    the file and place of that ("": not known)."""
+
+    source: str
+    number: int
+    where: str
 
 
 @dataclass(frozen=True)
@@ -252,6 +261,22 @@ class Batches:
     def rows(self, step: int, rows: RowSelection | None = None) -> Rows:
         """The rows that `batch` is made from, without the other rows of an objective that `reads_row_pairs`."""
         return self._rows(*self._numbers(step, rows))
+
+    def origin(self, step: int, row: int, token: int) -> Origin:
+        """Where a token of `rows(step)` comes from."""
+        which, numbers = self._numbers(step, np.array([row]))
+        source = self.sources[which[0]]
+        number = int(self._plans[source, "train"].documents(numbers, self.seed)[0, token])
+        return Origin(source, number, self._where(source, number) if number >= 0 else "")
+
+    def _where(self, source: str, number: int) -> str:
+        """The place of a document of training; the store leaves out those that are empty or dropped."""
+        store, documents = self.stores[source, "train"], self.data.mixture.sources[source].documents("train")
+        left_out = len(documents) - len(store)
+        if not left_out or store.hashes is None:
+            return "" if left_out else documents.where(number)
+        same = (i for i in range(number, number + left_out + 1) if text_hash(documents[i]) == store.hashes[number])
+        return next((documents.where(i) for i in same), "")
 
     def _numbers(self, step: int, rows: RowSelection | None) -> tuple[np.ndarray, np.ndarray]:
         """The source of each row, and its number within the source."""

@@ -8,7 +8,7 @@ predecessor in its document is a target exactly once.
 import functools
 from bisect import bisect_left, insort
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,12 +40,24 @@ class PackingPlan:
                 array[selected] = values
         return out
 
+    def documents(self, numbers: np.ndarray, seed: int | None) -> np.ndarray:
+        """[R, T + 1]: which document of the store each token of these rows is of, -1 in padding."""
+        out = np.full((len(numbers), self._width), -1, np.int64)
+        for i, number in enumerate(np.asarray(numbers, np.int64).tolist()):
+            epoch, index = divmod(number, self.rows_per_epoch)
+            out[i] = self._documents_of(self._cached(seed, epoch), index)
+        return out
+
     _width: int  # T + 1
 
     def _table(self, seed: int | None, epoch: int) -> NamedTuple:
         raise NotImplementedError
 
     def _rows(self, table: NamedTuple, indices: np.ndarray) -> Rows:
+        raise NotImplementedError
+
+    def _documents_of(self, table: NamedTuple, index: int) -> np.ndarray:
+        """[T + 1] of one row: see `documents`."""
         raise NotImplementedError
 
     def _permutation(self, seed: int | None, epoch: int, purpose: str, count: int) -> np.ndarray:
@@ -105,16 +117,26 @@ class _ChunkPlan(PackingPlan):
     def _rows(self, table: NamedTuple, indices: np.ndarray) -> Rows:
         """The stream is a ring, which the windows cover once from the offset; the seam lies between two documents."""
         assert isinstance(table, _Stream)
-        total, width = self._store.total_tokens, self._width
-        at = table.rows[indices][:, None] * (width - 1) + np.arange(width)
-        inside = at <= total  # the token at the offset is the first input and the last target
-        lap, position = np.divmod(at + table.offset, total)
-        ordinal = np.searchsorted(table.starts, position, side="right") - 1
+        inside, ordinal, lap, position = self._windows(table, indices)
         source = self._store.offsets[table.order[ordinal]] + position - table.starts[ordinal]
         tokens = np.where(inside, self._store.tokens[source], 0)
         documents = np.where(inside, _numbered(ordinal + lap * len(self._store)), 0)
         there = inside.astype(np.int32)
         return Rows(tokens, documents, there if self._across else documents, there)
+
+    def _windows(self, table: _Stream, indices: np.ndarray) -> tuple[np.ndarray, Any, np.ndarray, np.ndarray]:
+        """Of each token [R, T + 1] of these rows: whether there is one, the place of its document in the order, the lap
+        around the ring, its place in the stream."""
+        total, width = self._store.total_tokens, self._width
+        at = table.rows[indices][:, None] * (width - 1) + np.arange(width)
+        inside = at <= total  # the token at the offset is the first input and the last target
+        lap, position = np.divmod(at + table.offset, total)
+        return inside, np.searchsorted(table.starts, position, side="right") - 1, lap, position
+
+    def _documents_of(self, table: NamedTuple, index: int) -> np.ndarray:
+        assert isinstance(table, _Stream)
+        inside, ordinal, _, _ = self._windows(table, np.array([index]))
+        return np.where(inside, table.order[ordinal], -1)[0]
 
 
 @dataclass(frozen=True)
@@ -173,6 +195,14 @@ class _PackPlan(PackingPlan):
                 at, number = at + length, number + 1
         return out._replace(segments=out.documents)
 
+    def _documents_of(self, table: NamedTuple, index: int) -> np.ndarray:
+        assert isinstance(table, _Slots)
+        row, out = table.rows[index], np.full(self._width, -1, np.int64)
+        pieces = table.pieces[self._first[row] : self._first[row + 1]]
+        numbers = np.repeat(self._documents[pieces], self._lengths[pieces])
+        out[: len(numbers)] = numbers
+        return out
+
 
 @dataclass(frozen=True)
 class OnePerRow(Packing):
@@ -216,6 +246,11 @@ class _OnePerRowPlan(PackingPlan):
             tokens[i, : len(ids)], documents[i, : len(ids)] = ids, number + 1
         there = (documents > 0).astype(np.int32)
         return Rows(tokens, documents, there, there)
+
+    def _documents_of(self, table: NamedTuple, index: int) -> np.ndarray:
+        assert isinstance(table, _Order)
+        number = int(table.rows[index])
+        return np.where(np.arange(self._width) < self._store.lengths[number], number, -1)
 
 
 def best_fit(lengths: np.ndarray, width: int) -> np.ndarray:

@@ -198,7 +198,7 @@ class TextFolder(Collection):
 
     def _named(self, path: str, hidden: bool = False) -> tuple[Iterable[str], Documents]:
         folder, names = self._files(path, hidden)
-        return names, Documents(len(names), lambda i: read_text(folder / names[i]))
+        return names, Documents(len(names), lambda i: read_text(folder / names[i]), names.__getitem__)
 
     def _identity(self, hidden: bool = False) -> list[Any]:
         folders = [self._files(path, hidden) for path in paths(self.path, self.heldout)]

@@ -193,7 +193,15 @@ def environment() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "git": _git(),
+        **flags(),
     }
+
+
+def flags() -> dict[str, str]:
+    """The environment variables that XLA, libtpu and JAX read, and that may change a result."""
+    known = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+    read = {name for name in os.environ if name.startswith("JAX_") and "CACHE" not in name}
+    return {name: os.environ[name] for name in sorted({*known, *read}) if os.environ.get(name)}
 
 
 def _git() -> str:

@@ -21,7 +21,7 @@ from lm.machine.cache import cache_dir
 from lm.machine.monitor import Bar, Metrics
 from lm.machine.processes import catch_signals
 from lm.page.run_report import write_report
-from lm.run import log
+from lm.run import history, log
 from lm.run.folder import claim
 from lm.run.log import NullLogger, RunLogger
 from lm.run.models import check_models, check_tokenizers, read_params, saved_models
@@ -29,11 +29,11 @@ from lm.run.prepared import Prepared, prepare_run
 from lm.run.samples import write_samples
 from lm.run.start import check_start, start_params
 from lm.sharding.batches import place_batch
-from lm.train.checkpoint import Checkpoints
+from lm.train.checkpoint import Checkpoints, checksums
 from lm.train.loop import NotFinite, as_batches
 from lm.train.loop import train as train_loop
 from lm.train.method import Batch
-from lm.train.program import Program
+from lm.train.program import Program, fingerprint
 from lm.train.state import TrainState
 from lm.train.step import build_rollout, init_state, state_shardings
 from lm.train.word2vec import initialize_embedding
@@ -127,7 +127,8 @@ class Run:
             state = self.initial_state() if not checkpoints.steps() else self._restored(checkpoints)
             start = int(state.step)
             if start < e.steps:
-                self.logger = logger = self._logger(start, bar, stack)
+                initial = {} if start else _learned(checksums(state))
+                self.logger = logger = self._logger(start, initial, bar, stack)
                 processes.barrier("begin")  # or the others would wait in a collective for the process that logs
                 for state in self._loop(state, checkpoints, stepper, signals):  # noqa: B007, B020
                     start += 1
@@ -191,14 +192,18 @@ class Run:
             print(f"resumed from checkpoint {step}")
         return state
 
-    def _logger(self, start: int, bar: Callable[[int, int], Bar], stack: contextlib.ExitStack) -> NullLogger:
-        """The logger from step `start` on: of the first process, or one that does nothing."""
+    def _logger(
+        self, start: int, initial: dict[str, int], bar: Callable[[int, int], Bar], stack: contextlib.ExitStack
+    ) -> NullLogger:
+        """The logger from step `start` on: of the first process, or one that does nothing. `initial` are the checksums
+        of the state before the first step."""
         peak = hardware.peak_flops(self.prepared.compute.matmul)
         if not processes.is_first():
             return NullLogger()
         e, metrics = self.experiment, Metrics(self.folder, start)
         stack.callback(metrics.close)
         metadata = log.run_metadata(self.prepared, self.state_shapes(), self.command, self.time.started, peak)
+        history.begin(self.folder, start, metadata, initial)
         return RunLogger(e, self.folder, metadata, metrics, stack.enter_context(bar(e.steps, start)), start, self.time)
 
     def _finish(self, state: TrainState, steps: int) -> None:
@@ -269,15 +274,24 @@ class Run:
         )
 
 
+def _learned(sums: dict[str, int]) -> dict[str, int]:
+    """Those of the parameters, trained and frozen, among the checksums of a state."""
+    return {name: checksum for name, checksum in sums.items() if name.split(".")[0] in ("params", "frozen")}
+
+
 class Stepper:
     """Takes the steps of a run by its own program. Runs under vmap have another (lm/run/vmapped.py)."""
 
     def __init__(self, run: Run):
         self.run, e = run, run.experiment
-        self.compiled_step = run.program.step(e.optimizer, e.steps, e.seed)
+        self.compiled_step: Any = run.program.step(e.optimizer, e.steps, e.seed)
+        self.recorded = False
 
     def step(self, state: Any, batch: Any) -> tuple[Any, Any]:
         """(state one step on, metrics)."""
+        if not self.recorded:
+            self.recorded = True
+            self.run.logger.lowered(lambda: fingerprint(self.compiled_step.lower(state, batch)))
         return self.compiled_step(state, batch)
 
     def place(self, batch: Batch) -> Any:

@@ -20,7 +20,8 @@ from lm.renamed import upgrade
 from lm.run.lengthen import check_length
 from lm.text.tokenizer import Tokenizer
 
-PREPARED = ("tokenizer", "data.json", "start.json", "models.json", "about.json")  # from before the first step
+# from before the first step
+PREPARED = ("tokenizer", "data.json", "start.json", "models.json", "about.json", "history.json")
 SAMPLES = ("samples.json", "samples.txt")
 SAMPLED_WITH = ("prompts", "sample_tokens", "sampling", "steps")  # fields that say what the samples are
 
@@ -195,7 +196,8 @@ def check_sources(folder: Path, sources: Mapping[str, Source]) -> None:
 
     def record() -> None:
         check()
-        write_json(folder / "data.json", fingerprints)
+        if list(_recorded(folder).items()) != list(fingerprints.items()):  # a run that is only read may be read-only
+            write_json(folder / "data.json", fingerprints)
 
     on_first_process("sources", folder, record)
     processes.all_or_raise("same sources", check)

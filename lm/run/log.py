@@ -6,7 +6,7 @@ The first process logs; any others have a `NullLogger`.
 import datetime
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from lm.machine.monitor import Bar, Metrics
 from lm.model import count
 from lm.run.extra_evals import too_long_evals
 from lm.run.folder import write_json
+from lm.run.history import note_program
 from lm.run.prepared import Prepared
 from lm.train.method import Method
 
@@ -33,6 +34,9 @@ class NullLogger:
 
     def say(self, what: Any) -> None:
         """Print a line above the progress bar."""
+
+    def lowered(self, fingerprint: Callable[[], str]) -> None:
+        """The program of the steps, before the first; its fingerprint takes the time to write it as text."""
 
     def observe(self, n: int, metrics: dict[str, float]) -> None:
         """The metrics of step n."""
@@ -81,6 +85,9 @@ class RunLogger(NullLogger):
         self.flops = experiment.flops_per_token
         self.learning_rate = experiment.optimizer.schedule_fn(experiment.steps)
         write_json(folder / "about.json", metadata)
+
+    def lowered(self, fingerprint: Callable[[], str]) -> None:
+        note_program(self.folder, fingerprint())
 
     def observe(self, n: int, metrics: dict[str, float]) -> None:
         e = self.experiment

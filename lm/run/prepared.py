@@ -66,7 +66,7 @@ def prepare_run(
     where mesh, model, data and method do not fit together, or a source cannot be read."""
     e, mesh = experiment, mesh or make_mesh(experiment.mesh)
     check_mesh(e, mesh.shape)
-    data, compute = _data(e, folder), e.compute.resolve(mesh.devices.flat[0].platform)
+    data, compute = open_data(e, folder), e.compute.resolve(mesh.devices.flat[0].platform)
     model, rows = Transformer(e.model, compute), local_rows(mesh, e.rows)
     learner = e.build(model, data, rows)
     evaluate = like.evaluate if like else build_eval(learner, mesh, e.layout)
@@ -78,8 +78,9 @@ def prepare_run(
     )
 
 
-def _data(experiment: Experiment, folder: Path) -> Batches:
-    """The experiment's batches. The first process trains the tokenizer; each machine tokenises what it reads."""
+def open_data(experiment: Experiment, folder: Path) -> Batches:
+    """The experiment's batches in its claimed `folder`. The first process trains the tokenizer; each machine tokenises
+    what it reads."""
     e, saved = replace(experiment, data=as_begun(folder, experiment.data)), folder / "tokenizer"
     encoder = e.model.has_encoder
     with preparing() if processes.is_first() else contextlib.nullcontext() as progress:

@@ -109,6 +109,12 @@ class Checkpoints:
         """The newest step that has a checkpoint."""
         return max(self.steps(), default=None)
 
+    def checksums(self, step: int) -> dict[str, int]:
+        """Those of the arrays in the checkpoint of `step`, as `checksums` gives them of a state. Raises ValueError
+        where it cannot be read."""
+        with self._explained("read"):
+            return {name: checksum for name, (_, _, checksum) in self._about(step)["arrays"].items()}
+
     def digest(self) -> str:
         """A hash of what the newest checkpoint holds. Raises ValueError where there is none.
 
@@ -134,7 +140,7 @@ class Checkpoints:
         step = int(state.step)
         if step in self.steps():
             return
-        arrays = _flat(state)
+        arrays = flatten(state)
         scores = {name: float(value) for name, value in (metrics or {}).items()}
         about = {"step": step, "metrics": scores, "extra": dict(extra or {}), "arrays": _describe(arrays)}
         try:
@@ -215,15 +221,15 @@ class Checkpoints:
 
     # ------------------------------------------------------------ reading
 
-    def restore(self, abstract: T) -> tuple[T, dict[str, Any], int]:
-        """(state, extra, step) of the newest checkpoint that is intact.
+    def restore(self, abstract: T, last: int | None = None) -> tuple[T, dict[str, Any], int]:
+        """(state, extra, step) of the newest checkpoint that is intact, of those up to the step `last` (None: of all).
 
         `abstract` is a state of ShapeDtypeStructs, whose shardings place the arrays whatever mesh they were saved from;
         or a dictionary of some of a state's parts, {"params": ...}, to read those alone. Raises ValueError where there
         is no checkpoint, none is intact, the newest has arrays of other names, shapes or dtypes, or cannot be read for
         another reason than damage."""
-        wanted, failures = _flat(abstract), []
-        for step in reversed(self.steps()):
+        wanted, failures = flatten(abstract), []
+        for step in reversed([step for step in self.steps() if last is None or step <= last]):
             try:
                 state, extra, mismatch = self._patiently(functools.partial(self._load, step, abstract, wanted))
             except Exception as error:
@@ -339,7 +345,12 @@ def _first_line(error: BaseException) -> str:
     return line if len(line) <= 200 else line[:197] + "..."
 
 
-def _flat(tree: Any) -> dict[str, Any]:
+def checksums(state: Any) -> dict[str, int]:
+    """The checksum of each array of a state, by its path, as a checkpoint keeps them. All processes of a run."""
+    return {name: checksum for name, (_, _, checksum) in _describe(flatten(state)).items()}
+
+
+def flatten(tree: Any) -> dict[str, Any]:
     """The leaves of a tree by their paths, joined with dots, in the tree's order."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

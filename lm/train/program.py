@@ -6,6 +6,7 @@ another learning rate it takes its program from the compilation cache.
 """
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -22,6 +23,11 @@ from lm.train.schedule import Constant
 from lm.train.step import Step, jit_step, step_function, with_mesh
 
 BLOCK = 4096  # steps: a table has a multiple of so many entries, so that runs of other lengths share a program
+
+
+def fingerprint(lowered: Any) -> str:
+    """16 hex digits of a hash of what is compiled (jax.stages.Lowered)."""
+    return hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16]
 
 
 class TabulatedSchedule:

@@ -56,6 +56,23 @@ def test_hosts_together_see_the_batch_of_one(batches: Batches, hosts: int) -> No
             reader.close()
 
 
+def test_a_token_s_document_is_named(batches: Batches, mixture: Mixture, tmp_path: Path) -> None:
+    """Also where the store leaves out documents: an empty one is a file before all others."""
+    (tmp_path / "a" / ".empty.txt").write_text("")
+    (tmp_path / "a" / "0 empty.txt").write_text("")
+    again = prepare(Data(mixture, Bytes(), batches.data.packing), seq_len=32, batch_rows=8, seed=4)
+    for one in (batches, again):
+        rows, named = one.rows(3), set()
+        for row, token in [(0, 0), (3, 5), (7, 1)]:
+            found = one.origin(3, row, token)
+            assert one.stores[found.source, "train"][found.number].tolist().count(rows.tokens[row, token])
+            text = (tmp_path / found.source / found.where).read_text()
+            ids = one.stores[found.source, "train"][found.number].tolist()
+            assert one.tokenizer.decode(ids) == text
+            named.add(found)
+        assert len(named) > 1
+
+
 def test_reading_ahead_from_any_step_is_the_straight_run(batches: Batches) -> None:
     with batches.batches(0, threads=3, ahead=8) as straight:
         for _ in range(9):

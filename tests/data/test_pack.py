@@ -2,11 +2,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lm.data.objective import CausalLM
-from lm.data.pack import Chunk, Pack, best_fit
+from lm.data.pack import Chunk, OnePerRow, Pack, best_fit
 
 PACKINGS = pytest.mark.parametrize("packing", [Chunk(), Chunk(across_documents=True), Pack()], ids=str)
 documents = st.lists(st.integers(1, 40), min_size=1, max_size=30).filter(lambda lengths: max(lengths) > 1)
@@ -45,6 +45,19 @@ def test_a_row_depends_on_its_number_alone(packing, make_store, lengths, seq_len
         alone = packing.plan(plan._store, seq_len).rows(np.array([number]), 7)
         for a, b in zip(together, alone, strict=True):
             np.testing.assert_array_equal(a[i], b[0])
+
+
+@pytest.mark.parametrize("packing", [Chunk(), Chunk(across_documents=True), Pack(), OnePerRow()], ids=str)
+@settings(max_examples=40, deadline=None)
+@given(lengths=documents, seq_len=st.integers(1, 24), seed=st.none() | st.integers(0, 3))
+def test_each_token_s_document_is_known(packing, make_store, lengths, seq_len, seed) -> None:
+    """All tokens of these stores are different, so that each says where it is from."""
+    assume(packing != OnePerRow() or min(lengths) <= seq_len)
+    plan = packing.plan(make_store(lengths), seq_len)
+    numbers = np.arange(2 * plan.rows_per_epoch)[::-1]
+    rows, found = plan.rows(numbers, seed), plan.documents(numbers, seed)
+    document_of = np.repeat(np.arange(len(lengths)), lengths)
+    np.testing.assert_array_equal(found, np.where(rows.documents > 0, document_of[rows.tokens - 1], -1))
 
 
 @pytest.mark.parametrize("packing", [Chunk(), Pack()], ids=str)

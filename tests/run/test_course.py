@@ -52,6 +52,7 @@ def test_the_folder_holds_what_it_should(finished: Path) -> None:
         "experiment.json",
         "metrics.jsonl",
         "about.json",
+        "history.json",
         "samples.txt",
         "samples.json",
         "report.html",
