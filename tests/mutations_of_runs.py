@@ -62,6 +62,8 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("a read is tried once", "ATTEMPTS, PAUSE_SECONDS = 3", "ATTEMPTS, PAUSE_SECONDS = 1"),
         ("a score that cannot be read is no reason to keep", "or scores[step] is None for", "for"),
         ("what is set aside is deleted at once", "int(step) <= newest", "True"),
+        ("small arrays are cut for all devices", "SLICED_BYTES = 2**20", "SLICED_BYTES = 0"),
+        ("no array is cut for all devices", "SLICED_BYTES = 2**20", "SLICED_BYTES = 2**30"),
     ),
     "lm/value.py": (("data import modules", "        check_trusted(module)\n", ""),),
     "lm/page/plots.py": (

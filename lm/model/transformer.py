@@ -9,7 +9,7 @@ has the slot "0" alone.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -151,10 +151,6 @@ class Transformer:
         stem = Stem(cfg, compute).init(jax.random.fold_in(key, 3), one, one, None)["params"]
         return encoder | {"stem": stem | distances}
 
-    @cached_property  # a run asks for shapes and axes a dozen times
-    def _abstract_boxes(self) -> Params:
-        return cast(Params, jax.eval_shape(self._boxed, _key_shape()))
-
     def init(self, key: jax.Array) -> Params:
         """Fresh float32 parameters, each drawn from a key of its own path: models that share a part start it alike."""
         return self._scaled(self._boxed(key))
@@ -169,11 +165,11 @@ class Transformer:
 
     def shapes(self) -> Params:
         """The tree of parameters as ShapeDtypeStructs; nothing is allocated."""
-        return jax.eval_shape(self._scaled, self._abstract_boxes)
+        return jax.eval_shape(self._scaled, _abstract_boxes(self))
 
     def axes(self) -> Params:
         """The tree of logical axes, a tuple of names a parameter, with what the parametrisation has to say of them."""
-        return self._axes(self._abstract_boxes)
+        return self._axes(_abstract_boxes(self))
 
     def _axes(self, boxed: Params) -> Params:
         def names(path: Any, box: Any) -> tuple[str | None, ...]:
@@ -328,3 +324,8 @@ def _continued(cache: Cache, layers: Any, inputs: Inputs) -> Cache:
         segments = inputs.encoder.segments
         segments = jnp.ones_like(inputs.encoder.tokens) if segments is None else segments
     return Cache(layers, (cache.length + more).astype(jnp.int32), segments, cache.size)
+
+
+@lru_cache(maxsize=64)  # a run asks for shapes and axes a dozen times, of equal models
+def _abstract_boxes(model: Transformer) -> Params:
+    return cast(Params, jax.eval_shape(model._boxed, _key_shape()))

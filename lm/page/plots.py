@@ -294,6 +294,7 @@ def _second_scale(axes: Any, factor: float) -> None:
     scale.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     scale.tick_params(length=0)
     scale.spines["right"].set_visible(False)
+    scale.patch.set_facecolor("none")
 
 
 def _legend(axes: Any, named: Sequence[tuple[Any, str]], at_least: int = 2) -> None:

@@ -68,9 +68,9 @@ def new_axes(name: str, size: tuple[float, float]) -> tuple[Any, Any]:
     matplotlib.rcParams["svg.hashsalt"] = name
     figure = Figure(figsize=size, layout="constrained")  # not pyplot: it would keep every figure, and look for a screen
     FigureCanvasSVG(figure)
-    figure.patch.set_alpha(0)
+    figure.patch.set_facecolor("none")
     axes = figure.add_subplot()
-    axes.patch.set_alpha(0)
+    axes.patch.set_facecolor("none")
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -82,7 +82,7 @@ def svg(figure: Any, name: str) -> str:
     """The drawing as an <svg> element, its ids beginning with `name`."""
     out = io.StringIO()
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(out, format="svg", transparent=True, metadata=metadata)
+    figure.canvas.print_svg(out, metadata=metadata)  # savefig would draw everything once before
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

@@ -42,6 +42,7 @@ UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that is still be
 DAMAGED = ".damaged"  # after the step, in the name of a folder that was set aside
 # the statuses of TensorStore that say what the bytes are, not how they were reached
 FORMAT_ERRORS = ("DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "NOT_FOUND", "OUT_OF_RANGE")
+SLICED_BYTES = 2**20
 ATTEMPTS, PAUSE_SECONDS = 3, 2.0  # to read a checkpoint where the error is no damage
 
 
@@ -87,7 +88,7 @@ class Checkpoints:
         ocp = _orbax()
         items = {
             # weights hardly compress: trying costs the training loop its CPU
-            ARRAYS: ocp.PyTreeCheckpointHandler(use_compression=False),
+            ARRAYS: ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=_array_handlers()),
             ABOUT: ocp.JsonCheckpointHandler(filename="about.json"),
         }
         options = ocp.CheckpointManagerOptions(preservation_policy=self, lightweight_initialize=True)
@@ -320,6 +321,14 @@ def _orbax() -> Any:
 
     sys.unraisablehook = hook
     return ocp
+
+
+def _array_handlers() -> Any:
+    """How Orbax writes arrays: what several devices hold is written in a slice a device only where slices are large. Of
+    a small array each slice, a program to compile and a transfer, takes longer than it saves."""
+    handlers = _orbax().type_handlers
+    array = handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICED_BYTES)
+    return handlers.create_type_handler_registry((jax.Array, array))
 
 
 def _is_damage(error: BaseException) -> bool:

@@ -34,7 +34,7 @@ from lm.model.positions import Rotary
 from lm.model.scaling import Dynamic
 from lm.model.transformer import Transformer
 from tests.decode.test_generate import COMPUTE, GPT, LLAMA, PROMPTS
-from tests.model.reference import DELTA, SIMPLE, lively, tokens
+from tests.model.reference import DELTA, SIMPLE, lively, run, tokens
 
 WINDOWED = replace(LLAMA, pattern=(LayerKind(window=6), LayerKind()))
 SMALL = replace(LLAMA, layers=1, vocab=29)  # of fewer ids
@@ -42,6 +42,9 @@ LOOK_UP = PromptLookup(3)
 ENCODED = t5(vocab=31, layers=1, width=8, heads=2, head_dim=4, mlp=8, context=48)
 PLAIN = Sampling(temperature=0)
 NEW = 19
+
+
+probabilities = jax.jit(distribution, static_argnums=1)
 
 
 def drafted(
@@ -95,9 +98,9 @@ def test_a_distribution_counts_the_drafted_tokens_before_it() -> None:
     sampling, rng = Sampling(0.8, repetition_penalty=1.7, frequency_penalty=0.4), np.random.default_rng(0)
     logits, ids = rng.standard_normal((2, 4, 9)).astype(np.float32), rng.integers(0, 9, (2, 3))
     counts = Counts.of(jnp.asarray(rng.integers(0, 9, (2, 5))), None, 9)
-    found = _distributions(jnp.asarray(logits), jnp.asarray(ids), sampling, counts)
+    found = jax.jit(_distributions, static_argnums=2)(logits, ids, sampling, counts)
     for i in range(4):
-        np.testing.assert_allclose(found[:, i], distribution(logits[:, i], sampling, counts), rtol=1e-6)
+        np.testing.assert_allclose(found[:, i], probabilities(logits[:, i], sampling, counts), rtol=1e-6)
         counts = counts.add(jnp.asarray(ids[:, min(i, 2)]))
 
 
@@ -140,10 +143,10 @@ PROMPT = [1, 4, 2, 1, 4]
 def chances(sampling: Sampling) -> np.ndarray:
     """The probability of each of TEXTS after PROMPT, by the whole texts' logits."""
     prompts = jnp.asarray(np.tile(PROMPT, (len(TEXTS), 1)), jnp.int32)
-    logits = Transformer(TINY, COMPUTE)(lively(TINY), jnp.concatenate([prompts, jnp.asarray(TEXTS)], axis=1))
+    logits = run(Transformer(TINY, COMPUTE), lively(TINY), jnp.concatenate([prompts, jnp.asarray(TEXTS)], axis=1))
     counts, chance = Counts.of(prompts, None, 6), np.ones(len(TEXTS))
     for i, drawn in enumerate(TEXTS.T):
-        probs = distribution(logits[:, len(PROMPT) - 1 + i], sampling, counts)
+        probs = probabilities(logits[:, len(PROMPT) - 1 + i], sampling, counts)
         chance *= np.asarray(probs, np.float64)[np.arange(len(TEXTS)), drawn]
         counts = counts.add(jnp.asarray(drawn))
     return chance

@@ -25,7 +25,8 @@ from lm.model.families import (
     t5_v1_1,
 )
 from lm.model.output import NoOutput
-from tests.model.reference import GPT, LLAMA, lively
+from lm.model.transformer import Transformer, _abstract_boxes
+from tests.model.reference import GPT, LLAMA, SIMPLE, lively
 
 SEVEN = dict(vocab=32000, layers=32, width=4096, heads=32, kv_heads=8, mlp=14336, context=32768)
 PUBLISHED = {
@@ -140,3 +141,12 @@ def test_tree_bytes() -> None:
     tree = {"a": jnp.zeros((3, 5)), "b": (jax.ShapeDtypeStruct((7,), jnp.bfloat16), jnp.int32(1))}
     assert count.tree_bytes(tree) == 3 * 5 * 4 + 7 * 2 + 4
     assert count.tree_bytes(count.shapes(GPT)) == 4 * count.parameters(GPT)
+
+
+def test_equal_models_are_traced_once() -> None:
+    sizes = dict(vocab=23, layers=1, width=8, heads=1, mlp=8, context=8)
+    before = _abstract_boxes.cache_info().misses
+    for _ in range(2):
+        model = Transformer(llama(**sizes), SIMPLE)
+        assert model.shapes()["stem"]["tokens"].shape == (23, 8) and model.axes()["stem"]["tokens"][0] == "vocab"
+    assert _abstract_boxes.cache_info().misses == before + 1

@@ -77,6 +77,11 @@ def test_the_caller_s_matplotlib_stays_as_it_is() -> None:
     assert drawn == plots.chart("c", line("a"))
 
 
+def test_a_drawing_has_no_background_of_its_own() -> None:
+    drawn = plots.chart("c", line("a"), right=0.5)
+    assert "fill: none" in drawn and "fill: #" not in drawn
+
+
 def test_a_source_s_name_is_no_markup_of_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     evaluate._show({"[/red]": {"loss": 1.5}})
     assert "[/red]" in capsys.readouterr().out

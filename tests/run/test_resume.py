@@ -32,7 +32,8 @@ def uninterrupted(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def start(texts: Path, workdir: Path, seconds: float = 0.0) -> subprocess.Popen[str]:
     """A training process, whose steps each last `seconds` longer."""
-    command = [sys.executable, "-m", "tests.tiny", str(texts), str(workdir), str(seconds), "prompts=()"]
+    command = [sys.executable, "-m", "tests.tiny", str(texts), str(workdir), str(seconds)]
+    command += ["prompts=()", "model.layers=1"]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

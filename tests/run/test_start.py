@@ -42,7 +42,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
 def first(base: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pretrained run."""
     folder = tmp_path_factory.mktemp("runs") / "first"
-    course.train(base, folder)
+    course.train(replace(base, prompts=()), folder)
     return folder
 
 
@@ -100,7 +100,7 @@ def test_stopped_it_resumes_to_the_same_bits_without_the_model(
     declared: Experiment, first: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = shutil.copytree(first, tmp_path / "copy")
-    moved, folder = replace(declared, start=Start(str(copy))), tmp_path / "run"
+    moved, folder = replace(declared, start=Start(str(copy)), prompts=()), tmp_path / "run"
     with monkeypatch.context() as patch:
         once = iter([signal.SIGTERM])
         patch.setattr(Bar, "update", lambda _, n, *__: n == 3 and [signal.raise_signal(one) for one in once])
@@ -144,7 +144,7 @@ def test_a_model_that_has_changed_is_noticed(
     copy = shutil.copytree(first, tmp_path / "copy")
     moved, folder = replace(declared, start=Start(str(copy))), tmp_path / "run"
     course.Run(moved, course.claim(folder, moved, ""))
-    course.train(replace(base, steps=STEPS + 2, optimizer=replace(base.optimizer)), tmp_path / "other")
+    course.train(replace(base, steps=STEPS + 2, prompts=()), tmp_path / "other")
     shutil.rmtree(copy / "checkpoints")
     shutil.copytree(tmp_path / "other" / "checkpoints", copy / "checkpoints")
     with pytest.raises(ValueError, match="has changed since this run began: no step was taken, so remove"):
@@ -158,7 +158,7 @@ def test_a_published_model_is_a_start_with_its_ids(base: Experiment, first: Path
     model = load(first)
     saved = replace(model, ids={"eos_token_id": [7, 9]}, tokenizer=None)
     saved.save(tmp_path / "published")
-    plain = tuned_from(base, tmp_path / "published", steps=2)
+    plain = tuned_from(base, tmp_path / "published", steps=2, prompts=())
     given = replace(plain, trains=Only("head/.*|query"), model=read_config(tmp_path / "published"))
     given = replace(given, data=replace(given.data, tokenizer=TokenizerFile(str(first / "tokenizer"))))
     course.train(given, tmp_path / "run")

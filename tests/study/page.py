@@ -7,7 +7,7 @@ from lm.model.positions import Alibi
 from lm.study.ablation import Ablation
 from tests.tiny import experiment
 
-BASE = experiment(Path(os.environ.get("TEXTS", "texts"))).replace(model=dict(dropout=0.0))
+BASE = experiment(Path(os.environ.get("TEXTS", "texts"))).replace(model=dict(layers=1, dropout=0.0))
 
 pair = Ablation(BASE, {"base": {}, "alibi": dict(model=dict(positions=Alibi()))}, seeds=range(2))
 broken = Ablation(

@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lm.sharding.mesh import make_mesh
 from lm.sharding.shardings import shardings, shardings_like
@@ -92,6 +94,21 @@ def test_a_part_is_read_alone(open_at: Callable[..., Checkpoints]) -> None:
     for part in ("params", "ema"):
         got, _, _ = open_at().restore({part: abstract().params})
         same(got, {part: params(2)})
+
+
+def test_what_all_devices_hold_is_cut_into_a_slice_a_device_only_where_it_is_large(
+    open_at: Callable[..., Checkpoints],
+) -> None:
+    arrays = {"large": jnp.ones((8, 2**18)), "small": jnp.ones((8, 2**18 - 1))}  # 1 MiB a slice, and less
+    state = TrainState(jnp.int32(1), arrays, (), (), ())
+    everywhere = NamedSharding(make_mesh({"data": 8}), PartitionSpec())
+    checkpoints = open_at()
+    checkpoints.save(jax.device_put(state, everywhere))
+    checkpoints.wait()
+    with ocp.PyTreeCheckpointer() as reader:
+        found = reader.metadata(Path(checkpoints.directory) / "1" / "state").item_metadata
+    shapes = {name: found[f"params.{name}"].storage.chunk_shape for name in arrays}
+    assert shapes == {"large": (1, 2**18), "small": (8, 2**18 - 1)}
 
 
 def test_onto_another_mesh(open_at: Callable[..., Checkpoints]) -> None:
