@@ -223,8 +223,8 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("neighbours in a row are attended to", '"targets", "segment_ids", "positions")', '"targets", "positions")'),
         (
             "there is dropout in policy and reference",
-            "x, _, losses = model.hidden(params, Inputs.of(read, zigzag))",
-            "x, _, losses = model.hidden(params, Inputs.of(read, zigzag), key=jax.random.key(0))",
+            "x, _, losses, _ = model.hidden(params, Inputs.of(read, zigzag))",
+            "x, _, losses, _ = model.hidden(params, Inputs.of(read, zigzag), key=jax.random.key(0))",
         ),
         ("the temperature is left out", "model.logits(params, x) / temperature", "model.logits(params, x)"),
         ("the normaliser is the largest logit", "log_z = jax.nn.logsumexp(logits, axis=-1)", "log_z = logits.max(-1)"),

@@ -170,7 +170,7 @@ def _run(
       vocab_size: how many ids there are."""
     P = inputs.tokens.shape[0]
     encoder_length = 0 if inputs.encoder is None else inputs.encoder.tokens.shape[1]
-    x, cache, _ = model.hidden(params, inputs, model.empty_cache(P, max_length, encoder_length))
+    x, cache, *_ = model.hidden(params, inputs, model.empty_cache(P, max_length, encoder_length))
     assert cache is not None and not isinstance(cache.length, int)
     last = jnp.take_along_axis(x, cache.length[:, None, None] - 1, axis=1)
     rows = jnp.repeat(jnp.arange(P), beams)
@@ -181,7 +181,7 @@ def _run(
         state, cache = carry
         cache = cache.take((jnp.arange(P)[:, None] * beams + state.source).reshape(-1))
         newest = jax.lax.dynamic_index_in_dim(state.tokens, state.step - 1, 2).reshape(-1, 1)
-        x, after, _ = model.hidden(params, Inputs(newest), cache)
+        x, after, *_ = model.hidden(params, Inputs(newest), cache)
         assert after is not None
         return advance(state, model.logits(params, x)[:, 0]), after
 

@@ -65,7 +65,7 @@ def prefill(
       sampling: how to draw."""
     B = inputs.tokens.shape[0]
     encoder_length = 0 if inputs.encoder is None else inputs.encoder.tokens.shape[1]
-    x, cache, _ = model.hidden(params, inputs, model.empty_cache(B, max_length, encoder_length))
+    x, cache, _losses, _taps = model.hidden(params, inputs, model.empty_cache(B, max_length, encoder_length))
     assert cache is not None and not isinstance(cache.length, int)
     last = jnp.take_along_axis(x, cache.length[:, None, None] - 1, axis=1)
     keys = row_keys(key, B)
@@ -94,7 +94,7 @@ def extend(
 
     def body(state: Decoding, _: None) -> tuple[Decoding, jax.Array]:
         done = state.done | jnp.isin(state.last, jnp.asarray(stop, jnp.int32)) if stop else state.done
-        x, cache, _losses = model.hidden(params, Inputs(state.last[:, None]), state.cache)
+        x, cache, _losses, _taps = model.hidden(params, Inputs(state.last[:, None]), state.cache)
         assert cache is not None and not isinstance(cache.length, int)
         drawn = sampling(model.logits(params, x)[:, 0], _keys_at(state.keys, cache.length), state.counts)
         drawn = jnp.where(done, state.last, drawn)

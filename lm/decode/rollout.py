@@ -97,7 +97,7 @@ def complete(
       key: of the draws; each row's own follows from it and its index.
       max_new_tokens, sampling, stop: how long, how to draw, and the ids that end a row."""
     (B, P), params = tokens.shape, _laid_out(model, params)
-    x, cache, _ = model.hidden(params, Inputs(tokens, segments=segments), model.empty_cache(B, P + max_new_tokens))
+    x, cache, *_ = model.hidden(params, Inputs(tokens, segments=segments), model.empty_cache(B, P + max_new_tokens))
     assert cache is not None
     last = jnp.maximum(jnp.asarray(cache.length) - 1, 0)
     logits = model.logits(params, jnp.take_along_axis(x, last[:, None, None], axis=1))[:, 0]
@@ -110,7 +110,7 @@ def complete(
     keys = row_keys(key, B)
 
     def body(state: _Decoding) -> _Decoding:
-        x, cache, _ = model.hidden(params, Inputs(state.last[:, None]), state.cache)
+        x, cache, *_ = model.hidden(params, Inputs(state.last[:, None]), state.cache)
         assert cache is not None
         return replace(state, cache=cache).add(sampling, stop, keys, model.logits(params, x)[:, 0])
 

@@ -144,7 +144,7 @@ def prefill(
       scored: whether log-probabilities of the prompts are asked for; else they are zeros."""
     following, tokens = tokens[:, 1:].reshape(-1), tokens[:, :-1]
     segments = (jnp.arange(tokens.shape[1]) < count[:, None]).astype(jnp.int32)
-    x, cache, _ = model.hidden(params, Inputs(tokens, segments=segments), _rows(slots.cache, rows))
+    x, cache, *_ = model.hidden(params, Inputs(tokens, segments=segments), _rows(slots.cache, rows))
     scores = _scores(model, params, x.reshape(-1, x.shape[-1]), following, scored)
     of = jnp.arange(TOGETHER) % len(rows)
     last = x[of, count[of] - 1]
@@ -214,7 +214,7 @@ def decode(
 
     def one(slots: Slots) -> tuple[Slots, Drawn]:
         inputs = Inputs(slots.last[:, None], segments=active.astype(jnp.int32)[:, None])
-        x, cache, _ = model.hidden(params, inputs, slots.cache)
+        x, cache, *_ = model.hidden(params, inputs, slots.cache)
         after, drawn = _next(model, params, slots, x, cache, allowed)
         keep = lambda new, old: jnp.where(active.reshape(-1, *[1] * (new.ndim - 1)), new, old)  # noqa: E731
         counts = slots.counts._replace(new=keep(after.counts.new, slots.counts.new))

@@ -87,7 +87,7 @@ class DraftModel:
     def draft(self, params: Params, state: Any, text: Text, sampling: Sampling, vocab: int) -> tuple[Draft, Any]:
         def body(carry: Any, i: jax.Array) -> Any:
             cache, last, counts = carry
-            x, cache, _ = self.model.hidden(params, Inputs(last[:, None]), cache)
+            x, cache, _losses, _taps = self.model.hidden(params, Inputs(last[:, None]), cache)
             logits = _with_vocab(self.model.logits(params, x)[:, 0], vocab)
             probs = jnp.nan_to_num(distribution(logits, sampling, counts))  # zeros are never kept
             token = jnp.maximum(pick(probs, _fold(text.keys, i)), 0)
@@ -280,7 +280,7 @@ def _begin(
 ) -> _State:
     """The prompts read, and the first token drawn as plain decoding draws it; arguments as in `generate.prefill`."""
     B, T = inputs.tokens.shape
-    x, cache, _ = model.hidden(params, inputs, model.empty_cache(B, max_length, rings=False))
+    x, cache, _losses, _taps = model.hidden(params, inputs, model.empty_cache(B, max_length, rings=False))
     assert cache is not None and not isinstance(cache.length, int)
     logits = model.logits(params, jnp.take_along_axis(x, cache.length[:, None, None] - 1, axis=1))[:, 0]
     keys, length = row_keys(key, B), cache.length
@@ -307,7 +307,7 @@ def _rounds(
         text = state.text._replace(keys=jax.vmap(jax.random.fold_in)(state.text.keys, state.text.length))
         draft, own = drafter.draft(draft_params or {}, state.drafter, text, sampling, model.cfg.vocab)
         read = jnp.concatenate([text.last[:, None], draft.tokens], axis=1)
-        x, cache, _losses = model.hidden(params, Inputs(read), state.cache)
+        x, cache, _losses, _taps = model.hidden(params, Inputs(read), state.cache)
         assert cache is not None
         target = _distributions(model.logits(params, x), draft.tokens, sampling, text.counts)
         accepted, last = verify(target, draft, text.keys)

@@ -19,6 +19,7 @@ from lm.model.parts import Norm, add_bias, fan_in, matrix, param, zeros
 from lm.model.positions import Positions
 from lm.model.products import linear, linears
 from lm.model.scoring import Scoring, cached
+from lm.model.taps import CROSS, tap, tap_pattern
 from lm.sharding.tracing import constrain
 
 
@@ -80,7 +81,7 @@ class Attention(Mixer):
         k = positions.rotate(self.qk_norm(module, "key_norm", k), inputs.table, compute)
         sinks = param(module, "sinks", (self.heads,), ("heads",), zeros) if self.sinks else None
         scoring = Scoring(inputs.mask, inputs.bias, self.softcap, sinks)
-        y, cache = self._mix(q, k, v, scoring, cache, compute)
+        y, cache = self._mix(module, "", (q, k, v), scoring, cache, compute)
         return self._out(module, "out", y, x.shape[-1], compute, depth), cache
 
     def cross(
@@ -101,7 +102,8 @@ class Attention(Mixer):
         else:
             assert cache is not None and cache.cross_k is not None and cache.cross_v is not None
             k, v = cache.cross_k, cache.cross_v
-        y, _ = self._mix(q, k, v, Scoring(encoder.mask, softcap=self.softcap), None, compute)
+        scoring = Scoring(encoder.mask, softcap=self.softcap)
+        y, _ = self._mix(module, CROSS, (q, k, v), scoring, None, compute)
         return self._out(module, "cross_out", y, x.shape[-1], compute, depth), cache
 
     def _project(self, module: nn.Module, names: Sequence[str], x: jax.Array, compute: Compute) -> list[jax.Array]:
@@ -121,16 +123,27 @@ class Attention(Mixer):
         ]
 
     def _mix(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, cache: KVCache | None, compute: Compute
+        self,
+        module: nn.Module,
+        prefix: str,
+        arrays: Sequence[jax.Array],
+        scoring: Scoring,
+        cache: KVCache | None,
+        compute: Compute,
     ) -> tuple[jax.Array, KVCache | None]:
         """The values that queries q [B, T, N, H] read, [B, T, N, H], of k and v [B, S, K, H] behind those in the cache;
-        the first tokens of all rows read no cache."""
+        the first tokens of all rows read no cache. `prefix` begins the names of its taps."""
+        q, k, v = (tap(module, f"{prefix}attn_{n}", a) for n, a in zip(("query", "key", "value"), arrays, strict=True))
         q = q * (self.scale or self.head_dim**-0.5)
         if cache is not None and not isinstance(scoring.mask.offset, int):
             (k, v), scoring, cache = cache.read((k, v), scoring)
-            return cached(q, k, v, scoring, compute), cache
-        y = attend(q, k, v, scoring, compute)
-        return y, None if cache is None else cache.write((k, v), scoring.mask)
+            y = cached(q, k, v, scoring, compute)
+            k, v = (a.transpose(0, 2, 1, 3) for a in (k, v))
+        else:
+            y = attend(q, k, v, scoring, compute)
+            cache = None if cache is None else cache.write((k, v), scoring.mask)
+        y = tap_pattern(module, prefix, y, (q, k, v), scoring, compute)
+        return tap(module, f"{prefix}attn_head", y), cache
 
     def _out(self, module: nn.Module, name: str, y: jax.Array, D: int, compute: Compute, depth: int) -> jax.Array:
         """[B, T, D] from what the heads read, y [B, T, N, H], with the output weights `name`."""

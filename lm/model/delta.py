@@ -22,6 +22,7 @@ from lm.model.parts import Norm, RMSNorm, fan_in, matrix, param
 from lm.model.positions import Positions
 from lm.model.products import linear, linears
 from lm.model.scoring import Mask
+from lm.model.taps import tap
 from lm.sharding.tracing import constrain
 
 QKV = ("query", "key", "value")
@@ -141,7 +142,7 @@ class GatedDeltaNet(Mixer):
         mix = jax.checkpoint(self._mix)
         read, new = mix(y, self._vectors(module), _Rows.of(mask, B, T), old.behind(mask.offset))
         read = constrain(read.astype(compute.dtype), "batch", "seq", "heads", "head_dim")
-        read = checkpoint_name(read, "attention")
+        read = tap(module, "attn_head", checkpoint_name(read, "attention"))
         gated = self.norm(module, "value_norm", read) * jax.nn.silu(y["out_gate"].astype(jnp.float32))
         inner = self.value_heads * self.value_dim
         shape, axes = (self.value_heads, self.value_dim, D), ("heads", "head_dim", "embed")

@@ -17,6 +17,7 @@ from lm.model.compute import Compute
 from lm.model.parts import FeedForward, add_bias, fan_in, param, zeros
 from lm.model.products import cast
 from lm.model.ragged import ragged
+from lm.model.taps import tap
 from lm.sharding.collectives import all_gather, axis_index, per_device, psum, psum_scatter
 from lm.sharding.tracing import mesh_axes_for
 
@@ -122,6 +123,7 @@ class Experts(FeedForward):
         logits = x.astype(jnp.float32) @ router.astype(jnp.float32)
         if self.router_bias:
             logits = add_bias(module, "router_bias", logits, (None,))
+        logits = tap(module, "router_logits", logits)
         top, expert = jax.lax.top_k(logits, self.top_k)
         mean = partial(_mean, is_token=is_token)
         log_z = jax.nn.logsumexp(top if self.renormalize else logits, axis=-1, keepdims=True)

@@ -19,6 +19,7 @@ from lm.model.parts import Norm, RMSNorm, fan_in, matrix
 from lm.model.positions import Positions
 from lm.model.products import cast, linear, linears
 from lm.model.scoring import Scoring, cached, plain, product
+from lm.model.taps import tap, tap_pattern
 from lm.sharding.tracing import constrain
 
 HEADS = ("batch", "seq", "heads", "head_dim")
@@ -65,11 +66,14 @@ class LatentAttention(Mixer):
         depth: int,
     ) -> tuple[jax.Array, TokenCache | None]:
         q, latent = self._project(module, x, inputs, positions, compute)
+        q = tap(module, "attn_query", q)
         sizes = dict(key=self.qk_nope_head_dim, value=self.v_head_dim)
         up = [self._up(module, name, self.kv_lora_rank, "rank", size) for name, size in sizes.items()]
         scoring = Scoring(inputs.mask, inputs.bias)
         if cache is None or isinstance(inputs.mask.offset, int):  # the first tokens of all rows read no cache
-            y = attend(q, *self._expand(latent, up, compute), scoring, compute)
+            k, v = self._expand(latent, up, compute)
+            k, v = tap(module, "attn_key", k), tap(module, "attn_value", v)
+            y = tap_pattern(module, "", attend(q, k, v, scoring, compute), (q, k, v), scoring, compute)
             cache = None if cache is None else cache.write((latent,), inputs.mask)
         else:
             (kept,), scoring, cache = cache.read((latent,), scoring)
@@ -77,7 +81,7 @@ class LatentAttention(Mixer):
                 y = self._absorbed(q, kept, up, scoring, compute)
             else:
                 y = plain(q, *self._expand(kept.transpose(0, 2, 1, 3), up, compute), scoring, compute)
-        return self._out(module, y, x.shape[-1], compute, depth), cache
+        return self._out(module, tap(module, "attn_head", y), x.shape[-1], compute, depth), cache
 
     def absorbs(self, queries: int) -> bool:
         """Whether so many queries behind a cache read latents, with the up-projections absorbed in queries and outputs

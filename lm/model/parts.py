@@ -20,6 +20,7 @@ from lm.model.adapted import Adapted, Weight
 from lm.model.compute import Compute
 from lm.model.native import Streamed
 from lm.model.products import linear, linears
+from lm.model.taps import tap
 from lm.sharding.rules import check_axes
 from lm.sharding.tracing import constrain
 from lm.value import suggest
@@ -159,7 +160,7 @@ class FeedForward:
         if self.bias:
             parts = [add_bias(module, f"{n}_bias", y, ("mlp",)) for n, y in zip(self.inputs, parts, strict=True)]
         parts = [checkpoint_name(constrain(y, "batch", "seq", "mlp"), "mlp_in") for y in parts]
-        hidden = constrain(self.inner(*parts), "batch", "seq", "mlp")
+        hidden = tap(module, "mlp_inner", constrain(self.inner(*parts), "batch", "seq", "mlp"))
         down = matrix(module, "down", (F, D), ("mlp", "embed"), fan_in(F, (2 * depth) ** -0.5))
         y = linear(hidden, down, compute, back=True)
         return add_bias(module, "down_bias", y, ("norm",)) if self.bias else y

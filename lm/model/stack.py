@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
@@ -21,11 +22,14 @@ from lm.model.mixer import LayerInputs
 from lm.model.parts import dropout
 from lm.model.products import materialize, sum_gradient_once
 from lm.model.scoring import Mask
+from lm.model.taps import Watch, tap
 from lm.sharding.shardings import DEVICE, HOST
 from lm.sharding.tracing import constrain, has_host_memory
 
 Params = dict[str, Any]
 Losses = dict[str, jax.Array]
+Taps = dict[str, Any]
+SOWN = ["losses", "taps"]
 
 
 def remat_policy(compute: Compute) -> Any:
@@ -72,6 +76,7 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, inputs: LayerInputs, cache: Any) -> tuple[jax.Array, Any]:
         cfg, slot, compute = self.cfg, self.slot, self.compute
+        x = tap(self, "resid_pre", x)
 
         def mix(h: jax.Array) -> jax.Array:
             nonlocal cache
@@ -100,10 +105,11 @@ def constrain_residual(x: jax.Array, compute: Compute) -> jax.Array:
 
 @dataclass(frozen=True)
 class Stack:
-    """The layers of `cfg`, computed as `compute` says."""
+    """The layers of `cfg`, computed as `compute` says; `watch` reads and edits values inside them."""
 
     cfg: ModelConfig
     compute: Compute
+    watch: Watch | None = None
 
     def boxed(self, key: jax.Array, dtype: Any) -> Params:
         """Fresh parameters {slot: {name: [layers of the slot, ...]}}, with the logical axes of one layer."""
@@ -130,7 +136,7 @@ class Stack:
 
     def __call__(
         self, params: Params, x: jax.Array, shared: Shared, caches: Any = None, key: jax.Array | None = None
-    ) -> tuple[jax.Array, Any, Losses]:
+    ) -> tuple[jax.Array, Any, Losses, Taps]:
         """x [B, T, D] through all layers.
 
         Args:
@@ -142,25 +148,25 @@ class Stack:
           key: of dropout; None for none.
 
         Returns: the residual stream; the caches with this call's tokens; the layers' own losses, means over the layers
-        that have them."""
+        that have them; what `watch` reads, of the layers that have it, in their order."""
         cfg, (first, P) = self.cfg, (len(self.cfg.first_layers), len(self.cfg.pattern))
         repeats, rest = divmod(cfg.layers - first, P)
         keys = None if key is None else jax.random.split(key, cfg.layers)
-        losses: dict[str, list[Losses]] = {name: [] for name in cfg.slots}
+        sown: dict[str, list[Any]] = {name: [] for name in cfg.slots}
 
         def one(name: str, j: int, x: jax.Array, caches: Any) -> tuple[jax.Array, Any]:
             """Layer j of a slot."""
             own = params[name][j] if isinstance(params[name], list) else jax.tree.map(lambda a: a[j], params[name])
             own_key = None if keys is None else keys[cfg.slots[name].layers[j]]
-            x, caches, sown = self._layer(name, j, x, shared, own, caches, own_key)
-            losses[name].append(jax.tree.map(lambda a: a[None], sown))
+            x, caches, each = self._layer(name, j, x, shared, own, caches, own_key)
+            sown[name].append(jax.tree.map(lambda a: a[None], each))
             return x, caches
 
         def repetition(carry: Any, xs: Any) -> Any:
             (x, caches), (slots, j), outs = carry, xs, []
             for p, (own, own_key) in enumerate(slots):
-                x, caches, sown = self._layer(str(p), j, x, shared, own, caches, own_key)
-                outs.append(sown)
+                x, caches, each = self._layer(str(p), j, x, shared, own, caches, own_key)
+                outs.append(each)
             return (x, caches), outs
 
         for i in range(first):
@@ -171,34 +177,53 @@ class Stack:
                 x, caches = one(str(i % P), i // P, x, caches)
         else:
             by_slot = [(params[str(p)], None if keys is None else keys[first + p :: P]) for p in range(P)]
-            xs = jax.tree.map(lambda a: a[:repeats], by_slot), None if caches is None else jnp.arange(repeats)
+            numbers = None if caches is None and self.watch is None else jnp.arange(repeats)
+            xs = jax.tree.map(lambda a: a[:repeats], by_slot), numbers
             (x, caches), outs = jax.lax.scan(repetition, (x, caches), xs, unroll=self._unroll(repeats))
-            for p, sown in enumerate(outs):
-                losses[str(p)].append(sown)
+            for p, each in enumerate(outs):
+                sown[str(p)].append(each)
         for p in range(rest):  # the layers after the last whole repetition
             x, caches = one(str(p), repeats, x, caches)
-        return x, caches, _means(list(losses.values()))
+        losses, taps = ({name: _values(pieces, kind) for name, pieces in sown.items()} for kind in ("losses", "taps"))
+        return x, caches, _means(list(losses.values())), self._by_layer(taps)
 
     def _unroll(self, repeats: int) -> int:
         unroll = self.compute.unroll // len(self.cfg.pattern)
         return repeats if self.compute.unroll == 0 else max(1, min(unroll, repeats))
 
     def _layer(self, name: str, j: Any, x: jax.Array, shared: Shared, params: Params, caches: Any, key: Any) -> Any:
-        """Layer j of the slot `name`: x, the caches with its own, its losses."""
+        """Layer j of the slot `name`: x, the caches with its own, its losses and taps."""
         slot = self.cfg.slots[name]
         layer = Layer(self.cfg, slot, self.compute)
+
+        watch = {} if self.watch is None else self.watch.places(slot.layers.start + slot.layers.step * j)
 
         def run(x: jax.Array, params: Params, cache: Any, key: Any, shared: Shared) -> Any:
             rngs = {} if key is None else {"dropout": key}
             (x, cache), sown = layer.apply(
-                {"params": params}, x, shared.of(name, slot), cache, rngs=rngs, mutable=["losses"]
+                {"params": params, "watch": watch}, x, shared.of(name, slot), cache, rngs=rngs, mutable=SOWN
             )
-            return x, cache, dict(sown.get("losses", {}))
+            return x, cache, {kind: dict(values) for kind, values in sown.items()}
 
         if self.compute.remat != "nothing":
             run = jax.checkpoint(run, policy=remat_policy(self.compute), prevent_cse=self.compute.unroll != 1)
-        x, cache, losses = run(x, params, _read(caches, name, j), key, shared)
-        return x, _write(caches, name, j, cache), losses
+        x, cache, sown = run(x, params, _read(caches, name, j), key, shared)
+        return x, _write(caches, name, j, cache), sown
+
+    def _by_layer(self, slots: dict[str, list[Taps]]) -> Taps:
+        """Of the taps {name: [layers, ...]} of each slot, those of all layers in their order."""
+        slots = {slot: pieces for slot, pieces in slots.items() if pieces}
+        have = {name: [s for s in slots if name in slots[s][0]] for s in slots for name in slots[s][0]}
+
+        def joined(name: str) -> Any:
+            parts = [piece[name] for slot in have[name] for piece in slots[slot]]
+            order = np.argsort([i for slot in have[name] for i in self.cfg.slots[slot].layers])
+            if len({str(jax.tree.map(lambda a: a.shape[1:], part)) for part in parts}) > 1:
+                raise ValueError(f"{name} is of another shape in some layers: read a number of it, or edit it alone")
+            every = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
+            return every if (np.diff(order) > 0).all() else jax.tree.map(lambda a: a[order], every)
+
+        return {name: joined(name) for name in have}
 
     def empty_caches(self, rows: int, length: int, encoder_length: int, rings: bool = True) -> dict[str, Any]:
         """Room for `length` tokens a row in every layer (with `rings`, in a windowed one for its window), and with an
@@ -229,6 +254,11 @@ def _write(caches: Any, name: str, j: Any, cache: Any) -> Any:
     if isinstance(caches[name], list):
         return {**caches, name: [*caches[name][:j], cache, *caches[name][j + 1 :]]}
     return {**caches, name: jax.tree.map(lambda a, new: a.at[j].set(new.astype(a.dtype)), caches[name], cache)}
+
+
+def _values(pieces: list[Any], kind: str) -> list[dict[str, Any]]:
+    """What the layers of a slot have sown of one kind."""
+    return [piece[kind] for piece in pieces if kind in piece]
 
 
 def _means(slots: list[list[Losses]]) -> Losses:

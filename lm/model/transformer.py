@@ -23,7 +23,8 @@ from lm.model.inputs import EncoderOutput, Inputs
 from lm.model.parts import dropout, normal, param
 from lm.model.products import look_up
 from lm.model.scoring import CACHE_BLOCK, Mask
-from lm.model.stack import Losses, Params, Shared, Stack
+from lm.model.stack import Losses, Params, Shared, Stack, Taps
+from lm.model.taps import ENCODER, Watch
 from lm.sharding.tracing import constrain
 
 __all__ = ["Hidden", "Params", "Transformer"]
@@ -31,11 +32,13 @@ __all__ = ["Hidden", "Params", "Transformer"]
 
 class Hidden(NamedTuple):
     """The residual stream x [B, T, D] after the last layer; the cache with this call's tokens; the layers' own losses,
-    weighted already (those of experts' routers)."""
+    weighted already (those of experts' routers); what the model's `watch` reads: a layer's places stacked on a first
+    axis, of the layers that have them."""
 
     x: jax.Array
     cache: Cache | None
     losses: Losses
+    taps: Taps
 
 
 class Stem(nn.Module):
@@ -117,10 +120,11 @@ class Final(nn.Module):
 
 @dataclass(frozen=True)
 class Transformer:
-    """`cfg`, computed as `compute` says (resolved: no "auto")."""
+    """`cfg`, computed as `compute` says (resolved: no "auto"); `watch` reads and edits values inside it."""
 
     cfg: ModelConfig
     compute: Compute
+    watch: Watch | None = None
 
     def _boxed(self, key: jax.Array) -> Params:
         cfg, compute, one = self.cfg, self.compute, jnp.zeros((1, 1), jnp.int32)
@@ -194,14 +198,26 @@ class Transformer:
         Raises ValueError for a decoder that reads an encoder, without its inputs."""
         inputs = Inputs.of(inputs)
         seen: EncoderOutput | None = None
+        taps: Taps = {}
         if inputs.encoder is not None:
             encoder_key, key = (None, None) if key is None else jax.random.split(key)
-            seen = EncoderOutput(self.encode(params, inputs.encoder, encoder_key), self._cross_mask(inputs))
+            encoded, taps = self._encode(params, inputs.encoder, encoder_key)
+            seen = EncoderOutput(encoded, self._cross_mask(inputs))
         own, layers = (None, None) if key is None else jax.random.split(key)
         x, shared = self.begin(params, inputs, cache, own, seen)
+        x, taps = self._embedded(x, taps)
         caches = None if cache is None else cache.layers
-        x, caches, losses = Stack(self.cfg.scaled, self.compute)(params["layers"], x, shared, caches, layers)
-        return Hidden(x, None if cache is None else _continued(cache, caches, inputs), losses)
+        stack = Stack(self.cfg.scaled, self.compute, self.watch)
+        x, caches, losses, own_taps = stack(params["layers"], x, shared, caches, layers)
+        return Hidden(x, None if cache is None else _continued(cache, caches, inputs), losses, taps | own_taps)
+
+    def _embedded(self, x: jax.Array, taps: Taps) -> tuple[jax.Array, Taps]:
+        """The embedding x, read and edited, and `taps` with it."""
+        place = None if self.watch is None else self.watch.places(0).get("embedding")
+        if place is None:
+            return x, taps
+        x = place.edited(x)
+        return x, taps | jax.tree.map(lambda a: a[None], place.kept("embedding", x))  # as those of one layer
 
     def begin(
         self,
@@ -231,13 +247,20 @@ class Transformer:
 
     def encode(self, params: Params, inputs: Inputs | jax.Array, key: jax.Array | None = None) -> jax.Array:
         """The encoder's output [B, S, D] of its inputs [B, S], which see each other within their segments."""
-        cfg, encoder, inputs = self.cfg.encoder_config, params["encoder"], Inputs.of(inputs)
+        return self._encode(params, Inputs.of(inputs), key)[0]
+
+    def _encode(self, params: Params, inputs: Inputs, key: jax.Array | None) -> tuple[jax.Array, Taps]:
+        """The same, and what is read inside of it."""
+        cfg, encoder = self.cfg.encoder_config, params["encoder"]
+        inside = Transformer(cfg, self.compute, None if self.watch is None else self.watch.of_encoder())
         own, layers = (None, None) if key is None else jax.random.split(key)
         stem = encoder.get("stem", params["stem"])
         x, shared = self._begin(cfg, stem, encoder.get("stem", encoder), inputs, None, own)
-        x, _, _ = Stack(cfg.scaled, self.compute)(encoder["layers"], x, shared, None, layers)
+        x, taps = inside._embedded(x, {})
+        x, _, _, own_taps = Stack(cfg.scaled, self.compute, inside.watch)(encoder["layers"], x, shared, None, layers)
         final = {name: value for name, value in encoder.items() if name.startswith("norm")}
-        return cast(jax.Array, Final(cfg).apply({"params": final}, x))
+        x = cast(jax.Array, Final(cfg).apply({"params": final}, x))
+        return x, {ENCODER + name: value for name, value in (taps | own_taps).items()}
 
     def _begin(
         self,

@@ -7,8 +7,11 @@ import jax
 from flax import linen as nn
 
 from lm.model.parts import Norm
+from lm.model.taps import tap
 
 Sublayer = Callable[[jax.Array], jax.Array]
+OUTPUTS = {"attention": "attn_out", "cross": "cross_attn_out", "ffn": "mlp_out"}  # sublayer -> the tap of its output
+AFTER = {"attention": "resid_mid", "cross": "resid_cross", "ffn": "resid_post"}  # and of the residual stream behind it
 
 
 @dataclass(frozen=True)
@@ -17,8 +20,8 @@ class Wiring:
 
     def __call__(self, module: nn.Module, norm: Norm, x: jax.Array, sublayers: Mapping[str, Sublayer]) -> jax.Array:
         """x [B, T, D] through the named sublayers, in their order."""
-        for sublayer in sublayers.values():
-            x = sublayer(x)
+        for name, sublayer in sublayers.items():
+            x = tap(module, AFTER[name], tap(module, OUTPUTS[name], sublayer(x)))
         return x
 
     def final(self, module: nn.Module, norm: Norm, x: jax.Array) -> jax.Array:
@@ -32,7 +35,8 @@ class PreNorm(Wiring):
 
     def __call__(self, module: nn.Module, norm: Norm, x: jax.Array, sublayers: Mapping[str, Sublayer]) -> jax.Array:
         for name, sublayer in sublayers.items():
-            x = x + sublayer(norm(module, f"{name}_norm", x))
+            y = tap(module, OUTPUTS[name], sublayer(norm(module, f"{name}_norm", x)))
+            x = tap(module, AFTER[name], x + y)
         return x
 
 
@@ -42,7 +46,8 @@ class PostNorm(Wiring):
 
     def __call__(self, module: nn.Module, norm: Norm, x: jax.Array, sublayers: Mapping[str, Sublayer]) -> jax.Array:
         for name, sublayer in sublayers.items():
-            x = norm(module, f"{name}_norm", x + sublayer(x))
+            x = norm(module, f"{name}_norm", x + tap(module, OUTPUTS[name], sublayer(x)))
+            x = tap(module, AFTER[name], x)
         return x
 
     def final(self, module: nn.Module, norm: Norm, x: jax.Array) -> jax.Array:
@@ -55,7 +60,8 @@ class Sandwich(Wiring):
 
     def __call__(self, module: nn.Module, norm: Norm, x: jax.Array, sublayers: Mapping[str, Sublayer]) -> jax.Array:
         for name, sublayer in sublayers.items():
-            x = x + norm(module, f"{name}_post_norm", sublayer(norm(module, f"{name}_norm", x)))
+            y = tap(module, OUTPUTS[name], sublayer(norm(module, f"{name}_norm", x)))
+            x = tap(module, AFTER[name], x + norm(module, f"{name}_post_norm", y))
         return x
 
 
@@ -65,6 +71,6 @@ class Parallel(Wiring):
 
     def __call__(self, module: nn.Module, norm: Norm, x: jax.Array, sublayers: Mapping[str, Sublayer]) -> jax.Array:
         y = norm(module, "norm", x)
-        for sublayer in sublayers.values():
-            x = x + sublayer(y)
+        for name, sublayer in sublayers.items():
+            x = tap(module, AFTER[name], x + tap(module, OUTPUTS[name], sublayer(y)))
         return x

@@ -73,6 +73,18 @@ class Pretrained:
         token_type_ids: Any = None,
     ) -> jax.Array:
         """Token ids [B, T] -> float32 logits [B, T, V]; of an encoder without an output, its hidden states [B, T, D].
+        Arguments and errors as `inputs` has them."""
+        given = self.inputs(input_ids, attention_mask, decoder_input_ids, token_type_ids)
+        return _logits(self.model, self.params, given)
+
+    def inputs(
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        decoder_input_ids: Any = None,
+        token_type_ids: Any = None,
+    ) -> Inputs:
+        """What the model reads, of arrays as transformers has them.
 
         Args:
           input_ids: [B, T], read by the encoder where there is one.
@@ -94,15 +106,15 @@ class Pretrained:
         if not self.config.has_encoder:
             if decoder_input_ids is not None:
                 raise ValueError("decoder_input_ids: this model has no encoder, so all its tokens are input_ids")
-            return self._run(ids, segments=segments, token_types=types)
+            return self._inputs(ids, segments=segments, token_types=types)
         if decoder_input_ids is None:
             raise ValueError("this model has an encoder and a decoder: give decoder_input_ids too")
         segments = np.ones_like(ids) if segments is None else segments
         encoder = Inputs(jnp.asarray(ids), segments=jnp.asarray(segments))
-        return self._run(self._checked("decoder ids", decoder_input_ids), encoder=encoder)
+        return self._inputs(self._checked("decoder ids", decoder_input_ids), encoder=encoder)
 
-    def _run(self, tokens: np.ndarray, **others: Any) -> jax.Array:
-        return _logits(self.model, self.params, jax.tree.map(jnp.asarray, Inputs(tokens, **others)))  # type: ignore[arg-type]
+    def _inputs(self, tokens: np.ndarray, **others: Any) -> Inputs:
+        return jax.tree.map(jnp.asarray, Inputs(tokens, **others))  # type: ignore[arg-type]
 
     def _checked(self, what: str, ids: Any) -> np.ndarray:
         ids = _as_integers(what, ids)

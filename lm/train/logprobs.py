@@ -33,7 +33,7 @@ def token_logprobs(
     gradient unless that is asked. Traced."""
     T = batch["tokens"].shape[1]
     read, zigzag = shard_sequence({name: batch[name] for name in READ if name in batch}, model.cfg.causal)
-    x, _, losses = model.hidden(params, Inputs.of(read, zigzag))
+    x, _, losses, _ = model.hidden(params, Inputs.of(read, zigzag))
 
     def chunk(x: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = model.logits(params, x) / temperature

@@ -90,7 +90,7 @@ class Pretraining(Learner):
         key = key if self.model.cfg.dropout else None
         batch, zigzag = shard_sequence(batch, self.model.cfg.causal)
         inputs, compute = Inputs.of(batch, zigzag), self.model.compute
-        x, _, losses = self.model.hidden(params, inputs, key=key)
+        x, _, losses, _ = self.model.hidden(params, inputs, key=key)
 
         def chunk_loss(heads: Params, x: jax.Array, rest: Batch) -> tuple[jax.Array, Metrics]:
             return self._chunk_loss(heads, x, rest)

@@ -103,7 +103,7 @@ class RewardLearner(Learner):
         """The rewards [B, P, 2] of both sides of each pair, and the layers' own losses."""
         pairs, cfg = batch["weights"].shape[1], self.model.cfg
         tokens, zigzag = shard_sequence({name: batch[name] for name in PER_TOKEN}, cfg.causal)
-        x, _, losses = self.model.hidden(params, Inputs.of(tokens, zigzag), key=key if cfg.dropout else None)
+        x, _, losses, _ = self.model.hidden(params, Inputs.of(tokens, zigzag), key=key if cfg.dropout else None)
         scores = self.model.scores(params, x)[..., 0] * tokens["ends"]
         return by_side(scores, tokens["segment_ids"], pairs), losses
 

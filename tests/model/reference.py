@@ -201,5 +201,5 @@ def mean_loss(model: Transformer, params: Any, batch: dict[str, jax.Array]) -> j
 @partial(jax.jit, static_argnums=0)
 def extend(model: Transformer, params: Any, cache: Any, inputs: Inputs) -> Any:
     """(the logits of tokens behind a cache, the cache with them)."""
-    x, cache, _ = model.hidden(params, inputs, cache)
+    x, cache, *_ = model.hidden(params, inputs, cache)
     return model.logits(params, x), cache

@@ -190,14 +190,14 @@ def test_without_positions_the_order_of_the_past_is_not_seen() -> None:
 @partial(jax.jit, static_argnums=0)
 def prefill(model: Transformer, params: Any, inputs: Inputs) -> Any:
     """The logits of the first tokens, and a cache with them."""
-    x, cache, _ = model.hidden(params, inputs, model.empty_cache(inputs.tokens.shape[0], 15))
+    x, cache, *_ = model.hidden(params, inputs, model.empty_cache(inputs.tokens.shape[0], 15))
     return model.logits(params, x), cache
 
 
 @partial(jax.jit, static_argnums=0)
 def cached(model: Transformer, params: Any, ids: jax.Array, cache: Any) -> Any:
     """The logits of tokens behind a cache, and the cache with them."""
-    x, cache, _ = model.hidden(params, ids, cache)
+    x, cache, *_ = model.hidden(params, ids, cache)
     return model.logits(params, x), cache
 
 
