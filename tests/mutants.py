@@ -20,6 +20,7 @@ from tests import (
     mutations,
     mutations_of_data,
     mutations_of_decoding,
+    mutations_of_inspection,
     mutations_of_rl,
     mutations_of_runs,
     mutations_of_serving,
@@ -31,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 COPIED = ("lm", "launch", "experiments", "benchmarks", "certificates", "tests")
 COPIED += ("README.md", "pyproject.toml", ".pytest_cache")
 LISTS = (mutations, mutations_of_decoding, mutations_of_studies, mutations_of_runs)
-LISTS += (mutations_of_data, mutations_of_serving, mutations_of_tuning, mutations_of_rl)
+LISTS += (mutations_of_data, mutations_of_serving, mutations_of_tuning, mutations_of_rl, mutations_of_inspection)
 SHARE = 0.95
 
 

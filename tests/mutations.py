@@ -64,6 +64,7 @@ TESTS = {
     + ("tests/model/test_scores.py",),
     "lm/model/scaling.py": ("tests/model/test_positions.py",),
     "lm/model/stack.py": of("model/test_transformer", "dropout_of_a_layer_does_not_depend_on_the_pattern")
+    + of("inspect/test_look", "layers_of_two_kinds_are_in_their_order", "an_edit_is_of_its_layer_heads_and_positions")
     + of("model/test_experts", "losses_are_means_over_the_layers"),
     "lm/model/transformer.py": CACHED
     + ("tests/model/test_scores.py",)
@@ -212,6 +213,8 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("padding decays the state", "if rows.real is not None:", "if False:"),
     ),
     "lm/model/stack.py": (
+        ("layers are in the order of their slots", "if (np.diff(order) > 0).all() else", "if True else"),
+        ("layers are numbered within their slot", "slot.layers.start + slot.layers.step * j)", "j)"),
         ("slots share the keys of dropout", "keys[first + p :: P]", "keys[first::P]"),
         ("losses of layers are summed", "if name in piece]).mean()", "if name in piece]).sum()"),
     ),
@@ -250,8 +253,12 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("the first scores are as wide as logits", "fan_in(D + 1)", "fan_in(1)"),
     ),
     "lm/model/wiring.py": (
-        ("PostNorm does not normalise the stream", '_norm", x + sublayer(x))', '_norm", sublayer(x)) + x'),
-        ("Parallel runs in sequence", "x = x + sublayer(y)", "x = x + sublayer(x)"),
+        (
+            "PostNorm does not normalise the stream",
+            'x = norm(module, f"{name}_norm", x + tap(module, OUTPUTS[name], sublayer(x)))',
+            'x = x + norm(module, f"{name}_norm", tap(module, OUTPUTS[name], sublayer(x)))',
+        ),
+        ("Parallel runs in sequence", "OUTPUTS[name], sublayer(y)))", "OUTPUTS[name], sublayer(x)))"),
     ),
     "lm/model/experts.py": (
         ("weights are those of the softmax over all", "top if self.renormalize else logits", "logits"),

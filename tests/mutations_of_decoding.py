@@ -23,6 +23,7 @@ TESTS = {
         "texts_have_the_distribution_of_plain_decoding[top-p-False]",
     ),
     "lm/decode/filters.py": ("tests/decode/test_sampling.py",),
+    "lm/decode/slots.py": ("tests/decode/test_engine.py",),
     "lm/serve/structured.py": of("serve/test_routes", "texts_are_those_of_the_grammar", "a_chat_is_refused_by_name"),
     "lm/decode/layout.py": ("tests/decode/test_layout.py", "tests/model/test_int8.py"),
     "lm/model/native.c": ("tests/model/test_native.py", "tests/model/test_int8.py"),

@@ -1,0 +1,42 @@
+"""The mistakes of tests/mutations.py in looking inside: taps, edits, views, patching."""
+
+TESTS = {
+    "lm/inspect/look.py": ("tests/inspect/test_look.py",),
+    "lm/model/taps.py": ("tests/inspect/test_look.py",),
+    "lm/inspect/edits.py": ("tests/inspect/test_look.py", "tests/inspect/test_patching.py"),
+    "lm/inspect/views.py": ("tests/inspect/test_patching.py", "tests/inspect/test_views.py"),
+}
+
+BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "lm/model/taps.py": (
+        ("sinks take no part of the pattern", "total + jnp.exp(sink - most)", "total"),
+        ("an edit of the logits shows what is hidden", "edited if allowed is None else", "edited if 1 else"),
+        ("what an edit of the pattern changes is not read", "change = (after - before)", "change = (before - before)"),
+        ("a place is read before it is edited", "    x = place.edited(x)\n    for kept", "    for kept"),
+    ),
+    "lm/inspect/edits.py": (
+        ("an edit is of every layer", "mask = _among(layer, self.layers)", "mask = _among(layer, None)"),
+        ("a steering vector replaces", "return x + (values", "return 0 * x + (values"),
+        ("values are those of the first layer", "else values[layer]", "else values[0]"),
+    ),
+    "lm/inspect/patching.py": (
+        ("axes are in the place's order", ".transpose([sorted(kept).index(axis) for axis in kept])", ""),
+        (
+            "the text's own values are patched in",
+            "look(model, params, other, taps=[place])",
+            "look(model, params, tokens, taps=[place])",
+        ),
+        ("the gradient is not times the difference", "* (values - here)", "* values"),
+    ),
+    "lm/inspect/views.py": (
+        ("induction is duplication", "[..., :-1])", "[..., 1:])"),
+        ("a token is its own duplicate", "jnp.tri(T, k=-1, dtype=bool)", "jnp.tri(T, dtype=bool)"),
+        ("the first query counts for the sink", "pattern[..., 1:, 0].mean(-1)", "pattern[..., 0].mean(-1)"),
+        (
+            "a direct effect is what is left",
+            "logits - model.logits(params, x - part)",
+            "model.logits(params, x - part)",
+        ),
+        ("a Jacobian is transposed", '"lij,lbtj->lbti"', '"lji,lbtj->lbti"'),
+    ),
+}
