@@ -25,6 +25,7 @@ from launch import (
     feedback,
     launch,
     plan,
+    replay,
     report,
     sample,
     score,
@@ -51,6 +52,7 @@ VERBS = {
     "launch": launch,
     "report": report,
     "diff": diff,
+    "replay": replay,
     "convert": convert,
     "tokenizer": tokenizer,
 }

@@ -7,6 +7,7 @@ newest checkpoint, to the same bits as uninterrupted. Several processes run it t
 
 import contextlib
 import dataclasses
+import shlex
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -255,7 +256,7 @@ class Run:
             )
         except NotFinite as error:
             checkpoints.wait()
-            raise NotFinite(f"{error}: stopped; {self._last_checkpoint(checkpoints)}") from None
+            raise NotFinite(f"{error}: stopped; {self._cure(checkpoints, error.step)}", error.step) from None
         finally:
             batches.close()
 
@@ -265,11 +266,13 @@ class Run:
         sign = -1 if first.higher_is_better else 1
         return {"loss": sign * measures[f"eval/{first.name}"]} if measures else {}
 
-    def _last_checkpoint(self, checkpoints: Checkpoints) -> str:
-        kept = checkpoints.latest
-        where = f"checkpoint {kept} in {buckets.display_path(self.folder)} is from before"
+    def _cure(self, checkpoints: Checkpoints, step: int) -> str:
+        """What can be done about a loss that was not finite in `step`."""
+        kept, folder = checkpoints.latest, buckets.display_path(self.folder)
+        where = f"checkpoint {kept} in {folder} is from before"
         return (
             f"{where if kept else 'no checkpoint was written yet'}. "
+            f"`lm replay {shlex.quote(folder)} --step {step}` says in which layer, row and document it began. "
             "A lower learning rate, a longer warm-up or a tighter clip may help"
         )
 

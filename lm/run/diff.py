@@ -127,7 +127,7 @@ def _environments(a: Side, b: Side, step: int) -> Table:
     """Versions, devices, flags, mesh and resolved compute of the processes that computed `step`."""
     x, y = (_flat(side.entry(step)) for side in (a, b))
     names = [name for name in {**x, **y} if x.get(name) != y.get(name) and name not in IRRELEVANT]
-    rows = tuple((name, _short(x.get(name, "")), _short(y.get(name, ""))) for name in names)
+    rows = tuple((name, str(x.get(name, "")), str(y.get(name, ""))) for name in names)
     changes = [f"{s.letter} went on in another environment from step {n}" for s in (a, b) for n in _changes(s)]
     missing = [side.letter for side in (a, b) if not side.entry(step).get("environment")]
     note = f"Not recorded in {join_and(missing)}." if missing else "" if rows else "The same."

@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lm.inspect.summary import first_difference
 from lm.page.words import join_and, plural
+from lm.run.examine import examine
 from lm.run.replay import Replay, named
 from lm.train.checkpoint import checksums, flatten
 
@@ -93,6 +95,8 @@ def _parting(a: Replay, b: Replay, x: Trace, y: Trace, apart: list[str]) -> tupl
     if x.batch != y.batch:
         names = [name for name in x.batch if x.batch[name] != y.batch.get(name)]
         return f"the rows of step {x.n} ({join_and(names)})", ()
+    if found := _inside(a, b, x.n):
+        return f"{found} in step {x.n}", _metrics(x.metrics, y.metrics)
     if x.metrics != y.metrics:
         rows = _metrics(x.metrics, y.metrics)
         return f"the {rows[0][0]} of step {x.n}", rows
@@ -100,6 +104,21 @@ def _parting(a: Replay, b: Replay, x: Trace, y: Trace, apart: list[str]) -> tupl
     more = f" and {plural(len(apart) - 1, 'other array')}" if len(apart) > 1 else ""
     arrays = f"{apart[0]}{more}"
     return f"the update of step {x.n} ({arrays}), of the same batch, loss and gradient's norm", rows
+
+
+def _inside(a: Replay, b: Replay, step: int) -> str:
+    """What of the forward and backward pass of a step, of the same state and batch, is the first to differ in bits; ""
+    where nothing does that both have in one shape."""
+    x, y = (examine(replay, *replay.before(step)) for replay in (a, b))
+    if spot := first_difference(x.places, y.places, x.order):
+        return str(spot)
+    for name in x.targets.keys() & y.targets.keys():
+        if x.targets[name].shape == y.targets[name].shape and (x.targets[name] != y.targets[name]).any():
+            row, *token = np.argwhere(x.targets[name] != y.targets[name])[0].tolist()
+            return f"the loss in row {row}{f' at token {token[0]}' if token else ''}"
+    both = {name: one.bits != y.gradients[name].bits for name, one in x.gradients.items() if name in y.gradients}
+    model = a.experiment.model
+    return next((f"the gradient of {named(model, name, other)}" for name, other in both.items() if other.any()), "")
 
 
 def _metrics(x: Mapping[str, float], y: Mapping[str, float]) -> Shown:

@@ -20,9 +20,13 @@ AHEAD = 2  # steps that are dispatched before the metrics of the first of them a
 
 
 class NotFinite(ValueError):
-    """The loss or the gradient of a step was infinite or not a number, in all processes of the run."""
+    """The loss or the gradient of a `step` was infinite or not a number, in all processes of the run."""
 
     shared = True
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
 
 
 def train(
@@ -56,7 +60,7 @@ def train(
             values = {name: float(v) for name, v in jax.device_get(metrics).items()}
             if not math.isfinite(values["total"]) or not math.isfinite(values["grad_norm"]):
                 raise NotFinite(
-                    f"step {n}: the loss is {values['total']} and the gradient's norm {values['grad_norm']}"
+                    f"step {n}: the loss is {values['total']} and the gradient's norm {values['grad_norm']}", n
                 )
             observe(n, values)
 

@@ -163,22 +163,11 @@ def step_function(
 ) -> Any:
     """(state, batch, seed) -> (state one step on, metrics): what is compiled."""
 
-    axes = learner.axes()
-
-    def gradients(params: Any, frozen: Any, batch: Batch, key: jax.Array) -> tuple[Metrics, Any]:
-        (total, metrics), grads = jax.value_and_grad(learner.loss, has_aux=True)(params, frozen, batch, key)
-        return {**metrics, "total": total}, shard_as_state(grads, axes)
+    gradients = gradient_function(learner, accumulate)
 
     def update(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         """The state after an update with `batch`, still at its step."""
-        weights = learner.weights
-        batch = {**batch, **{name: a / jnp.maximum(a.sum(), 1.0) for name, a in batch.items() if name in weights}}
-        if accumulate == 1:
-            metrics, grads = gradients(state.params, state.frozen, batch, key)
-        else:
-            metrics, grads = _accumulate_gradients(
-                partial(gradients, state.params, state.frozen), batch, key, accumulate
-            )
+        metrics, grads = gradients(state.params, state.frozen, batch, key)
         opt_state = to_device_memory(state.opt_state)
         updates, opt_state = optimizer.update(grads, opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -195,6 +184,25 @@ def step_function(
         return replace(state, step=state.step + 1, frozen=frozen), {**metrics, "tokens": tokens}
 
     return step
+
+
+def gradient_function(learner: Learner, accumulate: int = 1) -> Any:
+    """(params, frozen, batch, key) -> (metrics, gradients) of a batch's loss, its weights scaled to the sum 1."""
+    axes = learner.axes()
+
+    def gradients(params: Any, frozen: Any, batch: Batch, key: jax.Array) -> tuple[Metrics, Any]:
+        (total, metrics), grads = jax.value_and_grad(learner.loss, has_aux=True)(params, frozen, batch, key)
+        return {**metrics, "total": total}, shard_as_state(grads, axes)
+
+    def scaled(params: Any, frozen: Any, batch: Batch, key: jax.Array) -> tuple[Metrics, Any]:
+        weights = learner.weights
+        batch = {**batch, **{name: a / jnp.maximum(a.sum(), 1.0) for name, a in batch.items() if name in weights}}
+        if accumulate == 1:
+            return gradients(params, frozen, batch, key)
+        summed: tuple[Metrics, Any] = _accumulate_gradients(partial(gradients, params, frozen), batch, key, accumulate)
+        return summed
+
+    return scaled
 
 
 def _several_updates(

@@ -336,6 +336,7 @@ def test_a_loss_that_is_not_a_number_keeps_the_last_checkpoint(texts: Path, tmp_
     at = int(str(error.value).split(":")[0].removeprefix("step "))
     assert Checkpoints(tmp_path / "run" / "checkpoints").latest == at - 1
     assert list(of(lines(tmp_path / "run"), "loss")) == list(range(1, at))
+    assert f"`lm replay {tmp_path / 'run'} --step {at}` says" in str(error.value) and error.value.step == at
 
 
 def test_killed_while_it_saves_its_tokenizer(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -210,7 +213,7 @@ def test_rows_swapped_in_one_run_alone(
 
 
 def test_a_flag_of_the_compiler(sound: Path, tmp_path: Path) -> None:
-    """As it is recorded; tests/run/test_flags.py sets one."""
+    """As it is recorded; the test below sets one."""
     folder = shutil.copytree(sound, tmp_path / "run")
     (entry,) = json.loads((folder / "history.json").read_text())
     entry["environment"]["XLA_FLAGS"] = "--xla_cpu_enable_fast_math=true"
@@ -229,6 +232,20 @@ def test_a_flag_of_the_compiler(sound: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_run_under_another_flag(sound: Path, texts: Path, tmp_path: Path) -> None:
+    """Of a process of its own: XLA reads its flags once."""
+    folder, one = tmp_path / "run", declared(texts)
+    fields = ("steps", "checkpoint_every_steps", "eval_every_steps", "eval_tokens", "ema")
+    own = [f"{name}={getattr(one, name)}" for name in fields]
+    command = [sys.executable, "-m", "tests.tiny", str(texts), str(folder), "0", "prompts=()", "model.dropout=0", *own]
+    flag = "--xla_cpu_enable_fast_math=true"
+    subprocess.run(command, env={**os.environ, "XLA_FLAGS": flag}, check=True, timeout=100, capture_output=True)
+    found = compare(sound, folder)
+    assert {row[0]: row[2] for row in table(found, "Environment").rows}["XLA_FLAGS"] == flag
+    assert "the environment differ" in found.verdict and "both give what A has logged and kept" in found.verdict
+
+
+@pytest.mark.slow
 def test_another_way_to_compute(sound: Path, texts: Path, tmp_path: Path) -> None:
     course.train(declared(texts).replace(compute=dict(attention="flash", block=8)), tmp_path / "run")
     found = compare(sound, tmp_path / "run")
@@ -236,6 +253,18 @@ def test_another_way_to_compute(sound: Path, texts: Path, tmp_path: Path) -> Non
     assert table(found, "Compiled program").rows and {"compute.attention", "compute.block"} <= {
         row[0] for row in table(found, "Environment").rows
     }
+    assert "What differs first is attn_head (what each head has read" in found.verdict
+
+
+@pytest.mark.slow
+def test_a_number_of_the_model(sound: Path, texts: Path, tmp_path: Path) -> None:
+    """The first tap that it changes."""
+    course.train(declared(texts).replace(model=dict(norm=dict(eps=1e-3)), steps=2), tmp_path / "run")
+    found = compare(sound, tmp_path / "run")
+    assert "What differs first is attn_query (the queries of each head, as they meet the keys) of layer 0, head" in (
+        found.verdict
+    )
+    assert found.verdict.endswith("in step 1.") and "part at step 1" in found.verdict
 
 
 # ---------------------------------------------------------------- other runs, and what is none
