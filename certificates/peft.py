@@ -18,6 +18,9 @@ SMALL = dict(vocab_size=37, hidden_size=16, num_hidden_layers=2, num_attention_h
 LLAMA = ("LlamaConfig", {**SMALL, "intermediate_size": 24, "max_position_embeddings": 32, "initializer_range": 0.3})
 TIED = (LLAMA[0], {**LLAMA[1], "tie_word_embeddings": True})
 QWEN = ("Qwen2Config", {**LLAMA[1], "tie_word_embeddings": False})
+MIXTRAL = ("MixtralConfig", {**LLAMA[1], "num_local_experts": 3, "num_experts_per_tok": 2})
+OSS = ("GptOssConfig", {**MIXTRAL[1], "head_dim": 8, "sliding_window": 7})
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 GEMMA = ("Gemma2Config", {**LLAMA[1], "head_dim": 4})
 GPT2 = ("GPT2Config", dict(vocab_size=37, n_embd=16, n_layer=2, n_head=4, n_positions=32, initializer_range=0.3))
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -54,6 +57,15 @@ CASES: dict[str, tuple[tuple[str, dict[str, Any]], dict[str, Any], dict[str, Any
     "gpt2": (GPT2, dict(target_modules=["c_attn", "c_proj", "c_fc"]), dict(where="query|value|mlp")),
     "gpt2, rslora": (GPT2, dict(target_modules=["c_attn"], use_rslora=True), dict(where="query|key", rslora=True)),
     "gpt2, dora": (GPT2, dict(target_modules=["c_attn", "c_fc"], use_dora=True), dict(where="layers/.*", dora=True)),
+    "mixtral": (MIXTRAL, dict(target_modules=["q_proj"], target_parameters=EXPERTS), dict(where="query|mlp")),
+    "mixtral, rslora": (
+        MIXTRAL,
+        dict(target_modules=["w1", "w2", "w3", "gate", "v_proj"], use_rslora=True),
+        dict(where="layers/.*", rslora=True),
+    ),
+    "mixtral, all": (MIXTRAL, dict(target_modules="all-linear"), dict(where="up|router")),
+    "gpt-oss": (OSS, dict(target_modules=["q_proj"], target_parameters=EXPERTS), dict(where="query|mlp")),
+    "gpt-oss, one": (OSS, dict(target_parameters=EXPERTS[:1]), dict(where="gate|down|router", rslora=True)),
     "gemma 2": (GEMMA, dict(target_modules="all-linear"), dict(where="layers/.*")),
 }
 
@@ -110,7 +122,7 @@ def ours(folder: Path) -> None:
         kind = DoRA if dora else LoRA
         lora = kind(rank=4, alpha=6.0, **{k: v for k, v in value.items() if k != "dora"})
         learner = lora.wrap(Pretrain().build(model.model))
-        params, frozen = learner.begin(model.params, jax.random.key(0))
+        params, frozen = learner.begin(model.params, jax.random.key(0), {})
         leaves, treedef = jax.tree.flatten(params)
         keys = jax.random.split(jax.random.key(1), len(leaves))
         params = treedef.unflatten([x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])

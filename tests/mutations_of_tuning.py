@@ -41,7 +41,12 @@ TESTS = {
     **{f"lm/tune/{name}.py": ("tests/tune/test_preference_losses.py",) for name in ("dpo", "kto", "orpo", "simpo")},
     "lm/run/start.py": ("tests/run/test_start.py",),
     **dict.fromkeys(
-        ("lm/pretrained/peft.py", "lm/pretrained/peft_config.py", "lm/pretrained/peft_save.py"),
+        (
+            "lm/pretrained/peft.py",
+            "lm/pretrained/peft_config.py",
+            "lm/pretrained/peft_experts.py",
+            "lm/pretrained/peft_save.py",
+        ),
         ("tests/pretrained/test_peft.py",),
     ),
 }
@@ -167,6 +172,21 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
             "if not model.config.shares_embedding or not touched:",
             "if 1:",
         ),
+    ),
+    "lm/pretrained/peft_experts.py": (
+        (
+            "B is by expert too",
+            "rows.transpose(1, 2, 0).reshape(-1, R * E)",
+            "rows.transpose(1, 0, 2).reshape(-1, R * E)",
+        ),
+        (
+            "what is read is by expert",
+            "b.reshape(len(b), rank, experts)",
+            "b.reshape(len(b), experts, rank).swapaxes(1, 2)",
+        ),
+        ("gate and up are one after the other", "b.swapaxes(1, 2) if interleaved else b", "b"),
+        ("gate and up share their rows", "column * r : (column + 1) * r] =", ":r] ="),
+        ("the first parameter has the module's name", "named[0 if end else -1]", "named[-1 if end else 0]"),
     ),
     "lm/pretrained/peft_save.py": (
         ("fused matrices share their rows", "            column += len(b)\n", ""),

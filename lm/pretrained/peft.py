@@ -5,7 +5,7 @@ for every family. A module's change is s B A, [outputs, inputs], of an embedding
 output. A file is read completely or refused: PEFT takes one whose names it does not know for no adapter at all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 
 from lm.model import count
 from lm.model.families import scorer
+from lm.pretrained import peft_experts
 from lm.pretrained.architecture import Architecture
 from lm.pretrained.classifiers import SCORE
 from lm.pretrained.files import Safetensors
@@ -64,10 +65,10 @@ def read_adapter(folder: Path) -> Adapter:
             raise ValueError(f"{source.where(name)} is unexpected: {', '.join(KINDS)} are known")
         else:
             replaced[own.replace(".base_layer.", ".")] = array
-    for module, own_factors in factors.items():
+    for module, own_factors in (named := peft_experts.by_parameter(factors, config.parameters)).items():
         _check(config, module, own_factors)
-    config.check_targets(factors)
-    return Adapter(config, factors, replaced)
+    config.check_targets(named)
+    return Adapter(config, named, replaced)
 
 
 def _check(config: PeftConfig, module: str, factors: Mapping[str, np.ndarray]) -> None:
@@ -78,7 +79,9 @@ def _check(config: PeftConfig, module: str, factors: Mapping[str, np.ndarray]) -
             f"{', '.join(sorted(needed))}, with use_dora={config.dora}"
         )
     rank = config.rank_of(module)
-    if factors["A"].shape[0] != rank or factors["B"].shape[-1] != rank:
+    ranks = {factors["A"].shape[0], factors["B"].shape[-1]}
+    experts = max(ranks) // rank if peft_experts.is_experts(module) else 1
+    if ranks != {experts * rank}:
         shapes = f"A {list(factors['A'].shape)} and B {list(factors['B'].shape)}"
         raise ValueError(f"{config.file.with_name(WEIGHTS)}: {module} has {shapes}, and {CONFIG} says rank {rank}")
 
@@ -102,13 +105,33 @@ def with_adapter(model: Pretrained, folder: Path) -> Pretrained:
             raise _unlike(adapter, name, array.shape, tensor.shape)
         _write(tensor, leaves, array)
     for module, factors in adapter.factors.items():
-        tensor = _known(adapter, theirs, f"{module}.weight")
-        w = np.asarray(read_theirs(tensor, leaves), np.float64)
-        _write(tensor, leaves, _merged(adapter, module, factors, w, is_turned(tensor)))
+        for tensor, w in _changed(adapter, module, factors, theirs, leaves):
+            _write(tensor, leaves, w)
     old, treedef = jax.tree.flatten(model.params)
     new = [jnp.asarray(leaves[path]) for path in flatten(model.params)]
     placed = [jax.device_put(x, before.sharding) for x, before in zip(new, old, strict=True)]
     return replace(model, params=jax.tree.unflatten(treedef, placed))
+
+
+def _changed(
+    adapter: Adapter,
+    module: str,
+    factors: Mapping[str, np.ndarray],
+    theirs: Mapping[str, Tensor],
+    leaves: Mapping[str, Any],
+) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """The tensors that a module's factors change, with their new values."""
+    if not peft_experts.is_experts(module):
+        tensor = _known(adapter, theirs, f"{module}.weight")
+        w = np.asarray(read_theirs(tensor, leaves), np.float64)
+        yield tensor, _merged(adapter, module, factors, w, is_turned(tensor))
+        return
+    scale, rank = adapter.config.scale_of(module), adapter.config.rank_of(module)
+    for name, change in peft_experts.changes(theirs, module, factors, rank):
+        tensor = _known(adapter, theirs, name)
+        if change.shape != tensor.shape:
+            raise _unlike(adapter, module, change.shape, tensor.shape)
+        yield tensor, (read_theirs(tensor, leaves) + scale * change).astype(np.float32)
 
 
 def _merged(
@@ -136,12 +159,10 @@ def is_turned(tensor: Tensor) -> bool:
 
 
 def _known(adapter: Adapter, theirs: Mapping[str, Tensor], name: str) -> Tensor:
-    file = adapter.config.file.with_name(WEIGHTS)
+    file, name = adapter.config.file.with_name(WEIGHTS), peft_experts.published(theirs, name)
     if name not in theirs:
         near = suggest(name, theirs).partition("known:")[0]
         raise ValueError(f"{file}: the model has no tensor {name}: {near}is it its base?")
-    if len(theirs[name].leaf_index) > 1:
-        raise ValueError(f"{file}: {name} is an expert's: merge it with PEFT (merge_and_unload) first")
     return theirs[name]
 
 

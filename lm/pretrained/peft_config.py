@@ -20,6 +20,7 @@ WITHOUT_EFFECT = {
     *("modules_to_save", "bias", "lora_ga_config"),
 }
 READ = {"peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "target_modules"}
+READ |= {"target_parameters"}
 # of init_lora_weights: others change the base's weights, and the file has no word of it
 INITIAL = (True, False, "gaussian", "eva", "orthogonal", None)
 
@@ -27,7 +28,7 @@ INITIAL = (True, False, "gaussian", "eva", "orthogonal", None)
 @dataclass(frozen=True)
 class PeftConfig:
     """What of the file is read: `rank` and `alpha` of a module, and where patterns say so others; `targets` are names,
-    ends of names from a dot on, or one regular expression."""
+    ends of names from a dot on, or one regular expression; `parameters` are names of arrays, or such ends."""
 
     file: Path
     rank: int
@@ -37,6 +38,7 @@ class PeftConfig:
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
     targets: str | tuple[str, ...]
+    parameters: tuple[str, ...] = ()
 
     def rank_of(self, module: str) -> int:
         """r of a module."""
@@ -53,10 +55,17 @@ class PeftConfig:
         if isinstance(self.targets, str):
             named = {} if self.targets == "all-linear" else {self.targets: f"(?:{self.targets})"}
         else:
-            named = {target: rf"(?:.*\.)?{re.escape(target)}" for target in self.targets}
+            named = {target: _end(target) for target in self.targets}
+        named |= {target: _end(target.removesuffix(".weight")) for target in self.parameters}
         for target, pattern in named.items():
             if not any(re.fullmatch(pattern, module) for module in there):
-                raise ValueError(f"{self.file}: target_modules has {target!r}, of which {WEIGHTS} has no factors")
+                field = "target_parameters" if target in self.parameters else "target_modules"
+                raise ValueError(f"{self.file}: {field} has {target!r}, of which {WEIGHTS} has no factors")
+
+
+def _end(name: str) -> str:
+    """The pattern of what ends in a name, from a dot on."""
+    return rf"(?:.*\.)?{re.escape(name)}"
 
 
 def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
@@ -71,7 +80,7 @@ def read_config(folder: Path) -> PeftConfig:
     if values.get("peft_type") != "LORA":
         raise ValueError(f"{file}: peft_type={values.get('peft_type')!r}: expected 'LORA'")
     for name in ("r", "lora_alpha", "target_modules"):
-        if values.get(name) is None:
+        if values.get(name) is None and not (name == "target_modules" and values.get("target_parameters")):
             raise ValueError(f"{file}: {name} is missing, for which PEFT takes a default: write what it learned with")
     if values.get("init_lora_weights", True) not in INITIAL:
         raise ValueError(
@@ -81,7 +90,7 @@ def read_config(folder: Path) -> PeftConfig:
     for name, value in values.items():
         if name not in WITHOUT_EFFECT | READ | {"init_lora_weights"} and value not in (None, False, [], {}, ""):
             raise ValueError(f"{file}: {name}={value!r} is not supported: merge it with PEFT (merge_and_unload)")
-    targets = values["target_modules"]
+    targets = values.get("target_modules") or ()
     return PeftConfig(
         file,
         _number(file, "r", values["r"]),
@@ -91,6 +100,7 @@ def read_config(folder: Path) -> PeftConfig:
         _patterns(file, "rank_pattern", values),
         _patterns(file, "alpha_pattern", values),
         targets if isinstance(targets, str) else tuple(map(str, targets)),
+        tuple(map(str, values.get("target_parameters") or ())),
     )
 
 

@@ -18,6 +18,7 @@ from lm.pretrained.files import TensorToWrite, write_file
 from lm.pretrained.known import architecture_for
 from lm.pretrained.peft import is_turned
 from lm.pretrained.peft_config import CONFIG, PREFIX, WEIGHTS
+from lm.pretrained.peft_experts import EXPERTS, NESTED, PUBLISHED, are_interleaved, stacked
 from lm.pretrained.rows import Concatenated, Identity, Kernel, RotaryInterleaved, Shape, Tensor, flatten, tensors
 from lm.pretrained.runs import FinishedRun
 from lm.pretrained.save import replace_folder, umask
@@ -26,6 +27,8 @@ from lm.tune.lora import DoRA, LoRA
 Arrays = dict[str, np.ndarray]
 WHOLE = "convert the whole model, without --adapter-only"
 ODD = RotaryInterleaved  # whose outputs are in another order
+EXPERT = re.compile(r".*\.experts\.(?:\d+\.w[123]\.weight|gate_up_proj|down_proj)")
+ROUTER = re.compile(r"(.*\.(?:block_sparse_moe\.gate|mlp\.router))\.weight")
 
 
 def save_adapter(run: FinishedRun, folder: str | Path) -> int:
@@ -72,13 +75,20 @@ def adapter_of(
     ranks: dict[str, int] = {}
     whole: dict[str, bool] = {}
     turned = False
-    for tensor in tensors(architecture_for(cfg.scaled).rows(cfg), shapes):
+    every = tensors(architecture_for(cfg.scaled).rows(cfg), shapes)
+    parameters = _experts(cfg, lora, moving, every, arrays)
+    for tensor in every:
         module, names = tensor.name.rpartition(".")[0], [p for p in tensor.paths if f"{p}/lora_a" in moving]
+        if names and EXPERT.fullmatch(tensor.name):
+            continue
+        if names and (router := ROUTER.fullmatch(tensor.name)):
+            module = router[1].replace(PUBLISHED, ".mlp.")
+            parameters[f"{module}.weight"] = 1
         if names:
             factors = _factors(tensor, names, moving, shapes, isinstance(lora, DoRA))
             arrays |= {f"{PREFIX}{module}.{name}": array for name, array in factors.items()}
             turned |= is_turned(tensor) and tensor.paths != ("stem/tokens",)
-            ranks[module] = len(names)
+            ranks |= {} if f"{module}.weight" in parameters else {module: len(names)}
             continue
         itself = any(path in moving for path in tensor.paths)
         if itself:
@@ -87,19 +97,47 @@ def adapter_of(
         if itself != whole[module] or (itself and module in ranks):
             raise ValueError(f"PEFT saves {module} as a whole, of which a part was trained: {WHOLE}")
     saved = [module for module, itself in whole.items() if itself]
-    return _config(cfg, lora, ranks, saved, turned) | {"base_model_name_or_path": base or None}, arrays
+    return _config(cfg, lora, ranks, parameters, saved, turned) | {"base_model_name_or_path": base or None}, arrays
 
 
-def _config(cfg: ModelConfig, lora: LoRA, ranks: Mapping[str, int], saved: list[str], turned: bool) -> dict[str, Any]:
+def _experts(
+    cfg: ModelConfig, lora: LoRA, moving: Mapping[str, np.ndarray], every: list[Tensor], arrays: Arrays
+) -> dict[str, int]:
+    """Put the factors of experts among the `arrays`. Returns their parameters, with the matrices of ours in each.
+    Raises ValueError for DoRA, which PEFT has not of parameters."""
+    found: dict[str, int] = {}
+    stacks = {path.split("/")[1] for t in every if EXPERT.fullmatch(t.name) for path in t.paths}
+    for slot in sorted(stacks & {path.split("/")[1] for path in moving if path.endswith("/lora_a")}):
+        for j, layer in enumerate(cfg.slots[slot].layers):
+            module = f"model.layers.{layer}{EXPERTS}"
+            own = list(stacked(moving, slot, j, are_interleaved(every)))
+            if own and isinstance(lora, DoRA):
+                raise ValueError(f"PEFT has no DoRA of experts ({module}): {WHOLE}")
+            for parameter, several, factors in own:
+                nested = NESTED if parameter != own[-1][0] else ""
+                arrays |= {f"{PREFIX}{module}{nested}.lora_{name}.weight": x for name, x in factors.items()}
+                found[f"{module}.{parameter}"] = several
+    return found
+
+
+def _config(
+    cfg: ModelConfig,
+    lora: LoRA,
+    ranks: Mapping[str, int],
+    parameters: Mapping[str, int],
+    saved: list[str],
+    turned: bool,
+) -> dict[str, Any]:
     """adapter_config.json.
 
     Args:
       cfg: the model.
       lora: what was trained.
       ranks: module -> the matrices of ours in it, whose ranks add up.
+      parameters: the same of parameters that are no module's own matrix (experts, routers).
       saved: modules that were trained themselves.
       turned: whether matrices are [inputs, outputs], as GPT-2's."""
-    several = {re.escape(module): n for module, n in ranks.items() if n > 1}
+    several = {re.escape(module): n for module, n in {**ranks, **parameters}.items() if n > 1}
     grows = {pattern: lora.alpha * (math.sqrt(n) if lora.rslora else n) for pattern, n in several.items()}
     return {
         "peft_type": "LORA",
@@ -110,6 +148,7 @@ def _config(cfg: ModelConfig, lora: LoRA, ranks: Mapping[str, int], saved: list[
         "use_rslora": lora.rslora,
         "use_dora": isinstance(lora, DoRA),
         "target_modules": list(ranks),
+        **({"target_parameters": list(parameters)} if parameters else {}),
         "modules_to_save": saved or None,
         "rank_pattern": {pattern: n * lora.rank for pattern, n in several.items()},
         "alpha_pattern": {pattern: _plain(alpha) for pattern, alpha in grows.items()},

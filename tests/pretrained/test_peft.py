@@ -52,6 +52,9 @@ CASES: dict[str, tuple[Any, LoRA]] = {
     "fused, dora": (GPT2, DoRA(rank=2, where="layers/.*")),
     "gemma 2": (MODELS["gemma 2"], LoRA(rank=2)),
     "t5": (T5, DoRA(rank=2)),
+    "mixtral": (MODELS["mixtral"], LoRA(rank=2, alpha=3.0, rslora=True)),
+    "mixtral, a part": (MODELS["mixtral"], LoRA(rank=2, where="up|router")),
+    "gpt-oss": (MODELS["gpt-oss"], LoRA(rank=3, where="mlp|router|value")),
     "bert": (BERT, LoRA(rank=2, where="query|out", full="ffn_norm_.*")),
 }
 
@@ -96,10 +99,39 @@ def test_matrices_that_are_one_of_theirs_have_their_ranks_added(tmp_path: Path) 
     assert json.loads((tmp_path / CONFIG).read_text())["fan_in_fan_out"] is True
 
 
+def test_experts_have_one_pair_of_factors_a_parameter(tmp_path: Path) -> None:
+    """A by expert, B by rank; a gate and an up of twice the rank; the last parameter has the module's name."""
+    cfg = MODELS["mixtral"]
+    written(cfg, LoRA(rank=2, alpha=3.0, where="mlp"), tmp_path)
+    source, config = Safetensors.of_file(tmp_path / WEIGHTS), read_config(tmp_path)
+    module, (E, D, F) = "model.layers.0.mlp.experts", (cfg.ffn.experts, cfg.width, cfg.ffn.mlp)
+    at = f"base_model.model.{module}"
+    assert source.shape(f"{at}.lora_A.weight") == (E * 2, F) and source.shape(f"{at}.lora_B.weight") == (D, E * 2)
+    assert source.shape(f"{at}.base_layer.lora_A.weight") == (E * 4, D)
+    up = source.read(f"{at}.base_layer.lora_B.weight").reshape(2, F, 4, E)
+    assert not up[0, :, 2:].any() and not up[1, :, :2].any() and up[0, :, :2].all() and up[1, :, 2:].all()
+    assert config.scale_of(f"{module}.gate_up_proj") == config.scale_of(f"{module}.down_proj") == 1.5
+    assert config.rank_of(f"{module}.gate_up_proj") == 4
+
+
+def test_an_expert_s_own_factors_are_read_too(tmp_path: Path) -> None:
+    """As files from before transformers 5 have them."""
+    cfg = MODELS["mixtral"]
+    w1, at = plain(cfg).params["layers"]["0"]["gate"], "base_model.model.model.layers.0.block_sparse_moe.experts.1.w1."
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=shape).astype(np.float32) for shape in ((2, w1.shape[2]), (w1.shape[3], 2)))
+    arrays = {f"{AT}lora_A.weight": None, f"{AT}lora_B.weight": None}
+    own = {f"{at}lora_A.weight": a, f"{at}lora_B.weight": b}
+    folder = adapter(tmp_path, dict(target_modules=["w1"]), **arrays, **own)
+    change = with_adapter(plain(cfg), folder).params["layers"]["0"]["gate"] - w1
+    np.testing.assert_allclose(change[0, 1], 2 * (b @ a).T, rtol=1e-4, atol=1e-5)
+    assert not change[0, 0].any() and not change[1:].any()
+
+
 @pytest.mark.parametrize(
     ("cfg", "lora", "message"),
     [
-        (MODELS["mixtral"], LoRA(rank=2, where="gate"), "PEFT has no form for an adapter of layers/0/gate"),
+        (MODELS["mixtral"], DoRA(rank=2, where="gate"), "PEFT has no DoRA of experts"),
         (replace(LLAMA, tied=True), LoRA(rank=2, where="stem/tokens"), "an embedding that is the output too"),
         (GPT2, DoRA(rank=2, where="query"), "PEFT's DoRA is of all of layers/0/query, layers/0/key, layers/0/value"),
         (GPT2, LoRA(rank=2, where="down", full="query"), "PEFT saves transformer.h.0.attn.c_attn.weight whole, and"),
@@ -173,6 +205,12 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "part of a name": (dict(target_modules=["proj"]), {}, "has 'proj', of which"),
     "a plain string": (dict(target_modules="q_proj"), {}, "has 'q_proj', of which"),
     "a broken pattern": (dict(rank_pattern={"(": 2}), {}, "which is no regular expression"),
+    "an unknown parameter": (dict(target_parameters=["down_proj"]), {}, "target_parameters has 'down_proj', of which"),
+    "experts of no parameter": (
+        dict(target_parameters=["router.weight"]),
+        {"base_model.model.model.layers.0.mlp.experts.lora_A.weight": np.ones((4, 16))},
+        "has factors of one parameter of gate_up_proj and down_proj, and target_parameters names neither",
+    ),
     "no prefix": ({}, {"model.layers.1.self_attn.q_proj.lora_A.weight": np.ones((2, 16))}, "a name that begins with"),
     "half": ({}, {f"{AT}lora_B.weight": None}, "q_proj has A: expected A, B, with use_dora=False"),
     "no magnitude": (dict(use_dora=True), {}, "q_proj has A, B: expected A, B, magnitude"),
