@@ -9,7 +9,7 @@ has the slot "0" alone.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -157,7 +157,7 @@ class Transformer:
 
     def init(self, key: jax.Array) -> Params:
         """Fresh float32 parameters, each drawn from a key of its own path: models that share a part start it alike."""
-        return self._scaled(self._boxed(key))
+        return _init(self, key)
 
     def _scaled(self, boxed: Params) -> Params:
         return jax.tree.map(self.cfg.parametrisation.scale_init, nn.meta.unbox(boxed), self._axes(boxed))
@@ -347,6 +347,11 @@ def _continued(cache: Cache, layers: Any, inputs: Inputs) -> Cache:
         segments = inputs.encoder.segments
         segments = jnp.ones_like(inputs.encoder.tokens) if segments is None else segments
     return Cache(layers, (cache.length + more).astype(jnp.int32), segments, cache.size)
+
+
+@partial(jax.jit, static_argnums=0, inline=True)  # traced once, and part of whatever program it is called in
+def _init(model: Transformer, key: jax.Array) -> Params:
+    return model._scaled(model._boxed(key))
 
 
 @lru_cache(maxsize=64)  # a run asks for shapes and axes a dozen times, of equal models
