@@ -28,6 +28,16 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ),
         ("the gradient is not times the difference", "* (values - here)", "* values"),
     ),
+    "lm/inspect/summary.py": (
+        ("what a mask hides is a large logit", "x <= MINUS_INFINITY / 2", "x <= -jnp.inf"),
+        ("two numbers exchanged are the same bits", "words * weights", "words"),
+        ("heads of fewer are not filled up", "max(0, heads - x.shape[-2])", "0 * max(0, heads - x.shape[-2])"),
+        (
+            "the last row and token are the first",
+            "(int(i) for i in np.argwhere(one)[0])",
+            "(int(i) for i in np.argwhere(one)[-1])",
+        ),
+    ),
     "lm/inspect/views.py": (
         ("induction is duplication", "[..., :-1])", "[..., 1:])"),
         ("a token is its own duplicate", "jnp.tri(T, k=-1, dtype=bool)", "jnp.tri(T, dtype=bool)"),

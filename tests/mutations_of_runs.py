@@ -3,7 +3,6 @@ mutations.py."""
 
 from tests.mutations import of
 
-FAULTS = ("tests/run/test_diff.py",)
 TESTS = {
     "lm/train/checkpoint.py": ("tests/train/test_checkpoint.py", "tests/train/test_damage.py"),
     "lm/value.py": ("tests/test_value.py",),
@@ -28,10 +27,21 @@ TESTS = {
         *("a_decay_is_set_aside_and_not_lost", "what_cannot_go_on_is_refused", "the_steps_that_two_lengths_share"),
     ),
     "lm/run/log.py": of("run/test_course", "wall_time_is_of_all_processes"),
-    "lm/run/diff.py": FAULTS,
-    "lm/run/batch_diff.py": FAULTS,
-    "lm/run/divergence.py": FAULTS,
-    "lm/run/history.py": FAULTS,
+    "lm/run/diff.py": of("run/test_diff", "a_flag_of_the_compiler", "a_run_and_its_copy_are_the_same"),
+    "lm/run/batch_diff.py": of("run/test_diff", "two_rows_swapped_at_one_step"),
+    "lm/run/divergence.py": of("run/test_diff", "an_initial_value_of_one_layer", "a_number_of_the_optimizer"),
+    "lm/run/history.py": of("run/test_diff", "what_a_process_began_with_is_recorded"),
+    "lm/run/replay.py": of("run/test_replay", "every_step_is_the_one_that_was_logged", "a_spike_is_said"),
+    "lm/run/examine.py": of(
+        "run/test_replay",
+        *("each_target_s_loss_is_what_the_batch_s_is_the_sum_of", "the_gradients_are_the_step_s"),
+        *("an_overflow_in_one_head", "a_poisoned_document"),
+    ),
+    "lm/run/replay_report.py": of(
+        "run/test_replay",
+        *("the_command_proves_the_step_and_writes_the_page", "an_overflow_in_one_head", "a_spike_is_said"),
+        *("the_first_value_out_of_line_in_a_row", "a_step_that_the_run_has_not"),
+    ),
 }
 
 BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
@@ -107,34 +117,41 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("samples of other prompts stay", "buckets.remove(folder, *SAMPLES)", "pass"),
     ),
     "lm/run/diff.py": (
-        (
-            "a difference by a bit is none",
-            "a.losses[n] != b.losses[n]), 0)",
-            "_distance(a.losses[n], b.losses[n]) > FINE), 0)",
-        ),
+        ("a difference by a bit is none", "if a.losses[n] != b.losses[n]), 0)", "if 0), 0)"),
         ("flags are no environment", 'IRRELEVANT = ("memory_bytes",)', 'IRRELEVANT = ("memory_bytes", "XLA_FLAGS")'),
-        ("states are not compared", "if names := differing(x, y):", "if names := []:"),
+        ("who is reproduced is not looked at", "if n is None]", "if 1]"),
         (
-            "who is reproduced is not looked at",
-            "found.unlike, strict=True) if n is None]",
-            "found.unlike, strict=True)]",
+            "the start is not compared",
+            "both = sorted(first.keys() & second.keys())",
+            "both = sorted(first.keys() & {2})",
         ),
     ),
     "lm/run/batch_diff.py": (
         ("rows in another order are others", "elif _permuted(x, y, rows):", "elif 0:"),
-        ("the first step is the last", "    return next((_described", "    return max((_described"),
+        ("the step is counted from 0", "BatchDifference(step + 1, what", "BatchDifference(step, what"),
     ),
     "lm/run/divergence.py": (
-        ("the layer is not looked for", "p.tobytes() != q.tobytes()", "1"),
-        (
-            "the first difference may be in a later step",
-            "        if apart or x.metrics != y.metrics:",
-            "        if x.metrics != y.metrics:",
-        ),
+        ("the layer is not looked for", "p.tobytes() != q.tobytes()", "True"),
+        ("states are not compared", "if apart or x.metrics != y.metrics", "if x.metrics != y.metrics"),
     ),
     "lm/run/history.py": (
         ("the start has no checksums", '"initial": dict(initial)', '"initial": {}'),
         ("the program is not noted", '{**last, "program": fingerprint}', "last"),
+    ),
+    "lm/run/replay.py": (
+        ("a checkpoint of the step itself is before it", "kept < step for kept", "kept <= step for kept"),
+        ("every log is as it was", "if pair[0] != pair[1]}", "if 0}"),
+    ),
+    "lm/run/examine.py": (
+        ("a target has another number than its loss", "**weights}, None)[0]", "**weights}, None)[1]['accuracy']"),
+        ("the loss is in chunks, without gradients of weights", "loss_chunk=0", "loss_chunk=8"),
+        ("layers are one", "layers and x.ndim and len(layers) == len(x)", "0"),
+    ),
+    "lm/run/replay_report.py": (
+        ("a step that was not taken may be asked for", "if not 1 <= step <= most:", "if 0:"),
+        ("a spike is none", "loss > SPIKE * usual", "0"),
+        ("any value is out of line", "OUTLYING = 10.0", "OUTLYING = 0.1"),
+        ("a log that is another proves it", "if not others and not unlike and step.n in", "if step.n in"),
     ),
     "lm/run/lengthen.py": (
         ("any run can be lengthened", "if newest <= shared:", "if 1:"),

@@ -6,6 +6,7 @@ float32, no prompts) has checkpoint 8 alone; its metrics go on to step 12, as wh
 
 import csv
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from lm.model import count
 from lm.model.positions import Alibi
 from lm.pretrained import load, read_experiment
 from lm.run import course
+from lm.run.diff import compare
 from lm.run.evaluate import evaluate
+from lm.run.replay_report import replay
 from lm.study import runner
 from lm.study.ablation import Ablation
 from tests.tiny import experiment, lines, write_texts
@@ -57,6 +60,19 @@ def test_a_run_is_loaded_evaluated_and_resumed(before: Path) -> None:
     assert [line["step"] for line in resumed] == [line["step"] for line in recorded]
     for new, old in zip(resumed, recorded, strict=True):
         assert new == pytest.approx(old, rel=TOLERANCE)
+
+
+@pytest.mark.slow
+def test_a_step_is_computed_again_and_compared(before: Path) -> None:
+    """From its checkpoint, on another machine; a run that went on here differs in nothing that was declared."""
+    report, _ = replay("run", 10)
+    assert report.proof.startswith("Computed from checkpoint 8: ") and "Row " in report.verdict
+    shutil.copytree("run", "other")
+    course.train(read_experiment("other"), "other")
+    found = compare("run", "other", replay=False)
+    declared, data, *_, program, losses, states, _ = found.tables
+    assert not declared.rows and not data.rows and program.note == "Not recorded in A."
+    assert states.note == "The same at step 8." and all(row[0] == "the first that differs" for row in losses.rows)
 
 
 def test_a_finished_study_is_read_and_nothing_is_run(before: Path) -> None:

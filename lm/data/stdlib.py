@@ -46,8 +46,8 @@ class Stdlib(Source):
             raise ValueError(f"Stdlib part={self.part!r}: expected code or prose")
 
     def documents(self, split: str) -> Documents:
-        texts = _texts(library(self.folder), self.part, SPLITS[not is_train(split)])
-        return not_empty(Documents(len(texts), lambda i: texts[i]), self, split)
+        named = _named_texts(library(self.folder), self.part, SPLITS[not is_train(split)])
+        return not_empty(Documents(len(named), lambda i: named[i][1], lambda i: named[i][0]), self, split)
 
     def fingerprint(self) -> str:
         return identity(library(self.folder), self.part)
@@ -80,8 +80,8 @@ def _is_used(name: str) -> bool:
 
 
 @functools.lru_cache(maxsize=4)
-def _texts(root: Path, part: str, split: str) -> tuple[str, ...]:
-    return tuple(text for _, text in documents_of(root, part, split))
+def _named_texts(root: Path, part: str, split: str) -> tuple[tuple[str, str], ...]:
+    return tuple(documents_of(root, part, split))
 
 
 def documents_of(root: Path, part: str, split: str) -> Iterator[tuple[str, str]]:

@@ -266,7 +266,7 @@ def _verdict(
 ) -> str:
     declared, _, environment, program, losses, states, _ = tables
     if not parting and not states.rows:
-        return f"A and B are the same: {losses.note.lower()}" + _but(declared)
+        return f"A and B are the same: {losses.note.lower()}{_ends(a, b)}{_but(declared)}"
     begin = f"A and B part at step {parting}" if parting else "The losses are the same and the states are not"
     causes = [f"{path} ({x} and {y})" for path, x, y in declared.rows if path.split(".")[0] not in INERT]
     parts = [f"{begin}."]
@@ -282,6 +282,12 @@ def _verdict(
         what = what if outside else "so is all else that is recorded"
         parts.append(f"The experiment and the rows are the same; {what}{_culprit(computed)}.")
     return " ".join(parts)
+
+
+def _ends(a: Side, b: Side) -> str:
+    """The last steps of two runs, where they are others."""
+    first, second = (max(side.losses, default=0) for side in (a, b))
+    return f" A has logged {plural(first, 'step')}, B {second:,}." if first != second else ""
 
 
 def _but(declared: Table) -> str:

@@ -19,6 +19,7 @@ from lm.page.words import join_and, median, plural
 from lm.run.batch_diff import document
 from lm.run.examine import Examination, Sizes, examine, not_finite
 from lm.run.history import at_step, read_history
+from lm.run.log import NOT_LOGGED
 from lm.run.replay import Replay, Step
 
 SHOWN = 8  # targets, rows or arrays in a table
@@ -265,7 +266,8 @@ def _by_row(targets: list[Target]) -> list[tuple[int, float]]:
 
 def _metrics_table(opened: Replay, step: Step) -> Table:
     line = opened.logged.get(step.n, {})
-    rows = tuple((name, repr(x), repr(line[name]) if name in line else "") for name, x in step.metrics.items())
+    known = {name: x for name, x in step.metrics.items() if name not in NOT_LOGGED}
+    rows = tuple((name, repr(x), repr(line[name]) if name in line else "") for name, x in known.items())
     return Table("Metrics", ("", "computed", "logged"), rows)
 
 

@@ -68,8 +68,9 @@ def test_no_paragraph_of_the_reference_is_in_two_documents(small: Path) -> None:
 def test_its_documents_are_those_of_the_split(small: Path) -> None:
     for part in stdlib.PARTS:
         for split in ("train", "heldout"):
-            wanted = [text for _, text in documents_of(small, part, split)]
-            assert wanted and list(Stdlib(part, str(small)).documents(split)) == wanted
+            wanted, found = list(documents_of(small, part, split)), Stdlib(part, str(small)).documents(split)
+            assert wanted and list(found) == [text for _, text in wanted]
+            assert [found.where(i) for i in range(len(found))] == [name for name, _ in wanted]
     with pytest.raises(ValueError, match="unknown split 'test'"):
         Stdlib("code", str(small)).documents("test")
 

@@ -89,6 +89,9 @@ def test_any_number_that_changes_is_seen_at_its_token_and_head(letters: str, at:
     place = tuple(by_letter[n] for n in ("B", "T" if "T" in letters else "S", *head))
     assert np.argwhere(before.bits != after.bits).tolist() == [list(place)]
     assert np.isfinite(after.largest[place]) == np.isfinite(change)
+    y = x.copy()  # two numbers of one token and head in each other's place
+    y[index[:-1]] = np.roll(x[index[:-1]], 1)
+    assert np.argwhere(before.bits != jax.device_get(summarize(letters, jnp.asarray(y))).bits).tolist() == [list(place)]
 
 
 def test_what_the_mask_hides_is_no_large_logit() -> None:

@@ -222,11 +222,11 @@ def test_a_flag_of_the_compiler(sound: Path, tmp_path: Path) -> None:
     other = json.loads(lines[2])
     lines[2] = json.dumps(other | {"loss": float(np.nextafter(np.float32(other["loss"]), np.float32(9)))})
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    found = compare(sound, folder)
+    found = compare(folder, sound)
     assert [row[0] for row in table(found, "Environment").rows] == ["XLA_FLAGS"]
-    assert table(found, "Compiled program").rows[0][2] == "0" * 16
+    assert table(found, "Compiled program").rows[0][1] == "0" * 16
     assert "A and B part at step 3." in found.verdict and "the environment and the program differ" in found.verdict
-    assert "both give what A has logged" in found.verdict
+    assert "both give what B has logged" in found.verdict
     ((what, step, *_),) = table(found, "Training loss").rows  # by rounding alone
     assert step == "3" and what == "the first that differs"
 
@@ -285,6 +285,14 @@ def test_a_run_of_before_has_no_history(sound: Path, tmp_path: Path) -> None:
     found = compare(sound, folder, replay=False)
     assert "Not recorded in B." in table(found, "Compiled program").note and "are the same" in found.verdict
     assert table(found, "Environment").note == "The same."  # about.json has it too
+
+
+def test_a_run_that_ended_before(sound: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(sound, tmp_path / "run")
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:2]))
+    found = compare(sound, folder)
+    assert found.verdict == "A and B are the same: the same to the bit in 2 steps. A has logged 4 steps, B 2."
 
 
 @pytest.mark.parametrize(("second", "message"), [("nowhere", "nowhere is not a run"), ("damaged", "cannot be read")])

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from launch.__main__ import main
+from lm.inspect.summary import Spot, Summary
 from lm.run import course
 from lm.run.examine import Examination, examine
 from lm.run.replay import Replay
-from lm.run.replay_report import replay
+from lm.run.replay_report import _outlier, replay
 from lm.train.loop import NotFinite
 from lm.train.method import Batch
 from lm.train.schedule import Constant
@@ -120,6 +121,21 @@ def test_a_spike_is_said(sound: Path, tmp_path: Path) -> None:
     report, _ = replay(folder, 2)  # from the start, over a step that is not as it was logged
     assert report.proof.startswith("Computed from the state before the first step: step 1 is not what the run logged.")
     assert report.proof.endswith("The environment is the same as far as it is recorded.")
+
+
+def test_the_first_value_out_of_line_in_a_row() -> None:
+    """Ten times what the other rows have at most; of what is finite everywhere."""
+    rng = np.random.default_rng(0)
+    values = {name: rng.uniform(1, 2, (2, 4, 5, 3)).astype(np.float32) for name in ("attn_head", "attn_pattern")}
+    values["attn_head"][1, 2, 3, 1] = 30.0
+    values["attn_pattern"][1, 2] *= 100
+    values["attn_head"][0, 1, 0, 0] = 90.0  # of another row
+    places = {name: Summary(x, x) for name, x in values.items()}
+    ordered = tuple((name, layer) for layer in (0, 1) for name in ("attn_pattern", "attn_head"))
+    found = Examination(places, ordered, {}, {}, {})
+    token, head = np.unravel_index(values["attn_pattern"][1, 2].argmax(), (5, 3))
+    assert _outlier(found, 2) == Spot("attn_pattern", 1, 2, token, head)
+    assert _outlier(found, 1) == Spot("attn_head", 0, 1, 0, 0) and _outlier(found, 0) is None
 
 
 def overflowing(leaves: dict[str, Any]) -> None:
