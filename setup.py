@@ -31,7 +31,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_namespace_packages(include=["lm", "lm.*", "experiments", "experiments.*", "launch", "launch.*"]),
-    package_data={"lm.model": ["*.c"]},
+    package_data={"lm.model": ["*.c"], "lm.page": ["*.css", "*.js"]},
     install_requires=RUNTIME,
     extras_require={
         "tpu": [JAX.replace("jax", "jax[tpu]", 1)],

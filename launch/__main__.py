@@ -23,6 +23,7 @@ from launch import (
     diff,
     evaluate,
     feedback,
+    inspect,
     launch,
     plan,
     replay,
@@ -45,6 +46,7 @@ VERBS = {
     "serve": serve,
     "evaluate": evaluate,
     "score": score,
+    "inspect": inspect,
     "feedback": feedback,
     "show": show,
     "plan": plan,
@@ -67,6 +69,7 @@ examples:
   lm chat SmolLM2-135M-Instruct.Q4_1.gguf        a conversation in the terminal
   lm serve runs/quickstart                       over HTTP, by the API of OpenAI
   lm evaluate runs/quickstart
+  lm inspect runs/quickstart --text "def add(a, b):"      where its heads look, what each layer says: a page
   lm diff runs/monday runs/tuesday               what differs between two runs, and where they part
   lm plan experiments.llama:llama3_8b --topology v5p:4x4x4      what it would cost there
   lm study experiments.ablations.heads           which is better, by how much, how sure

@@ -5,6 +5,9 @@ TESTS = {
     "lm/model/taps.py": ("tests/inspect/test_look.py",),
     "lm/inspect/edits.py": ("tests/inspect/test_look.py", "tests/inspect/test_patching.py"),
     "lm/inspect/views.py": ("tests/inspect/test_patching.py", "tests/inspect/test_views.py"),
+    "lm/inspect/patterns.py": ("tests/inspect/test_patterns.py",),
+    "lm/inspect/page.py": ("tests/inspect/test_page.py",),
+    "lm/pretrained/inside.py": ("tests/pretrained/test_inside.py",),
 }
 
 BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
@@ -48,5 +51,27 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
             "model.logits(params, x - part)",
         ),
         ("a Jacobian is transposed", '"lij,lbtj->lbti"', '"lji,lbtj->lbti"'),
+    ),
+    "lm/inspect/patterns.py": (
+        ("a sink is among the keys", "pattern.at[..., apart].set(0)", "pattern"),
+        ("the high byte of a distance is lost", "distances >> 8,", "distances & 0,"),
+        ("no key is left out where they do not fit", "k = max(1, k * 3 // 4)", "return packed, k"),
+    ),
+    "lm/inspect/page.py": (
+        ("places of a last block are lost", "[:P], tuple(blocks)", "[: P // BLOCK * BLOCK], tuple(blocks)"),
+        ("a token is its own neighbour", ".at[id].set(-2)", ".at[id].add(0)"),
+        ("windows stay without a mask", "window=one.window if masked else 0", "window=one.window"),
+        ("tokens are compared by place", "streams[:, 1][:, back]", "streams[:, 1]"),
+        ("effects are not shares", "jnp.where(jnp.abs(there - here) < 1e-6, jnp.inf, there - here)", "1"),
+    ),
+    "lm/pretrained/inside.py": (
+        ("a token's own probability is told", "np.append(ids[1:], 0)[places]", "ids[places]"),
+        (
+            "the lens is one layer late",
+            "lens[i : i + size] for i in range(0,",
+            "lens[i : i + size] for i in range(size,",
+        ),
+        ("an encoder predicts everywhere", "if self.config.causal else [i for i, id in", "if 1 else [i for i, id in"),
+        ("heads are those of no layer", "if int(head) >= heads:", "if int(head) > heads:"),
     ),
 }

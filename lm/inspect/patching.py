@@ -18,6 +18,7 @@ from lm.model.taps import axes
 from lm.model.transformer import Params, Transformer
 
 Metric = Callable[[jax.Array], jax.Array]
+EDITS = 8  # that are computed at a time
 
 
 def logit_difference(right: jax.Array, wrong: jax.Array, position: int = -1) -> Metric:
@@ -54,7 +55,7 @@ def patch(
         return metric(_edited(model, params, tokens, [edit]))
 
     grid = jnp.array(list(product(*map(range, sizes))))
-    return jax.lax.map(one, grid).reshape(sizes)
+    return jax.lax.map(one, grid, batch_size=EDITS).reshape(sizes)
 
 
 _FIELDS = {"N": "heads", "K": "heads", "T": "positions", "S": "positions"}

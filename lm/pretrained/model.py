@@ -322,9 +322,11 @@ class Pretrained:
             return prompts, None
         check_prompts(prompts, self.config.vocab, self.config.context, 0)
         ids, segments = _padded(prompts, self.config.context)
-        return [[self._decoder_start()]] * len(prompts), Inputs(jnp.asarray(ids), segments=jnp.asarray(segments))
+        return [[self.decoder_start]] * len(prompts), Inputs(jnp.asarray(ids), segments=jnp.asarray(segments))
 
-    def _decoder_start(self) -> int:
+    @property
+    def decoder_start(self) -> int:
+        """The id with which an encoder-decoder's output begins."""
         declared = (self.ids.get("decoder_start_token_id"), self.ids.get("pad_token_id"))
         pad = self.tokenizer.pad if self.tokenizer else None
         return int(next(id for id in (*declared, pad, 0) if id is not None))
@@ -369,7 +371,7 @@ class Pretrained:
         if stops := self.stop_ids:
             ids["eos_token_id"] = list(stops) if stops[1:] else stops[0]
         if self.config.has_encoder:
-            ids["decoder_start_token_id"] = self._decoder_start()
+            ids["decoder_start_token_id"] = self.decoder_start
         unused = self.unused if architecture == self.architecture else {}
         saving.save(Path(directory), architecture, cfg, self.params, self.tokenizer, ids, shard_bytes, unused)
 
