@@ -22,6 +22,8 @@ from lm.model.transformer import Params, Transformer
 from lm.train.loss import map_chunks
 
 OUTPUT = "output"  # logits or scores, which are no layer's
+PATTERN = "BNTS"  # the axes of attention's logits and pattern
+MOST_NUMBERS = 2**29  # of such an array of a layer: they are laid out whole, where kernels are not
 
 
 class Summary(NamedTuple):
@@ -59,7 +61,7 @@ def summarize(letters: str, x: jax.Array, heads: int = 0) -> Summary:
     rest = [i for i in range(x.ndim) if i not in kept]
     x = jnp.transpose(x, [*kept, *rest]).reshape(*(x.shape[i] for i in kept), -1)
     size = jnp.where(jnp.isfinite(x), jnp.abs(x), jnp.inf).astype(jnp.float32)
-    if letters == "BNTS":
+    if letters == PATTERN:
         size = jnp.where(x <= MINUS_INFINITY / 2, 0, size)
     word = jnp.uint16 if x.dtype.itemsize == 2 else jnp.uint32
     words = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)
@@ -70,13 +72,17 @@ def summarize(letters: str, x: jax.Array, heads: int = 0) -> Summary:
 
 
 def summaries(model: Transformer, params: Params, inputs: Inputs, key: jax.Array | None = None) -> dict[str, Summary]:
-    """The summary of each place of the model that these inputs meet, and of its output. Traced.
+    """The summary of each place of the model that these inputs meet, and of its output; without attention's logits and
+    pattern where a layer has more than MOST_NUMBERS of them. Traced.
 
     `key` switches dropout on."""
     most: dict[str, int] = {}  # layers of a hybrid have heads of their own
     for name, _, heads in _computed(replace(model, watch=None), inputs.encoder is not None):
         most[name] = max(heads, most.get(name, 0))
-    reads = {name: partial(summarize, axes(name), heads=heads) for name, heads in most.items()}
+    (rows, length), keys = inputs.tokens.shape, inputs.encoder.tokens.shape[1] if inputs.encoder else 0
+    numbers = {name: rows * heads * max(length, keys) ** 2 for name, heads in most.items() if axes(name) == PATTERN}
+    read = {name: heads for name, heads in most.items() if numbers.get(name, 0) <= MOST_NUMBERS}
+    reads = {name: partial(summarize, axes(name), heads=heads) for name, heads in read.items()}
     x, _, _, taps = replace(model, watch=Watch(reads)).hidden(params, inputs, key=key)
 
     def output(x: jax.Array) -> Summary:

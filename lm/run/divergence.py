@@ -54,6 +54,7 @@ def divergence(a: Replay, b: Replay, last: int) -> Divergence:
     if shapes := _shapes_apart(a, b):
         return Divergence(0, f"they learn other arrays: {shapes[0][0]}", shapes, (None, None))
     start = common_start(a, b, last)
+    print(f"computing steps {start + 1:,} to {last:,} of both again")
     traces = [list(_trace(replay, start, last)) for replay in (a, b)]
     first, second = (next((t.n for t in trace if not t.kept), None) for trace in traces)
     for x, y in zip(*traces, strict=True):

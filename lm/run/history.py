@@ -14,7 +14,7 @@ from lm.run.folder import write_json
 HISTORY = "history.json"
 ENTRY: dict[str, Any] = {
     "step": int,
-    "environment": dict[str, str | float | None],
+    "environment": dict[str, str | int | float | None],
     "compute": dict[str, Any],
     "mesh": dict[str, int],
     "program": str,

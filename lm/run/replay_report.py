@@ -65,6 +65,8 @@ def replay(run: str | Path, step: int) -> tuple[Report, Path]:
     _check(opened, step)
     state = opened.start(step)
     begun, unlike = int(state.step), list[int]()
+    if begun < step - 1:
+        print(f"computing steps {begun + 1:,} to {step - 1:,} again, to reach step {step:,}")
     for computed in opened.steps(state, step - 1):
         state = computed.state
         unlike += [computed.n] if opened.unlike(computed) else []
@@ -302,7 +304,9 @@ def _places_table(found: Examination) -> Table:
     layers = sorted({layer for _, layer in cells if layer >= 0})
     rows = tuple((name, *(_size(cells.get((name, layer))) for layer in layers)) for name in names if name != OUTPUT)
     output = f"The output: {_size(cells[OUTPUT, -1])}. " if (OUTPUT, -1) in cells else ""
-    note = f"{output}The largest size of a number; what is not finite is marked."
+    missing = list(dict.fromkeys(place for place, _ in found.order if place not in found.places))
+    left = f" Too large to be laid out: {join_and(missing)}." if missing else ""
+    note = f"{output}The largest size of a number; what is not finite is marked.{left}"
     return Table("Values by place and layer", ("", *(f"layer {n}" for n in layers)), rows, note)
 
 

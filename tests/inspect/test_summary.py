@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lm.inspect import summary
 from lm.inspect.edits import Add
 from lm.inspect.look import look, places
 from lm.inspect.summary import (
@@ -98,6 +99,14 @@ def test_what_the_mask_hides_is_no_large_logit() -> None:
     model, params, inputs = model_of("llama")
     found = jax.jit(lambda p: summaries(model, p, inputs))(params)
     assert np.asarray(found["attn_logits"].largest).max() < 1e6
+
+
+def test_patterns_that_are_too_large_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, params, inputs = model_of("llama")
+    for most, there in ((2 * 8 * 32**2, True), (2 * 8 * 32**2 - 1, False)):
+        monkeypatch.setattr(summary, "MOST_NUMBERS", most)
+        found = jax.eval_shape(lambda p: summaries(model, p, inputs), params)
+        assert ("attn_pattern" in found) == ("attn_logits" in found) == there and "attn_head" in found
 
 
 @pytest.mark.parametrize("layer", [0, 1])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -19,9 +20,12 @@ from lm.data.loader import Batches
 from lm.data.pack import Pack, PackingPlan
 from lm.data.store import TokenStore
 from lm.experiment import Experiment
+from lm.inspect.summary import Summary
+from lm.model.families import llama
 from lm.page.tables import Table
-from lm.run import course, prepared
+from lm.run import course, divergence, prepared
 from lm.run.diff import Comparison, compare
+from lm.run.examine import Examination, Sizes
 from lm.run.folder import write_json
 from lm.run.replay import Replay
 from lm.sharding.mesh import make_mesh
@@ -265,6 +269,31 @@ def test_a_number_of_the_model(sound: Path, texts: Path, tmp_path: Path) -> None
         found.verdict
     )
     assert found.verdict.endswith("in step 1.") and "part at step 1" in found.verdict
+
+
+def test_what_differs_behind_the_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target's loss, else an array's gradient in some layers."""
+    place = Summary(np.ones((2, 3, 4)), np.zeros((2, 3, 4), np.uint32))
+    gradient = Sizes(np.ones(2), np.zeros(2, np.uint32))
+    ordered = (("resid_pre", 0), ("resid_pre", 1))
+    one = Examination({"resid_pre": place}, ordered, {"weights": np.ones((3, 4))}, {}, {"layers.0.query": gradient})
+    target = np.ones((3, 4))
+    target[1, 2] = np.nextafter(1, 2)
+    other = {"layers.0.query": gradient._replace(bits=np.array([0, 1], np.uint32))}
+    model = llama(vocab=258, layers=2, width=16, heads=2, mlp=32, context=32)
+    run = SimpleNamespace(before=lambda step: (None, None), experiment=SimpleNamespace(model=model))
+    for second, expected in (
+        (one, ""),
+        (dataclasses.replace(one, gradients=other), "the gradient of layers.0.query of layer 1"),
+        (dataclasses.replace(one, gradients=other, targets={"weights": target}), "the loss in row 1 at token 2"),
+        (
+            dataclasses.replace(one, places={"resid_pre": place._replace(bits=place.bits + np.uint32(1))}, targets={}),
+            "resid_pre (the residual stream before a layer) of layer 0, in row 0 at token 0",
+        ),
+    ):
+        found = iter((one, second))
+        monkeypatch.setattr(divergence, "examine", lambda *_, found=found: next(found))
+        assert divergence._inside(run, run, 1) == expected  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- other runs, and what is none

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lm.inspect.summary import Spot, Summary
 from lm.run import course
 from lm.run.examine import Examination, examine
 from lm.run.replay import Replay
-from lm.run.replay_report import _outlier, replay
+from lm.run.replay_report import _outlier, _places_table, replay
 from lm.train.loop import NotFinite
 from lm.train.method import Batch
 from lm.train.schedule import Constant
@@ -136,6 +137,9 @@ def test_the_first_value_out_of_line_in_a_row() -> None:
     token, head = np.unravel_index(values["attn_pattern"][1, 2].argmax(), (5, 3))
     assert _outlier(found, 2) == Spot("attn_pattern", 1, 2, token, head)
     assert _outlier(found, 1) == Spot("attn_head", 0, 1, 0, 0) and _outlier(found, 0) is None
+    fewer = replace(found, places={"attn_head": places["attn_head"]})
+    assert "Too large to be laid out: attn_pattern." in _places_table(fewer).note
+    assert "Too large" not in _places_table(found).note and len(_places_table(found).rows) == 2
 
 
 def overflowing(leaves: dict[str, Any]) -> None:
