@@ -58,11 +58,12 @@ def test_greedy_is_the_argmax_of_the_whole_text(cfg: ModelConfig) -> None:
 def test_each_token_is_drawn_with_a_key_of_its_row_and_its_place() -> None:
     """Without a cache, the token after t others of row i with the batch's key folded with i and then with t."""
     rows, keys = [list(p) for p in PROMPTS], row_keys(jax.random.key(5), len(PROMPTS))
+    draw = jax.jit(lambda logits, lengths: WARM(logits, jax.vmap(jax.random.fold_in)(keys, lengths)))
     for _ in range(NEW):
         padded = np.array([row + [0] * (CONTEXT - len(row)) for row in rows], np.int32)
         lengths = np.array([len(row) for row in rows])
-        logits = run(Transformer(LLAMA, SIMPLE), lively(LLAMA), padded)[np.arange(len(rows)), lengths - 1]
-        new = np.asarray(WARM(logits, jax.vmap(jax.random.fold_in)(keys, lengths))).tolist()
+        logits = np.asarray(run(Transformer(LLAMA, SIMPLE), lively(LLAMA), padded))[np.arange(len(rows)), lengths - 1]
+        new = draw(logits, lengths).tolist()
         rows = [[*row, token] for row, token in zip(rows, new, strict=True)]
     assert drawn(LLAMA) == [row[len(p) :] for row, p in zip(rows, PROMPTS, strict=True)]
 

@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -123,13 +122,13 @@ def test_new_parameters_need_no_compilation_and_are_the_ones_that_draw() -> None
 
 def test_adapters_are_merged() -> None:
     learner = wrapped(LLAMA, LoRA(rank=2, where="layers/.*|stem/tokens"))
-    params, frozen = learner.init(jax.random.key(0), lively(LLAMA))
-    params = disturbed(params)
-    adapted, merged = learner.join(params, frozen["base"]), learner.model_params(params, frozen)
+    params, frozen = jax.jit(learner.init)(jax.random.key(0), lively(LLAMA))
+    params = jax.jit(disturbed)(params)
+    adapted, merged = jax.jit(lambda p, f: (learner.join(p, f["base"]), learner.model_params(p, f)))(params, frozen)
     model = Transformer(LLAMA, replace(SIMPLE, unroll=0))
     assert completed(model, adapted).tokens.tolist() == completed(model, merged).tokens.tolist()
 
 
 def test_logits_that_are_not_finite_are_told() -> None:
     model = Transformer(LLAMA, SIMPLE)
-    assert not completed(model, jax.tree.map(lambda x: x * jnp.nan, lively(LLAMA))).finite
+    assert not completed(model, jax.tree.map(lambda x: np.full_like(x, np.nan), lively(LLAMA))).finite

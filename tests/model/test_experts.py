@@ -200,7 +200,7 @@ def test_the_first_layers_may_be_of_another_kind_than_those_that_repeat() -> Non
         "1": [2, 4],
     }
     one_by_one = replace(CFG, layers=6, pattern=(first.first_layers[0], *(kinds[i % 2] for i in range(5))))
-    params, ids = lively(first), tokens(CFG, 2, 11)
+    params, ids = jax.device_get(lively(first)), tokens(CFG, 2, 11)
     slots = {i: (name, slot.layers.index(i)) for name, slot in first.slots.items() for i in slot.layers}
     layers = {str(i): jax.tree.map(lambda a, j=j: a[j : j + 1], params["layers"][n]) for i, (n, j) in slots.items()}
     expected = run(Transformer(one_by_one, SIMPLE), {**params, "layers": layers}, ids)

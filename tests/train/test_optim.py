@@ -186,9 +186,9 @@ def training(optimizer: Optimizer, axes: Any) -> Callable[[Any, list[Any]], Any]
 def test_a_layer_is_a_parameter_of_its_own() -> None:
     """Muon and Adafactor: a stack of layers is updated as each of its layers would be alone."""
     for optimizer in (Muon(clip=0.0), Adafactor(clip=0.0, min_side=2)):
-        params = random(9)["layers"]
+        params = jax.device_get(random(9)["layers"])
         axes = AXES["layers"]
-        grads = [g["layers"] for g in GRADIENTS[:3]]
+        grads = jax.device_get([g["layers"] for g in GRADIENTS[:3]])
 
         together = training(optimizer, axes)(params, grads)
         of_a_layer = training(optimizer, jax.tree.map(lambda a: a[1:], axes, is_leaf=lambda x: isinstance(x, tuple)))

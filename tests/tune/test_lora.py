@@ -83,7 +83,8 @@ def test_the_first_loss_is_the_base_s(compute: Compute) -> None:
     learner, one = wrapped(SMALL, LoRA(rank=2, where="layers/.*|stem/tokens|kernel"), compute), batch(0)
     start = lively(SMALL)
     params, frozen = jax.jit(learner.init)(jax.random.key(0), start)
-    assert float(learner.loss(params, frozen, one, None)[0]) == float(learner.learner.loss(start, (), one, None)[0])
+    adapted, plain = jax.jit(learner.loss), jax.jit(learner.learner.loss)
+    assert float(adapted(params, frozen, one, None)[0]) == float(plain(start, (), one, None)[0])
 
 
 def test_factors_have_the_scale_of_their_papers() -> None:
@@ -142,10 +143,13 @@ def test_dropout_is_of_training_alone_and_differs_by_layer() -> None:
 def test_dropout_of_what_is_no_layer_s_product_is_refused() -> None:
     for cfg, where in ((MIXTRAL, "gate"), (LLAMA, "stem/tokens")):
         learner = wrapped(cfg, LoRA(rank=2, where=where, dropout=0.1))
-        params, frozen = jax.jit(learner.init)(jax.random.key(0), lively(cfg))
+
+        def read(key: Any, base: Any, learner: Any = learner, cfg: Any = cfg) -> Any:
+            params, frozen = learner.init(key, base)
+            return learner.model(learner.join(params, frozen["base"], key), inputs(cfg))
+
         with pytest.raises(ValueError, match="no dropout: set trains.dropout=0"):
-            joined = learner.join(params, frozen["base"], jax.random.key(0))
-            learner.model(joined, inputs(cfg))
+            jax.eval_shape(read, jax.random.key(0), lively(cfg))
 
 
 def trained(trains: Any, mesh: dict[str, int] | None) -> Any:
@@ -221,8 +225,9 @@ def test_a_base_in_fewer_bits_is_the_matrix_that_it_stands_for(base: str, kind: 
 def dequantized(learner: Any, frozen: Any) -> Any:
     """The layers of what is frozen, as arrays."""
     storage, layers = learner.adapter.storage, frozen["base"]["layers"]
+    read = jax.jit(lambda x: dense(storage.read(x)))
     return {
-        slot: {name: dense(storage.read(x)) if isinstance(x, dict) else x for name, x in one.items()}
+        slot: {name: read(x) if isinstance(x, dict) else x for name, x in one.items()}
         for slot, one in layers.items()
     }
 

@@ -114,10 +114,10 @@ def test_advantages_are_the_sums_of_the_paper(discount: float, decay: float) -> 
 
 def test_a_value_is_held_near_the_old_one() -> None:
     values, old, returns = (jnp.array(x) for x in ([1.0, 0.1, 1.0, 2.0], [0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.5, 3.0]))
-    loss, clipped = gae.clipped_value_loss(values, old, returns, 0.2)
+    loss, clipped = jax.jit(gae.clipped_value_loss)(values, old, returns, 0.2)
     np.testing.assert_allclose(loss, [0.5 * 0.8**2, 0.5 * 0.9**2, 0.5 * 0.5**2, 0.5 * 2.8**2], rtol=1e-6)
     assert clipped.tolist() == [True, False, False, True]
-    gradient = jax.grad(lambda v: gae.clipped_value_loss(v, old, returns, 0.2)[0].sum())(values)
+    gradient = jax.jit(jax.grad(lambda v: gae.clipped_value_loss(v, old, returns, 0.2)[0].sum()))(values)
     np.testing.assert_allclose(gradient, [0, -0.9, 0.5, 0], atol=1e-6)
 
 
@@ -166,8 +166,8 @@ def test_a_value_is_of_what_is_there_before_its_token(data: Batches, begun: Any)
     batch = rolled(learner, begun, data)
     row, there = 3, batch["segment_ids"][3] > 0
     inputs = jnp.asarray(batch["tokens"][row][there][None])
-    x = learner.model.hidden(begun[0], Inputs(inputs)).x
-    expected = np.asarray(learner.model.scores(begun[0], x))[0, :, 0]
+    scores = jax.jit(lambda p, ids: learner.model.scores(p, learner.model.hidden(p, Inputs(ids)).x))
+    expected = np.asarray(scores(begun[0], inputs))[0, :, 0]
     real = batch["weights"][row][there] > 0
     np.testing.assert_allclose(batch["values"][row][there][real], expected[real], atol=1e-5)
     assert not batch["values"][batch["weights"] == 0].any()
@@ -183,7 +183,7 @@ def test_log_probabilities_are_over_the_sampling_temperature(data: Batches, begu
     batch = rolled(learner, begun, data)
     there = batch["segment_ids"][0] > 0
     for params, name in zip(begun, ("old_logprobs", "reference_logprobs"), strict=True):
-        logits = learner.model(params, jnp.asarray(batch["tokens"][0][there][None]))[0]
+        logits = jax.jit(learner.model)(params, batch["tokens"][0][there][None])[0]
         expected = np.asarray(jax.nn.log_softmax(logits / 0.5))[np.arange(there.sum()), batch["targets"][0][there]]
         real = batch["weights"][0][there] > 0
         np.testing.assert_allclose(batch[name][0][there][real], expected[real], atol=1e-4)
@@ -266,11 +266,11 @@ def test_a_reward_model_reads_the_completion_to_its_end(data: Batches, begun: An
     params, frozen = jax.jit(learner.init)(KEY)
     assert not params["head"]["score"].any() and frozen["scorer"]["head"]["score"].any()
     batch, model = rolled(learner, (params, frozen), data), learner.scorer
+    scores = jax.jit(lambda ids: model.scores(frozen["scorer"], model.hidden(frozen["scorer"], Inputs(ids)).x))
     for row in range(ROWS):
         prompt = data.batch(0)["tokens"][row][data.batch(0)["segment_ids"][row] > 0]
         ids = [*prompt.tolist(), *batch["targets"][row][batch["weights"][row] > 0].tolist()]
-        x = model.hidden(frozen["scorer"], Inputs(jnp.asarray([ids]))).x
-        assert batch["score"][row] == pytest.approx(float(model.scores(frozen["scorer"], x)[0, -1, 0]), abs=1e-5)
+        assert batch["score"][row] == pytest.approx(float(scores(np.array([ids]))[0, -1, 0]), abs=1e-5)
     np.testing.assert_array_equal(batch["scorer"], batch["reward"])
     both = learner_of(data, scorer_model=SCORER)
     batch = rolled(both, (params, frozen), data)

@@ -58,7 +58,7 @@ def test_loss_gradients_and_accuracy_are_trl_s(name: str, monkeypatch: pytest.Mo
     flat = jnp.append(hidden.reshape(-1, 6), jnp.zeros((1, 6)), axis=0)
 
     def loss(flat: jax.Array, kernel: jax.Array) -> Any:
-        monkeypatch.setattr(Transformer, "hidden", lambda *_, **__: Hidden(flat[where], None, {}))
+        monkeypatch.setattr(Transformer, "hidden", lambda *_, **__: Hidden(flat[where], None, {}, {}))
         return learner.loss({"head": {"kernel": kernel}, "stem": {"tokens": jnp.zeros((11, 6))}}, (), batch, None)
 
     function = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
@@ -109,8 +109,8 @@ def test_the_loss_is_the_assistant_s_tokens_and_nothing_leaks(batches: Any, lear
     """Packed = unpacked = by hand, where each conversation is read alone."""
     rows = batches.rows(0)
     assert rows.documents.max() > 1
-    alone, params = unpacked(rows), learner.init(jax.random.key(0))[0]
-    logits = np.asarray(learner.model(params, jax.numpy.asarray(alone.tokens[:, :-1])), np.float64)
+    alone, params = unpacked(rows), jax.jit(learner.init)(jax.random.key(0))[0]
+    logits = np.asarray(jax.jit(learner.model)(params, alone.tokens[:, :-1]), np.float64)
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     each = -np.take_along_axis(log_p, alone.tokens[:, 1:, None], -1)[..., 0]
     expected = each[alone.loss[:, 1:] > 0].sum(), alone.loss[:, 1:].sum()

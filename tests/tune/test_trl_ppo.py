@@ -58,6 +58,7 @@ def test_functions_of_arrays_are_trl_s(name: str) -> None:
     lengths = np.where((tokens == RECORD["eos"]).any(1), (tokens == RECORD["eos"]).argmax(1) + 1, tokens.shape[1])
     mask, and_one = (np.arange(tokens.shape[1]) < lengths[:, None] + n for n in (0, 1))
 
+    @jax.jit
     def logprobs(logits: Any) -> jax.Array:
         each = jax.nn.log_softmax(logits[:, before] / options["temperature"])
         return jnp.take_along_axis(each, tokens[..., None], axis=2)[..., 0]
@@ -83,7 +84,7 @@ def test_functions_of_arrays_are_trl_s(name: str) -> None:
         return each[0] + options["vf_coef"] * each[2], each
 
     MASKS = (mask, mask, and_one, and_one)
-    (total, each), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(a["new"], a["new_values"])
+    (total, each), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(a["new"], a["new_values"])
     assert float(total) == pytest.approx(case["loss"][0], abs=1e-5)
     names = ("loss/policy_avg", "policy/clipfrac_avg", "loss/value_avg", "val/clipfrac_avg")
     assert [float(x) for x in each] == pytest.approx([case["metrics"][name] for name in names], abs=1e-5)
@@ -99,7 +100,7 @@ class Recorded:
     compute = SimpleNamespace(loss_chunk=0, backend="none")
 
     def hidden(self, params: Any, inputs: Any) -> Hidden:
-        return Hidden(params["given"], None, {})
+        return Hidden(params["given"], None, {}, {})
 
     def logits(self, params: jax.Array, x: jax.Array) -> jax.Array:
         return x[..., :-1]
@@ -128,7 +129,7 @@ def test_the_learner_s_numbers_are_trl_s(name: str, monkeypatch: pytest.MonkeyPa
     whitened = np.array(case["whitened"][-1]["whitened"])
     np.testing.assert_allclose(batch["advantages"][:, FIRST - 1 :], whitened, atol=1e-5)
     scaled = {name: x / x.sum() if name in learner.weights else x for name, x in batch.items()}
-    loss = jax.value_and_grad(learner.loss, has_aux=True)
+    loss = jax.jit(jax.value_and_grad(learner.loss, has_aux=True))
     (total, metrics), gradient = loss(params("new", "new_values"), frozen, scaled, None)
     assert float(total) == pytest.approx(case["loss"][0], abs=1e-5)
     expected = {ours: pytest.approx(case["metrics"][trl], abs=1e-5) for trl, ours in OURS.items()}
