@@ -8,6 +8,7 @@ TESTS = {
     "lm/inspect/patterns.py": ("tests/inspect/test_patterns.py",),
     "lm/inspect/page.py": ("tests/inspect/test_page.py",),
     "lm/pretrained/inside.py": ("tests/pretrained/test_inside.py",),
+    "experiments/inspect/coreference.py": ("tests/experiments/test_inspect.py",),
 }
 
 BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
@@ -73,5 +74,14 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ),
         ("an encoder predicts everywhere", "if self.config.causal else [i for i, id in", "if 1 else [i for i, id in"),
         ("heads are those of no layer", "if int(head) >= heads:", "if int(head) > heads:"),
+    ),
+    "experiments/inspect/coreference.py": (
+        ("one of two is enough", "both=won.all(1)", "both=won.any(1)"),
+        ("nouns stay in their places", "((other, right) if exchanged else", "((other, right) if 0 else"),
+        (
+            "heads look from the token after",
+            "if start < span[1] and end > span[0]",
+            "if start <= span[1] and end > span[0]",
+        ),
     ),
 }

@@ -77,7 +77,7 @@
   const fill = (id, ...children) => $(id).replaceChildren(...children);
 
   const chart = (lines, across, log) => {  // lines: {label, y, colour, faint}
-    const W = 560, H = 190, left = 40, bottom = 22, all = lines.flatMap(l => l.y), most = Math.max(1e-9, ...all);
+    const W = Math.min(640, document.querySelector("main").clientWidth - 100), H = 190, left = 40, bottom = 22, all = lines.flatMap(l => l.y), most = Math.max(1e-9, ...all);
     const n = Math.max(...lines.map(l => l.y.length)), least = Math.max(most / 1e4, Math.min(most / 10, ...all));
     const up = v => log ? Math.log(Math.max(v, least) / least) / Math.log(most / least) : v / most;
     const x = i => left + (W - left - 8) * (n > 1 ? i / (n - 1) : 0.5), y = v => 8 + (H - 8 - bottom) * (1 - up(v));
@@ -90,7 +90,7 @@
     for (const l of lines)
       svg.append(h("polyline", { points: l.y.map((v, i) => `${x(i)},${y(v)}`).join(" "), fill: "none",
         stroke: `var(${l.colour})`, "stroke-width": l.faint ? 1.2 : 2.2, "stroke-dasharray": l.faint ? "4 3" : "none" }));
-    const names = lines.map(l => h("span", { class: "key" }, h("i", { style: `background:var(${l.colour})` }), l.label));
+    const names = lines.map(l => h("span", { class: "key" }, h("i", { style: `border-top:3px ${l.faint ? "dotted" : "solid"} var(${l.colour})` }), l.label));
     return h("figure", {}, svg, h("p", { class: "keys" }, ...names, h("span", {}, `across: ${across}`)));
   };
 
@@ -170,19 +170,20 @@
     eachKey(a, state.l, state.h, state.t, (key, p) => shares.set(key, p));
     const row = (state.l * a.heads + state.h) * a.length + state.t, sunk = sinkShare(a, row);
     const top = [...shares].sort((x, y) => y[1] - x[1]).slice(0, 4);
-    const said = top.flatMap(([key, p]) => [h("code", {}, ...visible(piece(keys[key]))), ` ${percent(p)}  `]);
+    const said = top.flatMap(([key, p], i) => [h("code", {}, ...visible(piece(keys[key]))), ` ${percent(p)}${i + 1 < top.length ? ", " : ". "}`]);
     const sinks = a.sinks.map(i => plain(piece(keys[i]))).join(" and ");
     fill("said", h("b", {}, `layer ${a.layers[state.l]}, head ${state.h}: `), h("code", {}, ...visible(piece(ids[state.t]))),
-      " looks at ", ...(said.length ? said : ["nothing besides"]),
-      state.apart ? h("span", { class: "muted" }, `${percent(sunk)} goes to ${sinks}, told apart`) : "");
+      " looks at ", ...(said.length ? said : ["nothing besides. "]),
+      state.apart ? h("span", { class: "muted" }, `The sink, ${sinks}, told apart: ${percent(sunk)}.`) : "");
     const self = a.queries === a.keys;
     const seen = flow(keys, i => shares.has(i) ? `background:${tint("--c1", shade(shares.get(i)) * 0.85)}` : "");
     const own = self ? seen : flow(ids);
     [...own.querySelectorAll(".tok")][state.t].classList.add("on");
     const box = h("div", { class: "arcs" }, ...(self ? [seen] : [own, seen]));
     fill("look", box);
+    box.scrollTop = own.querySelector(".on").offsetTop - box.clientHeight / 2;
     const svg = h("svg", { class: "over" }), origin = box.getBoundingClientRect();
-    const centre = e => { const r = e.getBoundingClientRect(); return [r.x + r.width / 2 - origin.x, r.y - origin.y, r.height]; };
+    const centre = e => { const r = e.getBoundingClientRect(); return [r.x + r.width / 2 - origin.x, r.y - origin.y + box.scrollTop, r.height]; };
     const [x0, y0, tall] = centre(own.querySelector(".on")), spans = seen.querySelectorAll(".tok");
     [...shares].sort((x, y) => y[1] - x[1]).slice(0, 12).filter(([, p]) => p > 0.02).forEach(([key, p]) => {
       const [x, y] = centre(spans[key]), up = Math.min(y0, y) - Math.min(26, 10 + Math.abs(x - x0) / 8);
@@ -209,7 +210,7 @@
 
   const drawStrongest = () => {
     const a = attention(), keys = data.texts[a.keys], found = strongest().slice(0, 9);
-    fill("strongest", h("p", { class: "head" }, "most, over all heads, from ", h("code", {}, ...visible(piece(queries()[state.t])))),
+    fill("strongest", h("p", { class: "head" }, "the most that any head (layer.head) looks from ", h("code", {}, ...visible(piece(queries()[state.t])))),
       h("div", { class: "bars" }, ...found.map(({ key, p, l, h: i }) => h("button", { class: "barrow", "data-head": `${a.layers[l]}.${i}`,
         onclick: () => choose({ l, h: i }) }, h("code", {}, ...visible(piece(keys[key]))),
       h("span", { class: "track" }, h("span", { class: "fill", style: `width:${100 * p}%;background:var(--c1)` })),
@@ -319,10 +320,13 @@
     for (const flow of [$("tokens"), name === (data.texts.output ? "output" : data.main) ? $("spoken") : null]) {
       const own = [...flow?.querySelectorAll(".tok") ?? []].filter(e => (e.dataset.text ?? name) === name);
       own[state.t]?.classList.add("on");
+      if (own[state.t]?.parentNode.scrollHeight > own[state.t]?.parentNode.clientHeight)
+        own[state.t].parentNode.scrollTop = own[state.t].offsetTop - own[state.t].parentNode.offsetTop - 60;
     }
     drawOrder(); drawNear(); drawMoved(); drawNext();
     if (!attention()) return;
-    $("place").textContent = `token ${state.t} · layer ${attention().layers[state.l]} · head ${state.h}`;
+    for (const [what, text] of [["t", `token ${state.t}`], ["l", `layer ${attention().layers[state.l]}`], ["h", `head ${state.h}`]])
+      $(`at-${what}`).textContent = text;
     drawLook(); drawStrongest();
     const key = `${state.a} ${state.l} ${state.h} ${state.apart}`;
     if (anew || !$("mark")) drawGrid();

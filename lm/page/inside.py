@@ -68,15 +68,22 @@ def _box(name: str, **more: str) -> Markup:
 
 def _layers() -> list[Markup]:
     """The controls and the pictures of attention."""
+
+    def step(what: str, name: str, sign: str, by: int, where: str) -> Markup:
+        return tag("button", sign, **{"data-step": f"{what} {by}", "aria-label": f"{name} {where}"})
+
     steps = [
         tag(
-            "button", sign, **{"data-step": f"{what} {by}", "title": f"{name} {where}", "aria-label": f"{name} {where}"}
+            "span",
+            step(what, name, "‹", -1, "before"),
+            tag("b", id=f"at-{what}"),
+            step(what, name, "›", 1, "after"),
+            class_="step",
         )
         for what, name in (("t", "token"), ("l", "layer"), ("h", "head"))
-        for sign, by, where in (("‹", -1, "before"), ("›", 1, "after"))
     ]
     apart = tag("label", tag("input", type="checkbox", id="apart", checked=""), " without the sinks, renormalised")
-    controls = [tag("select", id="which", **{"aria-label": "attention"}), tag("span", id="place"), *steps, apart]
+    controls = [tag("select", id="which", **{"aria-label": "attention"}), *steps, apart]
     pictures = [
         tag("div", *controls, class_="controls"),
         tag("p", id="said"),

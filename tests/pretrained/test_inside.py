@@ -163,7 +163,7 @@ const wait = setInterval(() => {
   clearInterval(wait);
   const key = (name, shiftKey) => document.activeElement.dispatchEvent(
     new KeyboardEvent("keydown", { key: name, shiftKey: !!shiftKey, bubbles: true }));
-  const place = () => document.getElementById("place").textContent;
+  const place = () => ["at-t", "at-l", "at-h"].map(text).join(" · ");
   const text = id => document.getElementById(id).textContent;
   const overflow = () => document.documentElement.scrollWidth - innerWidth;
   document.getElementById("found").textContent = JSON.stringify((() => { %s })());
