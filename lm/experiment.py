@@ -21,6 +21,7 @@ from lm.data.mixture import Data
 from lm.data.objective import Objective, ObjectiveContext
 from lm.data.source import Source
 from lm.decode.sampling import Sampling
+from lm.inspect.watching import Watching
 from lm.model import count
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig
@@ -52,7 +53,7 @@ EVERY = ("log_every_steps", "eval_every_steps", "checkpoint_every_steps")
 PUBLISHED_LENGTH = 8192  # tokens
 MOST_NAME = 200  # bytes of a name, which is a folder's
 # fields that cannot change a run's results
-INERT = {"name", "log_every_steps", "keep_last", "keep_best", "prompts", "sample_tokens", "sampling"}
+INERT = {"name", "log_every_steps", "keep_last", "keep_best", "prompts", "sample_tokens", "sampling", "watch"}
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ class Experiment:
     - `ema`: the decay of a moving average of the parameters (0: none). `embedding`: a .npy file of vectors that the
       embedding table starts with.
     - `eval_tokens`: the most held-out tokens a source that an evaluation on the way reads (0: all; the last one reads
-      all). `evaluations`: extra ones by name (lm/run/extra_evals.py)."""
+      all). `evaluations`: extra ones by name (lm/run/extra_evals.py).
+    - `watch`: which numbers of the model's inside are noted on the way (lm/inspect/watching.py); None: none."""
 
     name: str
     model: ModelConfig
@@ -121,6 +123,7 @@ class Experiment:
     prompts: tuple[str, ...] = ()
     sample_tokens: Natural = 128
     sampling: Sampling = Sampling(temperature=0.8, top_p=0.95)
+    watch: Watching | None = None
 
     def __post_init__(self) -> None:
         check(self)

@@ -1,6 +1,8 @@
 """The mistakes of tests/mutations.py in looking inside: taps, edits, views, patching."""
 
 TESTS = {
+    "lm/inspect/watching.py": ("tests/inspect/test_watching.py",),
+    "lm/run/watching.py": ("tests/inspect/test_watching.py",),
     "lm/inspect/look.py": ("tests/inspect/test_look.py",),
     "lm/model/taps.py": ("tests/inspect/test_look.py",),
     "lm/inspect/edits.py": ("tests/inspect/test_look.py", "tests/inspect/test_patching.py"),
@@ -41,6 +43,18 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
             "(int(i) for i in np.argwhere(one)[0])",
             "(int(i) for i in np.argwhere(one)[-1])",
         ),
+    ),
+    "lm/inspect/watching.py": (
+        ("padding is counted", "text.segments > 0", "text.segments >= 0"),
+        ("the first token looks at the first", "later = real & (place > 0)", "later = real"),
+        (
+            "induction is a token late",
+            "jnp.diagonal(pattern, 1 - period, -2, -1)",
+            "jnp.diagonal(pattern, -period, -2, -1)",
+        ),
+    ),
+    "lm/run/watching.py": (
+        ("what a killed run noted stays", "            keep_until(self.file, start)", "            pass"),
     ),
     "lm/inspect/views.py": (
         ("induction is duplication", "[..., :-1])", "[..., 1:])"),

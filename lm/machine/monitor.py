@@ -69,9 +69,10 @@ class Metrics:
         self.close()
 
 
-def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
-    """The lines of `workdir`/metrics.jsonl, in order; none where there is no file. A truncated line is left out."""
-    return [line for line in map(_read_line, _lines(workdir)) if line is not None]
+def read_metrics(workdir: str | Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """The lines of `workdir`/metrics.jsonl, or of another such file, in order; none where there is no file. A truncated
+    line is left out."""
+    return [line for line in map(_read_line, _lines(workdir, name)) if line is not None]
 
 
 def unreadable_lines(workdir: str | Path) -> int:
@@ -79,8 +80,8 @@ def unreadable_lines(workdir: str | Path) -> int:
     return sum(_read_line(text) is None for text in _lines(workdir) if text.endswith("\n"))
 
 
-def _lines(workdir: str | Path) -> list[str]:
-    path = Path(workdir) / "metrics.jsonl"
+def _lines(workdir: str | Path, name: str = "metrics.jsonl") -> list[str]:
+    path = Path(workdir) / name
     return path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.is_file() else []
 
 
@@ -90,12 +91,12 @@ def _read_line(text: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     complete = text.endswith("\n") and isinstance(line, dict) and isinstance(line.get("step"), int)
-    return line if complete and all(isinstance(x, int | float | None) for x in line.values()) else None
+    return line if complete and all(isinstance(x, int | float | list | None) for x in line.values()) else None
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Rewrite metrics.jsonl at `path` atomically, without truncated lines and without those after `step`. Lines that
-    stay keep their bytes."""
+    """Rewrite the lines of metrics at `path` atomically, without truncated lines and without those after `step`. Lines
+    that stay keep their bytes."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)

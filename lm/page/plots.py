@@ -191,6 +191,24 @@ def shares(
     return svg(figure, name)
 
 
+@drawing
+def heat(
+    name: str, steps: Sequence[float], rows: Sequence[Sequence[float]], groups: int, size: tuple[float, float] = HALF
+) -> str:
+    """A value of each of `rows` over training steps, as colours from the least to the largest; the rows are in `groups`
+    of as many, layers, that are numbered from below."""
+    figure, axes = new_axes(name, size)
+    axes.grid(visible=False)
+    half = (steps[-1] - steps[0]) / max(2 * (len(steps) - 1), 1) or 0.5
+    across = (steps[0] - half, steps[-1] + half, -0.5, groups - 0.5)
+    image = axes.imshow(rows, aspect="auto", origin="lower", interpolation="nearest", extent=across, cmap="magma")
+    axes.set_xlabel("step")
+    axes.set_ylabel("layer")
+    axes.set_yticks([layer for layer in range(groups) if groups <= 8 or layer % -(-groups // 8) == 0])
+    figure.colorbar(image, ax=axes, pad=0.02).outline.set_visible(False)
+    return svg(figure, name)
+
+
 @dataclass(frozen=True)
 class Axis:
     """One axis of parallel coordinates: its `label`, and (place from 0 to 1, text) for each of its `ticks`."""

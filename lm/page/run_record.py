@@ -89,6 +89,11 @@ class RunRecord:
         self.evaluated = [s for s in self.sources if f"eval/{s}/{self.headline.name}" in self.final]
 
     @cached_property
+    def inside(self) -> list[Object]:
+        """The lines of inside.jsonl: a step, and what was noted of the model's inside, [layers] or [layers, heads]."""
+        return read_metrics(self.folder, "inside.jsonl")
+
+    @cached_property
     def samples(self) -> list[tuple[str, str]]:
         """(prompt, prompt and continuation) of each; without samples.json the text as it stands, and no prompt."""
         file = self.folder / "samples.json"

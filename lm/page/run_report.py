@@ -18,6 +18,16 @@ from lm.page.source import as_python, coloured
 from lm.page.words import in_words, join_and, median, size
 
 COMPRESSORS = {"gzip": "gzip −9", "xz": "xz −9e"}
+INSIDE = {  # what a run notes of its model's inside (lm/inspect/watching.py): title, meaning
+    "attention_entropy": ("Entropy of attention", "nats, the mean over queries"),
+    "sink_mass": ("Attention to the first token", "its share, over the queries behind it"),
+    "previous_token": ("Attention to the token before", "its share, over the queries that have one"),
+    "induction": ("Induction", "attention to what stood behind the same token, of random tokens that come twice"),
+    "largest_logit": ("Largest attention logit", "of all queries and keys"),
+    "residual_norm": ("Residual stream", "root mean square behind the layer"),
+    "dead_units": ("Dead hidden units", "share that never exceeds a hundredth of the layer's largest"),
+    "router_load": ("Router", "share of the tokens whose first choice an expert is"),
+}
 NOTES = {  # under the table of results, by the headline measure
     "bits_per_byte": "Bits per byte: what an ideal coder would need with the model's probabilities. "
     "The compressors got the same held-out files, one by one.",
@@ -50,6 +60,7 @@ class RunReport:
             self._results(),
             self._extra_evaluations(),
             section("Training", charts(self._training())),
+            section("Inside", charts(self._inside()), note="By layer, from below, and within a layer by head."),
             self._samples(),
             self._model(),
             self._data(),
@@ -210,6 +221,20 @@ class RunReport:
         if len(shares) > 1 and len(by_source) > 1:
             drawn = plots.shares("mixture", [step for step, _ in shares], by_source)
             yield figure("Mixture", drawn, "share of the rows of a batch")
+
+    def _inside(self) -> Iterator[Markup]:
+        """What was noted of the model's inside, over the steps."""
+        lines = self.record.inside
+        for name, (title, note) in INSIDE.items():
+            noted = [(line["step"], line[name]) for line in lines if line.get(name)]
+            if len(noted) > 1:
+                columns = [
+                    [x for layer in values for x in (layer if isinstance(layer, list) else [layer])]
+                    for _, values in noted
+                ]
+                rows = list(zip(*columns, strict=True))
+                drawn = plots.heat(name.replace("_", ""), [step for step, _ in noted], rows, len(noted[0][1]))
+                yield figure(title, drawn, note)
 
     def _loss_chart(self) -> str:
         name = self.record.loss.name

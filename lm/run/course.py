@@ -29,6 +29,7 @@ from lm.run.models import check_models, check_tokenizers, read_params, saved_mod
 from lm.run.prepared import Prepared, prepare_run
 from lm.run.samples import write_samples
 from lm.run.start import check_start, start_params
+from lm.run.watching import Watcher
 from lm.sharding.batches import place_batch
 from lm.train.checkpoint import Checkpoints, checksums
 from lm.train.loop import NotFinite, as_batches
@@ -130,9 +131,13 @@ class Run:
             if start < e.steps:
                 initial = {} if start else _learned(checksums(state))
                 self.logger = logger = self._logger(start, initial, bar, stack)
+                watcher = Watcher(e.watch, self.prepared, self.folder, start) if e.watch else None
                 processes.barrier("begin")  # or the others would wait in a collective for the process that logs
-                for state in self._loop(state, checkpoints, stepper, signals):  # noqa: B007, B020
+                for state in self._loop(state, checkpoints, stepper, signals):  # noqa: B020
                     start += 1
+                    if watcher and watcher.due(start):
+                        now = stepper.current(state)
+                        watcher.note(start, self.eval_params(now), now.frozen)
                     yield start
                 checkpoints.wait()
                 state = stepper.current(state)
