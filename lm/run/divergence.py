@@ -96,11 +96,10 @@ def _parting(a: Replay, b: Replay, x: Trace, y: Trace, apart: list[str]) -> tupl
     if x.batch != y.batch:
         names = [name for name in x.batch if x.batch[name] != y.batch.get(name)]
         return f"the rows of step {x.n} ({join_and(names)})", ()
-    if found := _inside(a, b, x.n):
-        return f"{found} in step {x.n}", _metrics(x.metrics, y.metrics)
     if x.metrics != y.metrics:
         rows = _metrics(x.metrics, y.metrics)
-        return f"the {rows[0][0]} of step {x.n}", rows
+        found = _inside(a, b, x.n)
+        return (f"{found} in step {x.n}" if found else f"the {rows[0][0]} of step {x.n}"), rows
     rows = tuple((name, f"{x.state[name]:08x}", f"{y.state[name]:08x}") for name in apart[:SHOWN])
     more = f" and {plural(len(apart) - 1, 'other array')}" if len(apart) > 1 else ""
     arrays = f"{apart[0]}{more}"

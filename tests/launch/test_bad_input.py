@@ -188,13 +188,28 @@ def test_a_damaged_run_is_reported_or_refused(run_folder: Path, name: str, data:
     check_damage(run_folder, name, text, ["report", str(run_folder)])
 
 
+@pytest.fixture(scope="module")
+def copied_run(run_folder: Path) -> Path:
+    return Path(shutil.copytree(run_folder, run_folder.with_name("copy")))
+
+
+@generated
+@given(name=st.sampled_from(["history.json", "about.json", "data.json"]), data=st.data())
+def test_a_damaged_run_is_compared_or_refused(
+    run_folder: Path, copied_run: Path, name: str, data: st.DataObject
+) -> None:
+    text = data.draw(damaged((run_folder / name).read_text()))
+    check_damage(run_folder, name, text, ["diff", str(run_folder), str(copied_run), "--no-replay"])
+
+
 @generated
 @given(data=st.data())
-def test_damaged_metrics_are_reported_or_refused(run_folder: Path, data: st.DataObject) -> None:
+def test_damaged_metrics_are_reported_or_refused(run_folder: Path, copied_run: Path, data: st.DataObject) -> None:
     lines = (run_folder / "metrics.jsonl").read_text().splitlines()
     at = data.draw(st.integers(0, len(lines) - 1))
     text = "\n".join([*lines[:at], data.draw(damaged(lines[at])), *lines[at + 1 :]])
-    check_damage(run_folder, "metrics.jsonl", text, ["report", str(run_folder)])
+    compared = ["diff", str(copied_run), str(run_folder), "--no-replay"]
+    check_damage(run_folder, "metrics.jsonl", text, ["report", str(run_folder)], compared)
 
 
 @pytest.fixture(scope="module")

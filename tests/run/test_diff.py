@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,12 +22,14 @@ from lm.data.pack import Pack, PackingPlan
 from lm.data.store import TokenStore
 from lm.experiment import Experiment
 from lm.inspect.summary import Summary
+from lm.machine import hardware
 from lm.model.families import llama
 from lm.page.tables import Table
-from lm.run import course, divergence, prepared
+from lm.run import course, diff, divergence, prepared
 from lm.run.diff import Comparison, compare
 from lm.run.examine import Examination, Sizes
 from lm.run.folder import write_json
+from lm.run.log import RunLogger
 from lm.run.replay import Replay
 from lm.sharding.mesh import make_mesh
 from lm.text.tokenizer import SentencePieceSpec
@@ -46,10 +49,14 @@ def declared(texts: Path) -> Experiment:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_device() -> Iterator[None]:
-    """And no reports, which take a quarter of the time."""
+    """And without reports, evaluations and a peak, which take half of the time; each folder is opened once."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(prepared, "make_mesh", lambda mesh: make_mesh({"data": 1}, jax.devices()[:1]))
         patched.setattr(course, "write_report", lambda folder: folder / "report.html")
+        patched.setattr(hardware, "peak_flops", lambda dtype: (1e12, "not measured"))
+        patched.setattr(prepared.Prepared, "measure", lambda *_: {})
+        patched.setattr(RunLogger, "evaluated", lambda *_: None)
+        patched.setattr(diff, "Replay", cache(Replay))
         yield
 
 
