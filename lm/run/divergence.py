@@ -12,7 +12,7 @@ import numpy as np
 from lm.inspect.summary import first_difference
 from lm.page.words import join_and, plural
 from lm.run.examine import examine
-from lm.run.replay import Replay, named
+from lm.run.replay import Replay, named, span
 from lm.train.checkpoint import checksums, flatten
 
 SHOWN = 6  # arrays
@@ -54,7 +54,7 @@ def divergence(a: Replay, b: Replay, last: int) -> Divergence:
     if shapes := _shapes_apart(a, b):
         return Divergence(0, f"they learn other arrays: {shapes[0][0]}", shapes, (None, None))
     start = common_start(a, b, last)
-    print(f"computing steps {start + 1:,} to {last:,} of both again")
+    print(f"computing {span(start + 1, last)} of both again")
     traces = [list(_trace(replay, start, last)) for replay in (a, b)]
     first, second = (next((t.n for t in trace if not t.kept), None) for trace in traces)
     for x, y in zip(*traces, strict=True):

@@ -137,6 +137,11 @@ def named(model: ModelConfig, name: str, marked: np.ndarray) -> str:
     return f"{name} of layer{'s' * (len(chosen) > 1)} {join_and(chosen, 6)}"
 
 
+def span(first: int, last: int) -> str:
+    """Steps in words."""
+    return f"step {first:,}" if first == last else f"steps {first:,} to {last:,}"
+
+
 def training_lines(folder: Path, loss: str) -> dict[int, dict[str, Any]]:
     """step -> what a run logged of it; `loss` names a metric that every step has."""
     return {line["step"]: line for line in read_metrics(folder) if loss in line}

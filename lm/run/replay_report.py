@@ -20,7 +20,7 @@ from lm.run.batch_diff import document
 from lm.run.examine import Examination, Sizes, examine, not_finite
 from lm.run.history import at_step, read_history
 from lm.run.log import NOT_LOGGED
-from lm.run.replay import Replay, Step
+from lm.run.replay import Replay, Step, span
 
 SHOWN = 8  # targets, rows or arrays in a table
 BEFORE = 20  # logged steps, to whose median a loss is compared
@@ -66,7 +66,7 @@ def replay(run: str | Path, step: int) -> tuple[Report, Path]:
     state = opened.start(step)
     begun, unlike = int(state.step), list[int]()
     if begun < step - 1:
-        print(f"computing steps {begun + 1:,} to {step - 1:,} again, to reach step {step:,}")
+        print(f"computing {span(begun + 1, step - 1)} again, to reach step {step:,}")
     for computed in opened.steps(state, step - 1):
         state = computed.state
         unlike += [computed.n] if opened.unlike(computed) else []
