@@ -129,7 +129,10 @@ class Look:
 
     def _written(self, read: list[int], output: str) -> list[int]:
         if output:
-            return encode(self.model, output)
+            ids, tokenizer = encode(self.model, output), self.model.tokenizer
+            assert tokenizer is not None
+            ids = ids[ids[:1] == [tokenizer.bos] :]  # what a prompt has around it
+            return ids[:-1] if ids[-1:] == [tokenizer.eos] else ids
         most = min(WRITTEN, self.config.context - 1)
         return [id for (new,) in self.model.stream_ids([read], most) for id in new]
 
@@ -171,7 +174,8 @@ class Look:
         """The keys told apart of each text: the first, and in both directions a control token at the end."""
         found = {at: [0] for at in self.ids}
         last = len(self.read) - 1
-        if not (self.config.causal and not self.config.has_encoder) and last and last in self.controls:
+        both_ways = self.config.has_encoder or not self.config.causal
+        if both_ways and last and last in self.controls and self.read[last] != self.mask:
             found[next(iter(self.ids))].append(last)
         return found
 

@@ -127,7 +127,7 @@ def test_a_head_that_adds_nothing() -> None:
 
 def test_patching_finds_what_carries_the_difference() -> None:
     model, params = circuit()
-    grids = page.patched(model, params, jnp.asarray(CORRUPTED), jnp.asarray(CLEAN), 5, (1, 3))
+    grids = page.patched(model, params, jnp.asarray(CORRUPTED), jnp.asarray(CLEAN), 5, (3, 1))
     np.testing.assert_allclose(grids["heads"], [[1, 0], [1, 0]], atol=1e-3)
     tokens = np.array(grids["tokens"])
     assert tokens.shape == (2, 6) and tokens[0, 2] == pytest.approx(1, abs=1e-3) and tokens[1, 5] == pytest.approx(1)

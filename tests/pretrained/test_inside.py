@@ -16,7 +16,7 @@ import lm.machine.hardware
 from launch.__main__ import main
 from lm.model.families import bert, scorer, t5
 from lm.pretrained import Pretrained
-from lm.pretrained.inside import WhatIf, html, inside, plain
+from lm.pretrained.inside import Look, WhatIf, html, inside, plain
 from tests.pretrained.test_model import SIZES, WRITER, ready
 
 READER = replace(ready(bert(**SIZES | dict(vocab=259))), markers={"[MASK]": 258})
@@ -43,9 +43,8 @@ def test_a_decoder_says_what_comes_next() -> None:
     assert out["places"] == [0, 1, 2, 3, 4] == out["lens"]["places"]
     np.testing.assert_allclose(out["followed"][:4], known[range(4), ids[1:]], atol=1e-4)
     assert [row[0][0] for row in out["best"]] == known.argmax(-1).tolist()
-    assert [[id for id, _ in row] for row in out["lens"]["best"][-1]] == [
-        [id for id, _ in row[:3]] for row in out["best"]
-    ]
+    ids_of = [[[id for id, _ in row[:3]] for row in rows] for rows in (out["lens"]["best"][-1], out["best"])]
+    assert ids_of[0] == ids_of[1] and len(out["lens"]["best"]) == WRITER.config.layers
     assert one.kept.keys.shape == (2, 2, 5, 5) and one.sinks == [0]
     assert data["pieces"][97] == "a" and data["pieces"][BOS] == "<bos>"
     (changed,) = data["what_if"]
@@ -66,10 +65,21 @@ def test_an_encoder_predicts_what_is_masked() -> None:
     assert "An encoder predicts no next token" in html("bert", nothing, [])
 
 
+def test_sinks_are_the_first_token_and_in_both_directions_an_end() -> None:
+    for model, text, sinks in (
+        (READER, "ac<eos>", [0, 3]),
+        (READER, "ac[MASK]", [0]),
+        (READER, "ac", [0]),
+        (WRITER, "ac<eos>", [0]),
+    ):
+        assert Look(model, text).sinks == {"": sinks}
+    assert Look(T5, "ac<eos>", "a").sinks == {"encoder_": [0, 3], "": [0]}
+
+
 def test_an_encoder_decoder_reads_and_writes() -> None:
     data, attentions = inside(T5, "abc", output="de")
     read, said = data["texts"]["text"], data["texts"]["output"]
-    assert read == T5.encode("abc") and said[1:] == T5.encode("de")
+    assert read == T5.encode("abc") and said == [T5.decoder_start, *b"de"]
     assert [(a.title, a.queries, a.keys) for a in attentions] == [
         ("encoder", "text", "text"),
         ("decoder", "output", "output"),
@@ -79,7 +89,12 @@ def test_an_encoder_decoder_reads_and_writes() -> None:
     known = chances(T5, [read], None, [said])
     assert [row[0][0] for row in data["output"]["best"]] == known.argmax(-1).tolist()
     assert [part["what"] for part in data["moved"]["output"]] == ["attention", "cross-attention", "feed-forward"]
+
+
+@pytest.mark.slow
+def test_an_encoder_decoder_s_own_output_and_heads() -> None:
     own, _ = inside(T5, "abc", what_if=WhatIf(["0.1", "cross.1.0", "encoder.0.0"]))
+    read = own["texts"]["text"]
     written = [id for (new,) in T5.stream_ids([read], 32) for id in new]
     assert own["texts"]["output"] == [T5.decoder_start, *written] and len(own["what_if"]) == 3
 
@@ -230,6 +245,7 @@ def test_keys_choose_token_layer_and_head(tmp_path: Path) -> None:
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_the_other_kinds_of_models(tmp_path: Path) -> None:
     masked = browse(page_of("encoder"), 'return [text("next"), text("spoken")]', tmp_path)
     assert "in place of" in masked[0] and "[MASK]" in masked[1]

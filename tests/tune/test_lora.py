@@ -227,8 +227,7 @@ def dequantized(learner: Any, frozen: Any) -> Any:
     storage, layers = learner.adapter.storage, frozen["base"]["layers"]
     read = jax.jit(lambda x: dense(storage.read(x)))
     return {
-        slot: {name: read(x) if isinstance(x, dict) else x for name, x in one.items()}
-        for slot, one in layers.items()
+        slot: {name: read(x) if isinstance(x, dict) else x for name, x in one.items()} for slot, one in layers.items()
     }
 
 
