@@ -71,11 +71,10 @@ WINDOWED = llama(**SIZES | dict(layers=3))
 WINDOWED = replace(WINDOWED, pattern=(LayerKind(window=2), LayerKind(positions=Rotary(100.0))))
 
 
-@pytest.mark.parametrize(
-    "cfg",
-    [llama(**SIZES), gpt(**{k: v for k, v in SIZES.items() if k != "mlp"}), WINDOWED],
-    ids=["llama", "gpt", "windows"],
-)
+LEARNED = gpt(**{name: size for name, size in SIZES.items() if name != "mlp"})
+
+
+@pytest.mark.parametrize("cfg", [WINDOWED, pytest.param(LEARNED, marks=pytest.mark.slow)], ids=["windows", "learned"])
 def test_without_positions_and_mask_no_order_is_seen(cfg: ModelConfig) -> None:
     model = Transformer(cfg, EXACT)
     own, mask, neither = page.order(model, params_of(model), Inputs(TOKENS), [5, 0, 3, 1, 4, 2])
