@@ -24,11 +24,18 @@ from lm.model.families import llama
 from lm.model.native import has_kernel
 from lm.model.transformer import Transformer
 from tests.decode.letters import grammars
-from tests.model.reference import MODELS, SIMPLE, lively, run
+from tests.model.reference import DELTA, LATENT, MODELS, SIMPLE, lively, run
 
 CONTEXT = 600  # two chunks of a prompt and more, five blocks of a cache
 LLAMA = llama(vocab=31, layers=2, width=16, heads=4, kv_heads=2, mlp=20, context=CONTEXT)
 UNROLLED = replace(SIMPLE, unroll=0)
+# a layer of every kind: where layers are unrolled, each of them is compiled
+SHALLOW = {
+    **MODELS,
+    "gemma 3": replace(MODELS["gemma 3"], layers=3),
+    "latent": replace(LATENT, layers=3),
+    "gated deltanet": replace(DELTA, layers=2, pattern=DELTA.pattern[-2:]),
+}
 SAMPLINGS = (
     Sampling(0.0),
     Sampling(),
@@ -128,7 +135,7 @@ def bits(outputs: list[Output]) -> list[tuple[Any, ...]]:
     ],
 )
 def test_what_a_request_gets_does_not_depend_on_its_company(name: str, count: int) -> None:
-    cfg = LLAMA if name == "llama" else MODELS[name]
+    cfg = LLAMA if name == "llama" else SHALLOW[name]
     together, alone = engine(cfg), engine(cfg)
     requests = mixed(count, cfg.vocab, cfg.context)
     together.warm_up()
@@ -145,7 +152,7 @@ def test_what_a_request_gets_does_not_depend_on_its_company(name: str, count: in
     [("llama", "float32"), *(slow(name, "float32") for name in ("gpt", "gemma 3", "alibi")), slow("llama", "int8")],
 )
 def test_nor_where_several_prompts_are_read_together(name: str, weights: str) -> None:
-    cfg = LLAMA if name == "llama" else MODELS[name]
+    cfg = LLAMA if name == "llama" else SHALLOW[name]
     together, alone = laid_out(cfg, weights), laid_out(cfg, weights)
     prefill, read = together._prefill, []
     together._prefill = lambda reading: read.append(len(reading)) or prefill(reading)  # type: ignore
@@ -189,7 +196,7 @@ def test_a_step_decodes_no_more_tokens_than_its_program_has() -> None:
 @pytest.mark.parametrize("name", [name if name in FEW else slow(name) for name in MODELS])
 def test_its_logprobabilities_are_the_trainer_s(name: str) -> None:
     """Of every token, those of the forward pass without a cache; with the likeliest alternatives."""
-    cfg = MODELS[name]
+    cfg = SHALLOW[name]
     if cfg.has_encoder or not cfg.causal:
         with pytest.raises(ValueError, match="has an encoder"):
             engine(cfg)
@@ -297,7 +304,7 @@ def test_chunks_are_whole_blocks() -> None:
 @pytest.mark.parametrize("name", ["llama", "gemma 3", "gated deltanet"])
 def test_logprobabilities_of_a_prompt_are_the_trainer_s(name: str) -> None:
     """Of every token but the first, with the likeliest in its place; the same bits after others began alike."""
-    cfg = {"llama": LLAMA}.get(name) or MODELS[name]
+    cfg = {"llama": LLAMA}.get(name) or SHALLOW[name]
     ids = np.random.default_rng(0).integers(0, cfg.vocab, 300 if name == "llama" else 20).tolist()
     asked, whole = Request(ids, 1, top_logprobs=3, prompt_logprobs=True), engine(cfg)
     (first,), _, (again,) = whole.generate([asked]) + whole.generate([replace(asked, prompt_logprobs=False), asked])
