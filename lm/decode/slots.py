@@ -81,14 +81,14 @@ class Slots:
         return replace(self, cache=replace(self.cache, layers=layers, length=lengths))
 
 
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))  # so that no two arrays are one: each is donated
 def empty_slots(model: Transformer, slots: int, length: int, vocab: int) -> Slots:
     """S rows of nothing, with room for `length` tokens each."""
     cache = replace(model.empty_cache(slots, length), length=jnp.zeros(slots, jnp.int32))
     zeros = jnp.zeros((slots, vocab), jnp.int32)
     options = Options(*(jnp.broadcast_to(a, (slots, 1)) for a in Options.of(Sampling())))
     keys = jax.random.split(jax.random.key(0), slots)
-    empty = Slots(cache, zeros[:, 0], keys, Counts(zeros, zeros), options, jnp.zeros((slots, vocab)))
-    return jax.tree.map(lambda a: a.copy(), empty)  # each is donated: no two may be one
+    return Slots(cache, zeros[:, 0], keys, Counts(zeros, zeros), options, jnp.zeros((slots, vocab)))
 
 
 @partial(jax.jit, donate_argnums=0)

@@ -77,7 +77,8 @@ def lively(cfg: ModelConfig, seed: int = 0) -> Any:
 
     def draw(path: Any, shape: jax.ShapeDtypeStruct) -> jax.Array:
         middle, spread = (1.0, 0.1) if path[-1].key.endswith("_scale") else (0.0, 0.25)
-        return jnp.asarray(middle + spread * rng.standard_normal(shape.shape), shape.dtype)
+        drawn = middle + spread * rng.standard_normal(shape.shape)
+        return jnp.asarray(drawn.astype(shape.dtype), shape.dtype)  # converted by JAX, it is a program a shape
 
     return jax.tree_util.tree_map_with_path(draw, Transformer(cfg, SIMPLE).shapes())
 

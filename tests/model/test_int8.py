@@ -25,7 +25,7 @@ product = jax.jit(linear, static_argnums=(2, 3))
 
 
 def weights(*shape: int, seed: int = 0) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape).astype(np.float32), jnp.float32)
 
 
 @with_kernel

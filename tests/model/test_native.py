@@ -18,7 +18,7 @@ attention = jax.jit(attend)
 
 
 def numbers(*shape: int, seed: int = 0) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape).astype(np.float32), jnp.float32)
 
 
 def stored(w: jax.Array, dtype: str, by_output: bool) -> Streamed:

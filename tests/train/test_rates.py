@@ -44,7 +44,7 @@ def axes(rule: Parametrisation) -> Any:
 def params(seed: int) -> Any:
     rng = np.random.default_rng(seed)
     shapes = Transformer(CFG, SIMPLE).shapes()
-    return jax.tree.map(lambda s: jnp.asarray(rng.standard_normal(s.shape), jnp.float32), shapes)
+    return jax.tree.map(lambda s: jnp.asarray(rng.standard_normal(s.shape).astype(np.float32), jnp.float32), shapes)
 
 
 def update(optimizer: Optimizer, rule: Parametrisation, grads: Any) -> dict[str, np.ndarray]:
