@@ -170,7 +170,8 @@ def order_variants(cfg: ModelConfig) -> dict[str, ModelConfig]:
     variants = {"the model": cfg, "without positions": orderless(cfg, masked=True)}
     recurrent = any(slot.mixer.recurrent for slot in cfg.slots.values())
     if cfg.causal and not cfg.has_encoder:
-        variants["without positions: the mask alone"] = variants.pop("without positions")
+        left = "the mask and the states" if recurrent else "the mask alone"
+        variants[f"without positions: {left}"] = variants.pop("without positions")
         if not recurrent:
             variants["without positions and mask"] = orderless(cfg, masked=False)
     return variants

@@ -106,12 +106,18 @@ def _layers_note(data: Mapping[str, Any]) -> str:
 
 def _order_note(data: Mapping[str, Any]) -> str:
     how = "a random order" if data["order"]["own"] else "the order asked for"
-    alone = "With the mask alone a token knows which words came before it, and no more of their order. With neither"
-    masked = any("mask alone" in line["label"] for line in data["order"]["lines"])
+    labels = " ".join(line["label"] for line in data["order"]["lines"])
+    seen = "Without positions, order is not seen at all."
+    if "mask alone" in labels:
+        seen = (
+            "With the mask alone a token knows which words came before it, and no more of their order; with neither, "
+            "order is not seen at all."
+        )
+    if "states" in labels:
+        seen = "Layers with a state read the tokens one after the other, with positions or without."
     return (
         f"The same tokens in {how}. Drawn is how far apart the residual streams of the same token are in the two, "
-        "|a - b| over the mean of |a| and |b|, the mean over tokens. "
-        f"{alone if masked else 'Without positions'}, order is not seen at all."
+        f"|a - b| over the mean of |a| and |b|, the mean over tokens. {seen}"
     )
 
 

@@ -13,6 +13,7 @@ from lm.inspect.edits import Zero
 from lm.inspect.look import look
 from lm.model.compute import Compute
 from lm.model.config import LayerKind, ModelConfig
+from lm.model.delta import GatedDeltaNet
 from lm.model.families import bert, gpt, llama, t5
 from lm.model.inputs import Inputs
 from lm.model.positions import Rotary
@@ -82,6 +83,12 @@ def test_without_positions_and_mask_no_order_is_seen(cfg: ModelConfig) -> None:
     assert np.max(neither["apart"]) < 1e-3 < 0.05 < np.max(mask["apart"]) != np.max(own["apart"])
     same = page.order(model, params_of(model), Inputs(TOKENS), list(range(6)))
     assert max(np.max(line["apart"]) for line in same) == 0
+
+
+def test_a_state_reads_in_order_whatever_is_left_out() -> None:
+    state = LayerKind(mixer=GatedDeltaNet(2, 2, key_dim=8, value_dim=8, chunk=4))
+    variants = page.order_variants(replace(llama(**SIZES), pattern=(state, LayerKind())))
+    assert list(variants) == ["the model", "without positions: the mask and the states"]
 
 
 def test_in_both_directions_there_is_no_mask_to_leave_out() -> None:
