@@ -271,5 +271,7 @@ def published(base: Experiment, name: str, model: ModelConfig) -> Experiment:
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """The differences of two experiments' plain data, without fields that cannot change a run's results; `before` may
     have been written by an earlier version."""
+    if before == after:  # as most are: a study reads each of its runs again and again
+        return []
     before = value.plain(value.build(Experiment, before))
     return [d for d in value.differences(before, after) if d[0].split(".")[0] not in INERT]

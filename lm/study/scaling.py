@@ -107,6 +107,10 @@ class Ladder:
 
     def trials(self, results: Sequence[Result] = ()) -> list[Trial]:
         """Every arm at every seed, seed by seed, the budgets as declared."""
+        return list(self._trials)
+
+    @functools.cached_property
+    def _trials(self) -> list[Trial]:
         return every_seed({name: arm for name, (_, arm) in self.arms.items()}, self.seeds)
 
     # ------------------------------------------------------------ for the report

@@ -102,7 +102,11 @@ def distinct_seeds(seeds: Iterable[int]) -> tuple[int, ...]:
 
 def every_seed(arms: Mapping[str, Experiment], seeds: Iterable[int]) -> list[Trial]:
     """Every arm at every seed, seed by seed: what is finished early on has all arms in it."""
-    return [Trial(name, seed, arm.replace(seed=seed)) for seed in seeds for name, arm in arms.items()]
+    return [
+        Trial(name, seed, arm if arm.seed == seed else arm.replace(seed=seed))
+        for seed in seeds
+        for name, arm in arms.items()
+    ]
 
 
 def training_flops(experiment: Experiment) -> float:
