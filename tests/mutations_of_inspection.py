@@ -10,6 +10,7 @@ TESTS = {
     "lm/inspect/patterns.py": ("tests/inspect/test_patterns.py",),
     "lm/inspect/page.py": ("tests/inspect/test_page.py",),
     "lm/pretrained/inside.py": ("tests/pretrained/test_inside.py",),
+    "lm/page/inside.js": ("tests/pretrained/test_inside.py",),  # where there is Chromium
     "experiments/inspect/coreference.py": ("tests/experiments/test_inspect.py",),
 }
 
@@ -97,5 +98,14 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
             "if start < span[1] and end > span[0]",
             "if start <= span[1] and end > span[0]",
         ),
+    ),
+    "lm/page/inside.js": (
+        (
+            "tokens are HTML",
+            "    e.append(...children);\n",
+            '    children.forEach(c => c.nodeType ? e.append(c) : e.insertAdjacentHTML("beforeend", c));\n',
+        ),
+        ("sinks are never apart", "if (!state.apart) a.sinks.forEach", "if (1) a.sinks.forEach"),
+        ("up and down never scroll", 'if (step[1] && !$("layers")?', 'if (0 && !$("layers")?'),
     ),
 }

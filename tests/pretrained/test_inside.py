@@ -213,13 +213,17 @@ needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium")
 
 @needs_chromium
 def test_markup_is_shown_and_never_run(tmp_path: Path) -> None:
-    script = """return [document.title, document.querySelector("h1").textContent,
+    script = """const second = document.querySelectorAll("#spoken .tok")[1];
+      second.dispatchEvent(new PointerEvent("pointerover", { bubbles: true }));
+      return [document.title, document.querySelector("h1").textContent,
       text("tokens").replace(/\\d{2,3}/g, ""),
-      document.querySelectorAll("b[onclick]").length, document.querySelectorAll("script").length, overflow()]"""
-    title, heading, tokens, bold, scripts, overflow = browse(page_of("decoder"), script, tmp_path)
+      document.querySelectorAll("b[onclick]").length, document.querySelectorAll("script").length, overflow(),
+      text("tip"), document.getElementById("tip").hidden]"""
+    title, heading, tokens, bold, scripts, overflow, tip, hidden = browse(page_of("decoder"), script, tmp_path)
     assert title == 'Inside <b onclick="x">&amp;</script>' and heading == '<b onclick="x">&amp;</script>'
     assert tokens == "<bos>" + TEXT[:40].replace(" ", "·")
     assert bold == 0 and scripts == 3 and overflow <= 0
+    assert tip.startswith("a ") and "% here; likeliest" in tip and not hidden
 
 
 @needs_chromium
@@ -232,8 +236,11 @@ def test_keys_choose_token_layer_and_head(tmp_path: Path) -> None:
       key("ArrowDown");
       document.activeElement.blur();
       key("ArrowUp");
-      return [...seen, place(), overflow()]"""
-    *places, overflow = browse(page_of("decoder"), script, tmp_path, 400, "#t=5&l=1&h=0")
+      seen.push(place());
+      const apart = document.getElementById("apart"), said = [text("said")];
+      apart.click();
+      return [...seen, [...said, text("said"), text("strongest")], overflow()]"""
+    *places, (without, within, strongest), overflow = browse(page_of("decoder"), script, tmp_path, 400, "#t=5&l=1&h=0")
     first = [
         "token 5 · layer 1 · head 0",
         "token 0 · layer 0 · head 0",
@@ -242,6 +249,8 @@ def test_keys_choose_token_layer_and_head(tmp_path: Path) -> None:
     ]
     assert places == [*first, *["token 1 · layer 1 · head 1"] * 2]
     assert overflow <= 0
+    assert "The sink, <bos>, told apart: " in without and " looks at a 100%. The" in without
+    assert "told apart" not in within and "<bos>" in within and "<bos>" in strongest
 
 
 @needs_chromium
