@@ -38,3 +38,15 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_bits(method: str, where: st
     assert lines(folder) == lines(whole)
     sums = [json.loads((one / "checkpoints" / "7" / FILE).read_text())["arrays"] for one in (folder, whole)]
     assert sums[0] == sums[1] and any(".mu." in name for name in sums[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_are_one(method: str, file: Path, tmp_path: Path) -> None:
+    """The first three updates: each process draws and scores its own rows, and one asks the reward functions."""
+    program = ("-m", "tests.tune.process", method, "never", "0")
+    for n in (1, 2):
+        several.finish(several.start(n, file, tmp_path / f"{n}", 0.0, "steps=3", program=program), seconds=1200)
+    for own, other in zip(*(lines(tmp_path / f"{n}") for n in (1, 2)), strict=True):
+        assert max(one.pop("sampler_gap", 0.0) for one in (own, other)) < 1e-4
+        assert own == {name: pytest.approx(value, rel=1e-3, abs=1e-5) for name, value in other.items()}
