@@ -155,9 +155,13 @@ class Transformer:
         stem = Stem(cfg, compute).init(jax.random.fold_in(key, 3), one, one, None)["params"]
         return encoder | {"stem": stem | distances}
 
+    @property
+    def _unwatched(self) -> "Transformer":
+        return Transformer(self.cfg, self.compute)
+
     def init(self, key: jax.Array) -> Params:
         """Fresh float32 parameters, each drawn from a key of its own path: models that share a part start it alike."""
-        return _init(self, key)
+        return _init(self._unwatched, key)
 
     def _scaled(self, boxed: Params) -> Params:
         return jax.tree.map(self.cfg.parametrisation.scale_init, nn.meta.unbox(boxed), self._axes(boxed))
@@ -169,11 +173,11 @@ class Transformer:
 
     def shapes(self) -> Params:
         """The tree of parameters as ShapeDtypeStructs; nothing is allocated."""
-        return jax.eval_shape(self._scaled, _abstract_boxes(self))
+        return jax.eval_shape(self._scaled, _abstract_boxes(self._unwatched))
 
     def axes(self) -> Params:
         """The tree of logical axes, a tuple of names a parameter, with what the parametrisation has to say of them."""
-        return self._axes(_abstract_boxes(self))
+        return self._axes(_abstract_boxes(self._unwatched))
 
     def _axes(self, boxed: Params) -> Params:
         def names(path: Any, box: Any) -> tuple[str | None, ...]:

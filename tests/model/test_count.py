@@ -25,6 +25,7 @@ from lm.model.families import (
     t5_v1_1,
 )
 from lm.model.output import NoOutput
+from lm.model.taps import Watch
 from lm.model.transformer import Transformer, _abstract_boxes
 from tests.model.reference import GPT, LLAMA, SIMPLE, lively
 
@@ -146,7 +147,7 @@ def test_tree_bytes() -> None:
 def test_equal_models_are_traced_once() -> None:
     sizes = dict(vocab=23, layers=1, width=8, heads=1, mlp=8, context=8)
     before = _abstract_boxes.cache_info().misses
-    for _ in range(2):
-        model = Transformer(llama(**sizes), SIMPLE)
+    for watch in (None, None, Watch({"resid_post": lambda x: x})):
+        model = Transformer(llama(**sizes), SIMPLE, watch)
         assert model.shapes()["stem"]["tokens"].shape == (23, 8) and model.axes()["stem"]["tokens"][0] == "vocab"
     assert _abstract_boxes.cache_info().misses == before + 1
