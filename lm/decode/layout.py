@@ -44,6 +44,11 @@ def for_decoding(model: Transformer, params: Params, weights: str = "float32") -
         if weights != "float32":
             raise ValueError(f"weights={weights!r} are for decoding on one CPU: leave them out here")
         return Decoder(model, params)
+    return for_one_cpu(model, params, weights)
+
+
+def for_one_cpu(model: Transformer, params: Params, weights: str = "float32") -> Decoder:
+    """`for_decoding` on one CPU; traced too, where layers are cut from their stacks once."""
     model, params = layers_apart(model), unstack(params)
     if has_kernel() and jnp.dtype(model.compute.matmul) == jnp.float32:
         return Decoder(model, _stored(model.cfg, params, partial(_streamed, weights)))

@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from lm.decode.filters import Counts
-from lm.decode.layout import unstack
+from lm.decode.layout import Decoder, for_one_cpu, unstack
 from lm.decode.sampling import NONE, Sampling, row_keys
 from lm.model.adapted import Adapted, merged
 from lm.model.cache import Cache
 from lm.model.inputs import Inputs
 from lm.model.transformer import Params, Transformer
+from lm.sharding.rules import MESH_AXES
+from lm.sharding.tracing import axis_size
 
 
 class Completions(NamedTuple):
@@ -96,7 +98,7 @@ def complete(
       tokens, segments: prompts [B, P], padding of segment 0 on the right; a row of padding alone is not continued.
       key: of the draws; each row's own follows from it and its index.
       max_new_tokens, sampling, stop: how long, how to draw, and the ids that end a row."""
-    (B, P), params = tokens.shape, _laid_out(model, params)
+    (B, P), (model, params) = tokens.shape, _laid_out(model, params)
     x, cache, *_ = model.hidden(params, Inputs(tokens, segments=segments), model.empty_cache(B, P + max_new_tokens))
     assert cache is not None
     last = jnp.maximum(jnp.asarray(cache.length) - 1, 0)
@@ -119,8 +121,10 @@ def complete(
     return Completions(*end.arrays, end.lengths, end.done & begun, end.finite)
 
 
-def _laid_out(model: Transformer, params: Params) -> Params:
-    """The parameters as they are read token by token: adapters merged, and where layers are unrolled, each layer's
-    apart, since XLA's CPU compiler would slice them from their stack anew for every token."""
+def _laid_out(model: Transformer, params: Params) -> Decoder:
+    """The model as it is read token by token: adapters merged; on one CPU laid out for that, before the loop, and
+    elsewhere, where layers are unrolled, each layer's parameters apart."""
     params = jax.tree.map(merged, params, is_leaf=lambda x: isinstance(x, Adapted))
-    return unstack(params) if model.compute.unroll == 0 else params
+    if model.compute.backend == "cpu" and axis_size(*MESH_AXES) == 1:
+        return for_one_cpu(model, params)
+    return Decoder(model, unstack(params) if model.compute.unroll == 0 else params)
