@@ -25,6 +25,7 @@ from lm.data.records import Tfds
 from lm.data.stdlib import Stdlib
 from lm.decode.filters import Counts
 from lm.experiment import Evaluation, Experiment
+from lm.inspect.watching import Watching
 from lm.model.output import NoOutput, Output
 from lm.model.parts import RMSNorm
 from lm.model.transformer import Transformer
@@ -61,9 +62,11 @@ INERT = {
     "Experiment.checkpoint_every_steps": "when checkpoints are written: a run goes on from any with the same bits",
     "Experiment.eval_every_steps": WHEN,
     "Experiment.eval_tokens": WHEN,
+    "Experiment.watch": "what is noted of the model's inside: the steps and their bits are those of a run without it",
     "Compute.devices": "into how many devices a CPU is split before JAX starts; the mesh then lies over them",
     **{f"NoOutput.{name}": "it has no vocabulary: states come out as they are" for name in OF_A_VOCABULARY},
 }
+WATCHING = "tests/inspect/test_watching.py::"
 GRPO_FIELDS = "tests/tune/test_grpo.py::test_every_field_changes_the_gradient"
 ONLINE_FIELDS = "tests/tune/test_online_dpo.py::test_every_field_changes_the_gradient"
 ON_POLICY = {field.name for field in dataclasses.fields(OnPolicyMethod)}
@@ -128,6 +131,10 @@ ELSEWHERE = {
     **{f"Rollouts.{field.name}": PROMPTS for field in dataclasses.fields(Rollouts)},
     "Prompts.records": PROMPTS,
     **dict.fromkeys(("Sums.below", "Sums.heldout"), f"{SUMS}test_every_sum_is_right_and_in_one_split_in_both_orders"),
+    **{
+        f"Watching.{field.name}": f"{WATCHING}test_every_field_changes_what_is_noted"
+        for field in dataclasses.fields(Watching)
+    },
     "Experiment.embedding": "tests/run/test_samples.py::test_an_embedding_starts_from_a_file",
     "Experiment.evaluations": "tests/run/test_extra_evals.py::test_the_same_question_has_the_same_answer",
     "Evaluation.times": "tests/run/test_extra_evals.py::test_learned_positions_end",

@@ -96,3 +96,20 @@ def test_what_was_noted_after_the_checkpoint_is_noted_again(runs: tuple[Path, Pa
     watcher = Watcher(Watching(every_steps=3, rows=1, repeated=8), opened.prepared, tmp_path, 8)
     assert (tmp_path / "inside.jsonl").read_text() == "".join(lines[:2])
     assert [n for n in range(1, 13) if watcher.due(n)] == [3, 6, 9, 12]
+
+
+def test_every_field_changes_what_is_noted(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    opened = course.Run(read_experiment(runs[0]), runs[0])
+    state = opened.initial_state()
+
+    def noted(name: str, **fields: int) -> list[str]:
+        (tmp_path / name).mkdir()
+        watcher = Watcher(
+            Watching(**{"every_steps": 3, "rows": 1, "repeated": 8, **fields}), opened.prepared, tmp_path / name, 0
+        )
+        for n in filter(watcher.due, (3, 4)):
+            watcher.note(n, state.params, state.frozen)
+        return (tmp_path / name / "inside.jsonl").read_text().splitlines()
+
+    found = [noted("as it is"), noted("rows", rows=2), noted("repeated", repeated=6), noted("every", every_steps=2)]
+    assert len({tuple(lines) for lines in found}) == 4 and all(len(lines) == 1 for lines in found)

@@ -202,5 +202,6 @@ def halved(module: Any, name: str, x: float) -> float:
 )
 def test_wirings(wiring: Wiring, after: float, final: float) -> None:
     """Of 4, through x + 1 and 10 x, with a norm that halves."""
-    found = wiring(None, halved, 4.0, {"attention": lambda x: x + 1, "ffn": lambda x: x * 10})  # type: ignore[arg-type]
-    assert found == after and wiring.final(None, halved, found) == final  # type: ignore[arg-type]
+    module = nn.Dense(1).bind({})  # that nobody watches
+    found = wiring(module, halved, 4.0, {"attention": lambda x: x + 1, "ffn": lambda x: x * 10})  # type: ignore[arg-type]
+    assert found == after and wiring.final(module, halved, found) == final  # type: ignore[arg-type]
