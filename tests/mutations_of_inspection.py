@@ -4,7 +4,7 @@ TESTS = {
     "lm/inspect/watching.py": ("tests/inspect/test_watching.py",),
     "lm/run/watching.py": ("tests/inspect/test_watching.py",),
     "lm/inspect/look.py": ("tests/inspect/test_look.py",),
-    "lm/model/taps.py": ("tests/inspect/test_look.py",),
+    "lm/model/taps.py": ("tests/inspect/test_patching.py", "tests/inspect/test_look.py"),
     "lm/inspect/edits.py": ("tests/inspect/test_look.py", "tests/inspect/test_patching.py"),
     "lm/inspect/views.py": ("tests/inspect/test_patching.py", "tests/inspect/test_views.py"),
     "lm/inspect/patterns.py": ("tests/inspect/test_patterns.py",),

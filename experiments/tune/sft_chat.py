@@ -6,11 +6,12 @@
 The GGUF file is that of the package, or `--set start.path=FILE`. The adapters are of rank 16 on every matrix of the
 layers; the chat template is the model's own.
 
-It has not been run to its end. Four steps were seen, of two rows each, on two cores that had much other work: losses of
-4.52, 4.18, 4.20 and 5.66, each of other talks; the first took 369 s with its compilation. Held-out talks then had a
-perplexity of 84.7 on the assistant's tokens, of which 29.7% were right. They were of
+Half of its steps were run, once, in 336 s on two cores that had other work too:
 
-    lm train experiments.tune.sft_chat --set steps=4 batch_tokens=512 optimizer.schedule.warmup_steps=1
+    lm train experiments.tune.sft_chat --set steps=50 eval_every_steps=25 checkpoint_every_steps=50
+
+On held-out talks the perplexity of the assistant's tokens was 25.2 after 25 steps, of which 38.9% were right, and 21.7
+after 50, with 40.6%; after four small steps it had been 84.7, with 29.7%.
 """
 
 import importlib.util

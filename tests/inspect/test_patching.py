@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.inspect.edits import Replace
+from lm.inspect.edits import Replace, Zero
 from lm.inspect.look import look
 from lm.inspect.patching import attribution, logit_difference, patch
 from lm.inspect.views import duplicate_token, induction, previous_token, sink_mass
@@ -50,6 +50,22 @@ def test_attribution_is_patching_to_first_order() -> None:
     moved = METRIC(look(MODEL, PARAMS, CORRUPTED, edits=[Replace("resid_mid", layers=0, values=small)]).logits)
     gradient = attribution(MODEL, PARAMS, CORRUPTED, CLEAN, "resid_mid", METRIC)[0]
     assert float(moved - METRIC(MODEL(PARAMS, CORRUPTED))) / 1e-3 == pytest.approx(float(gradient), rel=0.2, abs=1e-3)
+
+
+def test_attribution_is_of_the_difference_in_any_order_of_axes() -> None:
+    """Of b less a token that is nowhere, to which the corrupted text's own values give something too."""
+    metric = logit_difference(jnp.array([1]), jnp.array([5]))
+    here = metric(MODEL(PARAMS, CORRUPTED))
+    exact = patch(MODEL, PARAMS, CORRUPTED, CLEAN, "attn_head", metric, by="NT") - here
+    first = attribution(MODEL, PARAMS, CORRUPTED, CLEAN, "attn_head", metric, by="NT")
+    assert here > 0.1 and first.shape == exact.shape == (2, 2, 6)
+    np.testing.assert_allclose(first[1], exact[1], atol=1e-5)
+
+
+def test_edited_logits_show_nothing_that_is_hidden() -> None:
+    pattern = look(MODEL, PARAMS, CLEAN, ["attn_pattern"], [Zero("attn_logits")]).taps["attn_pattern"]
+    wanted = np.tri(6) / np.arange(1, 7)[:, None]
+    np.testing.assert_allclose(pattern, np.broadcast_to(wanted, pattern.shape), rtol=1e-6)
 
 
 def values(tokens: np.ndarray) -> jax.Array:
