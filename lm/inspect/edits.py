@@ -82,6 +82,10 @@ class Replace(Place):
     def new(self, x: jax.Array, layer: Any) -> jax.Array:
         return _of_layer(self.values, layer)
 
+    def check(self, layers: int) -> None:
+        super().check(layers)
+        _check_values(self.place, self.values, layers)
+
 
 @dataclass(frozen=True, eq=False)
 class Add(Place):
@@ -92,6 +96,20 @@ class Add(Place):
     def new(self, x: jax.Array, layer: Any) -> jax.Array:
         values = jnp.asarray(self.values)
         return x + (values if values.ndim == 1 else _of_layer(values, layer)).astype(x.dtype)
+
+    def check(self, layers: int) -> None:
+        super().check(layers)
+        _check_values(self.place, self.values, layers)
+
+
+def _check_values(place: str, values: Any, layers: int) -> None:
+    """Raise ValueError for values of some layers, of which none says which they are."""
+    shape = jnp.shape(values)
+    if len(shape) > 1 and shape[0] not in (1, layers):
+        raise ValueError(
+            f"{place} has values of {shape[0]} layers, and this model {layers}: give one of each layer, or a first "
+            "axis of 1 for all (in some layers of this model there is no such place)"
+        )
 
 
 def _of_layer(values: Any, layer: Any) -> jax.Array:

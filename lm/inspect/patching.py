@@ -45,6 +45,13 @@ def patch(
 
     Denoising where `tokens` are the corrupted text; noising where they are the clean one.
 
+    Args:
+      model, params: the model.
+      tokens, other: [B, T] both.
+      place: a tap that all layers have (lm/model/taps.py).
+      metric: logits [B, T, V] -> a number.
+      by: axes of the place that are told apart: N or K, heads; T or S, positions.
+
     Raises ValueError for texts of two shapes, and an axis that the place has not."""
     values = _values(model, params, tokens, other, place, by)
     sizes = (values.shape[0], *(values.shape[1 + axes(place).index(letter)] for letter in by))
@@ -85,7 +92,8 @@ def attribution(
     by: str = "",
 ) -> jax.Array:
     """`patch` less the metric on `tokens` alone, to first order: the gradient times the difference of the values, of
-    all layers, heads and positions by one backward pass (attribution patching, Nanda 2023; 2310.10348)."""
+    all layers, heads and positions by one backward pass (attribution patching, Nanda 2023; 2310.10348). Arguments and
+    errors are those of `patch`."""
     values = _values(model, params, tokens, other, place, by)
     here = look(model, params, tokens, taps=[place]).taps[place]
 

@@ -138,6 +138,9 @@ def test_layers_of_two_kinds_are_in_their_order() -> None:
     np.testing.assert_array_equal(taps["resid_pre"][1:], taps["resid_post"][:-1])
     np.testing.assert_array_equal(taps["resid_pre"][:1], taps["embedding"])
     assert taps["resid_pre"].shape[0] == 4 and taps["attn_pattern"].shape == (2, 1, 2, 8, 8)
+    own = taps["attn_pattern"]  # of two layers: which they are, it does not say
+    with pytest.raises(ValueError, match=r"attn_pattern has values of 2 layers, and this model 4"):
+        look(model, params, tokens, edits=[Replace("attn_pattern", values=own)])
     with pytest.raises(ValueError, match=r"attn_head of layer 4: this model has layers 0 to 3"):
         look(model, params, tokens, edits=[Zero("attn_head", layers=4)])
 
