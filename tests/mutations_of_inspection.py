@@ -19,7 +19,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("sinks take no part of the pattern", "total + jnp.exp(sink - most)", "total"),
         ("an edit of the logits shows what is hidden", "edited if allowed is None else", "edited if 1 else"),
         ("what an edit of the pattern changes is not read", "change = (after - before)", "change = (before - before)"),
-        ("a place is read before it is edited", "    x = place.edited(x)\n    for kept", "    for kept"),
+        ("a place is not edited", "    x = place.edited(x)\n    if place", "    if place"),
     ),
     "lm/inspect/edits.py": (
         ("an edit is of every layer", "mask = _among(layer, self.layers)", "mask = _among(layer, None)"),
