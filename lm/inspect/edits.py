@@ -8,16 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lm.model.taps import Edit, axes
+from lm.model.taps import EditFn, axes
 
 Numbers = int | Sequence[int] | jax.Array | None
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
-    """A place, and in which layers, heads (of queries; for keys and values of their own) and positions (of queries; for
-    keys and values of keys) something is done there: a number, several, or None for all. Its own value stays. The base
-    class of all edits."""
+class Edit:
+    """The base class of edits: a place, and its layers, heads (of queries; for keys and values of their own) and
+    positions (of queries; for keys and values of keys) that are edited: a number, several, or None for all. It changes
+    nothing itself."""
 
     place: str
     layers: Numbers = None
@@ -63,7 +63,7 @@ def _among(index: Any, numbers: Numbers) -> jax.Array:
 
 
 @dataclass(frozen=True, eq=False)
-class Zero(Place):
+class Zero(Edit):
     """Zero ablation."""
 
     def new(self, x: jax.Array, layer: Any) -> jax.Array:
@@ -71,7 +71,7 @@ class Zero(Place):
 
 
 @dataclass(frozen=True, eq=False)
-class Replace(Place):
+class Replace(Edit):
     """`values` instead of x: [L, ...] as `look` reads them, of all layers; an axis of size 1 serves all of it.
 
     Of another text it is activation patching (2202.05262), of a mean over texts mean ablation, of rows in another order
@@ -88,7 +88,7 @@ class Replace(Place):
 
 
 @dataclass(frozen=True, eq=False)
-class Add(Place):
+class Add(Edit):
     """x plus `values`, [L, ...] or one vector over the last axis: steering (2308.10248)."""
 
     values: Any = None
@@ -117,13 +117,13 @@ def _of_layer(values: Any, layer: Any) -> jax.Array:
     return values[0] if values.shape[0] == 1 else values[layer]
 
 
-def by_place(edits: Sequence[Place]) -> dict[str, Edit]:
+def by_place(edits: Sequence[Edit]) -> dict[str, EditFn]:
     """The edits of each place as one, in their order."""
-    places: dict[str, list[Place]] = {}
+    places: dict[str, list[Edit]] = {}
     for edit in edits:
         places.setdefault(edit.place, []).append(edit)
 
-    def together(several: list[Place]) -> Edit:
+    def together(several: list[Edit]) -> EditFn:
         return lambda x, layer: reduce(lambda y, edit: edit(y, layer), several, x)
 
     return {name: together(several) for name, several in places.items()}

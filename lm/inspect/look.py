@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lm.inspect.edits import Place, by_place
+from lm.inspect.edits import Edit, by_place
 from lm.model.inputs import Inputs
 from lm.model.taps import ENCODER, Watch, names
 from lm.model.transformer import Params, Transformer
@@ -26,7 +26,7 @@ def whole(x: jax.Array) -> jax.Array:
     return x
 
 
-def watched(model: Transformer, taps: Sequence[str] = (), edits: Sequence[Place] = ()) -> Transformer:
+def watched(model: Transformer, taps: Sequence[str] = (), edits: Sequence[Edit] = ()) -> Transformer:
     """`model`, whose `hidden` reads the places `taps` and computes with `edits`. Raises ValueError for a place that no
     model has."""
     return replace(model, watch=Watch(dict.fromkeys(taps, whole), by_place(edits)))
@@ -37,7 +37,7 @@ def look(
     params: Params,
     inputs: Inputs | jax.Array,
     taps: Sequence[str] = (),
-    edits: Sequence[Place] = (),
+    edits: Sequence[Edit] = (),
 ) -> Look:
     """What the model says, and has at the places `taps`, with `edits`. Pure: to be traced by jit, grad and vmap.
 

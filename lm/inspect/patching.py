@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lm.inspect.edits import Add, Place, Replace
+from lm.inspect.edits import Add, Edit, Replace
 from lm.inspect.look import look
 from lm.model.taps import axes
 from lm.model.transformer import Params, Transformer
@@ -68,7 +68,7 @@ def patch(
 _FIELDS = {"N": "heads", "K": "heads", "T": "positions", "S": "positions"}
 
 
-def _edited(model: Transformer, params: Params, tokens: jax.Array, edits: Sequence[Place]) -> jax.Array:
+def _edited(model: Transformer, params: Params, tokens: jax.Array, edits: Sequence[Edit]) -> jax.Array:
     return look(model, params, tokens, edits=edits).logits
 
 

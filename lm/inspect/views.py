@@ -99,8 +99,8 @@ def jacobian_lens(model: Transformer, params: Params, tokens: jax.Array, positio
     `jacobian_read` reads a residual stream through it."""
 
     def last(added: jax.Array, row: jax.Array) -> jax.Array:
-        place = Add("resid_post", positions=int(position) % row.shape[0], values=added[:, None, None])
-        return watched(model, edits=[place]).hidden(params, Inputs(row[None])).x[0, position]
+        edit = Add("resid_post", positions=int(position) % row.shape[0], values=added[:, None, None])
+        return watched(model, edits=[edit]).hidden(params, Inputs(row[None])).x[0, position]
 
     def of_row(row: jax.Array) -> jax.Array:
         zero = jnp.zeros((model.cfg.layers, model.cfg.width))

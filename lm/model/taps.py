@@ -17,8 +17,8 @@ from lm.model.compute import Compute
 from lm.model.scoring import MINUS_INFINITY, Scoring, Span, heads_first, heads_last, product
 from lm.value import suggest
 
-Edit = Callable[[jax.Array, Any], jax.Array]
-Read = Callable[[jax.Array], Any]
+EditFn = Callable[[jax.Array, Any], jax.Array]
+ReadFn = Callable[[jax.Array], Any]
 
 PLACES = {  # name -> axes, meaning
     "embedding": ("BTD", "the residual stream before the first layer"),
@@ -60,8 +60,8 @@ class Watch:
     x and the number of the layer (traced where layers are scanned; 0 outside of them), whose result the model goes on
     with. A place is read after it is edited. Raises ValueError for a place that no model has."""
 
-    reads: Mapping[str, Read] = field(default_factory=dict)
-    edits: Mapping[str, Edit] = field(default_factory=dict)
+    reads: Mapping[str, ReadFn] = field(default_factory=dict)
+    edits: Mapping[str, EditFn] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         known = names()
@@ -88,7 +88,7 @@ class Watch:
 class Place:
     """What is done with the value of one place."""
 
-    read: Read | None = None
+    read: ReadFn | None = None
     edit: Callable[[jax.Array], jax.Array] | None = None
 
     def edited(self, x: jax.Array) -> jax.Array:
@@ -100,7 +100,7 @@ class Place:
         return {} if self.read is None else {name: self.read(x)}
 
 
-def _edit(edit: Edit, layer: Any, x: jax.Array) -> jax.Array:
+def _edit(edit: EditFn, layer: Any, x: jax.Array) -> jax.Array:
     y = edit(x, layer)
     if y.shape != x.shape:
         raise ValueError(f"an edit gave an array of shape {y.shape} for one of {x.shape}")
