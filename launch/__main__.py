@@ -19,6 +19,7 @@ from rich_argparse import RawDescriptionRichHelpFormatter
 from launch import (
     catalogue,
     chat,
+    compare,
     convert,
     diff,
     evaluate,
@@ -53,6 +54,7 @@ VERBS = {
     "study": study,
     "launch": launch,
     "report": report,
+    "compare": compare,
     "diff": diff,
     "replay": replay,
     "convert": convert,
@@ -66,16 +68,17 @@ examples:
   lm train experiments.quickstart                train it (or resume it), sample, report
   lm train experiments.quickstart --workdir runs/small --set steps=100 model.layers=2
   lm sample runs/quickstart --prompt "def " -n 3
-  lm chat SmolLM2-135M-Instruct.Q4_1.gguf        a conversation in the terminal
   lm serve runs/quickstart                       over HTTP, by the API of OpenAI
   lm evaluate runs/quickstart
   lm inspect runs/quickstart --text "def add(a, b):"      where its heads look, what each layer says: a page
-  lm diff runs/monday runs/tuesday               what differs between two runs, and where they part
+  lm compare runs/quickstart runs/small          their fields, curves and last values side by side: a page
+  lm diff runs/quickstart runs/small             what differs between two runs, and where they part
   lm plan experiments.llama:llama3_8b --topology v5p:4x4x4      what it would cost there
   lm study experiments.ablations.heads           which is better, by how much, how sure
   lm launch local -n 2 experiments.quickstart    on several processes, Slurm, Kubernetes, a TPU pod
+  lm chat SmolLM2-135M-Instruct.Q4_1.gguf        a conversation in the terminal, with a file of yours
 
-See also lm VERB --help.
+See also lm VERB --help. Completion in bash and zsh: eval "$(register-python-argcomplete lm)"
 """
 
 
@@ -84,14 +87,16 @@ class Usage(ValueError):
 
 
 class _Help(RawDescriptionRichHelpFormatter):
-    """Help whose first column is wide enough for "tokenizer"."""
+    """Help as it is written, brackets too, whose first column is wide enough for "tokenizer"."""
+
+    text_markup = help_markup = False
 
     def __init__(self, prog: str, **options: Any):
         super().__init__(prog, **{"max_help_position": 30, **options})
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises Usage, and suggests verbs for an unknown one."""
+    """An ArgumentParser that raises Usage, and suggests verbs (engines, actions) for an unknown one."""
 
     def __init__(self, **options: Any):
         options.setdefault("formatter_class", _Help)
@@ -99,11 +104,27 @@ class Parser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
-            raise Usage(f"unknown verb {value!r}: {suggest(str(value), action.choices)}")
+            raise Usage(f"unknown {action.dest} {value!r}: {suggest(str(value), action.choices)}")
         super()._check_value(action, value)
 
     def error(self, message: str) -> NoReturn:
         raise Usage(f"{message}; see {self.prog} --help")
+
+
+class _Version(argparse.Action):
+    """Prints the versions, and ends."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from importlib.metadata import PackageNotFoundError, version
+
+        def of(name: str) -> str:
+            try:
+                return version(name)
+            except PackageNotFoundError:
+                return "(not installed)"
+
+        print(f"lm {of('lm')}, jax {of('jax')}, Python {sys.version.partition(' ')[0]}")
+        parser.exit()
 
 
 def parser() -> Parser:
@@ -113,6 +134,7 @@ def parser() -> Parser:
         description="A transformer language-model laboratory: an experiment is one page of Python.",
         epilog=EPILOG,
     )
+    top.add_argument("--version", action=_Version, nargs=0, help="show the versions of lm, JAX and Python")
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
     top.add_argument(
         "--trust", action="store_true", help="import the modules of classes and studies that files of a run name"
@@ -132,6 +154,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # both may be anywhere on the line
     argv = [a for a in argv if a not in ("--debug", "--trust")]
     warnings.formatwarning = format_warning
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks for what may come next
+        from launch.completion import complete
+
+        complete(parser())
     try:
         if not argv:
             parser().print_help()

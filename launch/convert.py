@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from launch.serve import add_adapter_option
+from launch.serve import add_adapter_option, add_step
 
 TYPES = ("f32", "f16", "bf16", "q8_0")
 EPILOG = """\
@@ -15,8 +15,9 @@ written atomically; an existing model is replaced.
 
 examples:
   lm convert runs/quickstart exported
-  lm convert model.gguf exported
   lm convert runs/quickstart model.gguf --type q8_0
+  lm convert model.gguf exported
+  lm convert runs/quickstart best --step best            of the checkpoints it kept, the best by held-out loss
   lm convert runs/tuned adapter --adapter-only           adapter_config.json, adapter_model.safetensors for PEFT
   lm convert model.gguf merged --adapter adapter         and back into a model
 """
@@ -37,6 +38,7 @@ def add(verbs: Any) -> None:
         "--adapter-only", action="store_true", help="write what a run with trains=LoRA(…) learned, in PEFT's layout"
     )
     add_adapter_option(verb)
+    add_step(verb)
     verb.set_defaults(run=run)
 
 
@@ -53,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--type {args.type} is of a .gguf file, and {args.destination} is a directory in float32")
     if args.adapter_only:
         return convert_adapter(args)
-    model, type = load(args.source, adapter=args.adapter), args.type or "f32"
+    model, type = load(args.source, adapter=args.adapter, step=args.step), args.type or "f32"
     left: list[str] = []
     if single:
         left = model.save_gguf(args.destination, type)
@@ -77,5 +79,5 @@ def convert_adapter(args: argparse.Namespace) -> None:
     folder = buckets.local_mirror(args.source)
     if args.adapter or args.type or not is_run(folder):
         raise ValueError("--adapter-only is of a run's folder, and alone: leave --adapter and --type out")
-    written = save_adapter(FinishedRun(folder, read_experiment(folder)), args.destination)
+    written = save_adapter(FinishedRun(folder, read_experiment(folder), args.step), args.destination)
     print(f"{args.destination}: an adapter of {written:,} numbers in PEFT's layout")

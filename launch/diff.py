@@ -18,9 +18,10 @@ The runs are computed again on the platform of the first, which is to be here; o
 bits than they logged, which is said. The folders stay as they are.
 
 examples:
-  lm diff runs/monday runs/tuesday
-  lm diff runs/a runs/b --no-replay              from the files and the data alone
-  lm diff runs/a runs/b --output diff.html       a page too
+  lm train experiments.quickstart --workdir runs/small --set steps=100 model.layers=2
+  lm diff runs/quickstart runs/small
+  lm diff runs/quickstart runs/small --no-replay              from the files and the data alone
+  lm diff runs/quickstart runs/small --output diff.html       a page too
 """
 
 
@@ -71,7 +72,6 @@ def prepare_as(folder: str, devices: str) -> None:
 
 def _show(found: Any) -> None:
     """The verdict, and each table under its title."""
-    from rich.table import Table
     from rich.text import Text
 
     from lm.machine.monitor import terminal
@@ -79,10 +79,20 @@ def _show(found: Any) -> None:
     console = terminal()
     console.print(Text(found.verdict, style="bold"))
     for one in found.tables:
-        console.print()
-        console.print(Text(f"{one.title}. {one.note}".rstrip()))
-        if one.rows:
-            table = Table(*one.head)
-            for row in one.rows:
-                table.add_row(*map(Text, row))
-            console.print(table)
+        show_table(console, one)
+
+
+def show_table(console: Any, one: Any) -> None:
+    """A table of lm.page.tables under its title."""
+    from rich.table import Table
+    from rich.text import Text
+
+    console.print()
+    console.print(Text(f"{one.title}. {one.note}".rstrip()))
+    if one.rows:
+        table = Table(*one.head)
+        for column in table.columns[one.text_columns :]:
+            column.justify = "right"
+        for row in one.rows:
+            table.add_row(*map(Text, row))
+        console.print(table)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from launch.find import filled
-from launch.serve import add_adapter_option
+from launch.serve import add_adapter_option, add_step
 
 COMPRESSORS = {"gzip": "gzip -9", "xz": "xz -9e"}
 EPILOG = """\
@@ -51,6 +51,7 @@ def add(verbs: Any) -> None:
     )
     add_tasks(verb)
     add_adapter_option(verb)
+    add_step(verb)
     verb.set_defaults(run=run)
 
 
@@ -91,7 +92,10 @@ def run(args: argparse.Namespace) -> None:
     hardware.check_backend()
     # progress must not end up in the JSON
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
-        measured = score(load(folder, adapter=args.adapter), args.text) if args.text else evaluate(folder)
+        step = args.step
+        measured = (
+            score(load(folder, adapter=args.adapter, step=step), args.text) if args.text else evaluate(folder, step)
+        )
     if args.json:
         print(json.dumps(measured))
     else:
@@ -117,7 +121,7 @@ def run_tasks(args: argparse.Namespace) -> None:
         Path(args.output).expanduser().resolve().parent.mkdir(parents=True, exist_ok=True)
     from launch.serve import load
 
-    model = load(args.run_folder, "", args.devices, None, args.adapter)
+    model = load(args.run_folder, "", args.devices, None, args.adapter, step=args.step)
     from lm.run.harness import SLOTS, EngineModel, evaluate_tasks, tables
     from lm.serve.conversation import engine_of
 

@@ -1,9 +1,11 @@
-"""Resolving `experiments.quickstart`, or `module:name`, to the experiment defined in that module."""
+"""Resolving `experiments.quickstart`, `module:name` or `path/to/page.py:name` to the experiment that it defines."""
 
 import argparse
+import hashlib
 import importlib
 import importlib.util
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -12,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from lm.value import suggest
+from lm.value import check_trusted, suggest
 
 if TYPE_CHECKING:
     from lm.experiment import Experiment
@@ -21,8 +23,9 @@ DEFAULT = "experiment"
 
 
 def find(reference: str) -> tuple["Experiment", str]:
-    """The experiment that `reference` (module, or module:name) names, and the full reference. The name of a ModelConfig
-    is the module's experiment with that model. Modules are found as Python does, and in the current directory.
+    """The experiment that `reference` (module, module:name, or the path of a page in place of the module) names, and
+    the full reference. The name of a ModelConfig is the module's experiment with that model. Modules are found as
+    Python does, and in the current directory.
 
     Raises ValueError where there is none, listing those there are, or where the module fails, with the line."""
     from lm.experiment import Experiment, published
@@ -55,8 +58,8 @@ def find_constitution(reference: str) -> Any:
 
 def _named(reference: str, accept: Callable[[Any], bool], kind: str, alone: bool = False) -> tuple[Any, str]:
     module_name, _, name = reference.partition(":")
-    module_name = _as_module(module_name)
-    module = load(module_name)
+    module_name, file = _page(module_name)
+    module = load(module_name, file)
     names = [k for k, v in vars(module).items() if accept(v)]
     name = name or (names[0] if alone and len(names) == 1 else DEFAULT)
     value = getattr(module, name, None)
@@ -66,24 +69,79 @@ def _named(reference: str, accept: Callable[[Any], bool], kind: str, alone: bool
     return value, f"{module_name}:{name}"
 
 
-def _as_module(text: str) -> str:
-    """A path that the shell completed, experiments/quickstart.py, is the module experiments.quickstart."""
-    return (
-        text.removesuffix(".py").removeprefix("./").replace("/", ".") if text.endswith(".py") or "/" in text else text
-    )
+def _page(text: str) -> tuple[str, Path | None]:
+    """The module that `text` names, and None; or of the path of a page that no module's name leads to, that path in
+    full, and it. Raises ValueError for a path where there is no page."""
+    if not (text.endswith(".py") or "/" in text):
+        return text, None
+    path = Path(text).expanduser()
+    file = path if path.suffix == ".py" else path.with_name(f"{path.name}.py")
+    if not file.is_file():
+        if path.is_dir():
+            raise ValueError(
+                f"{text} is a folder, and no page: expected a module, or a .py file that has an experiment"
+            )
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"no such page: {text}")
+        return text.removesuffix(".py").removeprefix("./").replace("/", "."), None
+    file = file.resolve()
+    for root in map(Path.resolve, (Path.cwd(), *map(Path, _roots()))):
+        parts = file.relative_to(root).with_suffix("").parts if file.is_relative_to(root) else ()
+        if parts and all(part.isidentifier() for part in parts):
+            return ".".join(parts), None
+    return str(file), file
 
 
-def load(name: str) -> ModuleType:
-    """The module `name`. Raises ValueError as `find` does."""
+def load(name: str, file: Path | None = None) -> ModuleType:
+    """The module `name`, or the page in `file`. Raises ValueError as `find` does."""
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     importlib.invalidate_caches()
-    if not _exists(name):
+    if not file and not _exists(name):
         raise ValueError(f"unknown experiment {name!r}: {suggest(name, known())}")
     try:
-        return importlib.import_module(name)
+        return _load_file(file) if file else importlib.import_module(name)
     except Exception as error:  # the user's module can raise anything
-        raise ValueError(f"{name} cannot be read: {_last(error)} ({_where(error, name)})") from error
+        page = file.name if file else name.rpartition(".")[2] + ".py"
+        raise ValueError(f"{name} cannot be read: {_last(error)} ({_where(error, page)})") from error
+
+
+def _load_file(file: Path) -> ModuleType:
+    """The module of a page anywhere; what lies beside it can be imported there, as in a script. It has the file's name,
+    or one of its own where another module has that."""
+    plain = re.sub(r"\W", "_", file.stem)
+    own = f"{plain}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    for name in (plain, own):
+        if name in sys.modules and getattr(sys.modules[name], "__file__", None) == str(file):
+            return sys.modules[name]
+    if (folder := str(file.parent)) not in sys.path:
+        sys.path.insert(0, folder)  # and in the processes of a study
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH", "")]))
+    found = plain in sys.modules or importlib.util.find_spec(plain)
+    taken = found is True or (found and found.origin != str(file))
+    spec = importlib.util.spec_from_file_location(own if taken else plain, file)
+    assert spec and spec.loader
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
+    return module
+
+
+def check_may_load(reference: str) -> None:
+    """Raises ValueError where a file names a page that is neither ours nor loaded yet, unless it is trusted."""
+    module = reference.partition(":")[0]
+    loaded = (getattr(one, "__file__", None) for one in list(sys.modules.values()))
+    if not module.startswith("experiments.") and module not in loaded:
+        check_trusted(module)
+
+
+def page_file(name: str) -> Path | None:
+    """The file of the page `name`, a module or a path, without an import; None where there is none."""
+    path = Path(name if name.endswith(".py") else name.replace(".", "/") + ".py").expanduser()
+    return next((file for root in (Path.cwd(), *map(Path, _roots())) if (file := root / path).is_file()), None)
 
 
 def _exists(name: str) -> bool:
@@ -125,12 +183,11 @@ def _last(error: Exception) -> str:
     return traceback.format_exception_only(error)[-1].strip()
 
 
-def _where(error: Exception, name: str) -> str:
-    """file:line of the module's own line that failed."""
+def _where(error: Exception, page: str) -> str:
+    """file:line of the module's own line that failed, in the file `page`."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}"
     frames: list[Any] = traceback.extract_tb(error.__traceback__)
-    page = name.rpartition(".")[2] + ".py"
     own = [f for f in frames if os.path.basename(f.filename) == page] or frames[-1:]
     return f"{own[-1].filename}:{own[-1].lineno}"
 

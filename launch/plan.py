@@ -104,8 +104,13 @@ def one(experiment: "Experiment", topology: "Topology", analytic: bool) -> "tupl
 
     if analytic:
         return arithmetic.plan(experiment, topology), ""
+    from rich.console import Console
+
+    from lm.machine.monitor import waiting
+
     try:
-        memory, program = compile_step(experiment, topology)
+        with waiting(f"compiling the step for {topology.name}", Console(stderr=True)):
+            memory, program = compile_step(experiment, topology)
     except OutOfMemory as error:
         raise ValueError(out_of_memory(experiment, topology, str(error))) from None
     return from_compiler(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.serve import add_adapter_option, add_weights
+from launch.serve import add_adapter_option, add_step, add_weights
 
 DRAWING = dict(temperature=0.8, top_k=0, top_p=0.95, min_p=0.0, repetition_penalty=1.0)  # what is drawn without options
 DRAFTING = ("draft", "prompt_lookup")
@@ -21,9 +21,9 @@ examples:
   lm sample runs/quickstart --prompt "def "
   lm sample runs/quickstart --prompt "The " --temperature 0 --max-new-tokens 64     greedy
   lm sample runs/quickstart --prompt "class " --top-k 40 --seed 7 -n 3
-  lm sample runs/quickstart --prompt "def " --stop $'\ndef ' --stop $'\nclass '       one function
+  lm sample runs/quickstart --prompt "def " --stop $'\\ndef ' --stop $'\\nclass '       one function
   lm sample runs/quickstart --prompt "def " --beams 4 -n 2       the two best of a beam search, with their scores
-  lm sample runs/large --prompt "def " --draft runs/small        the small model drafts; the acceptance goes to stderr
+  lm sample runs/quickstart --prompt "def " --draft runs/small   a small model drafts; the acceptance goes to stderr
   lm sample runs/quickstart --prompt "def " --best-of 8 --reward runs/reward      of -n 8 the one that scores highest
   lm sample model.gguf --prompt "A person as JSON: " --json-schema @person.json
   lm sample model.gguf --prompt "Is the sky blue?" --choice " yes" --choice " no" --temperature 0
@@ -71,6 +71,7 @@ def add(verbs: Any) -> None:
     verb.add_argument("-n", type=int, default=1, metavar="N", help="how many texts (1)")
     add_methods(verb)
     add_adapter_option(verb)
+    add_step(verb)
     add_weights(verb)
     verb.add_argument(
         "--devices", default="", choices=("cpu", "gpu", "tpu"), help="where to run (default: the best there is)"
@@ -132,7 +133,7 @@ def run(args: argparse.Namespace) -> None:
         hardware.set_cpu_devices(read_experiment(folder).compute.devices)
     hardware.use_compilation_cache(cache_dir())
     hardware.check_backend()
-    model = load(folder, adapter=args.adapter, weights=args.weights)
+    model = load(folder, adapter=args.adapter, weights=args.weights, step=args.step)
     method = method_for(model, args)
     args.max_new_tokens = most
     method(model, args)

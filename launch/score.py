@@ -18,7 +18,7 @@ examples:
   lm score runs/reward "def add(a, b):" "def add(a b:"
   lm score runs/reward --records answers.jsonl --json > scored.jsonl    the records with their scores
   lm score reward-model --records chats.jsonl                   a Llama-, Qwen2-, .. ForSequenceClassification
-  lm score SmolLM2-135M-Instruct.Q4_1.gguf --adapter reward "Hello."    with what LoRA(…) learned
+  lm score SmolLM2-135M-Instruct.Q4_1.gguf "Hello." --adapter reward    with what LoRA(…) learned
 """
 
 

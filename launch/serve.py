@@ -64,6 +64,13 @@ def add_adapter_option(verb: Any) -> None:
     verb.add_argument("--adapter", default="", metavar="DIR", help="an adapter in PEFT's layout, merged into the model")
 
 
+def add_step(verb: Any) -> None:
+    """The option of which of a run's checkpoints is read."""
+    verb.add_argument(
+        "--step", default="last", metavar="N|best|last", help="of a run, the checkpoint of this step (the newest)"
+    )
+
+
 def add_weights(verb: Any) -> None:
     """The option of what a model decodes by."""
     verb.add_argument(
@@ -75,7 +82,13 @@ def add_weights(verb: Any) -> None:
 
 
 def load(
-    path: str, dtype: str, devices: str, chat_template: str | None, adapter: str = "", weights: str = "float32"
+    path: str,
+    dtype: str,
+    devices: str,
+    chat_template: str | None,
+    adapter: str = "",
+    weights: str = "float32",
+    step: str = "last",
 ) -> Any:
     """The model at `path`, loaded to be talked with.
 
@@ -85,7 +98,8 @@ def load(
       devices: where to run; "": the best there is.
       chat_template: the file of one in place of the model's own, where there is one.
       adapter: the folder of an adapter that is merged into it, where there is one.
-      weights: by which it decodes."""
+      weights: by which it decodes.
+      step: of a run, the checkpoint that is read."""
     from lm.machine import buckets, hardware
     from lm.machine.cache import cache_dir
 
@@ -100,7 +114,7 @@ def load(
         hardware.set_cpu_devices(read_experiment(folder).compute.devices)
     hardware.use_compilation_cache(cache_dir())
     hardware.check_backend()
-    model = load_model(folder, dtype=dtype or "float32", adapter=adapter, weights=weights)
+    model = load_model(folder, dtype=dtype or "float32", adapter=adapter, weights=weights, step=step)
     if chat_template and model.tokenizer is not None:
         model.tokenizer.chat_template = Path(chat_template).expanduser().read_text(encoding="utf-8")
     return model

@@ -3,6 +3,7 @@
 No data is read, but for --examples: documents of the first batches, with what carries loss in colour."""
 
 import argparse
+import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,16 @@ EPILOG = """\
 examples:
   lm show experiments.quickstart
   lm show experiments.quickstart --set model.layers=12 model.width=768 optimizer=Muon
+  lm show experiments.quickstart --values model.positions        what may stand in a field
+  lm show experiments.quickstart --diff experiments.llama        the fields that differ; also of a run's folder
+  lm show experiments.quickstart --json | jq .experiment.model
   lm show experiments.tune.sft_small --examples 3
+  lm show runs/quickstart                        that of a run
   lm show model.gguf                             or a Hugging Face model directory
 """
+
+
+SHORT = 28  # characters of a value that is explained on its own line
 
 
 def add(verbs: Any) -> None:
@@ -31,35 +39,66 @@ def add(verbs: Any) -> None:
     add_experiment_arguments(verb)
     help = "documents of training, what is learned in colour"
     verb.add_argument("--examples", type=int, default=0, metavar="N", help=help)
+    verb.add_argument("--values", metavar="FIELD", help="what may stand in this field: a range, names, classes")
+    verb.add_argument("--diff", metavar="OTHER", help="only the fields in which OTHER is another")
+    verb.add_argument("--json", action="store_true", help="print JSON: what is shown, as data")
     verb.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the experiment, its parts and its costs."""
+    """Print the experiment, its parts and its costs; or what is asked of it."""
     from lm.machine import hardware
 
     # counting needs no accelerator, and must not occupy one
     hardware.prepare(args.devices or "cpu")
     hardware.check_backend()
-    from lm.legal import check_devices
-
-    if args.examples < 0 or (args.examples and is_published(args.experiment)):
+    published = is_published(args.experiment)
+    if args.examples < 0 or (args.examples and published):
         raise ValueError(f"--examples {args.examples}: expected how many documents of an experiment to show")
-    if is_published(args.experiment):
-        return show_model(args.experiment)
-    experiment, reference = find(args.experiment)
-    experiment = changed(experiment, args.set, args.text, args.host_devices)
-    devices = math.prod(size for size in experiment.mesh.values() if size > 0)
-    check_devices(experiment, devices)
-    experiment = experiment.on(devices)
+    if sum(map(bool, (args.examples, args.values, args.diff))) > 1:
+        raise ValueError("--examples, --values and --diff: give one of them")
+    shown, reference = declared(args.experiment)
+    if not published:
+        shown = placed(changed(shown, args.set, args.text, args.host_devices))
+    elif args.set or args.text:
+        raise ValueError(f"{args.experiment} is a model that is there: --set and --text are of an experiment")
+    if args.values:
+        return show_values(shown, args.values, args.json)
+    if args.diff:
+        return show_diff(shown, declared(args.diff)[0], (reference, args.diff), args.json)
+    if args.json:
+        return print(json.dumps(as_data(shown, reference), ensure_ascii=False))
     from lm.machine.monitor import terminal
 
     console = terminal()
-    console.print(tree(experiment, reference))
-    for table in (parts(experiment.model), costs(experiment)):
+    console.print(tree(shown, reference))
+    for table in (parts(shown),) if published else (parts(shown.model), costs(shown)):
         console.print(table)
-    for shown in learned(experiment, args.examples) if args.examples else ():
-        console.print(shown)
+    for text in learned(shown, args.examples) if args.examples else ():
+        console.print(text)
+
+
+def declared(path: str) -> tuple[Any, str]:
+    """What `path` names, and its full reference: an experiment of a page or of a run's folder, or the config of a
+    published model, whose tensors are not read. Raises ValueError where there is none."""
+    if is_published(path):
+        from lm.pretrained.checkpoint import open_checkpoint
+
+        return open_checkpoint(Path(path)).cfg, path
+    if (Path(path) / "experiment.json").is_file():
+        from lm.pretrained import read_experiment
+
+        return read_experiment(path), path
+    return find(path)
+
+
+def placed(experiment: "Experiment") -> "Experiment":
+    """It on the devices that its mesh asks for. Raises ValueError where it does not divide over them."""
+    from lm.legal import check_devices
+
+    devices = math.prod(size for size in experiment.mesh.values() if size > 0)
+    check_devices(experiment, devices)
+    return experiment.on(devices)
 
 
 def is_published(path: str) -> bool:
@@ -67,33 +106,92 @@ def is_published(path: str) -> bool:
     return Path(path).suffix == ".gguf" or (Path(path) / "config.json").is_file()
 
 
-def show_model(path: str) -> None:
-    """Print the config and the parts of a published model; its tensors are not read."""
-    from lm.machine.monitor import terminal
-    from lm.pretrained.checkpoint import open_checkpoint
+def show_values(shown: Any, path: str, as_json: bool) -> None:
+    """Print what may stand in the field at `path`."""
+    from rich.text import Text
 
-    cfg = open_checkpoint(Path(path)).cfg
-    terminal().print(tree(cfg, path))
-    terminal().print(parts(cfg))
+    from launch.fields import allowed, find_field
+    from lm.machine.monitor import terminal
+    from lm.page.source import as_python
+    from lm.value import plain
+
+    found = find_field(shown, path)
+    rows = allowed(found.hint, found.names)
+    if as_json:
+        values = [{"value": value, "about": about} for value, about in rows]
+        return print(json.dumps({"field": path, "now": plain(found.value), "values": values}, ensure_ascii=False))
+    console = terminal()
+    console.print(Text.assemble((path, "bold"), f" is {as_python(plain(found.value))}"), soft_wrap=True)
+    if found.about:
+        console.print(Text(found.about, "dim"), soft_wrap=True)
+    console.print("it may be")
+    for value, about in rows:
+        apart = f"\n      {about}" if len(value) > SHORT else f"{'':{SHORT - len(value)}}{about}"
+        console.print(Text.assemble(f"  {value}", (apart if about else "", "dim")), soft_wrap=True)
+
+
+def show_diff(first: Any, second: Any, names: tuple[str, str], as_json: bool) -> None:
+    """Print the fields in which two experiments differ; of a published model and an experiment those of the model."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from lm.experiment import Experiment
+    from lm.machine.monitor import terminal
+    from lm.page.source import as_python
+    from lm.value import differences, plain
+
+    both = [first, second]
+    if not all(isinstance(one, Experiment) for one in both):
+        both = [one.model if isinstance(one, Experiment) else one for one in both]
+    found = differences(*map(plain, both))
+    if as_json:
+        return print(json.dumps([dict(field=path, first=x, second=y) for path, x, y in found], ensure_ascii=False))
+    table = Table("field", *names)
+    for path, x, y in found:
+        table.add_row(*map(Text, (path, as_python(x), as_python(y))))
+    terminal().print(table if found else f"{names[0]} and {names[1]} are the same")
+
+
+def as_data(shown: Any, reference: str) -> dict[str, Any]:
+    """What `lm show` prints of an experiment or a model, as JSON data."""
+    from lm.experiment import Experiment
+    from lm.model import count
+    from lm.value import plain
+
+    if not isinstance(shown, Experiment):
+        return {"model": plain(shown), "parameters": count.by_part(shown)}
+    return {
+        "reference": reference,
+        "experiment": plain(shown),
+        "parameters": count.by_part(shown.model),
+        "flops_per_token": shown.flops_per_token,
+        "tokens": shown.steps * shown.batch_tokens,
+        "state_bytes": state_bytes(shown),
+    }
 
 
 def tree(shown: "Experiment | ModelConfig", reference: str) -> Any:
-    """The resolved value as a tree."""
+    """The resolved value as a tree; a number that stands for something else with what it means."""
     from rich.markup import escape
     from rich.tree import Tree
 
+    from launch.fields import members
+    from lm.bounds import meaning
+    from lm.page.source import as_python
     from lm.value import plain
 
-    def grow(branch: Any, data: dict[str, Any]) -> None:
-        for key, value in ((k, v) for k, v in data.items() if k != "type"):
-            if isinstance(value, dict) and set(value) - {"type"}:
-                grow(branch.add(f"{escape(key)} [bold cyan]{escape(value.get('type', ''))}[/]"), value)
+    def grow(branch: Any, value: Any, hint: Any = Any) -> None:
+        for name, (one, kind) in members(value, hint).items():
+            data = plain(one)
+            if members(one):
+                title = data.get("type", "") if not isinstance(one, dict) else ""
+                grow(branch.add(f"{escape(name)} [bold cyan]{escape(title)}[/]"), one, kind)
             else:
-                shown = value["type"] + "()" if isinstance(value, dict) and "type" in value else repr(value)
-                branch.add(f"[dim]{escape(key)}[/] {escape(shown)}")
+                means = f" ({meaning(kind, one)})" if meaning(kind, one) else ""
+                branch.add(f"[dim]{escape(name)}[/] {escape(as_python(data))}[dim]{escape(means)}[/]")
 
     top = Tree(f"[bold]{escape(reference)}[/]")
-    grow(top, plain(shown))
+    grow(top, shown)
     return top
 
 
@@ -205,6 +303,13 @@ def rates(experiment: "Experiment") -> str:
 
 def memory(experiment: "Experiment") -> list[tuple[str, str]]:
     """The memory of the training state on all devices together, without activations."""
+    sizes = state_bytes(experiment)
+    shown = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in sizes.items() if size)
+    return [("memory of state", f"{sum(sizes.values()) / 2**20:,.1f} MiB: {shown}")]
+
+
+def state_bytes(experiment: "Experiment") -> dict[str, int]:
+    """The bytes of each part of the training state, and of the gradients."""
     import jax
 
     from lm.model import count
@@ -215,12 +320,10 @@ def memory(experiment: "Experiment") -> list[tuple[str, str]]:
     shapes, frozen = jax.eval_shape(learner.init, jax.random.key(0))
     params = count.tree_bytes(shapes)
     optimizer = count.tree_bytes(jax.eval_shape(e.optimizer.build(e.steps, learner.axes()).init, shapes))
-    sizes = {
+    return {
         "parameters": params,
         "frozen": count.tree_bytes(frozen),
         "optimizer": optimizer,
         "gradients": params,
         "average": params if e.ema else 0,
     }
-    shown = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in sizes.items() if size)
-    return [("memory of state", f"{sum(sizes.values()) / 2**20:,.1f} MiB: {shown}")]

@@ -1,6 +1,7 @@
 """`lm train`: train an experiment, or resume it."""
 
 import argparse
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from launch.find import changed, filled, find
@@ -33,7 +34,9 @@ examples:
 def add_experiment_arguments(verb: Any) -> None:
     """Declare the arguments that name an experiment and change it."""
     verb.add_argument(
-        "experiment", metavar="EXPERIMENT", help="a module, or module:name (the name is `experiment` otherwise)"
+        "experiment",
+        metavar="EXPERIMENT",
+        help="a module or a page's path, or module:name (the name is `experiment` otherwise)",
     )
     verb.add_argument(
         "--set",
@@ -82,8 +85,24 @@ def run(args: argparse.Namespace) -> None:
 
     hardware.prepare(args.devices)
     experiment, reference = asked(args)
+    from lm.machine import processes
     from lm.machine.output import outlive_readers
     from lm.run.course import train
 
+    folder = args.workdir or f"runs/{experiment.name}"
     with outlive_readers():
-        train(experiment, args.workdir or f"runs/{experiment.name}", reference, args.command)
+        train(experiment, folder, reference, args.command)
+        if processes.is_first():
+            print(what_next(experiment, folder))
+
+
+def what_next(experiment: "Experiment", folder: str) -> str:
+    """The commands that a finished run is for."""
+    quoted, prompt = shlex.quote(folder), next(filter(str.isprintable, experiment.prompts), "")
+    try:
+        experiment.model.check_generates()
+        reads = [f"lm sample {quoted}{f' --prompt {shlex.quote(prompt)}' if prompt else ''}"]
+    except ValueError:  # an encoder, or a reward model
+        fills = bool(experiment.model.output.logit_count(experiment.model.vocab))
+        reads = [f"lm sample {quoted} --prompt '… [MASK] …'" if fills else f"lm score {quoted} 'a text'"]
+    return "next: " + "; ".join([*reads, f"lm evaluate {quoted}", f"lm report {quoted}"])

@@ -5,7 +5,7 @@
 
 The names are of annotated types: `Count` is an int, `Positive` a float. `check` walks a value with all that is in it,
 and refuses the first number outside its range by the path of its field. Where none is declared, any finite number is
-legal.
+legal. A number that a field takes for something else, as 0 for all, says so by a `Sentinel`.
 """
 
 import dataclasses
@@ -46,6 +46,22 @@ class Bounds:
             return f"expected {f'{least} and ' if narrow else ''}{most}"
         return ""
 
+    def __str__(self) -> str:
+        ends = {
+            ("above" if self.above else "from"): self.low if self.low > -FLOAT32 else None,
+            ("below" if self.below else "to"): self.high if self.high < INT32 else None,
+        }
+        said = [f"{word} {end:,}" for word, end in ends.items() if end is not None]
+        return " ".join(["a whole number" if self.whole else "a number", *said])
+
+
+@dataclass(frozen=True)
+class Sentinel:
+    """The `number` of a field that stands for what it `means`."""
+
+    number: float
+    means: str
+
 
 FINITE = Bounds()
 Finite = Annotated[float, FINITE]
@@ -85,14 +101,14 @@ def numbers_of(value: Any, path: str = "", hint: Any = Any) -> Iterator[tuple[st
     if isinstance(value, bool):
         return
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for name, inner in hints(type(value)).items():
-            yield from numbers_of(getattr(value, name), f"{path}.{name}" if path else name, inner)
+        for name, one in hints(type(value)).items():
+            yield from numbers_of(getattr(value, name), f"{path}.{name}" if path else name, one)
     elif isinstance(value, Mapping):
         for key, one in value.items():
-            yield from numbers_of(one, f"{path}.{key}", _inner(hint, 1))
+            yield from numbers_of(one, f"{path}.{key}", inner(hint))
     elif isinstance(value, tuple | list):
         for i, one in enumerate(value):
-            yield from numbers_of(one, f"{path}[{i}]", _inner(hint, i))
+            yield from numbers_of(one, f"{path}[{i}]", inner(hint, i))
     elif isinstance(value, numbers.Real):
         yield path, value, next(iter(bounds_in(hint)), FINITE)
 
@@ -110,9 +126,20 @@ def bounds_in(hint: Any) -> list[Bounds]:
     return own or [found for one in typing.get_args(hint) for found in bounds_in(one)]
 
 
-def _inner(hint: Any, index: int) -> Any:
+def meaning(hint: Any, value: Any) -> str:
+    """What `value` stands for in a field annotated `hint`; empty where it is no sentinel."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return next((one.means for one in sentinels_in(hint) if number and one.number == value), "")
+
+
+def sentinels_in(hint: Any) -> list[Sentinel]:
+    """Those that an annotation declares."""
+    return [extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Sentinel)]
+
+
+def inner(hint: Any, index: int = 1) -> Any:
     """The annotation of what is in a mapping (at index 1) or, at `index`, in a sequence."""
     kinds = [k for k in (hint, *typing.get_args(hint)) if isinstance(typing.get_origin(k), type)]
-    inner = next((typing.get_args(k) for k in kinds if typing.get_args(k)), ())
-    index = 0 if inner[1:] == (Ellipsis,) else index
-    return inner[index] if len(inner) > index else Any
+    found = next((typing.get_args(k) for k in kinds if typing.get_args(k)), ())
+    index = 0 if found[1:] == (Ellipsis,) else index
+    return found[index] if len(found) > index else Any

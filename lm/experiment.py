@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from lm import value
-from lm.bounds import Count, Decay, Natural, NonNegative, Seed, check, whole
+from lm.bounds import Count, Decay, Natural, NonNegative, Seed, Sentinel, check, whole
 from lm.data.denoise import UL2, SpanCorruption  # noqa: F401 - `--set method.objective=UL2()` finds what is imported
 from lm.data.loader import Batches
 from lm.data.masked import MaskedLM  # noqa: F401
@@ -67,7 +67,7 @@ class Evaluation:
     objective: Objective | None = None
     method: Method | None = None
     sources: dict[str, Source] = field(default_factory=dict)
-    rows: Natural = 0
+    rows: Annotated[Natural, Sentinel(0, "about as many tokens as in training")] = 0
 
     def __post_init__(self) -> None:
         check(self)
@@ -104,22 +104,22 @@ class Experiment:
     start: Start | None = None
     trains: Trains = All()
     optimizer: Optimizer = field(default_factory=AdamW)
-    mesh: dict[str, Annotated[int, whole(-1)]] = field(default_factory=dict)
+    mesh: dict[str, Annotated[int, whole(-1), Sentinel(-1, "what the others leave")]] = field(default_factory=dict)
     layout: Layout = Layout()
     compute: Compute = Compute()
     seed: Seed = 0
-    seq_len: Natural = 0
-    rows_per_device: NonNegative = 0.0
+    seq_len: Annotated[Natural, Sentinel(0, "the model's context")] = 0
+    rows_per_device: Annotated[NonNegative, Sentinel(0, "as batch_tokens says")] = 0.0
     accumulate: Count = 1
-    ema: Decay = 0.0
+    ema: Annotated[Decay, Sentinel(0, "none")] = 0.0
     embedding: str = ""
     log_every_steps: Count = 10
     eval_every_steps: Count = 250
-    eval_tokens: Annotated[int, whole(0, 2**63 - 1)] = 0
+    eval_tokens: Annotated[int, whole(0, 2**63 - 1), Sentinel(0, "all")] = 0
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     checkpoint_every_steps: Count = 250
     keep_last: Count = 2
-    keep_best: Natural = 1
+    keep_best: Annotated[Natural, Sentinel(0, "none")] = 1
     prompts: tuple[str, ...] = ()
     sample_tokens: Natural = 128
     sampling: Sampling = Sampling(temperature=0.8, top_p=0.95)

@@ -132,13 +132,13 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 
 def _all_subclasses(cls: type) -> list[type]:
-    """The classes that a field annotated `cls` accepts."""
-    subclasses: list[type] = type.__subclasses__(cls)
-    return [cls, *(found for sub in subclasses for found in _all_subclasses(sub))]
+    """A class and all below it."""
+    below: list[type] = type.__subclasses__(cls)
+    return [cls, *(found for sub in below for found in _all_subclasses(sub))]
 
 
-def _subclasses(cls: type) -> dict[str, type]:
-    """They, by name; of several definitions of a name the newest."""
+def subclasses(cls: type) -> dict[str, type]:
+    """The classes that a field annotated `cls` accepts, by name; of several definitions of a name the newest."""
     return {found.__name__: found for found in _all_subclasses(cls)}
 
 
@@ -203,7 +203,7 @@ def _from_call(base: type, text: str) -> Any:
         raise ValueError(f"cannot read {text!r}: write it as Python does, as in {base.__name__}(…)") from None
     if isinstance(tree, ast.Name):
         tree = ast.Call(func=tree, args=[], keywords=[])
-    known = _subclasses(base)
+    known = subclasses(base)
     if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.args):
         raise ValueError(f"cannot read {text!r}: write it as Python does, with named fields, as in {base.__name__}(…)")
     if tree.func.id not in known:
@@ -300,7 +300,7 @@ def _class_named(cls: type[T], name: Any) -> type[T]:
         raise ValueError(f"type is {name!r}: expected the name of a class")
     module, of_others, own = name.rpartition(":")
     if not of_others:
-        known = _subclasses(cls)
+        known = subclasses(cls)
     else:
         check_trusted(module)
         found = vars(importlib.import_module(module)).get(own)

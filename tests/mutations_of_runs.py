@@ -27,6 +27,16 @@ TESTS = {
         *("a_decay_is_set_aside_and_not_lost", "what_cannot_go_on_is_refused", "the_steps_that_two_lengths_share"),
     ),
     "lm/run/log.py": of("run/test_course", "wall_time_is_of_all_processes"),
+    "launch/fields.py": of(
+        "launch/test_show", "what_may_stand_in_a_field", "annotations_in_words", "a_sentinel_is_of_its_number_alone"
+    ),
+    "launch/find.py": of("launch/test_find", "a_page_by_its_path_from_anywhere", "a_study_by_its_path_is_reported"),
+    "launch/completion.py": of("launch/test_help", "the_shell_completes_names"),
+    "lm/machine/monitor.py": of(
+        "machine/test_monitor", "what_takes_long_is_said_and_for_how_long", "the_bar_counts_while_it_compiles"
+    ),
+    "lm/run/compare.py": ("tests/run/test_compare.py",),
+    "lm/train/kept.py": ("tests/train/test_kept.py",),
     "lm/run/diff.py": of("run/test_diff", "a_flag_of_the_compiler", "a_run_and_its_copy_are_the_same"),
     "lm/run/batch_diff.py": of("run/test_diff", "two_rows_swapped_at_one_step"),
     "lm/run/divergence.py": of("run/test_diff", "what_differs_behind_the_places", "an_initial_value_of_one_layer"),
@@ -45,6 +55,48 @@ TESTS = {
 }
 
 BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "launch/fields.py": (
+        ("a base class may stand there", "one.__code__.co_names == left", "one.__code__.co_names == ()"),
+        (
+            "a sentinel is not told",
+            'own = [(f"{one.number:g}", one.means) for one in sentinels_in(hint)]',
+            "own: Rows = []",
+        ),
+        ("names of a text are not told", "Field(one, hint, names.get(name),", "Field(one, hint, None,"),
+    ),
+    "launch/find.py": (
+        ("a page takes the name of a module", "own if taken else plain", "plain"),
+        ("what lies beside a page is not found", "sys.path.insert(0, folder)", "sys.path.count(folder)"),
+        (
+            "a page of a file's is not trusted",
+            '    if not module.startswith("experiments.") and module not in loaded',
+            "    if False",
+        ),
+        ("a path into the folder is a module's name always", "all(part.isidentifier() for part in parts)", "True"),
+    ),
+    "launch/completion.py": (
+        ("names of a page are not told apart", "if one.startswith(name)]", "]"),
+        ("any file is a model", 'one.endswith(("/", suffix))', "True"),
+    ),
+    "lm/machine/monitor.py": (
+        ("what takes long is said once", "while not over.wait(every_seconds):", "while over.wait(every_seconds):"),
+        ("the bar does not count", 'if task.fields["now"]:', "if True:"),
+    ),
+    "lm/run/compare.py": (
+        ("runs of other experiments are seeds", '"seed" in differ and differ <= SEEDED', '"seed" in differ'),
+        ("runs under way are seeds", "other.finished and ", ""),
+        ("the noise is of one run", "math.hypot(best.deviation(key), second.deviation(key))", "best.deviation(key)"),
+        ("steps of other batches are laid over one another", "(1 if by_step else batch)", "1"),
+        (
+            "the largest loss is the best",
+            "sign = -1 if measure.higher_is_better else 1",
+            "sign = 1 if measure.higher_is_better else -1",
+        ),
+    ),
+    "lm/train/kept.py": (
+        ("the best is the worst", "return min(scores,", "return max(scores,"),
+        ("a step that is not kept is read", "not which.isdecimal() or int(which) not in kept", "not which.isdecimal()"),
+    ),
     "lm/run/extra_evals.py": (
         ("another method asks what is trained on", "one.sources or e.data.mixture.sources", "e.data.mixture.sources"),
         ("what training froze is the reference", "self.frozen, most_tokens, source)", "frozen, most_tokens, source)"),

@@ -314,7 +314,7 @@ def seats() -> dict[type, tuple[type, tuple[Any, ...]]]:
     for cls in chain(order, last):  # which grow
         for field in dataclasses.fields(cls):
             for kind, path in inside(value._hints(cls)[field.name]):
-                for sub in value._subclasses(kind).values():
+                for sub in value.subclasses(kind).values():
                     ours = sub.__module__.startswith("lm.") and not sub.__name__.startswith("_")
                     if ours and sub not in found:
                         found[sub] = (cls, (field.name, *path))
@@ -365,7 +365,7 @@ def changed(cls: type, name: str, host: Experiment, old: Any) -> Any:
         if f"{one.__name__}.{name}" in changes():
             return changes()[f"{one.__name__}.{name}"]
     for kind, path in inside(value._hints(cls)[name]):
-        others = [sub for sub in value._subclasses(kind).values() if type(old) is not sub and not path]
+        others = [sub for sub in value.subclasses(kind).values() if type(old) is not sub and not path]
         return next(samples().get(sub.__name__) or sub() for sub in others if sub.__module__.startswith("lm."))
     if isinstance(old, bool):
         return not old
@@ -383,7 +383,7 @@ def names(cls: type) -> list[str]:
     found = []
     for field in dataclasses.fields(cls):
         kinds = [kind for kind, path in inside(value._hints(cls)[field.name]) if not path]
-        alone = kinds and len(value._subclasses(kinds[0])) == 1
+        alone = kinds and len(value.subclasses(kinds[0])) == 1
         optional = type(None) in typing.get_args(value._hints(cls)[field.name])
         if (not alone or optional) and f"{cls.__name__}.{field.name}" not in ELSEWHERE:
             found.append(field.name)

@@ -9,11 +9,13 @@ of one mood: "cafe in Oslo, June:" may be answered by " the staff was kind and t
 import functools
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import numpy as np
 
-from lm.bounds import Natural, check
+from lm.bounds import Natural, Sentinel, check
 from lm.data.random import generator
 from lm.data.source import SPLITS, Documents, Source, digest, is_train, not_empty
 
@@ -53,8 +55,10 @@ class Reviews(Source):
     completion, or "pairs", with a prompt and two answers, of which the rule finds the `chosen` one worth more than the
     `rejected`. At most `most` documents are for training (0: all); 512 prompts are held out."""
 
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"part": PARTS}
+
     part: str = "texts"
-    most: Natural = 0
+    most: Annotated[Natural, Sentinel(0, "all")] = 0
 
     def __post_init__(self) -> None:
         check(self)

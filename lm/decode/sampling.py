@@ -11,7 +11,7 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
-from lm.bounds import Bounds, Finite, Fraction, Natural, NonNegative, Positive, Probability, check
+from lm.bounds import Bounds, Finite, Fraction, Natural, NonNegative, Positive, Probability, Sentinel, check
 from lm.decode import filters
 from lm.decode.filters import Counts
 
@@ -30,16 +30,16 @@ class Sampling:
     `top_p` the fewest whose mass reaches p (1: all), then `min_p` those of at least p times the likeliest's probability
     (0: all), then `typical_p` the fewest of mass p whose information is nearest to the entropy (1: all)."""
 
-    temperature: NonNegative = 1.0
-    top_k: Natural = 0
-    top_p: Probability = 1.0
-    min_p: Fraction = 0.0
-    typical_p: Probability = 1.0
-    repetition_penalty: Positive = 1.0
-    presence_penalty: Finite = 0.0
-    frequency_penalty: Finite = 0.0
+    temperature: Annotated[NonNegative, Sentinel(0, "greedy")] = 1.0
+    top_k: Annotated[Natural, Sentinel(0, "all")] = 0
+    top_p: Annotated[Probability, Sentinel(1, "all")] = 1.0
+    min_p: Annotated[Fraction, Sentinel(0, "all")] = 0.0
+    typical_p: Annotated[Probability, Sentinel(1, "all")] = 1.0
+    repetition_penalty: Annotated[Positive, Sentinel(1, "none")] = 1.0
+    presence_penalty: Annotated[Finite, Sentinel(0, "none")] = 0.0
+    frequency_penalty: Annotated[Finite, Sentinel(0, "none")] = 0.0
     logit_bias: tuple[tuple[Natural, Annotated[float, Bounds(-math.inf)]], ...] = ()
-    vocab_size: Natural = 0
+    vocab_size: Annotated[Natural, Sentinel(0, "no limit")] = 0
 
     def __post_init__(self) -> None:
         check(self)

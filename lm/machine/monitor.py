@@ -8,6 +8,7 @@ import contextlib
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 PreparationProgress = Callable[[str, int, int], None]  # (what, done, total)
 PLAIN_WIDTH = 120  # columns, where there is no terminal to ask
@@ -181,6 +183,42 @@ def terminal() -> Console:
     return console
 
 
+@contextlib.contextmanager
+def waiting(what: str, console: Console | None = None, every_seconds: float = 15.0) -> Iterator[None]:
+    """Says that `what` is done, and for how long already: on a terminal a line that counts and goes at the end,
+    elsewhere a line at the beginning and another every so many seconds."""
+    console = console or terminal()
+    if console.is_terminal:
+        columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+        with Progress(*columns, console=console, refresh_per_second=4, transient=True) as progress:
+            progress.add_task(what, total=None)
+            yield
+        return
+    began, over = time.monotonic(), threading.Event()
+
+    def tell() -> None:
+        console.print(f"{what} …", markup=False, soft_wrap=True)
+        while not over.wait(every_seconds):
+            console.print(f"{what}, {duration(time.monotonic() - began)} so far", markup=False, soft_wrap=True)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+class _Now(TextColumn):
+    """What a bar says of its task: until the first step is done, how long that has taken."""
+
+    def render(self, task: Any) -> Any:
+        if task.fields["now"]:
+            return super().render(task)
+        return Text(f"compiling the step, {duration(task.elapsed or 0)}", "dim")
+
+
 class Bar:
     """A progress bar of training, as a context manager: step, loss, tokens per second, MFU, time left.
 
@@ -206,28 +244,32 @@ class Bar:
         self._printed_at = -math.inf
         self._first_update: tuple[float, int] | None = None
         self._progress: Progress | None = None
-        self._task = TaskID(0)
+        self._task, self._compiling = TaskID(0), contextlib.ExitStack()
         if self._console.is_terminal:
             self._progress, self._task = self._drawn(start_step)
 
     def _drawn(self, start_step: int) -> tuple[Progress, TaskID]:
-        columns = (SpinnerColumn(), MofNCompleteColumn(), BarColumn(bar_width=None), TextColumn("{task.fields[now]}"))
+        columns = (SpinnerColumn(), MofNCompleteColumn(), BarColumn(bar_width=None), _Now("{task.fields[now]}"))
         # a redraw takes CPU time, which a model on a small machine wants: four a second look smooth enough
         progress = Progress(*columns, console=self._console, expand=True, refresh_per_second=4)
-        return progress, progress.add_task("train", total=self._total, completed=start_step, now="[dim]compiling[/]")
+        return progress, progress.add_task("train", total=self._total, completed=start_step, now="")
 
     def __enter__(self) -> "Bar":
         if self._progress:
             self._progress.start()
+        else:
+            self._compiling.enter_context(waiting("compiling the step", self._console))
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._compiling.close()
         if self._progress:
             self._progress.stop()
 
     def update(self, step: int, metrics: str, tokens_per_second: float, mfu: float) -> None:
         """Step `step` is done. `metrics` is what to show of it, as in "loss 1.234"; `mfu` is a fraction of the device's
         peak, from 0 to 1."""
+        self._compiling.close()
         left = f"{duration(self._seconds_left(step))} left"
         # the first step's time is that of compilation
         speed = f"{human(tokens_per_second)} tokens/s  MFU {mfu:.0%}  {left}" if tokens_per_second > 0 else ""

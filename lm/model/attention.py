@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from lm.bounds import Count, Natural, NonNegative, check
+from lm.bounds import Count, Natural, NonNegative, Sentinel, check
 from lm.model.cache import TokenCache
 from lm.model.compute import Compute
 from lm.model.context import attend
@@ -44,12 +44,12 @@ class Attention(Mixer):
 
     heads: Count
     head_dim: Count
-    kv_heads: Natural = 0
+    kv_heads: Annotated[Natural, Sentinel(0, "as many as heads")] = 0
     bias: bool = False
     out_bias: bool = True
     qk_norm: Norm = Norm()
-    scale: NonNegative = 0.0
-    softcap: NonNegative = 0.0
+    scale: Annotated[NonNegative, Sentinel(0, "head_dim^-0.5")] = 0.0
+    softcap: Annotated[NonNegative, Sentinel(0, "none")] = 0.0
     sinks: bool = False
 
     def __post_init__(self) -> None:

@@ -1,12 +1,13 @@
 """How a transformer is computed: a frozen value apart from what it is, so that one checkpoint runs everywhere."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 
-from lm.bounds import Count, Natural, check, whole
+from lm.bounds import Count, Natural, Sentinel, check, whole
 from lm.value import suggest
 
 REMAT = ("nothing", "dots", "minimal", "offload", "full", "names")
@@ -43,33 +44,35 @@ class Compute:
 
     "auto" and -1 mean what measured fastest on the device in hand: see `resolve` and benchmarks/RESULTS.md."""
 
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **dict.fromkeys(("dtype", "matmul", "gradients"), ("auto", "float32", "bfloat16")),
+        "attention": ("auto", *ATTENTION),
+        "flat": ("auto", "yes", "no"),
+        "remat": REMAT,
+        "backend": BACKENDS,
+    }
+
     dtype: str = "auto"
     matmul: str = "auto"
     attention: str = "auto"
     block: Count = 128
     flat: str = "auto"
-    unroll: Annotated[int, whole(-1)] = -1
+    unroll: Annotated[int, whole(-1), Sentinel(0, "all"), Sentinel(-1, "what measured fastest")] = -1
     remat: str = "nothing"
     keep: tuple[str, ...] = ()
     offload: tuple[str, ...] = ()
-    loss_chunk: Natural = 512
-    devices: Annotated[int, whole(0, 1024)] = 0
+    loss_chunk: Annotated[Natural, Sentinel(0, "all")] = 512
+    devices: Annotated[int, whole(0, 1024), Sentinel(0, "JAX's one")] = 0
     gradients: str = "auto"
     backend: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.backend not in BACKENDS:
-            raise ValueError(f"compute.backend={self.backend!r}: {suggest(self.backend, BACKENDS)}")
-        for name in ("dtype", "matmul", "gradients"):
-            if getattr(self, name) not in ("auto", "float32", "bfloat16"):
-                raise ValueError(f"compute.{name}={getattr(self, name)!r}: expected auto, float32 or bfloat16")
-        if self.flat not in ("auto", "yes", "no"):
-            raise ValueError(f"compute.flat={self.flat!r}: expected auto, yes or no")
         check(self, "compute")
-        if self.attention not in ("auto", *ATTENTION):
-            raise ValueError(f"compute.attention={self.attention!r}: {suggest(self.attention, ['auto', *ATTENTION])}")
-        if self.remat not in REMAT:
-            raise ValueError(f"compute.remat={self.remat!r}: {suggest(self.remat, REMAT)}")
+        for name, known in self.choices.items():
+            if (chosen := getattr(self, name)) not in known:
+                *others, last = known
+                expected = f"expected {', '.join(others)} or {last}" if len(known) == 3 else suggest(chosen, known)
+                raise ValueError(f"compute.{name}={chosen!r}: {expected}")
         if (self.keep or self.offload) and self.remat != "names":
             raise ValueError(f"compute.keep and compute.offload are for remat='names', and remat={self.remat!r}")
         for name in (*self.keep, *self.offload):

@@ -8,7 +8,7 @@ lm/model/compute.py.
 from dataclasses import dataclass, replace
 from typing import Annotated, NamedTuple
 
-from lm.bounds import Count, Decay, Natural, NonNegative, Positive, check, whole
+from lm.bounds import Count, Decay, Natural, NonNegative, Positive, Sentinel, check, whole
 from lm.model.attention import Attention  # noqa: F401 - reading one back finds the classes that are imported
 from lm.model.delta import GatedDeltaNet  # noqa: F401
 from lm.model.experts import Experts  # noqa: F401
@@ -28,7 +28,7 @@ class LayerKind:
     """How some layers differ from the rest of the model: a `window` of so many keys, the query's own among them (0:
     all), and a `mixer`, `positions` and `ffn` of their own (None: the model's)."""
 
-    window: Natural = 0
+    window: Annotated[Natural, Sentinel(0, "none")] = 0
     mixer: Mixer | None = None
     positions: Positions | None = None
     ffn: FeedForward | None = None
@@ -74,11 +74,11 @@ class ModelConfig:
     tied: bool = False
     embed_scale: Positive = 1.0
     embed_norm: Norm = Norm()
-    token_types: Natural = 0
-    encoder_layers: Annotated[int, whole(0, MOST_LAYERS)] = 0
+    token_types: Annotated[Natural, Sentinel(0, "none")] = 0
+    encoder_layers: Annotated[int, whole(0, MOST_LAYERS), Sentinel(0, "none")] = 0
     encoder: "ModelConfig | None" = None
     causal: bool = True
-    dropout: Decay = 0.0
+    dropout: Annotated[Decay, Sentinel(0, "none")] = 0.0
     init_scale: NonNegative = 0.02
     parametrisation: Parametrisation = Parametrisation()
 

@@ -6,13 +6,14 @@ No token is dropped: the tokens are sorted by expert and each expert multiplies 
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from lm.bounds import Count, NonNegative
+from lm.bounds import Count, NonNegative, Sentinel
 from lm.model.compute import Compute
 from lm.model.parts import FeedForward, add_bias, fan_in, param, zeros
 from lm.model.products import cast
@@ -35,8 +36,8 @@ class Experts(FeedForward):
     top_k: Count = 2
     router_bias: bool = False
     renormalize: bool = True
-    load_balance_weight: NonNegative = 0.0
-    router_z_weight: NonNegative = 0.0
+    load_balance_weight: Annotated[NonNegative, Sentinel(0, "no such loss")] = 0.0
+    router_z_weight: Annotated[NonNegative, Sentinel(0, "no such loss")] = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,14 +2,14 @@
 one small latent a token, and a cache keeps that latent alone."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from lm.bounds import Count, Natural, NonNegative, check
+from lm.bounds import Count, Natural, NonNegative, Sentinel, check
 from lm.model.adapted import Weight, merged
 from lm.model.cache import TokenCache
 from lm.model.compute import Compute
@@ -40,9 +40,9 @@ class LatentAttention(Mixer):
     qk_rope_head_dim: Count
     v_head_dim: Count
     kv_lora_rank: Count
-    q_lora_rank: Natural = 0
+    q_lora_rank: Annotated[Natural, Sentinel(0, "queries have no latent")] = 0
     norm: Norm = RMSNorm()
-    scale: NonNegative = 0.0
+    scale: Annotated[NonNegative, Sentinel(0, "(qk_nope_head_dim + qk_rope_head_dim)^-0.5")] = 0.0
 
     def __post_init__(self) -> None:
         check(self, "attention")

@@ -1,12 +1,14 @@
 """The output decoder: from the residual stream after the last layer to logits over the vocabulary, or to scores."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lm.bounds import Natural, NonNegative, Positive, check
+from lm.bounds import Natural, NonNegative, Positive, Sentinel, check
 from lm.model.compute import Compute
 from lm.model.parametrisation import Parametrisation
 from lm.model.parts import ACTIVATIONS, Norm, add_bias, fan_in, param
@@ -22,12 +24,14 @@ class Output:
     output, two logits a row, beside that over the vocabulary; with `scores` another, of so many numbers a token (the
     reward of a reward model, the values of a policy, the classes of a classifier)."""
 
+    choices: ClassVar[Mapping[str, Any]] = {"transform": ("", *ACTIVATIONS)}
+
     scale: Positive = 1.0
-    softcap: NonNegative = 0.0
+    softcap: Annotated[NonNegative, Sentinel(0, "none")] = 0.0
     bias: bool = False
     transform: str = ""
     next_sentence: bool = False
-    scores: Natural = 0
+    scores: Annotated[Natural, Sentinel(0, "none")] = 0
 
     def __post_init__(self) -> None:
         check(self, "output")

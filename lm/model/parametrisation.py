@@ -8,11 +8,11 @@ model and the growth of each axis to whoever needs it (the optimizers); it adds 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import jax
 
-from lm.bounds import Count, Natural, check
+from lm.bounds import Count, Natural, Sentinel, check
 
 Axes = Sequence[str | None]
 
@@ -115,10 +115,10 @@ class MuP(Parametrisation):
     `embed_scale`) are to stay those of the base."""
 
     base_width: Count
-    base_mlp: Natural = 0
-    base_heads: Natural = 0
-    base_kv_heads: Natural = 0
-    base_head_dim: Natural = 0
+    base_mlp: Annotated[Natural, Sentinel(0, "it has grown with the width")] = 0
+    base_heads: Annotated[Natural, Sentinel(0, "they have grown with the width")] = 0
+    base_kv_heads: Annotated[Natural, Sentinel(0, "they have grown with heads")] = 0
+    base_head_dim: Annotated[Natural, Sentinel(0, "it has not grown")] = 0
 
     def __post_init__(self) -> None:
         check(self, "parametrisation")

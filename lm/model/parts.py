@@ -4,10 +4,10 @@ A part is a frozen value that is called with the flax module it lives in and the
 line: name, shape, logical axes, initializer. Norms are computed in float32; parameters are float32 always.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from flax import linen as nn
 from flax.core.scope import LazyRng
 from jax.ad_checkpoint import checkpoint_name
 
-from lm.bounds import Count, Finite, NonNegative, check
+from lm.bounds import Count, Finite, NonNegative, Sentinel, check
 from lm.model.adapted import Adapted, Weight
 from lm.model.compute import Compute
 from lm.model.native import Streamed
@@ -130,11 +130,13 @@ class FeedForward:
 
     `mlp` is the inner width F; with `clamp` above 0 the gate is kept below it and up within plus and minus it."""
 
+    choices: ClassVar[Mapping[str, Any]] = {"activation": ACTIVATIONS}
+
     mlp: Count
     activation: str = "gelu"
     gated: bool = False
     bias: bool = False
-    clamp: NonNegative = 0.0
+    clamp: Annotated[NonNegative, Sentinel(0, "none")] = 0.0
     offset: Finite = 0.0
 
     def __post_init__(self) -> None:

@@ -5,13 +5,13 @@ A scaling gives the angle of one position for each pair of a head, and a factor 
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.bounds import Count, NonNegative, Positive
+from lm.bounds import Count, NonNegative, Positive, Sentinel
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class YaRN(Scaling):
     original_context: Count
     beta_fast: Positive = 32.0
     beta_slow: Positive = 1.0
-    attention_factor: NonNegative = 0.0
+    attention_factor: Annotated[NonNegative, Sentinel(0, "0.1 ln(factor) + 1")] = 0.0
     truncate: bool = True
 
     def __call__(self, theta: float, head_dim: int, positions: jax.Array) -> tuple[jax.Array, float]:

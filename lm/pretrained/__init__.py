@@ -37,6 +37,7 @@ def load(
     dtype: str = "float32",
     adapter: str | Path = "",
     weights: str = "float32",
+    step: str = "last",
 ) -> Pretrained:
     """The model at `path`.
 
@@ -47,21 +48,26 @@ def load(
       dtype: in which a published model is computed, float32 or bfloat16; its parameters are float32.
       adapter: a folder of one in PEFT's layout (peft.py), merged too.
       weights: by which it decodes text on a CPU, float32, bfloat16 or int8 (lm/decode/layout.py).
+      step: of a run: its newest checkpoint ("last"), the "best", or that of a step.
 
     Raises ValueError, naming file and tensor or field, for anything that is missing, damaged or not supported; a pickle
     is never opened."""
     check_weights(weights)
-    source = open_model(path)
+    source = open_model(path, step)
     if weights != "float32" and not source.config.causal:
         raise ValueError(f"weights={weights!r} are to decode by, and this model is an encoder: leave them out")
     model = replace(source.load(mesh, dtype), weights=weights)
     return with_adapter(model, buckets.local_mirror(adapter)) if adapter else model
 
 
-def open_model(path: str | Path) -> Published | FinishedRun:
+def open_model(path: str | Path, step: str = "last") -> Published | FinishedRun:
     """The model at `path` before it is loaded. Raises ValueError as `load`."""
     path = buckets.local_mirror(path)
-    return FinishedRun(path, read_experiment(path)) if is_run(path) else Published.open(path)
+    if is_run(path):
+        return FinishedRun(path, read_experiment(path), step)
+    if step != "last":
+        raise ValueError(f"--step {step}: {path} is no run, and has no checkpoints: leave it out")
+    return Published.open(path)
 
 
 def read_config(path: str | Path) -> ModelConfig:

@@ -19,6 +19,7 @@ from lm.pretrained.model import Pretrained
 from lm.sharding.rules import Layout
 from lm.text.tokenizer import Tokenizer, load_tokenizer
 from lm.train.checkpoint import Checkpoints
+from lm.train.kept import LAST, kept_step
 from lm.train.step import params_shardings
 
 START = "start.json"  # in the folder of a run that started from a model: its path, ids, and fingerprint
@@ -48,11 +49,12 @@ def read_experiment(run: str | Path) -> Experiment:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """The run in the folder `path`, of `experiment`; its model is of the newest checkpoint: the moving average where
-    the run keeps one, else the parameters, with adapters merged."""
+    """The run in the folder `path`, of `experiment`; its model is of the newest checkpoint, or of that which `step`
+    names (lm/train/kept.py): the moving average where the run keeps one, else the parameters, with adapters merged."""
 
     path: Path
     experiment: Experiment
+    step: str = LAST
 
     @property
     def config(self) -> ModelConfig:
@@ -85,7 +87,7 @@ class FinishedRun:
         part = "ema" if self.experiment.ema else "params"
         params, _ = jax.eval_shape(self.experiment.build(self._model).init, jax.random.key(0))
         checkpoints = self._checkpoints()
-        state, _, _ = checkpoints.restore({part: params})
+        state, _, _ = checkpoints.restore({part: params}, only=kept_step(checkpoints, self.step))
         checkpoints.close()
         return state[part]
 
@@ -116,6 +118,6 @@ class FinishedRun:
             params, frozen = jax.eval_shape(learner.init, jax.random.key(0))
         needed = {part: params, **({"frozen": frozen} if learner.adapts else {})}
         checkpoints = self._checkpoints()
-        state, _, step = checkpoints.restore(needed)
+        state, _, step = checkpoints.restore(needed, only=kept_step(checkpoints, self.step))
         checkpoints.close()
         return learner.model_params(state[part], state.get("frozen")), step

@@ -19,7 +19,7 @@ import numpy as np
 from lm.experiment import Experiment
 from lm.machine import buckets, hardware, locks, processes
 from lm.machine.cache import cache_dir
-from lm.machine.monitor import Bar, Metrics
+from lm.machine.monitor import Bar, Metrics, waiting
 from lm.machine.processes import catch_signals
 from lm.page.run_report import write_report
 from lm.run import history, log
@@ -70,6 +70,7 @@ def train(experiment: Experiment, workdir: str | Path, reference: str = "", comm
         claim(folder, experiment, reference)
         if processes.is_first():
             locks.sign(folder)
+            print(log.announcement(experiment, folder), flush=True)
         report = Run(experiment, folder, command).train()
         processes.barrier("end")
     return report
@@ -126,7 +127,9 @@ class Run:
             path = buckets.checkpoint_path(self.folder)
             checkpoints = Checkpoints(path, e.keep_last, e.keep_best, keep_step=self.branch_step)
             stack.callback(checkpoints.close)
-            state = self.initial_state() if not checkpoints.steps() else self._restored(checkpoints)
+            what = "restoring the newest checkpoint" if checkpoints.steps() else "initialising the parameters"
+            with waiting(what) if bar is Bar and processes.is_first() else contextlib.nullcontext():
+                state = self._restored(checkpoints) if checkpoints.steps() else self.initial_state()
             start = int(state.step)
             if start < e.steps:
                 initial = {} if start else _learned(checksums(state))

@@ -1,4 +1,4 @@
-"""`evaluate`: a run's newest checkpoint on held-out data, on any devices."""
+"""`evaluate`: a run's newest checkpoint, or another that it has kept, on held-out data, on any devices."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -16,15 +16,17 @@ from lm.run.prepared import prepare_run
 from lm.sharding.mesh import make_mesh
 from lm.sharding.rules import Layout
 from lm.train.checkpoint import Checkpoints
+from lm.train.kept import LAST, kept_step
 from lm.train.step import params_shardings
 
 
-def evaluate(run: str | Path) -> dict[str, dict[str, float]]:
+def evaluate(run: str | Path, step: str = LAST) -> dict[str, dict[str, float]]:
     """source -> the method's measures of its held-out data, and its baselines (gzip and xz, of bits per byte).
     NAME/SOURCE -> the measures of the experiment's extra evaluations.
 
-    Parameters alone are restored (their moving average, where the run keeps one), onto this process's devices, whatever
-    the run was trained on. Raises ValueError for a folder that is not a run, or has no checkpoint yet."""
+    Parameters alone are restored (their moving average, where the run keeps one), of the checkpoint that `step` names
+    (lm/train/kept.py), onto this process's devices, whatever the run was trained on. Raises ValueError for a folder
+    that is not a run, or has no such checkpoint."""
     folder = buckets.local_mirror(run)
     hardware.use_compilation_cache(cache_dir())
     hardware.check_backend()
@@ -33,7 +35,7 @@ def evaluate(run: str | Path) -> dict[str, dict[str, float]]:
     part = "ema" if experiment.ema else "params"
     params, frozen = params_shardings(prepared.learner, mesh, experiment.layout)
     checkpoints = Checkpoints(buckets.checkpoint_path(folder), experiment.keep_last, experiment.keep_best)
-    state, _, _ = checkpoints.restore({part: params, "frozen": frozen})
+    state, _, _ = checkpoints.restore({part: params, "frozen": frozen}, only=kept_step(checkpoints, step))
     checkpoints.close()
     measures = {prefix: one.by_source(state[part], state["frozen"]) for prefix, one in prepared.heldout.items()}
     own, baselines = measures.pop("eval"), prepared.learner.baselines(prepared.data)

@@ -11,13 +11,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from lm import value
 from lm.data.examples import examples
 from lm.data.objective import Replies
 from lm.experiment import Experiment
 from lm.machine import buckets, hardware
-from lm.machine.monitor import Bar, Metrics
+from lm.machine.monitor import Bar, Metrics, human
 from lm.model import count
+from lm.page.words import plural
 from lm.run.extra_evals import too_long_evals
 from lm.run.folder import write_json
 from lm.run.history import note_program
@@ -206,6 +209,22 @@ class WallTime:
     def saved(self) -> dict[str, float]:
         """What a checkpoint keeps."""
         return {"seconds": self.seconds(), "started": self.started}
+
+
+def announcement(experiment: Experiment, folder: Path) -> str:
+    """The first line of a run in `folder`: what is trained, on what, where, and from which step."""
+    e, device = experiment, jax.devices()[0]
+    kept = buckets.checkpoint_steps(folder)
+    parameters = count.parameters(e.model) + e.trains.added(e.model)
+    devices = f"{jax.device_count()} x {device.device_kind}" if device.platform != "cpu" else hardware.cpu()
+    shared = f" as {jax.device_count()} devices" if device.platform == "cpu" and jax.device_count() > 1 else ""
+    done = max(kept, default=0)
+    todo = f"{plural(e.steps, 'step')} of {e.batch_tokens:,} tokens"
+    begin = f"goes on after step {done:,} of {e.steps:,}" if done < e.steps else f"all {e.steps:,} steps are done"
+    return (
+        f"{e.name}: {human(parameters)} parameters on {devices}{shared}, in {buckets.display_path(folder)}: "
+        f"{begin if kept else todo}"
+    )
 
 
 def run_metadata(

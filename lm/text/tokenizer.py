@@ -6,9 +6,10 @@ writes a folder that `load_tokenizer` reads. `read` reads published tokenizers t
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from lm.bounds import Count, Natural
 from lm.text import files
@@ -35,6 +36,8 @@ class SentencePieceSpec(TokenizerSpec):
     """Lossless SentencePiece, trained on at most `train_bytes` of the text: identity normalisation, no whitespace added
     or collapsed, bytes for rare characters. Raises ValueError for sizes out of range."""
 
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"model_type": ("bpe", "unigram")}
+
     vocab_size: Count = 4096
     model_type: str = "bpe"
     byte_fallback: bool = True
@@ -42,7 +45,7 @@ class SentencePieceSpec(TokenizerSpec):
     indentations: Natural = 24  # pieces reserved for the most frequent "newline and indentation" of code
 
     def __post_init__(self) -> None:
-        if self.model_type not in ("bpe", "unigram"):
+        if self.model_type not in self.choices["model_type"]:
             raise ValueError(f"SentencePieceSpec model_type={self.model_type!r}: expected bpe or unigram")
         if self.vocab_size < 300 and self.byte_fallback:
             raise ValueError(

@@ -203,13 +203,13 @@ class Checkpoints:
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Which of `checkpoints`, oldest first, to keep: Orbax's preservation policy."""
         steps = [checkpoint.step for checkpoint in checkpoints]
-        scores = {step: self._score_of(step) for step in steps}
+        scores = {step: self.score(step) for step in steps}
         known = {step: score for step, score in scores.items() if score is not None and math.isfinite(score)}
         best = sorted(known, key=known.__getitem__)[: self.keep_best]
         kept = {*best, *steps[-self.keep_last :], self.keep_step}
         return [step in kept or scores[step] is None for step in steps]
 
-    def _score_of(self, step: int) -> float | None:
+    def score(self, step: int) -> float | None:
         """The metric of a checkpoint, infinite where it has none; None where it cannot be read at the moment."""
         if step not in self._scores:
             try:
@@ -222,15 +222,17 @@ class Checkpoints:
 
     # ------------------------------------------------------------ reading
 
-    def restore(self, abstract: T, last: int | None = None) -> tuple[T, dict[str, Any], int]:
-        """(state, extra, step) of the newest checkpoint that is intact, of those up to the step `last` (None: of all).
+    def restore(self, abstract: T, last: int | None = None, only: int | None = None) -> tuple[T, dict[str, Any], int]:
+        """(state, extra, step) of the newest checkpoint that is intact, of those up to the step `last` (None: of all);
+        or of that of the step `only`.
 
         `abstract` is a state of ShapeDtypeStructs, whose shardings place the arrays whatever mesh they were saved from;
         or a dictionary of some of a state's parts, {"params": ...}, to read those alone. Raises ValueError where there
         is no checkpoint, none is intact, the newest has arrays of other names, shapes or dtypes, or cannot be read for
         another reason than damage."""
         wanted, failures = flatten(abstract), []
-        for step in reversed([step for step in self.steps() if last is None or step <= last]):
+        kept = [step for step in self.steps() if (last is None or step <= last) and only in (None, step)]
+        for step in reversed(kept):
             try:
                 state, extra, mismatch = self._patiently(functools.partial(self._load, step, abstract, wanted))
             except Exception as error:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lm.bounds import Decay, Natural, NonNegative, check, whole
+from lm.bounds import Decay, Natural, NonNegative, Sentinel, check, whole
 from lm.model.parametrisation import STACKED, Axes, MultipliedAxes, fan_multipliers, matrix_dims
 from lm.train.schedule import Cosine, Schedule
 
@@ -66,8 +66,8 @@ class Optimizer:
 
     learning_rate: NonNegative = 1e-3
     schedule: Schedule = Cosine()
-    weight_decay: NonNegative = 0.1
-    clip: NonNegative = 1.0
+    weight_decay: Annotated[NonNegative, Sentinel(0, "none")] = 0.1
+    clip: Annotated[NonNegative, Sentinel(0, "none")] = 1.0
     decay_embeddings: bool = True
 
     def __post_init__(self) -> None:
@@ -174,9 +174,9 @@ class Adafactor(Optimizer):
     factored."""
 
     learning_rate: NonNegative = 1e-2
-    weight_decay: NonNegative = 0.0
+    weight_decay: Annotated[NonNegative, Sentinel(0, "none")] = 0.0
     decay_rate: NonNegative = 0.8
-    clip_rms: NonNegative = 1.0
+    clip_rms: Annotated[NonNegative, Sentinel(0, "none")] = 1.0
     min_side: Natural = 128
 
     def direction(self, params_axes: Any) -> optax.GradientTransformation:

@@ -5,14 +5,14 @@ number and the schedule follows.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from lm.bounds import Fraction, Natural, check
+from lm.bounds import Fraction, Natural, Sentinel, check
 from lm.value import suggest
 
 
@@ -37,7 +37,7 @@ class Schedule:
     Step 0 has peak / (warmup_steps + 1), step `warmup_steps` the peak; a decay would reach its final value at step
     `total_steps`, one after the last. So no step is spent at a rate of zero."""
 
-    warmup_steps: Natural = 0
+    warmup_steps: Annotated[Natural, Sentinel(0, "none")] = 0
 
     def __post_init__(self) -> None:
         check(self)
@@ -108,7 +108,9 @@ class WSD(Schedule):
 
     With decay_steps=0 the decay takes `decay_fraction` of the run. arXiv:2404.06395; the shapes: arXiv:2405.18392."""
 
-    decay_steps: Natural = 0
+    choices: ClassVar[Mapping[str, Any]] = {"shape": SHAPES}
+
+    decay_steps: Annotated[Natural, Sentinel(0, "decay_fraction of the run")] = 0
     decay_fraction: Fraction = 0.2
     final: Fraction = 0.0
     shape: str = "sqrt"

@@ -7,13 +7,13 @@ those of two models.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.bounds import Fraction, Natural, Positive, check
+from lm.bounds import Fraction, Natural, Positive, Sentinel, check
 from lm.data.loader import Reader
 from lm.data.objective import CausalLM, Objective, Replies
 from lm.model.config import ModelConfig
@@ -69,7 +69,7 @@ class Distill(Method):
     objective: Objective = CausalLM()
     divergence: Divergence = ForwardKL()
     temperature: Positive = 1.0
-    top_k: Natural = 0
+    top_k: Annotated[Natural, Sentinel(0, "every token")] = 0
     cached: bool = False
     hard_weight: Fraction = 0.0
 

@@ -5,9 +5,9 @@ for which the policy is optimal. DPO is the Bradley-Terry likelihood of the pref
 and APO put other losses in its place. Each is a function of arrays below.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +81,8 @@ class DPO(Preference):
     Dropout of the model is off, in the policy as in the reference; that of adapters is not."""
 
     reads_reference = True
+
+    choices: ClassVar[Mapping[str, Any]] = {"loss": LOSSES}
 
     beta: Positive = 0.1
     loss: str = "sigmoid"

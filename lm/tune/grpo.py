@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.bounds import Natural, NonNegative, Positive, whole
+from lm.bounds import Natural, NonNegative, Positive, Sentinel, whole
 from lm.data.prompts import Rollouts
 from lm.model.config import ModelConfig
 from lm.model.transformer import Params, Transformer
@@ -60,7 +60,7 @@ class GRPO(OnPolicyMethod):
     choices = {**OnPolicyMethod.choices, **CHOICES}
 
     group: Annotated[int, whole(2)] = 8
-    beta: NonNegative = 0.0
+    beta: Annotated[NonNegative, Sentinel(0, "no reference")] = 0.0
     kl: str = "loss"
     scale: str = "group"
     baseline: str = "mean"
@@ -69,7 +69,7 @@ class GRPO(OnPolicyMethod):
     surrogate: str = "clip"
     clip_low: NonNegative = 0.2
     clip_high: NonNegative = 0.2
-    resample: Natural = 0
+    resample: Annotated[Natural, Sentinel(0, "never")] = 0
     drop_truncated: bool = False
     truncate_importance: Positive = 2.0
 

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from lm.bounds import Count, Decay, Positive, check
+from lm.bounds import Count, Decay, Positive, Sentinel, check
 from lm.model.adapted import Adapted, column_norms
 from lm.model.config import ModelConfig
 from lm.model.count import shapes
@@ -42,12 +42,14 @@ class LoRA(Trains):
       (QLoRA, 2305.14314; lm/model/quantized.py). What is learned, decoded and exported as a model is the kept matrix
       with its change, in float32; an adapter that is exported alone is still to this base, not to the one before."""
 
+    choices: ClassVar[Mapping[str, Any]] = {"base": STORED}
+
     rank: Count = 8
     alpha: Positive = 16.0
     where: str = "layers/.*"
     full: str = ""
     rslora: bool = False
-    dropout: Decay = 0.0
+    dropout: Annotated[Decay, Sentinel(0, "none")] = 0.0
     base: str = "float32"
 
     def __post_init__(self) -> None:

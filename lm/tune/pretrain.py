@@ -7,12 +7,12 @@ learner that it builds.
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import jax
 import numpy as np
 
-from lm.bounds import NonNegative
+from lm.bounds import NonNegative, Sentinel
 from lm.data.objective import CausalLM, Objective
 from lm.data.store import TokenStore
 from lm.model.config import ModelConfig
@@ -33,7 +33,7 @@ class Pretrain(Method):
     """Predict the targets of `objective` by cross-entropy, with a z-loss of weight `z_loss` (lm/train/loss.py)."""
 
     objective: Objective = CausalLM()
-    z_loss: NonNegative = 0.0
+    z_loss: Annotated[NonNegative, Sentinel(0, "none")] = 0.0
 
     def __post_init__(self) -> None:
         if self.z_loss < 0:

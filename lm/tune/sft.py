@@ -6,11 +6,11 @@ mean over those of the whole batch. Plain texts of the mixture carry loss on eve
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
-from lm.bounds import NonNegative, check
+from lm.bounds import NonNegative, Sentinel, check
 from lm.data.objective import Objective, Replies
 from lm.model.config import ModelConfig
 from lm.model.transformer import Transformer
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class SFT(Method):
     """Predict the assistant's tokens by cross-entropy, with a z-loss of weight `z_loss` (lm/train/loss.py)."""
 
-    z_loss: NonNegative = 0.0
+    z_loss: Annotated[NonNegative, Sentinel(0, "none")] = 0.0
 
     def __post_init__(self) -> None:
         check(self)

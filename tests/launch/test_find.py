@@ -1,10 +1,11 @@
 """An experiment is found by module and name, and what keeps it from being found is said in one line."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from launch.find import changed, find
+from launch.find import changed, check_may_load, find
 from lm.data.source import TextFile, TextFolder
 
 PAGE = """import dataclasses
@@ -33,6 +34,55 @@ def test_a_name_on_a_page_of_ones_own(here: Path) -> None:
         find("page_one")
     with pytest.raises(ValueError, match="page_one:dataclasses is module, no Experiment"):
         find("page_one:dataclasses")
+
+
+def test_a_page_by_its_path_from_anywhere(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    away, near = here / "away", here / "near"
+    for folder in (away, near):
+        folder.mkdir()
+    (away / "beside_it.py").write_text("STEPS = 40\n")
+    page = away / "a-page.py"
+    page.write_text("from beside_it import STEPS\n" + PAGE.format(name="small").replace("40", "STEPS"))
+    (away / "json.py").write_text(PAGE.format(name="experiment"))  # a name that a module has already
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.syspath_prepend(str(near))  # what is added to sys.path goes with it
+    monkeypatch.chdir(near)
+    for reference in (f"{page}:small", "../away/a-page.py:small", f"{page.with_suffix('')}:small"):
+        experiment, full = find(reference)
+        assert experiment.steps == 40 and full == f"{page}:small"
+    assert find(full)[0] is experiment  # read once
+    (near / "odd-name.py").write_text(PAGE.format(name="experiment"))  # no module's name leads to it
+    assert find("odd-name.py")[1] == f"{near / 'odd-name.py'}:experiment"
+    assert find(str(away / "json.py"))[0].steps == 40
+    import json
+
+    assert json.dumps({}) == "{}" and str(away) in os.environ["PYTHONPATH"].split(os.pathsep)
+    (away / "failing.py").write_text("x = 1\nexperiment = int('no')\n")
+    for wrong, said in {
+        str(away): "is a folder, and no page",
+        str(away / "gone.py"): "no such page: ",
+        "../gone.py": "no such page: ../gone.py",
+        "gone/page.py": "unknown experiment 'gone.page'",
+        "../away/failing.py": r"ValueError: invalid literal .*failing\.py:2",
+    }.items():
+        with pytest.raises(ValueError, match=said):
+            find(wrong)
+
+
+def test_a_study_by_its_path_is_reported(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LM_TRUST", "0")
+    page = here / "somewhere" / "elsewhere.py"
+    page.parent.mkdir()
+    page.write_text("raise KeyError('imported')")
+    with pytest.raises(ValueError, match="named by a file of the run and not imported here"):
+        check_may_load(f"{page}:study")
+    page.write_text(PAGE.format(name="experiment"))
+    (here / "other").mkdir()
+    monkeypatch.chdir(here / "other")
+    find(str(page))
+    check_may_load(f"{page}:study")
 
 
 def test_an_unknown_module_lists_those_that_exist(here: Path) -> None:

@@ -179,7 +179,7 @@ def test_show_counts_before_anything_runs(capsys: pytest.CaptureFixture[str]) ->
 def test_evaluate_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     found = {"code": {"loss": 2.0, "perplexity": 7.389, "bits_per_byte": 0.875, "gzip": 2.5, "xz": 2.25}}
 
-    def evaluate(run: str) -> dict[str, dict[str, float]]:
+    def evaluate(run: str, step: str) -> dict[str, dict[str, float]]:
         print("preparing")
         return found
 

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from lm.machine.monitor import Bar, Metrics, duration, human, preparing, read_metrics
+from lm.machine.monitor import Bar, Metrics, duration, human, preparing, read_metrics, waiting
 
 
 def lines(folder: Path) -> list[dict[str, float]]:
@@ -114,6 +115,7 @@ def test_the_bar_without_a_terminal_is_plain_lines_now_and_then() -> None:
     shown = out.getvalue().splitlines()
     assert "\x1b" not in out.getvalue() and "\r" not in out.getvalue()
     assert 3 < len(shown) < 40
+    assert shown.pop(0) == "compiling the step …"
     assert shown[0].startswith("step   1/100  loss 2.000  12.3k tokens/s  MFU 42%")
     assert shown[-2].startswith("step 100/100") and "0 s left" in shown[-2]
     assert shown[-1] == "held-out [code] 1.2"
@@ -125,6 +127,22 @@ def test_the_bar_on_a_terminal_moves() -> None:
         bar.update(5, "loss 2.250", 1e6, 0.5)
         bar.say("a remark")
     assert "5/10" in out.getvalue() and "loss 2.250" in out.getvalue() and "a remark" in out.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_takes_long_is_said_and_for_how_long(terminal: bool) -> None:
+    out = io.StringIO()
+    with waiting("compiling for v5p", Console(file=out, force_terminal=terminal, width=120), every_seconds=0.01):
+        time.sleep(0.3 if terminal else 0.05)
+    assert "compiling for v5p" in out.getvalue()
+    assert ("0:00:00" if terminal else "compiling for v5p, 0 s so far") in out.getvalue()
+
+
+def test_the_bar_counts_while_it_compiles() -> None:
+    out = io.StringIO()
+    with Bar(10, 0, Console(file=out, force_terminal=True, width=120)):
+        time.sleep(0.3)
+    assert "compiling the step, 0 s" in out.getvalue()
 
 
 @pytest.mark.parametrize("terminal", [False, True])

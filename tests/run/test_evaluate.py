@@ -9,11 +9,14 @@ from pathlib import Path
 import jax
 import pytest
 
+from launch.__main__ import main
 from lm.experiment import Experiment
+from lm.pretrained import load
 from lm.run import course
 from lm.run.evaluate import evaluate, on_available_devices
 from lm.sharding.rules import Layout
 from lm.train.optim import AdamW
+from tests.pretrained.small import BY_NAME, LLAMA, checkpoint
 from tests.tiny import experiment, lines, write_texts
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +26,8 @@ TOLERANCE = 1e-5
 @pytest.fixture(scope="module")
 def declared(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     base = experiment(write_texts(tmp_path_factory.mktemp("texts"))).replace(prompts=(), compute=dict(matmul="float32"))
-    return replace(base, steps=4, mesh={"fsdp": 4, "tensor": 2}, layout=Layout(sequence_parallel=True))
+    often = dict(steps=4, eval_every_steps=2, checkpoint_every_steps=2)
+    return replace(base, **often, mesh={"fsdp": 4, "tensor": 2}, layout=Layout(sequence_parallel=True))
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +51,22 @@ def test_on_one_device(finished: Path) -> None:
     check(json.loads(ran.stdout.splitlines()[-1]), finished)
 
 
-def check(found: dict[str, dict[str, float]], run: Path) -> None:
-    """`found` is what training measured in the end."""
-    logged = lines(run)[-1]
+def test_another_checkpoint_than_the_newest(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check(evaluate(finished, "2"), finished, 2)
+    assert load(finished, step="2").step == 2 and load(finished).step == 4
+    losses = {line["step"]: line["eval/loss"] for line in lines(finished) if "eval/loss" in line}
+    assert load(finished, step="best").step == min(losses, key=losses.__getitem__)
+    for command in (["sample"], ["evaluate"], ["convert", str(finished.parent / "converted")]):
+        assert main([command[0], str(finished), *command[1:], "--step", "3"]) == 1
+        assert "--step 3: " in (said := capsys.readouterr().err) and "no checkpoint of that step, kept are 2, 4" in said
+    published = checkpoint(BY_NAME[LLAMA], finished.parent / "published")
+    with pytest.raises(ValueError, match="--step 2: .* is no run, and has no checkpoints"):
+        load(published, step="2")
+
+
+def check(found: dict[str, dict[str, float]], run: Path, step: int = 4) -> None:
+    """`found` is what training measured after `step`."""
+    logged = next(line for line in lines(run) if line["step"] == step and "eval/sums/loss" in line)
     assert list(found) == ["sums", "words"]
     for source, values in found.items():
         assert list(values) == ["loss", "perplexity", "bits_per_byte", "gzip", "xz"]

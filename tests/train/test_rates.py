@@ -92,7 +92,7 @@ def test_muon_s_updates_have_the_spectral_norm_that_features_ask_for() -> None:
 
 
 def test_every_optimizer_has_a_rule_or_says_that_it_has_none() -> None:
-    known = {cls for cls in value._subclasses(Optimizer).values() if cls.__module__.startswith("lm.")}
+    known = {cls for cls in value.subclasses(Optimizer).values() if cls.__module__.startswith("lm.")}
     assert {cls.__name__ for cls in known} == set(OPTIMIZERS)
     assert all(cls is Optimizer or "lr_multiplier" in vars(cls) for cls in known)
 
