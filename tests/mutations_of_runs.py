@@ -55,6 +55,21 @@ TESTS = {
 }
 
 BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "lm/run/memory.py": (
+        (
+            "gradients and activations are added up",
+            'max(parts["gradients"], parts["activations"])',
+            'parts["gradients"] + parts["activations"]',
+        ),
+        ("a sharded state is whole on each device", "(size / step.shards for size", "(size for size"),
+        (
+            "what goes into the stream is counted twice",
+            'set(step.kept()) - {"out", "mlp_out"}',
+            "set(step.activations)",
+        ),
+        ("the average is forgotten", "step.trained * F32 / step.shards if e.ema else 0.0", "0.0"),
+        ("what cannot fit is tried", "if (need := total(parts)) > there:", "if (need := total(parts)) < 0:"),
+    ),
     "launch/fields.py": (
         ("a base class may stand there", "one.__code__.co_names == left", "one.__code__.co_names == ()"),
         (

@@ -175,6 +175,30 @@ def _measured_flops(dtype: str) -> float:
     return 2 * n**3 / best
 
 
+def memory() -> tuple[int, str]:
+    """Bytes of memory that one device may use, and whose it is; 0 where it is not known. CPU devices share what the
+    machine, or the container's limit, has, swap included."""
+    import jax
+
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        return host_memory() // jax.local_device_count(), "this machine"
+    return int((device.memory_stats() or {}).get("bytes_limit", 0)), f"a {device.device_kind}"
+
+
+def host_memory() -> int:
+    """Bytes of memory and swap of this machine, or fewer where the control group has a limit; 0 where unknown."""
+    try:
+        lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+        sizes = {name: int(size) * 1024 for name, size, *_ in lines}
+        machine = sizes["MemTotal:"] + sizes.get("SwapTotal:", 0)
+    except (OSError, ValueError, KeyError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    limits = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
+    texts = [file.read_text().strip() for file in limits if file.is_file()]
+    return min([machine, *(int(text) for text in texts if text.isdigit())])
+
+
 def environment() -> dict[str, Any]:
     """Versions, devices and host of a run, for its about.json."""
     from importlib.metadata import version

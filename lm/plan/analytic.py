@@ -89,7 +89,7 @@ class Step:
     def memory(self) -> dict[str, float]:
         """Bytes by use."""
         e, model = self.experiment, self.experiment.model
-        state, moments = (size / self.shards for size in _state_bytes(e))
+        state, moments = (size / self.shards for size in state_bytes(e))
         stream = model.width / (self.axis("tensor") if e.layout.sequence_parallel else 1)
         unnamed = 4 * stream + self.activations["mlp_in"] if e.compute.remat == "nothing" else 0  # norms, activations
         kept = (
@@ -132,7 +132,7 @@ class Step:
         """Seconds bound by memory bandwidth: in each micro-batch every weight is gathered and read twice in bfloat16,
         and every gradient written and accumulated in float32; once, the optimizer updates its shard."""
         split = self.axis("tensor") * self.axis("expert")
-        optimizer = 2 * (2 * self.trained * F32 + _state_bytes(self.experiment)[1]) / self.shards
+        optimizer = 2 * (2 * self.trained * F32 + state_bytes(self.experiment)[1]) / self.shards
         moved = self.experiment.accumulate * (self.parameters * 6 * BF16 + self.trained * 3 * F32) / split + optimizer
         return moved / (self.topology.chip.hbm_bandwidth / self.topology.chip.devices)
 
@@ -215,7 +215,7 @@ def plan(experiment: Experiment, topology: Topology) -> Plan:
 _states: dict[Any, tuple[float, float]] = {}
 
 
-def _state_bytes(experiment: Experiment) -> tuple[float, float]:
+def state_bytes(experiment: Experiment) -> tuple[float, float]:
     """Bytes of the parameters, frozen ones included, and of the optimizer's state, on all devices together."""
     e = experiment
     key = repr(e.optimizer), e.model, e.trains, e.method

@@ -25,6 +25,7 @@ from lm.page.run_report import write_report
 from lm.run import history, log
 from lm.run.folder import claim
 from lm.run.log import NullLogger, RunLogger
+from lm.run.memory import check_memory
 from lm.run.models import check_models, check_tokenizers, read_params, saved_models
 from lm.run.prepared import Prepared, prepare_run
 from lm.run.samples import write_samples
@@ -90,6 +91,7 @@ class Run:
     def __init__(self, experiment: Experiment, folder: Path, command: str = "", like: "Run | None" = None):
         self.time = log.WallTime()
         self.experiment, self.folder, self.command = experiment, folder, command
+        processes.all_or_raise("memory", lambda: check_memory(experiment))
         check_start(experiment, folder)
         check_models(experiment, folder)
         self.prepared: Prepared = prepare_run(experiment, folder, like=like.prepared if like else None)
