@@ -21,6 +21,7 @@ examples:
   lm train experiments.quickstart --text ~/my-texts --workdir runs/mine
   lm train experiments.quickstart --devices cpu --host-devices 4 --set mesh.data=2 mesh.tensor=2
   lm train experiments.llama:llama3_70b --smoke
+  lm train experiments.quickstart --workdir runs/traced --set steps=20 --profile 12:15
 
 --smoke trains what the page declares in the folder runs/NAME-smoke by these rules, after which --set applies:
   20 steps, of which 5 at most warm up; rows of 128 tokens, 4 a device and micro-batch, 2 micro-batches at most
@@ -66,7 +67,22 @@ def add(verbs: Any) -> None:
     verb.add_argument(
         "--smoke", action="store_true", help="try the experiment in two minutes, with few steps and small sizes (below)"
     )
+    verb.add_argument(
+        "--profile",
+        type=steps_of,
+        default=range(0),
+        metavar="FIRST:LAST",
+        help="trace these steps into the folder's profile/, and list the operations that took longest (5:8)",
+    )
     verb.set_defaults(run=run)
+
+
+def steps_of(text: str) -> range:
+    """The steps of `5:8`, or of `5`. Raises ArgumentTypeError for another text."""
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and (last or first).isdecimal() and 1 <= int(first) <= int(last or first)):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected the first and the last step, as in 5:8")
+    return range(int(first), int(last or first) + 1)
 
 
 def asked(args: argparse.Namespace) -> "tuple[Experiment, str]":
@@ -91,7 +107,7 @@ def run(args: argparse.Namespace) -> None:
 
     folder = args.workdir or f"runs/{experiment.name}"
     with outlive_readers():
-        train(experiment, folder, reference, args.command)
+        train(experiment, folder, reference, args.command, args.profile)
         if processes.is_first():
             print(what_next(experiment, folder))
 

@@ -55,6 +55,12 @@ TESTS = {
 }
 
 BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "lm/run/profile.py": (
+        ("a loop counts beside what is in it", "known[name].opcode not in CONTAINERS", "known[name].opcode"),
+        ("another program's operations count", "if name in known and ", "if name not in known or "),
+        ("the backward pass is the forward one", '"backward" if "transpose(" in source else ', ""),
+        ("the smallest are shown", "key=lambda one: -one.nanoseconds", "key=lambda one: one.nanoseconds"),
+    ),
     "lm/run/memory.py": (
         (
             "gradients and activations are added up",

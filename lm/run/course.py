@@ -52,18 +52,33 @@ class Interrupted(Exception):
         self.signal, self.step, self.workdir = signal, step, workdir
 
 
-def train(experiment: Experiment, workdir: str | Path, reference: str = "", command: str = "") -> Path:
+def train(
+    experiment: Experiment,
+    workdir: str | Path,
+    reference: str = "",
+    command: str = "",
+    profile: range = range(0),
+) -> Path:
     """Train `experiment` in the folder `workdir` (a path, or the URL of a bucket's), from its newest checkpoint if it
     has one; returns the report's path.
 
-    `reference` (module:name) and `command` are recorded in the folder. Raises ValueError for what the user can cure,
-    another process that trains in the folder included; Interrupted after SIGTERM or SIGINT; PeerLost where another
-    process of the run died."""
+    Args:
+      experiment: what to train.
+      workdir: the run's folder.
+      reference: module:name of the experiment, recorded in the folder.
+      command: the command line, recorded too.
+      profile: steps that the first process traces (lm/run/profile.py).
+
+    Raises ValueError for what the user can cure, another process that trains in the folder included; Interrupted after
+    SIGTERM or SIGINT; PeerLost where another process of the run died."""
     processes.initialize()
     hardware.set_cpu_devices(experiment.compute.devices)
     hardware.use_compilation_cache(cache_dir())
     hardware.check_backend()
     experiment = experiment.on(jax.device_count())
+    if profile.stop > experiment.steps + 1:
+        asked = f"{profile.start}:{profile.stop - 1}"
+        raise ValueError(f"--profile {asked}: expected steps from 1 to {experiment.steps}, as in 5:8")
     with contextlib.ExitStack() as stack, processes.fail_together(), processes.translate_peer_errors():
         processes.connect()
         folder = buckets.local_mirror(workdir)
@@ -72,7 +87,7 @@ def train(experiment: Experiment, workdir: str | Path, reference: str = "", comm
         if processes.is_first():
             locks.sign(folder)
             print(log.announcement(experiment, folder), flush=True)
-        report = Run(experiment, folder, command).train()
+        report = Run(experiment, folder, command).train(profile)
         processes.barrier("end")
     return report
 
@@ -106,10 +121,10 @@ class Run:
         self.rollout = build_rollout(learner, mesh, e.seed, e.layout)
         self.logger = NullLogger()
 
-    def train(self) -> Path:
-        """Train to the end, then sample and report. Returns the report's path."""
-        with catch_signals() as signals:
-            for _ in self.steps(signals, Bar):
+    def train(self, profile: range = range(0)) -> Path:
+        """Train to the end, then sample and report; trace the steps of `profile`. Returns the report's path."""
+        with catch_signals() as signals, self._profiled(profile) as stepper:
+            for _ in self.steps(signals, Bar, stepper):
                 pass
         return self.folder / "report.html"
 
@@ -156,6 +171,13 @@ class Run:
             report = write_report(self.folder)
             buckets.upload(self.folder)
             print(f"report: {buckets.display_path(self.folder)}/{report.name}")
+
+    def _profiled(self, steps: range) -> "contextlib.AbstractContextManager[Stepper]":
+        if not steps or not processes.is_first():
+            return contextlib.nullcontext(Stepper(self))
+        from lm.run.profile import profiled
+
+        return profiled(Stepper(self), steps)
 
     @property
     def branch_step(self) -> int:

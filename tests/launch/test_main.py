@@ -194,13 +194,14 @@ def test_train_hands_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr("lm.run.course.train", lambda *args: seen.extend(args))
     assert main(["train", "experiments.quickstart", "--set", "steps=50", "prompts=('a b',)"]) == 0
-    experiment, workdir, reference, command = seen
+    experiment, workdir, reference, command, profile = seen
     assert (experiment.steps, experiment.prompts, workdir, reference) == (
         50,
         ("a b",),
         "runs/quickstart",
         "experiments.quickstart:experiment",
     )
+    assert profile == range(0)
     assert command == """lm train experiments.quickstart --set steps=50 'prompts=('"'"'a b'"'"',)'"""
 
 

@@ -50,6 +50,7 @@ def test_the_state_is_that_of_the_run(tiny: Experiment) -> None:
     sharded = least(tiny.replace(ema=0.5, mesh=dict(fsdp=2)), here(2))
     assert sharded["parameters"] == size / 2 and sharded["activations"] == parts["activations"] / 2
     assert least(tiny.replace(optimizer=dict(clip=0.0)), here(1))["gradients"] == 0
+    assert total(dict(parameters=1, optimizer=2, average=0, gradients=3, activations=5)) == 8
 
 
 def given(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
