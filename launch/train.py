@@ -2,6 +2,8 @@
 
 import argparse
 import shlex
+from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from launch.find import changed, filled, find
@@ -101,15 +103,27 @@ def run(args: argparse.Namespace) -> None:
 
     hardware.prepare(args.devices)
     experiment, reference = asked(args)
+    if args.profile.stop > experiment.steps + 1:
+        shown = f"{args.profile.start}:{args.profile.stop - 1}"
+        raise ValueError(f"--profile {shown}: expected steps from 1 to {experiment.steps}, as in 5:8")
     from lm.machine import processes
     from lm.machine.output import outlive_readers
     from lm.run.course import train
 
     folder = args.workdir or f"runs/{experiment.name}"
     with outlive_readers():
-        train(experiment, folder, reference, args.command, args.profile)
+        train(experiment, folder, reference, args.command, stepping(args.profile))
         if processes.is_first():
             print(what_next(experiment, folder))
+
+
+def stepping(steps: range) -> Any:
+    """In what a run takes its steps: a trace of some, or nothing."""
+    if not steps:
+        return nullcontext
+    from lm.run.profile import profiled
+
+    return partial(profiled, steps=steps)
 
 
 def what_next(experiment: "Experiment", folder: str) -> str:

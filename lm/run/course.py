@@ -57,7 +57,7 @@ def train(
     workdir: str | Path,
     reference: str = "",
     command: str = "",
-    profile: range = range(0),
+    stepping: "Stepping" = contextlib.nullcontext,
 ) -> Path:
     """Train `experiment` in the folder `workdir` (a path, or the URL of a bucket's), from its newest checkpoint if it
     has one; returns the report's path.
@@ -67,7 +67,7 @@ def train(
       workdir: the run's folder.
       reference: module:name of the experiment, recorded in the folder.
       command: the command line, recorded too.
-      profile: steps that the first process traces (lm/run/profile.py).
+      stepping: what the run's stepper is taken in, around all steps (lm/run/profile.py).
 
     Raises ValueError for what the user can cure, another process that trains in the folder included; Interrupted after
     SIGTERM or SIGINT; PeerLost where another process of the run died."""
@@ -76,9 +76,6 @@ def train(
     hardware.use_compilation_cache(cache_dir())
     hardware.check_backend()
     experiment = experiment.on(jax.device_count())
-    if profile.stop > experiment.steps + 1:
-        asked = f"{profile.start}:{profile.stop - 1}"
-        raise ValueError(f"--profile {asked}: expected steps from 1 to {experiment.steps}, as in 5:8")
     with contextlib.ExitStack() as stack, processes.fail_together(), processes.translate_peer_errors():
         processes.connect()
         folder = buckets.local_mirror(workdir)
@@ -87,7 +84,7 @@ def train(
         if processes.is_first():
             locks.sign(folder)
             print(log.announcement(experiment, folder), flush=True)
-        report = Run(experiment, folder, command).train(profile)
+        report = Run(experiment, folder, command).train(stepping)
         processes.barrier("end")
     return report
 
@@ -121,9 +118,10 @@ class Run:
         self.rollout = build_rollout(learner, mesh, e.seed, e.layout)
         self.logger = NullLogger()
 
-    def train(self, profile: range = range(0)) -> Path:
-        """Train to the end, then sample and report; trace the steps of `profile`. Returns the report's path."""
-        with catch_signals() as signals, self._profiled(profile) as stepper:
+    def train(self, stepping: "Stepping" = contextlib.nullcontext) -> Path:
+        """Train to the end by the run's stepper as `stepping` gives it, then sample and report. Returns the report's
+        path."""
+        with catch_signals() as signals, stepping(Stepper(self)) as stepper:
             for _ in self.steps(signals, Bar, stepper):
                 pass
         return self.folder / "report.html"
@@ -171,13 +169,6 @@ class Run:
             report = write_report(self.folder)
             buckets.upload(self.folder)
             print(f"report: {buckets.display_path(self.folder)}/{report.name}")
-
-    def _profiled(self, steps: range) -> "contextlib.AbstractContextManager[Stepper]":
-        if not steps or not processes.is_first():
-            return contextlib.nullcontext(Stepper(self))
-        from lm.run.profile import profiled
-
-        return profiled(Stepper(self), steps)
 
     @property
     def branch_step(self) -> int:
@@ -337,3 +328,6 @@ class Stepper:
     def current(self, state: Any) -> TrainState:
         """The run's state, given what its last step returned."""
         return state
+
+
+Stepping = Callable[[Stepper], contextlib.AbstractContextManager[Stepper]]

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.profiler import ProfileData, StepTraceAnnotation
 
+from lm.machine import processes
 from lm.page.markup import document, header, write
 from lm.page.tables import Table, html
 from lm.page.words import plural
@@ -98,7 +99,10 @@ class Profiled(Stepper):
 
 @contextlib.contextmanager
 def profiled(stepper: Stepper, steps: range) -> Iterator[Stepper]:
-    """`stepper`, that traces `steps`; a trace that a signal or an error cut short ends too."""
+    """`stepper`, that traces `steps` in the first process; a trace that a signal or an error cut short ends too."""
+    if not processes.is_first():
+        yield stepper
+        return
     one = Profiled(stepper, steps)
     try:
         yield one

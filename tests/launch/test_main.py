@@ -1,5 +1,6 @@
 """The command line: what it understands, how it fails, and how fast it answers."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -194,14 +195,14 @@ def test_train_hands_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr("lm.run.course.train", lambda *args: seen.extend(args))
     assert main(["train", "experiments.quickstart", "--set", "steps=50", "prompts=('a b',)"]) == 0
-    experiment, workdir, reference, command, profile = seen
+    experiment, workdir, reference, command, stepping = seen
     assert (experiment.steps, experiment.prompts, workdir, reference) == (
         50,
         ("a b",),
         "runs/quickstart",
         "experiments.quickstart:experiment",
     )
-    assert profile == range(0)
+    assert stepping is contextlib.nullcontext
     assert command == """lm train experiments.quickstart --set steps=50 'prompts=('"'"'a b'"'"',)'"""
 
 
