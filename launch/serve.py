@@ -5,16 +5,18 @@ from pathlib import Path
 from typing import Any
 
 EPILOG = """\
-POST /v1/completions, /v1/chat/completions, /v1/embeddings, /tokenize, /detokenize; GET /v1/models, /tokenizer_info,
-/props, /health, /metrics (Prometheus). A field that is not honoured is refused by its name with 400. An answer does not
-depend on what else is being served. An encoder (BERT) has embeddings alone. SIGTERM lets requests finish. Needs
-`pip install -e ".[serve]"`.
+GET / is a page: a chat, and what the model has inside for a text (as `lm inspect` draws it). POST /v1/completions,
+/v1/chat/completions, /v1/embeddings, /inspect, /apply-template, /tokenize, /detokenize; GET /v1/models,
+/tokenizer_info, /props, /health, /metrics (Prometheus). A field that is not honoured is refused by its name with 400.
+An answer does not depend on what else is being served. An encoder (BERT) has embeddings and its inside alone. SIGTERM
+lets requests finish. Needs `pip install -e ".[serve]"`.
 
 examples:
   lm serve SmolLM2-135M-Instruct.Q4_1.gguf --name smollm2
   lm serve runs/quickstart --port 8080 --slots 4
   lm serve model --host 0.0.0.0 --api-key-file keys.txt
   curl 127.0.0.1:8000/v1/completions -H "Content-Type: application/json" -d '{"prompt": "def ", "max_tokens": 32}'
+  curl 127.0.0.1:8000/inspect -H "Content-Type: application/json" -d '{"text": "The cat sat"}' > inside.html
 """
 
 
@@ -41,6 +43,13 @@ def add(verbs: Any) -> None:
     )
     verb.add_argument("--max-body-bytes", type=int, default=8 << 20, metavar="N", help="of a request (8 MiB)")
     verb.add_argument("--max-seconds", type=float, default=600.0, metavar="S", help="of a request (600)")
+    verb.add_argument(
+        "--inspect-tokens",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="of a text that is looked into, at most (1024; 0: none is looked into)",
+    )
     verb.add_argument("--drain-seconds", type=int, default=60, metavar="S", help="for requests after SIGTERM (60)")
     add_model_options(verb)
     verb.set_defaults(run=run)
@@ -122,7 +131,8 @@ def load(
 
 def run(args: argparse.Namespace) -> None:
     """Load the model, compile, and listen."""
-    least = {"max_waiting": 0, "max_new_tokens": 0, "max_body_bytes": 1, "drain_seconds": 0, "max_seconds": 1}
+    least = dict.fromkeys(("max_waiting", "max_new_tokens", "inspect_tokens", "drain_seconds"), 0)
+    least |= dict.fromkeys(("max_body_bytes", "max_seconds"), 1)
     for name, low in least.items():
         if not getattr(args, name) >= low:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected at least {low}")
@@ -143,7 +153,7 @@ def run(args: argparse.Namespace) -> None:
     length = length_of(model, args.length)
     embedder = Embedder(model, length if args.length else min(length, EMBEDDED))
     name = args.name or Path(args.model).expanduser().resolve().name
-    most = Limits(args.max_body_bytes, args.max_new_tokens, args.max_seconds)
+    most = Limits(args.max_body_bytes, args.max_new_tokens, args.max_seconds, inspect_tokens=args.inspect_tokens)
     app = start.application(model, name, engine, most, args.max_waiting, keys, args.allow_origin, embedder)
     what = f"{args.slots} slots of {engine.length:,} tokens" if engine else f"vectors of {embedder.length:,} tokens"
     print(f"{name}: {what}; compiling", flush=True)

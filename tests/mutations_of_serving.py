@@ -9,9 +9,46 @@ TESTS = {
     "lm/serve/app.py": ("tests/serve/test_server.py",),
     "lm/serve/text.py": ("tests/serve/test_text.py",),
     "lm/serve/conversation.py": ("tests/serve/test_conversation.py",),
+    "lm/serve/inspector.py": ("tests/serve/test_page.py",),
+    "lm/serve/metrics.py": ("tests/serve/test_page.py",),
+    "lm/page/chat.py": ("tests/serve/test_page.py",),
+    "lm/page/chat.js": ("tests/serve/test_page.py",),  # where there is Chromium
 }
 
 BY_FILE = {
+    "lm/serve/inspector.py": (
+        ("heads are not zeroed", 'WhatIf(fields.strings("zero", HEADS, NAME), other)', "WhatIf((), other)"),
+        ("texts are of any length", "> most:", "> 10**9:"),
+        ("two at a time", 'ThreadPoolExecutor(1, "inspect")', 'ThreadPoolExecutor(2, "inspect")'),
+        (
+            "who has left is looked for",
+            "await asyncio.wrap_future(future)",
+            "await asyncio.shield(asyncio.wrap_future(future))",
+        ),
+        ("the queue has no end", "if len(self._open) > self.most_waiting:", "if False:"),
+    ),
+    "lm/serve/metrics.py": (
+        (
+            "an inspection's compilation is counted",
+            "self._compiling.expected = True",
+            "self._compiling.expected = False",
+        ),
+    ),
+    "lm/page/chat.py": (
+        ("any script runs", '"script-src": scripts,', '"script-src": scripts + " \'unsafe-inline\'",'),
+        ("a frame has the page's rights", 'sandbox="allow-scripts"', 'sandbox="allow-scripts allow-same-origin"'),
+    ),
+    "lm/page/chat.js": (
+        (
+            "what is said is HTML",
+            "document.createTextNode(text)",
+            "...[...document.createRange().createContextualFragment(text).childNodes]",
+        ),
+        ("the key is not sent", "if (key) headers.Authorization", "if (0) headers.Authorization"),
+        ("an answer does not fit", "most - count, served", "most, served"),
+        ("a turn that failed stays", "if (!text.data && (fault", "if (0 && (fault"),
+        ("Escape stops nothing", 'if (event.key === "Escape") { stop();', 'if (event.key === "Escape") {'),
+    ),
     "lm/serve/embeddings.py": (
         ("padding is read", "row, 1\n", "row, 1\n        mask[:] = 1\n"),
         ("a vector is another text's", "[: BATCH_TOKENS // max(width, 1) or 1]\n", "[::-1]\n"),

@@ -14,6 +14,7 @@ from typing import Any
 from lm.page.markup import Markup, document, header, section, tag
 
 HERE = Path(__file__).parent
+SCRIPT = (HERE / "inside.js").read_text(encoding="utf-8")
 KEYS = "← → token, ↑ ↓ layer, Shift with them head (click here first, or Tab to it)"
 
 
@@ -37,7 +38,7 @@ def inside_page(title: str, lead: str, facts: list[tuple[str, str, str]], data: 
         tag("div", id="tip", hidden="", class_="tile"),
         tag("noscript", tag("p", "This page draws by a script of its own; it asks for nothing from elsewhere.")),
         tag("script", packed, id="data", type="text/plain"),
-        tag("script", Markup((HERE / "inside.js").read_text(encoding="utf-8"))),
+        tag("script", Markup(SCRIPT)),
     )
 
 

@@ -105,7 +105,12 @@ def _filled(text: str, spans: dict[str, list[int]], tokenizer: Tokenizer) -> str
 
 def encode(model: Pretrained, text: str) -> list[int]:
     """The ids of `text` as the model reads them, in which the names of control ids, masks and sentinels are those ids;
-    the encoder of a run of ours reads an eos at the end."""
+    the encoder of a run of ours reads an eos at the end. A text that has its bos (a chat template's) gets no other."""
+    ids, bos = _encoded(model, text), _tokenizer(model).bos
+    return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
+
+
+def _encoded(model: Pretrained, text: str) -> list[int]:
     tokenizer = _tokenizer(model)
     if not model.markers:
         return tokenizer.encode_prompt(text, parse_special=True)

@@ -15,15 +15,17 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from lm.page.chat import chat_page, page_headers
 from lm.serve import answers
 from lm.serve.answers import ChatCompletion, Completion
 from lm.serve.call import Call, Served, chat_completion, completion, model_name
 from lm.serve.embeddings import Embedder, embeddings_answer, embeddings_call
 from lm.serve.fields import ApiError, Fields, bad, ids_of, parse
+from lm.serve.inspector import Inspector, inspection
 from lm.serve.metrics import Metrics
 from lm.serve.worker import EngineThread, Generation, late
 from lm.text.chat import chat_template_of
@@ -31,6 +33,7 @@ from lm.text.protocol import ROLES
 
 LOG = logging.getLogger("uvicorn.error")
 CACHE = "no-store"
+OPEN = ("/", "/health")  # routes that want no key: the page asks for it, and holds nothing of the model
 
 
 class Api:
@@ -39,6 +42,7 @@ class Api:
 
     def __init__(self, served: Served, metrics: Metrics, thread: EngineThread | None, embedder: Embedder | None):
         self.served, self.metrics, self._thread, self._embedder = served, metrics, thread, embedder
+        self._inspector = Inspector(served, metrics)
 
     @property
     def thread(self) -> EngineThread:
@@ -57,6 +61,7 @@ class Api:
     @property
     def routes(self) -> list[Route]:
         return [
+            Route("/", self.page),
             Route("/health", self.health),
             Route("/metrics", self.metrics_page),
             Route("/props", self.props),
@@ -65,6 +70,8 @@ class Api:
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/embeddings", self.embeddings, methods=["POST"]),
+            Route("/inspect", self.inspect, methods=["POST"]),
+            Route("/apply-template", self.apply_template, methods=["POST"]),
             Route("/tokenize", self.tokenize, methods=["POST"]),
             Route("/detokenize", self.detokenize, methods=["POST"]),
             Route("/tokenizer_info", self.tokenizer_info),
@@ -83,6 +90,7 @@ class Api:
             await asyncio.to_thread(self._thread.close)
         if self._embedder:
             await self._embedder.close()
+        await asyncio.to_thread(self._inspector.close)
         self.metrics.unwatch_compiler()
 
     # ---------------------------------------------------------------- generation
@@ -140,7 +148,27 @@ class Api:
             raise ApiError(408, message, x_should_retry="false") from None
         return parse(bytes(data))
 
+    # ---------------------------------------------------------------- pages
+
+    async def page(self, request: Request) -> Response:
+        """The page of a chat, which is the same for every model."""
+        return HTMLResponse(chat_page(), headers=page_headers())
+
+    async def inspect(self, request: Request) -> Response:
+        """The page of `lm inspect`, of a text."""
+        asked = await asyncio.to_thread(inspection, self.served, await self._body(request))
+        page = await _unless_gone(request, self._inspector.page(asked))
+        return HTMLResponse(page, headers={**page_headers(), "Cache-Control": CACHE})
+
     # ---------------------------------------------------------------- tokens
+
+    async def apply_template(self, request: Request) -> Response:
+        """As llama.cpp's: the text of messages, as the model's template writes them."""
+        fields = await self._body(request)
+        model_name(self.served, fields)
+        prompt = await asyncio.to_thread(self.served.chat, fields)
+        fields.finish()
+        return JSONResponse({"prompt": prompt})
 
     async def tokenize(self, request: Request) -> Response:
         """As vLLM's: the ids of a prompt, or of messages."""
@@ -166,10 +194,14 @@ class Api:
         """The names of control tokens by role, and the chat template, as in a tokenizer_config.json."""
         tokenizer = self.served.tokenizer
         names = {f"{role}_token": None for role in ROLES} | tokenizer.special_tokens()
-        template = chat_template_of(tokenizer) if tokenizer.chat_template else None
         about = {"tokenizer_class": type(tokenizer).__name__, "vocab_size": tokenizer.vocab_size}
         about |= {"model_max_length": self.served.length, "add_bos_token": tokenizer.bos in self.served.encode("")[:1]}
-        return JSONResponse({**names, **about, "chat_template": template})
+        return JSONResponse({**names, **about, "chat_template": self._template})
+
+    @property
+    def _template(self) -> str | None:
+        tokenizer = self.served.tokenizer
+        return chat_template_of(tokenizer) if tokenizer.chat_template else None
 
     # ---------------------------------------------------------------- the server
 
@@ -204,6 +236,7 @@ class Api:
                 "total_slots": thread.engine.slots if thread else 0,
                 "default_generation_settings": settings,
                 "limits": limits,
+                "chat_template": self._template,
                 "eos_token_ids": list(self.served.model.stop_ids),
             }
         )
@@ -259,13 +292,13 @@ def _event(chunk: dict[str, Any]) -> str:
 
 
 class Keys:
-    """Every route but /health wants one of `keys` in its Authorization header."""
+    """Every route but those that are OPEN wants one of `keys` in its Authorization header."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]):
         self.app, self.keys = app, [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] == "/health" or self._known(dict(scope["headers"])):
+        if scope["type"] != "http" or scope["path"] in OPEN or self._known(dict(scope["headers"])):
             await self.app(scope, receive, send)
             return
         error = ApiError(401, "no valid key: send Authorization: Bearer KEY", code="invalid_api_key")

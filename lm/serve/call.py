@@ -27,7 +27,7 @@ LOG_PROBS = ("raw_logprobs", "processed_logprobs")  # vLLM's names
 
 
 @contextmanager
-def _refusing(param: str | None) -> Iterator[None]:
+def refusing(param: str | None) -> Iterator[None]:
     """A ValueError inside is the client's: about the field `param`, or the one that its message begins with."""
     try:
         yield
@@ -40,12 +40,13 @@ def _refusing(param: str | None) -> Iterator[None]:
 @dataclass(frozen=True)
 class Limits:
     """Of what a client may ask for: bytes of a body, new tokens of a choice (0: what the context has room for),
-    seconds of a request, seconds to send or read a part of it."""
+    seconds of a request, seconds to send or read a part of it, tokens of a text that is looked into (0: none is)."""
 
     body_bytes: int = 8 << 20
     new_tokens: int = 0
     seconds: float = 600.0
     idle_seconds: float = 60.0
+    inspect_tokens: int = 1024
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Served:
     def encode(self, text: str, special: bool = True) -> list[int]:
         """The ids of a prompt; names of control ids in it are those ids. With `special`, what the model expects around
         a prompt is added: a bos once, also where the text has its own."""
-        with _refusing("prompt"):
+        with refusing("prompt"):
             if not special:
                 return self.tokenizer.encode(text, parse_special=True)
             ids, bos = self.tokenizer.encode_prompt(text, parse_special=True), self.tokenizer.bos
@@ -82,7 +83,7 @@ class Served:
             bad("chat_template_kwargs", f"chat_template_kwargs.{min(taken)}: it is no variable of a client's")
         own = [_message(i, message) for i, message in enumerate(messages)]
         header = fields.flag("add_generation_prompt", True)
-        with _refusing("messages"):
+        with refusing("messages"):
             return apply_chat_template(self.tokenizer, own, header, **variables)
 
 
@@ -193,7 +194,7 @@ def _call(
     fields.finish()
     if texts and endless:
         bad("ignore_eos", f"ignore_eos and {field}, whose texts end: leave one of them out")
-    with _refusing(field):
+    with refusing(field):
         constraint = served.grammars.constraint(texts, continues) if texts else None
     return Call(
         prompts,
@@ -295,7 +296,7 @@ def _sampling(served: Served, fields: Fields) -> Sampling:
     """How to draw. Raises ApiError with the field that is out of range."""
     number, padded = fields.number, served.model.config.vocab > served.tokenizer.vocab_size
     top_k = fields.integer("top_k", 0, -1, INT32) or 0  # vLLM's -1 is all
-    with _refusing(None):
+    with refusing(None):
         return Sampling(
             number("temperature", 1.0),
             max(0, top_k),

@@ -1,6 +1,8 @@
 """What /metrics tells Prometheus: vLLM's names where they mean the same."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax.monitoring
@@ -24,9 +26,13 @@ class Metrics:
         self.queued = self._seconds("vllm:request_queue_time_seconds", "From arrival to a slot.")
         self.request_prompt = self._tokens("vllm:request_prompt_tokens", "Tokens of a request's prompt.")
         self.request_generated = self._tokens("vllm:request_generation_tokens", "Tokens that a request got.")
+        self.inspected = self._seconds("inspection_seconds", "From arrival to the page of what is inside.")
         self._compiled = self._new(
-            Counter, "compiles_after_warmup", "Programs that were compiled after the warm-up: none is expected."
+            Counter,
+            "compiles_after_warmup",
+            "Programs that were compiled after the warm-up, but for inspections: none is expected.",
         )
+        self._compiling = threading.local()
         self._ended = Counter(
             "vllm:request_success",
             "Requests that ended.",
@@ -56,6 +62,15 @@ class Metrics:
         self.prompt_tokens.inc(tokens)
         self.ended("stop")
 
+    @contextmanager
+    def compiling(self) -> Iterator[None]:
+        """What this thread compiles meanwhile is expected, and not counted."""
+        self._compiling.expected = True
+        try:
+            yield
+        finally:
+            self._compiling.expected = False
+
     def watch_compiler(self) -> None:
         """Count what is compiled from here on."""
         jax.monitoring.register_event_duration_secs_listener(self._compilation)
@@ -64,7 +79,7 @@ class Metrics:
         jax.monitoring.unregister_event_duration_listener(self._compilation)
 
     def _compilation(self, event: str, duration_secs: float, **more: Any) -> None:
-        if event == COMPILED:
+        if event == COMPILED and not getattr(self._compiling, "expected", False):
             self._compiled.inc()
 
     def page(self) -> bytes:

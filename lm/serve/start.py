@@ -1,6 +1,8 @@
 """From a loaded model to a server that listens."""
 
+import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
@@ -54,9 +56,26 @@ def read_keys(path: Path) -> list[str]:
     return keys
 
 
+class Server(uvicorn.Server):
+    """One that prints the address of its page when it listens."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            port = self.servers[0].sockets[0].getsockname()[1]
+            print(f"open {page_address(self.config.host, port)} for a chat, and to look inside", flush=True)
+
+
+def page_address(host: str, port: int) -> str:
+    """Where a browser on this machine finds the page of a server that listens at `host`."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
 def listen(app: Starlette, host: str, port: int, drain_seconds: int) -> None:
-    """Serve until SIGTERM or Ctrl-C: then new connections are refused, and those there are answered."""
-    uvicorn.run(
+    """Serve until SIGTERM or Ctrl-C: then new connections are refused, and those there are answered. Exits where
+    it cannot listen at that address."""
+    config = uvicorn.Config(
         app,
         host=host,
         port=port,
@@ -65,3 +84,5 @@ def listen(app: Starlette, host: str, port: int, drain_seconds: int) -> None:
         server_header=False,
         ws="none",
     )
+    with suppress(KeyboardInterrupt):
+        Server(config).run()

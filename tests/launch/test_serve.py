@@ -32,6 +32,7 @@ def test_what_is_asked_for_is_served(listened: list[Any], tmp_path: Path, capsys
     (tmp_path / "keys").write_text("secret\n")
     (tmp_path / "template").write_text("{{ messages[0].content }}!")
     options = ["--slots", "4", "--name", "mine", "--max-new-tokens", "3", "--max-waiting", "7", "--max-seconds", "9"]
+    options += ["--inspect-tokens", "99"]
     options += ["--api-key-file", str(tmp_path / "keys"), "--chat-template", str(tmp_path / "template")]
     assert main(["serve", "model", "--port", "8123", "--drain-seconds", "5", *options]) == 0
     ((app, *where),) = listened
@@ -40,6 +41,7 @@ def test_what_is_asked_for_is_served(listened: list[Any], tmp_path: Path, capsys
         props = client.get("/props").json()
         assert props["model_alias"] == "mine" and props["total_slots"] == 4
         assert props["limits"]["new_tokens"] == 3 and props["limits"]["most_waiting"] == 7
+        assert props["limits"]["inspect_tokens"] == 99
         assert props["limits"]["seconds"] == 9 and props["limits"]["body_bytes"] == 8 << 20
         messages = [{"role": "user", "content": "Hi"}]
         assert client.post("/tokenize", json={"messages": messages}).json()["tokens"] == list(b"Hi!")
@@ -58,6 +60,7 @@ def test_who_can_reach_it_is_said(listened: list[Any], capsys: pytest.CaptureFix
         (["--port", "70000"], "--port 70000: expected 0 to 65535"),
         (["--max-seconds", "nan"], "--max-seconds nan: expected at least 1"),
         (["--max-waiting", "-1"], "--max-waiting -1"),
+        (["--inspect-tokens", "-1"], "--inspect-tokens -1: expected at least 0"),
         (["--length", "301"], "--length 301"),
         (["--api-key-file", "nowhere"], "nowhere"),
     ],

@@ -43,6 +43,12 @@ def test_each_mask_gets_its_likeliest_token() -> None:
         np.testing.assert_allclose([p for _, p in candidates], chance[order], rtol=1e-4)
 
 
+def test_a_text_that_has_its_bos_gets_no_other() -> None:
+    """As a chat template writes it."""
+    assert encode(WRITER, "<bos>ab") == encode(WRITER, "ab") == [256, *b"ab"]
+    assert encode(WRITER, "a<bos>") == [256, *b"a", 256]
+
+
 def test_a_tokenizer_s_own_mask_is_read_by_its_name() -> None:
     tokenizer = ByteTokenizer()
     tokenizer.mask = tokenizer.eos

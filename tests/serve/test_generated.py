@@ -10,10 +10,16 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from lm.decode.engine import Engine
+from lm.inspect import page
+from lm.page.chat import chat_page
+from lm.pretrained.inside import Look, WhatIf
+from lm.pretrained.model import Pretrained
+from lm.serve import inspector
 from lm.serve.embeddings import Embedder
 from lm.serve.start import application
 from tests.serve import small
 
+PAGE = "<p>inside</p>"
 HEADERS = {"content-type": "application/json"}
 MESSAGE = {"role": "user", "content": "Hi"}
 SHORT = {"max_tokens": 2, "temperature": 0.7, "seed": 1}
@@ -29,6 +35,8 @@ VALID: dict[str, dict[str, Any]] = {
         **dict(logprobs=True, top_logprobs=1, stop="q", stream=True, stream_options={"include_usage": True}),
     },
     "/v1/embeddings": {"input": ["a", "b c"], "encoding_format": "base64", "dimensions": 16},
+    "/inspect": dict(text="a b", other_order="b a", output="", zero=["1.0"], patch_from="b a"),
+    "/apply-template": {"messages": [MESSAGE]},
     "/tokenize": {"prompt": "a <eos>", "add_special_tokens": True, "return_token_strs": True},
     "/detokenize": {"tokens": [65, 66, 256]},
 }
@@ -93,8 +101,17 @@ def client(engine: Engine) -> Iterator[TestClient]:
     embedder = Embedder(small.model(), 32)
     embedder.warm_up()
     app = application(small.model(), "tiny", engine, embedder=embedder)
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with pytest.MonkeyPatch.context() as patch, TestClient(app, raise_server_exceptions=False) as client:
+        patch.setattr(inspector, "inside", read)
+        patch.setattr(inspector, "html", lambda *args: PAGE)
         yield client
+
+
+def read(model: Pretrained, text: str, other_order: str, output: str, what_if: WhatIf) -> Any:
+    """What `inside` does before it computes for long."""
+    look = Look(model, text, output)
+    page.other_order(look.pieces, look.controls, other_order)
+    return {}, []
 
 
 def check(answer: Any, sent: bytes) -> None:
@@ -104,6 +121,9 @@ def check(answer: Any, sent: bytes) -> None:
         *events, last, end = answer.text.split("\n\n")
         assert last == "data: [DONE]" and not end
         assert all(json.loads(event.removeprefix("data: "))["choices"] is not None for event in events)
+        return
+    if answer.status_code == 200 and answer.headers["content-type"].startswith("text/html"):
+        assert answer.text in (PAGE, chat_page(), "")
         return
     assert answer.headers["content-type"] == "application/json", sent
     found = answer.json()

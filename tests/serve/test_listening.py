@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from lm.serve import start
 from lm.serve.start import application, listen
 from tests.serve import small
 from tests.serve.test_server import BODY, Slow, slow
@@ -71,11 +72,14 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def test_sigterm_lets_requests_finish(signals: list[int]) -> None:
-    """One that runs and one that waits get whole answers; who comes later finds nobody."""
-    engine, answers = slow(), []
+def test_sigterm_lets_requests_finish(signals: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that runs and one that waits get whole answers; who comes later finds nobody. Who listens says where."""
+    engine, answers, ports = slow(), [], []
+    said: list[str] = []
+    monkeypatch.setattr(start, "print", lambda text, flush: said.append(text), raising=False)
 
     def client(port: int) -> Any:
+        ports.append(port)
         body = {**BODY, "max_tokens": 40, "n": 3}
         threads = [threading.Thread(target=lambda: answers.append(ask(port, "POST", "/v1/completions", **body)))]
         threads.append(threading.Thread(target=lambda: answers.append(ask(port, "POST", "/v1/completions", **body))))
@@ -93,6 +97,7 @@ def test_sigterm_lets_requests_finish(signals: list[int]) -> None:
     assert served(engine, client) < 2 == len(answers)
     assert [status for status, _ in answers] == [200, 200] and signals == [signal.SIGTERM]
     assert all(json.loads(body)["usage"]["completion_tokens"] == 120 for _, body in answers)
+    assert said == [f"open http://127.0.0.1:{ports[0]}/ for a chat, and to look inside"]
 
 
 def test_a_connection_that_breaks_frees_its_slot(signals: list[int]) -> None:
