@@ -22,14 +22,21 @@ class Watching:
     """Numbers of the model's inside, noted every `every_steps` steps in the run's inside.jsonl and drawn in its report:
     of `rows` held-out rows of the first source, and of as many rows of `repeated` random tokens that come twice.
 
-    They are read by a program of their own, so that the steps and their bits are those of a run without it."""
+    Of the texts `probes`, every `probe_every_steps` steps, attention, the residual stream's norms and the next tokens'
+    probabilities are kept whole, as `read_probes` reads them (lm/inspect/probes.py).
+
+    All is read by programs of their own, so that the steps and their bits are those of a run without it."""
 
     every_steps: Count = 50
     rows: Count = 2
     repeated: Natural = 32
+    probes: tuple[str, ...] = ()
+    probe_every_steps: Count = 500
 
     def __post_init__(self) -> None:
         check(self, "watch")
+        if "" in self.probes or len(set(self.probes)) < len(self.probes):
+            raise ValueError(f"watch.probes={self.probes!r}: expected texts, each once")
 
 
 def repeated_tokens(vocab: int, rows: int, length: int, seed: int = 0) -> jax.Array:

@@ -1,25 +1,31 @@
 """What a run notes of its model's inside: on a circuit that is known, and in a run, of which no bit moves."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.inspect.look import look
+from lm.inspect.probes import read_probes
 from lm.inspect.watching import Watching, inside, repeated_tokens
 from lm.model.compute import Compute
 from lm.model.families import mixtral
 from lm.model.inputs import Inputs
 from lm.model.transformer import Transformer
 from lm.page.run_report import write_report
-from lm.pretrained import read_experiment
+from lm.pretrained import load, read_experiment
 from lm.run import course
 from lm.run.watching import Watcher
 from tests import tiny
 from tests.inspect.circuit import CLEAN, circuit
+
+WATCH = Watching(every_steps=3, rows=1, repeated=8, probes=("the cat", "1 + 2"), probe_every_steps=6)
 
 
 def test_numbers_of_a_circuit() -> None:
@@ -68,7 +74,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A run that notes its inside, and the same without."""
     folder = tmp_path_factory.mktemp("runs")
     declared = tiny.experiment(tiny.write_texts(folder / "texts"))
-    for name, watch in (("on", Watching(every_steps=3, rows=1, repeated=8)), ("off", None)):
+    for name, watch in (("on", WATCH), ("off", None)):
         course.train(replace(declared, watch=watch), folder / name)
     return folder / "on", folder / "off"
 
@@ -93,23 +99,70 @@ def test_what_was_noted_after_the_checkpoint_is_noted_again(runs: tuple[Path, Pa
     lines = (runs[0] / "inside.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "inside.jsonl").write_text("".join(lines))
     opened = course.Run(read_experiment(runs[0]), runs[0])
-    watcher = Watcher(Watching(every_steps=3, rows=1, repeated=8), opened.prepared, tmp_path, 8)
+    shutil.copytree(runs[0] / "probes", tmp_path / "probes")
+    watcher = Watcher(replace(WATCH, probe_every_steps=4), opened.prepared, tmp_path, 8)
     assert (tmp_path / "inside.jsonl").read_text() == "".join(lines[:2])
-    assert [n for n in range(1, 13) if watcher.due(n)] == [3, 6, 9, 12]
+    assert [file.name for file in (tmp_path / "probes").iterdir()] == ["00000006.npz"]
+    assert [n for n in range(1, 13) if watcher.due(n)] == [3, 4, 6, 8, 9, 12]
 
 
 def test_every_field_changes_what_is_noted(runs: tuple[Path, Path], tmp_path: Path) -> None:
     opened = course.Run(read_experiment(runs[0]), runs[0])
     state = opened.initial_state()
 
-    def noted(name: str, **fields: int) -> list[str]:
+    def noted(name: str, **fields: Any) -> tuple[list[str], list[tuple[str, list[int]]]]:
         (tmp_path / name).mkdir()
-        watcher = Watcher(
-            Watching(**{"every_steps": 3, "rows": 1, "repeated": 8, **fields}), opened.prepared, tmp_path / name, 0
-        )
-        for n in filter(watcher.due, (3, 4)):
+        watcher = Watcher(replace(WATCH, **fields), opened.prepared, tmp_path / name, 0)
+        for n in filter(watcher.due, (3, 4, 6)):
             watcher.note(n, state.params, state.frozen)
-        return (tmp_path / name / "inside.jsonl").read_text().splitlines()
+        lines = (tmp_path / name / "inside.jsonl").read_text().splitlines()
+        return lines, [(one.text, one.steps.tolist()) for one in read_probes(tmp_path / name)]
 
-    found = [noted("as it is"), noted("rows", rows=2), noted("repeated", repeated=6), noted("every", every_steps=2)]
-    assert len({tuple(lines) for lines in found}) == 4 and all(len(lines) == 1 for lines in found)
+    as_it_is = noted("as it is")
+    assert len(as_it_is[0]) == 2 and as_it_is[1] == [("the cat", [6]), ("1 + 2", [6])]
+    for field, value in (("rows", 2), ("repeated", 6), ("every_steps", 2)):
+        lines, probes = noted(field, **{field: value})
+        assert lines != as_it_is[0] and len(lines) == 2 and probes == as_it_is[1]
+    assert noted("probes", probes=("owl",)) == (as_it_is[0], [("owl", [6])])
+    assert noted("often", probe_every_steps=2)[1] == [("the cat", [4, 6]), ("1 + 2", [4, 6])]
+
+
+def test_probes_are_what_the_model_has_inside(runs: tuple[Path, Path]) -> None:
+    """At the end, those of the run's model; and the largest token's probability has moved since step 6."""
+    on, off = runs
+    first, second = read_probes(on)
+    model = load(on)
+    ids = [256, *b"the cat"]
+    seen = look(model.model, model.params, jnp.array([ids]), ["attn_pattern", "embedding", "resid_post"])
+    assert first.text == "the cat" and first.steps.tolist() == [6, 12] and first.tokens.tolist() == ids
+    assert first.pieces == ["<bos>", *"the cat"] and first.layers.tolist() == [0, 1] and second.text == "1 + 2"
+    np.testing.assert_allclose(first.attn_pattern[-1], seen.taps["attn_pattern"][:, 0], atol=1e-3)
+    streams = np.concatenate([seen.taps["embedding"], seen.taps["resid_post"]])[:, 0]
+    np.testing.assert_allclose(first.resid_norm[-1], np.linalg.norm(streams, axis=-1), rtol=1e-4)
+    chances = np.asarray(jax.nn.softmax(seen.logits[0]))
+    np.testing.assert_allclose(first.next_probs[-1], chances[range(7), ids[1:]], rtol=1e-3)
+    assert first.best_tokens[-1, :, 0].tolist() == chances.argmax(-1).tolist()
+    np.testing.assert_allclose(first.best_probs[-1, :, 0], chances.max(-1), rtol=1e-3)
+    assert not np.array_equal(first.next_probs[0], first.next_probs[1])
+    with pytest.raises(ValueError, match="has no probes: Experiment.watch=Watching"):
+        read_probes(off)
+
+
+@pytest.mark.parametrize("bad", [b"", b"PK no archive", None])
+def test_a_damaged_file_of_probes_is_a_line(bad: bytes | None, tmp_path: Path) -> None:
+    (tmp_path / "probes").mkdir()
+    file = tmp_path / "probes" / "00000006.npz"
+    if bad is None:
+        np.savez(file, **{"0.text": np.array("a")})  # type: ignore[arg-type]
+    else:
+        file.write_bytes(bad)
+    with pytest.raises(ValueError, match="00000006.npz is damaged: .*; remove it"):
+        read_probes(tmp_path)
+
+
+def test_probes_that_cannot_be_read_are_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    opened = course.Run(read_experiment(runs[0]), runs[0])
+    with pytest.raises(ValueError, match="watch.probes: 'a+' has 41 tokens: expected 1 to 32"):
+        Watcher(Watching(probes=("a" * 40,)), opened.prepared, tmp_path, 0)
+    with pytest.raises(ValueError, match=r"watch.probes=\('a', 'a'\): expected texts, each once"):
+        Watching(probes=("a", "a"))
