@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 EPILOG = """\
 On the same workdir it resumes from the last checkpoint; a workdir of a different experiment is refused. Ctrl-C or
 SIGTERM stops the run after a checkpoint. More steps than before go on from there where the schedule allows it
-(Constant, InverseSquareRoot, WSD).
+(Constant, InverseSquareRoot, WSD). At the end the report links to inside.html, what the model has inside for the first
+sample (as `lm inspect` draws it).
 
 examples:
   lm train experiments.quickstart
@@ -109,12 +110,15 @@ def run(args: argparse.Namespace) -> None:
     from lm.machine import processes
     from lm.machine.output import outlive_readers
     from lm.run.course import train
+    from lm.run.inside import look_inside
 
     folder = args.workdir or f"runs/{experiment.name}"
     with outlive_readers():
         train(experiment, folder, reference, args.command, stepping(args.profile))
         if processes.is_first():
             print(what_next(experiment, folder))
+        if not args.smoke:
+            look_inside(folder)
 
 
 def stepping(steps: range) -> Any:

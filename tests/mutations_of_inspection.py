@@ -3,6 +3,8 @@
 TESTS = {
     "lm/inspect/watching.py": ("tests/inspect/test_watching.py",),
     "lm/run/watching.py": ("tests/inspect/test_watching.py",),
+    "lm/inspect/probes.py": ("tests/inspect/test_watching.py",),
+    "lm/run/inside.py": ("tests/run/test_inside.py",),
     "lm/inspect/look.py": ("tests/inspect/test_look.py",),
     "lm/model/taps.py": ("tests/inspect/test_patching.py", "tests/inspect/test_look.py"),
     "lm/inspect/edits.py": ("tests/inspect/test_look.py", "tests/inspect/test_patching.py"),
@@ -56,6 +58,17 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "lm/run/watching.py": (
         ("what a killed run noted stays", "            keep_until(self.file, start)", "            pass"),
+        ("probes that a killed run kept stay", "            drop_probes_after(folder, start)", "            pass"),
+        ("probes are kept whenever numbers are", "        if self._probes_due(n):", "        if self.probes:"),
+    ),
+    "lm/inspect/probes.py": (
+        ("a token is followed by itself", "jnp.arange(T - 1), tokens[1:]]", "jnp.arange(T - 1), tokens[:-1]]"),
+        ("the embedding is left out", 'jnp.concatenate([taps["embedding"], taps["resid_post"]])', 'taps["resid_post"]'),
+        ("all steps are the last", "[one[name] for one in series]", "[last[name] for one in series]"),
+    ),
+    "lm/run/inside.py": (
+        ("a page is made again", "or (folder / INSIDE_PAGE).is_file() or", "or"),
+        ("the report does not know", "            write_report(folder)\n", ""),
     ),
     "lm/inspect/views.py": (
         ("induction is duplication", "[..., :-1])", "[..., 1:])"),

@@ -47,6 +47,7 @@ SAMPLE: Object = {"prompt": str, "text": str}
 TITLED: Object = {"title": str, **SAMPLE}
 
 
+INSIDE_PAGE = "inside.html"  # beside the report: what the model has inside for a sample
 PRETRAINING = (  # what a folder may have whose about.json does not say what is measured
     Measure("loss", "loss", "nats a token"),
     Measure("perplexity", "perplexity"),
@@ -110,6 +111,11 @@ class RunRecord:
         listed = fitted(tuple[Object, ...], read_json(file, []), f"{file} cannot be read")
         titled = [check(TITLED, sample, file) for sample in listed if "title" in sample]
         return [(s["title"], s["prompt"], s["text"]) for s in titled if s.keys() >= TITLED.keys()]
+
+    @property
+    def has_inside(self) -> bool:
+        """Whether there is a page of what the model has inside for a sample."""
+        return (self.folder / INSIDE_PAGE).is_file()
 
     @property
     def finished(self) -> bool:

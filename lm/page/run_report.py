@@ -13,7 +13,7 @@ from lm.page import plots
 from lm.page.markup import Markup, charts, document, figure, header, section, table, tag, wide, write
 from lm.page.measure import Measure
 from lm.page.plots import WIDE, Line
-from lm.page.run_record import Metrics, RunRecord, recent, series
+from lm.page.run_record import INSIDE_PAGE, Metrics, RunRecord, recent, series
 from lm.page.source import as_python, coloured
 from lm.page.words import in_words, join_and, median, size
 
@@ -28,6 +28,7 @@ INSIDE = {  # what a run notes of its model's inside (lm/inspect/watching.py): t
     "dead_units": ("Dead hidden units", "share that never exceeds a hundredth of the layer's largest"),
     "router_load": ("Router", "share of the tokens whose first choice an expert is"),
 }
+INSIDE_LINK = ": where each head of the model looked in one of them, and what each layer had to say."
 NOTES = {  # under the table of results, by the headline measure
     "bits_per_byte": "Bits per byte: what an ideal coder would need with the model's probabilities. "
     "The compressors got the same held-out files, one by one.",
@@ -256,7 +257,8 @@ class RunReport:
         note = f"The prompt is in colour. Drawn with {as_python(sampling)}." if sampling is not None else ""
         if self.record.greedy_samples:
             note = "What the model got is in colour, its answer, always the likeliest token, below."
-        return section("Samples", tag("div", *each, class_="samples") if each else "", note=note)
+        inside = tag("p", tag("a", "Inside", href=INSIDE_PAGE), INSIDE_LINK) if self.record.has_inside else ""
+        return section("Samples", tag("div", *each, class_="samples") if each else "", inside, note=note)
 
     # ------------------------------------------------------------ what it was
 

@@ -16,13 +16,14 @@ from lm.data.source import Source
 from lm.experiment import Experiment, changed
 from lm.machine import buckets, processes
 from lm.machine.monitor import read_metrics
+from lm.page.run_record import INSIDE_PAGE
 from lm.renamed import upgrade
 from lm.run.lengthen import check_length
 from lm.text.tokenizer import Tokenizer
 
 # from before the first step
 PREPARED = ("tokenizer", "data.json", "start.json", "models.json", "about.json", "history.json")
-SAMPLES = ("samples.json", "samples.txt")
+SAMPLES = ("samples.json", "samples.txt", INSIDE_PAGE)
 SAMPLED_WITH = ("prompts", "sample_tokens", "sampling", "steps")  # fields that say what the samples are
 
 

@@ -49,9 +49,15 @@ def gather_to_host(params: Any) -> Any:
     a quarter of its memory."""
     if processes.count() == 1:
         return params
-    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
-    if limit and count.tree_bytes(params) > limit // 4:  # the training state is in memory too
+    if not fits_one_device(count.tree_bytes(params)):
         if processes.is_first():
             print("no samples: the parameters do not fit one device; `lm sample` reads them from the checkpoint")
         return None
     return replicate(params)
+
+
+def fits_one_device(size: int) -> bool:
+    """Whether parameters of so many bytes take at most a quarter of a device's memory: the training state is in it
+    too."""
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
+    return not limit or size <= limit // 4

@@ -29,11 +29,13 @@ Batch = dict[str, Any]
 
 
 class Sample(NamedTuple):
-    """A `prompt`, and the `text` of the prompt and the model's output, under a `title`."""
+    """A `prompt`, and the `text` of the prompt and the model's output, under a `title`; and the text as the model read
+    and wrote it, for `lm inspect` to look into, where there is one."""
 
     title: str
     prompt: str
     text: str
+    inspect: str = ""
 
 
 class SavedModel(NamedTuple):

@@ -18,7 +18,7 @@ from lm.data.objective import Batch
 from lm.decode.generate import check_prompts as check_ids
 from lm.model.config import ModelConfig
 from lm.model.inputs import Inputs
-from lm.text.chat import encode_chat_prompt
+from lm.text.chat import apply_chat_template, encode_chat_prompt
 from lm.text.tokenizer import Tokenizer
 from lm.train.method import Sample, SampleSettings, Writer
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lm.data.loader import Batches
 
 SHOWN = 40  # characters of a prompt in a message
+INSPECTED, AROUND = 128, 8  # tokens of a row that are looked into, and what they leave of it to those around a text
 Logits = Callable[[jax.Array], jax.Array]  # tokens [1, T] -> logits [1, T, V]
 
 
@@ -50,14 +51,19 @@ def continuations(model: Writer, settings: SampleSettings) -> Iterator[Sample]:
     for prompt in settings.prompts:
         room = model.model.cfg.context - len(model.encode(prompt))
         streamed = model.stream(prompt, min(settings.sample_tokens, room), settings.sampling, settings.seed)
-        yield Sample(f"{prompt!r}, continued", prompt, prompt + "".join(rows[0] for rows in streamed))
+        text = prompt + "".join(rows[0] for rows in streamed)
+        yield Sample(f"{prompt!r}, continued", prompt, text, text)
 
 
 def reply_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """The ids of `prompt` as a user's message, by the tokenizer's chat template where it has one."""
     if not tokenizer.chat_template:
         return tokenizer.encode_prompt(prompt)
-    return encode_chat_prompt(tokenizer, [{"role": "user", "content": prompt}])
+    return encode_chat_prompt(tokenizer, _as_user(prompt))
+
+
+def _as_user(prompt: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}]
 
 
 def replies(model: Writer, settings: SampleSettings, tokenizer: Tokenizer) -> Iterator[Sample]:
@@ -68,7 +74,10 @@ def replies(model: Writer, settings: SampleSettings, tokenizer: Tokenizer) -> It
         ids = reply_prompt(tokenizer, prompt)
         most = min(settings.sample_tokens, model.model.cfg.context - len(ids))
         written = [id for (new,) in model.stream_ids([ids], most, sampling, settings.seed) for id in new]
-        yield Sample(f"{prompt!r}, answered", prompt, f"{prompt}\n\n{tokenizer.decode(written)}")
+        read, reply = prompt, tokenizer.decode(written)
+        if tokenizer.chat_template:
+            read = apply_chat_template(tokenizer, _as_user(prompt), True)
+        yield Sample(f"{prompt!r}, answered", prompt, f"{prompt}\n\n{reply}", read + reply)
 
 
 def reconstructions(model: Writer, settings: SampleSettings, data: "Batches") -> Iterator[Sample]:
@@ -76,30 +85,34 @@ def reconstructions(model: Writer, settings: SampleSettings, data: "Batches") ->
     for source in data.sources if settings.sample_tokens else []:
         batch = next(data.heldout(source, 1))
         reconstruct = fill_masks if isinstance(data.objective, MaskedLM) else write_targets
-        prompt, text = reconstruct(model, data, batch, settings.sample_tokens)
+        prompt, text, read = reconstruct(model, data, batch, settings.sample_tokens)
         if text:
-            yield Sample(f"{source}, reconstructed", prompt, f"{prompt}\n\n{text}")
+            read = read[: min(INSPECTED, data.context.seq_len - AROUND)]
+            inspect = render_ids(data.tokenizer, read, None, _marker_names(data))
+            yield Sample(f"{source}, reconstructed", prompt, f"{prompt}\n\n{text}", inspect)
 
 
-def fill_masks(model: Writer, data: "Batches", batch: Batch, most: int) -> tuple[str, str]:
-    """The row with its target positions in brackets, and with the likeliest tokens there."""
+def fill_masks(model: Writer, data: "Batches", batch: Batch, most: int) -> tuple[str, str, np.ndarray]:
+    """The row with its target positions in brackets, and with the likeliest tokens there; and its ids,
+    with a mask for every target."""
     real, targets = batch["segment_ids"][0] > 0, batch["weights"][0] > 0
     if not targets.any():
-        return "", ""
+        return "", "", targets
     guesses = np.asarray(_logits(model, batch)(jnp.asarray(batch["tokens"])))[0, :, : data.context.vocab].argmax(-1)
     tokens, tokenizer = batch["tokens"][0], data.tokenizer
     names = {mask_id(data.context): "…"}
     return (
         render_ids(tokenizer, tokens[real], targets[real], names),
         render_ids(tokenizer, np.where(targets, guesses, tokens)[real], targets[real], names),
+        np.where(targets, mask_id(data.context), tokens)[real],
     )
 
 
-def write_targets(model: Writer, data: "Batches", batch: Batch, most: int) -> tuple[str, str]:
-    """The row's input, and the likeliest tokens after it: at most `most`, up to the end."""
+def write_targets(model: Writer, data: "Batches", batch: Batch, most: int) -> tuple[str, str, np.ndarray]:
+    """The row's input, and the likeliest tokens after it: at most `most`, up to the end; and the input's ids."""
     targets = np.flatnonzero(batch["weights"][0])
     if not len(targets):
-        return "", ""
+        return "", "", targets
     first, tokens = int(targets[0]), batch["tokens"].copy()
     logits, written = _logits(model, batch), list[int]()
     end = end_id(getattr(data.objective, "sentinels", 1), data.context)
@@ -112,7 +125,8 @@ def write_targets(model: Writer, data: "Batches", batch: Batch, most: int) -> tu
     if "encoder_tokens" in batch:
         read = batch["encoder_tokens"][0][batch["encoder_segment_ids"][0] > 0]
     names = special_names(data)
-    return tuple(render_ids(data.tokenizer, ids, None, names) for ids in (read, np.array(written)))  # type: ignore[return-value]
+    prompt, text = (render_ids(data.tokenizer, ids, None, names) for ids in (read, np.array(written)))
+    return prompt, text, read
 
 
 def _logits(model: Writer, batch: Batch) -> Logits:
@@ -120,6 +134,12 @@ def _logits(model: Writer, batch: Batch) -> Logits:
     inputs = Inputs.of({name: jnp.asarray(array) for name, array in batch.items()})
     forward = jax.jit(lambda params, tokens: model.model(params, replace(inputs, tokens=tokens)))
     return lambda tokens: forward(model.params, tokens)
+
+
+def _marker_names(data: "Batches") -> dict[int, str]:
+    """The names that control ids and ids of gaps have in a text that is read."""
+    markers = data.objective.markers(data.context)
+    return {**data.tokenizer.controls, **{id: name for name, id in markers.items()}}
 
 
 def special_names(data: "Batches") -> dict[int, str]:

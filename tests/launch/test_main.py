@@ -134,6 +134,7 @@ def test_training_goes_on_without_its_reader(
             steps.append(step)
 
     monkeypatch.setattr("lm.run.course.train", train)
+    monkeypatch.setattr("lm.run.inside.look_inside", lambda workdir: None)
     reader, writer = os.pipe()
     os.close(reader)
     broken = os.fdopen(writer, "w")
@@ -194,8 +195,10 @@ def test_evaluate_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch, capsys
 def test_train_hands_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr("lm.run.course.train", lambda *args: seen.extend(args))
+    monkeypatch.setattr("lm.run.inside.look_inside", seen.append)
     assert main(["train", "experiments.quickstart", "--set", "steps=50", "prompts=('a b',)"]) == 0
-    experiment, workdir, reference, command, stepping = seen
+    experiment, workdir, reference, command, stepping, looked_into = seen
+    assert looked_into == workdir
     assert (experiment.steps, experiment.prompts, workdir, reference) == (
         50,
         ("a b",),

@@ -19,6 +19,7 @@ from lm.model.families import bert, llama, t5
 from lm.model.output import Output
 from lm.pretrained import load
 from lm.pretrained.fill import fill_masks, fill_spans
+from lm.pretrained.inside import Look
 from lm.run import course
 from lm.run.evaluate import evaluate
 from lm.text.tokenizer import ByteTokenizer
@@ -109,8 +110,10 @@ def test_its_samples_are_held_out_text_and_an_answer(done: Any) -> None:
         assert answer and answer != sample["text"]
         if isinstance(declared.method.objective, MaskedLM):
             assert "[" in sample["prompt"] and sample["prompt"].count("[") == answer.count("[")
+            assert "[MASK]" in sample["inspect"]
         elif not isinstance(declared.method.objective, PrefixLM):
-            assert "<0>" in sample["prompt"]
+            assert "<0>" in sample["prompt"] and "<extra_id_0>" in sample["inspect"]
+        assert len(Look(load(folder), sample["inspect"]).read) <= declared.length
 
 
 def test_a_vocabulary_without_room_for_the_objective(texts: Path, tmp_path: Path) -> None:
