@@ -103,6 +103,6 @@ def test_train_takes_settings_after_the_rules(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("lm.machine.hardware.prepare", lambda devices="": None)
     monkeypatch.setattr("lm.run.course.train", lambda *args: seen.extend(args))
     assert main(["train", "experiments.llama:llama3_70b", "--smoke", "--set", "steps=7", "model.width=32"]) == 0
-    e, workdir, reference, _ = seen
+    e, workdir, reference, *_ = seen
     assert (e.steps, e.model.width, e.model.layers, workdir) == (7, 32, 2, "runs/llama3_70b-smoke")
     assert reference == "experiments.llama:llama3_70b"
