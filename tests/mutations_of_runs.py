@@ -6,7 +6,7 @@ from tests.mutations import of
 TESTS = {
     "lm/train/checkpoint.py": ("tests/train/test_checkpoint.py", "tests/train/test_damage.py"),
     "lm/value.py": ("tests/test_value.py",),
-    "lm/page/plots.py": ("tests/page/test_names.py",),
+    "lm/page/plots.py": ("tests/page/test_plots.py", "tests/page/test_names.py"),
     "lm/page/svg.py": ("tests/page/test_names.py",),
     "lm/page/run_report.py": ("tests/page/test_run_report.py",),
     "lm/page/run_record.py": ("tests/page/test_run_report.py",),
@@ -150,6 +150,9 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "lm/value.py": (("data import modules", "        check_trusted(module)\n", ""),),
     "lm/page/plots.py": (
+        ("the last step is not on the scale", "low + room < x < high - room), high]", "low + room < x < high - room)]"),
+        ("ticks are over one another", "room = 0.09 * (high - low)", "room = 0.0"),
+        ("the scale does not enclose the values", "max([most, *above[:1]])", "most"),
         ("a legend has matplotlib's formulas", "text.set_text(literal(name))", "text.set_text(name)"),
         ("ticks are formulas", "[literal(tick) for tick in ticks]", "list(ticks)"),
     ),

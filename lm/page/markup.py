@@ -32,10 +32,17 @@ def section(title: str, *children: Any, note: str = "") -> Markup:
     return tag("section", tag("h2", title), tag("p", note, class_="note") if note else "", *children)
 
 
-def figure(title: str, svg: str, note: str = "") -> Markup:
-    """A chart with its title."""
+def figure(title: str, svg: str, note: str = "", narrow: str = "") -> Markup:
+    """A chart with its title; `narrow` is drawn in its place where the window is narrow."""
     caption = tag("figcaption", tag("b", title), tag("span", f" {note}") if note else "")
-    return tag("figure", caption, Markup(svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)))
+
+    def labelled(drawn: str) -> Markup:
+        return Markup(drawn.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1))
+
+    if not narrow:
+        return tag("figure", caption, labelled(svg))
+    both = tag("div", labelled(svg), class_="broad"), tag("div", labelled(narrow), class_="narrow")
+    return tag("figure", caption, *both)
 
 
 def charts(figures: Iterable[Markup]) -> Markup:
@@ -116,7 +123,7 @@ def document(title: str, *children: Any) -> str:
 STYLE = """
 :root { color-scheme: light dark; --paper: #fbfbfa; --card: #fff; --ink: #1c2024; --muted: #676e76; --line: #e3e5e8;
   --accent: #2563c9; --good: #15803d; --c0: #2563c9; --c1: #d9730d; --c2: #0f8a7d; --c3: #a03fb5; --c4: #c22f4f;
-  --c5: #7a6a12; }
+  --c5: #7a6a12; --bar: 140px; }
 @media (prefers-color-scheme: dark) { :root { --paper: #14171a; --card: #1c2024; --ink: #e8eaed; --muted: #9aa2ab;
   --line: #30363c;
   --accent: #79a8ff; --good: #5fd38a; --c0: #79a8ff; --c1: #f5a25d; --c2: #4fd0c0; --c3: #d69be6; --c4: #ff8fa6;
@@ -145,7 +152,11 @@ section { margin-top: 44px; }
 figure { margin: 0; padding: 13px 16px 6px; min-width: 0; }
 figcaption { margin-bottom: 6px; } figcaption span { color: var(--muted); font-size: 13.5px; }
 figure svg { display: block; width: 100%; height: auto; } svg text { font-family: inherit !important; }
-.scroll { overflow-x: auto; }
+.narrow { display: none; }
+.scroll { overflow-x: auto; background: linear-gradient(to right, var(--paper) 40%, transparent) local 0 0 / 40px 100%,
+  linear-gradient(to left, var(--paper) 40%, transparent) local 100% 0 / 40px 100%,
+  linear-gradient(to right, var(--line), transparent) scroll 0 0 / 14px 100%,
+  linear-gradient(to left, var(--line), transparent) scroll 100% 0 / 14px 100%; background-repeat: no-repeat; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 th { text-align: left; font-weight: 500; color: var(--muted); }
 td, th { padding: 6px 18px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
@@ -165,7 +176,9 @@ pre i { font-style: normal; color: var(--muted); } pre em { font-style: normal; 
   600; }
 .two { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 14px 40px; }
 footer { margin-top: 48px; color: var(--muted); font-size: 13px; }
-@media (max-width: 760px) { main { padding: 26px 16px; }   .tiles { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+@media (max-width: 760px) { :root { --bar: 44px; } main { padding: 26px 16px; } td, th { padding-right: 12px; }
+  .broad { display: none; } .narrow { display: block; } .tile b { font-size: 21px; }
+  .tiles { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .charts, .two { grid-template-columns: minmax(0, 1fr); } }
 @media print { :root { --paper: #fff; --card: #fff; --ink: #000; --muted: #555; --line: #ccc; --accent: #1d4ea3;
   --good: #14602f;

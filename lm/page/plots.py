@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lm.machine.monitor import human
 from lm.page.svg import DASHED, INK, MUTED, drawing, literal, new_axes, series_colour, svg
 
 FAR = 6  # times as far from zero as the middle interval: too far to be drawn with it
@@ -277,7 +278,7 @@ def _draw_levels(axes: Any, levels: Mapping[str, float]) -> None:
 
 
 def _scale_x(axes: Any, log: bool = False, ticks: Sequence[str] = (), whole: bool = True) -> None:
-    from matplotlib.ticker import EngFormatter, MaxNLocator, StrMethodFormatter
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     if log:
         axes.set_xscale("log")
@@ -285,16 +286,34 @@ def _scale_x(axes: Any, log: bool = False, ticks: Sequence[str] = (), whole: boo
         axes.set_xticks(range(len(ticks)), [literal(tick) for tick in ticks])
         axes.margins(x=0.15)
     elif whole:
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-        large = axes.get_xlim()[1] >= 1e5
-        axes.xaxis.set_major_formatter(EngFormatter(sep="") if large else StrMethodFormatter("{x:,.0f}"))
+        low, high = axes.dataLim.intervalx
+        inner = MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]).tick_values(low, high)
+        axes.set_xticks(with_ends(inner, low, high))
+        large = high >= 1e5
+        axes.xaxis.set_major_formatter((lambda x, _: human(x)) if large else StrMethodFormatter("{x:,.0f}"))
+
+
+def with_ends(ticks: Sequence[float], low: float, high: float) -> list[float]:
+    """The ticks between the ends of the data, and these, for which nearby ones make room."""
+    if not high > low:
+        return [low]
+    room = 0.09 * (high - low)
+    return [low, *(x for x in ticks if low + room < x < high - room), high]
 
 
 def _scale_y(axes: Any, percent: bool) -> None:
+    """Ticks of the y axis, of which the outer ones enclose the data, or where it is cut, what is left of them."""
     from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    locator = MaxNLocator(5)
+    axes.yaxis.set_major_locator(locator)
     least, most = axes.get_ylim()
+    low, high = axes.dataLim.intervaly
+    if high > low:
+        ticks = locator.tick_values(least, most)
+        below, above = [y for y in ticks if y <= low], [y for y in ticks if y >= high]
+        least, most = min([least, *below[-1:]]), max([most, *above[:1]])
+        axes.set_ylim(least, most)
     high = max(abs(least), abs(most))
     if percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None if most - least < 0.1 else 0))
@@ -324,7 +343,7 @@ def _legend(axes: Any, named: Sequence[tuple[Any, str]], at_least: int = 2) -> N
         [str(i) for i in range(len(named))],  # matplotlib would leave out a name that begins with _
         loc="lower left",
         bbox_to_anchor=(0, 1.0),
-        ncols=min(len(named), 6),
+        ncols=min(len(named), 6 if axes.figure.get_figwidth() > HALF[0] else 3),
         frameon=False,
         fontsize=8.5,
         handlelength=1.4,

@@ -12,7 +12,7 @@ from lm.machine.monitor import duration, human
 from lm.page import plots
 from lm.page.markup import Markup, charts, document, figure, header, section, table, tag, wide, write
 from lm.page.measure import Measure
-from lm.page.plots import WIDE, Line
+from lm.page.plots import HALF, WIDE, Line
 from lm.page.run_record import INSIDE_PAGE, Metrics, RunRecord, recent, series
 from lm.page.source import as_python, coloured
 from lm.page.words import in_words, join_and, median, size
@@ -199,7 +199,7 @@ class RunReport:
         if training:
             loss, note = self.record.loss, "each step faint, smoothed on top, held-out with dots"
             note = f"{loss.unit}; {note}".removeprefix("; ")
-            yield wide(figure(loss.title.capitalize(), self._loss_chart(), note))
+            yield wide(figure(loss.title.capitalize(), self._loss_chart(), note, self._loss_chart("lossnarrow", HALF)))
         norms = series(training, "grad_norm")[1]
         cut = 1.15 * sorted(norms)[int(0.98 * (len(norms) - 1))] if norms and max(norms) > 0 else None
         for key, title, note, top, right in (
@@ -237,7 +237,7 @@ class RunReport:
                 drawn = plots.heat(name.replace("_", ""), [step for step, _ in noted], rows, len(noted[0][1]))
                 yield figure(title, drawn, note)
 
-    def _loss_chart(self) -> str:
+    def _loss_chart(self, drawing: str = "loss", size: tuple[float, float] = WIDE) -> str:
         name = self.record.loss.name
         x, y = series(self.record.training, name)
         lines = [Line(x, y, colour=-1, faint=True)] if len(x) > 20 else []
@@ -246,7 +246,7 @@ class RunReport:
             xs, ys = series(self.record.evaluations, f"eval/{source}/{name}")
             if xs:
                 lines.append(Line(xs, ys, label=f"{source}, held-out", colour=i, dots=True))
-        return plots.chart("loss", lines, size=WIDE)
+        return plots.chart(drawing, lines, size=size)
 
     def _samples(self) -> Markup:
         each = [
@@ -334,4 +334,4 @@ def _mfu_per_token(training: Metrics) -> float | None:
 
 
 def _bar(share: float) -> Markup:
-    return tag("span", class_="bar", style=f"width: {max(140 * share, 1):.0f}px")
+    return tag("span", class_="bar", style=f"width: calc({share:.3f} * var(--bar))")

@@ -17,7 +17,7 @@ from lm.machine import buckets
 from lm.page import plots
 from lm.page.markup import Markup, charts, document, figure, header, section, tag, wide
 from lm.page.measure import Measure
-from lm.page.plots import WIDE, Line
+from lm.page.plots import HALF, WIDE, Line
 from lm.page.run_record import RunRecord, recent, series
 from lm.page.source import as_python
 from lm.page.tables import Table, html
@@ -199,7 +199,9 @@ def curves(runs: Sequence[Compared]) -> list[Markup]:
     loss = runs[0].record.loss
     trained = [series(run.record.training, run.record.loss.name) for run in runs]
     smooth = [(x, plots.smoothed(y, len(y) / 40)) for x, y in trained]
-    drawn = [wide(figure(f"Training {loss.title}", overlaid("training", runs, smooth, size=WIDE), "smoothed"))]
+    broad = overlaid("training", runs, smooth, size=WIDE)
+    narrow = overlaid("trainingnarrow", runs, smooth, size=HALF)
+    drawn = [wide(figure(f"Training {loss.title}", broad, "smoothed", narrow))]
     for i, (key, (title, _)) in enumerate(measures(runs).items()):
         points = [series(run.record.evaluations, key) for run in runs]
         if "/" in key and not key.endswith("/perplexity") and any(x for x, _ in points):  # which is exp(loss)

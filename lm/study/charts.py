@@ -133,12 +133,15 @@ class Curves:
             x, y = zip(*self._loss(result), strict=True)
             faint.append(Line(x, y, colour=self.colours[result.trial.arm], faint=True))
         cut = top + 0.05 * (top - least) if top > least else None
-        drawn = plots.chart("loss", [*faint, *lines], size=WIDE, top=cut, across=self.across)
+        drawn, narrow = (
+            plots.chart(name, [*faint, *lines], size=size, top=cut, across=self.across)
+            for name, size in (("loss", WIDE), ("lossnarrow", HALF))
+        )
         left = len({r.trial.arm for r in self.results}) - len(self.colours)
         note = "nats; smoothed, the mean and the range over seeds"
         note += "; thin: runs that diverged" if faint else ""
         note += f"; the {len(self.colours)} best arms, {left} are left out" if left > 0 else ""
-        return markup.wide(figure("Training loss", drawn, note))
+        return markup.wide(figure("Training loss", drawn, note, narrow))
 
     def _evaluated(self, named: bool) -> Markup:
         """The held-out measure; `named`: this chart names the arms, as there is no larger one that does."""

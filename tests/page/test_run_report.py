@@ -195,7 +195,8 @@ def test_the_page_is_whole_and_says_what_happened(tmp_path: Path) -> None:
         "finished",
     ):
         assert words in page.text, words
-    assert sum(tag == "svg" for tag, _ in page.tags) == 7
+    assert sum(tag == "svg" for tag, _ in page.tags) == 8  # the loss twice, for wide and narrow windows
+    assert {"broad", "narrow", "scroll"} <= {attrs.get("class") for tag, attrs in page.tags if tag == "div"}
 
 
 def test_everything_is_escaped(tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+"""The scales of a chart: the ends of its curves are on them."""
+
+import re
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lm.page.plots import Line, chart, with_ends
+
+
+def texts(svg: str) -> list[str]:
+    return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+
+
+@pytest.mark.parametrize(
+    ("x", "shown"),
+    [
+        (range(5, 241, 5), ["5", "50", "100", "150", "200", "240"]),
+        ((1, 2), ["1", "2"]),
+        ((7,), ["7"]),
+        ((0, 123_456), ["0", "123k"]),
+    ],
+)
+def test_the_first_and_the_last_step_are_on_the_scale(x: Sequence[int], shown: list[str]) -> None:
+    found = texts(chart("a", [Line(x, [float(i) for i in x])]))
+    assert [text for text in shown if text not in found] == []
+
+
+def test_the_scale_encloses_the_values() -> None:
+    values = [8.13, 6.0, 5.05]
+    found = [float(text) for text in texts(chart("a", [Line([1, 2, 3], values)])) if re.fullmatch(r"\d\.\d+", text)]
+    assert min(found) <= 5.05 and max(found) >= 8.13
+    cut = [float(t) for t in texts(chart("a", [Line([1, 2, 3], values)], top=6.5)) if re.fullmatch(r"\d\.\d+", t)]
+    assert max(cut) <= 6.5
+
+
+@given(st.lists(st.integers(0, 10**6), max_size=12), st.integers(0, 10**6), st.integers(0, 10**6))
+def test_ticks_have_the_ends_and_room(ticks: list[int], one: int, other: int) -> None:
+    low, high = sorted((one, other))
+    found = with_ends(sorted(set(ticks)), low, high)
+    assert found[0] == low and found[-1] == high and found == sorted(set(found))
+    if len(found) > 2:
+        assert min(found[1] - low, high - found[-2]) > 0.08 * (high - low)
