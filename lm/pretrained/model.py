@@ -50,7 +50,7 @@ class Pretrained:
       weights: by which it decodes, float32, bfloat16 or int8 (lm/decode/layout.py); logits and export are those of
         `params`.
       unused: tensors of a published model that its class has and ours does not use (BertModel's pooler), by their name
-        there: `save` writes them back.
+        there: `save` writes them back, and the files `kept` of its directory's tokenizer.
     """
 
     config: ModelConfig
@@ -64,6 +64,7 @@ class Pretrained:
     prefix: bool = False
     markers: Mapping[str, int] = field(default_factory=dict)
     weights: str = "float32"
+    kept: Mapping[str, Path] = field(default_factory=dict)
 
     def logits(
         self,
@@ -360,8 +361,7 @@ class Pretrained:
 
     def save(self, directory: str | Path, shard_bytes: int = files.SHARD_BYTES) -> None:
         """Write a Hugging Face model directory that transformers and `load` read: config.json, generation_config.json,
-        safetensors (in shards of at most `shard_bytes`), the tokenizer's files. An existing model directory is replaced
-        atomically.
+        safetensors (in shards of at most `shard_bytes`), the tokenizer's files. An existing one is replaced atomically.
 
         Raises ValueError for a model that no published architecture can express."""
         cfg = self.config.scaled  # others have the standard parametrisation alone
@@ -373,7 +373,9 @@ class Pretrained:
         if self.config.has_encoder:
             ids["decoder_start_token_id"] = self.decoder_start
         unused = self.unused if architecture == self.architecture else {}
-        saving.save(Path(directory), architecture, cfg, self.params, self.tokenizer, ids, shard_bytes, unused)
+        saving.save(
+            Path(directory), architecture, cfg, self.params, self.tokenizer, ids, shard_bytes, unused, self.kept
+        )
 
     def save_gguf(self, file: str | Path, type: str = "f32") -> list[str]:
         """Write a GGUF file that llama.cpp and `load` read, its tokenizer, chat template and ends inside. An existing

@@ -18,7 +18,7 @@ from lm.pretrained.model import IDS, Pretrained
 from lm.pretrained.placement import place_params
 from lm.pretrained.save import SUFFIXES
 from lm.sharding.rules import Layout
-from lm.text.files import TEKKEN, TEKKEN_CURE, from_directory
+from lm.text.files import TEKKEN, TEKKEN_CURE, from_directory, tokenizer_files
 from lm.text.gguf import NO_VOCABULARY, from_gguf
 from lm.text.tokenizer import Tokenizer
 
@@ -75,7 +75,8 @@ class Published:
         checkpoint = self.checkpoint
         tokenizer, ids, params = self.tokenizer(), self.ids(), self.params(mesh)
         known = checkpoint.architecture, ids
-        return Pretrained(self.config, params, tokenizer, self._model(dtype), 0, *known, unused=checkpoint.unused())
+        unused, kept = checkpoint.unused(), tokenizer_files(self.path)
+        return Pretrained(self.config, params, tokenizer, self._model(dtype), 0, *known, unused=unused, kept=kept)
 
 
 def _tokenizer(path: Path, checkpoint: Checkpoint) -> Tokenizer | None:

@@ -33,6 +33,7 @@ def save(
     ids: Mapping[str, Any],
     shard_bytes: int = files.SHARD_BYTES,
     unused: Mapping[str, np.ndarray] = MappingProxyType({}),
+    kept: Mapping[str, Path] = MappingProxyType({}),
 ) -> None:
     """Write a model directory atomically.
 
@@ -45,12 +46,14 @@ def save(
       ids: "bos_token_id", "eos_token_id", .. -> id or ids.
       shard_bytes: the most of one safetensors file.
       unused: further tensors of the architecture, which the model does not use.
+      kept: files of the tokenizer in other forms than those that it writes, by name.
 
     Raises:
       ValueError: where `folder` holds something other than a model, or the tokenizer cannot be exported.
     """
     folder = folder.expanduser().resolve()
-    content = {} if tokenizer is None else {**tokenizer.hugging_face_files(), **tokenizer.given_template()}
+    content = {name: file.read_bytes() for name, file in kept.items() if file.is_file()}
+    content |= {} if tokenizer is None else {**tokenizer.hugging_face_files(), **tokenizer.given_template()}
     names = {"architectures": [architecture.name], "model_type": architecture.model_type}
     content["config.json"] = _json({**names, **architecture.write(cfg), **ids, "dtype": "float32"})
     content["generation_config.json"] = _json({"_from_model_config": True, **ids})

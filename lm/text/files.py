@@ -41,6 +41,13 @@ def from_directory(folder: Path) -> Tokenizer | None:
     return None
 
 
+def tokenizer_files(folder: Path) -> dict[str, Path]:
+    """The files of a directory that are of its tokenizer, in every form, read here or not, by name."""
+    names = *TOKENIZER_FILES, *MERGES, TEKKEN, *CONFIG_FILES
+    found = [folder / name for name in names] + sorted(folder.glob("*.tiktoken")) if folder.is_dir() else []
+    return {file.name: file for file in found if file.is_file()}
+
+
 def from_file(path: Path) -> Tokenizer:
     """The tokenizer in a file of any format. Raises ValueError, with its name, where it is of none or damaged."""
     data = path.read_bytes() if path.suffix != ".gguf" else b""

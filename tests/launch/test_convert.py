@@ -19,6 +19,26 @@ def test_converted_it_is_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert load(tmp_path / "b").config == load(tmp_path / "a").config
 
 
+def test_in_place_the_tokenizer_keeps_its_files(tmp_path: Path) -> None:
+    """Also those of a form that is not read, and of a second form beside the one that is."""
+    WRITER.save(tmp_path / "m")
+    beside = {"merges.txt": b"#version: 0.2\n", "special_tokens_map.json": b"{}", "tekken.json": b"{}"}
+    for name, data in beside.items():
+        (tmp_path / "m" / name).write_bytes(data)
+    before = {f.name: f.read_bytes() for f in (tmp_path / "m").iterdir()}
+    for target in ("m", "m", "n"):
+        assert main(["convert", str(tmp_path / "m"), str(tmp_path / target)]) == 0
+        assert {f.name: f.read_bytes() for f in (tmp_path / target).iterdir()} == before
+    checkpoint(BY_NAME[LLAMA], tmp_path / "bare")
+    (tmp_path / "bare" / "tekken.json").write_bytes(b"{}")
+    with pytest.warns(UserWarning, match="loaded without a tokenizer"):
+        assert main(["convert", str(tmp_path / "bare"), str(tmp_path / "bare")]) == 0
+    assert (tmp_path / "bare" / "tekken.json").read_bytes() == b"{}"
+    checkpoint(BY_NAME[LLAMA], tmp_path / "other")
+    assert main(["convert", str(tmp_path / "other"), str(tmp_path / "m")]) == 0  # of another model they go
+    assert not {"merges.txt", "tokenizer.json"} & {f.name for f in (tmp_path / "m").iterdir()}
+
+
 def test_a_gguf_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     WRITER.save(tmp_path / "m")
     for type in (*TYPES, None):
