@@ -19,6 +19,17 @@ TESTS = {
 }
 
 BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "lm/data/remote.py": (
+        ("what has gone there stays here", "if name not in listing.files:", "if False:"),
+        ("what has changed there is not fetched", "_time(before.get(name)) != version]", "name not in before]"),
+        (
+            "the time of a file is that of its fetching",
+            "os.utime(part, ns=(listing.files[name][1],) * 2)",
+            "os.utime(part)",
+        ),
+        ("one pattern's files are another's", 'f"{url}\\n{pattern}"', 'f"{url}"'),
+        ("what was fetched is not read without a network", "if not known.is_file():", "if True:"),
+    ),
     "lm/data/mixture.py": (
         ("counts do not depend on the seed", '(self._seed, "mixture"', '(0, "mixture"'),
         ("the order within a batch does not depend on the seed", '(self._seed, "batch"', '(0, "batch"'),

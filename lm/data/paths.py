@@ -6,9 +6,10 @@ Of records the field "text" is read. Hidden files are left out.
 import glob
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from lm.data.records import Jsonl, Parquet
+from lm.data.remote import is_url, names
 from lm.data.source import Source, TextFile, TextFolder, check_uncompressed, existing, is_hidden, read_text
 
 RECORDS: dict[str, type[Jsonl] | type[Parquet]] = {".jsonl": Jsonl, ".ndjson": Jsonl, ".parquet": Parquet}
@@ -36,23 +37,34 @@ def source_at(path: str | Path) -> tuple[Source, str]:
 
     A folder with .txt files is read as those alone; one without them as its .jsonl, .ndjson or .parquet files, the
     first kind that it has, else as all its files. Raises ValueError where nothing is there, or it is compressed."""
-    file = existing(path).resolve()
-    if not file.is_dir():
-        check_uncompressed(file)
-        if kind := RECORDS.get(file.suffix):
-            return kind(str(file)), "the field 'text' of each record is read"
-        plain = "is read as plain text: records are read from .jsonl and .parquet"
-        return TextFile(str(file)), plain if file.suffix in TABLES else ""
-    found = Counter(one.suffix for one in _visible(file))
+    if is_url(path):
+        root, there = str(path).rstrip("/"), names(str(path))
+        found, single = Counter(PurePath(name).suffix for name in there if not is_hidden(name)), not there
+    else:
+        file = existing(path).resolve()
+        root, single = str(file), not file.is_dir()
+        found = Counter() if single else Counter(one.suffix for one in _visible(file))
+    if single:
+        return _of_file(root)
     suffix = next((suffix for suffix in (".txt", *RECORDS) if found[suffix]), None)
     if suffix is None:
-        return TextFolder(str(file), pattern="**/*"), ""
+        return TextFolder(root, pattern="**/*"), ""
     told = _left_out(suffix, found)
     if suffix == ".txt":
         cure = "; --set data.mixture.sources.text.pattern='**/*' reads all" if told else ""
-        return TextFolder(str(file)), told + cure
+        return TextFolder(root), told + cure
     told = f"the field 'text' of each record is read{'; ' * bool(told)}{told}"
-    return RECORDS[suffix](f"{glob.escape(str(file))}/**/*{suffix}"), told
+    return RECORDS[suffix](f"{glob.escape(root)}/**/*{suffix}"), told
+
+
+def _of_file(path: str) -> tuple[Source, str]:
+    suffix = PurePath(path).suffix
+    if not is_url(path):
+        check_uncompressed(Path(path))
+    if kind := RECORDS.get(suffix):
+        return kind(path), "the field 'text' of each record is read"
+    plain = "is read as plain text: records are read from .jsonl and .parquet"
+    return TextFile(path), plain if suffix in TABLES else ""
 
 
 def _left_out(suffix: str, found: Counter[str]) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 
 from lm.bounds import Share
 from lm.data.encoded import Encoded, encode_texts
+from lm.data.remote import is_url, mirror
 from lm.text.tokenizer import Tokenizer
 
 SPLITS = ("train", "heldout")
@@ -178,7 +179,7 @@ class TextFolder(Collection):
     heldout: Share | str = 0.1
 
     def _files(self, path: str, hidden: bool = False) -> tuple[Path, list[str]]:
-        folder = existing(path)
+        folder = Path(mirror(path, self.pattern)) if is_url(path) else existing(path)
         if not folder.is_dir():
             raise ValueError(f"{path} is a file: expected a folder of them, or TextFile({str(path)!r})")
         try:
@@ -239,7 +240,9 @@ def existing(path: str | Path) -> Path:
 
 
 def expand(path: str | Path) -> Path:
-    """`path` with ~ expanded. Raises ValueError where nobody has that name."""
+    """`path` with ~ expanded, or of a URL what was fetched. Raises ValueError where nobody has that name."""
+    if is_url(path):
+        return Path(mirror(str(path)))
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

@@ -105,14 +105,14 @@ def download(folder: Path) -> None:
     with file_system("read", url) as (fs, root):
         fs.invalidate_cache()
         for file in fs.find(root) if fs.exists(root) else []:
-            name = _name_below(root, file)
+            name = name_below(root, file)
             if name.split("/")[0] not in (CHECKPOINTS, *NOT_MIRRORED):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 fs.get_file(file, str(folder / name))
     _uploaded[folder] = _stamps(folder)
 
 
-def _name_below(root: str, file: str) -> str:
+def name_below(root: str, file: str) -> str:
     """The path of `file` from `root` on. Raises ValueError for one that would lead out of a folder."""
     name = file[len(root) :].removeprefix("/")
     parts = name.split("/")
