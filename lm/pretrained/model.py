@@ -372,10 +372,8 @@ class Pretrained:
             ids["eos_token_id"] = list(stops) if stops[1:] else stops[0]
         if self.config.has_encoder:
             ids["decoder_start_token_id"] = self.decoder_start
-        unused = self.unused if architecture == self.architecture else {}
-        saving.save(
-            Path(directory), architecture, cfg, self.params, self.tokenizer, ids, shard_bytes, unused, self.kept
-        )
+        more = self.unused if architecture == self.architecture else {}, self.kept
+        saving.save(Path(directory), architecture, cfg, self.params, self.tokenizer, ids, shard_bytes, *more)
 
     def save_gguf(self, file: str | Path, type: str = "f32") -> list[str]:
         """Write a GGUF file that llama.cpp and `load` read, its tokenizer, chat template and ends inside. An existing
