@@ -19,7 +19,7 @@ CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
 )
 needs_chromium = pytest.mark.skipif(not (CHROMIUM and shutil.which("bash")), reason="there is no Chromium")
-SECONDS = 60  # for an answer, and for what is waited for
+SECONDS = 30  # for an answer, and for what is waited for
 OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-pipe")
 KEYS = {"Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
 

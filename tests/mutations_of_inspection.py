@@ -102,6 +102,11 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ),
         ("an encoder predicts everywhere", "if self.config.causal else [i for i, id in", "if 1 else [i for i, id in"),
         ("heads are those of no layer", "if int(head) >= heads:", "if int(head) > heads:"),
+        (
+            "an output's tokens have no neighbours",
+            "for at, ids in self.ids.items():\n            stem",
+            "for at, ids in [*self.ids.items()][:1]:\n            stem",
+        ),
     ),
     "experiments/inspect/coreference.py": (
         ("one of two is enough", "both=won.all(1)", "both=won.any(1)"),
@@ -119,6 +124,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
             '    children.forEach(c => c.nodeType ? e.append(c) : e.insertAdjacentHTML("beforeend", c));\n',
         ),
         ("sinks are never apart", "if (!state.apart) a.sinks.forEach", "if (1) a.sinks.forEach"),
+        ("numbers are cut at the left", "Math.max(4, ...names.map(name => name.length))", "4"),
         ("up and down never scroll", 'if (step[1] && !$("layers")?', 'if (0 && !$("layers")?'),
     ),
 }

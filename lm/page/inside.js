@@ -77,21 +77,21 @@
   const fill = (id, ...children) => $(id).replaceChildren(...children);
 
   const chart = (lines, across, log) => {  // lines: {label, y, colour, faint}
-    const W = Math.min(640, document.querySelector("main").clientWidth - 100), H = 190, left = 40, bottom = 22, all = lines.flatMap(l => l.y), most = Math.max(1e-9, ...all);
+    const W = Math.min(640, document.querySelector("main").clientWidth - 100), H = 190, bottom = 22, all = lines.flatMap(l => l.y), most = Math.max(1e-9, ...all);
     const n = Math.max(...lines.map(l => l.y.length)), least = Math.max(most / 1e4, Math.min(most / 10, ...all));
+    const ticks = log ? [least, Math.sqrt(least * most), most] : [0, most / 2, most], names = ticks.map(v => v.toPrecision(2));
+    const left = 12 + 7 * Math.max(4, ...names.map(name => name.length));
     const up = v => log ? Math.log(Math.max(v, least) / least) / Math.log(most / least) : v / most;
     const x = i => left + (W - left - 8) * (n > 1 ? i / (n - 1) : 0.5), y = v => 8 + (H - 8 - bottom) * (1 - up(v));
-    const ticks = log ? [least, Math.sqrt(least * most), most] : [0, most / 2, most];
     const svg = h("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": across });
-    for (const v of ticks)
-      svg.append(h("line", { x1: left, x2: W - 8, y1: y(v), y2: y(v), stroke: "var(--line)" }),
-        h("text", { x: left - 6, y: y(v) + 4, "text-anchor": "end" }, v.toPrecision(2)));
+    ticks.forEach((v, i) => svg.append(h("line", { x1: left, x2: W - 8, y1: y(v), y2: y(v), stroke: "var(--line)" }),
+      h("text", { x: left - 6, y: y(v) + 4, "text-anchor": "end" }, names[i])));
     for (let i = 0; i < n; i += Math.ceil(n / 10)) svg.append(h("text", { x: x(i), y: H - 6, "text-anchor": "middle" }, `${i}`));
     for (const l of lines)
       svg.append(h("polyline", { points: l.y.map((v, i) => `${x(i)},${y(v)}`).join(" "), fill: "none",
         stroke: `var(${l.colour})`, "stroke-width": l.faint ? 1.2 : 2.2, "stroke-dasharray": l.faint ? "4 3" : "none" }));
-    const names = lines.map(l => h("span", { class: "key" }, h("i", { style: `border-top:3px ${l.faint ? "dotted" : "solid"} var(${l.colour})` }), l.label));
-    return h("figure", {}, svg, h("p", { class: "keys" }, ...names, h("span", {}, `across: ${across}`)));
+    const legend = lines.map(l => h("span", { class: "key" }, h("i", { style: `border-top:3px ${l.faint ? "dotted" : "solid"} var(${l.colour})` }), l.label));
+    return h("figure", {}, svg, h("p", { class: "keys" }, ...legend, h("span", {}, `across: ${across}`)));
   };
 
   // a canvas of rows x columns of shares, -1 to 1
@@ -151,10 +151,10 @@
   };
 
   const drawOrder = () => {
-    const colours = ["--c0", "--c1", "--c2"], t = queries() === main ? state.t : 0;
+    const colours = ["--c0", "--c1", "--c2"], t = state.t;
     const mean = row => row.reduce((x, y) => x + y, 0) / row.length;
     const lines = data.order.lines.map((l, i) => ({ label: l.label, y: l.apart.map(mean), colour: colours[i] }));
-    lines.push({ label: `${plain(piece(main[t]))} alone`, y: data.order.lines[0].apart.map(row => row[t]), colour: "--c0", faint: true });
+    if (queries() === main) lines.push({ label: `${plain(piece(main[t]))} alone`, y: data.order.lines[0].apart.map(row => row[t]), colour: "--c0", faint: true });
     fill("order-lines", chart(lines, "layer (0: the embedding)"));
   };
 
@@ -366,7 +366,7 @@
   const hash = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
   for (const key of ["a", "t", "l", "h"]) if (/^\d+$/.test(hash[key] ?? "")) state[key] = +hash[key];
   state.a = Math.min(state.a, attentions.length - 1);
-  if (hash.t === undefined) state.t = queries().length - 1;
+  if (hash.t === undefined) state.t = (data.output.causal ? null : data.output.places.at(-1)) ?? queries().length - 1;
   if (attention() && hash.l === undefined) {
     const first = strongest().find(one => attention().queries !== attention().keys || one.key !== state.t);
     if (first) [state.l, state.h] = [first.l, first.h];

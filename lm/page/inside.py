@@ -129,6 +129,8 @@ NEXT = (
     "layer."
 )
 CHANGED = "Probabilities of the next token; in brackets those of the same token on the other side."
-UNCHANGED = "Nothing was changed: see --zero LAYER.HEAD, and --patch-from TEXT of as many tokens."
+UNCHANGED = (
+    "Nothing was changed: heads can be zeroed (LAYER.HEAD), or values of another text of as many tokens patched in."
+)
 NO_OUTPUT = "This model predicts no next token: it has no output over the vocabulary."
-NO_MASK = "An encoder predicts no next token. With a mask in --text ([MASK]), what it would put there is here."
+NO_MASK = "An encoder predicts no next token. With a mask in the text ([MASK]), what it would put there is here."

@@ -61,12 +61,11 @@ def inside(
     seen, params = look.seen, model.params
     cfg, side = model.config, ENCODER if model.config.has_encoder else ""
     patterns = page.attentions(cfg, seen, look.sinks)
-    table = params.get("encoder", {}).get("stem", params["stem"])["tokens"]
     data = dict(
         model=dict(layers=cfg.layers, width=cfg.width, vocab=cfg.vocab, causal=cfg.causal, encoder=cfg.has_encoder),
         texts={page.name_of(cfg, at): ids for at, ids in look.ids.items()},
         main=page.name_of(cfg, side),
-        neighbours=page.neighbours(table, look.ids[side], min(NEAR, cfg.vocab - 1)),
+        neighbours=look.neighbours(),
         order=dict(
             moved_to=moved_to, own=not other_order, lines=page.order(model.model, params, look.inputs, moved_to)
         ),
@@ -177,6 +176,16 @@ class Look:
         both_ways = self.config.has_encoder or not self.config.causal
         if both_ways and last and last in self.controls and self.read[last] != self.mask:
             found[next(iter(self.ids))].append(last)
+        return found
+
+    def neighbours(self) -> dict[int, list[list[Any]]]:
+        """Of each token of the texts those nearest to it in the embedding; in the encoder's, where an encoder-decoder
+        reads and writes it."""
+        params, found = self.model.params, dict[int, list[list[Any]]]()
+        for at, ids in self.ids.items():
+            stem = params["encoder"].get("stem", params["stem"]) if at == ENCODER else params["stem"]
+            if new := set(ids) - set(found):
+                found |= page.neighbours(stem["tokens"], sorted(new), min(NEAR, self.config.vocab - 1))
         return found
 
     @cached_property

@@ -1,7 +1,6 @@
 """What `lm inspect` shows of models of every kind; its page, in Chromium where there is one."""
 
 import json
-import shutil
 import subprocess
 from dataclasses import replace
 from functools import cache
@@ -17,14 +16,12 @@ from launch.__main__ import main
 from lm.model.families import bert, scorer, t5
 from lm.pretrained import Pretrained
 from lm.pretrained.inside import Look, WhatIf, html, inside, plain
+from tests.browser import CHROMIUM, needs_chromium
 from tests.pretrained.test_model import SIZES, WRITER, ready
 
 READER = replace(ready(bert(**SIZES | dict(vocab=259))), markers={"[MASK]": 258})
 T5 = ready(t5(**SIZES | dict(head_dim=4)))
 TEXT = 'a<b> & "c"</script><script>document.title="ran"</script>'
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
-)
 BOS, EOS = 256, 257
 
 
@@ -89,6 +86,7 @@ def test_an_encoder_decoder_reads_and_writes() -> None:
     known = chances(T5, [read], None, [said])
     assert [row[0][0] for row in data["output"]["best"]] == known.argmax(-1).tolist()
     assert [part["what"] for part in data["moved"]["output"]] == ["attention", "cross-attention", "feed-forward"]
+    assert set(data["neighbours"]) == {*read, *said}
 
 
 @pytest.mark.slow
@@ -208,9 +206,6 @@ def page_of(which: str) -> str:
     return html('<b onclick="x">&amp;</script>', data, attentions)
 
 
-needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium")
-
-
 @needs_chromium
 def test_markup_is_shown_and_never_run(tmp_path: Path) -> None:
     script = """const second = document.querySelectorAll("#spoken .tok")[1];
@@ -256,11 +251,23 @@ def test_keys_choose_token_layer_and_head(tmp_path: Path) -> None:
 @needs_chromium
 @pytest.mark.slow
 def test_the_other_kinds_of_models(tmp_path: Path) -> None:
-    masked = browse(page_of("encoder"), 'return [text("next"), text("spoken")]', tmp_path)
-    assert "in place of" in masked[0] and "[MASK]" in masked[1]
+    masked = browse(page_of("encoder"), 'return [text("next"), text("spoken"), text("at-t")]', tmp_path)
+    assert "in place of" in masked[0] and "[MASK]" in masked[1] and masked[2] == "token 2"
     script = """const which = document.getElementById("which"), titles = [...which.options].map(o => o.textContent);
       which.value = "2"; which.dispatchEvent(new Event("change"));
       const count = what => document.querySelectorAll(what).length;
-      return [titles, count("#look .flow"), count("#grid canvas")]"""
-    titles, flows, canvases = browse(page_of("both"), script, tmp_path)
+      return [titles, count("#look .flow"), count("#grid canvas"), text("order-lines")]"""
+    titles, flows, canvases, lines = browse(page_of("both"), script, tmp_path)
     assert titles == ["encoder", "decoder", "cross-attention"] and (flows, canvases) == (2, 1)
+    assert "alone" not in lines  # the token is of the output, and the lines are of the text
+
+
+@needs_chromium
+def test_small_numbers_stand_beside_their_chart(tmp_path: Path) -> None:
+    data, attentions = inside(WRITER, "ab")
+    small = [[[0.0007, 0.0001, 0.0003]] * 2] * 2
+    data["moved"]["text"] = [{**part, "share": share} for part, share in zip(data["moved"]["text"], small, strict=True)]
+    script = """const texts = [...document.querySelectorAll("#moved svg text")];
+      return [texts.map(e => e.textContent), Math.min(...texts.map(e => e.getBBox().x))]"""
+    labels, left = browse(html("small", data, attentions), script, tmp_path, 400)
+    assert "0.000030" in labels and left >= 0
