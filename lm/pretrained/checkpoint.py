@@ -23,7 +23,8 @@ ADAPTER = "adapter_config.json"
 
 
 class TensorSource(Protocol):
-    """The tensors of one or more files by name: `where` (file and name, for messages), `shape`, and `read`."""
+    """The tensors of one or more files by name: `where` (file and name, for messages), `shape`, `read`, or `read_into`
+    an array, and `drop`, which gives the memory of the mapped file back."""
 
     path: Path
 
@@ -31,6 +32,8 @@ class TensorSource(Protocol):
     def where(self, name: str) -> str: ...
     def shape(self, name: str) -> tuple[int, ...]: ...
     def read(self, name: str) -> np.ndarray: ...
+    def read_into(self, name: str, out: np.ndarray) -> None: ...
+    def drop(self, name: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -161,4 +164,6 @@ def _untied(cfg: ModelConfig, rows: Sequence[Row], source: TensorSource, stored:
     if not cfg.tied or output not in stored or embedding not in stored:
         return cfg
     same = np.array_equal(source.read(stored[output]), source.read(stored[embedding]))
+    source.drop(stored[output])
+    source.drop(stored[embedding])
     return cfg if same else replace(cfg, tied=False)

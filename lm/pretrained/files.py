@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lm.pretrained.mapped import MappedFile
 from lm.text.headers import DTYPES, SafetensorsInfo, read_safetensors_header
 
 INDEX = "model.safetensors.index.json"
@@ -32,7 +33,7 @@ class Safetensors:
     def __init__(self, path: Path):
         self.path = path
         self.tensors: dict[str, SafetensorsInfo] = {}
-        self._maps: dict[Path, np.ndarray] = {}
+        self._maps: dict[Path, MappedFile] = {}
         files = _files(path)
         for file in files:
             self._add(read_safetensors_header(file))
@@ -74,12 +75,23 @@ class Safetensors:
 
     def read(self, name: str) -> np.ndarray:
         """The tensor as it is stored: a view of the mapped file, of which only what is used is read."""
-        file, dtype_name, shape, start = self.tensors[name]
+        file, dtype_name, shape, _ = self.tensors[name]
         if file not in self._maps:
-            self._maps[file] = np.memmap(file, np.uint8, "r")
-        dtype = np.dtype(DTYPES[dtype_name])
-        raw = self._maps[file][start : start + math.prod(shape) * dtype.itemsize]
-        return np.asarray(raw).view(dtype).reshape(shape)
+            self._maps[file] = MappedFile(file)
+        return self._maps[file].bytes[slice(*self._extent(name))].view(DTYPES[dtype_name]).reshape(shape)
+
+    def read_into(self, name: str, out: np.ndarray) -> None:
+        """Write the tensor into `out`, an array of its shape."""
+        out[...] = self.read(name)
+
+    def drop(self, name: str) -> None:
+        """Give back the memory of what was read of a tensor."""
+        self._maps[self.tensors[name].file].drop(*self._extent(name))
+
+    def _extent(self, name: str) -> tuple[int, int]:
+        """The first byte of a tensor, and the one behind it."""
+        _, dtype, shape, start = self.tensors[name]
+        return start, start + math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
 
 
 def _files(path: Path) -> list[Path]:

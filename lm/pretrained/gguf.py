@@ -15,6 +15,7 @@ import numpy as np
 from lm.pretrained import gemma, gpt2, llama
 from lm.pretrained.architecture import Architecture, linear, same
 from lm.pretrained.fields import Fields
+from lm.pretrained.mapped import MappedFile
 from lm.pretrained.rows import (
     Concatenated,
     Flattened,
@@ -29,6 +30,9 @@ from lm.pretrained.rows import (
 )
 from lm.text.gguf import check_whole
 from lm.text.headers import read_gguf_header
+
+HALVES = {"F32": "<f4", "F16": "<f2"}  # kinds that NumPy reads where they are
+PIECE = 1 << 18  # numbers that are dequantized at a time
 
 
 class Extent(NamedTuple):
@@ -47,7 +51,7 @@ class GGUF:
         self.path = path
         self.metadata, self.tensors = read_gguf_header(path)
         check_whole(self.metadata, path)
-        self._data = np.memmap(path, np.uint8, "r")
+        self._file = MappedFile(path)
         self._extents = {name: self._extent(name) for name in self.tensors}
         self._last: tuple[str, np.ndarray] | None = None
 
@@ -61,8 +65,8 @@ class GGUF:
         if math.prod(shape[-1:]) % block:
             raise ValueError(f"{self.where(name)} is damaged: rows of {shape[-1:]} are no blocks of {block}")
         end = start + math.prod(shape) // block * size
-        if end > len(self._data):
-            raise ValueError(f"{self.where(name)} ends at byte {end} of {len(self._data)}: the file is cut off")
+        if end > len(self._file.bytes):
+            raise ValueError(f"{self.where(name)} ends at byte {end} of {len(self._file.bytes)}: the file is cut off")
         return Extent(start, end - start)
 
     def __iter__(self) -> Iterator[str]:
@@ -82,24 +86,44 @@ class GGUF:
     def read(self, name: str) -> np.ndarray:
         """The tensor in float32, or float16 as it is stored. The last one dequantized is kept: it may be read again, in
         parts."""
-        kind, shape = _ggml_type(self.tensors[name].ggml_type), self.shape(name)
-        start, size = self._extents[name]
-        raw = np.asarray(self._data[start : start + size])
-        if kind.name in ("F32", "F16"):
-            return raw.view("<f4" if kind.name == "F32" else "<f2").reshape(shape)
+        kind, raw = self._stored(name)
+        if kind.name in HALVES:
+            return raw.view(HALVES[kind.name]).reshape(self.shape(name))
         if self._last is None or self._last[0] != name:
             self._last = None  # before there are two
-            self._last = name, self._dequantized(name, kind, raw)
+            out = np.empty(self.shape(name), np.float32)
+            self.read_into(name, out)
+            self._last = name, out
         return self._last[1]
 
-    def _dequantized(self, name: str, kind: Any, raw: np.ndarray) -> np.ndarray:
+    def read_into(self, name: str, out: np.ndarray) -> None:
+        """Write the tensor into `out`, a contiguous float32 array of its shape; blocks are dequantized some at a
+        time."""
+        from gguf.constants import GGML_QUANT_SIZES
         from gguf.quants import dequantize
 
-        shape = self.shape(name)
+        kind, raw = self._stored(name)
+        if kind.name in HALVES:
+            out[...] = self.read(name)
+            return
+        (numbers, size), flat = GGML_QUANT_SIZES[kind], out.reshape(-1)
+        step = max(1, PIECE // numbers)
         try:
-            return dequantize(raw.reshape(*shape[:-1], -1), kind).reshape(shape)
+            for block in range(0, len(raw) // size, step):
+                piece = dequantize(raw[block * size : (block + step) * size][None], kind)[0]
+                flat[block * numbers : block * numbers + len(piece)] = piece
         except NotImplementedError:
             raise ValueError(f"{self.where(name)} is stored as {kind.name}, which gguf does not unpack") from None
+
+    def drop(self, name: str) -> None:
+        """Give back the memory of what was read of a tensor, but for the last one dequantized."""
+        start, size = self._extents[name]
+        self._file.drop(start, start + size)
+
+    def _stored(self, name: str) -> tuple[Any, np.ndarray]:
+        """The kind and the bytes of a tensor."""
+        start, size = self._extents[name]
+        return _ggml_type(self.tensors[name].ggml_type), self._file.bytes[start : start + size]
 
 
 def _ggml_type(code: int) -> Any:

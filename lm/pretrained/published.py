@@ -64,8 +64,9 @@ class Published:
             yield from (file for file in sorted(self.path.iterdir()) if file.is_file() and file.suffix in SUFFIXES)
 
     def params(self, mesh: Mesh | None = None, layout: Layout = Layout()) -> Params:
-        """Its parameters, float32, sharded over `mesh` by the layout's rules, or on one device."""
-        return place_params(self.checkpoint, self._model("float32"), mesh, layout)
+        """Its parameters, float32, sharded over `mesh` by the layout's rules, or on one device; a run's step may be
+        given their memory."""
+        return place_params(self.checkpoint, self._model("float32"), mesh, layout, donatable=True)
 
     def _model(self, dtype: str) -> Transformer:
         return Transformer(self.config, Compute(dtype=dtype, matmul=dtype, unroll=1).resolve())
@@ -73,7 +74,8 @@ class Published:
     def load(self, mesh: Mesh | None = None, dtype: str = "float32") -> Pretrained:
         """The model; arguments as in lm.pretrained.load."""
         checkpoint = self.checkpoint
-        tokenizer, ids, params = self.tokenizer(), self.ids(), self.params(mesh)
+        tokenizer, ids = self.tokenizer(), self.ids()
+        params = place_params(checkpoint, self._model("float32"), mesh)
         known = checkpoint.architecture, ids
         unused, kept = checkpoint.unused(), tokenizer_files(self.path)
         return Pretrained(self.config, params, tokenizer, self._model(dtype), 0, *known, unused=unused, kept=kept)

@@ -35,6 +35,11 @@ class Identity:
         """Our leaves as their tensor."""
         return leaves[0].reshape(self.theirs_shape([leaf.shape for leaf in leaves]))
 
+    @property
+    def reshapes(self) -> bool:
+        """Whether their numbers are ours, in the same order."""
+        return type(self).ours is Identity.ours
+
 
 @dataclass(frozen=True)
 class Flattened(Identity):

@@ -1,5 +1,7 @@
 """Placing: on a mesh the same parameters, each device with its share alone, and never more than a chunk on the way."""
 
+import re
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from certificates.cases import inputs
-from lm.pretrained import load, placement
-from lm.pretrained.placement import chunks
+from lm.model.compute import Compute
+from lm.model.families import llama
+from lm.model.transformer import Transformer
+from lm.pretrained import Pretrained, gguf, load, open_model, placement
+from lm.pretrained.mapped import PAGE, MappedFile
+from lm.pretrained.placement import chunks, copy_by_rows
 from lm.sharding.mesh import make_mesh
 from lm.sharding.shardings import shardings
 from tests.pretrained.small import BY_NAME, LLAMA, checkpoint
@@ -37,6 +43,7 @@ def test_no_more_than_a_chunk_is_held(tmp_path: Path, monkeypatch: pytest.Monkey
     checkpoint(BY_NAME[LLAMA], tmp_path)
     whole = load(tmp_path)
     monkeypatch.setattr(placement, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(placement, "HOSTS", ())  # as to an accelerator
     sent: list[int] = []
     put = jax.device_put
 
@@ -65,3 +72,81 @@ def test_pieces_cover_all_once(bounds: list[tuple[int, int]], most: int) -> None
         seen[tuple(slice(a, b) for a, b in chunk)] += 1
     inside = tuple(slice(a, b) for a, b in limits)
     assert (seen[inside] == 1).all() and seen.sum() == seen[inside].size
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.lists(st.integers(0, 130), min_size=1, max_size=3),
+    order=st.permutations(range(3)),
+    backwards=st.booleans(),
+)
+def test_a_copy_by_rows_is_a_copy(shape: list[int], order: list[int], backwards: bool) -> None:
+    source = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    source = source.transpose([axis for axis in order if axis < len(shape)])
+    source = source[::-1] if backwards else source
+    out = np.full(source.shape, -1, np.float32)
+    copy_by_rows(source, out)
+    np.testing.assert_array_equal(out, source)
+
+
+def held(path: Path) -> tuple[int, int, int]:
+    """Bytes of the parameters of a model, of its largest tensor, and the most that NumPy held while it was loaded."""
+    tracemalloc.start()
+    try:
+        model = load(path)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    leaves = jax.tree.leaves(model.params)
+    largest = max(leaf.nbytes // leaf.shape[0] if leaf.ndim > 2 else leaf.nbytes for leaf in leaves)
+    return sum(leaf.nbytes for leaf in leaves), largest, most
+
+
+WIDE = llama(vocab=1500, layers=4, width=256, heads=4, kv_heads=2, mlp=1024, context=64, tied=True)
+SMALL = 400_000  # bytes of all else: the config, the table of tensors, a piece of a tensor
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "f32", "q8_0"])
+def test_one_tensor_is_in_flight(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters are written where they stay, and the embedding, as it is in the file, straight there. A file's tensors
+    that are read where they are take nothing."""
+    monkeypatch.setattr(gguf, "PIECE", 4096)
+    model = Transformer(WIDE, Compute(unroll=1).resolve())
+    random = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: random.normal(size=x.shape).astype(np.float32), model.shapes())
+    whole = Pretrained(WIDE, params, None, model)
+    if kind == "safetensors":
+        whole.save(tmp_path / "model", shard_bytes=4_000_000)
+        assert len(list((tmp_path / "model").glob("*.safetensors"))) > 2
+    else:
+        whole.save_gguf(tmp_path / "model", kind)
+    held(tmp_path / "model")  # what is imported, and kept, at first
+    size, largest, most = held(tmp_path / "model")
+    assert size < most < size + (largest if kind == "q8_0" else 0) + SMALL
+
+
+def test_what_was_read_of_a_file_is_given_back(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    np.arange(1 << 20, dtype=np.uint8).tofile(file)
+    mapped = MappedFile(file)
+
+    def resident() -> int:
+        found = re.search(rf"{file}\n(?:.*\n)*?Rss: +(\d+) kB", Path("/proc/self/smaps").read_text())
+        assert found
+        return int(found[1]) * 1024
+
+    assert mapped.bytes.sum(dtype=np.int64) > 0 and resident() == 1 << 20
+    mapped.drop(1, (1 << 20) - 1)
+    assert resident() == 2 * PAGE  # the first page and the last, of which others may read
+    assert mapped.bytes[5000] == 5000 % 256
+
+
+def test_parameters_to_train_can_be_donated(tmp_path: Path) -> None:
+    """A step writes its results where they were; those of a loaded model are in memory that NumPy allocated."""
+    checkpoint(BY_NAME[LLAMA], tmp_path)
+    published = open_model(tmp_path)
+    params = published.params()
+    jax.tree.map(np.testing.assert_array_equal, params, load(tmp_path).params)
+    before = params["layers"]["0"]["up"].unsafe_buffer_pointer()
+    after = jax.jit(lambda tree: jax.tree.map(lambda a: a + 1, tree), donate_argnums=0)(params)
+    assert after["layers"]["0"]["up"].unsafe_buffer_pointer() == before
