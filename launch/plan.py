@@ -1,5 +1,5 @@
-"""`lm plan`: memory, FLOPs, communication and time of a training step on other chips, by their compiler; none is
-needed."""
+"""`lm plan`: memory, FLOPs, communication and time of a training step, or of decoding, on other chips, by their
+compiler; none is needed."""
 
 import argparse
 import json
@@ -25,6 +25,11 @@ examples:
   lm plan experiments.llama:llama3_70b --topology v5p:4x4x4 --search
   lm plan experiments.mixtral:mixtral_8x7b --topology v5p:4x4x8 --set mesh.expert=8 seq_len=4096 --json plan.json
   lm plan experiments.gpt:gpt2 --topology h100:8
+  lm plan experiments.llama:llama3_8b --decode --topology v5e:2x4 --batch 32 --context 2048
+  lm plan model.gguf --decode --topology v5e:2x2 --set mesh.tensor=4
+
+--decode plans a step of decoding --batch rows whose caches hold --context tokens, and the prefill of a prompt of as
+many. EXPERIMENT may then be a model directory, a GGUF file or a run's folder too, of which the config alone is read.
 """
 
 
@@ -40,6 +45,11 @@ def add(verbs: Any) -> None:
         "--compile", type=int, default=3, metavar="N", help="with --search: compile the best N (default 3)"
     )
     verb.add_argument("--analytic", action="store_true", help="an analytic plan, at once")
+    decoding = verb.add_argument_group("decoding, in place of a training step")
+    decoding.add_argument("--decode", action="store_true", help="plan a step of decoding, and a prefill")
+    decoding.add_argument("--batch", type=int, metavar="B", help="rows that are decoded at once (32)")
+    decoding.add_argument("--context", type=int, metavar="N", help="tokens of a row that the cache holds (2048)")
+    decoding.add_argument("--weights", choices=("float32", "bfloat16", "int8"), help="of the parameters (bfloat16)")
     verb.add_argument("--json", metavar="FILE", help="write the plan (with --search: the ranked plans)")
     verb.add_argument("--hlo", metavar="FILE", help="write the optimised program")
     verb.set_defaults(run=run)
@@ -53,23 +63,43 @@ def run(args: argparse.Namespace) -> None:
     from lm.plan.topology import parse_topology
 
     topology = parse_topology(args.topology)
+    for name in ("batch", "context", "weights"):
+        if getattr(args, name) is not None and not args.decode:
+            raise ValueError(f"--{name} is of a plan of decoding: add --decode")
+    if args.decode:
+        return run_decoding(args, topology)
     experiment = changed(find(args.experiment)[0], args.set, args.text).on(topology.devices)
     if not args.search:  # which chooses a mesh itself
         check(experiment, topology)
-    for file in filter(None, (args.json, args.hlo)):
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-    analytic = args.analytic or not topology.chip.tpu or not has_compiler()
+    analytic = is_analytic(args, topology)
     if args.search:
         ranked = run_search(experiment, topology, analytic, args.compile)
         write(args.json, [candidate_data(c) for c in ranked[:20]])
         return
     plan, program = one(experiment, topology, analytic)
-    show(plan, experiment)
+    show(rows(plan, experiment))
     write(args.json, plan.as_data())
-    if args.hlo:
-        if not program:
-            raise ValueError("--hlo writes what the compiler makes, and this plan is analytic")
-        Path(args.hlo).write_text(program)
+    write_program(args.hlo, program)
+
+
+def run_decoding(args: argparse.Namespace, topology: "Topology") -> None:
+    """The same of decoding."""
+    from launch.decoding import rows, serving
+    from lm.plan.decoding import check, plan
+
+    served = serving(args, topology)
+    check(served)
+    found, program = plan(served, topology, is_analytic(args, topology))
+    show(rows(found))
+    write(args.json, found.as_data())
+    write_program(args.hlo, program)
+
+
+def is_analytic(args: argparse.Namespace, topology: "Topology") -> bool:
+    """Whether the plan is, as asked or for want of a compiler; the folders of the files named are made."""
+    for file in filter(None, (args.json, args.hlo)):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+    return args.analytic or not topology.chip.tpu or not has_compiler()
 
 
 def check(experiment: "Experiment", topology: "Topology") -> None:
@@ -117,7 +147,7 @@ def one(experiment: "Experiment", topology: "Topology", analytic: bool) -> "tupl
         experiment,
         topology,
         memory,
-        CostAnalysis(parse_program(program), topology, attended_fraction(experiment)).total(),
+        CostAnalysis(parse_program(program), topology, attended_fraction(experiment.model, experiment.length)).total(),
     ), program
 
 
@@ -143,7 +173,7 @@ def run_search(experiment: "Experiment", topology: "Topology", analytic: bool, m
     best = ranked[0]
     if not best.fits:
         raise ValueError(nothing_fits(experiment, ranked, topology))
-    show(best.best, best.experiment)
+    show(rows(best.best, best.experiment))
     console.print(f"[bold]paste[/]  {best.paste}", soft_wrap=True, highlight=False)
     console.print(f"[bold]or[/]     --set {best.settings}", soft_wrap=True, highlight=False)
     return ranked
@@ -194,14 +224,22 @@ def write(file: str | None, data: Any) -> None:
         Path(file).write_text(json.dumps(data, indent=1) + "\n")
 
 
-def show(plan: "Plan", experiment: "Experiment") -> None:
-    """Print a plan."""
+def write_program(file: str | None, program: str) -> None:
+    """A compiled program, where a file is named. Raises ValueError where the plan is analytic."""
+    if file and not program:
+        raise ValueError("--hlo writes what the compiler makes, and this plan is analytic")
+    if file:
+        Path(file).write_text(program)
+
+
+def show(lines: list[tuple[str, str]]) -> None:
+    """Print the lines of a plan."""
     from rich.table import Table
 
     from lm.machine.monitor import terminal
 
     table = Table(show_header=False, box=None, padding=(0, 2))
-    for what, how_much in rows(plan, experiment):
+    for what, how_much in lines:
         table.add_row(f"[dim]{what}[/]", how_much)
     terminal().print(table)
 

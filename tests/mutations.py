@@ -39,10 +39,10 @@ TESTS = {
     "lm/pretrained/bert.py": ("tests/pretrained/test_halves.py",),
     "lm/pretrained/model.py": ("tests/pretrained/test_halves.py",) + SCORED,
     "lm/pretrained/files.py": ("tests/pretrained/test_bad.py",),
-    "lm/model/scoring.py": KERNELS,
+    "lm/model/scoring.py": (*KERNELS, "tests/decode/test_mesh.py"),
     "lm/model/flash.py": KERNELS,
     "lm/model/attention.py": CACHED + RECORDED,
-    "lm/model/cache.py": CACHED,
+    "lm/model/cache.py": (*CACHED, "tests/decode/test_mesh.py"),
     "lm/model/latent.py": of(
         "model/test_latent",
         *("logits_are_the_paper_s", "absorbed_or_expanded_it_is_the_same", "what_is_cheaper_is_done"),
@@ -156,6 +156,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ),
         ("the cap is not divided by", "jnp.tanh(logits / self.softcap)", "jnp.tanh(logits)"),
         ("the sink has no share", "(0 if nothing is None else nothing)", "0"),
+        ("tokens that are not in the cache yet are not seen", "(outs[0] + outs[1]) / total", "outs[0] / total"),
         ("a sign of the softmax's gradient", ", v) - along)", ", v) + along)"),
         ("products are summed in bfloat16", "(letters, a, b, preferred_element_type=jnp.float32)", "(letters, a, b)"),
     ),
@@ -170,6 +171,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("the cache holds keys as values", "cache.read((k, v)", "cache.read((k, k)"),
     ),
     "lm/model/cache.py": (
+        ("the first layer of a stack is all", "self.layer, keepdims=False", "0, keepdims=False"),
         (
             "a token is one place late",
             "_by_row(offset, B)[:, None] + jnp.ar",

@@ -25,7 +25,8 @@ TESTS = {
     "lm/decode/filters.py": ("tests/decode/test_sampling.py",),
     "lm/decode/slots.py": ("tests/decode/test_engine.py",),
     "lm/serve/structured.py": of("serve/test_routes", "texts_are_those_of_the_grammar", "a_chat_is_refused_by_name"),
-    "lm/decode/layout.py": ("tests/decode/test_layout.py", "tests/model/test_int8.py"),
+    "lm/decode/layout.py": ("tests/decode/test_layout.py", "tests/model/test_int8.py", "tests/decode/test_mesh.py"),
+    "lm/pretrained/mapped.py": of("pretrained/test_placement", "what_was_read_of_a_file_is_given_back"),
     "lm/model/native.c": ("tests/model/test_native.py", "tests/model/test_int8.py"),
     "lm/model/native.py": ("tests/model/test_native.py", "tests/model/test_int8.py"),
     "lm/machine/native.py": ("tests/model/test_int8.py",),
@@ -200,6 +201,18 @@ BY_FILE = {
         ("layers are copies", "put(view[i])", "stacked[i]"),
         ("layers are one off", "put(view[i])", "put(view[i - 1])"),
         ("a layer forgets its device", "device if stacked.committed else None", "None"),
+        ("a step gathers weights", "_over(params, DecodingLayout())", "_over(params, Layout())"),
+        ("the first layer is all", "layers[i], stack, apart", "layers[0], stack, apart"),
+    ),
+    "lm/pretrained/placement.py": (
+        ("a transposed copy lacks rows", "range(0, count, step)", "range(0, count - 1, step)"),
+        ("parameters to train are NumPy's", "jnp.copy(placed) if donatable else placed", "placed"),
+        ("the embedding is copied", "if tensor.conversion.reshapes and", "if False and"),
+        ("a CPU's parameters are copied", "-raw.ctypes.data % ALIGNED", "4"),
+    ),
+    "lm/pretrained/mapped.py": (
+        ("nothing is given back", "if last > first and", "if False and"),
+        ("others' bytes are given back", "-(-start // PAGE) * PAGE", "start // PAGE * PAGE"),
     ),
     "lm/decode/generate.py": (
         ("every token is drawn with one key", "_keys_at(state.keys, cache.length)", "state.keys"),

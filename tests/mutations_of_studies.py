@@ -26,6 +26,8 @@ TESTS = {
         *("what_fits_comes_first", "what_the_compiler_refuses_is_not_said_to_fit"),
     ),
     "lm/plan/advice.py": of("plan/test_analytic", "nothing_fits_is_said_only_where_the_search_says_so_too"),
+    "lm/plan/decoding.py": ("tests/plan/test_decoding.py", "tests/launch/test_plan.py"),
+    "launch/decoding.py": ("tests/launch/test_plan.py",),
     "lm/legal.py": ("tests/launch/test_devices.py",),
     "launch/slurm.py": (*FILES, "tests/launch/test_devices.py"),
     "launch/gke.py": (*FILES, "tests/launch/test_devices.py"),
@@ -66,6 +68,23 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/plan/search.py": (
         ("what does not fit may come first", "return not candidate.fits, not", "return False, not"),
         ("what the compiler refused fits", "not self.failure and self.best.fits", "self.best.fits"),
+    ),
+    "lm/plan/moved.py": (
+        ("a slice reads the whole", "yield sum(a.bytes for a in user.results)", "yield whole.bytes"),
+        ("an update writes the whole", "return sum(a.bytes for a in update.results)", "return 1e9"),
+        ("padding is read", "part * whole.bytes / padded", "part"),
+        ("copies in the background are free", "copy.bytes * (copy.main + ", "0.0 * (copy.main + "),
+    ),
+    "lm/plan/decoding.py": (
+        ("a cache is replicated", 'for axis in ("heads", "kv_heads", "mlp")', 'for axis in ("heads", "mlp")'),
+        ("a step reads the embedding", "read=held - table + cache", "read=held + cache"),
+        ("any context will do", "if serving.context > cfg.context:", "if False:"),
+        ("a prefill is alone on the device", 'self.prefill.memory["peak"] + self.cache', 'self.prefill.memory["peak"]'),
+        ("what is too large is compiled", "if held + cache > topology.hbm:", "if False:"),
+    ),
+    "launch/decoding.py": (
+        ("the mesh to train on is taken", "topology.devices) if is_set else {}", "topology.devices)"),
+        ("other fields of a file are ignored", 'not field.startswith("mesh.") or', "False and"),
     ),
     "lm/plan/advice.py": (("the search is not asked", "in candidates(experiment, topology) if", "in [] if"),),
     "lm/legal.py": (

@@ -16,6 +16,7 @@ import numpy as np
 
 from lm.bounds import Seed, require
 from lm.decode.filters import Counts
+from lm.decode.layout import on_mesh, on_mesh_by_step
 from lm.decode.sampling import NONE, Sampling, row_keys
 from lm.model.cache import Cache
 from lm.model.config import ModelConfig
@@ -135,7 +136,8 @@ def stream(
     if max_new_tokens == 0:
         return
     require(Seed, seed=seed)
-    state = prefill(model, params, inputs, jax.random.key(seed), max_length, sampling)
+    with on_mesh(params):
+        state = prefill(model, params, inputs, jax.random.key(seed), max_length, sampling)
     stopped, given = np.zeros(len(prompts), bool), 0
     for drawn in _chunks(model, params, state, max_new_tokens, sampling, tuple(stop)):
         rows = []
@@ -158,7 +160,8 @@ def _chunks(
     CHUNK. Arguments as in `extend`."""
     yield np.asarray(state.last)[:, None]
     for start in range(0, count if count > 1 else 0, CHUNK):
-        state, drawn = extend(model, params, state, min(CHUNK, count - start), sampling, stop)
+        with on_mesh_by_step(params):
+            state, drawn = extend(model, params, state, min(CHUNK, count - start), sampling, stop)
         yield np.asarray(drawn)[:, start == 0 :]
 
 

@@ -1,10 +1,12 @@
 """A model laid out for decoding, where each step reads all weights for a few tokens: they must be read in place.
 
 XLA's CPU compiler copies what it slices from a stack of layers, and what it joins (query, key and value as one product)
-anew at every step. So layers are unrolled over a list of one tree a layer, and weights that lie apart stay apart.
+anew at every step. So layers are unrolled over a list of one tree a layer, and weights that lie apart stay apart. On a
+mesh a step gathers no weights: its activations, which are small, go to where they are.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,13 +14,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from lm.model.attention import Attention
+from lm.model.cache import AXES, Cache
 from lm.model.config import ModelConfig, Slot
 from lm.model.int8 import quantize
 from lm.model.native import Streamed, has_kernel
 from lm.model.parts import FeedForward
 from lm.model.transformer import Params, Transformer
+from lm.sharding.rules import MESH_AXES, AnyMesh, DecodingLayout, Layout, Rule, fitting_spec
+from lm.sharding.tracing import use_mesh
 
 WEIGHTS = ("float32", "bfloat16", "int8")
 INPUTS = dict(query=1, key=1, value=1, out=2, gate=1, up=1, down=1)  # axes of a matrix that its product sums over
@@ -33,18 +39,56 @@ class Decoder(NamedTuple):
 
 
 def for_decoding(model: Transformer, params: Params, weights: str = "float32") -> Decoder:
-    """`model` and `params` as one CPU decodes them fastest; elsewhere as they are. The same values, in the same memory:
+    """`model` and `params` as one CPU decodes them fastest, elsewhere as they are. The same values, in the same memory:
     what is not sliced on whole cache lines alone is copied. Where a compiler is found, attention, feed-forward and
     output are multiplied by a kernel (lm/model/native.py).
 
-    With `weights` bfloat16 or int8 (lm/model/int8.py), those are copies of so many bits; without a compiler they are of
-    float32, rounded alike. Raises ValueError for other weights, or for these elsewhere."""
+    With `weights` bfloat16 or int8 (lm/model/int8.py), those are copies of so many bits; on a CPU without a compiler
+    they are of float32, rounded alike. Raises ValueError for other weights, or for int8 elsewhere."""
     check_weights(weights)
     if model.compute.backend != "cpu" or any(len(a.devices()) > 1 for a in jax.tree.leaves(params)):
-        if weights != "float32":
-            raise ValueError(f"weights={weights!r} are for decoding on one CPU: leave them out here")
-        return Decoder(model, params)
+        if weights == "int8":
+            raise ValueError("weights='int8' are for decoding on one CPU: give float32 or bfloat16 here")
+        return Decoder(model, params) if weights == "float32" else _narrowed(model, params, weights)
     return for_one_cpu(model, params, weights)
+
+
+def on_mesh(params: Params) -> contextlib.AbstractContextManager[Any]:
+    """Trace and run a prefill over the mesh on which `params` are, where it is one of lm/sharding/mesh.py."""
+    return _over(params, Layout())
+
+
+def on_mesh_by_step(params: Params) -> contextlib.AbstractContextManager[Any]:
+    """The same of steps of few tokens, whose weights stay where they are."""
+    return _over(params, DecodingLayout())
+
+
+def _over(params: Params, layout: Layout | DecodingLayout) -> contextlib.AbstractContextManager[Any]:
+    sharding = jax.tree.leaves(params)[0].sharding
+    ours = isinstance(sharding, NamedSharding) and sharding.mesh.axis_names == MESH_AXES
+    return use_mesh(sharding.mesh, layout) if ours else contextlib.nullcontext()
+
+
+def cache_shardings(cache: Cache, mesh: AnyMesh, rules: Mapping[str, Rule]) -> Cache:
+    """The shardings of a cache of a decoder: rows over the devices that share a batch, heads over those of tensor
+    parallelism."""
+
+    def of(stacked: int, a: Any) -> Any:
+        known = AXES if a.ndim - stacked == len(AXES) else AXES[:1]
+        axes = [*["layers"] * stacked, *known, *[None] * (a.ndim - stacked - len(known))]
+        return NamedSharding(mesh, fitting_spec(mesh, a.shape, axes, rules))
+
+    layers = {name: jax.tree.map(partial(of, not isinstance(slot, list)), slot) for name, slot in cache.layers.items()}
+    return replace(cache, layers=layers, length=of(0, cache.length))
+
+
+def _narrowed(model: Transformer, params: Params, weights: str) -> Decoder:
+    """Copies of `weights`, a layer at a time: an accelerator reads layers that lie apart ahead of their products."""
+    compute = replace(model.compute, unroll=0, remat="nothing", keep=(), offload=())
+    narrow = lambda a: a.astype(weights)  # noqa: E731
+    others = jax.tree.map(narrow, {name: tree for name, tree in params.items() if name != "layers"})
+    layers = {slot: _layers(stack, narrow) for slot, stack in params["layers"].items()}
+    return Decoder(replace(model, compute=compute), {**others, "layers": layers})
 
 
 def for_one_cpu(model: Transformer, params: Params, weights: str = "float32") -> Decoder:
@@ -122,11 +166,12 @@ def unstack(params: Params) -> Params:
     return {**params, "layers": {slot: _layers(stack) for slot, stack in params["layers"].items()}}
 
 
-def _layers(stack: Any) -> list[Any]:
+def _layers(stack: Any, store: Callable[[jax.Array], jax.Array] = lambda a: a) -> list[Any]:
+    """One tree a layer, of what `store` makes of each array."""
     if isinstance(stack, list):
-        return stack
+        return [jax.tree.map(store, layer) for layer in stack]
     count = len(jax.tree.leaves(stack)[0])
-    apart = jax.tree.map(lambda a: list(map(_slicer(a), range(count))), stack)
+    apart = jax.tree.map(lambda a: [store(layer) for layer in map(_slicer(a), range(count))], stack)
     return [jax.tree.map(lambda _, layers, i=i: layers[i], stack, apart) for i in range(count)]
 
 

@@ -18,8 +18,8 @@ from lm.model.mixer import LayerInputs, Mixer, Rule
 from lm.model.parts import Norm, add_bias, fan_in, matrix, param, zeros
 from lm.model.positions import Positions
 from lm.model.products import linear, linears
-from lm.model.scoring import Scoring, cached
-from lm.model.taps import CROSS, tap, tap_pattern
+from lm.model.scoring import Scoring, accelerated, cached, cached_before
+from lm.model.taps import CROSS, tap, tap_pattern, watches_pattern
 from lm.sharding.tracing import constrain
 
 
@@ -136,9 +136,14 @@ class Attention(Mixer):
         q, k, v = (tap(module, f"{prefix}attn_{n}", a) for n, a in zip(("query", "key", "value"), arrays, strict=True))
         q = q * (self.scale or self.head_dim**-0.5)
         if cache is not None and not isinstance(scoring.mask.offset, int):
-            (k, v), scoring, cache = cache.read((k, v), scoring)
-            y = cached(q, k, v, scoring, compute)
-            k, v = (a.transpose(0, 2, 1, 3) for a in (k, v))
+            whole = scoring.bias is not None or any(watches_pattern(module, prefix))
+            if accelerated(compute, q.shape[1]) and not whole:
+                kept, new, scorings, cache = cache.read_before((k, v), scoring)
+                y = cached_before(q, kept, new, scorings, compute)  # type: ignore[arg-type]
+            else:
+                (k, v), scoring, cache = cache.read((k, v), scoring)
+                y = cached(q, k, v, scoring, compute)
+                k, v = (a.transpose(0, 2, 1, 3) for a in (k, v))
         else:
             y = attend(q, k, v, scoring, compute)
             cache = None if cache is None else cache.write((k, v), scoring.mask)

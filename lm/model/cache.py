@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from lm.model.scoring import Mask, Scoring
+from lm.sharding.tracing import constrain
 
 Arrays = tuple[jax.Array, ...]
+AXES = ("cache_batch", "kv_heads", None, "head_dim")  # of what a layer keeps of each token, or of its state
 
 
 @jax.tree_util.register_dataclass
@@ -44,10 +46,12 @@ class Cache:
 @dataclass(frozen=True)
 class TokenCache:
     """What one layer keeps of each token: arrays [B, K, S, H], heads first, each with a K and an H of its own. Token p
-    of a row is at place p, or in a `ring` at p mod S: a windowed layer keeps its last S tokens."""
+    of a row is at place p, or in a `ring` at p mod S: a windowed layer keeps its last S tokens. With `layer` it is that
+    one of arrays stacked over layers, of which the new tokens alone are written."""
 
     arrays: Arrays
     ring: bool = field(default=False, metadata=dict(static=True))
+    layer: jax.Array | None = None
 
     @classmethod
     def empty(
@@ -62,7 +66,14 @@ class TokenCache:
     @property
     def size(self) -> int:
         """S, the places of a row."""
-        return self.arrays[0].shape[2]
+        return self.arrays[0].shape[-2]
+
+    @property
+    def own(self) -> Arrays:
+        """The arrays [B, K, S, H] of this layer."""
+        if self.layer is None:
+            return self.arrays
+        return tuple(jax.lax.dynamic_index_in_dim(a, self.layer, keepdims=False) for a in self.arrays)
 
     def positions(self, length: jax.Array) -> jax.Array:
         """The tokens [B, S] at each place, of rows of `length` [B] tokens; negative where there is none yet."""
@@ -83,8 +94,15 @@ class TokenCache:
             places = rows, slice(None), at
         else:
             return self._roll(_heads_first(new), offset, mask)
+        return self._set(places, new)
+
+    def _set(self, places: Any, new: Arrays) -> Self:
+        """This cache with `new` arrays at these places of the layer's."""
+        stacked = self.layer is not None
+        at = (self.layer, *places) if stacked else places
+        axes = ("layers", *AXES) if stacked else AXES
         pairs = zip(self.arrays, new, strict=True)
-        return replace(self, arrays=tuple(old.at[places].set(a.astype(old.dtype)) for old, a in pairs))
+        return replace(self, arrays=tuple(constrain(old.at[at].set(a.astype(old.dtype)), *axes) for old, a in pairs))
 
     def _roll(self, new: Arrays, offset: jax.Array | int, mask: Mask) -> Self:
         """The last of what is kept and `new` [B, K, T, H], where several tokens may share a place."""
@@ -93,22 +111,30 @@ class TokenCache:
         at = jnp.clip(wanted, 0)[:, None, :, None]
         arrays = (
             jnp.where((wanted >= 0)[:, None, :, None], jnp.take_along_axis(a.astype(old.dtype), at, axis=2), old)
-            for old, a in zip(self.arrays, new, strict=True)
+            for old, a in zip(self.own, new, strict=True)
         )
-        return replace(self, arrays=tuple(arrays))
+        return self._set((), tuple(arrays)) if self.layer is not None else replace(self, arrays=tuple(arrays))
+
+    def read_before(self, new: Arrays, scoring: Scoring) -> tuple[Arrays, Arrays, tuple[Scoring, Scoring], Self]:
+        """What `read` gives in one, in two parts: what is kept, the `new` arrays heads first, the scorings of the keys
+        of both, and the cache with the new. For few tokens, without a bias by distance."""
+        B, T = new[0].shape[:2]
+        offset = _by_row(scoring.mask.offset, B)
+        scorings = scoring.at(self.positions(offset)), scoring.at(offset[:, None] + jnp.arange(T))
+        return self.own, _heads_first(new), scorings, self.write(new, scoring.mask)
 
     def read(self, new: Arrays, scoring: Scoring) -> tuple[Arrays, Scoring, Self]:
         """What the queries of `new` tokens read: the arrays [B, K, S, H] with the new ones [B, T, K, H] behind what is
         kept, the scoring for these keys, and the cache with them."""
         after = self.write(new, scoring.mask)
         if not self.ring:
-            return after.arrays, scoring, after
+            return after.own, scoring, after
         B, T = new[0].shape[:2]
         offset = _by_row(scoring.mask.offset, B)
         if T == 1:
-            return after.arrays, scoring.at(after.positions(offset + 1)), after
+            return after.own, scoring.at(after.positions(offset + 1)), after
         positions = jnp.concatenate([self.positions(offset), offset[:, None] + jnp.arange(T)], axis=1)
-        pairs = zip(self.arrays, _heads_first(new), strict=True)
+        pairs = zip(self.own, _heads_first(new), strict=True)
         both = tuple(jnp.concatenate([old, a.astype(old.dtype)], axis=2) for old, a in pairs)
         return both, scoring.at(positions), after
 

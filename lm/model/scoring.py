@@ -21,6 +21,7 @@ from lm.sharding.tracing import axis_size
 
 FAR = 1 << 29  # more keys than any sequence has
 CACHE_BLOCK = 128  # keys of a cache that are read at a time
+FEW = 16  # queries for which an accelerator reads all of a cache at once, before they are written into it
 MINUS_INFINITY = -1e30  # finite, so that a query that may look at nothing gives numbers and no NaN
 
 
@@ -185,6 +186,14 @@ def blocked(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute:
     return heads_last(out, compute)
 
 
+def accelerated(compute: Compute, queries: int) -> bool:
+    """Whether so many queries read a cache as a whole: an accelerator's, which has the bandwidth for it."""
+    return compute.backend != "cpu" and queries <= FEW
+
+
+Part = tuple[jax.Array, jax.Array]  # keys [B, K, S, H] and values [B, K, S, Hv]
+
+
 def cached(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: Compute) -> jax.Array:
     """`plain` on keys [B, K, S, H] and values [B, K, S, Hv] as a cache has them, heads first: read where they are.
 
@@ -195,12 +204,41 @@ def cached(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: 
     if scoring.is_plain and compute.backend == "cpu" and axis_size(*MESH_AXES) == 1 and attends(q, k, v):
         allowed = scoring.mask.allowed(Span(0, T), Span(0, S))
         out = attend(q, k, v, jnp.broadcast_to(True if allowed is None else allowed, (B, T, S)))
-    elif S <= CACHE_BLOCK or S % CACHE_BLOCK:
+    elif S <= CACHE_BLOCK or S % CACHE_BLOCK or accelerated(compute, T):
         k, v = (a.astype(compute.matmul) for a in (k, v))
         out = _softmax(scoring(q, k, Span(0, T), Span(0, S), T), v, scoring.sink(K))
     else:
         out = _by_block(q, k, v, scoring, compute)
     return heads_last(out, compute)
+
+
+def cached_before(
+    q: jax.Array, kept: Part, new: Part, scorings: tuple[Scoring, Scoring], compute: Compute
+) -> jax.Array:
+    """`cached` with a cache that does not have the new tokens yet, and theirs beside it: a cache that is read and
+    written by one operation after the other would be copied whole into a TPU's own memory and back.
+
+    Args:
+      q: queries [B, T, N, H].
+      kept: the keys and values of the cache, heads first.
+      new: those of the new tokens, heads first.
+      scorings: of each, which know the keys' positions.
+      compute: how it is computed.
+    """
+    (B, T, N, H), K = q.shape, new[0].shape[1]
+    q = q.astype(compute.matmul).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    logits = [
+        scoring(q, k.astype(compute.matmul), Span(0, T), Span(0, k.shape[2]), T)
+        for (k, _), scoring in zip((kept, new), scorings, strict=True)
+    ]
+    sink = scorings[0].sink(K)
+    most = jnp.maximum(*(part.max(-1, keepdims=True) for part in logits))
+    most = most if sink is None else jnp.maximum(most, sink)
+    weights = [jnp.exp(part - most) for part in logits]
+    total = sum(part.sum(-1, keepdims=True) for part in weights) + (0 if sink is None else jnp.exp(sink - most))
+    values = [v.astype(compute.matmul) for _, v in (kept, new)]
+    outs = [product("bkgts,bksh->bkgth", w.astype(v.dtype), v) for w, v in zip(weights, values, strict=True)]
+    return heads_last((outs[0] + outs[1]) / total, compute)
 
 
 def _by_block(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: Compute) -> jax.Array:

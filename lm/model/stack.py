@@ -15,6 +15,7 @@ import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
+from lm.model.cache import TokenCache
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig, Slot
 from lm.model.inputs import EncoderOutput
@@ -207,8 +208,18 @@ class Stack:
 
         if self.compute.remat != "nothing":
             run = jax.checkpoint(run, policy=remat_policy(self.compute), prevent_cse=self.compute.unroll != 1)
-        x, cache, sown = run(x, params, _read(caches, name, j), key, shared)
+        x, cache, sown = run(x, params, self._read(caches, name, j), key, shared)
         return x, _write(caches, name, j, cache), sown
+
+    def _read(self, caches: Any, name: str, j: Any) -> Any:
+        """The cache of layer j of a slot; j is traced where they are stacked. On accelerators the layer writes its new
+        tokens into the stack; XLA's CPU compiler would copy that."""
+        if caches is None or isinstance(caches[name], list):
+            return None if caches is None else caches[name][j]
+        slot = caches[name]
+        if self.compute.backend != "cpu" and isinstance(slot, TokenCache) and not self.cfg.has_encoder:
+            return replace(slot, layer=jnp.asarray(j))
+        return jax.tree.map(lambda a: a[j], slot)
 
     def _by_layer(self, slots: dict[str, list[Taps]]) -> Taps:
         """Of the taps {name: [layers, ...]} of each slot, those of all layers in their order."""
@@ -240,19 +251,14 @@ class Stack:
         return caches
 
 
-def _read(caches: Any, name: str, j: Any) -> Any:
-    """The cache of layer j of a slot; j is traced where they are stacked."""
-    if caches is None or isinstance(caches[name], list):
-        return None if caches is None else caches[name][j]
-    return jax.tree.map(lambda a: a[j], caches[name])
-
-
 def _write(caches: Any, name: str, j: Any, cache: Any) -> Any:
     """`caches` with that of layer j of a slot."""
     if caches is None:
         return None
     if isinstance(caches[name], list):
         return {**caches, name: [*caches[name][:j], cache, *caches[name][j + 1 :]]}
+    if isinstance(cache, TokenCache) and cache.layer is not None:
+        return {**caches, name: replace(cache, layer=None)}
     return {**caches, name: jax.tree.map(lambda a, new: a.at[j].set(new.astype(a.dtype)), caches[name], cache)}
 
 

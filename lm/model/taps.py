@@ -118,6 +118,11 @@ def tap(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
     return x
 
 
+def watches_pattern(module: nn.Module, prefix: str) -> list[bool]:
+    """Whether attention's logits are watched, and whether its pattern is."""
+    return [module.has_variable("watch", f"{prefix}attn_{name}") for name in ("logits", "pattern")]
+
+
 def tap_pattern(
     module: nn.Module,
     prefix: str,
@@ -140,7 +145,7 @@ def tap_pattern(
       compute: how it is computed.
 
     Raises ValueError where a row's tokens are split over devices, of which none has a pattern."""
-    watched = [module.has_variable("watch", f"{prefix}attn_{name}") for name in ("logits", "pattern")]
+    watched = watches_pattern(module, prefix)
     if not any(watched):
         return y
     if scoring.mask.zigzag:

@@ -1,4 +1,5 @@
-"""Ahead-of-time compilation of a training step by the TPU compiler, on a machine without a TPU.
+"""Ahead-of-time compilation of a program by the TPU compiler, on a machine without a TPU: a training step, or those of
+decoding (lm/plan/decoding.py).
 
 Nothing is allocated: the state and the batch are shapes with shardings. libtpu may abort the process, so it runs in a
 child process, `python -m lm.plan.compile FOLDER`, which writes the optimised program and its memory into the folder.
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,13 +38,14 @@ class NoCompiler(ValueError):
 
 
 class OutOfMemory(ValueError):
-    """The step needs more memory than a chip has."""
+    """The program needs more memory than a chip has."""
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """The compiler's memory analysis of a step on one device: bytes of arguments, outputs, what both share (`alias`),
-    temporaries and the program (`code`), and the most in use at once (`peak`); seconds to lower and to compile."""
+    """The compiler's memory analysis of a program on one device: bytes of arguments, outputs, what both share
+    (`alias`), temporaries and the program (`code`), and the most in use at once (`peak`); seconds to lower and to
+    compile."""
 
     arguments: int
     outputs: int
@@ -64,15 +67,37 @@ def compiler() -> str:
 
 
 def compile_step(experiment: Experiment, topology: Topology, timeout_seconds: float = 3600.0) -> tuple[Compiled, str]:
-    """The training step of `experiment` on `topology`: its memory, and the text of the optimised program.
+    """The training step of `experiment` on `topology`; returns and raises as `compile_program`."""
+    return compile_program(lower_step, experiment, experiment.mesh, topology, timeout_seconds)
 
-    Raises NoCompiler; OutOfMemory; ValueError where the compiler fails otherwise, for GPUs, or after the timeout."""
+
+def compile_program(
+    lower: Callable[[Any, Any], Any],
+    what: Any,
+    mesh: Mapping[str, int],
+    topology: Topology,
+    timeout_seconds: float = 3600.0,
+) -> tuple[Compiled, str]:
+    """A program for `topology`: its memory, and the text of it as optimised.
+
+    Args:
+      lower: a function of a module, (what, mesh over the topology's devices) -> the program, lowered.
+      what: its first argument; it is pickled.
+      mesh: axis -> devices.
+      topology: the devices.
+      timeout_seconds: after which the compiler is stopped.
+
+    Raises:
+      NoCompiler: without libtpu.
+      OutOfMemory: where it does not fit.
+      ValueError: where the compiler fails otherwise, for GPUs, or after the timeout.
+    """
     compiler()
     if not topology.chip.tpu:
         raise ValueError(f"{topology.name}: GPUs have no compiler that runs without one; their plan is analytic")
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "lm.plan.compile", folder]
-        request = pickle.dumps((experiment, topology.name))
+        request = pickle.dumps((lower, what, dict(mesh), topology.name))
         paths = os.pathsep.join(p or os.getcwd() for p in sys.path)
         env = {**os.environ, **ENVIRONMENT, "LIBTPU_INIT_ARGS": tpu_arguments(), "PYTHONPATH": paths}
         try:
@@ -99,17 +124,17 @@ def _failure(topology: Topology, code: int, stderr: str) -> ValueError:
 # ---------------------------------------------------------------- the child process
 
 
-def topology_mesh(experiment: Experiment, topology: Topology) -> Any:
-    """The experiment's mesh over the devices of `topology`."""
+def topology_mesh(shape: Mapping[str, int], topology: Topology) -> Any:
+    """The mesh of this shape over the devices of `topology`."""
     from jax.experimental import topologies
 
     from lm.sharding.mesh import make_mesh
 
-    shape = "x".join(map(str, topology.shape))
+    chips = "x".join(map(str, topology.shape))
     description = topologies.get_topology_desc(
-        platform="tpu", topology_name=f"{topology.chip.kind}:{shape}", **topology.options()
+        platform="tpu", topology_name=f"{topology.chip.kind}:{chips}", **topology.options()
     )
-    return make_mesh(experiment.mesh, description.devices)
+    return make_mesh(shape, description.devices)
 
 
 def lower_step(experiment: Experiment, mesh: Any) -> Any:
@@ -160,10 +185,10 @@ def batch_shapes(experiment: Experiment) -> dict[str, tuple[tuple[int, ...], str
 
 
 def main(folder: Path) -> None:
-    """Compile the pickled (experiment, topology) on stdin."""
-    experiment, name = pickle.load(sys.stdin.buffer)
+    """Compile the pickled (function that lowers, its argument, mesh, topology) on stdin."""
+    lower, what, mesh, name = pickle.load(sys.stdin.buffer)
     start = time.time()
-    lowered = lower_step(experiment, topology_mesh(experiment, parse_topology(name)))
+    lowered = lower(what, topology_mesh(mesh, parse_topology(name)))
     middle = time.time()
     executable = lowered.compile()
     end = time.time()

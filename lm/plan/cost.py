@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lm.plan.hlo import Array, Instruction, Program, flops
+from lm.plan.moved import BACKGROUND, moved
 from lm.plan.topology import Topology
 
 # matrix products in each kernel of splash attention
@@ -40,8 +41,9 @@ class Traffic:
 @dataclass
 class Cost:
     """The cost of a step on one device: `matrix` FLOPs of matrix products, `kernel` FLOPs of custom kernels; `seconds`
-    of everything but collectives; `collectives` by (kind, network: ici or dcn, whether overlapped); `unknown` counts
-    what has no known cost: loops without a trip count, kernels without FLOPs."""
+    of everything but collectives; `moved` bytes of main memory, those of copies in the background too; `collectives` by
+    (kind, network: ici or dcn, whether overlapped); `unknown` counts what has no known cost: loops without a trip
+    count, kernels without FLOPs."""
 
     matrix: float = 0.0
     kernel: float = 0.0
@@ -49,6 +51,7 @@ class Cost:
     matrix_seconds: float = 0.0
     kernel_seconds: float = 0.0
     other_seconds: float = 0.0
+    moved: float = 0.0
     collectives: dict[tuple[str, str, bool], Traffic] = field(default_factory=dict)
     unknown: Counter[str] = field(default_factory=Counter)
 
@@ -67,7 +70,7 @@ class Cost:
 
     def add(self, other: "Cost", times: float = 1.0) -> None:
         """Add `times` x `other`."""
-        for name in ("matrix", "kernel", "matrix_seconds", "kernel_seconds", "other_seconds"):
+        for name in ("matrix", "kernel", "matrix_seconds", "kernel_seconds", "other_seconds", "moved"):
             setattr(self, name, getattr(self, name) + times * getattr(other, name))
         for counter, more in ((self.kernels, other.kernels), (self.unknown, other.unknown)):
             for name, n in more.items():
@@ -119,6 +122,8 @@ class CostAnalysis:
             self._async(cost, i)
         elif i.opcode == "custom-call" and "tpu_custom_call" in i.rest:
             self._kernel(cost, there, i)
+        elif i.opcode in BACKGROUND:
+            cost.moved += moved(self.program, there, i)
         elif i.opcode not in FREE:
             self._plain(cost, there, i)
 
@@ -126,14 +131,14 @@ class CostAnalysis:
         """The computation of an async-start: its collectives are overlapped, anything else takes its time."""
         for name in i.called("calls"):
             inner = self.of(name)
-            moved = Cost()
-            moved.add(inner)
-            moved.collectives = {}
+            own = Cost()
+            own.add(inner)
+            own.collectives = {}
             for (kind, network, _), t in inner.collectives.items():
-                moved.add(Cost(collectives={(kind, network, True): t}))
+                own.add(Cost(collectives={(kind, network, True): t}))
             if inner.collectives:
-                moved.other_seconds = 0.0
-            cost.add(moved)
+                own.other_seconds = 0.0
+            cost.add(own)
 
     def _plain(self, cost: Cost, there: str, i: Instruction) -> None:
         """A fusion, a matrix product, or any other operation of the device alone."""
@@ -142,6 +147,7 @@ class CostAnalysis:
             matrix += self.inside(name)
             self._fused_collectives(cost, there, name)
         cost.matrix += matrix
+        cost.moved += moved(self.program, there, i)
         seconds = self._seconds(there, i)
         if matrix:
             cost.matrix_seconds += max(seconds, 0.0 if i.cycles else matrix / self.topology.flops)
@@ -196,8 +202,7 @@ class CostAnalysis:
     def _seconds(self, there: str, i: Instruction) -> float:
         if i.cycles is not None and self.topology.chip.clock:
             return i.cycles / self.topology.chip.clock
-        touched = [*i.results, *self.program.operands(there, i)]
-        return sum(a.bytes for a in touched if a.main) / (self.topology.chip.hbm_bandwidth / self.topology.chip.devices)
+        return moved(self.program, there, i) / (self.topology.chip.hbm_bandwidth / self.topology.chip.devices)
 
     def _kernel(self, cost: Cost, there: str, i: Instruction) -> None:
         operands = list(self.program.operands(there, i))
@@ -208,17 +213,18 @@ class CostAnalysis:
         cost.kernel += own or 0.0
         cost.kernels[name] += 1
         bandwidth = self.topology.chip.hbm_bandwidth / self.topology.chip.devices
-        moved = sum(a.bytes for a in (*i.results, *operands) if a.main)
-        cost.kernel_seconds += max((own or 0.0) / self.topology.flops, moved / bandwidth)
+        touched = sum(a.bytes for a in (*i.results, *operands) if a.main)
+        cost.moved += touched
+        cost.kernel_seconds += max((own or 0.0) / self.topology.flops, touched / bandwidth)
 
     def _collective(self, cost: Cost, there: str, i: Instruction, kind: str, asynchronous: bool) -> None:
         inputs = sum(a.bytes for a in self.program.operands(there, i))
         group, across = self._group(i)
-        moved = {"all-gather": inputs * group, "all-reduce": 2 * inputs}.get(kind, inputs)
+        sent = {"all-gather": inputs * group, "all-reduce": 2 * inputs}.get(kind, inputs)
         network = "dcn" if across else "ici"
         speed = self.topology.dcn if across else self.topology.network
-        moved *= (group - 1) / group if group > 1 and kind != "collective-permute" else 1.0  # its own shard stays
-        cost.add(Cost(collectives={(kind, network, asynchronous): Traffic(1, moved, moved / speed)}))
+        sent *= (group - 1) / group if group > 1 and kind != "collective-permute" else 1.0  # its own shard stays
+        cost.add(Cost(collectives={(kind, network, asynchronous): Traffic(1, sent, sent / speed)}))
 
     def _group(self, i: Instruction) -> tuple[int, bool]:
         """The size of a collective's groups, and whether they span slices."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm.experiment import Experiment
+from lm.model.config import ModelConfig
 from lm.plan.compile import Compiled
 from lm.plan.cost import Cost
 from lm.plan.topology import Topology
@@ -50,7 +51,8 @@ class Plan:
       kernel_flops: of custom kernels, beside those.
       peak_flops: FLOP/s in bfloat16.
       collectives: by kind, network and overlap.
-      parts: seconds of matrix products, kernels, the rest, and of overlapped and exposed collectives.
+      parts: seconds of matrix products, kernels, the rest, and of overlapped and exposed collectives; of decoding also
+        of waiting for memory.
       unknown: what the program has without a known cost -> how often.
       compiler, compile_seconds: of a compiled plan.
     """
@@ -81,7 +83,7 @@ class Plan:
     @property
     def seconds(self) -> tuple[float, float]:
         """(compute alone, compute and exposed collectives)."""
-        compute = self.parts["matrix"] + self.parts["kernels"] + self.parts["rest"]
+        compute = self.parts["matrix"] + self.parts["kernels"] + self.parts["rest"] + self.parts.get("waiting", 0.0)
         if self.source == "analytic":  # the overlap is not known: at best all collectives are overlapped
             return max(compute, self.parts["overlapped"]), compute + self.parts["overlapped"] + self.parts["exposed"]
         return compute, compute + self.parts["exposed"]
@@ -145,9 +147,14 @@ def base_fields(experiment: Experiment, topology: Topology) -> dict[str, Any]:
 
 
 def from_compiler(experiment: Experiment, topology: Topology, compiled: Compiled, cost: Cost) -> Plan:
-    """The plan of a compiled step."""
+    """The plan of a compiled training step."""
+    return compiled_plan(base_fields(experiment, topology), compiled, cost)
+
+
+def compiled_plan(fields: Mapping[str, Any], compiled: Compiled, cost: Cost) -> Plan:
+    """The plan of a compiled program, of which `fields` are those that do not depend on the source."""
     return Plan(
-        **base_fields(experiment, topology),
+        **fields,
         source="compiled",
         memory={k: float(getattr(compiled, k)) for k in ("arguments", "outputs", "temporaries", "code", "peak")},
         matrix_flops=cost.matrix,
@@ -168,11 +175,11 @@ def from_compiler(experiment: Experiment, topology: Topology, compiled: Compiled
     )
 
 
-def attended_fraction(experiment: Experiment) -> float:
-    """The fraction of a row's keys that a query attends to, the mean over queries and layers, without packing."""
-    T, causal = experiment.length, experiment.model.causal
+def attended_fraction(model: ModelConfig, T: int) -> float:
+    """The fraction of a row's T keys that a query attends to, the mean over queries and layers, without packing."""
+    causal = model.causal
     shares = []
-    for slot in experiment.model.by_layer:
+    for slot in model.by_layer:
         w = min(slot.window or T, T)
         shares.append((w - w * w / (2 * T)) / T if causal else min(1.0, (2 * w - 1) / T) if slot.window else 1.0)
     return sum(shares) / len(shares)

@@ -8,7 +8,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from lm.sharding.rules import MESH_AXES, RULES, devices_along
+from lm.sharding.rules import MESH_AXES, RULES, AnyMesh, devices_along
 from lm.value import suggest
 
 
@@ -68,7 +68,7 @@ def _arranged(sizes: tuple[int, ...], devices: list[jax.Device], slices: int) ->
     return np.array(devices).reshape(sizes)
 
 
-def row_devices(mesh: Mesh) -> int:
+def row_devices(mesh: AnyMesh) -> int:
     """The number of shards of a batch's rows."""
     return devices_along(mesh, RULES["batch"])
 

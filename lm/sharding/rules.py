@@ -9,9 +9,9 @@ changes.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from lm.bounds import whole
 from lm.value import suggest
@@ -21,6 +21,7 @@ MESH_AXES = ("replica", "data", "fsdp", "expert", "context", "tensor")
 
 
 Rule = str | tuple[str, ...] | None
+AnyMesh = Mesh | AbstractMesh  # the second has no devices
 
 
 RULES: dict[str, Rule] = {
@@ -34,6 +35,9 @@ RULES: dict[str, Rule] = {
     "lookup_batch": ("replica", "data"),
     "lookup_seq": None,
     "lookup_embed": ("fsdp", "expert"),
+    "expert_batch": ("replica", "data", "fsdp", "expert"),  # the tokens that experts read
+    "expert_embed": None,
+    "cache_batch": ("replica", "data", "fsdp", "expert"),  # the rows of a cache
     # parameters: ZeRO-3 on the model width or a low rank, Megatron's tensor parallelism on the other side
     "embed": ("fsdp", "expert", "context"),
     "rank": (
@@ -106,6 +110,32 @@ class Layout:
         return {**self.rules, **split, **dict.fromkeys(self.replicated)}
 
 
+class DecodingLayout(NamedTuple):
+    """A `layout` of activations for steps of few tokens, in which these are smaller than any weight: weights stay where
+    they are, and the residual stream is split over the model's width as they are, so that products are summed over the
+    mesh and nothing of the parameters is gathered (2211.05102, section 3.2.2). Parameters lie as in a Layout, and so do
+    the rows of a cache: each device attends to its own."""
+
+    layout: Layout = Layout()
+
+    @property
+    def rules(self) -> dict[str, Rule]:
+        """As of a Layout."""
+        given = self.layout.rules
+        width = dict(act_embed=given["embed"], lookup_embed=given["embed"])
+        return {**given, "batch": ("replica", "data"), "lookup_batch": ("replica", "data"), **width}
+
+    @property
+    def state_rules(self) -> dict[str, Rule]:
+        """As of a Layout."""
+        return self.layout.state_rules
+
+    @property
+    def offload_optimizer(self) -> bool:
+        """As of a Layout."""
+        return self.layout.offload_optimizer
+
+
 def mesh_axes_of(entry: Any) -> tuple[str, ...]:
     """The mesh axes of a rule, or of an entry of a PartitionSpec."""
     return (entry,) if isinstance(entry, str) else tuple(entry or ())
@@ -131,12 +161,12 @@ def spec(axes: Axes, rules: Mapping[str, Rule] = RULES) -> PartitionSpec:
     return PartitionSpec(*parts)
 
 
-def fitting_spec(mesh: Mesh, shape: Sequence[int], axes: Axes, rules: Mapping[str, Rule]) -> PartitionSpec:
+def fitting_spec(mesh: AnyMesh, shape: Sequence[int], axes: Axes, rules: Mapping[str, Rule]) -> PartitionSpec:
     """The spec of `axes`, without entries whose mesh axes do not divide the dimension."""
     entries = zip(shape, spec(axes, rules), strict=True)
     return PartitionSpec(*(e if d % devices_along(mesh, e) == 0 else None for d, e in entries))
 
 
-def devices_along(mesh: Mesh, entry: Any) -> int:
+def devices_along(mesh: AnyMesh, entry: Any) -> int:
     """The number of devices over which a rule, or an entry of a PartitionSpec, splits a dimension."""
     return math.prod(mesh.shape[a] for a in mesh_axes_of(entry))

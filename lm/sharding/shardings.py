@@ -7,12 +7,12 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm.sharding.mesh import memories
-from lm.sharding.rules import MAY_REPLICATE, RULES, Axes, Rule, devices_along, fitting_spec, mesh_axes_of, spec
+from lm.sharding.rules import MAY_REPLICATE, RULES, AnyMesh, Axes, Rule, devices_along, fitting_spec, mesh_axes_of, spec
 
 DEVICE, HOST = "device", "pinned_host"  # kinds of memory
 
 
-def shardings(shapes: Any, axes: Any, mesh: Mesh, rules: Mapping[str, Rule] = RULES) -> Any:
+def shardings(shapes: Any, axes: Any, mesh: AnyMesh, rules: Mapping[str, Rule] = RULES) -> Any:
     """The NamedShardings of a tree of arrays or ShapeDtypeStructs whose logical axes are the tree `axes` of tuples.
 
     Raises ValueError where a dimension does not divide, but for MAY_REPLICATE."""

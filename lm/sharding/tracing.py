@@ -15,15 +15,15 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm.sharding.mesh import row_devices
-from lm.sharding.rules import Axes, Layout, Rule, check_axes, fitting_spec, mesh_axes_of, spec
+from lm.sharding.rules import Axes, DecodingLayout, Layout, Rule, check_axes, fitting_spec, mesh_axes_of, spec
 from lm.sharding.shardings import HOST
 
-_CURRENT: ContextVar[tuple[Mesh, Layout] | None] = ContextVar("mesh and layout", default=None)
+_CURRENT: ContextVar[tuple[Mesh, Layout | DecodingLayout] | None] = ContextVar("mesh and layout", default=None)
 _MANUAL: ContextVar[tuple[str, ...]] = ContextVar("manual mesh axes of the enclosing shard_map", default=())
 
 
 @contextlib.contextmanager
-def use_mesh(mesh: Mesh, layout: Layout = Layout()) -> Iterator[Mesh]:
+def use_mesh(mesh: Mesh, layout: Layout | DecodingLayout = Layout()) -> Iterator[Mesh]:
     """Trace and run under `mesh` and `layout`."""
     token = _CURRENT.set((mesh, layout))
     try:
@@ -43,7 +43,7 @@ def manual(mesh_axes: tuple[str, ...]) -> Iterator[None]:
         _MANUAL.reset(token)
 
 
-def current() -> tuple[Mesh, Layout] | None:
+def current() -> tuple[Mesh, Layout | DecodingLayout] | None:
     """The current mesh and layout; None outside `use_mesh`, and on a mesh of one device."""
     now = _CURRENT.get()
     return now if now and now[0].size > 1 else None

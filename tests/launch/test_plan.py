@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
+from tests.pretrained.small import BY_NAME, LLAMA, checkpoint
 
 
 def test_a_plan_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,3 +58,59 @@ def test_a_search_in_which_nothing_fits_pastes_nothing(
 def test_what_cannot_be_planned(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "experiments.gpt:gpt2", *arguments]) == 1
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_plan_of_decoding_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "plans" / "plan.json"
+    command = ["plan", "experiments.llama:llama3_8b", "--decode", "--topology", "h100:8", "--json", str(file)]
+    assert main([*command, "--batch", "16", "--context", "4096"]) == 0
+    said, plan = " ".join(capsys.readouterr().out.split()), json.loads(file.read_text())
+    assert "llama3_8b decodes on 8 devices of h100:8: tensor 8" in said and "a chip" in said
+    assert "16 rows of 4,096 tokens, bfloat16 parameters" in said and "bound by memory bandwidth" in said
+    assert plan["batch"] == 16 and plan["fits"] and plan["step"]["mesh"] == {"tensor": 8}
+    assert plan["tokens_per_second"] == 8 * plan["tokens_per_second_per_chip"] == plan["step"]["tokens_per_second"]
+
+
+def test_a_mesh_is_chosen_unless_it_is_set(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["plan", "experiments.llama:llama3_8b", "--decode", "--topology", "h100:8", "--set"]
+    assert main([*command, "model.layers=2"]) == 0 and "tensor 8" in capsys.readouterr().out
+    assert main([*command, "mesh.fsdp=2", "mesh.tensor=4"]) == 0
+    assert "fsdp 2 x tensor 4" in capsys.readouterr().out
+    assert main([*command, "mesh.tensor=4"]) == 0 and "fsdp 2 x tensor 4" in capsys.readouterr().out
+
+
+def test_the_model_of_a_file_is_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint(BY_NAME[LLAMA], tmp_path / "small")
+    command = ["plan", str(tmp_path / "small"), "--decode", "--topology", "h100:2", "--context", "32", "--set"]
+    assert main([*command, "mesh.tensor=2"]) == 0
+    assert "small decodes on 2 devices of h100:2: tensor 2" in capsys.readouterr().out
+    assert main([*command, "model.layers=2"]) == 1
+    assert "of a model's file only the mesh can be set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "message"),
+    [
+        ("llama:llama3_8b", ["--context", "9000"], "llama3_8b has a context of 8192 tokens"),
+        ("llama:llama3_8b", ["--batch", "0"], "--batch 0 --context 2048: expected at least 1 of each"),
+        ("llama:llama3_8b", ["--weights", "int8"], "int8 is for one CPU alone"),
+        ("llama:llama3_8b", ["--search"], "--search is not for --decode"),
+        ("llama:llama3_8b", ["--set", "mesh.expert=8"], "this model has no experts"),
+        ("llama:llama3_8b", ["--set", "mesh.tensor=3", "mesh.fsdp=1"], "needs 3 devices, 8 are here"),
+        ("llama:llama3_8b", ["--set", "mesh.context=8"], "mesh axis context=8 splits rows"),
+        ("llama:llama3_70b", [], "its bfloat16 parameters take 17.6 and the cache of 32 rows of 2048 tokens 2.7"),
+        ("bert:bert_base", [], "this model is an encoder"),
+        ("t5:t5_base", [], "reads an encoder: a plan of decoding is of a decoder alone"),
+    ],
+)
+def test_what_cannot_be_decoded(
+    model: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["plan", f"experiments.{model}", "--decode", "--topology", "v5e:2x4", "--analytic", *arguments]
+    assert main(command) == 1
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_batch_is_of_decoding(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "experiments.gpt:gpt2", "--topology", "v5e:4x4", "--batch", "8"]) == 1
+    assert "--batch is of a plan of decoding: add --decode" in capsys.readouterr().err
