@@ -22,6 +22,7 @@ from lm.data.objective import Objective, ObjectiveContext
 from lm.data.source import Source
 from lm.decode.sampling import Sampling
 from lm.inspect.watching import Watching
+from lm.machine.tracking import Tracker, WandB  # noqa: F401 - `--set "trackers=(WandB(),)"` finds it
 from lm.model import count
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig
@@ -53,7 +54,8 @@ EVERY = ("log_every_steps", "eval_every_steps", "checkpoint_every_steps")
 PUBLISHED_LENGTH = 8192  # tokens
 MOST_NAME = 200  # bytes of a name, which is a folder's
 # fields that cannot change a run's results
-INERT = {"name", "log_every_steps", "keep_last", "keep_best", "prompts", "sample_tokens", "sampling", "watch"}
+INERT = {"name", "log_every_steps", "keep_last", "keep_best", "prompts", "sample_tokens", "sampling"}
+INERT |= {"watch", "trackers"}
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ class Experiment:
       embedding table starts with.
     - `eval_tokens`: the most held-out tokens a source that an evaluation on the way reads (0: all; the last one reads
       all). `evaluations`: extra ones by name (lm/run/extra_evals.py).
-    - `watch`: which numbers of the model's inside are noted on the way (lm/inspect/watching.py); None: none."""
+    - `watch`: which numbers of the model's inside are noted on the way (lm/inspect/watching.py); None: none.
+    - `trackers`: where metrics go besides metrics.jsonl and TensorBoard, as WandB() (lm/machine/tracking.py)."""
 
     name: str
     model: ModelConfig
@@ -124,6 +127,7 @@ class Experiment:
     sample_tokens: Natural = 128
     sampling: Sampling = Sampling(temperature=0.8, top_p=0.95)
     watch: Watching | None = None
+    trackers: tuple[Tracker, ...] = ()
 
     def __post_init__(self) -> None:
         check(self)

@@ -55,6 +55,10 @@ TESTS = {
 }
 
 BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "lm/machine/tracking.py": (
+        ("a run that goes on is another one there", "if not file.is_file():", "if True:"),
+        ("the steps are not told", '{"step": step, **', "{**"),
+    ),
     "lm/run/profile.py": (
         ("a loop counts beside what is in it", "known[name].opcode not in CONTAINERS", "known[name].opcode"),
         ("another program's operations count", "if name in known and ", "if name not in known or "),

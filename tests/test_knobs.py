@@ -62,6 +62,7 @@ INERT = {
     "Experiment.checkpoint_every_steps": "when checkpoints are written: a run goes on from any with the same bits",
     "Experiment.eval_every_steps": WHEN,
     "Experiment.eval_tokens": WHEN,
+    "Experiment.trackers": "where metrics go besides: the steps and their bits are those of a run without it",
     "Experiment.watch": "what is noted of the model's inside: the steps and their bits are those of a run without it",
     "Compute.devices": "into how many devices a CPU is split before JAX starts; the mesh then lies over them",
     **{f"NoOutput.{name}": "it has no vocabulary: states come out as they are" for name in OF_A_VOCABULARY},

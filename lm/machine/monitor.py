@@ -10,13 +10,15 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
+
+from lm.machine.tracking import Writer
 
 PreparationProgress = Callable[[str, int, int], None]  # (what, done, total)
 PLAIN_WIDTH = 120  # columns, where there is no terminal to ask
@@ -26,14 +28,14 @@ PLAIN_WIDTH = 120  # columns, where there is no terminal to ask
 
 
 class Metrics:
-    """Writes the metrics of a run to `workdir`/metrics.jsonl and `workdir`/tensorboard.
+    """Writes the metrics of a run to `workdir`/metrics.jsonl, `workdir`/tensorboard and `trackers`.
 
     The constructor keeps the lines of steps up to `resume_step` (-1: none) and drops the rest: what a killed run wrote
     after the checkpoint that it resumes from, and a truncated last line. Raises ValueError when the disk is full or
     read-only, here and in every method."""
 
-    def __init__(self, workdir: str | Path, resume_step: int = -1):
-        self.path = Path(workdir) / "metrics.jsonl"
+    def __init__(self, workdir: str | Path, resume_step: int = -1, trackers: Sequence[Writer] = ()):
+        self.path, self._trackers = Path(workdir) / "metrics.jsonl", trackers
         with _as_value_error(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             keep_until(self.path, resume_step)
@@ -47,6 +49,8 @@ class Metrics:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()  # enough for a killed process; flush() below is for a machine that fails
             self._events.write(step, values)
+        for tracker in self._trackers:
+            tracker.write(step, values)
 
     def flush(self) -> None:
         """Sync everything written to disk. Call it before a checkpoint is committed."""
@@ -63,6 +67,8 @@ class Metrics:
             with _as_value_error(self.path):
                 self._file.close()
                 self._events.close()
+            for tracker in self._trackers:
+                tracker.close()
 
     def __enter__(self) -> "Metrics":
         return self

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm import value
 from lm.experiment import Experiment
 from lm.machine import buckets, hardware, locks, processes
 from lm.machine.cache import cache_dir
@@ -104,6 +105,8 @@ class Run:
         self.time = log.WallTime()
         self.experiment, self.folder, self.command = experiment, folder, command
         processes.all_or_raise("memory", lambda: check_memory(experiment))
+        for tracker in experiment.trackers:
+            tracker.check()
         check_start(experiment, folder)
         check_models(experiment, folder)
         self.prepared: Prepared = prepare_run(experiment, folder, like=like.prepared if like else None)
@@ -224,7 +227,9 @@ class Run:
         peak = hardware.peak_flops(self.prepared.compute.matmul)
         if not processes.is_first():
             return NullLogger()
-        e, metrics = self.experiment, Metrics(self.folder, start)
+        e = self.experiment
+        trackers = [tracker.open(self.folder, e.name, value.plain(e)) for tracker in e.trackers]
+        metrics = Metrics(self.folder, start, trackers)
         stack.callback(metrics.close)
         metadata = log.run_metadata(self.prepared, self.state_shapes(), self.command, self.time.started, peak)
         history.begin(self.folder, start, metadata, initial)
