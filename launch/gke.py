@@ -8,8 +8,11 @@ import argparse
 import math
 import re
 import subprocess
+import sys
+import time
 from typing import Any
 
+from launch import control
 from launch.accelerators import GPUS, chips, parse_slice
 from launch.job import Job
 from lm.value import suggest
@@ -24,6 +27,8 @@ examples:
       --set mesh.replica=4 --queue multislice-queue
   lm launch gke --gpu h100 --machines 4 --image IMAGE experiments.llama:llama3_8b --workdir gs://bucket/run
 """
+POLL_SECONDS = 5.0
+ENDED = 'restarts:{.status.restarts} {.status.conditions[?(@.status=="True")].type}'  # what has come of a JobSet
 JOB, PORT = "slice-job", 55527  # xpk's name of the replicated job; the port of the first GPU pod
 GRACE_SECONDS = 120  # from SIGTERM to SIGKILL, for a checkpoint
 MOST = 100_000  # slices or machines
@@ -72,6 +77,38 @@ def run(args: argparse.Namespace, job: Job) -> None:
     print(done.stdout.strip())
     follow = f"kubectl --namespace {args.namespace}"
     print(f"{follow} get jobset {job.name}; {follow} logs -f job/{job.name}-{JOB}-0")
+
+
+def state(args: argparse.Namespace, job: Job) -> str:
+    """The JobSet and its pods, as kubectl lists them."""
+    job.need("kubectl", "gke", "install it, and point it at a cluster: gcloud container clusters get-credentials")
+    kubectl = ["kubectl", "--namespace", args.namespace, "get"]
+    found = control.output([*kubectl, "jobset", job.name], "NotFound")
+    pods = f"--selector=jobset.sigs.k8s.io/jobset-name={job.name}"
+    return f"{found}\n{control.output([*kubectl, 'pods', pods])}".strip() if found else ""
+
+
+def cancel(args: argparse.Namespace, job: Job) -> None:
+    """Delete the JobSet: its pods get SIGTERM, and GRACE_SECONDS for a checkpoint."""
+    control.output(["kubectl", "--namespace", args.namespace, "delete", "jobset", job.name])
+
+
+def follow(args: argparse.Namespace, job: Job) -> int:
+    """Print the log of the first pod, and of that which comes in its place after a restart, until the JobSet ends; 0
+    where it is complete."""
+    kubectl, shown, before = ["kubectl", "--namespace", args.namespace], "", [""]
+    asked = [*kubectl, "get", "jobset", job.name, f"--output=jsonpath={ENDED}"]
+    while True:
+        restarts, *reached = control.output(asked, "NotFound").split() or ["", "Deleted"]
+        if reached != before:
+            print(f"{job.name} is {' '.join(reached) or 'under way'}", file=sys.stderr, flush=True)
+        before = reached
+        if restarts != shown and not subprocess.run([*kubectl, "logs", "-f", f"job/{job.name}-{JOB}-0"]).returncode:
+            shown = restarts
+        elif {"Completed", "Failed", "Deleted"} & {*reached}:
+            return 0 if "Completed" in reached else 1
+        else:
+            time.sleep(POLL_SECONDS)
 
 
 def as_yaml(data: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from launch import gke, local, slurm, tpu_vm, train
+from launch import control, gke, local, slurm, tpu_vm, train
 from launch.find import changed, find_study
 from launch.job import Job
 
@@ -27,6 +27,11 @@ examples:
   lm launch slurm study experiments.ablations.heads --workdir /shared/heads
   lm launch gke --tpu v5p:4x4x4 --image IMAGE experiments.llama:llama3_8b --workdir gs://bucket/run
   lm launch tpu-vm --type v6e-16 --zone us-east5-b --spot experiments.llama:llama3_2_1b --workdir gs://bucket/run
+
+With --status, --follow or --cancel a job that is there is asked for, by the same words or its --name:
+
+  lm launch slurm --follow experiments.quickstart --workdir /shared/run      submit it, or find it, and show its output
+  lm launch slurm --cancel experiments.quickstart
 
 The batch and the mesh are checked against the devices that are asked for before anything is submitted or printed.
 On SIGTERM a run writes a checkpoint in all its processes and exits with 143; a run that lost a process exits with 75,
@@ -44,6 +49,8 @@ def add(verbs: Any) -> None:
         engine = module.add(engines)
         engine.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
         engine.add_argument("--name", default="", help="the job's name (default: the experiment's)")
+        if hasattr(module, "state"):
+            control.add(engine)
         engine.add_argument(
             "words",
             nargs=argparse.REMAINDER,
@@ -59,11 +66,17 @@ def run(args: argparse.Namespace) -> int:
     from lm.machine import hardware
 
     hardware.prepare()
+    if control.asked(args) and args.name and not args.words:
+        return control.run(args, Job((), argparse.Namespace(), args.name), ENGINES[args.engine])
     job = parse_job(args.top, args.words, args.name)
+    if control.asked(args) and not args.follow:
+        return control.run(args, job, ENGINES[args.engine])
     if "://" in job.workdir and not args.dry_run:
         from lm.machine import buckets
 
         buckets.check_writable(job.workdir)
+    if control.asked(args):
+        return control.run(args, job, ENGINES[args.engine])
     return int(ENGINES[args.engine].run(args, job) or 0)
 
 

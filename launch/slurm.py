@@ -10,10 +10,12 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 from string import Template
 from typing import Any
 
+from launch import control
 from launch.job import Job
 
 EPILOG = """\
@@ -26,6 +28,7 @@ examples:
       experiments.llama:llama3_8b --workdir /shared/run
   lm launch slurm study experiments.ablations.heads
 """
+POLL_SECONDS = 2.0
 MOST = 100_000  # nodes, or tasks of one
 # 143: stopped on SIGTERM, after a checkpoint; 75, 134 (JAX aborts): lost a task, for instance with its node. srun ends
 # with the highest code of its tasks, also where one has failed by an error of its own and the others were ended for it:
@@ -88,6 +91,46 @@ def run(args: argparse.Namespace, job: Job) -> None:
         raise ValueError(f"sbatch refused the job: {done.stderr.strip() or done.stdout.strip()}")
     number = done.stdout.strip().partition(";")[0]
     print(f"job {number}: squeue --job {number}; tail -f {shlex.quote(f'{log_folder(job)}slurm-{number}.log')}")
+
+
+def state(args: argparse.Namespace, job: Job) -> str:
+    """The jobs of that name in the queue: number, state, time, and where or why not."""
+    job.need("squeue", "slurm", "run it on a node that submits jobs")
+    return control.output(["squeue", "--noheader", "--me", "--format=%i %T %M %R", f"--name={job.name}"])
+
+
+def cancel(args: argparse.Namespace, job: Job) -> None:
+    """End the jobs. What a failed task leaves is left before, so that none queues itself again."""
+    numbers = [line.split()[0] for line in state(args, job).splitlines()]
+    for number in numbers if Path(log_folder(job) or ".").is_dir() else ():
+        Path(f"{log_folder(job)}slurm-error-{number}").write_text("cancelled\n")
+    control.output(["scancel", *numbers])
+
+
+def follow(args: argparse.Namespace, job: Job) -> int:
+    """Print the job's log as it grows, until the job has left the queue, which does not tell how it ended."""
+    number, at, before = "", 0, ""
+    while line := next(iter(state(args, job).splitlines()), ""):
+        number, now, *_ = line.split()
+        if now != before:
+            print(f"job {number} is {now}", file=sys.stderr, flush=True)
+        before, at = now, _print_from(Path(f"{log_folder(job)}slurm-{number}.log"), at)
+        time.sleep(POLL_SECONDS)
+    _print_from(Path(f"{log_folder(job)}slurm-{number}.log"), at)
+    print(f"job {number} has left the queue", file=sys.stderr)
+    return 0
+
+
+def _print_from(file: Path, at: int) -> int:
+    """Print what `file` has from byte `at` on; where it ends."""
+    if not file.is_file():
+        return at
+    with file.open("rb") as stream:
+        stream.seek(at)
+        new = stream.read()
+    sys.stdout.write(new.decode(errors="replace"))
+    sys.stdout.flush()
+    return at + len(new)
 
 
 def check_devices(args: argparse.Namespace, job: Job) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from launch import control
 from launch.accelerators import machines, parse_type
 from launch.job import Job
 
@@ -75,12 +76,37 @@ def run(args: argparse.Namespace, job: Job) -> int:
             _uninterrupted(lambda: subprocess.run(steps["delete"], check=False))
 
 
+def state(args: argparse.Namespace, job: Job) -> str:
+    """The state of the queued resource."""
+    job.need("gcloud", "tpu-vm", "install the Google Cloud CLI, then gcloud auth login")
+    return control.output(request(args, job, "describe", "--format=value(state.state)"), "NOT_FOUND")
+
+
+def cancel(args: argparse.Namespace, job: Job) -> None:
+    """Delete the slice."""
+    control.output(request(args, job, "delete", "--force", "--quiet"))
+
+
+def request(args: argparse.Namespace, job: Job, verb: str, *options: str) -> list[str]:
+    """The gcloud command about the queued resource. Raises ValueError without a zone."""
+    check_zone(args)
+    where = [f"--zone={args.zone}", *([f"--project={args.project}"] if args.project else [])]
+    return ["gcloud", "compute", "tpus", "queued-resources", verb, job.name, *where, *options]
+
+
+def check_zone(args: argparse.Namespace) -> None:
+    """Raises ValueError where --zone is missing, or is none."""
+    if not args.zone:
+        raise ValueError("lm launch tpu-vm: --zone is missing, as in --zone us-east5-b")
+    if not re.fullmatch(r"[a-z]+-[a-z]+\d+-[a-z]", args.zone):
+        raise ValueError(f"--zone {args.zone!r}: expected a zone's name, as in us-east5-b")
+
+
 def plan(args: argparse.Namespace, job: Job) -> dict[str, list[str]]:
     """The steps, in order, as commands. Raises ValueError for options that contradict each other or the job."""
     runtime = check(args, job)
     tpu = ["gcloud", "compute", "tpus"]
     where = [f"--zone={args.zone}", *([f"--project={args.project}"] if args.project else [])]
-    queued = [*tpu, "queued-resources"]
     options = [f"--node-id={job.name}", f"--accelerator-type={args.type}"]
     options += [f"--runtime-version={runtime}"]
     options += [f"--service-account={args.service_account}"] if args.service_account else []
@@ -88,13 +114,13 @@ def plan(args: argparse.Namespace, job: Job) -> dict[str, list[str]]:
     ssh = [*tpu, "tpu-vm", "ssh", job.name, *where, "--worker=all"]
     command = shlex.join([".venv/bin/python", "-m", "launch", *job.command])
     return {
-        "create": [*queued, "create", job.name, *where, *options],
-        "describe": [*queued, "describe", job.name, *where, "--format=value(state.state)"],
+        "create": request(args, job, "create", *options),
+        "describe": request(args, job, "describe", "--format=value(state.state)"),
         "pack": ["git", "archive", "--format=tar.gz", f"--output={CODE}", "HEAD"],
         "copy": [*tpu, "tpu-vm", "scp", CODE, f"{job.name}:~/{CODE}", *where, "--worker=all"],
         "install": [*ssh, f"--command={INSTALL}"],
         "run": [*ssh, f"--command=cd lm && LM_PROCESSES=auto {command}"],
-        "delete": [*queued, "delete", job.name, *where, "--force", "--quiet"],
+        "delete": request(args, job, "delete", "--force", "--quiet"),
     }
 
 
@@ -102,10 +128,7 @@ def check(args: argparse.Namespace, job: Job) -> str:
     """The machines' runtime version. Raises ValueError for options that contradict each other or the job."""
     if machines(args.type) > 1 and job.verb != "train":
         raise ValueError(f"lm {job.verb} is one process: choose a type of one machine, as v6e-8")
-    if not args.zone:
-        raise ValueError("lm launch tpu-vm: --zone is missing, as in --zone us-east5-b")
-    if not re.fullmatch(r"[a-z]+-[a-z]+\d+-[a-z]", args.zone):
-        raise ValueError(f"--zone {args.zone!r}: expected a zone's name, as in us-east5-b")
+    check_zone(args)
     if args.spot and args.reserved:
         raise ValueError("lm launch tpu-vm: --spot and --reserved exclude each other")
     if "://" not in job.workdir and not args.keep:

@@ -29,8 +29,9 @@ TESTS = {
     "lm/plan/decoding.py": ("tests/plan/test_decoding.py", "tests/launch/test_plan.py"),
     "launch/decoding.py": ("tests/launch/test_plan.py",),
     "lm/legal.py": ("tests/launch/test_devices.py",),
-    "launch/slurm.py": (*FILES, "tests/launch/test_devices.py"),
-    "launch/gke.py": (*FILES, "tests/launch/test_devices.py"),
+    "launch/control.py": ("tests/launch/test_control.py",),
+    "launch/slurm.py": (*FILES, "tests/launch/test_devices.py", "tests/launch/test_control.py"),
+    "launch/gke.py": (*FILES, "tests/launch/test_devices.py", "tests/launch/test_control.py"),
     "launch/tpu_vm.py": (*FILES, "tests/launch/test_devices.py"),
     "launch/catalogue.py": ("tests/launch/test_list.py",),
 }
@@ -96,12 +97,24 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("first layers are left out", "len(model.first_layers) + len(model.pattern)", "len(model.pattern)"),
         ("the warm-up stays", '{"warmup_steps": steps // 4, ', "{"),
     ),
+    "launch/control.py": (
+        (
+            "a job that is there is submitted again",
+            "        if not state:\n            if not job.command:",
+            "        if True:\n            if not job.command:",
+        ),
+        ("a failure is no job", "if done.returncode and not (absent and absent in done.stderr):", "if False:"),
+    ),
     "launch/slurm.py": (
+        ("a cancelled job queues itself again", 'write_text("cancelled\\n")', "exists()"),
+        ("the log is printed from its beginning", "stream.seek(at)", "stream.seek(0)"),
         ("a percent sign is not escaped", "folder.replace('%', '%%')", "folder"),
         ("quotes are not escaped", """(["\\\\])'""", "([\\\\])'"),
         ("tasks may share a GPU", "and gpus != args.tasks_per_node:", "and False:"),
     ),
     "launch/gke.py": (
+        ("a failed set is complete", 'return 0 if "Completed" in reached else 1', "return 0"),
+        ("the log is shown once", "if restarts != shown and", "if not shown and"),
         ("dollars are not escaped", 'text.replace("$", "$$")', "text"),
         ("numbers are not quoted", "style=None if plain else", "style=None if True else"),
         ("an error of the page is restarted", '"action": "FailJobSet"', '"action": "RestartJobSet"'),
