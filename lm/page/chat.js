@@ -78,10 +78,10 @@
     const writes = served.total_slots > 0, name = served.model_alias;
     document.title = $("name").textContent = name;
     $("about").textContent = `${served.default_generation_settings.n_ctx.toLocaleString("en")} tokens of context`;
-    show("note", !writes ? "This model is an encoder: it writes no text. Its inside can be looked at, of a text with a [MASK] with what it puts there."
+    show("note", !writes ? "This model writes no text here. It has embeddings, and can be looked into; an encoder, with what it puts in place of a [MASK]."
       : served.chat_template ? "" : "This model has no chat template: it continues the text, without turns.");
-    $("words").disabled = $("send").disabled = !writes;
-    if (writes) $("words").focus();
+    $("chat").hidden = !writes;
+    $(writes ? "words" : "text").focus();
     document.documentElement.dataset.ready = "1";
   };
 

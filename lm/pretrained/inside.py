@@ -5,7 +5,7 @@ html("SmolLM2", data, attentions)  # the page
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -67,7 +67,7 @@ def inside(
         main=page.name_of(cfg, side),
         neighbours=look.neighbours(),
         order=dict(
-            moved_to=moved_to, own=not other_order, lines=page.order(model.model, params, look.inputs, moved_to)
+            moved_to=moved_to, own=not other_order, lines=page.order(look.model.model, params, look.inputs, moved_to)
         ),
         moved={page.name_of(cfg, at): page.moved(seen, at) for at in look.ids},
         output=look.output(),
@@ -105,7 +105,8 @@ class Look:
     def __init__(self, model: Pretrained, text: str, output: str = ""):
         if not text:
             raise ValueError("--text is empty: expected what the model is to read")
-        self.model, self.config = model, model.config
+        scanned = replace(model.model.compute, unroll=1)  # each program runs once: unrolled, it compiles for longer
+        self.model, self.config = replace(model, model=replace(model.model, compute=scanned)), model.config
         read = self._checked("--text", encode(model, text))
         self.ids = {"": read}
         self.inputs = Inputs(jnp.array([read]))

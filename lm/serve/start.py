@@ -63,7 +63,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             port = self.servers[0].sockets[0].getsockname()[1]
-            print(f"open {page_address(self.config.host, port)} for a chat, and to look inside", flush=True)
+            print(f"open {page_address(self.config.host, port)} in a browser", flush=True)
 
 
 def page_address(host: str, port: int) -> str:

@@ -97,7 +97,7 @@ def test_sigterm_lets_requests_finish(signals: list[int], monkeypatch: pytest.Mo
     assert served(engine, client) < 2 == len(answers)
     assert [status for status, _ in answers] == [200, 200] and signals == [signal.SIGTERM]
     assert all(json.loads(body)["usage"]["completion_tokens"] == 120 for _, body in answers)
-    assert said == [f"open http://127.0.0.1:{ports[0]}/ for a chat, and to look inside"]
+    assert said == [f"open http://127.0.0.1:{ports[0]}/ in a browser"]
 
 
 def test_a_connection_that_breaks_frees_its_slot(signals: list[int]) -> None:

@@ -24,6 +24,7 @@ from starlette.testclient import TestClient
 from lm.pretrained.inside import WhatIf
 from lm.serve import inspector
 from lm.serve.call import Limits, Served
+from lm.serve.embeddings import Embedder
 from lm.serve.fields import Fields
 from lm.serve.inspector import Inspection, Inspector, inspection
 from lm.serve.metrics import COMPILED, Metrics
@@ -280,8 +281,13 @@ def test_stop_clear_and_a_model_without_turns(tmp_path: Path) -> None:
     engine = slow()
     plain = replace(small.model(), tokenizer=ByteTokenizer())
     with listening(application(plain, "tiny", engine)) as address, browser(tmp_path) as page:
+        with listening(application(plain, "embeds", None, embedder=Embedder(plain, 32))) as encoder:
+            page.open(encoder)
+            page.until("document.documentElement.dataset.ready")
+            assert page.text("#note").startswith("This model writes no text here. It has embeddings")
+            assert page.run("return document.getElementById('chat').hidden && document.activeElement.id") == "text"
         page.open(address)
-        page.until("document.documentElement.dataset.ready")
+        page.until("document.documentElement.dataset.ready && document.title === 'tiny'")
         assert page.text("#note") == "This model has no chat template: it continues the text, without turns."
         say(page, "The")
         page.until("document.querySelector('.turn.assistant pre')?.textContent.length > 3")
