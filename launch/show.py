@@ -138,18 +138,31 @@ def show_diff(first: Any, second: Any, names: tuple[str, str], as_json: bool) ->
     from lm.experiment import Experiment
     from lm.machine.monitor import terminal
     from lm.page.source import as_python
+    from lm.page.words import NONE
     from lm.value import differences, plain
 
     both = [first, second]
     if not all(isinstance(one, Experiment) for one in both):
         both = [one.model if isinstance(one, Experiment) else one for one in both]
-    found = differences(*map(plain, both))
+    plains = [plain(one) for one in both]
+    found = differences(*plains)
     if as_json:
         return print(json.dumps([dict(field=path, first=x, second=y) for path, x, y in found], ensure_ascii=False))
     table = Table("field", *names)
     for path, x, y in found:
-        table.add_row(*map(Text, (path, as_python(x), as_python(y))))
+        table.add_row(
+            path, *(Text(as_python(one) if has(data, path) else NONE) for one, data in zip((x, y), plains, strict=True))
+        )
     terminal().print(table if found else f"{names[0]} and {names[1]} are the same")
+
+
+def has(data: Any, path: str) -> bool:
+    """Whether plain data have a field at the dotted `path`, None or not."""
+    for name in path.split("."):
+        if not isinstance(data, dict) or name not in data:
+            return False
+        data = data[name]
+    return True
 
 
 def as_data(shown: Any, reference: str) -> dict[str, Any]:

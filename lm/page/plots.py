@@ -291,6 +291,7 @@ def _scale_x(axes: Any, log: bool = False, ticks: Sequence[str] = (), whole: boo
         axes.set_xticks(with_ends(inner, low, high))
         large = high >= 1e5
         axes.xaxis.set_major_formatter((lambda x, _: human(x)) if large else StrMethodFormatter("{x:,.0f}"))
+        axes.xaxis.get_ticklabels()[0].set_horizontalalignment("left")  # or a long one runs into the y axis's
 
 
 def with_ends(ticks: Sequence[float], low: float, high: float) -> list[float]:

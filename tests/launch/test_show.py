@@ -48,6 +48,8 @@ def test_the_fields_that_differ(tmp_path: Path, capsys: pytest.CaptureFixture[st
         {"field": "model.layers", "first": 2, "second": 4},
         {"field": "steps", "first": 300, "second": 240},
     ]
+    told = shown(capsys, page, "--set", "optimizer.schedule=Constant()", "--diff", page)
+    assert "optimizer.schedule.shape │ – │ 'sqrt'" in told and "warmup_steps │ 0 │ 10" in told
     told = shown(capsys, page, "--diff", page)
     assert told == f"{page}:experiment and {page} are the same"
     run = {"experiment": page, "fingerprint": "", "value": plain(find(page)[0].replace(seed=7))}
