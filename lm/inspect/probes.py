@@ -69,8 +69,8 @@ def probe(model: Transformer, params: Params, tokens: jax.Array) -> dict[str, ja
         "resid_norm": jnp.concatenate([taps["embedding"], taps["resid_post"]]),
     }
     if isinstance(model.cfg.output, NoOutput):
-        nothing = jnp.zeros((T, 0))
-        return {**kept, "best_tokens": nothing.astype(jnp.int32), "best_probs": nothing, "next_probs": nothing[:0, 0]}
+        none = dict(best_tokens=jnp.zeros((T, 0), jnp.int32), best_probs=jnp.zeros((T, 0)), next_probs=jnp.zeros(0))
+        return kept | none
     chances = jax.nn.softmax(model.logits(params, hidden.x)[0])
     best, ids = jax.lax.top_k(chances, min(BEST, model.cfg.vocab))
     following = chances[jnp.arange(T - 1), tokens[1:]] if model.cfg.causal else chances[:0, 0]

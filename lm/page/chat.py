@@ -103,7 +103,8 @@ def _settings() -> list[Markup]:
 
 
 def _inside() -> Markup:
-    text = {"rows": "3", "aria-label": "Text to look into", "placeholder": "A text, or the last answer with its prompt"}
+    empty = "A text, or the last answer with its prompt; Ctrl+Enter looks inside"
+    text = {"rows": "3", "aria-label": "Text to look into", "placeholder": empty}
     heads = tag("input", type="text", id="zero", placeholder="3.5 7.1")
     patched = tag("input", type="text", id="patch_from", placeholder="a text of as many tokens")
     return tag(

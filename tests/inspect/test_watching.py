@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from lm.inspect.look import look
-from lm.inspect.probes import read_probes
+from lm.inspect.probes import probe, read_probes
 from lm.inspect.watching import Watching, inside, repeated_tokens
 from lm.model.compute import Compute
-from lm.model.families import mixtral
+from lm.model.config import LayerKind
+from lm.model.delta import GatedDeltaNet
+from lm.model.families import bert, llama, mixtral, scorer
 from lm.model.inputs import Inputs
 from lm.model.transformer import Transformer
 from lm.page.run_report import write_report
@@ -146,6 +148,26 @@ def test_probes_are_what_the_model_has_inside(runs: tuple[Path, Path]) -> None:
     assert not np.array_equal(first.next_probs[0], first.next_probs[1])
     with pytest.raises(ValueError, match="has no probes: Experiment.watch=Watching"):
         read_probes(off)
+
+
+def test_probes_of_models_without_attention_or_next_tokens() -> None:
+    sizes: dict[str, Any] = dict(vocab=16, layers=2, width=8, heads=2, mlp=8, context=8)
+    causal, state = llama(**sizes), LayerKind(mixer=GatedDeltaNet(2, 2, key_dim=4, value_dim=4, chunk=4))
+    for cfg, heads, best, following in (
+        (bert(**sizes), (2, 2), 16, 0),
+        (scorer(causal), (2, 2), 0, 0),
+        (replace(causal, pattern=(state,)), (0, 0), 16, 4),
+        (replace(causal, pattern=(state, LayerKind())), (1, 2), 16, 4),
+    ):
+        model = Transformer(cfg, Compute(dtype="float32", matmul="float32").resolve())
+        shapes = jax.eval_shape(lambda p, m=model: probe(m, p, jnp.arange(5)), model.shapes())
+        assert {name: a.shape for name, a in shapes.items()} == {
+            "attn_pattern": (*heads, 5, 5),
+            "resid_norm": (3, 5),
+            "best_tokens": (5, best),
+            "best_probs": (5, best),
+            "next_probs": (following,),
+        }
 
 
 @pytest.mark.parametrize("bad", [b"", b"PK no archive", None])
