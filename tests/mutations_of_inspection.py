@@ -5,6 +5,7 @@ TESTS = {
     "lm/run/watching.py": ("tests/inspect/test_watching.py",),
     "lm/inspect/probes.py": ("tests/inspect/test_watching.py",),
     "lm/run/inside.py": ("tests/run/test_inside.py",),
+    "lm/tune/samples.py": ("tests/run/test_inside.py", "tests/run/test_samples.py"),
     "lm/inspect/look.py": ("tests/inspect/test_look.py",),
     "lm/model/taps.py": ("tests/inspect/test_patching.py", "tests/inspect/test_look.py"),
     "lm/inspect/edits.py": ("tests/inspect/test_look.py", "tests/inspect/test_patching.py"),
@@ -65,6 +66,13 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("a token is followed by itself", "jnp.arange(T - 1), tokens[1:]]", "jnp.arange(T - 1), tokens[:-1]]"),
         ("the embedding is left out", 'jnp.concatenate([taps["embedding"], taps["resid_post"]])', 'taps["resid_post"]'),
         ("all steps are the last", "[one[name] for one in series]", "[last[name] for one in series]"),
+    ),
+    "lm/tune/samples.py": (
+        (
+            "a reply is looked into without its template",
+            "read = apply_chat_template(tokenizer, _as_user(prompt), True)",
+            "pass",
+        ),
     ),
     "lm/run/inside.py": (
         ("a page is made again", "or (folder / INSIDE_PAGE).is_file() or", "or"),

@@ -27,7 +27,7 @@ from lm.data.objective import (
     positions,
 )
 from lm.data.records import WholeRecords
-from lm.text.chat import encode_chat_prompt
+from lm.text.chat import apply_chat_template, encode_chat_prompt
 from lm.text.tokenizer import Tokenizer
 
 VERSION = "prompts 1"  # raise it when the same records give other tokens
@@ -70,12 +70,25 @@ def prompt_ids(record: Mapping[str, Any], tokenizer: Tokenizer) -> list[int]:
     if isinstance(prompt, str):
         ids = tokenizer.encode_prompt(prompt)
     else:
-        variables = json_of("chat_template_kwargs", record, dict) or {}
-        messages = checked_messages("prompt", prompt, ())
-        ids = encode_chat_prompt(tokenizer, messages, json_of("tools", record, list), **variables)
+        messages, tools, variables = _chat(record)
+        ids = encode_chat_prompt(tokenizer, messages, tools, **variables)
     if not ids:
         raise ValueError("the prompt has no tokens: give at least one character")
     return ids
+
+
+def prompt_as_read(record: Mapping[str, Any], tokenizer: Tokenizer) -> str:
+    """The text that `prompt_ids` encodes."""
+    if isinstance(record["prompt"], str):
+        return record["prompt"]
+    messages, tools, variables = _chat(record)
+    return apply_chat_template(tokenizer, messages, True, tools, **variables)
+
+
+def _chat(record: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[Any] | None, dict[str, Any]]:
+    """The messages of a record's prompt, and the tools and variables that its template is given."""
+    variables = json_of("chat_template_kwargs", record, dict) or {}
+    return checked_messages("prompt", record["prompt"], ()), json_of("tools", record, list), variables
 
 
 def prompt_text(prompt: Any) -> str:

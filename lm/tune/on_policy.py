@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from lm.data.prompts import prompt_ids, prompt_text
+from lm.data.prompts import prompt_as_read, prompt_ids, prompt_text
 from lm.decode.generate import NonFiniteLogits
 from lm.decode.layout import layers_apart
 from lm.decode.rollout import Completions, complete
@@ -192,7 +192,8 @@ class OnPolicy(Learner):
         each = ", ".join(f"{name} {value:g}" for name, value in zip(self.rewards.names, table[0], strict=True))
         prompt = prompt_text(record["prompt"])
         worth = f"\n\n[reward {self.rewards.total(table)[0]:g}: {each}]" if each else ""
-        return Sample(f"{source}, held out", prompt, f"{prompt}{text}{worth}")
+        read = prompt_as_read(record, tokenizer) + text
+        return Sample(f"{source}, held out", prompt, f"{prompt}{text}{worth}", read)
 
 
 @partial(jax.jit, static_argnums=(0, 3))

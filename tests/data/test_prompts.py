@@ -11,7 +11,7 @@ from lm.data.loader import Batches, prepare
 from lm.data.mixture import Data, Mixture
 from lm.data.objective import CausalLM
 from lm.data.pack import OnePerRow, Pack
-from lm.data.prompts import Prompts, Rollouts, parse, prompt_ids, prompt_text
+from lm.data.prompts import Prompts, Rollouts, parse, prompt_as_read, prompt_ids, prompt_text
 from lm.data.records import Jsonl
 from lm.text.tokenizer import Bytes
 from tests.tune.talks import TEMPLATE, user
@@ -97,6 +97,7 @@ def test_messages_go_through_the_template_with_the_header_of_the_reply() -> None
     record = {"prompt": [user("a")], "tools": [{"name": "f"}], "chat_template_kwargs": {"short": True}}
     ids = prompt_ids(record, tokenizer)
     assert ids[0] == tokenizer.bos and tokenizer.decode(ids) == "a[f]!>"
+    assert prompt_as_read(record, tokenizer) == "<bos>a[f]!>" and prompt_as_read({"prompt": "a"}, tokenizer) == "a"
     assert prompt_text(record["prompt"]) == "a" == Prompts(Jsonl("x")).plain_text(json.dumps(record))
 
 

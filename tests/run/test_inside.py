@@ -1,16 +1,19 @@
 """A run's inside.html: its first sample looked into, and a link to it in the report."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from launch.__main__ import main
 from lm.page.run_report import write_report
-from lm.pretrained import load
+from lm.pretrained import load, read_experiment
 from lm.pretrained.fill import encode
 from lm.run import course
 from lm.run.inside import look_inside, sample_to_inspect
+from lm.text.tokenizer import ByteTokenizer
+from lm.tune.samples import replies, reply_prompt
 from tests import tiny
 
 
@@ -72,6 +75,13 @@ def test_a_study_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "--inside is of a run" in capsys.readouterr().err
 
 
-def test_the_text_is_what_the_model_reads(finished: Path) -> None:
-    model = load(finished)
-    assert encode(model, sample_to_inspect(finished))[0] == 256
+def test_a_reply_is_looked_into_as_the_model_read_and_wrote_it(finished: Path) -> None:
+    """By the chat template, where there is one."""
+    model, tokenizer = load(finished), ByteTokenizer()
+    settings = replace(read_experiment(finished), prompts=("Hi",), sample_tokens=4)
+    for template, begin in ((None, "Hi"), ("{{ bos_token }}{{ messages[0].content }}|", "<bos>Hi|")):
+        tokenizer.chat_template = template
+        ids = reply_prompt(tokenizer, "Hi")
+        (sample,) = replies(model, settings, tokenizer)
+        reply = sample.text.removeprefix("Hi\n\n")
+        assert sample.inspect == begin + reply and encode(model, begin) == ids

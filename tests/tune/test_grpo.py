@@ -381,6 +381,7 @@ def test_it_learns_from_rewards_and_is_told_in_them(finished: Path) -> None:
     samples = json.loads((finished / "samples.json").read_text())
     assert len(samples) == 4 and "[reward " in samples[0]["text"] and "ExactAnswer 0" in samples[0]["text"]
     assert samples[0]["text"].startswith(samples[0]["prompt"])
+    assert samples[0]["inspect"] == samples[0]["text"].partition("\n\n[reward ")[0]
     page = (finished / "report.html").read_text()
     assert "[reward " in page and "completion length" in page and "bits per byte" not in page
 
