@@ -3,6 +3,7 @@ compiler; none is needed."""
 
 import argparse
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,10 +90,21 @@ def run_decoding(args: argparse.Namespace, topology: "Topology") -> None:
 
     served = serving(args, topology)
     check(served)
-    found, program = plan(served, topology, is_analytic(args, topology))
+    analytic = is_analytic(args, topology)
+    with nullcontext() if analytic else compiling("decoding and the prefill", topology):
+        found, program = plan(served, topology, analytic)
     show(rows(found))
     write(args.json, found.as_data())
     write_program(args.hlo, program)
+
+
+def compiling(what: str, topology: "Topology") -> AbstractContextManager[None]:
+    """Says on standard error what is compiled, and for how long."""
+    from rich.console import Console
+
+    from lm.machine.monitor import waiting
+
+    return waiting(f"compiling {what} for {topology.name}", Console(stderr=True))
 
 
 def is_analytic(args: argparse.Namespace, topology: "Topology") -> bool:
@@ -134,12 +146,8 @@ def one(experiment: "Experiment", topology: "Topology", analytic: bool) -> "tupl
 
     if analytic:
         return arithmetic.plan(experiment, topology), ""
-    from rich.console import Console
-
-    from lm.machine.monitor import waiting
-
     try:
-        with waiting(f"compiling the step for {topology.name}", Console(stderr=True)):
+        with compiling("the step", topology):
             memory, program = compile_step(experiment, topology)
     except OutOfMemory as error:
         raise ValueError(out_of_memory(experiment, topology, str(error))) from None

@@ -111,6 +111,22 @@ def test_what_cannot_be_decoded(
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize(
+    ("more", "what"), [((), "the step"), (("--decode", "--context", "512"), "decoding and the prefill")]
+)
+def test_what_is_compiled_is_said(
+    more: tuple[str, ...], what: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise ValueError("not compiled")
+
+    monkeypatch.setattr("launch.plan.has_compiler", lambda: True)
+    monkeypatch.setattr("lm.plan.compile.compile_step", failing)
+    monkeypatch.setattr("lm.plan.decoding.plan", failing)
+    assert main(["plan", "experiments.gpt:gpt2", "--topology", "v5e:2x2", *more]) == 1
+    assert capsys.readouterr().err == f"compiling {what} for v5e:2x2 …\nlm: not compiled\n"
+
+
 def test_a_batch_is_of_decoding(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "experiments.gpt:gpt2", "--topology", "v5e:4x4", "--batch", "8"]) == 1
     assert "--batch is of a plan of decoding: add --decode" in capsys.readouterr().err
