@@ -81,6 +81,7 @@
     show("note", !writes ? "This model writes no text here. It has embeddings, and can be looked into; an encoder, with what it puts in place of a [MASK]."
       : served.chat_template ? "" : "This model has no chat template: it continues the text, without turns.");
     $("chat").hidden = !writes;
+    $("looks").hidden = !served.limits.inspect_tokens;
     $(writes ? "words" : "text").focus();
     document.documentElement.dataset.ready = "1";
   };
@@ -149,7 +150,8 @@
     messages = [...messages, ...whole.slice(-2)];
     const button = element("button", { className: "link", type: "button", onclick: () => look(whole) }, "look inside");
     const about = [counts, fault ? "" : end].filter(Boolean).join(" · ");
-    scrolled(() => box.append(element("p", { className: "muted" }, about, about ? " · " : "", button)));
+    const rest = $("looks").hidden ? [] : about ? [" · ", button] : [button];
+    scrolled(() => box.append(element("p", { className: "muted" }, about, ...rest)));
     if (!edited) $("text").value = await textOf(whole).catch(() => $("text").value);
   };
 

@@ -286,6 +286,10 @@ def test_stop_clear_and_a_model_without_turns(tmp_path: Path) -> None:
             page.until("document.documentElement.dataset.ready")
             assert page.text("#note").startswith("This model writes no text here. It has embeddings")
             assert page.run("return document.getElementById('chat').hidden && document.activeElement.id") == "text"
+        with listening(application(plain, "chats", slow(), Limits(inspect_tokens=0))) as chats:
+            page.open(chats)
+            page.until("document.documentElement.dataset.ready && document.title === 'chats'")
+            assert page.run("return document.getElementById('looks').hidden && !document.getElementById('chat').hidden")
         page.open(address)
         page.until("document.documentElement.dataset.ready && document.title === 'tiny'")
         assert page.text("#note") == "This model has no chat template: it continues the text, without turns."
