@@ -110,7 +110,6 @@ def run(args: argparse.Namespace) -> None:
     from lm.machine import processes
     from lm.machine.output import outlive_readers
     from lm.run.course import train
-    from lm.run.inside import look_inside
 
     folder = args.workdir or f"runs/{experiment.name}"
     with outlive_readers():
@@ -118,6 +117,8 @@ def run(args: argparse.Namespace) -> None:
         if processes.is_first():
             print(what_next(experiment, folder))
         if not args.smoke:
+            from lm.run.inside import look_inside  # not before training begins
+
             look_inside(folder)
 
 

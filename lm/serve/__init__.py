@@ -1,1 +1,1 @@
-"""The HTTP API of a model, and conversations in a terminal."""
+"""The HTTP API of a model and its page, and conversations in a terminal."""
