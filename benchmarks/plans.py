@@ -119,8 +119,9 @@ def read_program(file: str, topology: str) -> str:
     low, high = cost.seconds, cost.seconds + cost.collective_seconds(overlapped=False)
     return (
         f"matrix {cost.matrix / 1e12:.1f} TFLOP in {cost.matrix_seconds:.3f} s; kernels {cost.kernel / 1e12:.1f} in "
-        f"{cost.kernel_seconds:.3f}; the rest {cost.other_seconds:.3f}; wire {cost.collective_bytes / 1e9:.1f} GB; "
-        f"{low:.2f} - {high:.2f} s a step; unknown {dict(cost.unknown)}"
+        f"{cost.kernel_seconds:.3f}; the rest {cost.other_seconds:.3f}; moved {cost.moved / 1e9:.2f} GB; "
+        f"wire {cost.collective_bytes / 1e9:.1f} GB; "
+        f"{low:.4f} - {high:.4f} s a step; unknown {dict(cost.unknown)}"
     )
 
 

@@ -201,7 +201,7 @@ BY_FILE = {
         ("layers are copies", "put(view[i])", "stacked[i]"),
         ("layers are one off", "put(view[i])", "put(view[i - 1])"),
         ("a layer forgets its device", "device if stacked.committed else None", "None"),
-        ("a step gathers weights", "_over(params, DecodingLayout())", "_over(params, Layout())"),
+        ("a step gathers weights", "DecodingLayout() if 2 * tokens <= width else Layout()", "Layout()"),
         ("the first layer is all", "layers[i], stack, apart", "layers[0], stack, apart"),
     ),
     "lm/pretrained/placement.py": (

@@ -16,7 +16,7 @@ import numpy as np
 
 from lm.bounds import Seed, require
 from lm.decode.filters import Counts
-from lm.decode.layout import on_mesh, on_mesh_by_step
+from lm.decode.layout import on_mesh
 from lm.decode.sampling import NONE, Sampling, row_keys
 from lm.model.cache import Cache
 from lm.model.config import ModelConfig
@@ -136,7 +136,7 @@ def stream(
     if max_new_tokens == 0:
         return
     require(Seed, seed=seed)
-    with on_mesh(params):
+    with on_mesh(params, model.cfg.width, inputs.tokens.size):
         state = prefill(model, params, inputs, jax.random.key(seed), max_length, sampling)
     stopped, given = np.zeros(len(prompts), bool), 0
     for drawn in _chunks(model, params, state, max_new_tokens, sampling, tuple(stop)):
@@ -160,7 +160,7 @@ def _chunks(
     CHUNK. Arguments as in `extend`."""
     yield np.asarray(state.last)[:, None]
     for start in range(0, count if count > 1 else 0, CHUNK):
-        with on_mesh_by_step(params):
+        with on_mesh(params, model.cfg.width, len(state.done)):
             state, drawn = extend(model, params, state, min(CHUNK, count - start), sampling, stop)
         yield np.asarray(drawn)[:, start == 0 :]
 

@@ -53,20 +53,19 @@ def for_decoding(model: Transformer, params: Params, weights: str = "float32") -
     return for_one_cpu(model, params, weights)
 
 
-def on_mesh(params: Params) -> contextlib.AbstractContextManager[Any]:
-    """Trace and run a prefill over the mesh on which `params` are, where it is one of lm/sharding/mesh.py."""
-    return _over(params, Layout())
+def layout_for(width: int, tokens: int) -> Layout | DecodingLayout:
+    """The layout in which the devices of a mesh exchange less: for many tokens they gather weights, for few they sum
+    activations. Of a product [D, F] the first takes D F numbers, the second 2 F for each token, and the products that
+    lead back to the model's width nothing; so that few is D / 2 (`width` D)."""
+    return DecodingLayout() if 2 * tokens <= width else Layout()
 
 
-def on_mesh_by_step(params: Params) -> contextlib.AbstractContextManager[Any]:
-    """The same of steps of few tokens, whose weights stay where they are."""
-    return _over(params, DecodingLayout())
-
-
-def _over(params: Params, layout: Layout | DecodingLayout) -> contextlib.AbstractContextManager[Any]:
+def on_mesh(params: Params, width: int, tokens: int) -> contextlib.AbstractContextManager[Any]:
+    """Trace and run a program of so many tokens over the mesh on which `params` are, where it is one of
+    lm/sharding/mesh.py; `width` is the model's."""
     sharding = jax.tree.leaves(params)[0].sharding
     ours = isinstance(sharding, NamedSharding) and sharding.mesh.axis_names == MESH_AXES
-    return use_mesh(sharding.mesh, layout) if ours else contextlib.nullcontext()
+    return use_mesh(sharding.mesh, layout_for(width, tokens)) if ours else contextlib.nullcontext()
 
 
 def cache_shardings(cache: Cache, mesh: AnyMesh, rules: Mapping[str, Rule]) -> Cache:

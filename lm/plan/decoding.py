@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from lm.decode.generate import Decoding, extend, prefill
-from lm.decode.layout import cache_shardings
+from lm.decode.layout import cache_shardings, layout_for
 from lm.decode.sampling import Sampling
 from lm.legal import sizes
 from lm.model import count
@@ -31,8 +31,8 @@ from lm.plan.hlo import parse_program
 from lm.plan.plan import Collective, Plan, attended_fraction, compiled_plan
 from lm.plan.topology import Topology
 from lm.sharding.mesh import row_devices
-from lm.sharding.rules import MESH_AXES, AnyMesh, DecodingLayout, Layout, fitting_spec
-from lm.sharding.shardings import NamedSharding, batch_sharding, shardings
+from lm.sharding.rules import MESH_AXES, AnyMesh, DecodingLayout, Layout, devices_along, fitting_spec
+from lm.sharding.shardings import NamedSharding, shardings
 from lm.sharding.tracing import use_mesh
 
 WEIGHTS = ("bfloat16", "float32")
@@ -116,7 +116,15 @@ class Serving:
     @property
     def prompts(self) -> int:
         """The rows of a prefill: one, or as many as the mesh splits a batch into."""
-        return min(self.batch, row_devices(self.abstract_mesh))
+        rows = devices_along(self.abstract_mesh, DecodingLayout().rules["batch"])
+        if isinstance(layout_for(self.model.width, rows * self.context), Layout):
+            rows = row_devices(self.abstract_mesh)
+        return min(self.batch, rows)
+
+    def layout(self, tokens: int) -> Layout | DecodingLayout:
+        """That of a program of so many tokens."""
+        layout = Layout(replicated=self.replicated)
+        return layout if isinstance(layout_for(self.model.width, tokens), Layout) else DecodingLayout(layout)
 
 
 def default_mesh(model: ModelConfig, devices: int, slices: int = 1) -> dict[str, int]:
@@ -157,7 +165,7 @@ def check(serving: Serving) -> None:
 
 def lower_step(serving: Serving, mesh: Mesh) -> Any:
     """One more token of each row, lowered for `mesh`."""
-    with use_mesh(mesh, DecodingLayout(Layout(replicated=serving.replicated))):
+    with use_mesh(mesh, serving.layout(serving.batch)):
         params, state = serving.parameters(mesh), serving.decoding(mesh)
         return extend.lower(serving.transformer, params, state, 1, GREEDY, ())
 
@@ -165,10 +173,11 @@ def lower_step(serving: Serving, mesh: Mesh) -> Any:
 def lower_prefill(serving: Serving, mesh: Mesh) -> Any:
     """The reading of prompts of the whole context, lowered for `mesh`."""
     shape = serving.prompts, serving.context
-    tokens: Any = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))
+    rows = NamedSharding(mesh, fitting_spec(mesh, shape, ("batch", None), serving.layout(math.prod(shape)).rules))
+    tokens: Any = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
     inputs = Inputs(tokens, segments=tokens)
     key = jax.eval_shape(jax.random.key, 0)
-    with use_mesh(mesh, Layout(replicated=serving.replicated)):
+    with use_mesh(mesh, serving.layout(math.prod(shape))):
         return prefill.lower(serving.transformer, serving.parameters(mesh), inputs, key, serving.context, GREEDY)
 
 

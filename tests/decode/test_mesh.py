@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from lm.decode.generate import extend, generate, prefill
-from lm.decode.layout import cache_shardings, for_decoding, on_mesh, on_mesh_by_step
+from lm.decode.layout import cache_shardings, for_decoding, layout_for, on_mesh
 from lm.decode.sampling import Sampling
 from lm.model.config import ModelConfig
 from lm.model.families import llama, mixtral
 from lm.model.inputs import Inputs
 from lm.model.transformer import Params, Transformer
 from lm.sharding.mesh import make_mesh
-from lm.sharding.rules import DecodingLayout
+from lm.sharding.rules import DecodingLayout, Layout
 from lm.sharding.shardings import shardings
 from tests.model.reference import MODELS, SIMPLE, lively
 
@@ -76,22 +76,26 @@ def test_a_step_gathers_no_weights() -> None:
         shapes = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", program.compile().as_text())
         return max((int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes), default=0)
 
-    with on_mesh(params):
+    with on_mesh(params, cfg.width, 64):
         state = jax.eval_shape(lambda p: prefill(model, p, inputs, jax.random.key(0), 32, GREEDY["sampling"]), params)
         first = prefill.lower(model, params, inputs, jax.random.key(0), 32, GREEDY["sampling"])
     homes = cache_shardings(state.cache, make_mesh(mesh), DecodingLayout().rules)
     cache = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state.cache, homes)
-    with on_mesh_by_step(params):
+    with on_mesh(params, cfg.width, 4):
         step = extend.lower(model, params, replace(state, cache=cache), 1, GREEDY["sampling"], ())
     smallest = 64 * 2 * 8 // 2  # the keys' matrix, over tensor
     assert gathered(step) < smallest <= gathered(first)
 
 
 def test_without_a_mesh_of_ours_nothing_is_set() -> None:
-    with on_mesh(lively(LLAMA)):
+    with on_mesh(lively(LLAMA), 16, 1):
         assert jax.sharding.get_abstract_mesh().empty
-    with on_mesh(spread(LLAMA, dict(data=8))):
+    with on_mesh(spread(LLAMA, dict(data=8)), 16, 1):
         assert jax.sharding.get_abstract_mesh().shape["data"] == 8
+
+
+def test_few_tokens_go_to_the_weights_and_weights_to_many() -> None:
+    assert isinstance(layout_for(64, 32), DecodingLayout) and isinstance(layout_for(64, 33), Layout)
 
 
 def test_int8_is_for_one_cpu() -> None:
