@@ -84,6 +84,16 @@ def use_compilation_cache(cache: Path) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def run_once() -> dict[str, Any]:
+    """Compiler options for a program that is run once: on CPUs, where LLVM's time to optimise it is longer than that
+    takes, the least of optimisation that leaves all bits the same. XLA_FLAGS, where they say how much, hold."""
+    import jax
+
+    level = "xla_backend_optimization_level"
+    given = level in os.environ.get("XLA_FLAGS", "") or jax.default_backend() != "cpu"
+    return {} if given else {level: 1}
+
+
 CURES = {
     "cuda": 'GPUs need NVIDIA\'s driver and the extra, pip install -e ".[cuda]"',
     "tpu": 'TPUs need the extra, pip install -e ".[tpu]", on a TPU VM that no other process uses',

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from lm.machine.hardware import run_once
 from lm.sharding.rules import Layout
 from lm.sharding.shardings import batch_sharding, on_host, shardings, shardings_like
 from lm.sharding.tracing import shard_as_state, to_device_memory, use_mesh
@@ -106,7 +107,7 @@ def init_state(
     def fresh(key: jax.Array, start: Any, models: Any) -> TrainState:
         return fresh_state(learner, optimizer, ema, key, start, models)
 
-    make = jax.jit(fresh, out_shardings=placed, donate_argnums=(1, 2))
+    make = jax.jit(fresh, out_shardings=placed, donate_argnums=(1, 2), compiler_options=run_once())
     with use_mesh(mesh, layout), warnings.catch_warnings():
         # a matrix that is kept in fewer bits leaves no buffer of its size
         warnings.filterwarnings("ignore", "Some donated buffers were not usable")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from lm.machine import hardware
@@ -120,3 +121,21 @@ def test_a_platform_that_is_not_here(devices: str, platforms: str, said: str) ->
     told = ran.stdout.strip()
     assert told.startswith(said) and told.endswith("--devices cpu runs on this machine's CPU") and "\n" not in told
     assert ("[cuda]" in told) == ("cuda" in said)
+
+
+def test_a_program_that_is_run_once_is_optimised_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no bit of what it computes is another."""
+    assert not hardware.run_once()  # the tests' own flags say how much
+    monkeypatch.delenv("XLA_FLAGS")
+    options = hardware.run_once()
+    assert options == {"xla_backend_optimization_level": 1}
+
+    def draw(key: jax.Array) -> jax.Array:
+        return jax.random.truncated_normal(key, -2, 2, (64, 48)) * 0.02
+
+    key = jax.random.key(0)
+    level = "xla_backend_optimization_level"
+    full, less = (jax.jit(draw, compiler_options={level: n})(key) for n in (3, options[level]))
+    np.testing.assert_array_equal(full, less)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert not hardware.run_once()
