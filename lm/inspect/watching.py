@@ -20,7 +20,8 @@ DEAD = 0.01  # of the largest hidden unit of its layer
 @dataclass(frozen=True)
 class Watching:
     """Numbers of the model's inside, noted every `every_steps` steps in the run's inside.jsonl and drawn in its report:
-    of `rows` held-out rows of the first source, and of as many rows of `repeated` random tokens that come twice.
+    of `rows` held-out rows of the first source, and of as many in which `repeated` random ones of their tokens come
+    twice.
 
     Of the texts `probes`, every `probe_every_steps` steps, attention, the residual stream's norms and the next tokens'
     probabilities are kept whole, as `read_probes` reads them (lm/inspect/probes.py).
@@ -39,9 +40,10 @@ class Watching:
             raise ValueError(f"watch.probes={self.probes!r}: expected texts, each once")
 
 
-def repeated_tokens(vocab: int, rows: int, length: int, seed: int = 0) -> jax.Array:
-    """Random tokens [rows, 2 * length] whose second half is the first (2209.11895, section on induction heads)."""
-    half = jax.random.randint(jax.random.key(seed), (rows, length), 0, vocab)
+def repeated_tokens(known: jax.typing.ArrayLike, rows: int, length: int, seed: int = 0) -> jax.Array:
+    """Random ones of the tokens `known` [K], [rows, 2 * length], whose second half is the first (2209.11895, section on
+    induction heads)."""
+    half = jax.random.choice(jax.random.key(seed), jnp.asarray(known), (rows, length))
     return jnp.concatenate([half, half], axis=1)
 
 

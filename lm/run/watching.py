@@ -38,7 +38,10 @@ class Watcher:
         self.text = Inputs.of(batch) if "tokens" in batch and not model.cfg.has_encoder else None
         length = min(watch.repeated, model.cfg.context // 2)
         repeats = length > 1 and not model.cfg.has_encoder
-        self.repeated = repeated_tokens(model.cfg.vocab, watch.rows, length) if repeats else None
+        known = (
+            np.unique(batch["tokens"]) if "tokens" in batch else np.arange(model.cfg.vocab)
+        )  # others may be untrained
+        self.repeated = repeated_tokens(known, watch.rows, length) if repeats else None
 
         def noted(params: Any, frozen: Any, text: Inputs | None, repeated: Any) -> Any:
             return inside(model, learner.model_params(params, frozen), text, repeated)

@@ -1,11 +1,14 @@
-"""The search for the heads that know who *it* is, on patterns whose answer is known."""
+"""The pages that look inside: their searches and measures, on patterns and circuits whose answer is known."""
 
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
+from experiments.inspect import induction
 from experiments.inspect.coreference import SENTENCES, examples, looks, report, scores, tokens_at
 from lm.inspect.look import look
+from tests.inspect.circuit import circuit
 from tests.pretrained.test_model import WRITER
 
 
@@ -43,3 +46,18 @@ def test_a_head_of_position_wins_half_and_no_pair() -> None:
     assert found["both"].tolist() == [[0, 1, 0]]
     lines = report(right, other)
     assert lines[1].startswith("0.1 ") and "looks more at the first noun" in lines[-2]
+
+
+def test_the_steepest_window_is_about_the_jump() -> None:
+    steps = np.arange(25, 1001, 25)
+    assert induction.steepest(steps, 1 / (1 + np.exp(-(steps - 400) / 10))) == pytest.approx(400, abs=25)
+
+
+def test_without_its_head_a_circuit_loses_what_repeats() -> None:
+    """Head 0 of layer 1 is the circuit's induction head, the others of that layer do nothing."""
+    model, params = circuit()
+    rows, seen = np.array([[7, 0, 1, 2, 3, 0, 1]]), np.array([[False] * 5 + [True]])
+    whole, ablated, others = (
+        induction.lost(model, params, rows, seen, without) for without in ([], [(1, 0)], [(1, 1)])
+    )
+    assert whole == others < 1.3 < np.log(8) - 0.01 < ablated

@@ -65,7 +65,7 @@ def test_padding_and_neighbours_in_a_row_count_for_nothing() -> None:
 def test_experts_have_their_load() -> None:
     cfg = mixtral(vocab=16, layers=2, width=8, heads=2, mlp=8, context=8, experts=3, top_k=1)
     model = Transformer(cfg, Compute(dtype="float32", matmul="float32").resolve())
-    run = jax.jit(lambda key: inside(model, model.init(key), Inputs(repeated_tokens(16, 2, 4)), None))
+    run = jax.jit(lambda key: inside(model, model.init(key), Inputs(repeated_tokens(jnp.arange(16), 2, 4)), None))
     found = run(jax.random.key(0))
     np.testing.assert_allclose(found["router_load"].sum(1), 1, rtol=1e-6)
     assert found["router_load"].shape == (2, 3) and "dead_units" not in found
