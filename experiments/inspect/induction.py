@@ -127,14 +127,17 @@ def formed(run: Path) -> Formed:
     steps, heads = np.array([note["step"] for note in notes]), np.array([note["induction"] for note in notes])
     losses = np.array([(line["step"], line["loss"]) for line in logged if "loss" in line])
     best, previous = heads.max((1, 2)), np.array(notes[-1]["previous_token"][0])
-    edits = [np.argwhere(heads[-1] >= best[-1] / 2), [(0, previous.argmax())], [(0, previous.argmin())]]
+    inductive = np.argwhere(heads[-1] >= best[-1] / 2).tolist()
     model = load(run)
     return Formed(
         best[-1],
         float(steps[np.argmax(best >= best[-1] / 2)]) if best[-1] > FORMED else math.nan,
         steepest(steps, best),
         steepest(losses[:, 0], -losses[:, 1]),
-        *(repeated_loss(model, without) for without in ([], *edits)),
+        *(
+            repeated_loss(model, without)
+            for without in ([], inductive, [(0, previous.argmax())], [(0, previous.argmin())])
+        ),
     )
 
 
