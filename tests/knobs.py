@@ -15,6 +15,7 @@ from lm.data.pack import Chunk, Pack
 from lm.data.records import Jsonl, Parquet
 from lm.data.source import TextFile, TextFolder
 from lm.experiment import Experiment
+from lm.machine.tracking import WandB
 from lm.model.attention import Attention
 from lm.model.compute import Compute
 from lm.model.config import LayerKind, ModelConfig
@@ -145,6 +146,7 @@ def changes() -> dict[str, Any]:
         "Experiment.prompts": ("x",),
         "Experiment.embedding": "vectors.npy",
         "Experiment.mesh": {"data": 2},
+        "Experiment.trackers": (WandB(),),
         "Experiment.method": Pretrain(PrefixLM()),
         **dict.fromkeys(("Pretrain.objective", "Distill.objective"), PrefixLM()),
         "Distill.teacher_model": replace(base().model, width=12),
@@ -211,4 +213,5 @@ CHANGED_IN: dict[str, dict[str, Any]] = {  # Class.field -> what has to hold for
     "ModelConfig.encoder": dict(method=dict(objective=SpanCorruption(sentinels=8))),
     "MaskedLM.next_sentence": PAIRS,
     "Compute.block": dict(compute=dict(attention="blocked", block=4)),
+    "Chunk.across_documents": dict(data=dict(mixture=dict(breakpoints=()))),  # or few rows are of short documents
 }

@@ -26,6 +26,7 @@ from lm.data.stdlib import Stdlib
 from lm.decode.filters import Counts
 from lm.experiment import Evaluation, Experiment
 from lm.inspect.watching import Watching
+from lm.machine.tracking import WandB
 from lm.model.output import NoOutput, Output
 from lm.model.parts import RMSNorm
 from lm.model.transformer import Transformer
@@ -135,6 +136,10 @@ ELSEWHERE = {
     **{
         f"Watching.{field.name}": f"{WATCHING}test_every_field_changes_what_is_noted"
         for field in dataclasses.fields(Watching)
+    },
+    **{
+        f"WandB.{field.name}": "tests/machine/test_tracking.py::test_it_gets_what_metrics_jsonl_gets"
+        for field in dataclasses.fields(WandB)
     },
     "Experiment.embedding": "tests/run/test_samples.py::test_an_embedding_starts_from_a_file",
     "Experiment.evaluations": "tests/run/test_extra_evals.py::test_the_same_question_has_the_same_answer",
