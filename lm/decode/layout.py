@@ -48,7 +48,7 @@ def for_decoding(model: Transformer, params: Params, weights: str = "float32") -
     check_weights(weights)
     if model.compute.backend != "cpu" or any(len(a.devices()) > 1 for a in jax.tree.leaves(params)):
         if weights == "int8":
-            raise ValueError("weights='int8' are for decoding on one CPU: give float32 or bfloat16 here")
+            raise ValueError("weights='int8' are for decoding on one CPU: leave them out here")
         return Decoder(model, params) if weights == "float32" else _narrowed(model, params, weights)
     return for_one_cpu(model, params, weights)
 

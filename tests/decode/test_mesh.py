@@ -99,5 +99,5 @@ def test_few_tokens_go_to_the_weights_and_weights_to_many() -> None:
 
 
 def test_int8_is_for_one_cpu() -> None:
-    with pytest.raises(ValueError, match="weights='int8' are for decoding on one CPU: give float32 or bfloat16 here"):
+    with pytest.raises(ValueError, match="weights='int8' are for decoding on one CPU: leave them out here"):
         for_decoding(Transformer(LLAMA, ACCELERATED), lively(LLAMA), "int8")
