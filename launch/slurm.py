@@ -8,6 +8,7 @@ import argparse
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -108,7 +109,8 @@ def cancel(args: argparse.Namespace, job: Job) -> None:
 
 
 def follow(args: argparse.Namespace, job: Job) -> int:
-    """Print the job's log as it grows, until the job has left the queue, which does not tell how it ended."""
+    """Print the job's log as it grows, until the job has left the queue; 1 where Slurm's accounting, if there is one,
+    says that it has not completed."""
     number, at, before = "", 0, ""
     while line := next(iter(state(args, job).splitlines()), ""):
         number, now, *_ = line.split()
@@ -117,8 +119,13 @@ def follow(args: argparse.Namespace, job: Job) -> int:
         before, at = now, _print_from(Path(f"{log_folder(job)}slurm-{number}.log"), at)
         time.sleep(POLL_SECONDS)
     _print_from(Path(f"{log_folder(job)}slurm-{number}.log"), at)
-    print(f"job {number} has left the queue", file=sys.stderr)
-    return 0
+    end = ""
+    if shutil.which("sacct"):
+        end = control.output(
+            ["sacct", "--noheader", "--allocations", "--parsable2", "--format=State", f"--jobs={number}"]
+        )
+    print(f"job {number} has left the queue{f': {end}' if end else ''}", file=sys.stderr)
+    return int(bool(end) and not end.startswith("COMPLETED"))
 
 
 def _print_from(file: Path, at: int) -> int:

@@ -30,6 +30,9 @@ TESTS = {
     "launch/fields.py": of(
         "launch/test_show", "what_may_stand_in_a_field", "annotations_in_words", "a_sentinel_is_of_its_number_alone"
     ),
+    "launch/show.py": ("tests/launch/test_show.py",),
+    "launch/train.py": of("run/test_log", "the_last_line_says_what_the_run_is_for")
+    + of("run/test_profile", "steps_that_are_none", "steps_that_the_run_has_not"),
     "launch/find.py": of("launch/test_find", "a_page_by_its_path_from_anywhere", "a_study_by_its_path_is_reported"),
     "launch/completion.py": of("launch/test_help", "the_shell_completes_names"),
     "lm/machine/monitor.py": of(
@@ -55,6 +58,20 @@ TESTS = {
 }
 
 BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "launch/show.py": (
+        ("a field that a class has not is None", "if has(data, path) else NONE", ""),
+        ("a sentinel is shown as a number", 'f" ({meaning(kind, one)})" if meaning(kind, one) else ""', '""'),
+        (
+            "the fields of the whole are compared",
+            "one.model if isinstance(one, Experiment) else one for one in both",
+            "one for one in both",
+        ),
+    ),
+    "launch/train.py": (
+        ("a reward model is sampled", 'if fills else f"lm score', 'if True else f"lm score'),
+        ("a step before the first is profiled", "1 <= int(first) <=", "0 <= int(first) <="),
+        ("a step behind the last is profiled", "if args.profile.stop > experiment.steps + 1:", "if False:"),
+    ),
     "lm/machine/tracking.py": (
         ("a run that goes on is another one there", "if not file.is_file():", "if True:"),
         ("the steps are not told", '{"step": step, **', "{**"),

@@ -107,6 +107,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "launch/slurm.py": (
         ("a cancelled job queues itself again", 'write_text("cancelled\\n")', "exists()"),
+        ("a job that failed has completed", 'int(bool(end) and not end.startswith("COMPLETED"))', "0"),
         ("the log is printed from its beginning", "stream.seek(at)", "stream.seek(0)"),
         ("a percent sign is not escaped", "folder.replace('%', '%%')", "folder"),
         ("quotes are not escaped", """(["\\\\])'""", "([\\\\])'"),

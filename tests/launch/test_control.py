@@ -81,6 +81,17 @@ def test_a_slurm_job_is_submitted_and_followed(
     assert "line 1" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("end", "code"), [("COMPLETED", 0), ("CANCELLED by 0", 1), ("", 0)])
+def test_how_a_slurm_job_ended_is_told(
+    end: str, code: int, tool: Tool, turns: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns("squeue", "RUNNING RUNNING -\n[ $first = - ] || echo 7 $first 0 n")
+    calls = tool("sacct", f"echo '{end}'")
+    assert main([*SLURM, "--workdir", str(tmp_path), "--follow"]) == code
+    assert capsys.readouterr().err.splitlines()[-1] == f"job 7 has left the queue{f': {end}' if end else ''}"
+    assert "--jobs=7" in calls.read_text()
+
+
 def test_the_state_and_the_end_of_a_jobset(tool: Tool, bucket: None, capsys: pytest.CaptureFixture[str]) -> None:
     calls = tool("kubectl", 'case "$*" in *" get jobset "*) echo a set;; *" get pods "*) echo its pods;; esac')
     assert said(capsys, *GKE, "--status") == "a set\nits pods\n"
