@@ -8,7 +8,6 @@ newest checkpoint, to the same bits as uninterrupted. Several processes run it t
 import contextlib
 import dataclasses
 import shlex
-import threading
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -146,8 +145,6 @@ class Run:
             path = buckets.checkpoint_path(self.folder)
             checkpoints = Checkpoints(path, e.keep_last, e.keep_best, keep_step=self.branch_step)
             stack.callback(checkpoints.close)
-            if (checkpoints.latest or 0) < e.steps:
-                stepper.compile_ahead()
             what = "restoring the newest checkpoint" if checkpoints.steps() else "initialising the parameters"
             with waiting(what) if bar is Bar and processes.is_first() else contextlib.nullcontext():
                 state = self._restored(checkpoints) if checkpoints.steps() else self.initial_state()
@@ -320,29 +317,9 @@ class Stepper:
         self.run, e = run, run.experiment
         self.compiled_step: Any = run.program.step(e.optimizer, e.steps, e.seed)
         self.recorded = False
-        self.compiling: threading.Thread | None = None
-
-    def compile_ahead(self) -> None:
-        """Begin to compile the step in a thread, for the time in which the state is made. Where the state makes the
-        batches, or several processes have to do the same in the same order, it is compiled when it is called."""
-        learner = self.run.prepared.learner
-        if learner.has_rollout or processes.count() > 1:
-            return
-        with contextlib.closing(learner.batches(0)) as batches:
-            lowered = self.compiled_step.lower(self.run.state_shapes(), self.place(next(batches)))
-
-        def compile() -> None:
-            with contextlib.suppress(jax.errors.JaxRuntimeError):  # the call meets it again
-                lowered.compile()
-
-        self.compiling = threading.Thread(target=compile, name="compile")
-        self.compiling.start()
 
     def step(self, state: Any, batch: Any) -> tuple[Any, Any]:
         """(state one step on, metrics)."""
-        if self.compiling:
-            self.compiling.join()
-            self.compiling = None
         if not self.recorded:
             self.recorded = True
             self.run.logger.lowered(lambda: fingerprint(self.compiled_step.lower(state, batch)))

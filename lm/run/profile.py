@@ -90,9 +90,6 @@ class Profiled(Stepper):
         )
         self.began, self.steps = 0.0, range(0)
 
-    def compile_ahead(self) -> None:
-        self.stepper.compile_ahead()
-
     def place(self, batch: Any) -> Any:
         return self.stepper.place(batch)
 

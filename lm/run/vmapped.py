@@ -97,9 +97,6 @@ class VmapSlot(Stepper):
         self.batch: Any = None
         self.request: dict[str, LazySlice] | None = None
 
-    def compile_ahead(self) -> None:
-        """Nothing: the stack's step is compiled when all slots have asked for one."""
-
     def step(self, state: Any, batch: Any) -> tuple["VmapSlot", dict[str, "LazySlice"]]:
         """Request a step. The metrics are filled in by `Vmapped.run_requested_step`."""
         self.first = state if self.stack.state is None else None

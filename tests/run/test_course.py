@@ -258,28 +258,6 @@ def test_wall_time_is_of_all_processes(texts: Path, tmp_path: Path) -> None:
     assert f"in {third:.0f} seconds" in (folder / "report.html").read_text()
 
 
-def test_the_step_is_compiled_once_while_the_state_is_made(
-    texts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
-) -> None:
-    declared, folder = experiment(texts), tmp_path / "run"
-    run = course.Run(declared, course.claim(folder, declared, ""))
-    stepper = course.Stepper(run)
-    request.addfinalizer(lambda: jax.config.update("jax_log_compiles", False))
-    jax.config.update("jax_log_compiles", True)  # in all threads
-
-    def compiled() -> int:
-        return caplog.text.count("Finished XLA compilation of jit(step_function)")
-
-    with contextlib.closing(run.prepared.learner.batches(0)) as batches:
-        stepper.compile_ahead()
-        state = run.initial_state()
-        assert stepper.compiling
-        stepper.compiling.join()
-        assert compiled() == 1
-        state, _ = stepper.step(state, stepper.place(next(batches)))
-        assert int(state.step) == 1 and compiled() == 1
-
-
 def test_what_changes_no_number_is_not_another_experiment(finished: Path, texts: Path) -> None:
     same = experiment(texts).replace(log_every_steps=5, keep_last=4, prompts=("a",), name="other")
     course.claim(finished, same, "")
