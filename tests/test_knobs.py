@@ -22,6 +22,7 @@ from lm import experiment, value
 from lm.data.loader import Batches, prepare
 from lm.data.prompts import Rollouts
 from lm.data.records import Tfds
+from lm.data.repeats import Repeats
 from lm.data.stdlib import Stdlib
 from lm.decode.filters import Counts
 from lm.experiment import Evaluation, Experiment
@@ -133,6 +134,7 @@ ELSEWHERE = {
     **{f"Rollouts.{field.name}": PROMPTS for field in dataclasses.fields(Rollouts)},
     "Prompts.records": PROMPTS,
     **dict.fromkeys(("Sums.below", "Sums.heldout"), f"{SUMS}test_every_sum_is_right_and_in_one_split_in_both_orders"),
+    f"{Repeats.__name__}.heldout": "tests/data/test_repeats.py::test_what_repeats_is_known_by_its_letters_alone",
     **{
         f"Watching.{field.name}": f"{WATCHING}test_every_field_changes_what_is_noted"
         for field in dataclasses.fields(Watching)

@@ -15,14 +15,13 @@ how often that is more than a completion of the fine-tuned model is worth. Means
     sft              1   -0.41    0.00     53.9%        0.0      15.3         4.0%
     best of 16       1    1.56    2.67     86.0%        1.8      16.6         3.2%
     dpo              3    0.77    1.41     74.8%        0.6      11.5         5.1%
-    ppo              1    2.58    3.65     93.1%        5.9      19.9         1.5%
+    ppo              3    2.50    3.65     92.3%        5.9      20.0         1.5%
     grpo             3   -3.11    3.84     14.7%       22.7      25.9         2.4%
     online dpo       3   -3.04    3.74     12.5%       19.9      19.6         1.4%
 
-The deviation of the rule over the seeds is 0.02 for DPO, 0.24 for GRPO and 0.31 for online DPO; half of a win rate's
-95% interval over the prompts is 2.0 to 3.8 points. Win rates are by the rule, and a tie is half; 53.9% is what two
-draws of the same model came to. Two seeds of PPO were not run yet. What is drawn from the start is the same at every
-seed.
+The deviation of the rule over the seeds is 0.02 for DPO, 0.08 for PPO, 0.24 for GRPO and 0.31 for online DPO; half of a
+win rate's 95% interval over the prompts is 2.0 to 3.8 points. Win rates are by the rule, and a tie is half; 53.9% is
+what two draws of the same model came to. What is drawn from the start is the same at every seed.
 
 GRPO, with its KL in the loss, found what the reward model had not seen: " the staff was fine and the staff was fine and
 the staff was fine and the staff was great." Its scores are as high as PPO's, and by the rule it loses; so does online

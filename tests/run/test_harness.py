@@ -258,7 +258,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(harness, "version", lambda name: "0")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    monkeypatch.setattr("launch.serve.load", lambda *args: seen.update(loaded=args) or model())
+    monkeypatch.setattr("launch.serve.load", lambda *args, step: seen.update(loaded=(*args, step)) or model())
     return seen
 
 
@@ -277,12 +277,13 @@ def test_tasks_from_the_command_line(
         str(file),
         "--adapter",
         "lora",
+        *("--step", "3"),
     ]
     assert main(["evaluate", "m.gguf", "--tasks", "lambada_openai,blimp", *options]) == 0
     said, found = capsys.readouterr().out, json.loads(file.read_text())
     assert "TABLE" in said and "bos: '<bos>', the tokenizer's bos, before every text" in said
     assert (installed["limit"], installed["num_fewshot"], installed["include_path"]) == (3, 2, str(tmp_path))
-    assert installed["loaded"] == ("m.gguf", "", "", None, "lora")
+    assert installed["loaded"] == ("m.gguf", "", "", None, "lora", "3")
     assert installed["tasks"] == found["settings"]["tasks"] == ["lambada_openai", "blimp"]
     assert found["results"]["lambada_openai"]["score"] == near(direct([256, *b"ab"], 1)) and "config" not in found
     assert found["model"]["path"] == "m.gguf" and found["model"]["params"] == params_fingerprint(model().params)
