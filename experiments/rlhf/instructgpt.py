@@ -12,8 +12,8 @@ highest score. All are judged by one completion of each held-out prompt: its sco
 how often that is more than a completion of the fine-tuned model is worth. Means over the seeds:
 
                  seeds   rule    score   win rate   KL, nats   tokens   distinct-2
-    sft              1   -0.41    0.00     53.9%        0.0      15.3         4.0%
-    best of 16       1    1.56    2.67     86.0%        1.8      16.6         3.2%
+    sft              3   -0.41    0.00     53.9%        0.0      15.3         4.0%
+    best of 16       3    1.56    2.67     86.0%        1.8      16.6         3.2%
     dpo              3    0.77    1.41     74.8%        0.6      11.5         5.1%
     ppo              3    2.50    3.65     92.3%        5.9      20.0         1.5%
     grpo             3   -3.11    3.84     14.7%       22.7      25.9         2.4%
