@@ -338,7 +338,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/pretrained/model.py": (
         ("a score is read on padding", "mask.sum(1) - 1]", "-1]"),
         ("scores are in the order of lengths", "out[block] =", "out[start : start + BLOCK] ="),
-        ("what is unused is lost", "unused = self.unused if architecture == self.architecture else {}", "unused = {}"),
+        ("what is unused is lost", "self.unused if architecture == self.architecture else {}", "{}"),
     ),
     "lm/pretrained/files.py": (
         ("an index comes first", "if names and (SINGLE in names or not (path / SINGLE).is_file()):", "if names:"),

@@ -140,7 +140,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "lm/data/paths.py": (
         ("what is left out is not told", "if others else", "if not others else"),
-        ("records are read as text", "RECORDS.get(file.suffix)", "RECORDS.get(file)"),
+        ("records are read as text", "RECORDS.get(suffix)", 'RECORDS.get(f"{suffix}x")'),
     ),
     "lm/run/folder.py": (
         ("a run goes on in the page's order", "[*recorded, *sources].index", "list(sources).index"),

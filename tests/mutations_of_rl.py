@@ -113,7 +113,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("best of n is in the order of its arms", "sorted(points, key=lambda p: p.kl)", "list(points)"),
     ),
     "lm/data/prompts.py": (
-        ("a prompt has no tools", 'json_of("tools", record, list), **variables', "None, **variables"),
+        ("a prompt has no tools", 'json_of("tools", record, list), variables', "None, variables"),
         ("records are off by one", "np.maximum(there[:, 0] - 1, 0)", "np.maximum(there[:, 0], 0)"),
     ),
     "lm/tune/grpo.py": (
