@@ -8,7 +8,7 @@ from typing import Annotated
 
 import numpy as np
 
-from lm.bounds import Count, whole
+from lm.bounds import Count, check, whole
 from lm.data.random import generator
 from lm.data.source import Documents, Source, digest, is_train, not_empty
 
@@ -29,6 +29,7 @@ class Repeats(Source):
     heldout: Count = 500
 
     def __post_init__(self) -> None:
+        check(self)
         if not self.shortest <= self.longest <= self.length:
             raise ValueError(f"longest={self.longest} must be {self.shortest} (shortest) to {self.length} (length)")
 

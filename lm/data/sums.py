@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import Annotated
 
-from lm.bounds import Share, whole
+from lm.bounds import Share, check, whole
 from lm.data.random import generator
 from lm.data.source import SPLITS, Documents, Source, digest, is_train, not_empty
 
@@ -20,6 +20,9 @@ class Sums(Source):
 
     below: Annotated[int, whole(2, 1000)] = 100
     heldout: Share = 0.05
+
+    def __post_init__(self) -> None:
+        check(self)
 
     def documents(self, split: str) -> Documents:
         sums = _sums(self.below, self.heldout, SPLITS[not is_train(split)])

@@ -171,10 +171,13 @@ def peak_flops(dtype: str = "float32") -> tuple[float, str]:
 
 @functools.cache
 def _measured_flops(dtype: str) -> float:
-    """FLOP/s of the fastest of the products in a second. The best that this machine ever came to is cached, and later
-    processes look for a better one for 20 ms."""
+    """FLOP/s of the fastest of the products in a second, on one device. The best that such a device of this machine
+    ever came to is cached, and later processes look for a better one for 20 ms."""
+    import jax
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     known_by = [
+        jax.devices()[0].device_kind,
         cpu(),
         cores,
         processes.count(),

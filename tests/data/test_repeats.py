@@ -22,3 +22,10 @@ def test_what_repeats_is_known_by_its_letters_alone() -> None:
 def test_a_piece_that_does_not_fit(fields: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"longest=\d+ must be \d+ \(shortest\) to \d+ \(length\)"):
         Repeats(**fields)
+
+
+@pytest.mark.parametrize("fields", [dict(shortest=0), dict(texts=0), dict(length=1)])
+def test_numbers_out_of_bounds(fields: dict[str, int]) -> None:
+    (name,) = fields
+    with pytest.raises(ValueError, match=f"{name}={fields[name]}"):
+        Repeats(**fields)

@@ -23,6 +23,8 @@ def test_every_sum_is_right_and_in_one_split_in_both_orders() -> None:
     assert len({Sums(20, 0.3).fingerprint(), Sums(21, 0.3).fingerprint(), Sums(20, 0.4).fingerprint()}) == 3
     with pytest.raises(ValueError, match="has no heldout documents"):
         Sums(2, 0.01).documents("heldout")
+    with pytest.raises(ValueError, match="below=1"):
+        Sums(1)
 
 
 def test_they_are_conversations_and_prompts() -> None:

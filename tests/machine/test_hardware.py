@@ -51,6 +51,12 @@ def test_the_best_peak_that_a_machine_came_to_is_kept(tmp_path: Path, monkeypatc
     monkeypatch.setattr(hardware, "cpu", lambda: "another")
     assert measures(1e9) == 1e9 and asked[-1] == 1.0
 
+    class Chip:
+        device_kind = "another, in the same machine"
+
+    monkeypatch.setattr(jax, "devices", lambda: [Chip()])
+    assert measures(0.5e9) == 0.5e9 and asked[-1] == 1.0
+
 
 def test_the_peak_of_several_processes_is_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     from jax.experimental import multihost_utils
