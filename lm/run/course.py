@@ -37,9 +37,9 @@ from lm.train.checkpoint import Checkpoints, checksums
 from lm.train.loop import NotFinite, as_batches
 from lm.train.loop import train as train_loop
 from lm.train.method import Batch
-from lm.train.program import Program, fingerprint
+from lm.train.program import Program
 from lm.train.state import TrainState
-from lm.train.step import build_rollout, init_state, state_shardings
+from lm.train.step import Init, build_init, build_rollout, state_shardings
 from lm.train.word2vec import initialize_embedding
 
 
@@ -118,6 +118,11 @@ class Run:
             like.program if like else Program(learner, e.optimizer, mesh, e.accumulate, e.ema, e.layout)
         )
         self.optimizer = e.optimizer.build(e.steps, learner.axes())
+        self.init: Init = (
+            like.init  # the program of the step does not know how its parameters were drawn, that of the state does
+            if like and like.experiment.model == e.model
+            else build_init(learner, self.optimizer, mesh, e.ema, e.layout)
+        )
         self.rollout = build_rollout(learner, mesh, e.seed, e.layout)
         self.logger = NullLogger()
 
@@ -127,12 +132,16 @@ class Run:
         with catch_signals() as signals, stepping(Stepper(self)) as stepper:
             for _ in self.steps(signals, Bar, stepper):
                 pass
+        if processes.is_first():
+            report = write_report(self.folder)
+            buckets.upload(self.folder)
+            print(f"report: {buckets.display_path(self.folder)}/{report.name}")
         return self.folder / "report.html"
 
     def steps(
         self, signals: list[int], bar: Callable[[int, int], Bar], stepper: "Stepper | None" = None
     ) -> Generator[int, None, None]:
-        """Train, sample and report, yielding each step's index once it is dispatched.
+        """Train and sample, yielding each step's index once it is dispatched.
 
         Args:
           signals: received so far; the first ends the run early, with a checkpoint.
@@ -168,10 +177,6 @@ class Run:
                 logger.finish()
             else:
                 self._finish(state, start)
-        if processes.is_first():
-            report = write_report(self.folder)
-            buckets.upload(self.folder)
-            print(f"report: {buckets.display_path(self.folder)}/{report.name}")
 
     @property
     def branch_step(self) -> int:
@@ -196,7 +201,7 @@ class Run:
         e, prepared = self.experiment, self.prepared
         start = start_params(e, prepared.mesh) if e.start else None
         models = read_params(e, prepared.learner.models, prepared.mesh)
-        state = init_state(prepared.learner, self.optimizer, prepared.mesh, e.seed, e.ema, e.layout, start, models)
+        state = self.init(e.seed, start, models)
         if not e.embedding:
             return state
         try:
@@ -322,7 +327,8 @@ class Stepper:
         """(state one step on, metrics)."""
         if not self.recorded:
             self.recorded = True
-            self.run.logger.lowered(lambda: fingerprint(self.compiled_step.lower(state, batch)))
+            program, steps = self.run.program, self.run.experiment.steps
+            self.run.logger.lowered(lambda: program.fingerprint(self.compiled_step, steps, state, batch))
         return self.compiled_step(state, batch)
 
     def place(self, batch: Batch) -> Any:

@@ -1,5 +1,6 @@
 """Evaluation on held-out data: a method's measures, by source."""
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from jax.sharding import Mesh
 
 from lm.data.loader import Batches
 from lm.sharding.batches import place_batch
+from lm.train.loop import AHEAD
+from lm.train.loss import Metrics
 from lm.train.method import Learner, Sample
 from lm.train.step import Evaluate
 
@@ -46,9 +49,17 @@ class HeldOut:
     def _sums(self, params: Any, frozen: Any, most_tokens: int, source: str) -> dict[str, float]:
         """The sums of `Learner.evaluate` over the held-out batches of `source`."""
         sums: dict[str, float] = {}
+        outstanding: deque[Metrics] = deque()
+
+        def read(most: int) -> None:
+            while len(outstanding) > most:
+                for name, x in jax.device_get(outstanding.popleft()).items():
+                    sums[name] = sums.get(name, 0.0) + float(x)
+
         for i, batch in enumerate(self.data.heldout(source, self.rows)):
             if most_tokens and i and i * self.rows * self.data.seq_len >= most_tokens:
                 break
-            batch_sums = jax.device_get(self.evaluate(params, frozen, place_batch(batch, self.mesh), i))
-            sums = {name: sums.get(name, 0.0) + float(x) for name, x in batch_sums.items()}
+            outstanding.append(self.evaluate(params, frozen, place_batch(batch, self.mesh), i))
+            read(AHEAD)
+        read(0)
         return sums

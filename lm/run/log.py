@@ -26,6 +26,7 @@ from lm.run.folder import write_json
 from lm.run.history import note_program
 from lm.run.prepared import Prepared
 from lm.train.method import Method
+from lm.train.program import learning_rates
 
 EXAMPLES = 3
 MIXTURE_POINTS = 21  # steps for which about.json has the shares of the mixture
@@ -86,7 +87,7 @@ class RunLogger(NullLogger):
         self.say = bar.say  # type: ignore[method-assign]
         self.clock = Clock(experiment.batch_tokens, step)
         self.flops = experiment.flops_per_token
-        self.learning_rate = experiment.optimizer.schedule_fn(experiment.steps)
+        self.learning_rates = learning_rates(experiment.optimizer, experiment.steps)
         write_json(folder / "about.json", metadata)
 
     def lowered(self, fingerprint: Callable[[], str]) -> None:
@@ -102,7 +103,7 @@ class RunLogger(NullLogger):
         if n % e.log_every_steps == 0 or n == e.steps:
             logged = {
                 **{name: metrics[name] for name in sorted(metrics) if name not in NOT_LOGGED},
-                "learning_rate": float(self.learning_rate(n - 1)),
+                "learning_rate": float(self.learning_rates[n - 1]),
                 "tokens": n * e.batch_tokens,
             }
             self.metrics.write(n, logged | {"tokens_per_second": round(speed, 1), "mfu": round(mfu, 5)})

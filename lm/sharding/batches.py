@@ -24,7 +24,7 @@ def place_batch(
     """The global arrays of a host batch, which has all rows (`local` None) or this process's `local` ones of `rows`."""
     sharding = batch_sharding(mesh)
     if jax.process_count() == 1:
-        return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+        return jax.device_put(dict(batch), sharding)
 
     def global_array(array: np.ndarray) -> jax.Array:
         present = np.arange(len(array)) if local is None else local

@@ -7,17 +7,21 @@ handed to an executor (executors.py); then the study is asked for trials again, 
 import contextlib
 import fcntl
 import json
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from lm.page.run_report import write_report
 from lm.run.folder import begin_alike, claim, write_json
 from lm.run.outcome import FAILED, OUTCOME, PRUNED, STOP, write_outcome
 from lm.run.together import MOST, PROGRAM, program_key
 from lm.study.trial import STOPPED, Result, Trial, read_result
 from lm.value import suggest
 
-NOTE = "study.json"
+NOTE, ABOUT, REPORT = "study.json", "about.json", "report.html"
+REPORT_SECONDS = 0.5  # of a look at the runs, for the reports of those that have ended
 Execute = Callable[[Sequence[Sequence[Trial]], Path, Callable[[], None]], None]
 
 
@@ -125,6 +129,7 @@ def run(
             if result.status == PRUNED:
                 (result.trial.folder(folder) / STOP).touch()
         watch(results)
+        _write_reports(results, folder, REPORT_SECONDS)
 
     with locked(folder, note):
         while True:
@@ -133,6 +138,7 @@ def run(
             missing = [r.trial for r in results if not r.over and r.key not in tried]
             if not missing:
                 watch(results)
+                _write_reports(results, folder)
                 return results
             for trial in missing:
                 _prepare(trial, folder, note["study"])
@@ -154,6 +160,20 @@ def _prepare(trial: Trial, study: Path, reference: str) -> None:
     begin_alike(folder, (study / "runs").glob("*/*"))
     for name in (OUTCOME, STOP):
         (folder / name).unlink(missing_ok=True)
+
+
+def _write_reports(results: Sequence[Result], study: Path, seconds: float = math.inf) -> None:
+    """Write the reports of finished runs that have none since they ended, for about `seconds` at most. The processes of
+    the runs have better things to do, and this one is waiting for them."""
+    until = time.monotonic() + seconds
+    for result in results:
+        folder = result.trial.folder(study)
+        if result.finished and time.monotonic() < until and not _is_newer(folder / REPORT, folder / ABOUT):
+            write_report(folder)
+
+
+def _is_newer(file: Path, other: Path) -> bool:
+    return file.exists() and file.stat().st_mtime_ns >= other.stat().st_mtime_ns
 
 
 def _log(trial: Trial, study: Path) -> list[str]:

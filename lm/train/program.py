@@ -6,6 +6,7 @@ another learning rate it takes its program from the compilation cache.
 """
 
 import dataclasses
+import functools
 import hashlib
 import math
 from collections.abc import Mapping
@@ -19,15 +20,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lm.sharding.rules import Layout
 from lm.train.method import Learner
 from lm.train.optim import Optimizer
-from lm.train.schedule import Constant
+from lm.train.schedule import Constant, Schedule
 from lm.train.step import Step, jit_step, step_function, with_mesh
 
 BLOCK = 4096  # steps: a table has a multiple of so many entries, so that runs of other lengths share a program
-
-
-def fingerprint(lowered: Any) -> str:
-    """16 hex digits of a hash of what is compiled (jax.stages.Lowered)."""
-    return hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16]
 
 
 class TabulatedSchedule:
@@ -48,9 +44,21 @@ class TabulatedSchedule:
 
 def tabulate_schedule(optimizer: Optimizer, steps: int) -> np.ndarray:
     """The schedule of a run of `steps` as multipliers of its peak, float32 [a multiple of BLOCK]."""
+    return _multipliers(optimizer.schedule, steps)
+
+
+@functools.cache
+def _multipliers(schedule: Schedule, steps: int) -> np.ndarray:
     table = -(-steps // BLOCK) * BLOCK
-    at = optimizer.schedule.build(1.0, steps)(jnp.minimum(jnp.arange(table), steps - 1))
-    return np.asarray(at, np.float32)
+    at = np.asarray(schedule.build(1.0, steps)(jnp.minimum(jnp.arange(table), steps - 1)), np.float32)
+    at.flags.writeable = False
+    return at
+
+
+def learning_rates(optimizer: Optimizer, steps: int) -> np.ndarray:
+    """Those that the steps of a run of `steps` take, float32 [a multiple of BLOCK]: on the host, since an operation of
+    its own on the device would wait there for the steps that are dispatched already."""
+    return np.float32(optimizer.learning_rate) * tabulate_schedule(optimizer, steps)
 
 
 def traced_hyperparameters(optimizer: Optimizer) -> dict[str, np.float32]:
@@ -81,6 +89,7 @@ class Program:
         self.accumulate, self.ema, self.layout = accumulate, ema, layout
         any_length = dataclasses.replace(optimizer, schedule=Constant()).build(BLOCK, learner.axes())
         self.jitted = jit_step(self.step_function, learner, any_length, mesh, ema, layout)
+        self._fingerprints: dict[int, str] = {}
 
     def step_function(self, state: Any, batch: Any, data: Mapping[str, Any]) -> Any:
         """What is compiled: (state one step on, metrics). `data` has the "hyperparameters" of the optimizer, the table
@@ -99,3 +108,11 @@ class Program:
         }
         placed = jax.device_put(data, NamedSharding(self.mesh, PartitionSpec()))
         return with_mesh(self.mesh, self.jitted, placed, layout=self.layout)
+
+    def fingerprint(self, step: Any, steps: int, state: Any, batch: Any) -> str:
+        """16 hex digits of a hash of what is compiled for `step`, that of a run of `steps`, and these arguments."""
+        blocks = -(-steps // BLOCK)  # of its runs' shapes, that of the schedule alone differs
+        if blocks not in self._fingerprints:
+            text = step.lower(state, batch).as_text()
+            self._fingerprints[blocks] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return self._fingerprints[blocks]

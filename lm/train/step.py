@@ -24,6 +24,7 @@ from lm.train.loss import Metrics
 from lm.train.method import Batch, Learner
 from lm.train.state import TrainState, new_state, update_ema
 
+Init = Callable[..., TrainState]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 Rollout = Callable[[int, TrainState, Batch], Batch]
 Evaluate = Callable[[Any, Any, Batch, int], Metrics]
@@ -85,6 +86,31 @@ def fresh_state(
     return new_state(params, optimizer, bool(ema), frozen)
 
 
+def build_init(
+    learner: Learner,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    ema: float = 0.0,
+    layout: Layout = Layout(),
+) -> Init:
+    """(seed, start, models) -> the state before the first step, each array initialised on the devices that hold it: the
+    same values on any mesh. See `init_state` for the three, and `state_shardings` for the other arguments."""
+    _, placed = state_shardings(learner, optimizer, mesh, ema, layout)
+
+    def fresh(key: jax.Array, start: Any, models: Any) -> TrainState:
+        return fresh_state(learner, optimizer, ema, key, start, models)
+
+    make = jax.jit(fresh, out_shardings=placed, donate_argnums=(1, 2), compiler_options=run_once())
+
+    def init(seed: int, start: Any = None, models: Any = None) -> TrainState:
+        with use_mesh(mesh, layout), warnings.catch_warnings():
+            # a matrix that is kept in fewer bits leaves no buffer of its size
+            warnings.filterwarnings("ignore", "Some donated buffers were not usable")
+            return make(jax.random.key(seed), start, models)
+
+    return init
+
+
 def init_state(
     learner: Learner,
     optimizer: optax.GradientTransformation,
@@ -95,23 +121,14 @@ def init_state(
     start: Any = None,
     models: Any = None,
 ) -> TrainState:
-    """The state before the first step, each array initialised on the devices that hold it: the same values on any mesh.
+    """The state before the first step: that of `build_init`, for one seed.
 
     Args:
       learner, optimizer, mesh, ema, layout: see `state_shardings`.
       seed: of the initial parameters.
       start: the model's parameters, on the mesh's devices, in place of drawn ones; None: they are drawn.
       models: role -> parameters, likewise, of the other models that the method reads."""
-    _, placed = state_shardings(learner, optimizer, mesh, ema, layout)
-
-    def fresh(key: jax.Array, start: Any, models: Any) -> TrainState:
-        return fresh_state(learner, optimizer, ema, key, start, models)
-
-    make = jax.jit(fresh, out_shardings=placed, donate_argnums=(1, 2), compiler_options=run_once())
-    with use_mesh(mesh, layout), warnings.catch_warnings():
-        # a matrix that is kept in fewer bits leaves no buffer of its size
-        warnings.filterwarnings("ignore", "Some donated buffers were not usable")
-        return make(jax.random.key(seed), start, models)
+    return build_init(learner, optimizer, mesh, ema, layout)(seed, start, models)
 
 
 def build_step(

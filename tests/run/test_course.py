@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from lm.page.run_report import write_report
 from lm.pretrained import Pretrained, load, read_experiment
 from lm.run import course
 from lm.run.evaluate import evaluate
@@ -255,7 +256,7 @@ def test_wall_time_is_of_all_processes(texts: Path, tmp_path: Path) -> None:
     assert first + 0.1 < second <= first + own + 0.1 and again == started
     third, own, again = seconds()
     assert second + 0.2 < third <= second + own + 0.1 and again == started
-    assert f"in {third:.0f} seconds" in (folder / "report.html").read_text()
+    assert f"in {third:.0f} seconds" in write_report(folder).read_text()
 
 
 def test_what_changes_no_number_is_not_another_experiment(finished: Path, texts: Path) -> None:

@@ -79,6 +79,17 @@ def test_a_run_of_a_study_is_an_ordinary_one(broken: Path) -> None:
     assert {"report.html", "metrics.jsonl", "checkpoints", "experiment.json"} <= {p.name for p in folder.iterdir()}
 
 
+def test_every_finished_run_has_its_report(broken: Path, texts: Path) -> None:
+    """Also one that was deleted, or is of before the run's end."""
+    reports = [broken / "runs" / arm / "0/report.html" for arm in ("base", "wild")]
+    assert [report.exists() for report in reports] == [True, False]
+    wanted = reports[0].read_bytes()
+    reports[0].write_text("of before the end")
+    os.utime(reports[0], ns=(0, 0))
+    said(start(texts, "broken", broken))
+    assert reports[0].read_bytes() == wanted
+
+
 def test_a_folder_is_of_one_study(broken: Path, texts: Path) -> None:
     told = said(start(texts, "pair", broken), code=1)
     assert "holds the study tests.study.page:broken, not tests.study.page:pair: choose another --workdir" in told

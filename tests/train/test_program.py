@@ -9,7 +9,7 @@ import pytest
 
 from lm.sharding.batches import place_batch
 from lm.train.optim import Adafactor, AdamW, Lion, Muon, Optimizer
-from lm.train.program import BLOCK, Program, tabulate_schedule
+from lm.train.program import BLOCK, Program, learning_rates, tabulate_schedule
 from lm.train.schedule import WSD, Constant, Cosine, InverseSquareRoot, Linear
 from lm.train.step import build_step, state_shardings
 from tests.model.reference import trees_close
@@ -59,3 +59,5 @@ def test_a_table_is_its_schedule(schedule: Any, steps: int) -> None:
     wanted = np.asarray(schedule.build(1.0, steps)(np.arange(steps)))
     np.testing.assert_array_equal(found[:steps], wanted)
     assert set(found[steps:]) <= {found[steps - 1]}
+    rates = learning_rates(AdamW(learning_rate=0.3, schedule=schedule), steps)
+    np.testing.assert_allclose(rates[:steps], schedule.build(0.3, steps)(np.arange(steps)), rtol=2e-6, atol=1e-9)
