@@ -74,6 +74,7 @@ TEXT = {  # of a model that also reads pictures
 }
 VISION = dict(hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2, image_size=28)
 VISION |= dict(patch_size=14, model_type="siglip_vision_model", vision_use_head=False)
+MARKS = dict(mm_tokens_per_image=1, image_token_index=90, boi_token_index=91, eoi_token_index=92)
 QWEN = dict(head_dim=24, use_sliding_window=False)
 OSS = dict(head_dim=8, num_local_experts=5, num_experts_per_tok=2, sliding_window=7)
 GPT2 = dict(vocab_size=V, n_embd=32, n_layer=3, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=None)
@@ -163,7 +164,7 @@ CASES = (
             "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
         },
     ),
-    Case("text half", "Gemma3ForConditionalGeneration", {"text_config": TEXT, "vision_config": VISION}),
+    Case("text half", "Gemma3ForConditionalGeneration", {"text_config": TEXT, "vision_config": VISION, **MARKS}),
     Case("1.0", "T5ForConditionalGeneration", {**T5, "tie_word_embeddings": True}),
     Case(
         "1.1, 3 encoder layers",

@@ -30,6 +30,7 @@ examples:
   lm sample bert-base-uncased --prompt "Paris is [MASK]." -n 5   an encoder fills masks; 5 candidates each
   lm sample t5-base --prompt "The <extra_id_0> sat"              sentinels are filled in; other prompts have an output
   lm sample model.gguf --prompt "The capital of France is" --temperature 0
+  lm sample gemma-3-4b-it --image cat.png --prompt "What is this?"      a model with eyes
 """
 
 
@@ -40,6 +41,12 @@ def add(verbs: Any) -> None:
         "run_folder", metavar="MODEL", help="a run's folder, a Hugging Face model directory, or a GGUF file"
     )
     verb.add_argument("--prompt", default="", help="the text to continue (default: none)")
+    verb.add_argument(
+        "--image",
+        action="append",
+        metavar="FILE",
+        help="a picture that the prompt is about, where it has <image> or before it; may be given several times",
+    )
     verb.add_argument("--max-new-tokens", type=int, metavar="N", help="the most tokens to add (128)")
     verb.add_argument("--temperature", type=float, metavar="T", help="divides the logits; 0 is greedy (0.8)")
     verb.add_argument(
@@ -142,13 +149,13 @@ def run(args: argparse.Namespace) -> None:
 def method_for(model: Any, args: argparse.Namespace) -> Callable[[Any, argparse.Namespace], None]:
     """What writes texts, as the model, the prompt and the options ask for."""
     if not model.config.causal:
-        unused = [*DRAWING, "max_new_tokens", "seed", "stop", "beams", *BEST, *DRAFTING, *GRAMMARS]
+        unused = [*DRAWING, "max_new_tokens", "seed", "stop", "image", "beams", *BEST, *DRAFTING, *GRAMMARS]
         refuse(args, unused, "has no effect: this model is an encoder, which fills the masks of a prompt")
         return fill_masks
     from lm.pretrained.fill import has_sentinels
 
     if model.config.has_encoder and has_sentinels(model, args.prompt):
-        unused = ["stop", "beams", *BEST, *DRAFTING, *GRAMMARS]
+        unused = ["stop", "image", "beams", *BEST, *DRAFTING, *GRAMMARS]
         refuse(args, unused, "has no effect where the sentinels of the prompt are filled in")
         return fill_spans
     return choose_best if args.best_of is not None else draw if args.beams is None else search
@@ -170,6 +177,8 @@ def refuse_unused(args: argparse.Namespace) -> None:
     if not args.draft and not args.prompt_lookup:
         refuse(args, ["draft_tokens"], "is of speculative decoding: add --draft MODEL or --prompt-lookup")
 
+    if args.image is not None:
+        refuse(args, ["beams", *BEST, *DRAFTING, *GRAMMARS], "is for text alone: leave out either it or --image")
     if any(getattr(args, name) is not None for name in GRAMMARS):
         refuse(args, ["stop", *DRAFTING], "is not for the texts of a grammar, which ends them: leave it out")
 
@@ -248,7 +257,7 @@ def draw(model: Any, args: argparse.Namespace) -> None:
 
         stream = constrained(model, args.prompt, grammar_of(args), *drawn, args.n)
     else:
-        stream = model.stream(args.prompt, *drawn, args.n, args.stop or [], **draft)
+        stream = model.stream(args.prompt, *drawn, args.n, args.stop or [], **draft, images=args.image or ())
     for i, (first, *rest) in enumerate(stream):
         if i == 0:  # only after the prompt was accepted: an error is printed alone
             header(1, args.n)

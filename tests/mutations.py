@@ -141,11 +141,11 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("noise is drawn by the count", "np.cumsum(counts**0.75) / (counts**0.75)", "np.cumsum(counts) / counts"),
     ),
     "lm/model/inputs.py": (
-        ("documents see one another", "None if cached else self.segments", "None"),
-        ("the prefix is seen from its own place on", "None if cached else self.prefix", "None"),
+        ("documents see one another", "(self.segments, self.blocks)", "(None, self.blocks)"),
+        ("the prefix is seen from its own place on", "(self.segments, self.blocks)", "(self.segments, None)"),
     ),
     "lm/model/scoring.py": (
-        ("a window is one key wider", "jnp.abs(distance) < self.window", "jnp.abs(distance) <= self.window"),
+        ("a window is one key wider", "jnp.abs(distance)) < self.window", "jnp.abs(distance)) <= self.window"),
         ("a query does not see itself", "earlier = distance <= 0", "earlier = distance < 0"),
         ("segments are ignored", "else allowed & same", "else allowed"),
         ("a block's keys begin one late", "first + self.offset - behind", "first + self.offset + 1 - behind"),

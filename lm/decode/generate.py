@@ -7,6 +7,7 @@ not depend on its neighbours.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -116,6 +117,7 @@ def stream(
     seed: int = 0,
     encoder: Inputs | None = None,
     prefix: bool = False,
+    images: np.ndarray | None = None,
 ) -> Iterator[list[list[int]]]:
     """Decode prompts: at each yield the new ids of every row, without the stop token, until all stopped.
 
@@ -128,11 +130,13 @@ def stream(
       seed: of the draws.
       encoder: what the encoder reads, a row a prompt, where the model has one.
       prefix: whether prompts are read in both directions (prefix-LM).
+      images: the pictures of each prompt, uint8 [B, M, size, size, 3], where the model has eyes.
 
     Raises:
       ValueError: for an empty prompt, an id outside the vocabulary, or a prompt that leaves no room in the context.
       NonFiniteLogits: after the tokens before it, naming the first token that could not be drawn."""
     inputs, max_length = pad_prompts(prompts, max_new_tokens, model.cfg, encoder, prefix)
+    inputs = replace(inputs, images=None if images is None else jnp.asarray(images))
     if max_new_tokens == 0:
         return
     require(Seed, seed=seed)
@@ -191,8 +195,8 @@ def pad_prompts(
     max_length = min(width + -(-max_new_tokens // CHUNK) * CHUNK, cfg.context)
     segments = np.array([[1] * len(p) + [0] * (width - len(p)) for p in prompts], np.int32)
     tokens = np.array([[*p, *[0] * (width - len(p))] for p in prompts], np.int32)
-    both_ways = jnp.asarray(segments > 0) if prefix else None
-    inputs = Inputs(jnp.asarray(tokens), segments=jnp.asarray(segments), prefix=both_ways, encoder=encoder)
+    both_ways = jnp.asarray(segments) if prefix else None
+    inputs = Inputs(jnp.asarray(tokens), segments=jnp.asarray(segments), blocks=both_ways, encoder=encoder)
     return inputs, max_length
 
 

@@ -1,6 +1,6 @@
 """Attention by the vendors' kernels: splash attention on TPUs (Pallas), cuDNN's on GPUs.
 
-They give the numbers of `plain`. What one of them cannot do (a bias, a prefix, a cache, for cuDNN also caps, sinks and
+They give the numbers of `plain`. What one of them cannot do (a bias, blocks, a cache, for cuDNN also caps, sinks and
 float32) the portable kernels do in its place.
 """
 
@@ -22,7 +22,7 @@ BLOCKS = (4096, 2048, 1024, 512, 384, 256, 128)
 
 def splash_supports(mask: Mask, T: int, S: int) -> bool:
     """Whether the kernel can do a part [T] of the queries under this mask, on its own blocks."""
-    return mask.prefix is None and T % TILE == 0 and S % TILE == 0
+    return mask.key_blocks is None and T % TILE == 0 and S % TILE == 0
 
 
 def splash(
@@ -40,7 +40,7 @@ def splash(
 
     T, S = q.shape[1], k.shape[1]
     mask = scoring.mask
-    if scoring.bias is not None or mask.prefix is not None or not isinstance(mask.offset, int) or T == 1:
+    if scoring.bias is not None or mask.key_blocks is not None or not isinstance(mask.offset, int) or T == 1:
         return _portable(q, k, v, scoring, compute)
     queries, keys = _segments(mask, q.shape[0], T, S, -T % TILE, -S % TILE)
     q, k, v = (
@@ -98,7 +98,7 @@ def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: C
         return _portable(q, k, v, scoring, compute)
     if not half or H % 8 or not Hv <= H <= 128:
         return _portable(q, k, v, scoring, compute)
-    if mask.prefix is not None or not isinstance(mask.offset, int) or mask.offset or T == 1:
+    if mask.key_blocks is not None or not isinstance(mask.offset, int) or mask.offset or T == 1:
         return _portable(q, k, v, scoring, compute)
     segments = None
     if mask.query_segments is not None and mask.key_segments is not None:

@@ -5,8 +5,9 @@ class, not a branch. How it is computed changes its speed and its rounding, neve
 lm/model/compute.py.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 from lm.bounds import Count, Decay, Natural, NonNegative, Positive, Sentinel, check, whole
 from lm.model.attention import Attention  # noqa: F401 - reading one back finds the classes that are imported
@@ -48,16 +49,76 @@ class Slot(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Vision:
+    """What makes tokens of pictures: a `tower`, whose tokens are square patches of `patch_size` pixels of a picture of
+    `image_size` by as many, and a connector, which averages `pool` by `pool` patches, norms them (`projector_norm`) and
+    projects them to the text's width. So they stand where the text has the token `image_token`, between `begin_token`
+    and `end_token` (-1: none), with `separator` around them where a prompt has a mark for a picture. Each picture is a
+    block of attention's mask, or with `prefix` the whole prompt is. Pixels are scaled to 0 to 1, less `pixel_mean`,
+    over `pixel_std`, after a picture of another size was squashed to it by `resample`. The tower's own `vocab` says
+    nothing."""
+
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"resample": ("bilinear", "bicubic")}
+
+    tower: "ModelConfig"
+    image_size: Count
+    patch_size: Count
+    image_token: Natural
+    begin_token: Annotated[int, whole(-1), Sentinel(-1, "none")] = -1
+    end_token: Annotated[int, whole(-1), Sentinel(-1, "none")] = -1
+    separator: str = ""
+    prefix: bool = False
+    resample: str = "bilinear"
+    pool: Count = 1
+    projector_norm: Norm = Norm()
+    projector_bias: bool = False
+    channels: Count = 3
+    pixel_mean: NonNegative = 0.5
+    pixel_std: Positive = 0.5
+
+    def __post_init__(self) -> None:
+        check(self, "model.vision")
+        if self.resample not in (known := self.choices["resample"]):
+            raise ValueError(f"model.vision.resample={self.resample!r}: expected {' or '.join(known)}")
+        if self.tower.causal or self.tower.has_encoder or self.tower.vision:
+            raise ValueError("model.vision.tower is to have causal=False, no encoder and no eyes of its own")
+        if self.image_size % self.patch_size or self.grid % self.pool:
+            raise ValueError(
+                f"model.vision: expected image_size={self.image_size} to be a multiple of patch_size={self.patch_size} "
+                f"times pool={self.pool}"
+            )
+        if self.tower.context < self.patches:
+            raise ValueError(
+                f"model.vision.tower.context={self.tower.context}: expected the patches of a picture, {self.patches}"
+            )
+
+    @property
+    def grid(self) -> int:
+        """Patches on a picture's side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        """Patches of a picture: the tower's tokens."""
+        return self.grid**2
+
+    @property
+    def soft_tokens(self) -> int:
+        """The text model's tokens that a picture takes."""
+        return (self.grid // self.pool) ** 2
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A transformer: decoder-only, encoder-only (`causal` False) or, with an encoder, encoder and decoder.
 
     `context` is the most tokens that one sequence may have. `attention` is the mixer of all layers whose kind has none
     of its own. The first layers are of the kinds `first_layers`, those after them repeat `pattern`. The encoder has
-    `encoder_layers` layers like the decoder's and its embedding, or is a model of its own, `encoder`, of any width. The
-    embedding is multiplied by `embed_scale`, given `token_types` kinds of vector to add (BERT's segments; 0: none) and
-    normalised by `embed_norm`; `tied` uses it as the output too. `dropout` is the rate on the embedding and on each
-    residual branch (1207.0580), `init_scale` the standard deviation of the embedding; `parametrisation` says what first
-    values and rates owe to the sizes."""
+    `encoder_layers` layers like the decoder's and its embedding, or is a model of its own, `encoder`, of any width;
+    with `vision` the model sees pictures too. The embedding is multiplied by `embed_scale`, given `token_types` kinds
+    of vector to add (BERT's segments; 0: none) and normalised by `embed_norm`; `tied` uses it as the output too.
+    `dropout` is the rate on the embedding and on each residual branch (1207.0580), `init_scale` the standard deviation
+    of the embedding; `parametrisation` says what first values and rates owe to the sizes."""
 
     vocab: Count
     layers: Annotated[int, whole(1, MOST_LAYERS)]
@@ -77,6 +138,7 @@ class ModelConfig:
     token_types: Annotated[Natural, Sentinel(0, "none")] = 0
     encoder_layers: Annotated[int, whole(0, MOST_LAYERS), Sentinel(0, "none")] = 0
     encoder: "ModelConfig | None" = None
+    vision: Vision | None = None
     causal: bool = True
     dropout: Annotated[Decay, Sentinel(0, "none")] = 0.0
     init_scale: NonNegative = 0.02
@@ -104,6 +166,10 @@ class ModelConfig:
             raise ValueError("model.encoder and model.encoder_layers are both given: set one of them")
         if self.encoder and (self.encoder.causal or self.encoder.has_encoder):
             raise ValueError("model.encoder is to have causal=False and no encoder of its own")
+        if self.vision and (self.has_encoder or not self.causal):
+            raise ValueError("model.vision: only a causal model without an encoder reads pictures")
+        if self.vision and self.vision.image_token >= self.vocab:
+            raise ValueError(f"model.vision.image_token={self.vision.image_token}: expected less than {self.vocab}")
         if self.has_encoder and not self.causal:
             raise ValueError("model.causal=False with an encoder: a decoder that reads an encoder is causal")
 

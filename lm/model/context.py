@@ -5,7 +5,7 @@ attends from its own queries. In natural order a causal mask would leave the las
 tokens of a row are sharded in a zigzag (load-balanced): with C devices the row is cut into 2 C chunks, and device c
 gets chunks c and 2 C - 1 - c (Llama 3, 2407.21783, section 3.3.2), whose work adds up to the same everywhere. A kernel
 sees one chunk of queries and the keys in natural order, with the chunk's place as the mask's offset: windows, segments,
-prefixes and biases by distance are what they always are.
+blocks and biases by distance are what they always are.
 """
 
 from dataclasses import replace
@@ -75,11 +75,12 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: 
     if whole or decoding or T % shards or S % shards:
         assert not mask.zigzag, (mask.offset, T, S, shards)
         return KERNELS[compute.attention](q, k, v, scoring, compute)
-    arrays = (mask.query_segments, mask.key_segments, mask.prefix, scoring.bias, scoring.sinks)
-    axes = (("batch", "seq"), ("batch", None), ("batch", None), ("heads", None), ("heads",))
+    by_query, by_key = (mask.query_segments, mask.query_blocks), (mask.key_segments, mask.key_blocks)
+    arrays = (*by_query, *by_key, scoring.bias, scoring.sinks)
+    axes = (*[("batch", "seq")] * 2, *[("batch", None)] * 2, ("heads", None), ("heads",))
     given = tuple(None if a is None else names for a, names in zip(arrays, axes, strict=True))
     heads, kv = ("batch", "seq", "heads", "head_dim"), ("batch", "seq", "kv_heads", "head_dim")
-    shape = replace(mask, query_segments=None, key_segments=None, prefix=None)
+    shape = replace(mask, query_segments=None, key_segments=None, query_blocks=None, key_blocks=None)
     run = partial(_attend, replace(scoring, mask=shape, bias=None, sinks=None), compute)
     return per_device(partial(run, (T, N, k.shape[2])), (heads, kv, kv, *given), heads)(q, k, v, *arrays)
 
@@ -91,27 +92,30 @@ def _attend(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    queries: jax.Array | None,
-    keys: jax.Array | None,
-    prefix: jax.Array | None,
+    query_segments: jax.Array | None,
+    query_blocks: jax.Array | None,
+    key_segments: jax.Array | None,
+    key_blocks: jax.Array | None,
     bias: jax.Array | None,
     sinks: jax.Array | None,
 ) -> jax.Array:
-    """One device's part [B, T, N, Hv], of `whole` (T, N, K); the keys' segments and prefix are whole."""
+    """One device's part [B, T, N, Hv], of `whole` (T, N, K); the keys' segments and blocks are whole."""
     zigzag, shards = scoring.mask.zigzag, axis_size(AXIS)
     k, v = (all_gather(a, AXIS, 1) for a in _own_heads(whole[1:], q.shape[2], k, v))
     if zigzag:
         k, v = (zigzag_unshard(a, shards) for a in (k, v))
-        keys, prefix = (None if a is None else zigzag_unshard(a, shards) for a in (keys, prefix))
-    mask = replace(scoring.mask, key_segments=keys, prefix=prefix, zigzag=False)
+        by_key = (None if a is None else zigzag_unshard(a, shards) for a in (key_segments, key_blocks))
+        key_segments, key_blocks = by_key
+    mask = replace(scoring.mask, key_segments=key_segments, key_blocks=key_blocks, zigzag=False)
     if shards > 1 and compute.attention == "splash" and bias is None and splash_supports(mask, q.shape[1], k.shape[1]):
-        every = replace(scoring, mask=replace(mask, query_segments=queries), sinks=sinks)
+        every = replace(scoring, mask=replace(mask, query_segments=query_segments), sinks=sinks)
         return splash(q, k, v, every, compute, shards, zigzag)
     t, c = q.shape[1] // (2 if zigzag else 1), axis_index(AXIS)
     outs = []
     for i, chunk in enumerate((c, 2 * shards - 1 - c) if zigzag else (c,)):
         rows, start = slice(i * t, (i + 1) * t), chunk * t
-        here = replace(mask, query_segments=None if queries is None else queries[:, rows], offset=start)
+        segments, blocks = (None if a is None else a[:, rows] for a in (query_segments, query_blocks))
+        here = replace(mask, query_segments=segments, query_blocks=blocks, offset=start)
         near = None if bias is None else jax.lax.dynamic_slice_in_dim(bias, whole[0] - t - start, t + k.shape[1] - 1, 1)
         one = replace(scoring, mask=here, bias=near, sinks=sinks)
         outs.append(KERNELS[compute.attention](q[:, rows], k, v, one, compute))

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from lm.model.attention import Attention
-from lm.model.config import LayerKind, ModelConfig
+from lm.model.config import LayerKind, ModelConfig, Vision
 from lm.model.experts import Experts
 from lm.model.latent import LatentAttention
 from lm.model.mixer import Mixer
@@ -171,6 +171,56 @@ def deepseek_v2(
     (shared experts, scaled outputs, routing by groups of devices) are not in it."""
     sizes = heads, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, kv_lora_rank, q_lora_rank
     return llama(**{"heads": heads, "head_dim": v_head_dim, "eps": eps, "attention": LatentAttention(*sizes), **others})
+
+
+def siglip(
+    *, layers: int, width: int, heads: int, mlp: int, patches: int, eps: float = 1e-6, **others: Any
+) -> ModelConfig:
+    """SigLIP's tower (2303.15343), a vision transformer (2010.11929): learned positions of its `patches`, LayerNorm
+    before each sublayer, tanh gelu, biases; every patch sees every other."""
+    choices = dict(
+        vocab=1,
+        layers=layers,
+        width=width,
+        context=patches,
+        attention=Attention(heads=heads, head_dim=head_size(width, heads), bias=True),
+        ffn=FeedForward(mlp=mlp, activation="gelu_tanh", bias=True),
+        norm=LayerNorm(eps=eps),
+        positions=Learned(),
+        output=NoOutput(),
+        causal=False,
+    )
+    return _family(choices, others)
+
+
+def gemma3_vision(image_token: int = 262144, begin_token: int = 255999, end_token: int = 256000) -> Vision:
+    """The eyes of Gemma 3's 4B, 12B and 27B (2503.19786): SigLIP's 400M tower at 896 pixels, of whose 4,096 patches 256
+    tokens are made."""
+    return Vision(
+        tower=siglip(layers=27, width=1152, heads=16, mlp=4304, patches=64 * 64),
+        image_size=896,
+        patch_size=14,
+        image_token=image_token,
+        begin_token=begin_token,
+        end_token=end_token,
+        separator="\n\n",
+        pool=4,
+        projector_norm=RMSNorm(eps=1e-6, plus_one=True),
+    )
+
+
+def paligemma_vision(size: int = 224, image_token: int = 257152) -> Vision:
+    """The eyes of PaliGemma (2407.07726): SigLIP's 400M tower at `size` pixels, a token a patch; picture and prompt are
+    a prefix, read in both directions."""
+    return Vision(
+        tower=siglip(layers=27, width=1152, heads=16, mlp=4304, patches=(size // 14) ** 2),
+        image_size=size,
+        patch_size=14,
+        image_token=image_token,
+        projector_bias=True,
+        prefix=True,
+        resample="bicubic",
+    )
 
 
 def gemma(

@@ -148,8 +148,9 @@ def _padded(scoring: Scoring, T: int, S: int, more_queries: int, more_keys: int)
     if mask.query_segments is not None and mask.key_segments is not None:
         queries = jnp.pad(mask.query_segments, [(0, 0), (0, more_queries)])
         mask = replace(mask, query_segments=queries, key_segments=jnp.pad(mask.key_segments, after))
-    if mask.prefix is not None:
-        mask = replace(mask, prefix=jnp.pad(mask.prefix.astype(jnp.int32), after))
+    if mask.query_blocks is not None and mask.key_blocks is not None:
+        queries = jnp.pad(mask.query_blocks, [(0, 0), (0, more_queries)])
+        mask = replace(mask, query_blocks=queries, key_blocks=jnp.pad(mask.key_blocks, after))
     bias = scoring.bias
     if bias is not None:  # one more query comes before the first distance, one more key after the last
         bias = jnp.pad(bias, [(0, 0), (more_queries, more_keys)])

@@ -17,17 +17,21 @@ class Inputs:
 
     - `positions`: of each token in its text; by default its index in the row, behind what a cache holds.
     - `segments`: tokens see one another within a segment alone; 0 is padding. With a cache, padding is on the right.
-    - `prefix`: marks tokens that all of their segment see, also earlier ones (prefix-LM).
+    - `blocks`: whole numbers; the tokens of a segment that have the same one above 0 see one another, later ones too: a
+      picture's, or a prefix (prefix-LM).
     - `token_types`: the kind of each token (BERT's segments).
+    - `images`: the pictures of each row, [B, I, size, size, C] of whole numbers up to 255, which stand in their order
+      where the tokens are the model's `image_token`; what a row has fewer is ignored.
     - `encoder`: what the encoder reads, where there is one; its tokens are [B, S].
     - `zigzag`: the tokens are in the order of lm/model/context.py's `zigzag_shard`."""
 
     tokens: jax.Array
     positions: jax.Array | None = None
     segments: jax.Array | None = None
-    prefix: jax.Array | None = None
+    blocks: jax.Array | None = None
     token_types: jax.Array | None = None
     encoder: "Inputs | None" = None
+    images: jax.Array | None = None
     zigzag: bool = field(default=False, metadata=dict(static=True))
 
     @classmethod
@@ -42,13 +46,14 @@ class Inputs:
             positions, segments = batch.get("encoder_positions"), batch["encoder_segment_ids"]
             encoder = cls(batch["encoder_tokens"], positions, segments)
         positions, segments, prefix, types = map(batch.get, ("positions", "segment_ids", "prefix", "token_types"))
-        return cls(batch["tokens"], positions, segments, prefix, types, encoder, zigzag)
+        blocks = None if prefix is None else prefix.astype(jnp.int32)
+        return cls(batch["tokens"], positions, segments, blocks, types, encoder, batch.get("images"), zigzag)
 
     def mask(self, causal: bool, offset: jax.Array | int = 0) -> Mask:
         """Who sees whom among the tokens; behind `offset` [B] tokens of a cache, which are all of one segment."""
         cached = not isinstance(offset, int)
-        keys = None if cached else self.segments
-        return Mask(self.segments, keys, offset, None if cached else self.prefix, causal, zigzag=self.zigzag)
+        keys, blocks = (None, None) if cached else (self.segments, self.blocks)
+        return Mask(self.segments, keys, offset, blocks, blocks, causal, zigzag=self.zigzag)
 
 
 class EncoderOutput(NamedTuple):

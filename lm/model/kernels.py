@@ -33,11 +33,12 @@ def _by_rows(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute
     fifth less time forward and backward on two cores, the same bits (NOTES.md, speed on CPUs)."""
     pieces = max(n for n in range(1, PIECES + 1) if q.shape[0] % n == 0)
     mask = scoring.mask
-    whole = q, k, v, mask.query_segments, mask.key_segments, mask.prefix
+    arrays = "query_segments", "key_segments", "query_blocks", "key_blocks"
+    whole = q, k, v, *(getattr(mask, name) for name in arrays)
     parts = ([None] * pieces if x is None else jnp.split(x, pieces) for x in whole)
     outs = []
-    for own_q, own_k, own_v, queries, keys, prefix in zip(*parts, strict=True):
-        here = replace(mask, query_segments=queries, key_segments=keys, prefix=prefix)
+    for own_q, own_k, own_v, *own in zip(*parts, strict=True):
+        here = replace(mask, **dict(zip(arrays, own, strict=True)))
         outs.append(blocked(own_q, own_k, own_v, replace(scoring, mask=here), compute))
     return jnp.concatenate(outs)
 

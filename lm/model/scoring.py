@@ -27,11 +27,12 @@ MINUS_INFINITY = -1e30  # finite, so that a query that may look at nothing gives
 
 @dataclass(frozen=True)
 class Mask:
-    """Which keys a query may look at: those of its own segment and, when `causal`, those not later than itself, or in
-    the prefix; with a `window`, those fewer than so many tokens away.
+    """Which keys a query may look at: those of its own segment and, when `causal`, those not later than itself, or of
+    its block; with a `window`, none so many tokens or more before it (and where not `causal`, after it).
 
-    `query_segments` [B, T] and `key_segments` [B, S] are whole numbers, 0 for padding; None is one segment. `prefix`
-    [B, S] marks keys that all of their segment see. `offset` is the index of the first query among the keys, of all
+    `query_segments` [B, T] and `key_segments` [B, S] are whole numbers, 0 for padding; None is one segment.
+    `query_blocks` and `key_blocks`, likewise, number the blocks whose tokens see one another, later ones too, 0 for
+    none: a picture's, or a prefix. `offset` is the index of the first query among the keys, of all
     rows or [B]: what a cache held before. `key_positions` [B, S] are the keys' own indices where these are not 0 to
     S - 1 (a ring of the last ones), negative for none. `zigzag`: queries and keys are in the order of
     lm/model/context.py's `zigzag_shard`."""
@@ -39,7 +40,8 @@ class Mask:
     query_segments: jax.Array | None = None
     key_segments: jax.Array | None = None
     offset: jax.Array | int = 0
-    prefix: jax.Array | None = None
+    query_blocks: jax.Array | None = None
+    key_blocks: jax.Array | None = None
     causal: bool = True
     window: int = 0
     zigzag: bool = False
@@ -59,10 +61,11 @@ class Mask:
         if self.causal:
             earlier = distance <= 0
             allowed = earlier if allowed is None else allowed & earlier
-            if self.prefix is not None:
-                allowed = allowed | columns.of(self.prefix)[:, None].astype(bool)
+            if self.query_blocks is not None and self.key_blocks is not None:
+                block = rows.of(self.query_blocks)[:, :, None]
+                allowed = allowed | ((block == columns.of(self.key_blocks)[:, None, :]) & (block > 0))
         if self.window:
-            near = jnp.abs(distance) < self.window
+            near = (-distance if self.causal else jnp.abs(distance)) < self.window
             allowed = near if allowed is None else allowed & near
         if self.query_segments is not None and self.key_segments is not None:
             same = rows.of(self.query_segments)[:, :, None] == columns.of(self.key_segments)[:, None, :]
@@ -82,19 +85,25 @@ class Mask:
     def _sides(self) -> tuple[int, int]:
         """How many keys a query can see after and before its own place."""
         window = self.window - 1 if self.window else FAR
-        return (0 if self.causal and self.prefix is None else window), window
+        if not self.causal:
+            return window, window
+        return (0 if self.key_blocks is None else FAR), window
 
 
 def _flatten(mask: Mask) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     known = isinstance(mask.offset, int)  # it stays so inside jit and checkpoint: kernels leave out what it hides
-    arrays = mask.query_segments, mask.key_segments, None if known else mask.offset, mask.prefix, mask.key_positions
+    arrays = (
+        *(mask.query_segments, mask.key_segments, None if known else mask.offset),
+        *(mask.query_blocks, mask.key_blocks, mask.key_positions),
+    )
     return arrays, (mask.offset if known else None, mask.causal, mask.window, mask.zigzag)
 
 
 def _unflatten(static: tuple[Any, ...], arrays: tuple[Any, ...]) -> Mask:
-    queries, keys, offset, prefix, key_positions = arrays
+    queries, keys, offset, query_blocks, key_blocks, key_positions = arrays
     known, causal, window, zigzag = static
-    return Mask(queries, keys, offset if known is None else known, prefix, causal, window, zigzag, key_positions)
+    offset = offset if known is None else known
+    return Mask(queries, keys, offset, query_blocks, key_blocks, causal, window, zigzag, key_positions)
 
 
 jax.tree_util.register_pytree_node(Mask, _flatten, _unflatten)

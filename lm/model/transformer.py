@@ -4,11 +4,11 @@
 
     {"stem": {"tokens": [V, D], ...}, "layers": {slot: {name: [L, ...]}}, "head": {"norm_scale": [D], "kernel": [D, V]}}
 
-and "encoder", its layers and norm, and a stem where it is a model of its own. A model whose layers are all of one kind
-has the slot "0" alone.
+and "encoder", its layers and norm, and a stem where it is a model of its own, and "vision" (lm/model/vision.py). A
+model whose layers are all of one kind has the slot "0" alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, cast
 
@@ -25,6 +25,7 @@ from lm.model.products import look_up
 from lm.model.scoring import CACHE_BLOCK, Mask
 from lm.model.stack import Losses, Params, Shared, Stack, Taps
 from lm.model.taps import ENCODER, Watch
+from lm.model.vision import boxed_eyes, placed, runs, soft_tokens
 from lm.sharding.tracing import constrain
 
 __all__ = ["Hidden", "Params", "Transformer"]
@@ -48,12 +49,17 @@ class Stem(nn.Module):
     compute: Compute
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, positions: jax.Array, token_types: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, tokens: jax.Array, positions: jax.Array, token_types: jax.Array | None, soft: jax.Array | None = None
+    ) -> jax.Array:
         cfg = self.cfg
         table = param(self, "tokens", (cfg.vocab, cfg.width), ("vocab", "embed"), normal(cfg.init_scale))
         x = look_up(table, tokens, self.compute.dtype)
         if cfg.embed_scale != 1:
             x = x * jnp.asarray(cfg.embed_scale, x.dtype)
+        if soft is not None:
+            assert cfg.vision is not None
+            x = placed(x, soft, tokens == cfg.vision.image_token)
         if cfg.token_types:
             kinds = param(self, "token_types", (cfg.token_types, cfg.width), (None, "embed"), normal(cfg.init_scale))
             x = x + look_up(kinds, jnp.zeros_like(tokens) if token_types is None else token_types, x.dtype)
@@ -142,6 +148,8 @@ class Transformer:
             params["head"] |= NextSentence(cfg, compute).init(head_key, x)["params"]
         if cfg.output.scores:
             params["head"] |= Scores(cfg).init(head_key, x)["params"]
+        if cfg.vision:
+            params["vision"] = boxed_eyes(cfg.vision, cfg.width, compute, jax.random.fold_in(key, 4))
         return params | ({"encoder": self._boxed_encoder(encoder_key)} if cfg.has_encoder else {})
 
     def _boxed_encoder(self, key: jax.Array) -> Params:
@@ -233,8 +241,10 @@ class Transformer:
     ) -> tuple[jax.Array, Shared]:
         """The residual stream [B, T, D] before the first layer, and what the layers share; arguments as in `hidden`,
         and the encoder's output."""
-        inputs = Inputs.of(inputs)
-        x, shared = self._begin(self.cfg, params["stem"], params["stem"], inputs, cache, key)
+        inputs, soft = Inputs.of(inputs), None
+        if inputs.images is not None:
+            inputs, soft = self._see(params, inputs, key)
+        x, shared = self._begin(self.cfg, params["stem"], params["stem"], inputs, cache, key, soft)
         if not self.cfg.has_encoder:
             return x, shared
         if encoder is None and cache is None:
@@ -243,6 +253,16 @@ class Transformer:
             assert cache is not None
             encoder = EncoderOutput(None, self._cross_mask(inputs, cache.encoder_segments))
         return x, shared._replace(encoder=encoder)
+
+    def _see(self, params: Params, inputs: Inputs, key: jax.Array | None) -> tuple[Inputs, jax.Array]:
+        """The inputs with each picture's places as a block, unless they have blocks, and its soft tokens."""
+        cfg, images = self.cfg, inputs.images
+        if cfg.vision is None or images is None:
+            raise ValueError("this model has no eyes: give it text alone, or set model.vision")
+        key = None if key is None else jax.random.fold_in(key, 1)
+        soft = soft_tokens(cfg.vision, cfg.width, self.compute, params["vision"], images, key)
+        blocks = runs(inputs.tokens == cfg.vision.image_token) if inputs.blocks is None else inputs.blocks
+        return replace(inputs, blocks=blocks), soft
 
     def _cross_mask(self, inputs: Inputs, segments: jax.Array | None = None) -> Mask:
         """Who may look at the encoder's output: tokens of the same segment."""
@@ -274,6 +294,7 @@ class Transformer:
         inputs: Inputs,
         cache: Cache | None,
         key: jax.Array | None,
+        soft: jax.Array | None = None,
     ) -> tuple[jax.Array, Shared]:
         """The embedding of the inputs, and what the layers share.
 
@@ -281,7 +302,8 @@ class Transformer:
           cfg: of the decoder, or of the encoder.
           stem: parameters of the embedding.
           distances: a tree with those of the bias by distance.
-          inputs, cache, key: as in `hidden`."""
+          inputs, cache, key: as in `hidden`.
+          soft: the tokens of its pictures, [B, n, D]."""
         (B, T), offset = inputs.tokens.shape, 0 if cache is None else cache.length
         fresh = isinstance(offset, int)
         positions = inputs.positions
@@ -291,7 +313,8 @@ class Transformer:
             if inputs.segments is not None:  # what reads the last position (Dynamic) is not to see padding
                 positions = jnp.where(inputs.segments > 0, positions, 0)
         rngs = {} if key is None else {"dropout": key}
-        x = Stem(cfg, self.compute).apply({"params": stem}, inputs.tokens, positions, inputs.token_types, rngs=rngs)
+        embedding = Stem(cfg, self.compute)
+        x = embedding.apply({"params": stem}, inputs.tokens, positions, inputs.token_types, soft, rngs=rngs)
         table = {name: distances[name] for name in distances if name != "layers"}
 
         def bias(offset: jax.Array | int) -> Any:

@@ -88,6 +88,7 @@ def canonical(cfg: ModelConfig) -> ModelConfig:
     return replace(
         cfg,
         context=cfg.context if isinstance(positions, Learned) else 1,
+        vision=replace(cfg.vision, tower=canonical(cfg.vision.tower)) if cfg.vision else None,
         attention=_canonical_mixer(cfg.attention),
         ffn=_canonical_ffn(cfg.ffn),
         positions=positions,

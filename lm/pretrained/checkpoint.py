@@ -114,6 +114,7 @@ def _match(
 ) -> Checkpoint:
     stored = _canonical(architecture, source)
     cfg = _untied(cfg, architecture.rows(cfg), source, stored)
+    cfg = _blind(cfg, architecture.rows(cfg), source, stored)
     rows = architecture.rows(cfg)
     shapes = Transformer(cfg, Compute().resolve("cpu")).shapes()
     known = tensors(rows, {path: leaf.shape for path, leaf in flatten(shapes).items()})
@@ -148,6 +149,15 @@ def _canonical(architecture: Architecture, source: TensorSource) -> dict[str, st
             full = full.replace(old, new)
         stored[full] = name
     return stored
+
+
+def _blind(cfg: ModelConfig, rows: Sequence[Row], source: TensorSource, stored: Mapping[str, str]) -> ModelConfig:
+    """`cfg`, without eyes where the file has the text model's tensors alone. Warns of it."""
+    eyes = [row.theirs.partition("{i}")[0] for row in rows if row.ours[0].startswith("vision/")]
+    if cfg.vision is None or any(name.startswith(tuple(eyes)) for name in stored):
+        return cfg
+    warnings.warn(f"{source.path}: it has no tensors of the vision tower: the text model alone is read", stacklevel=2)
+    return replace(cfg, vision=None)
 
 
 def _output_name(rows: Sequence[Row]) -> str:

@@ -136,7 +136,32 @@ GEMMA3 = GEMMA2 | dict(
     attn_logit_softcapping=Nullable(),
     final_logit_softcapping=Nullable(),
 )
-GEMMA3_WITH_VISION = dict(tie_word_embeddings=Nullable(True))
+GEMMA3_WITH_VISION = dict(
+    tie_word_embeddings=Nullable(True),
+    mm_tokens_per_image=Nullable(256),
+    boi_token_index=Nullable(255999),
+    eoi_token_index=Nullable(256000),
+    image_token_index=Nullable(262144),
+)
+SIGLIP = dict(
+    hidden_size=768,
+    intermediate_size=3072,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    num_channels=3,
+    image_size=224,
+    patch_size=16,
+    hidden_act="gelu_pytorch_tanh",
+    layer_norm_eps=1e-6,
+)
+PALIGEMMA = dict(image_token_index=256000, projection_dim=2048, tie_word_embeddings=True)
+PALIGEMMA_SIGLIP = SIGLIP | dict(
+    hidden_size=1152, intermediate_size=4096, num_hidden_layers=27, num_attention_heads=16, patch_size=14
+)
+PALIGEMMA_TEXT = GEMMA | dict(
+    hidden_size=2048, num_hidden_layers=18, intermediate_size=16384, num_attention_heads=8, num_key_value_heads=1
+)
+PALIGEMMA_TEXT |= dict(vocab_size=257152, head_dim=256)
 
 T5 = dict(
     vocab_size=32128,

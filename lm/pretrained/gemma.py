@@ -1,21 +1,23 @@
-"""Gemma 1, 2 and 3: Llama's names, and from 2 on norms before and after each sublayer."""
+"""Gemma 1, 2 and 3: Llama's names, and from 2 on norms before and after each sublayer. Gemma 3 and PaliGemma see."""
 
-import warnings
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from lm.model.config import LayerKind, ModelConfig
+from lm.model.config import LayerKind, ModelConfig, Vision
 from lm.model.output import Output
 from lm.model.parts import FeedForward, RMSNorm
 from lm.model.positions import Rotary
 from lm.model.wiring import Sandwich
-from lm.pretrained import defaults, llama, rope
+from lm.pretrained import defaults, llama, rope, siglip
 from lm.pretrained.architecture import (
     ACTIVATION,
     Architecture,
     attention_of,
     layer_kinds,
     layer_types,
+    linear,
     require,
     same,
     window,
@@ -25,7 +27,15 @@ from lm.pretrained.llama import AT, ATTENTION, DENSE, EMBEDDING, IGNORED, OUTPUT
 from lm.pretrained.rows import Row
 
 KINDS = ("full_attention", "sliding_attention")  # of layers, with rotary positions each
-VISION = ("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index", "image_token_index")
+PARTS = ("text_config", "vision_config")
+GEMMA3_CONNECTOR = [
+    same("vision/connector/projector_norm_scale", siglip.PROJECTOR + "mm_soft_emb_norm.weight"),
+    same("vision/connector/projector", siglip.PROJECTOR + "mm_input_projection_weight"),  # not transposed
+]
+PALIGEMMA_CONNECTOR = [
+    linear("vision/connector/projector", siglip.PROJECTOR + "linear.weight"),
+    same("vision/connector/projector_bias", siglip.PROJECTOR + "linear.bias"),
+]
 SANDWICH = [
     same("layers/*/attention_post_norm_scale", AT + "post_attention_layernorm.weight"),
     same("layers/*/ffn_norm_scale", AT + "pre_feedforward_layernorm.weight"),
@@ -83,19 +93,69 @@ def read_gemma3(fields: Fields) -> ModelConfig:
     return _later(fields, {"qk_norm": _norm(fields)}, positions=full, context=context, pattern=pattern)
 
 
-def read_text_half(fields: Fields) -> ModelConfig:
-    """The config.json of Gemma 3 with vision, of whose halves the text's is read. Warns that the other is not."""
-    text = fields.take("text_config", {})
-    if not isinstance(text, dict):
-        raise fields.unsupported("text_config", text, "an object")
+def read_gemma3_with_eyes(fields: Fields) -> ModelConfig:
+    """The config.json of Gemma 3 with vision."""
+    text, vision = (_part(fields, name) for name in PARTS)
     tied = fields.take("tie_word_embeddings") is not None and fields.flag("tie_word_embeddings")
     values = {**text, "tie_word_embeddings": tied}  # what the text's own config has here is overruled
     cfg = read_gemma3(Fields(values, f"{fields.file}: text_config", defaults.GEMMA3))
-    for name in VISION:
-        fields.take(name, None)
+    own = Fields(vision, f"{fields.file}: vision_config", defaults.SIGLIP)
+    tower, soft = siglip.read(own), _given(fields, "mm_tokens_per_image")
+    pool, rest = divmod(math.isqrt(tower.context), math.isqrt(soft) or 1)
+    if rest or not pool or math.isqrt(soft) ** 2 != soft:
+        raise fields.unsupported("mm_tokens_per_image", soft, f"the square of a divisor of {math.isqrt(tower.context)}")
+    eyes = siglip.eyes(
+        own,
+        tower,
+        pool=pool,
+        projector_norm=RMSNorm(float(own.number("layer_norm_eps")), plus_one=True),
+        image_token=_given(fields, "image_token_index"),
+        begin_token=fields.integer("boi_token_index") or -1,
+        end_token=fields.integer("eoi_token_index") or -1,
+        separator="\n\n",
+    )
     fields.finish()
-    warnings.warn(f"{fields.file}: the text half is read; the vision tower and its projector are not", stacklevel=2)
-    return cfg
+    return replace(cfg, vision=eyes)
+
+
+def read_paligemma(fields: Fields) -> ModelConfig:
+    """PaliGemma's config.json, over Gemma or Gemma 2. Of a prefix longer than Gemma 2's window, transformers' windowed
+    layers see all, ours what is in it; the published prefixes are shorter."""
+    text, vision = (_part(fields, name) for name in PARTS)
+    kinds = {"gemma": (read_gemma, defaults.PALIGEMMA_TEXT), "gemma2": (read_gemma2, defaults.GEMMA2)}
+    kind = text.pop("model_type", "gemma")
+    if kind not in kinds:
+        raise fields.unsupported("text_config.model_type", kind, " or ".join(kinds))
+    text.pop("num_image_tokens", None)
+    text.pop("use_bidirectional_attention", None)
+    read, known = kinds[kind]
+    cfg = read(Fields({**text, "tie_word_embeddings": True}, f"{fields.file}: text_config", known))
+    own = Fields(vision, f"{fields.file}: vision_config", defaults.PALIGEMMA_SIGLIP)
+    tower = siglip.read(own)
+    fields.expect("projection_dim", cfg.width)
+    fields.expect("tie_word_embeddings", True)
+    for name in ("hidden_size", "vocab_size", "ignore_index"):  # which the parts say
+        fields.take(name, None)
+    image_token = fields.integer("image_token_index")
+    eyes = siglip.eyes(own, tower, projector_bias=True, prefix=True, resample="bicubic", image_token=image_token)
+    fields.finish()
+    return replace(cfg, vision=eyes)
+
+
+def _given(fields: Fields, name: str) -> int:
+    """An integer that null, which its class allows, cannot stand for."""
+    value = fields.integer(name)
+    if value is None:
+        raise fields.unsupported(name, None, "a number")
+    return int(value)
+
+
+def _part(fields: Fields, name: str) -> dict[str, Any]:
+    """An object of a config.json."""
+    values = fields.take(name, {})
+    if not isinstance(values, dict):
+        raise fields.unsupported(name, values, "an object")
+    return dict(values)
 
 
 def _later(fields: Fields, attention: Mapping[str, Any], **parts: Any) -> ModelConfig:
@@ -167,18 +227,75 @@ def write_gemma3(cfg: ModelConfig) -> dict[str, Any]:
     }
 
 
+def seen(cfg: ModelConfig) -> Vision:
+    """The eyes of `cfg`. Raises ValueError where it has none."""
+    if cfg.vision is None:
+        raise ValueError("a model without eyes, where the architecture has some")
+    return cfg.vision
+
+
+def write_gemma3_with_eyes(cfg: ModelConfig) -> dict[str, Any]:
+    """The fields that `read_gemma3_with_eyes` reads."""
+    vision = seen(cfg)
+    return {
+        "text_config": {"model_type": "gemma3_text", **write_gemma3(cfg)},
+        "vision_config": siglip.write(vision),
+        "mm_tokens_per_image": vision.soft_tokens,
+        "image_token_index": vision.image_token,
+        "boi_token_index": vision.begin_token,
+        "eoi_token_index": vision.end_token,
+        "tie_word_embeddings": cfg.tied,
+    }
+
+
+def write_paligemma(cfg: ModelConfig) -> dict[str, Any]:
+    """The fields that `read_paligemma` reads."""
+    later = isinstance(cfg.wiring, Sandwich)
+    text = {"model_type": "gemma2", **write_gemma2(cfg)} if later else {"model_type": "gemma", **write_gemma(cfg)}
+    return {
+        "text_config": text,
+        "vision_config": {**siglip.write(seen(cfg)), "projection_dim": cfg.width},
+        "image_token_index": seen(cfg).image_token,
+        "projection_dim": cfg.width,
+        "hidden_size": cfg.width,
+    }
+
+
+def gemma3_rows_with_eyes(cfg: ModelConfig) -> list[Row]:
+    """The table of Gemma 3 with vision, in the names of the published files; of a file without a tower, the text's."""
+    return [*siglip.inside(sandwich_rows(cfg)), *siglip.ROWS, *GEMMA3_CONNECTOR]
+
+
+def paligemma_rows(cfg: ModelConfig) -> list[Row]:
+    """The table of PaliGemma, over Gemma or Gemma 2."""
+    rows = sandwich_rows(cfg) if isinstance(cfg.wiring, Sandwich) else llama.dense_rows(cfg)
+    return [*siglip.inside(rows), *siglip.ROWS, *PALIGEMMA_CONNECTOR]
+
+
 GEMMA = Architecture("GemmaForCausalLM", "gemma", defaults.GEMMA, read_gemma, write_gemma, llama.dense_rows, IGNORED)
 GEMMA2 = Architecture("Gemma2ForCausalLM", "gemma2", defaults.GEMMA2, read_gemma2, write_gemma2, sandwich_rows, IGNORED)
 GEMMA3 = Architecture(
     "Gemma3ForCausalLM", "gemma3_text", defaults.GEMMA3, read_gemma3, write_gemma3, sandwich_rows, IGNORED
 )
-TEXT_HALF = Architecture(
+GEMMA3_WITH_EYES = Architecture(
     "Gemma3ForConditionalGeneration",
     "gemma3",
     defaults.GEMMA3_WITH_VISION,
-    read_text_half,
-    write_gemma3,  # which says GEMMA3, as which it is written
-    sandwich_rows,
-    IGNORED + r"|^(model\.)?(vision_tower|multi_modal_projector)\.",
-    renamed=(("language_model.model.", "model."), ("model.language_model.", "model."), ("language_model.", "")),
+    read_gemma3_with_eyes,
+    write_gemma3_with_eyes,
+    gemma3_rows_with_eyes,
+    IGNORED,
+    other_heads=siglip.HEAD,
+    renamed=siglip.RENAMED,
+)
+PALIGEMMA = Architecture(
+    "PaliGemmaForConditionalGeneration",
+    "paligemma",
+    defaults.PALIGEMMA,
+    read_paligemma,
+    write_paligemma,
+    paligemma_rows,
+    IGNORED,
+    other_heads=siglip.HEAD,
+    renamed=siglip.RENAMED,
 )

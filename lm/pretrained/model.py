@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.data.conversations import encode_text
+from lm.data.pictures import Picture
 from lm.decode.beam import BeamSearch, Hypothesis, search
 from lm.decode.generate import check_prompts
 from lm.decode.generate import stream as stream_ids
@@ -25,11 +26,12 @@ from lm.model.transformer import Params, Transformer
 from lm.pretrained import files, gguf_save
 from lm.pretrained import save as saving
 from lm.pretrained.architecture import Architecture
+from lm.pretrained.arrays import BLOCK, as_integers, checked_like, padded
 from lm.pretrained.known import architecture_for
+from lm.pretrained.seeing import check_marks, encode_with_pictures, eyes_of, look_at
 from lm.text.stop import StopStrings
 from lm.text.tokenizer import Tokenizer
 
-BLOCK = 32  # texts of a batch, and the multiple that lengths are padded to, so that similar ones share a program
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
@@ -72,10 +74,11 @@ class Pretrained:
         attention_mask: Any = None,
         decoder_input_ids: Any = None,
         token_type_ids: Any = None,
+        images: Any = None,
     ) -> jax.Array:
         """Token ids [B, T] -> float32 logits [B, T, V]; of an encoder without an output, its hidden states [B, T, D].
         Arguments and errors as `inputs` has them."""
-        given = self.inputs(input_ids, attention_mask, decoder_input_ids, token_type_ids)
+        given = self.inputs(input_ids, attention_mask, decoder_input_ids, token_type_ids, images)
         return _logits(self.model, self.params, given)
 
     def inputs(
@@ -84,6 +87,7 @@ class Pretrained:
         attention_mask: Any = None,
         decoder_input_ids: Any = None,
         token_type_ids: Any = None,
+        images: Any = None,
     ) -> Inputs:
         """What the model reads, of arrays as transformers has them.
 
@@ -93,21 +97,27 @@ class Pretrained:
             left, padding included, as in transformers.
           decoder_input_ids: [B, T], whose logits an encoder-decoder returns.
           token_type_ids: [B, T], of a model that has token types.
+          images: [B, M, size, size, 3] of uint8, the pictures of each row (`look_at` reads files); the ids have the
+            model's `image_token` for each of their soft tokens, and of rows with fewer than M the last are ignored.
 
         Raises:
           ValueError: for ids, shapes or lengths that the model does not support.
         """
         ids = self._checked("token ids", input_ids)
-        segments = None if attention_mask is None else _checked_like("attention_mask", attention_mask, ids, 2)
+        segments = None if attention_mask is None else checked_like("attention_mask", attention_mask, ids, 2)
         types = None
         if token_type_ids is not None:
             if not self.config.token_types:
                 raise ValueError("token_type_ids: this model has no token types, leave them out")
-            types = _checked_like("token_type_ids", token_type_ids, ids, self.config.token_types)
+            types = checked_like("token_type_ids", token_type_ids, ids, self.config.token_types)
         if not self.config.has_encoder:
             if decoder_input_ids is not None:
                 raise ValueError("decoder_input_ids: this model has no encoder, so all its tokens are input_ids")
-            return self._inputs(ids, segments=segments, token_types=types)
+            blocks = None
+            if images is not None:
+                check_marks(ids.tolist(), images, self.config, "row", exact=False)
+                blocks = (np.ones_like(ids) if segments is None else segments) if self.prefix else None
+            return self._inputs(ids, segments=segments, token_types=types, images=images, blocks=blocks)
         if decoder_input_ids is None:
             raise ValueError("this model has an encoder and a decoder: give decoder_input_ids too")
         segments = np.ones_like(ids) if segments is None else segments
@@ -118,7 +128,7 @@ class Pretrained:
         return jax.tree.map(jnp.asarray, Inputs(tokens, **others))  # type: ignore[arg-type]
 
     def _checked(self, what: str, ids: Any) -> np.ndarray:
-        ids = _as_integers(what, ids)
+        ids = as_integers(what, ids)
         if ids.ndim != 2 or not 0 < ids.shape[1] <= self.config.context:
             raise ValueError(f"{what} of shape {ids.shape}: expected [B, T] with T from 1 to {self.config.context}")
         if ids.size and not (0 <= ids.min() and ids.max() < self.config.vocab):
@@ -138,7 +148,7 @@ class Pretrained:
         rows = [ids if len(ids) <= most else [*ids[: most - 1], ids[-1]] for ids in rows]
         vectors = [np.zeros((0, self.config.width), np.float32)]
         for start in range(0, len(rows), BLOCK):
-            vectors.append(np.asarray(_mean(self.model, self.params, *_padded(rows[start : start + BLOCK], most))))
+            vectors.append(np.asarray(_mean(self.model, self.params, *padded(rows[start : start + BLOCK], most))))
         return np.concatenate(vectors)
 
     def embedder(self, rows: int, width: int) -> Callable[[np.ndarray, np.ndarray], jax.Array]:
@@ -178,7 +188,7 @@ class Pretrained:
         by_length = np.argsort([len(row) for row in rows], kind="stable")  # so that little is padding
         for start in range(0, len(rows), BLOCK):
             block = by_length[start : start + BLOCK]
-            ids, mask = _padded([rows[i] for i in block], most)
+            ids, mask = padded([rows[i] for i in block], most)
             out[block] = _scores(self.model, self.params, self._checked("token ids", ids), mask)
         return out if n > 1 else out[:, 0]
 
@@ -215,6 +225,7 @@ class Pretrained:
         drafter: Drafter | None = None,
         draft_params: Params | None = None,
         acceptance: Acceptance | None = None,
+        images: Sequence[Picture] = (),
     ) -> Iterator[list[str]]:
         """`n` continuations of `prompt` (of an encoder-decoder: outputs for it), streamed.
 
@@ -226,6 +237,7 @@ class Pretrained:
           n: continuations.
           stop: strings before the first of which a continuation ends.
           drafter, draft_params, acceptance: of speculative decoding, as in `stream_ids`.
+          images: the pictures that the prompt is about, for a model with eyes (lm/pretrained/seeing.py).
 
         Yields:
           the new text of each continuation, complete characters only, and no part of a stop string.
@@ -234,13 +246,16 @@ class Pretrained:
           ValueError: as `stream_ids` and StopStrings, and where there is no tokenizer.
         """
         tokenizer = self._tokenizer()
-        read = self.encode(prompt)
+        read, pixels = self.encode(prompt), None
+        if images:
+            read = encode_with_pictures(prompt, len(images), tokenizer, eyes_of(self.config))
+            pixels = np.repeat(look_at(images, self.config)[None], n, 0)
         before = [] if self.config.has_encoder else read
         texts = [(tokenizer.decoder_after(before), StopStrings(stop)) for _ in range(n)]
         if self.config.vocab > tokenizer.vocab_size:
             sampling = replace(sampling, vocab_size=tokenizer.vocab_size)
         prompts, draft = [read] * n, (drafter, draft_params, acceptance)
-        for rows in self.stream_ids(prompts, max_new_tokens, sampling, seed, *draft):
+        for rows in self.stream_ids(prompts, max_new_tokens, sampling, seed, *draft, images=pixels):
             yield [end.push("".join(map(text.push, ids))) for (text, end), ids in zip(texts, rows, strict=True)]
             if all(end.found for _, end in texts):
                 return
@@ -255,6 +270,7 @@ class Pretrained:
         drafter: Drafter | None = None,
         draft_params: Params | None = None,
         acceptance: Acceptance | None = None,
+        images: np.ndarray | None = None,
     ) -> Iterator[list[list[int]]]:
         """The new ids of each prompt of ids, as they are drawn, up to one of `stop_ids`.
 
@@ -266,12 +282,17 @@ class Pretrained:
           drafter: what drafts, for speculative decoding: a PromptLookup, or a `draft_model`.
           draft_params: the parameters of a draft model.
           acceptance: counts of drafted and accepted tokens, added to.
+          images: the pictures of each prompt, uint8 [B, M, size, size, 3].
 
         Raises:
           ValueError: for an encoder alone, or a prompt that does not fit the context.
         """
         stop, own = self.stop_ids, self.decoder
+        if images is not None:
+            check_marks(prompts, images, self.config)
         if drafter is not None:
+            if images is not None:
+                raise ValueError("speculative decoding reads text alone: leave out the drafter, or the pictures")
             if isinstance(drafter, DraftModel) and draft_params:
                 draft_model, draft_params = for_decoding(drafter.model, draft_params)
                 drafter = replace(drafter, model=draft_model)
@@ -279,7 +300,7 @@ class Pretrained:
             yield from speculate(own.model, own.params, prompts, max_new_tokens, *draft, prefix=self.prefix)
             return
         prompts, encoder = self._decoder_prompts(prompts)
-        options = sampling, stop, seed, encoder, self.prefix
+        options = sampling, stop, seed, encoder, self.prefix, images
         yield from stream_ids(own.model, own.params, prompts, max_new_tokens, *options)
 
     def draft_model(self, draft: "Pretrained", tokens: int = 4) -> DraftModel:
@@ -322,7 +343,7 @@ class Pretrained:
         if not self.config.has_encoder:
             return prompts, None
         check_prompts(prompts, self.config.vocab, self.config.context, 0)
-        ids, segments = _padded(prompts, self.config.context)
+        ids, segments = padded(prompts, self.config.context)
         return [[self.decoder_start]] * len(prompts), Inputs(jnp.asarray(ids), segments=jnp.asarray(segments))
 
     @property
@@ -341,6 +362,7 @@ class Pretrained:
         top_p: float = 1.0,
         seed: int = 0,
         stop: str | Sequence[str] = (),
+        images: Sequence[Picture] = (),
     ) -> str:
         """One continuation of `prompt`.
 
@@ -352,12 +374,15 @@ class Pretrained:
           top_p: sample from the most likely tokens of this mass.
           seed: of the draws.
           stop: strings before the first of which it ends.
+          images: files or arrays of pictures, for a model with eyes; where the prompt has marks <image>, one for each.
 
         Raises:
           ValueError: as `stream`.
         """
         sampling = Sampling(temperature, top_k, top_p)
-        return "".join(rows[0] for rows in self.stream(prompt, max_new_tokens, sampling, seed, stop=stop))
+        return "".join(
+            rows[0] for rows in self.stream(prompt, max_new_tokens, sampling, seed, stop=stop, images=images)
+        )
 
     def save(self, directory: str | Path, shard_bytes: int = files.SHARD_BYTES) -> None:
         """Write a Hugging Face model directory that transformers and `load` read: config.json, generation_config.json,
@@ -391,38 +416,6 @@ class Pretrained:
           ValueError: for a model or a tokenizer that llama.cpp cannot express.
         """
         return gguf_save.save(Path(file), self.config.scaled, self.params, self.tokenizer, self.stop_ids, type)
-
-
-def _as_integers(what: str, values: Any) -> np.ndarray:
-    """`values` as an array of integers."""
-    try:
-        array = np.asarray(values)
-    except ValueError:
-        raise ValueError(
-            f"{what} of several lengths: pad them to one length, and mark padding in attention_mask"
-        ) from None
-    if array.size and array.dtype.kind not in "iub":
-        raise ValueError(f"{what} of {array.dtype}: expected integers")
-    return array
-
-
-def _checked_like(what: str, values: Any, ids: np.ndarray, below: int) -> np.ndarray:
-    """`values` as int32, checked to have the shape of `ids` and to be in [0, below)."""
-    values = _as_integers(what, values)
-    if values.shape != ids.shape:
-        raise ValueError(f"{what} of shape {values.shape}: expected that of the token ids, {ids.shape}")
-    if values.size and not (0 <= values.min() and values.max() < below):
-        raise ValueError(f"{what} from {values.min()} to {values.max()}: expected 0 to {below - 1}")
-    return values.astype(np.int32)
-
-
-def _padded(rows: Sequence[Sequence[int]], most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of at most `most` ids, padded on the right, and their mask (0: padding): both int32 [B, T]."""
-    width = min(most, -(-max(map(len, rows)) // BLOCK) * BLOCK)
-    mask = np.stack([np.arange(width) < len(row) for row in rows]).astype(np.int32)
-    ids = np.zeros_like(mask)
-    ids[mask > 0] = np.concatenate([np.asarray(row, np.int32) for row in rows])
-    return ids, mask
 
 
 @partial(jax.jit, static_argnums=0)

@@ -78,7 +78,10 @@ class Published:
         params = place_params(checkpoint, self._model("float32"), mesh)
         known = checkpoint.architecture, ids
         unused, kept = checkpoint.unused(), tokenizer_files(self.path)
-        return Pretrained(self.config, params, tokenizer, self._model(dtype), 0, *known, unused=unused, kept=kept)
+        prefix = self.config.vision is not None and self.config.vision.prefix
+        return Pretrained(
+            self.config, params, tokenizer, self._model(dtype), 0, *known, unused=unused, prefix=prefix, kept=kept
+        )
 
 
 def _tokenizer(path: Path, checkpoint: Checkpoint) -> Tokenizer | None:

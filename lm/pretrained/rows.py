@@ -74,6 +74,21 @@ class Linear(Kernel):
 
 
 @dataclass(frozen=True)
+class Convolution(Identity):
+    """The kernel [height, width, inputs, outputs] of a convolution, [outputs, inputs, height, width] in PyTorch."""
+
+    def theirs_shape(self, shapes: Sequence[Shape]) -> Shape:
+        H, W, inputs, outputs = shapes[0]
+        return outputs, inputs, H, W
+
+    def ours(self, tensor: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
+        return [tensor.transpose(2, 3, 1, 0)]
+
+    def theirs(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
+        return leaves[0].transpose(3, 2, 0, 1)
+
+
+@dataclass(frozen=True)
 class RotaryInterleaved(Linear):
     """A Linear whose rows within a head are in the order 0, H/2, 1, H/2 + 1, ...: the two of a rotary pair are
     adjacent, as llama.cpp permutes them."""

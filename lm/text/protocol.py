@@ -87,6 +87,16 @@ class Tokenizer:
         eos."""
         return ([] if self.bos is None else [self.bos]) + self.encode(text, parse_special)
 
+    def encode_after(self, text: str, parse_special: bool = False) -> list[int]:
+        """`encode` of a `text` that others come before: no space is added that begins a text."""
+        utf8_bytes(text)
+        parts = [part for part, _ in self._split(text)] if parse_special else [text]
+        ids: list[int] = []
+        for part in filter(None, parts):
+            known = self._id_of.get(part) if parse_special else None
+            ids += [known] if known is not None else [id for id, _, _ in self._plain_with_offsets(part, first=False)]
+        return ids
+
     def encode_with_offsets(self, text: str) -> Offsets:
         """`encode` with parse_special, and the characters of `text` that each token covers."""
         utf8_bytes(text)

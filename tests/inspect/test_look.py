@@ -32,7 +32,6 @@ FEW_LOOKS = (slice(None), slice(None), slice(None), slice(12, None, 13), slice(2
 RECORDED = json.loads((Path(__file__).parent / "inside.json").read_text())  # by certificates/inside.py
 LIMIT = 1e-5  # of the standard deviation of a state, and of a probability
 STATE = LayerKind(mixer=GatedDeltaNet(2, 2, key_dim=8, value_dim=8, chunk=4))
-pytestmark = pytest.mark.filterwarnings("ignore:.*the text half is read")
 
 
 @pytest.fixture(scope="module")

@@ -138,9 +138,27 @@ def test_a_window_behind_a_cache(name: str) -> None:
 @every_kernel
 def test_all_see_the_prefix(name: str) -> None:
     arrays, length = heads(11), np.array([3, 7])
-    prefix = jnp.asarray(np.arange(11) < length[:, None])
+    blocks = jnp.asarray(np.arange(11) < length[:, None], jnp.int32)
     expected = by_hand(*arrays, lambda b, t, s: s <= t or s < length[b])
-    close(call(name, arrays, Mask(prefix=prefix)), expected)
+    close(call(name, arrays, Mask(query_blocks=blocks, key_blocks=blocks)), expected)
+
+
+@every_kernel
+@pytest.mark.parametrize("window", [0, 3])
+def test_a_block_sees_its_later_tokens_however_far(name: str, window: int) -> None:
+    """And of its earlier ones, as of all, those in the window."""
+    arrays = heads(11)
+    blocks = np.array([[0, 1, 1, 1, 1, 1, 0, 2, 2, 2, 0], [3, 3, 0, 0, 5, 5, 5, 5, 5, 5, 5]])
+
+    def sees(b: int, t: int, s: int) -> bool:
+        later = blocks[b, t] == blocks[b, s] > 0
+        return (s <= t or later) and (not window or t - s < window)
+
+    expected = by_hand(*arrays, sees)
+    close(
+        call(name, arrays, Mask(query_blocks=jnp.asarray(blocks), key_blocks=jnp.asarray(blocks), window=window)),
+        expected,
+    )
 
 
 @every_kernel

@@ -18,7 +18,7 @@ from tests.model.reference import SIMPLE, close, trees_close
 RNG = np.random.default_rng(0)
 T, N = 16, 4
 SEGMENTS = np.repeat([[1] * 7 + [2] * 6 + [0] * 3, [1] * 16], 1, axis=0).astype(np.int32)
-PREFIX = np.array([[1] * 3 + [0] * 4 + [1] * 2 + [0] * 7, [0] * 16], bool)
+BLOCKS = np.array([[1] * 3 + [0] * 4 + [1] * 2 + [0] * 7, [0] * 4 + [3] * 8 + [0] * 4], np.int32)
 BIAS, SINKS = RNG.standard_normal((N, 2 * T - 1)).astype(np.float32), RNG.standard_normal(N).astype(np.float32)
 
 
@@ -33,8 +33,8 @@ def scoring(zigzag: int = 0, length: int = T, **options: Any) -> Scoring:
     order = lambda x: jnp.asarray(zigzag_shard(jnp.asarray(x), zigzag) if zigzag else x)  # noqa: E731
     shaped = {name: options.pop(name) for name in ("bias", "softcap", "sinks") if name in options}
     segments = order(np.repeat(SEGMENTS, length // T, axis=1))
-    if "prefix" in options:
-        options["prefix"] = order(options["prefix"])
+    if "blocks" in options:
+        options["query_blocks"] = options["key_blocks"] = order(options.pop("blocks"))
     return Scoring(Mask(segments, segments, zigzag=zigzag > 1, **options), **shaped)
 
 
@@ -57,10 +57,10 @@ def test_each_device_has_the_same_causal_work() -> None:
     [
         ("plain", {"bias": BIAS, "window": 5}),
         ("blocked", {"softcap": 2.0, "sinks": SINKS}),
-        ("flash", {"bias": BIAS, "prefix": PREFIX, "sinks": SINKS}),
+        ("flash", {"bias": BIAS, "blocks": BLOCKS, "sinks": SINKS}),
         ("flash", {"causal": False, "bias": BIAS, "window": 6}),
     ],
-    ids=["window", "sinks", "prefix", "both ways"],
+    ids=["window", "sinks", "blocks", "both ways"],
 )
 def test_spread_is_whole(name: str, options: dict[str, Any], mesh: dict[str, int]) -> None:
     """And so are the gradients; with four devices for two kv heads, each finds its own."""

@@ -23,8 +23,9 @@ from tests.pretrained.small import recorded
 
 RECORDED: dict[str, Any] = json.loads((Path(__file__).parent / "fields.json").read_text())
 NO_EFFECT = {*INERT, *NEUTRAL, *EXPERTS.split()}
+PICTURES = ("mm_tokens_per_image", "image_token_index")
+IMPOSSIBLE = f"is odd, try|lacks shared experts|{'|'.join(PICTURES)}"  # what our models cannot be
 VARIANTS = ("missing", "null", "default")
-pytestmark = pytest.mark.filterwarnings("ignore:.*text half")
 
 
 def read(values: dict[str, Any]) -> ModelConfig:
@@ -49,7 +50,8 @@ def variants(name: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
 
 def test_every_architecture_is_walked() -> None:
     of_texts = {a.name: a for a in ARCHITECTURES if a not in CLASSIFIERS}  # of which these read the config.json too
-    assert set(of_texts) == {name.split()[0] for name in RECORDED}
+    with_pictures = {"PaliGemmaForConditionalGeneration"}  # certificates/vision.py has its config
+    assert set(of_texts) - with_pictures == {name.split()[0] for name in RECORDED}
     assert all(any(a.defaults is b.defaults for b in of_texts.values()) for a in CLASSIFIERS)
 
 
@@ -93,7 +95,7 @@ def test_a_field_means_what_its_class_says(name: str) -> None:
         try:
             found, wanted = read(values), read({**whole, "architectures": values["architectures"]})
         except ValueError as error:
-            if re.search("is odd, try|lacks shared experts", str(error)):  # what our models cannot be
+            if re.search(IMPOSSIBLE, str(error)):
                 continue
             raise AssertionError(f"{what}: {error}") from error
         assert found == wanted, what
@@ -105,6 +107,8 @@ def test_equal_models_gave_equal_logits(name: str) -> None:
     seen: dict[ModelConfig, Any] = {}
     for what, values, said in variants(name):
         if isinstance(said.get("numbers"), int) and "num_attention_heads" not in what:
+            if what.split()[0] in PICTURES:  # no such tower: transformers notices when it is given a picture
+                continue
             assert seen.setdefault(read(values), said["numbers"]) == said["numbers"], what
     assert len(set(seen.values())) > 3
 

@@ -23,7 +23,6 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=4,
 )
-pytestmark = pytest.mark.filterwarnings("ignore:.*the text half is read")  # of Gemma 3 with vision
 
 
 def read(values: dict[str, Any]) -> ModelConfig:

@@ -108,7 +108,7 @@ def test_a_prefix_is_read_in_both_directions() -> None:
     for _ in range(7):
         padded = jnp.asarray([row + [0] * (32 - len(row))])
         prefix = jnp.arange(32)[None] < first
-        logits = model.model(model.params, Inputs(padded, prefix=prefix))
+        logits = model.model(model.params, Inputs(padded, blocks=prefix))
         row.append(int(logits[0, len(row) - 1].argmax()))
     for found in (
         [id for rows in model.stream_ids([ids], 7, Sampling(0)) for id in rows[0]],

@@ -1,18 +1,12 @@
-"""What is loaded of a model whose class has more than ours reads: Gemma 3's text half, BERT's two biases and pooler."""
+"""What is loaded of a model whose class has more than ours reads: BERT's two biases and pooler; the text's own ids."""
 
-import warnings
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
-from lm.model.count import parameters
-from lm.model.families import gemma3
-from lm.model.scaling import Linear
 from lm.pretrained import load
 from lm.pretrained.files import SINGLE, Safetensors, TensorToWrite, write
-from lm.pretrained.gemma import TEXT_HALF
 from tests.pretrained.small import BY_NAME, checkpoint, recorded
 
 HALF = BY_NAME["Gemma3ForConditionalGeneration-text-half"]
@@ -29,54 +23,11 @@ def renamed(folder: Path, *pairs: tuple[str, str], without: str = "(none)") -> N
     write(folder, [TensorToWrite(name, array.shape, lambda a=array: a) for name, array in tensors.items()])
 
 
-def test_the_text_half_is_told_and_written_as_a_text_model(tmp_path: Path) -> None:
-    with pytest.warns(
-        UserWarning, match=r"config.json: the text half is read; the vision tower and its projector are not"
-    ):
-        model = load(checkpoint(HALF, tmp_path / "both"))
-    model.save(tmp_path / "text")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        again = load(tmp_path / "text")
-    assert again.architecture is not None and again.architecture.name == "Gemma3ForCausalLM"
-    assert again.config == model.config and not any("vision" in name for name in Safetensors(tmp_path / "text"))
-
-
-@pytest.mark.filterwarnings("ignore:.*the text half is read")
-def test_the_hub_s_config_leaves_most_to_the_class() -> None:
-    """That of Gemma 3 4B."""
-    text = dict(hidden_size=2560, intermediate_size=10240, model_type="gemma3_text", num_hidden_layers=34)
-    text |= dict(sliding_window=1024, rope_scaling={"factor": 8.0, "rope_type": "linear"})
-    config = dict(architectures=["Gemma3ForConditionalGeneration"], model_type="gemma3", text_config=text)
-    config |= dict(vision_config={"hidden_size": 1152}, mm_tokens_per_image=256, boi_token_index=255999)
-    cfg = TEXT_HALF.read(TEXT_HALF.fields(config, "file"))
-    assert cfg == gemma3(
-        **dict(vocab=262208, layers=34, width=2560, heads=8, kv_heads=4, head_dim=256, mlp=10240, context=131072),
-        **dict(window=1024, query_scale=256**-0.5, scaling=Linear(8.0)),
-    )
-    assert parameters(cfg) == 4_300_079_472 - 416_866_032 - 1152 * 2561  # published, without tower and projector
-
-
-@pytest.mark.filterwarnings("ignore:.*the text half is read")
 def test_the_ids_of_the_text_half_s_config(tmp_path: Path) -> None:
     config = recorded()[HALF.name]["config"]
     text = {**config["text_config"], "eos_token_id": [3, 7]}
     assert load(checkpoint(HALF, tmp_path / "a", text_config=text)).stop_ids == (3, 7)
     assert load(checkpoint(HALF, tmp_path / "b", text_config=text, eos_token_id=5)).stop_ids == (5,)
-
-
-@pytest.mark.filterwarnings("ignore:.*the text half is read")
-@pytest.mark.parametrize(
-    "pairs",
-    [
-        [("vision_tower.", "vision_tower.vision_model.")],  # as the hub has them
-        [("language_model.model.", "model.language_model."), ("vision_tower.", "model.vision_tower.")],  # in memory
-    ],
-)
-def test_the_names_of_other_versions(pairs: list[tuple[str, str]], tmp_path: Path) -> None:
-    model = load(checkpoint(HALF, tmp_path / "one"))
-    renamed(checkpoint(HALF, tmp_path / "other"), *pairs)
-    jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "other").params, model.params)
 
 
 def test_an_untied_output_has_the_bias_that_transformers_adds(tmp_path: Path) -> None:

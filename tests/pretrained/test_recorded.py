@@ -17,7 +17,6 @@ from tests.pretrained.small import BY_NAME, checkpoint, recorded
 
 FEW = (slice(None), slice(12, None, 9), slice(3, None, 31))  # of [B, T, V], as they were recorded
 ONE_OF_EACH = list({case.architecture: case for case in CASES}.values())
-pytestmark = pytest.mark.filterwarnings("ignore:.*the text half is read")  # of Gemma 3 with vision
 
 
 def named(case: Case) -> str:

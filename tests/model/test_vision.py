@@ -1,0 +1,185 @@
+"""Pictures in the residual stream: who sees whom, what a batch may hold, that every field of Vision does something."""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.model.config import LayerKind, ModelConfig, Vision
+from lm.model.families import llama, siglip
+from lm.model.inputs import Inputs
+from lm.model.parts import RMSNorm
+from lm.model.transformer import Transformer
+from lm.model.vision import Patches, placed, runs, soft_tokens
+from lm.sharding.mesh import make_mesh
+from lm.sharding.shardings import shardings
+from lm.sharding.tracing import use_mesh
+from tests.model.reference import SIMPLE, close
+
+IMAGE, SIZE = 9, 8
+TOWER = siglip(layers=2, width=8, heads=2, mlp=12, patches=16)
+VISION = Vision(tower=TOWER, image_size=SIZE, patch_size=2, image_token=IMAGE, pool=2, projector_norm=RMSNorm())
+MODEL = llama(vocab=12, layers=2, width=16, heads=4, kv_heads=2, mlp=24, context=32, vision=VISION)
+ROW = [1, 3, *[IMAGE] * 4, 5, 2, *[IMAGE] * 4, 7]
+RNG = np.random.default_rng(0)
+PICTURES = RNG.integers(0, 256, (1, 2, SIZE, SIZE, 3)).astype(np.uint8)
+
+
+@cache
+def made(cfg: ModelConfig) -> tuple[Callable[..., Any], Any]:
+    """A model's compiled logits, and parameters that are larger than at their birth."""
+    model = Transformer(cfg, SIMPLE)
+    params = jax.jit(model.init)(jax.random.key(1))
+    params["vision"] = jax.tree.map(lambda a: a * 4, params["vision"])
+    return jax.jit(model.__call__), params
+
+
+def logits(cfg: ModelConfig = MODEL, row: list[int] = ROW, images: Any = PICTURES, **others: Any) -> np.ndarray:
+    run, params = made(cfg)
+    given = Inputs(jnp.asarray([row]), images=None if images is None else jnp.asarray(images), **others)
+    return np.asarray(run(params, given)[0])
+
+
+def changed(a: np.ndarray, b: np.ndarray) -> list[int]:
+    return np.flatnonzero(np.abs(a - b).max(-1) > 1e-7).tolist()
+
+
+def test_a_picture_sees_itself_and_what_was_before() -> None:
+    """The last corner of the first picture changes all of its soft tokens and what comes later, no text before it."""
+    other = PICTURES.copy()
+    other[0, 0, -1, -1] ^= 255
+    assert changed(logits(), logits(images=other)) == list(range(2, len(ROW)))
+    other = PICTURES.copy()
+    other[0, 1, -1, -1] ^= 255
+    assert changed(logits(), logits(images=other)) == list(range(8, len(ROW)))
+
+
+def test_a_later_token_changes_no_picture() -> None:
+    assert changed(logits(), logits(row=[*ROW[:6], 6, *ROW[7:]])) == list(range(6, len(ROW)))
+
+
+def test_a_picture_s_own_window_is_behind_it() -> None:
+    """In one layer with a window of two: a soft token sees all later ones of its picture and one before it."""
+    cfg = replace(
+        MODEL, layers=1, pattern=(LayerKind(window=2),), vision=replace(VISION, tower=replace(TOWER, layers=1))
+    )
+    run, params = made(cfg)
+
+    def from_soft(soft: jax.Array) -> jax.Array:
+        model = Transformer(cfg, SIMPLE)
+        inputs = Inputs(jnp.asarray([ROW]), blocks=runs(jnp.asarray([ROW]) == IMAGE))
+        x, shared = model._begin(cfg, params["stem"], params["stem"], inputs, None, None, soft)
+        from lm.model.stack import Stack
+
+        return Stack(cfg.scaled, SIMPLE)(params["layers"], x, shared)[0][0]
+
+    soft = jnp.asarray(RNG.standard_normal((1, 8, 16)), jnp.float32)
+    slopes = np.asarray(jax.jacobian(from_soft)(soft))  # [T, D, 1, n, D]
+    seen = [np.flatnonzero(np.abs(slopes[t][:, 0]).max((0, 2)) > 1e-9).tolist() for t in range(len(ROW))]
+    assert seen[2:6] == [[0, 1, 2, 3], [0, 1, 2, 3], [1, 2, 3], [2, 3]]
+    assert seen[6] == [3] and seen[7] == [] and seen[8] == [4, 5, 6, 7]
+
+
+def test_rows_with_fewer_pictures_ignore_the_last() -> None:
+    row = [1, 3, *[IMAGE] * 4, 5]
+    black = np.concatenate([PICTURES[:, :1], PICTURES[:, :1] * 0], 1)
+    close(logits(row=row, images=PICTURES), logits(row=row, images=black), 1e-6)
+    close(logits(row=row, images=PICTURES[:, :1]), logits(row=row, images=PICTURES), 1e-6)
+
+
+def test_cached_after_a_picture_is_full() -> None:
+    run, params = made(MODEL)
+    model = Transformer(MODEL, SIMPLE)
+    x, cache, *_ = model.hidden(
+        params, Inputs(jnp.asarray([ROW[:7]]), images=jnp.asarray(PICTURES[:, :1])), model.empty_cache(1, 32)
+    )
+    for token in (2, 4, 6):
+        y, cache, *_ = model.hidden(params, Inputs(jnp.asarray([[token]])), cache)
+    whole = logits(row=[*ROW[:7], 2, 4, 6], images=PICTURES[:, :1])
+    close(model.logits(params, y)[0, 0], whole[-1], 1e-5)
+
+
+def test_patches_are_a_convolution() -> None:
+    module, pictures = Patches(VISION, SIMPLE), jnp.asarray(RNG.standard_normal((3, SIZE, SIZE, 3)), jnp.float32)
+    boxed = module.init(jax.random.key(0), pictures)["params"]
+    params = jax.tree.map(lambda a: a.value, boxed, is_leaf=lambda a: hasattr(a, "value"))
+    found = module.apply({"params": params}, pictures)
+    wanted = jax.lax.conv_general_dilated(
+        pictures, params["patches"], (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    close(found, wanted.reshape(3, 16, -1) + params["patches_bias"] + params["positions"], 1e-5)
+
+
+def test_soft_tokens_have_their_places() -> None:
+    marks = jnp.asarray([[0, 1, 1, 0, 1], [1, 0, 0, 0, 0]], bool)
+    x, soft = jnp.zeros((2, 5, 1)), jnp.arange(1.0, 7).reshape(2, 3, 1)
+    assert placed(x, soft, marks)[..., 0].tolist() == [[0, 1, 2, 0, 3], [4, 0, 0, 0, 0]]
+    assert runs(marks).tolist() == [[0, 1, 1, 0, 2], [1, 0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("mesh", [{"data": 2, "tensor": 2, "fsdp": 2}, {"fsdp": 8}], ids=str)
+def test_eight_devices_are_one(mesh: dict[str, int]) -> None:
+    model, (_, params) = Transformer(MODEL, SIMPLE), made(MODEL)
+    tokens, images = jnp.asarray([ROW] * 8), jnp.asarray(np.repeat(PICTURES, 8, 0))
+    over = make_mesh(mesh)
+    placed_params = jax.device_put(params, shardings(model.shapes(), model.axes(), over))
+    with use_mesh(over):
+        found = jax.jit(model.__call__)(placed_params, Inputs(tokens, images=images))
+    close(found[3], logits(), 1e-5)
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "tower": dict(tower=replace(TOWER, layers=1)),
+    "image_size": dict(image_size=4, pool=1),
+    "patch_size": dict(patch_size=1, tower=replace(TOWER, context=64), pool=4),
+    "image_token": dict(image_token=5),
+    "pool": dict(pool=1),
+    "projector_norm": dict(projector_norm=RMSNorm(eps=1.0)),
+    "projector_bias": dict(projector_bias=True),
+    "pixel_mean": dict(pixel_mean=0.1),
+    "pixel_std": dict(pixel_std=0.1),
+    "channels": dict(channels=1),
+}
+OF_PROMPTS = {"begin_token", "end_token", "separator", "prefix", "resample"}  # tests/pretrained/test_seeing.py
+
+
+def test_every_field_changes_the_soft_tokens() -> None:
+    """Or their places, or what parameters they need."""
+    assert set(CHANGES) | OF_PROMPTS == {field.name for field in fields(Vision)}
+    _, params = made(MODEL)
+    was = np.asarray(soft_tokens(VISION, 16, SIMPLE, params["vision"], jnp.asarray(PICTURES)))
+    for name, change in CHANGES.items():
+        other = replace(VISION, **change)
+        shapes = Transformer(replace(MODEL, vision=other), SIMPLE).shapes()["vision"]
+        if jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, params["vision"]) and name != "image_token":
+            size = other.image_size
+            now = soft_tokens(other, 16, SIMPLE, params["vision"], jnp.asarray(PICTURES[:, :, :size, :size]))
+            assert now.shape != was.shape or np.abs(np.asarray(now) - was).max() > 1e-4, name
+    assert changed(logits(), logits(replace(MODEL, vision=replace(VISION, image_token=5)))) != []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(patch_size=3), "image_size=8 to be a multiple of patch_size=3 times pool=2"),
+        (dict(tower=replace(TOWER, context=9)), "tower.context=9: expected the patches of a picture, 16"),
+        (dict(tower=replace(TOWER, causal=True)), "model.vision.tower is to have causal=False"),
+        (dict(image_token=12), "image_token=12: expected less than 12"),
+        (dict(resample="nearest"), "resample='nearest'"),
+    ],
+)
+def test_what_cannot_be_is_told(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(MODEL, vision=replace(VISION, **change))
+
+
+def test_a_model_without_eyes_is_given_no_picture() -> None:
+    model = Transformer(replace(MODEL, vision=None), SIMPLE)
+    params = model.init(jax.random.key(0))
+    with pytest.raises(ValueError, match="this model has no eyes: give it text alone, or set model.vision"):
+        model(params, Inputs(jnp.asarray([ROW]), images=jnp.asarray(PICTURES)))
