@@ -1,5 +1,6 @@
 """A small experiment that holds every kind of value, and what each field of them is changed to."""
 
+import dataclasses
 import json
 import os
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from lm.experiment import Experiment
 from lm.machine.tracking import WandB
 from lm.model.attention import Attention
 from lm.model.compute import Compute
-from lm.model.config import LayerKind, ModelConfig
+from lm.model.config import LayerKind, ModelConfig, Vision
 from lm.model.delta import GatedDeltaNet
 from lm.model.experts import Experts
 from lm.model.latent import LatentAttention
@@ -215,3 +216,7 @@ CHANGED_IN: dict[str, dict[str, Any]] = {  # Class.field -> what has to hold for
     "Compute.block": dict(compute=dict(attention="blocked", block=4)),
     "Chunk.across_documents": dict(data=dict(mixture=dict(breakpoints=()))),  # or few rows are of short documents
 }
+EYES = dict.fromkeys(  # Class.field -> the test that turns it
+    ("ModelConfig.vision", *(f"Vision.{field.name}" for field in dataclasses.fields(Vision))),
+    "tests/model/test_vision.py::test_every_field_changes_the_soft_tokens",
+)

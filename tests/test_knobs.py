@@ -28,7 +28,6 @@ from lm.decode.filters import Counts
 from lm.experiment import Evaluation, Experiment
 from lm.inspect.watching import Watching
 from lm.machine.tracking import WandB
-from lm.model.config import Vision
 from lm.model.output import NoOutput, Output
 from lm.model.parts import RMSNorm
 from lm.model.transformer import Transformer
@@ -46,7 +45,7 @@ from lm.tune.orpo import ORPO
 from lm.tune.ppo import PPO
 from lm.tune.reward_functions import ExactAnswer, Format, RewardFunction, SoftLength
 from lm.tune.simpo import SimPO
-from tests.knobs import CHANGED_IN, CONTEXT, base, changes, samples
+from tests.knobs import CHANGED_IN, CONTEXT, EYES, base, changes, samples
 
 SEEN = "what people see of a run; lm/experiment.py lets a run be resumed with another"
 WHEN = "when a run is looked at; training does not see it"
@@ -54,7 +53,6 @@ CONVERSATIONS = "tests/data/test_conversations.py::test_fields_that_are_named_ar
 LOSSES = "tests/tune/test_preference_losses.py::test_every_field_changes_the_gradient"
 PREFERENCES = "tests/data/test_preferences.py::test_fields_that_are_named_are_left_unread"
 STDLIB = "tests/data/test_stdlib.py::test_its_documents_are_those_of_the_split"
-EYES = "tests/model/test_vision.py::test_every_field_changes_the_soft_tokens"
 TFDS = "tests/data/test_records.py::test_a_tfds_data_set_is_read_without_tensorflow"
 START = "tests/run/test_start.py::test_it_begins_with_the_model_s_values_and_its_tokenizer"
 MESHES = "tests/test_identity.py::test_the_losses_are_those_of_one_device"
@@ -180,8 +178,7 @@ ELSEWHERE = {
     "StdlibPairs.folder": "tests/data/test_talks.py::test_an_answer_is_preferred_to_its_words_in_another_order",
     "Reward.centering": "tests/tune/test_reward.py::test_loss_gradient_and_metrics_are_trl_s",
     "StdlibTalks.folder": "tests/data/test_talks.py::test_a_talk_asks_what_it_does_and_what_it_takes",
-    "ModelConfig.vision": EYES,
-    **{f"Vision.{field.name}": EYES for field in dataclasses.fields(Vision)},
+    **EYES,
     **{f"Tfds.{field.name}": TFDS for field in dataclasses.fields(Tfds)},
 }
 

@@ -53,11 +53,11 @@ def opened(picture: Picture) -> Any:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
             image = picture if isinstance(picture, Image.Image) else Image.open(_file(picture))
             if image.width * image.height > MOST_PIXELS:
-                raise ValueError(
-                    f"{what} has {image.width:,} x {image.height:,} pixels: expected at most {MOST_PIXELS:,} in all"
-                )
+                raise Image.DecompressionBombError
             return _rgb(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:  # Pillow's own, from 179 million pixels on, or ours
+        raise ValueError(f"{what} has too many pixels: expected at most {MOST_PIXELS:,}") from None
+    except (OSError, SyntaxError, EOFError) as error:
         raise ValueError(f"{what} is no picture that can be read: {_reason(error)}") from None
 
 

@@ -130,7 +130,7 @@ def test_eight_devices_are_one(mesh: dict[str, int]) -> None:
     placed_params = jax.device_put(params, shardings(model.shapes(), model.axes(), over))
     with use_mesh(over):
         found = jax.jit(model.__call__)(placed_params, Inputs(tokens, images=images))
-    close(found[3], logits(), 1e-5)
+    close(found[3], logits(), 1e-4)
 
 
 CHANGES: dict[str, dict[str, Any]] = {
