@@ -230,7 +230,10 @@ def fit(kind: Any, data: Any) -> Any:
     if len(kinds) > 1:
         if data is None and type(None) in kinds:
             return None
-        for one in kinds:
+        others = [one for one in kinds if one is not type(None)]
+        if len(others) == 1:
+            return fit(others[0], data)  # which says what is wrong
+        for one in others:
             try:
                 return fit(one, data)
             except (ValueError, TypeError):

@@ -28,7 +28,7 @@ from lm.model.wiring import PreNorm, Wiring
 from lm.text.tokenizer import Bytes, Characters, SentencePieceSpec, TokenizerFile
 from lm.train.optim import Adafactor, AdamW, Lion, Muon
 from lm.train.schedule import WSD, Cosine
-from lm.value import build, differences, fingerprint, nested, parse, paths, plain, replace, suggest
+from lm.value import build, differences, fingerprint, fit, nested, parse, paths, plain, replace, suggest
 
 EXPERIMENT = Experiment(
     name="first",
@@ -198,6 +198,8 @@ def test_data_import_no_module(elsewhere: str, monkeypatch: pytest.MonkeyPatch) 
     data = {"type": "elsewhere:Mine", "eps": 2.0}
     with pytest.raises(ValueError, match="the module elsewhere is named by a file .* not imported here: .*--trust"):
         build(Norm, data)
+    with pytest.raises(ValueError, match="--trust"):
+        fit(Norm | None, data)
     assert elsewhere not in sys.modules
     monkeypatch.setenv("LM_TRUST", "1")
     mine = build(Norm, data)

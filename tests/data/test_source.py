@@ -2,6 +2,8 @@ import dataclasses
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -167,3 +169,17 @@ def test_a_source_of_before_has_its_split_and_its_fingerprint(folder: Path) -> N
     assert before.fingerprint() == hashlib.sha256(text.encode()).hexdigest()[:16]
     assert before.fingerprint() != TextFolder(str(folder), heldout=0.2).fingerprint()
     assert TextFile("a").earlier() is None
+
+
+def test_an_experiment_s_file_names_every_source_without_the_page_that_declares_it() -> None:
+    """A study's processes read experiment.json alone."""
+    code = (
+        "import importlib, pkgutil, lm.data, lm.experiment\n"
+        "from lm.data.source import Source\n"
+        "from lm.value import subclasses\n"
+        "known = set(subclasses(Source))\n"
+        "for module in pkgutil.iter_modules(lm.data.__path__): importlib.import_module('lm.data.' + module.name)\n"
+        "print(sorted(set(subclasses(Source)) - known))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.stdout.strip() == "[]", run.stderr
