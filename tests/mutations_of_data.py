@@ -10,6 +10,10 @@ TESTS = {
     ),
     "lm/data/pack.py": ("tests/data/test_pack.py", *CONVERSATIONS, "tests/data/test_preferences.py"),
     "lm/text/chat.py": ("tests/text/test_chat.py", *CONVERSATIONS),
+    "lm/data/mixture.py": (
+        "tests/data/test_mixture.py",
+        "tests/data/test_source.py::test_an_experiment_s_file_names_every_source_without_the_page_that_declares_it",
+    ),
     "lm/data/encoded.py": ("tests/data/test_store.py", "tests/tune/test_pretrain.py"),
     "lm/text/train.py": ("tests/text/test_tokenizer.py",),
     "lm/text/published.py": ("tests/text/test_added.py",),
@@ -35,6 +39,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("the order within a batch does not depend on the seed", '(self._seed, "batch"', '(0, "batch"'),
         ("every batch has one order", '"batch", step', '"batch", 0'),
         ("rows before a step include its own", "[:rest].sum", "[: rest + 1].sum"),
+        ("a source is known to its page alone", "records, repeats, reviews", "records, reviews"),
     ),
     "lm/data/conversations.py": (
         ("an end of turn that is the pad has no loss", "*loss], bool)", "*loss], bool) & (array != tokenizer.pad)"),

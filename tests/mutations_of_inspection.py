@@ -1,5 +1,6 @@
 """The mistakes of tests/mutations.py in looking inside: taps, edits, views, patching."""
 
+COURSE = ("attention", "embeddings", "figure", "output", "positions")
 TESTS = {
     "lm/inspect/watching.py": ("tests/inspect/test_watching.py",),
     "lm/run/watching.py": ("tests/inspect/test_watching.py",),
@@ -15,6 +16,7 @@ TESTS = {
     "lm/pretrained/inside.py": ("tests/pretrained/test_inside.py",),
     "lm/page/inside.js": ("tests/pretrained/test_inside.py",),  # where there is Chromium
     "experiments/inspect/coreference.py": ("tests/experiments/test_inspect.py",),
+    **{f"experiments/course/{name}.py": ("tests/experiments/test_course_pages.py",) for name in COURSE},
 }
 
 BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
@@ -124,6 +126,20 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
             "if start < span[1] and end > span[0]",
             "if start <= span[1] and end > span[0]",
         ),
+    ),
+    "experiments/course/positions.py": (
+        ("places are compared, not pieces", "logits[1, other.index(id)]", "logits[1, i]"),
+    ),
+    "experiments/course/output.py": (
+        ("all is new", "len(set(own))", "len(own)"),
+        ("no temperature", "(np.array(texts)) / temperature", "(np.array(texts))"),
+    ),
+    "experiments/course/embeddings.py": (("the map is from another side", "[2][:2].T", "[2][1:3].T"),),
+    "experiments/course/attention.py": (
+        ("the first head is shown", "first[before.argmax()]), np", "first[before.argmin()]), np"),
+    ),
+    "experiments/course/figure.py": (
+        ("colours have names", "lambda match: colours[match[1]]", "lambda match: match[0]"),
     ),
     "lm/page/inside.js": (
         (

@@ -169,7 +169,10 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("small arrays are cut for all devices", "SLICED_BYTES = 2**20", "SLICED_BYTES = 0"),
         ("no array is cut for all devices", "SLICED_BYTES = 2**20", "SLICED_BYTES = 2**30"),
     ),
-    "lm/value.py": (("data import modules", "        check_trusted(module)\n", ""),),
+    "lm/value.py": (
+        ("data import modules", "        check_trusted(module)\n", ""),
+        ("an optional field's fault is not told", "if len(others) == 1:", "if len(others) == 0:"),
+    ),
     "lm/page/plots.py": (
         ("the last step is not on the scale", "low + room < x < high - room), high]", "low + room < x < high - room)]"),
         ("ticks are over one another", "room = 0.09 * (high - low)", "room = 0.0"),
