@@ -7,6 +7,7 @@ look at the folder runs/course alone, where a smoke test of the course's model s
 """
 
 import importlib
+import os
 import re
 import runpy
 import shlex
@@ -111,8 +112,10 @@ def test_a_page_s_commands_run_in_full(page: str, tmp_path_factory: pytest.TempP
     """In their order, in one folder for all pages, so that what an earlier one trained is there."""
     path = tmp_path_factory.getbasetemp() / "course-in-full"
     shutil.copytree(COURSE, path / "docs" / "course", dirs_exist_ok=True)
+    own = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # compiled as for a user
+    own |= {"PATH": f"{Path(sys.executable).parent}:{own['PATH']}", "PYTHONPATH": str(ROOT)}
     for command in ([] if (path / "runs" / "course").exists() else [BASE]) + [c for c, _ in commands(page)]:
-        run = subprocess.run(["bash", "-c", command], cwd=path, capture_output=True, text=True)
+        run = subprocess.run(["bash", "-c", command], cwd=path, env=own, capture_output=True, text=True)
         assert run.returncode == 0, f"{command}\n{run.stderr}"
 
 
