@@ -7,14 +7,14 @@ The start is a language model of made-up reviews (experiments/rlhf/reviews.py), 
 docs/course/fine-tuning.md has what was measured.
 """
 
-from experiments.rlhf.reviews import sft
+from experiments.rlhf import reviews
 from lm.study.ablation import Ablation
 from lm.tune.lora import LoRA
 
 FASTER = dict(learning_rate=1e-2)  # factors begin at zero
 
 answering = Ablation(
-    sft.replace(prompts=()),
+    reviews.sft.replace(prompts=()),
     arms={
         "full": {},
         "rank_1": dict(trains=LoRA(rank=1), optimizer=FASTER),

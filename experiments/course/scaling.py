@@ -6,11 +6,11 @@ It is that of experiments/scaling.py with fewer shapes and half the budgets. doc
 measured.
 """
 
-from experiments.scaling import base
+from experiments import scaling
 from lm.study.scaling import Ladder
 
 rungs = Ladder(
-    base,
+    scaling.base,
     compute=(5e10, 1e11, 2e11, 4e11),
     shapes=tuple(dict(model=dict(width=width, ffn=dict(mlp=mlp))) for width, mlp in ((32, 88), (64, 172), (128, 344))),
     seeds=range(3),
