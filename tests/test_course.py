@@ -33,7 +33,7 @@ PAGES = (
 LINES = 175  # of a page: one sitting
 FIGURE_BYTES = 150_000
 BASE = "lm train experiments.course.base"
-LIBRARY = "[a-c]*.py"  # of the standard library's modules, and those by which it is known
+LIBRARY = ("[a-c]*.py", "t[er]*.py")  # of the standard library's modules: copyreg and traceback are held out
 SMALLER = "--smoke --workdir runs/course --set prompts=()"
 FOLDERS = [f"data.mixture.sources.{name}.folder=library" for name in ("code", "prose")]
 MINUTES = re.compile(r"\s+# \d+ min.*$")
@@ -75,7 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(path)
         shutil.copytree(COURSE, path / "docs" / "course")
         (path / "library").mkdir()
-        for module in (*library().glob(LIBRARY), library() / "textwrap.py"):
+        for module in (module for pattern in LIBRARY for module in library().glob(pattern)):
             shutil.copy(module, path / "library")
         assert main([*shlex.split(BASE)[1:], *shlex.split(SMALLER), *FOLDERS]) == 0
         yield path
