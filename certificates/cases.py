@@ -4,9 +4,12 @@ Neither PyTorch nor JAX is imported here: both sides and the tests read it.
 """
 
 import zlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from certificates.decoders import DECODERS
 
 V, T = 96, 40  # vocabulary; tokens of a sequence
 
@@ -24,6 +27,10 @@ class Case(NamedTuple):
     def name(self) -> str:
         """A folder's name."""
         return "".join(c if c.isalnum() else "-" for c in f"{self.architecture} {self.shape}").strip("-")
+
+    def named(self, words: Sequence[str]) -> bool:
+        """Whether one of `words` is in its name; any case, where there are none."""
+        return not words or any(word in self.name for word in words)
 
 
 LLAMA = dict(
@@ -187,6 +194,8 @@ CASES = (
     Case("three token types, relu", "BertForPreTraining", {**BERT, "type_vocab_size": 3, "hidden_act": "relu"}),
     Case("untied", "BertForPreTraining", {**BERT, "tie_word_embeddings": False}),
     Case("bare", "BertModel", {**BERT, "num_attention_heads": 2}),
+    Case("bare", "GPT2Model", GPT2),
+    *(llama(shape, architecture, **fields) for shape, architecture, fields in DECODERS),
 )
 
 

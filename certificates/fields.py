@@ -44,6 +44,15 @@ WALKED = (
     "BertForMaskedLM untied",
     "BertForPreTraining three token types, relu",
     "BertModel bare",
+    "Olmo2ForCausalLM grouped, biases, YaRN",
+    "Olmo3ForCausalLM 5 layers, window of 7",
+    "Olmo3ForCausalLM YaRN in the full layers, tied",
+    "SmolLM3ForCausalLM 5 layers, no positions in the fourth",
+    "SmolLM3ForCausalLM no positions in the first two, windows there, biases",
+    "GraniteForCausalLM multipliers",
+    "Phi3ForCausalLM window of 9",
+    "Phi3ForCausalLM three quarters of a head turned, LongRoPE",
+    "Qwen3MoeForCausalLM a dense layer first, weights that sum to 1, biases",
 )
 LEFT_OUT = object()
 YARN = dict(factor=4.0, original_max_position_embeddings=16)
@@ -54,6 +63,7 @@ ROPE_KEYS = {
         *("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
     ),
 }
+TWOS = [2.0] * 4
 LLAMA3 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
 SPELLINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "LlamaForCausalLM": (
@@ -132,6 +142,31 @@ SPELLINGS: dict[str, tuple[dict[str, Any], ...]] = {
     ),
     "BertForMaskedLM": (dict(position_embedding_type="absolute", gradient_checkpointing=False),),
     "GPT2LMHeadModel": (dict(n_ctx=64, n_inner=None),),
+    "Olmo2ForCausalLM": (dict(rope_theta=500.0), dict(rope_parameters=LEFT_OUT, rope_theta=500.0)),
+    "Olmo3ForCausalLM": (
+        dict(rope_parameters=LEFT_OUT, rope_theta=5e5, rope_scaling={"rope_type": "yarn", **YARN}),
+        dict(rope_parameters={"full_attention": {"rope_theta": 500.0}}),
+        dict(layer_types=LEFT_OUT, sliding_window=5),
+    ),
+    "SmolLM3ForCausalLM": (
+        dict(rope_parameters=LEFT_OUT, rope_theta=500.0),
+        dict(no_rope_layers=LEFT_OUT, no_rope_layer_interval=2, layer_types=LEFT_OUT),
+        dict(use_sliding_window=True, sliding_window=5, no_rope_layers=[1, 0, 1, 0, 1]),
+        dict(use_sliding_window=True, sliding_window=None),
+    ),
+    "GraniteForCausalLM": (dict(rope_theta=500.0), dict(logits_scaling=3, attention_multiplier=1)),
+    "Phi3ForCausalLM": (
+        dict(rope_parameters=LEFT_OUT, rope_theta=500.0, partial_rotary_factor=0.5),
+        dict(rope_parameters=LEFT_OUT, rope_scaling={"type": "su", "short_factor": [1.0] * 4, "long_factor": TWOS}),
+        dict(rope_parameters={"partial_rotary_factor": 0.5}, partial_rotary_factor=0.75),
+        dict(sliding_window=None),
+    ),
+    "Qwen3MoeForCausalLM": (
+        dict(num_experts=LEFT_OUT, num_local_experts=4),
+        dict(mlp_only_layers=[], decoder_sparse_step=2),
+        dict(use_sliding_window=True, sliding_window=5),
+        dict(rope_parameters=LEFT_OUT, rope_theta=500.0),
+    ),
 }
 MOST = 20_000_000  # parameters; larger ones are compared by their config alone
 

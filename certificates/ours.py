@@ -1,11 +1,13 @@
 """Our side: loads every checkpoint, compares, writes it back, and in the end the table.
 
-python -m certificates.ours load FOLDER           compare with transformers, export
-python -m certificates.ours table FOLDER TABLE    the table; exit code 1 where a line fails
+python -m certificates.ours load FOLDER [WORD ...]    compare with transformers, export
+python -m certificates.ours table FOLDER TABLE        the table; exit code 1 where a line fails
+python -m certificates.ours lines FOLDER [WORD ...]   those of the cases in whose name a WORD occurs, to look at
 """
 
 import json
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -132,11 +134,11 @@ def mixer_table(folder: Path) -> tuple[list[str], bool]:
     return lines, fine
 
 
-def table(folder: Path) -> tuple[list[str], bool]:
+def table(folder: Path, words: Sequence[str] = ()) -> tuple[list[str], bool]:
     """The lines of the table, and whether all of them hold."""
     lines = [f"| architecture | shape | {' | '.join(COLUMNS)} |", "|---" * (2 + len(COLUMNS)) + "|"]
     fine = True
-    for case in CASES:
+    for case in (case for case in CASES if case.named(words)):
         found = json.loads((folder / case.name / "found.json").read_text())
         back = np.load(folder / case.name / "again.npz")
         reference = np.load(folder / case.name / "reference.npz")["logits"]
@@ -153,10 +155,14 @@ def table(folder: Path) -> tuple[list[str], bool]:
     return lines, fine
 
 
-def main(verb: str, folder: str, out: str = "") -> int:
-    """Run `load` or `table`."""
+def main(verb: str, folder: str, *words: str) -> int:
+    """Run `load`, `table` or `lines`."""
+    if verb == "lines":
+        lines, fine = table(Path(folder), words)
+        print("\n".join(lines))
+        return 0 if fine else 1
     if verb == "load":
-        for case in CASES:
+        for case in (case for case in CASES if case.named(words)):
             try:
                 found = compare(case, Path(folder) / case.name)
             except Exception as error:
@@ -164,7 +170,7 @@ def main(verb: str, folder: str, out: str = "") -> int:
                 raise
             print(case.architecture, case.shape, found, flush=True)
             (Path(folder) / case.name / "found.json").write_text(json.dumps(found))
-        for mixer in MIXERS:
+        for mixer in MIXERS if not words else ():
             (Path(folder) / mixer.name / "found.json").write_text(
                 json.dumps(compare_mixer(mixer, Path(folder) / mixer.name))
             )
@@ -172,7 +178,7 @@ def main(verb: str, folder: str, out: str = "") -> int:
     lines, fine = table(Path(folder))
     mixers, mixers_fine = mixer_table(Path(folder))
     print("\n".join([*lines, *mixers]))
-    Path(out).write_text(HEAD + "\n".join(lines) + MIXERS_HEAD + "\n".join(mixers) + "\n")
+    Path(*words).write_text(HEAD + "\n".join(lines) + MIXERS_HEAD + "\n".join(mixers) + "\n")
     return 0 if fine and mixers_fine else 1
 
 

@@ -27,7 +27,7 @@ from lm.model.output import Output
 from lm.model.parametrisation import MuP
 from lm.model.parts import FeedForward
 from lm.model.positions import Relative
-from lm.model.scaling import Dynamic, Linear, Llama3, YaRN
+from lm.model.scaling import Dynamic, Linear, Llama3, LongRoPE, YaRN
 from lm.text.tokenizer import Bytes, ByteTokenizer, CharacterTokenizer, SentencePieceSpec, TokenizerFile
 from lm.train.optim import Adafactor, AdamW
 from lm.train.schedule import WSD, Cosine, InverseSquareRoot
@@ -113,6 +113,7 @@ def samples() -> dict[str, Any]:
         "Linear": Linear(2.0),
         "Dynamic": Dynamic(2.0, original_context=8),
         "Llama3": Llama3(4.0, original_context=64),
+        "LongRoPE": LongRoPE((1.0, 1.5, 2.0, 3.0), (1.0, 2.0, 4.0, 8.0), original_context=8),
         "YaRN": YaRN(4.0, original_context=64, beta_fast=8.0, truncate=False),
         "Relative": Relative(buckets=8, max_distance=16),
         "MuP": MuP(4, 6, 1, 1, 4),
@@ -171,6 +172,8 @@ def changes() -> dict[str, Any]:
         "Compute.attention": "blocked",
         **dict.fromkeys(("Compute.block", "Experiment.seq_len", "Relative.max_distance"), 8),
         "Compute.flat": "yes",
+        **dict.fromkeys(("LongRoPE.short_factor", "LongRoPE.long_factor"), (1.0, 1.25, 1.5, 2.0)),
+        "PartialRotary.fraction": 0.25,
         "Compute.backend": "gpu",
         "Compute.remat": "full",
         "Compute.loss_chunk": 8,

@@ -318,7 +318,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "lm/pretrained/gemma.py": (
         ("the text's own flag ties", '{**text, "tie_word_embeddings": tied}', '{"tie_word_embeddings": tied, **text}'),
-        ("both halves have one theta", '("rope_theta", "rope_local_base_freq")', '("rope_theta", "rope_theta")'),
+        ("both halves have one theta", '(fields, "rope_local_base_freq")', '(fields, "rope_theta")'),
     ),
     "lm/pretrained/t5.py": (
         ("dense_act_fn is passed over", 'fields.choose("dense_act_fn", ACTIVATION, act)', "ACTIVATION[act]"),

@@ -81,7 +81,7 @@ def head_outputs(model: Transformer, params: Params, heads: jax.Array) -> jax.Ar
     slots = model.cfg.slots
     weights = {i: params["layers"][name]["out"][j] for name, slot in slots.items() for j, i in enumerate(slot.layers)}
     out = jnp.stack([weights[i] for i in range(model.cfg.layers)])
-    return jnp.einsum("lbtnh,lnhd->lnbtd", heads, out)
+    return jnp.einsum("lbtnh,lnhd->lnbtd", heads, out * model.cfg.wiring.branch_scale)
 
 
 def direct_effect(model: Transformer, params: Params, x: jax.Array, parts: jax.Array) -> jax.Array:

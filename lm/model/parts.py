@@ -115,6 +115,15 @@ class RMSNorm(Norm):
         return y.astype(x.dtype)
 
 
+@dataclass(frozen=True)
+class JointRMSNorm(RMSNorm):
+    """RMSNorm over all numbers of a token, x [B, T, ...]: of queries and keys over all heads at once, with a scale for
+    each number (OLMo 2, 2501.00656, section 2)."""
+
+    def __call__(self, module: nn.Module, name: str, x: jax.Array) -> jax.Array:
+        return super().__call__(module, name, x.reshape(*x.shape[:2], -1)).reshape(x.shape)
+
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 2**-0.5)),  # 1606.08415; jax.nn's erfc takes twice as long

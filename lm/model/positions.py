@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from lm.bounds import Count, NonNegative, Positive
+from lm.bounds import Count, NonNegative, Positive, Probability
 from lm.model.compute import Compute
 from lm.model.parts import normal, param
 from lm.model.products import look_up
@@ -105,6 +105,34 @@ class Rotary(Positions):
     def check(self, head_dim: int) -> None:
         if head_dim % 2:
             raise ValueError(f"rotary positions turn pairs: attention.head_dim={head_dim} is odd, try {head_dim + 1}")
+        self.scaling.check(head_dim)
+
+
+@dataclass(frozen=True)
+class PartialRotary(Rotary):
+    """Rotary positions of the first `fraction` of each head's numbers, rounded down; the others stay as they are
+    (GPT-J, GPT-NeoX, Phi)."""
+
+    fraction: Probability = 0.5
+
+    def turned(self, head_dim: int) -> int:
+        """How many of a head's numbers are turned."""
+        return int(head_dim * self.fraction)
+
+    def table(self, positions: jax.Array, head_dim: int) -> tuple[jax.Array, ...]:
+        return super().table(positions, self.turned(head_dim))
+
+    def rotate(self, x: jax.Array, table: tuple[jax.Array, ...], compute: Compute) -> jax.Array:
+        turned, kept = jnp.split(x, [2 * table[0].shape[-1]], axis=-1)
+        return jnp.concatenate([super().rotate(turned, table, compute), kept], axis=-1)
+
+    def check(self, head_dim: int) -> None:
+        if not (turned := self.turned(head_dim)) or turned % 2:
+            raise ValueError(
+                f"rotary positions turn pairs: positions.fraction={self.fraction} of attention.head_dim={head_dim} is "
+                f"{turned} numbers, try {max(2, turned + turned % 2) / head_dim:g}"
+            )
+        self.scaling.check(turned)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))

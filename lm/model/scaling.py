@@ -22,8 +22,12 @@ class Scaling:
     by_call: ClassVar[bool] = False
 
     def __call__(self, theta: float, head_dim: int, positions: jax.Array) -> tuple[jax.Array, float]:
-        """The angles a position [H/2] and the factor; `positions` [B, T] are those of this call."""
+        """The angles a position [H/2], or of each row [B, 1, 1, H/2], and the factor; `positions` [B, T] are those of
+        this call."""
         return plain_angles(theta, head_dim), 1.0
+
+    def check(self, head_dim: int) -> None:
+        """Raise ValueError where it cannot stretch the angles of `head_dim` numbers."""
 
 
 def plain_angles(theta: float | jax.Array, head_dim: int) -> jax.Array:
@@ -100,3 +104,29 @@ class YaRN(Scaling):
     def _pair(self, turns: float, theta: float, head_dim: int) -> float:
         """The pair (a fraction of them too) that turns so many times within the original context."""
         return head_dim * math.log(self.original_context / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+
+@dataclass(frozen=True)
+class LongRoPE(Scaling):
+    """Each pair's angle divided by a factor of its own, of `short_factor` in rows within `original_context` positions
+    and of `long_factor` in longer ones; queries and keys are multiplied by `attention_factor` (2402.13753; Phi-3). Keys
+    in a cache keep the angles of the call that wrote them."""
+
+    by_call: ClassVar[bool] = True
+
+    short_factor: tuple[Positive, ...]
+    long_factor: tuple[Positive, ...]
+    original_context: Count
+    attention_factor: Positive = 1.0
+
+    def __call__(self, theta: float, head_dim: int, positions: jax.Array) -> tuple[jax.Array, float]:
+        longer = positions.max(-1)[:, None, None, None] >= self.original_context  # of a row: whatever is beside it
+        short, long = (jnp.asarray(f, jnp.float32) for f in (self.short_factor, self.long_factor))
+        return plain_angles(theta, head_dim) / jnp.where(longer, long, short), self.attention_factor
+
+    def check(self, head_dim: int) -> None:
+        for name, factors in (("short_factor", self.short_factor), ("long_factor", self.long_factor)):
+            if len(factors) != head_dim // 2:
+                raise ValueError(
+                    f"positions.scaling.{name} has {len(factors)} numbers for {head_dim // 2} pairs: expected one each"
+                )

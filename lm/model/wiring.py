@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jax
 from flax import linen as nn
 
+from lm.bounds import Positive, check
 from lm.model.parts import Norm
 from lm.model.taps import tap
 
@@ -17,6 +18,11 @@ AFTER = {"attention": "resid_mid", "cross": "resid_cross", "ffn": "resid_post"} 
 @dataclass(frozen=True)
 class Wiring:
     """No wiring but composition; the base class and contract of all."""
+
+    @property
+    def branch_scale(self) -> float:
+        """By what a branch's output is multiplied before it joins the residual stream."""
+        return 1.0
 
     def __call__(self, module: nn.Module, norm: Norm, x: jax.Array, sublayers: Mapping[str, Sublayer]) -> jax.Array:
         """x [B, T, D] through the named sublayers, in their order."""
@@ -37,6 +43,38 @@ class PreNorm(Wiring):
         for name, sublayer in sublayers.items():
             y = tap(module, OUTPUTS[name], sublayer(norm(module, f"{name}_norm", x)))
             x = tap(module, AFTER[name], x + y)
+        return x
+
+
+@dataclass(frozen=True)
+class ScaledPreNorm(PreNorm):
+    """x + scale * f(norm(x)): residual branches of another size (Granite's residual_multiplier)."""
+
+    scale: Positive = 1.0
+
+    def __post_init__(self) -> None:
+        check(self, "wiring")
+
+    def __call__(self, module: nn.Module, norm: Norm, x: jax.Array, sublayers: Mapping[str, Sublayer]) -> jax.Array:
+        return super().__call__(module, norm, x, {name: self._scaled(f) for name, f in sublayers.items()})
+
+    def _scaled(self, sublayer: Sublayer) -> Sublayer:
+        return lambda x: sublayer(x) * self.scale
+
+    @property
+    def branch_scale(self) -> float:
+        return self.scale
+
+
+@dataclass(frozen=True)
+class ReorderedNorm(Wiring):
+    """x + norm(f(x)): a branch reads the stream as it is, and is normalised before it joins it (2111.09883; OLMo 2,
+    2501.00656)."""
+
+    def __call__(self, module: nn.Module, norm: Norm, x: jax.Array, sublayers: Mapping[str, Sublayer]) -> jax.Array:
+        for name, sublayer in sublayers.items():
+            y = tap(module, OUTPUTS[name], sublayer(x))
+            x = tap(module, AFTER[name], x + norm(module, f"{name}_post_norm", y))
         return x
 
 

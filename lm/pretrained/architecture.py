@@ -132,6 +132,14 @@ def shortest_pattern(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:
     raise AssertionError("no layers")
 
 
+def layer_stacks(kinds: Sequence[LayerKind]) -> dict[str, tuple[LayerKind, ...]]:
+    """These layers as first layers and a repeating pattern, by ModelConfig's names of the two: as few kinds as will
+    do."""
+    splits = [(kinds[:first], shortest_pattern(kinds[first:])) for first in range(len(kinds))]
+    first, pattern = min(splits, key=lambda split: len(split[0]) + len(split[1]))
+    return {"first_layers": tuple(first), "pattern": pattern}
+
+
 def layer_kinds(fields: Fields, layers: int, windowed: LayerKind, full: Callable[[int], bool]) -> tuple[LayerKind, ...]:
     """The pattern of the field `layer_types`; where it is missing, layer i has full attention if `full(i)`, else is
     `windowed`. Raises ValueError for other types, and for windowed layers without a window."""
@@ -162,6 +170,14 @@ def window(cfg: ModelConfig) -> int | None:
 def hf_activation(name: str) -> str:
     """transformers' name of our activation `name`."""
     return OURS[name]
+
+
+def layers_with(fields: Fields, name: str, layers: int) -> list[int]:
+    """The field `name`, a list of numbers of layers; null is none. Raises ValueError for anything else."""
+    found = fields.take(name) or []
+    if not isinstance(found, list) or not all(type(i) is int and 0 <= i < layers for i in found):
+        raise fields.unsupported(name, found, f"a list of layers from 0 to {layers - 1}")
+    return found
 
 
 def linear(ours: str, theirs: str, inputs: int = 1) -> Row:

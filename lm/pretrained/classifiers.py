@@ -1,4 +1,5 @@
-"""Models of sequences, as transformers has them: a linear map `score` of the last token's state in place of the output.
+"""Models of sequences, as transformers has them: a linear map `score` of the last token's state in place of the output;
+and bare models, whose states themselves are what comes out.
 
 With one label they are reward models. Tensors and config.json are otherwise those of the model of texts.
 """
@@ -23,6 +24,34 @@ def classifier(base: Architecture, name: str) -> Architecture:
     """The architecture `name` of sequences, of that of texts."""
     parts: dict[str, Any] = dict(read=partial(_read, base), write=partial(_write, base), rows=partial(_rows, base))
     return replace(base, name=name, other_heads=r"^lm_head\.", **parts)
+
+
+def bare(base: Architecture, name: str) -> Architecture:
+    """The architecture `name` without an output, of that of texts: its tensors' names lack the prefix."""
+    parts: dict[str, Any] = dict(
+        read=partial(_read_bare, base),
+        write=partial(_write_bare, base),
+        rows=partial(_rows_bare, base),
+        renamed=((base.prefix, ""), *base.renamed),
+        prefix="",
+    )
+    return replace(base, name=name, other_heads=r"^lm_head\.", **parts)
+
+
+def _read_bare(base: Architecture, fields: Fields) -> ModelConfig:
+    return scorer(base.read(fields), 0)
+
+
+def _write_bare(base: Architecture, cfg: ModelConfig) -> dict[str, Any]:
+    """The fields of the model of texts. Raises ValueError for a model with an output."""
+    if require(cfg.output, NoOutput).scores:
+        raise ValueError("scores, where the architecture has no output")
+    return base.write(_of_texts(cfg))
+
+
+def _rows_bare(base: Architecture, cfg: ModelConfig) -> Sequence[Row]:
+    of_texts = (row for row in base.rows(_of_texts(cfg)) if row.ours != ("head/kernel",))
+    return [row._replace(theirs=row.theirs.removeprefix(base.prefix)) for row in of_texts]
 
 
 def _read(base: Architecture, fields: Fields) -> ModelConfig:

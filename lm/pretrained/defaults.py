@@ -95,6 +95,49 @@ DEEPSEEK_V2 = LLAMA | dict(
     v_head_dim=128,
     first_k_dense_replace=0,
 )
+QWEN3_MOE = QWEN3 | dict(
+    hidden_size=2048,
+    intermediate_size=6144,
+    num_hidden_layers=24,
+    num_key_value_heads=4,
+    head_dim=Nullable(),
+    decoder_sparse_step=1,
+    moe_intermediate_size=768,
+    num_experts_per_tok=8,
+    num_experts=128,
+    norm_topk_prob=False,
+    router_aux_loss_coef=0.001,
+    mlp_only_layers=Nullable(),
+)
+del QWEN3_MOE["max_window_layers"], QWEN3_MOE["layer_types"]
+OLMO2 = DECODER | dict(hidden_act="silu", vocab_size=50304, rms_norm_eps=1e-5, attention_bias=False)
+OLMO3 = OLMO2 | dict(rope_theta=5e5, sliding_window=Nullable(4096), layer_types=Nullable())
+SMOLLM3 = LLAMA | dict(
+    rope_theta=2e6,
+    vocab_size=128256,
+    hidden_size=2048,
+    num_hidden_layers=36,
+    num_attention_heads=16,
+    num_key_value_heads=Nullable(4),
+    max_position_embeddings=32768,
+    use_sliding_window=False,
+    sliding_window=Nullable(),
+    no_rope_layers=Nullable(),
+    no_rope_layer_interval=4,
+    layer_types=Nullable(),
+    tie_word_embeddings=True,
+)
+GRANITE = LLAMA | dict(embedding_multiplier=1.0, logits_scaling=1.0, residual_multiplier=1.0, attention_multiplier=1.0)
+PHI3 = DECODER | dict(
+    hidden_act="silu",
+    vocab_size=32064,
+    hidden_size=3072,
+    intermediate_size=8192,
+    max_position_embeddings=4096,
+    original_max_position_embeddings=4096,
+    rms_norm_eps=1e-5,
+    sliding_window=Nullable(),
+)
 
 GEMMA = DECODER | dict(
     attention_bias=False,

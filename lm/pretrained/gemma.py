@@ -84,7 +84,7 @@ def read_gemma2(fields: Fields) -> ModelConfig:
 def read_gemma3(fields: Fields) -> ModelConfig:
     """Gemma 3's config.json: five windowed layers to each full one, with rotary positions of their own."""
     context = fields.integer("max_position_embeddings")  # scaled already
-    full, local = _two_rotaries(fields)
+    full, local = (positions.rotary for positions in two_rotaries(fields, "rope_local_base_freq"))
     every = fields.integer("sliding_window_pattern")
     fields.expect("_sliding_window_pattern", every)
     fields.number("attn_logit_softcapping", 0)  # its class has it and never applies it
@@ -176,8 +176,9 @@ def _pattern(fields: Fields, windowed: LayerKind, every: int) -> tuple[LayerKind
     return layer_kinds(fields, fields.integer("num_hidden_layers"), windowed, lambda i: (i + 1) % every == 0)
 
 
-def _two_rotaries(fields: Fields) -> tuple[Rotary, Rotary]:
-    """Those of the full and of the windowed layers: a dict each, or a theta each and a scaling for the full ones."""
+def two_rotaries(fields: Fields, local_theta: str) -> tuple[rope.Positions, rope.Positions]:
+    """Those of the full and of the windowed layers: a dict each, or a theta each (that of the windowed ones in the
+    field `local_theta`) and a scaling for the full ones."""
     both, scaling = ({} if (found := fields.take(n)) is None else found for n in ("rope_parameters", "rope_scaling"))
     if not isinstance(both, dict) or not set(both) <= set(KINDS):
         raise fields.unsupported("rope_parameters", both, f"an object with one for each of {', '.join(KINDS)}")
@@ -187,12 +188,8 @@ def _two_rotaries(fields: Fields) -> tuple[Rotary, Rotary]:
             raise fields.unsupported(name, values, "an object")
     if any(full.get(name, value) != value for name, value in scaling.items()):
         raise fields.unsupported("rope_scaling", scaling, f"rope_parameters of full_attention, {full}")
-    thetas = (fields.number(name, above=1) for name in ("rope_theta", "rope_local_base_freq"))
-    rotaries = (
-        rope.rotary(fields, values, theta) for values, theta in zip((full | scaling, local), thetas, strict=True)
-    )
-    first, second = (positions.rotary for positions in rotaries)
-    return first, second
+    thetas = [fields.number(name, above=1) for name in ("rope_theta", local_theta)]
+    return rope.rotary(fields, full | scaling, thetas[0]), rope.rotary(fields, local, thetas[1])
 
 
 def write_gemma(cfg: ModelConfig) -> dict[str, Any]:
@@ -217,14 +214,19 @@ def write_gemma2(cfg: ModelConfig) -> dict[str, Any]:
 
 def write_gemma3(cfg: ModelConfig) -> dict[str, Any]:
     """The fields that `read_gemma3` reads."""
-    local = require(next((slot.positions for slot in cfg.slots.values() if slot.window), Rotary()), Rotary)
-    both = {kind: rope.written(require(p, Rotary)) for kind, p in zip(KINDS, (cfg.positions, local), strict=True)}
+    both = written_rotaries(cfg, Rotary())
     return {
         **write_gemma2(cfg),
         "max_position_embeddings": cfg.context,
         "rope_parameters": both,
-        "rope_local_base_freq": local.theta,
+        "rope_local_base_freq": both["sliding_attention"]["rope_theta"],
     }
+
+
+def written_rotaries(cfg: ModelConfig, missing: Rotary) -> dict[str, dict[str, Any]]:
+    """The field rope_parameters that `two_rotaries` reads; `missing` is written where no layer has a window."""
+    local = next((slot.positions for slot in cfg.slots.values() if slot.window), missing)
+    return {kind: rope.written(require(p, Rotary)) for kind, p in zip(KINDS, (cfg.positions, local), strict=True)}
 
 
 def seen(cfg: ModelConfig) -> Vision:

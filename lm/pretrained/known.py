@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from lm.model.config import ModelConfig
-from lm.pretrained import bert, deepseek, gemma, gpt2, llama, t5
+from lm.pretrained import bert, deepseek, gemma, gpt2, llama, phi3, qwen_moe, relatives, t5
 from lm.pretrained.architecture import Architecture
-from lm.pretrained.classifiers import classifier
+from lm.pretrained.classifiers import bare, classifier
 from lm.value import suggest
 
 CLASSIFIERS = tuple(
@@ -21,6 +21,16 @@ CLASSIFIERS = tuple(
         (llama.QWEN3, "Qwen3"),
         (gemma.GEMMA, "Gemma"),
         (gemma.GEMMA2, "Gemma2"),
+    )
+)
+HEADLESS = tuple(
+    bare(base, f"{name}Model")
+    for base, name in (
+        (gpt2.GPT2, "GPT2"),
+        (llama.LLAMA, "Llama"),
+        (llama.MISTRAL, "Mistral"),
+        (llama.QWEN2, "Qwen2"),
+        (llama.QWEN3, "Qwen3"),
     )
 )
 # of several that can express a model, the first is written
@@ -43,6 +53,13 @@ ARCHITECTURES = (
     bert.BOTH,
     bert.BARE,
     *CLASSIFIERS,
+    relatives.OLMO2,
+    relatives.OLMO3,
+    relatives.SMOLLM3,
+    relatives.GRANITE,
+    phi3.PHI3,
+    qwen_moe.QWEN3_MOE,
+    *HEADLESS,
 )
 BY_NAME = {a.name: a for a in ARCHITECTURES}
 

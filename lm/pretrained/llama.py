@@ -1,5 +1,6 @@
 """Llama's tensors and config.json, and those of the families with its names: Mistral, Mixtral, Qwen, gpt-oss."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from lm.model.attention import Attention
@@ -70,11 +71,19 @@ GPT_OSS_EXPERTS = [
     same("layers/*/down_bias", AT + "mlp.experts.down_proj_bias"),
 ]
 DENSE_ROWS = [*EMBEDDING, *ATTENTION, *FFN_NORM, *DENSE, *OUTPUT]
+PREFIX = "model."  # which a checkpoint of the bare model lacks
 
 
 def dense_rows(cfg: ModelConfig) -> list[Row]:
     """The table of Llama, Mistral and Qwen."""
     return DENSE_ROWS
+
+
+def ffn_rows(cfg: ModelConfig, experts: Sequence[Row]) -> list[Row]:
+    """The rows of the feed-forward of each layer: `experts`, or DENSE where it has none."""
+    routed = frozenset(name for name, slot in cfg.slots.items() if isinstance(slot.ffn, Experts))
+    dense = frozenset(cfg.slots) - routed
+    return [*(row._replace(slots=routed) for row in experts), *(row._replace(slots=dense) for row in DENSE)]
 
 
 def mixtral_rows(cfg: ModelConfig) -> list[Row]:
@@ -182,19 +191,20 @@ def read_mixtral(fields: Fields) -> ModelConfig:
             mlp=fields.integer("intermediate_size"),
             activation=fields.choose("hidden_act", ACTIVATION),
             gated=True,
-            experts=_expert_count(fields),
+            experts=expert_count(fields, "num_local_experts", "num_experts"),
             top_k=fields.integer("num_experts_per_tok"),
             load_balance_weight=float(fields.number("router_aux_loss_coef")),
         ),
     )
 
 
-def _expert_count(fields: Fields) -> int:
-    """num_local_experts, which transformers also reads as num_experts. Raises ValueError where they differ."""
-    count, alias = fields.integer("num_local_experts"), fields.integer("num_experts", None)
-    if alias and "num_local_experts" in fields.values and alias != count:
-        raise fields.unsupported("num_experts", alias, f"num_local_experts={count}")
-    return int(alias or count)
+def expert_count(fields: Fields, name: str, alias: str) -> int:
+    """The number of experts, of the field `name`, which transformers reads as `alias` too. Raises ValueError where they
+    differ."""
+    count, other = fields.integer(name), fields.integer(alias, None)
+    if other and name in fields.values and other != count:
+        raise fields.unsupported(alias, other, f"{name}={count}")
+    return int(other or count)
 
 
 def write_mixtral(cfg: ModelConfig) -> dict[str, Any]:
@@ -264,7 +274,7 @@ def read_gpt_oss(fields: Fields) -> ModelConfig:
             bias=True,
             clamp=float(fields.number("swiglu_limit")),
             offset=1.0,
-            experts=_expert_count(fields),
+            experts=expert_count(fields, "num_local_experts", "num_experts"),
             top_k=top_k,
             router_bias=True,
             load_balance_weight=float(fields.number("router_aux_loss_coef")),
@@ -283,15 +293,21 @@ def write_gpt_oss(cfg: ModelConfig) -> dict[str, Any]:
     return {**fields, "hidden_act": "silu", "swiglu_limit": cfg.ffn.clamp}
 
 
-LLAMA = Architecture("LlamaForCausalLM", "llama", defaults.LLAMA, read_llama, write_llama, dense_rows, IGNORED)
+LLAMA = Architecture(
+    "LlamaForCausalLM", "llama", defaults.LLAMA, read_llama, write_llama, dense_rows, IGNORED, prefix=PREFIX
+)
 MISTRAL = Architecture(
-    "MistralForCausalLM", "mistral", defaults.MISTRAL, read_mistral, write_windowed, dense_rows, IGNORED
+    "MistralForCausalLM", "mistral", defaults.MISTRAL, read_mistral, write_windowed, dense_rows, IGNORED, prefix=PREFIX
 )
 MIXTRAL = Architecture(
-    "MixtralForCausalLM", "mixtral", defaults.MIXTRAL, read_mixtral, write_mixtral, mixtral_rows, IGNORED
+    "MixtralForCausalLM", "mixtral", defaults.MIXTRAL, read_mixtral, write_mixtral, mixtral_rows, IGNORED, prefix=PREFIX
 )
-QWEN2 = Architecture("Qwen2ForCausalLM", "qwen2", defaults.QWEN2, read_qwen2, write_qwen, dense_rows, IGNORED)
-QWEN3 = Architecture("Qwen3ForCausalLM", "qwen3", defaults.QWEN3, read_qwen3, write_qwen, dense_rows, IGNORED)
+QWEN2 = Architecture(
+    "Qwen2ForCausalLM", "qwen2", defaults.QWEN2, read_qwen2, write_qwen, dense_rows, IGNORED, prefix=PREFIX
+)
+QWEN3 = Architecture(
+    "Qwen3ForCausalLM", "qwen3", defaults.QWEN3, read_qwen3, write_qwen, dense_rows, IGNORED, prefix=PREFIX
+)
 GPT_OSS = Architecture(
-    "GptOssForCausalLM", "gpt_oss", defaults.GPT_OSS, read_gpt_oss, write_gpt_oss, gpt_oss_rows, IGNORED
+    "GptOssForCausalLM", "gpt_oss", defaults.GPT_OSS, read_gpt_oss, write_gpt_oss, gpt_oss_rows, IGNORED, prefix=PREFIX
 )

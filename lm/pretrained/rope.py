@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from lm.model.positions import Rotary
-from lm.model.scaling import Dynamic, Linear, Llama3, Scaling, YaRN
+from lm.model.positions import PartialRotary, Rotary
+from lm.model.scaling import Dynamic, Linear, Llama3, LongRoPE, Scaling, YaRN
 from lm.pretrained.fields import Fields
 
 
@@ -71,6 +71,27 @@ def _linear(fields: Fields, context: int) -> Scaled:
     return Scaled(Linear(factor), _stretched(factor, context, original))
 
 
+def longrope(original: int) -> ReadScaling:
+    """Phi-3's scaling, whose config has the `original` context beside the rotary parameters."""
+
+    def read(fields: Fields, context: int) -> Scaled:
+        fields.expect("original_max_position_embeddings", original)
+        factor = float(fields.number("factor", context / original, above=0))
+        size = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+        short, long = (_factors(fields, name) for name in ("short_factor", "long_factor"))
+        size = float(fields.number("attention_factor", size, above=0))
+        return Scaled(LongRoPE(short, long, original, size), context)
+
+    return read
+
+
+def _factors(fields: Fields, name: str) -> tuple[float, ...]:
+    found = fields.take(name)
+    if not isinstance(found, list) or not all(type(x) in (int, float) and x > 0 for x in found):
+        raise fields.unsupported(name, found, "a list of numbers above 0")
+    return tuple(map(float, found))
+
+
 SCALINGS: Mapping[str, ReadScaling] = {
     "default": lambda fields, context: Scaled(Scaling(), context),
     "linear": _linear,
@@ -87,10 +108,13 @@ class Positions(NamedTuple):
     context: int
 
 
-def read(fields: Fields) -> Positions:
-    """The rotary positions of a config. Raises ValueError for parameters that are not supported."""
+def read(fields: Fields, scalings: Mapping[str, ReadScaling] = SCALINGS, partial: bool = False) -> Positions:
+    """The rotary positions of a config, of the `scalings` that its class has; `partial`: its class may turn a part of
+    each head alone. Raises ValueError for parameters that are not supported."""
     given = parameters(fields)
-    return rotary(fields, {} if given is None else given, fields.number("rope_theta", above=1))
+    fraction = float(fields.number("partial_rotary_factor", 1.0, above=0)) if partial else None
+    theta = fields.number("rope_theta", above=1)
+    return rotary(fields, {} if given is None else given, theta, scalings, fraction)
 
 
 def parameters(fields: Fields) -> dict[str, Any] | None:
@@ -113,15 +137,23 @@ def _plain(values: Mapping[str, Any], fields: Fields) -> dict[str, Any]:
     return {k: v for k, v in {**default, **values}.items() if k != "type" and v is not None}
 
 
-def rotary(config: Fields, values: Mapping[str, Any], theta: float) -> Positions:
-    """Rotary positions from one dict of parameters in `config`, which says the context; `theta` is the default. Raises
-    ValueError for parameters that are not supported."""
+def rotary(
+    config: Fields,
+    values: Mapping[str, Any],
+    theta: float,
+    scalings: Mapping[str, ReadScaling] = SCALINGS,
+    fraction: float | None = None,
+) -> Positions:
+    """Rotary positions from one dict of parameters in `config`, which says the context; `theta` and `fraction` are the
+    defaults (None: whole heads are turned). Raises ValueError for parameters that are not supported."""
     fields = Fields({"rope_type": values.get("type", "default"), **values}, f"{config.file}: rope_parameters")
     fields.take("type", None)
     theta = float(fields.number("rope_theta", theta, above=1))
-    scaled = fields.choose("rope_type", SCALINGS)(fields, config.integer("max_position_embeddings"))
+    part = 1.0 if fraction is None else float(fields.number("partial_rotary_factor", fraction, above=0))
+    scaled = fields.choose("rope_type", scalings)(fields, config.integer("max_position_embeddings"))
     fields.finish()
-    return Positions(Rotary(theta, scaled.scaling), scaled.context)
+    rotary = Rotary(theta, scaled.scaling) if part == 1 else PartialRotary(theta, scaled.scaling, part)
+    return Positions(rotary, scaled.context)
 
 
 def write(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,6 +187,9 @@ def written(rotary: Rotary) -> dict[str, Any]:
         )
         fields |= dict(original_max_position_embeddings=s.original_context)
         fields |= dict(attention_factor=s.attention_factor) if s.attention_factor else {}
+    elif isinstance(s, LongRoPE):
+        fields = dict(rope_type="longrope", short_factor=list(s.short_factor), long_factor=list(s.long_factor))
+        fields |= dict(original_max_position_embeddings=s.original_context, attention_factor=s.attention_factor)
     return {"rope_theta": rotary.theta, **fields}
 
 

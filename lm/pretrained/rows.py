@@ -202,12 +202,14 @@ class ConcatenatedHeads(Identity):
 
 class Row(NamedTuple):
     """Our paths, their name, and the conversion between them. A `copy` of another row is written beside it, and read
-    only where that one's tensor is missing."""
+    only where that one's tensor is missing. `slots` are those of whose layers it is (None: of all that have the
+    paths)."""
 
     ours: tuple[str, ...]
     theirs: str
     conversion: Identity = Identity()
     copy: bool = False
+    slots: frozenset[str] | None = None
 
 
 class Tensor(NamedTuple):
@@ -254,7 +256,7 @@ def _slots(row: Row, shapes: Mapping[str, Shape]) -> Iterator[tuple[tuple[str, .
     names = {path[len(folder) :].split("/")[0] for path in shapes if path.startswith(folder)} if star else {"0"}
     for name, layers in _layers(names).items():
         paths = tuple(path.replace("*", name) for path in row.ours)
-        if all(path in shapes for path in paths):
+        if (row.slots is None or name in row.slots) and all(path in shapes for path in paths):
             yield paths, layers
 
 

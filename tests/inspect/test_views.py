@@ -1,5 +1,7 @@
 """Views: lenses and direct effects against what they are by definition."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,7 @@ from lm.inspect.views import (
 from lm.model.compute import Compute
 from lm.model.families import bert, llama
 from lm.model.transformer import Params, Transformer
+from lm.model.wiring import ScaledPreNorm
 
 EXACT = Compute(dtype="float32", matmul="float32").resolve()
 TOKENS = jnp.array([[3, 1, 4, 1, 5], [2, 7, 1, 8, 2]])
@@ -52,6 +55,13 @@ def test_the_stream_is_the_sum_of_what_is_added(params: Params, taps: dict[str, 
     effect = direct_effect(MODEL, params, x, jnp.stack([x, 0 * x]))
     np.testing.assert_allclose(effect[0], MODEL.logits(params, x) - MODEL.logits(params, 0 * x), atol=1e-5)
     assert not effect[1].any()
+
+
+def test_heads_add_their_part_of_a_scaled_branch(params: Params) -> None:
+    model = Transformer(replace(MODEL.cfg, wiring=ScaledPreNorm(0.25)), EXACT)
+    taps = look(model, params, TOKENS, PLACES).taps
+    heads = head_outputs(model, params, taps["attn_head"])
+    np.testing.assert_allclose(heads.sum(1), taps["attn_out"], rtol=1e-4, atol=1e-5)
 
 
 def test_the_jacobian_lens_is_the_end_to_first_order(params: Params, taps: dict[str, jax.Array]) -> None:

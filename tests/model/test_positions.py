@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.model.compute import Compute
-from lm.model.positions import Alibi, Learned, Positions, Relative, Rotary, Sinusoidal, slopes
-from lm.model.scaling import Dynamic, Linear, Llama3, Scaling, YaRN, plain_angles
+from lm.model.positions import Alibi, Learned, PartialRotary, Positions, Relative, Rotary, Sinusoidal, slopes
+from lm.model.scaling import Dynamic, Linear, Llama3, LongRoPE, Scaling, YaRN, plain_angles
 from lm.model.transformer import Distances
 from tests.model.reference import GPT, SIMPLE, close, turned
 
@@ -113,6 +113,27 @@ def test_dynamic_begins_where_the_training_ended() -> None:
     longer = angles(scaling, 127)
     assert longer[0] == plain[0] and (longer[1:] < plain[1:]).all()
     assert longer[-1] == pytest.approx(plain[-1] / (2.0 * 128 / 64 - 1), rel=1e-5)  # the last pair: interpolated
+
+
+def test_longrope_s_factors_are_those_of_a_row_s_own_length() -> None:
+    """Whatever stands beside it."""
+    scaling = LongRoPE((1.0, 1.5), (2.0, 4.0), original_context=8)
+    both, size = scaling(100.0, 4, jnp.array([[0, 3, 7], [6, 7, 8]]))
+    plain = np.asarray(plain_angles(100.0, 4))
+    np.testing.assert_allclose(both[:, 0, 0], [plain / [1.0, 1.5], plain / [2.0, 4.0]], rtol=1e-6)
+    assert size == 1.0
+    with pytest.raises(ValueError, match="positions.scaling.short_factor has 2 numbers for 3 pairs: expected one each"):
+        Rotary(100.0, scaling).check(6)
+
+
+def test_a_part_of_a_head_is_turned_and_the_rest_stays() -> None:
+    partly, positions = PartialRotary(100.0, fraction=0.6), np.arange(7)
+    found = turned_by(partly, positions)
+    np.testing.assert_array_equal(found[..., 4:], X[..., 4:])
+    table = Rotary(100.0).table(jnp.asarray(positions)[None], 4)
+    close(found[..., :4], np.asarray(Rotary(100.0).rotate(jnp.asarray(X[..., :4]), table, SIMPLE)))
+    with pytest.raises(ValueError, match="fraction=0.6 of attention.head_dim=6 is 3 numbers, try 0.666667"):
+        partly.check(6)
 
 
 def test_llama3_keeps_the_fast_and_slows_the_slow() -> None:

@@ -1,0 +1,57 @@
+"""Cases of certificates/cases.py: Llama's relatives, models with experts, and models without an output.
+
+Each is its shape in words, its architecture, and what its config has beside the fields that all of them share.
+"""
+
+from typing import Any
+
+YARN = {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+OLMO3_YARN = {"full_attention": YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0}}
+LONG = dict(short_factor=[1.0, 1.25, 1.5], long_factor=[1.5, 3.0, 7.0])
+GRANITE = dict(embedding_multiplier=12.0, logits_scaling=8.0, residual_multiplier=0.22, attention_multiplier=0.0625)
+GRANITE_TIED = dict(attention_bias=True, mlp_bias=True, logits_scaling=3.0, tie_word_embeddings=True)
+QWEN_MOE = dict(head_dim=12, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=24)
+
+DECODERS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("bare", "LlamaModel", {}),
+    ("bare, head size 20, biases", "LlamaModel", dict(head_dim=20, attention_bias=True)),
+    ("bare, window of 9", "MistralModel", dict(sliding_window=9)),
+    ("bare", "Qwen2Model", {}),
+    ("bare, head size 24", "Qwen3Model", dict(head_dim=24, use_sliding_window=False)),
+    ("as many kv heads", "Olmo2ForCausalLM", dict(num_key_value_heads=4)),
+    ("grouped, biases, YaRN", "Olmo2ForCausalLM", dict(attention_bias=True, head_dim=12, rope_parameters=YARN)),
+    ("5 layers, window of 7", "Olmo3ForCausalLM", dict(num_hidden_layers=5, sliding_window=7)),
+    (
+        "YaRN in the full layers, tied",
+        "Olmo3ForCausalLM",
+        dict(
+            sliding_window=9,
+            layer_types=["sliding_attention", "full_attention", "full_attention"],
+            rope_parameters=OLMO3_YARN,
+            tie_word_embeddings=True,
+        ),
+    ),
+    ("5 layers, no positions in the fourth", "SmolLM3ForCausalLM", dict(num_hidden_layers=5)),
+    (
+        "no positions in the first two, windows there, biases",
+        "SmolLM3ForCausalLM",
+        dict(no_rope_layers=[0, 0, 1], use_sliding_window=True, sliding_window=9, attention_bias=True, mlp_bias=True),
+    ),
+    ("multipliers", "GraniteForCausalLM", GRANITE),
+    ("biases, tied", "GraniteForCausalLM", GRANITE | GRANITE_TIED),
+    ("window of 9", "Phi3ForCausalLM", dict(sliding_window=9)),
+    (
+        "three quarters of a head turned, LongRoPE",
+        "Phi3ForCausalLM",
+        dict(
+            original_max_position_embeddings=16,
+            rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.75, **LONG},
+        ),
+    ),
+    ("5 experts", "Qwen3MoeForCausalLM", QWEN_MOE),
+    (
+        "a dense layer first, weights that sum to 1, biases",
+        "Qwen3MoeForCausalLM",
+        QWEN_MOE | dict(mlp_only_layers=[0], norm_topk_prob=True, attention_bias=True, num_experts_per_tok=3),
+    ),
+)

@@ -1,0 +1,31 @@
+"""The mistakes of tests/mutations.py in what the families of published models are made of."""
+
+from tests.mutations import of
+
+RECORDED = of("pretrained/test_recorded", "the_logits_are_the_recorded_ones")
+FIELDS = ("tests/pretrained/test_defaults.py",)
+
+TESTS = {
+    "lm/pretrained/relatives.py": FIELDS,
+    "lm/pretrained/phi3.py": FIELDS,
+    "lm/pretrained/qwen_moe.py": FIELDS,
+    "lm/pretrained/classifiers.py": RECORDED,
+    "lm/inspect/views.py": ("tests/inspect/test_views.py",),
+}
+
+BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "lm/pretrained/relatives.py": (
+        ("windows where positions are", "lambda i: not used or turned[i]", "lambda i: not used or not turned[i]"),
+        ("the fourth layer is turned too", "(i + 1) % interval != 0", "i % interval != 0"),
+        ("logits are multiplied", "Output(scale=1 / by", "Output(scale=by"),
+        ("windowed layers of OLMo 3 are scaled", "positions=local.rotary)", "positions=full.rotary)"),
+    ),
+    "lm/pretrained/phi3.py": (
+        ("the original context is the whole", 'fields.integer("original_max_position_embeddings")', "4096"),
+    ),
+    "lm/pretrained/qwen_moe.py": (
+        ("steps are counted from 0", "(i + 1) % step != 0", "i % step != 0"),
+        ("a window that is not used is", "window, dense = size if used else 0,", "window, dense = size,"),
+    ),
+    "lm/inspect/views.py": (("branches are of size 1", "out * model.cfg.wiring.branch_scale", "out"),),
+}
