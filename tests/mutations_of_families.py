@@ -27,5 +27,10 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("steps are counted from 0", "(i + 1) % step != 0", "i % step != 0"),
         ("a window that is not used is", "window, dense = size if used else 0,", "window, dense = size,"),
     ),
+    "lm/pretrained/mxfp4.py": (
+        ("the upper half is first", "[packed[part] & 15, packed[part] >> 4]", "[packed[part] >> 4, packed[part] & 15]"),
+        ("scales are of another bias", "BIAS, NAN = 127,", "BIAS, NAN = 128,"),
+        ("outputs are inputs", "out.swapaxes(-1, -2)", "out.reshape(self.shape(name))"),
+    ),
     "lm/inspect/views.py": (("branches are of size 1", "out * model.cfg.wiring.branch_scale", "out"),),
 }

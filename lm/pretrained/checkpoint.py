@@ -15,22 +15,24 @@ from lm.model.transformer import Params, Transformer
 from lm.pretrained import gguf
 from lm.pretrained.architecture import Architecture
 from lm.pretrained.fields import Fields, read_json
-from lm.pretrained.files import Safetensors, refuse_pickle
+from lm.pretrained.files import refuse_pickle
 from lm.pretrained.known import architecture_of
+from lm.pretrained.mxfp4 import unpacked
 from lm.pretrained.rows import Row, Tensor, flatten, tensors, without_copies
 
 ADAPTER = "adapter_config.json"
 
 
 class TensorSource(Protocol):
-    """The tensors of one or more files by name: `where` (file and name, for messages), `shape`, `read`, or `read_into`
-    an array, and `drop`, which gives the memory of the mapped file back."""
+    """The tensors of one or more files by name: `where` (file and name, for messages), `shape`, the `kind` of number
+    they are stored as, `read`, or `read_into` an array, and `drop`, which gives the memory of the mapped file back."""
 
     path: Path
 
     def __iter__(self) -> Iterator[str]: ...
     def where(self, name: str) -> str: ...
     def shape(self, name: str) -> tuple[int, ...]: ...
+    def kind(self, name: str) -> str: ...
     def read(self, name: str) -> np.ndarray: ...
     def read_into(self, name: str, out: np.ndarray) -> None: ...
     def drop(self, name: str) -> None: ...
@@ -79,7 +81,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     values = read_json(file)
     architecture = architecture_of(values, file)
     cfg = _read(architecture, architecture.fields(values, file))
-    return _match(architecture, cfg, Safetensors(path), values)
+    return _match(architecture, cfg, unpacked(path), values)
 
 
 def _open_gguf(path: Path) -> Checkpoint:

@@ -73,6 +73,10 @@ class Safetensors:
         """The shape of a tensor."""
         return self.tensors[name].shape
 
+    def kind(self, name: str) -> str:
+        """How the tensor is stored: a key of lm/text/headers.py's DTYPES."""
+        return self.tensors[name].dtype
+
     def read(self, name: str) -> np.ndarray:
         """The tensor as it is stored: a view of the mapped file, of which only what is used is read."""
         file, dtype_name, shape, _ = self.tensors[name]

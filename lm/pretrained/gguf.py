@@ -83,6 +83,10 @@ class GGUF:
         """The shape of a tensor."""
         return self.tensors[name].shape
 
+    def kind(self, name: str) -> str:
+        """How the tensor is stored: GGML's name of its type."""
+        return str(_ggml_type(self.tensors[name].ggml_type).name)
+
     def read(self, name: str) -> np.ndarray:
         """The tensor in float32, or float16 as it is stored. The last one dequantized is kept: it may be read again, in
         parts."""

@@ -259,6 +259,7 @@ def write_qwen(cfg: ModelConfig) -> dict[str, Any]:
 def read_gpt_oss(fields: Fields) -> ModelConfig:
     """gpt-oss's config.json: experts with biases and a clamped gate, sinks, windows in every second layer, YaRN."""
     layers = fields.integer("num_hidden_layers")
+    _expect_mxfp4(fields)
     fields.expect("hidden_act", "silu")
     fields.expect("swiglu_alpha", 1.702)
     fields.expect("attention_bias", True)
@@ -284,6 +285,13 @@ def read_gpt_oss(fields: Fields) -> ModelConfig:
     if rope.parameters(fields) is None:
         parts["positions"] = Rotary(float(fields.number("rope_theta", above=1)), GPT_OSS_SCALING)
     return read(fields, **parts)
+
+
+def _expect_mxfp4(fields: Fields) -> None:
+    """Raises ValueError for numbers that are packed otherwise than in MXFP4 (lm/pretrained/mxfp4.py)."""
+    packed = fields.take("quantization_config", None) or {"quant_method": "mxfp4"}
+    if not isinstance(packed, dict) or packed.get("quant_method") != "mxfp4":
+        raise fields.unsupported("quantization_config", packed, "quant_method mxfp4, or none")
 
 
 def write_gpt_oss(cfg: ModelConfig) -> dict[str, Any]:
