@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +23,15 @@ import numpy as np
 
 from lm.model.attention import Attention
 from lm.model.compute import Compute
-from lm.model.config import ModelConfig
-from lm.model.families import gemma, gemma2, gemma3, gpt, llama, qwen3
-from lm.model.scaling import Llama3, YaRN
+from lm.model.config import LayerKind, ModelConfig
+from lm.model.experts import Experts
+from lm.model.families import gemma, gemma2, gemma3, gpt, gpt_oss, llama, mixtral, qwen3
+from lm.model.output import Output
+from lm.model.parts import JointRMSNorm
+from lm.model.positions import PartialRotary, Positions
+from lm.model.scaling import Llama3, LongRoPE, YaRN
 from lm.model.transformer import Transformer
+from lm.model.wiring import ReorderedNorm, ScaledPreNorm
 from lm.pretrained import Pretrained, load
 from lm.text.tokenizer import Bytes, Characters, SentencePieceSpec, Tokenizer
 
@@ -39,6 +45,10 @@ TRAINING = "".join(map(chr, range(32, 127))) + "\t\n" + "\n".join(TEXTS) * 20
 
 SIZES: dict[str, Any] = dict(vocab=258, layers=2, width=64, context=64)
 HEADS: dict[str, Any] = dict(heads=4, kv_heads=2, head_dim=32, mlp=96)
+JOINT = Attention(4, 16, 2, qk_norm=JointRMSNorm(1e-5))
+NOWHERE = LayerKind(positions=Positions())
+MULTIPLIED: dict[str, Any] = dict(embed_scale=12.0, output=Output(scale=0.125), attention=Attention(4, 16, scale=0.06))
+LONG = LongRoPE((1.0, 1.1, 1.25, 1.5, 2.0, 3.0), (1.0, 2.0, 4.0, 8.0, 9.0, 9.5), 12, 1.25)
 FAMILIES: dict[str, ModelConfig] = {
     "gpt2": gpt(**SIZES, heads=4),
     "llama": llama(**SIZES, **HEADS),
@@ -50,6 +60,14 @@ FAMILIES: dict[str, ModelConfig] = {
     "gemma": gemma(**SIZES, **HEADS),
     "gemma2": gemma2(**SIZES, **HEADS, window=8),
     "gemma3": gemma3(**SIZES, **HEADS, window=8, every=2),
+    "mixtral": mixtral(**SIZES, **HEADS, experts=4),
+    "qwen3moe": qwen3(**SIZES, **HEADS, ffn=Experts(96, "silu", gated=True, experts=5, top_k=3)),
+    "olmo2": llama(**SIZES, heads=4, mlp=96, attention=JOINT, wiring=ReorderedNorm()),
+    "smollm3": llama(**SIZES | {"layers": 5}, **HEADS, pattern=(LayerKind(),) * 3 + (NOWHERE,), tied=True),
+    "granite": replace(llama(**SIZES, heads=4, mlp=96, wiring=ScaledPreNorm(0.25)), **MULTIPLIED),
+    "phi3": llama(**SIZES, heads=4, mlp=96, positions=PartialRotary(1e4, fraction=0.5)),
+    "phi3, LongRoPE": llama(**SIZES, heads=4, mlp=96, positions=PartialRotary(1e4, LONG, fraction=0.75)),
+    "gpt-oss": gpt_oss(**SIZES | {"context": 4096 * 32}, **HEADS, experts=4, top_k=2, window=8),
 }
 
 

@@ -9,9 +9,9 @@ TYPES = ("f32", "f16", "bf16", "q8_0")
 EPILOG = """\
 SRC is a run's folder, a Hugging Face model directory (safetensors) or a GGUF file. DST becomes a Hugging Face model
 directory: config.json, generation_config.json, model.safetensors in float32, the tokenizer's files. A DST that ends in
-.gguf becomes one file for llama.cpp and the programs built on it: the families of GPT-2, Llama, Qwen 2 and 3, Gemma 1
-to 3, with the tokenizer, the chat template and the ends inside; what llama.cpp cannot express is refused. Both are
-written atomically; an existing model is replaced.
+.gguf becomes one file for llama.cpp and the programs built on it: the families of GPT-2, Llama, Mixtral, Qwen 2 and 3,
+Gemma 1 to 3, OLMo 2, SmolLM3, Granite, Phi-3 and gpt-oss, with the tokenizer, the chat template and the ends inside;
+what llama.cpp cannot express is refused. Both are written atomically; an existing model is replaced.
 
 examples:
   lm convert runs/quickstart exported

@@ -10,6 +10,8 @@ TESTS = {
     "lm/pretrained/phi3.py": FIELDS,
     "lm/pretrained/qwen_moe.py": FIELDS,
     "lm/pretrained/classifiers.py": RECORDED,
+    "lm/pretrained/gguf.py": ("tests/pretrained/test_gguf_save.py", "tests/pretrained/test_gguf.py"),
+    "lm/pretrained/gguf_tables.py": ("tests/pretrained/test_gguf_save.py", "tests/pretrained/test_gguf.py"),
     "lm/inspect/views.py": ("tests/inspect/test_views.py",),
 }
 
@@ -31,6 +33,17 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("the upper half is first", "[packed[part] & 15, packed[part] >> 4]", "[packed[part] >> 4, packed[part] & 15]"),
         ("scales are of another bias", "BIAS, NAN = 127,", "BIAS, NAN = 128,"),
         ("outputs are inputs", "out.swapaxes(-1, -2)", "out.reshape(self.shape(name))"),
+    ),
+    "lm/pretrained/gguf.py": (
+        ("factors are float64 of float32", "[float(str(value)) for", "[float(value) for"),
+        ("no window is one of none", '!= ("attention.sliding_window", 0)', '!= ("", 0)'),
+    ),
+    "lm/pretrained/gguf_tables.py": (
+        ("files with experts are Llama's", "if kind.experts == experts)", "if not kind.experts)"),
+        ("gpt-oss's second norm is called otherwise", 'ffn_norm="post_attention_norm"', 'ffn_norm="ffn_norm"'),
+    ),
+    "lm/pretrained/gguf_save.py": (
+        ("keys that llama.cpp passes over are written", "if key not in kind.passed_over}", "}"),
     ),
     "lm/inspect/views.py": (("branches are of size 1", "out * model.cfg.wiring.branch_scale", "out"),),
 }

@@ -94,7 +94,7 @@ def _open_gguf(path: Path) -> Checkpoint:
     named = replace(
         kind.architecture,
         rows=lambda _: kind.rows,
-        ignored=r"^rope_freqs\.weight$",
+        ignored=r"^rope_(freqs|factors_long|factors_short)\.weight$",
         unused="(?!)",
         prefix="",
         renamed=(),

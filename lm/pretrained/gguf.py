@@ -5,29 +5,27 @@ the same, so that it is read, and refused, as that is.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from lm.pretrained import gemma, gpt2, llama
-from lm.pretrained.architecture import Architecture, linear, same
 from lm.pretrained.fields import Fields
-from lm.pretrained.mapped import MappedFile
-from lm.pretrained.rows import (
-    Concatenated,
-    Flattened,
-    Identity,
-    Kernel,
-    PlusOne,
-    RotaryInterleaved,
-    RotaryInterleavedBias,
-    Row,
-    Transposed,
-    row,
+from lm.pretrained.gguf_tables import (
+    ARCHITECTURES,
+    FACTORS,
+    HEAD_SIZES,
+    INERT,
+    OFF,
+    OLD,
+    PATTERN,
+    ROPE,
+    GGUFArchitecture,
+    architecture_of,
 )
+from lm.pretrained.mapped import MappedFile
+from lm.pretrained.rope import longrope_size
 from lm.text.gguf import check_whole
 from lm.text.headers import read_gguf_header
 
@@ -136,150 +134,6 @@ def _ggml_type(code: int) -> Any:
     return GGMLQuantizationType(code)
 
 
-AT = "blk.{i}."
-FLATTENED = Flattened()
-
-
-def _rows(
-    q_and_k: Callable[[str, str], Row],
-    norm: Callable[[str, str], Row],
-    sandwich: bool = False,
-    bias: Identity = FLATTENED,
-) -> list[Row]:
-    """The table of an architecture, given the rows of its queries and keys, and of its norms, and the conversion of
-    the `bias` of queries and keys."""
-    post = [
-        norm("layers/*/attention_post_norm_scale", AT + "post_attention_norm.weight"),
-        norm("layers/*/ffn_post_norm_scale", AT + "post_ffw_norm.weight"),
-    ]
-    return [
-        same("stem/tokens", "token_embd.weight"),
-        norm("layers/*/attention_norm_scale", AT + "attn_norm.weight"),
-        q_and_k("layers/*/query", AT + "attn_q.weight"),
-        q_and_k("layers/*/key", AT + "attn_k.weight"),
-        linear("layers/*/value", AT + "attn_v.weight"),
-        *(row(f"layers/*/{n}_bias", f"{AT}attn_{n[0]}.bias", bias) for n in ("query", "key")),
-        row("layers/*/value_bias", AT + "attn_v.bias", FLATTENED),
-        linear("layers/*/out", AT + "attn_output.weight", inputs=2),
-        same("layers/*/out_bias", AT + "attn_output.bias"),
-        norm("layers/*/query_norm_scale", AT + "attn_q_norm.weight"),
-        norm("layers/*/key_norm_scale", AT + "attn_k_norm.weight"),
-        norm("layers/*/ffn_norm_scale", AT + "ffn_norm.weight"),
-        *(linear(f"layers/*/{n}", f"{AT}ffn_{n}.weight") for n in ("gate", "up", "down")),
-        *(same(f"layers/*/{n}_bias", f"{AT}ffn_{n}.bias") for n in ("gate", "up", "down")),
-        *(post if sandwich else []),
-        norm("head/norm_scale", "output_norm.weight"),
-        linear("head/kernel", "output.weight"),
-    ]
-
-
-def _plus_one(ours: str, theirs: str) -> Row:
-    return row(ours, theirs, PlusOne())
-
-
-PERMUTED = _rows(lambda ours, theirs: row(ours, theirs, RotaryInterleaved()), same, bias=RotaryInterleavedBias())
-PLAIN = _rows(linear, same)
-GEMMA = _rows(linear, _plus_one)
-SANDWICH = _rows(linear, _plus_one, sandwich=True)
-QKV = "layers/*/query{0} layers/*/key{0} layers/*/value{0}"
-GPT2 = [
-    same("stem/tokens", "token_embd.weight"),
-    same("stem/positions", "position_embd.weight"),
-    row(QKV.format(""), AT + "attn_qkv.weight", Transposed(Concatenated(Kernel()))),
-    row(QKV.format("_bias"), AT + "attn_qkv.bias", Concatenated(Flattened())),
-    linear("layers/*/out", AT + "attn_output.weight", inputs=2),
-    same("layers/*/out_bias", AT + "attn_output.bias"),
-    *(linear(f"layers/*/{n}", f"{AT}ffn_{n}.weight") for n in ("up", "down")),
-    *(same(f"layers/*/{n}_bias", f"{AT}ffn_{n}.bias") for n in ("up", "down")),
-    *(same(f"layers/*/attention_norm_{n}", f"{AT}attn_norm.{k}") for n, k in (("scale", "weight"), ("bias", "bias"))),
-    *(same(f"layers/*/ffn_norm_{n}", f"{AT}ffn_norm.{k}") for n, k in (("scale", "weight"), ("bias", "bias"))),
-    same("head/norm_scale", "output_norm.weight"),
-    same("head/norm_bias", "output_norm.bias"),
-    linear("head/kernel", "output.weight"),
-]
-
-# key of the metadata, without its architecture -> field of config.json
-FIELDS = {
-    "block_count": "num_hidden_layers",
-    "context_length": "max_position_embeddings",
-    "embedding_length": "hidden_size",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.key_length": "head_dim",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "attention.sliding_window": "sliding_window",
-    "attn_logit_softcapping": "attn_logit_softcapping",
-    "final_logit_softcapping": "final_logit_softcapping",
-    "rope.freq_base": "rope_theta",
-    "rope.freq_base_swa": "rope_local_base_freq",
-}
-GPT2_FIELDS = {
-    "block_count": "n_layer",
-    "context_length": "n_positions",
-    "embedding_length": "n_embd",
-    "feed_forward_length": "n_inner",
-    "attention.head_count": "n_head",
-    "attention.layer_norm_epsilon": "layer_norm_epsilon",
-}
-LLAMA_BIASES = {"attention_bias": "blk.0.attn_output.bias", "mlp_bias": "blk.0.ffn_down.bias"}
-REQUIRED = tuple(FIELDS.values())[:5] + ("rms_norm_eps",)
-ROPE = {
-    "rope.scaling.type": "rope_type",
-    "rope.scaling.factor": "factor",
-    "rope.scaling.original_context_length": "original_max_position_embeddings",
-    "rope.scaling.yarn_beta_fast": "beta_fast",
-    "rope.scaling.yarn_beta_slow": "beta_slow",
-}
-OLD = {"rope.scale_linear": "rope.scaling.factor"}  # keys of old files -> today's
-INERT = {"vocab_size", "rope.scaling.finetuned", "tensor_data_layout"}  # redundant
-PATTERN = "attention.sliding_window_pattern"  # whether each layer has a window, or in how many layers one has none
-HEAD_SIZES = {"attention.value_length", "rope.dimension_count"}  # must equal the head size
-OFF = {"expert_count": 0, "expert_used_count": 0, "attention.causal": True, "rope.scaling.attn_factor": 1.0}
-
-
-class GGUFArchitecture(NamedTuple):
-    """A GGUF architecture.
-
-    Args:
-      architecture: the published one.
-      rows: the table of its tensors.
-      largest: the number of layers of the family's largest model, whose queries are scaled by 1/sqrt(D/N) rather than
-        1/sqrt(H), which GGUF does not record; 0: none is.
-      required: fields for whose keys llama.cpp has no defaults.
-      keys: key of the metadata -> field of config.json.
-      rotary: whether positions are rotary.
-      biases: field of config.json -> a tensor that is there where it is true.
-      divisors: whether llama.cpp reads those of Llama 3.1's scaling.
-      windows_of: in how many layers one has no window, where the key PATTERN does not say; 0: llama.cpp has no windows.
-      always_tied: whether llama.cpp reads no output of its own.
-    """
-
-    architecture: Architecture
-    rows: list[Row]
-    largest: int = 0
-    required: tuple[str, ...] = REQUIRED
-    keys: Mapping[str, str] = FIELDS
-    rotary: bool = True
-    biases: Mapping[str, str] = MappingProxyType({})
-    divisors: bool = False
-    windows_of: int = 0
-    always_tied: bool = False
-
-
-ARCHITECTURES = {
-    "gpt2": GGUFArchitecture(gpt2.GPT2, GPT2, required=tuple(GPT2_FIELDS.values()), keys=GPT2_FIELDS, rotary=False),
-    "llama": GGUFArchitecture(llama.LLAMA, PERMUTED, biases=LLAMA_BIASES, divisors=True),
-    "qwen2": GGUFArchitecture(llama.QWEN2, PLAIN),
-    "qwen3": GGUFArchitecture(llama.QWEN3, PLAIN),
-    "gemma": GGUFArchitecture(gemma.GEMMA, GEMMA, always_tied=True),
-    "gemma2": GGUFArchitecture(gemma.GEMMA2, SANDWICH, largest=46, windows_of=2, always_tied=True),
-    "gemma3": GGUFArchitecture(
-        gemma.GEMMA3, SANDWICH, largest=62, windows_of=6, required=(*REQUIRED, "sliding_window")
-    ),
-}
-
-
 class Header(Protocol):
     """What `fields` reads: a GGUF file, or one that is to be written."""
 
@@ -297,9 +151,10 @@ def fields(file: Header) -> tuple[GGUFArchitecture, Fields]:
     """The architecture of `file`, and its metadata as the fields of a config.json. Raises ValueError for an
     architecture that is unknown, or a key that is not supported."""
     name = str(file.metadata.get("general.architecture"))
-    if name not in ARCHITECTURES:
+    start = f"{name}."
+    architecture = architecture_of(name, bool(file.metadata.get(start + "expert_count")))
+    if architecture is None:
         raise ValueError(f"{file.path}: unknown architecture {name!r}: known: {', '.join(ARCHITECTURES)}")
-    architecture, start = ARCHITECTURES[name], f"{name}."
     named = {key.removeprefix(start): value for key, value in file.metadata.items() if key.startswith(start)}
     own = {OLD.get(key, key): value for key, value in named.items()}
     return architecture, architecture.architecture.fields(
@@ -309,6 +164,7 @@ def fields(file: Header) -> tuple[GGUFArchitecture, Fields]:
 
 def _config_fields(file: Header, architecture: GGUFArchitecture, own: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a config.json; `own` are the keys of the architecture."""
+    own = {key: value for key, value in own.items() if (key, value) != ("attention.sliding_window", 0)}  # none
     config = {field: own[key] for key, field in architecture.keys.items() if key in own}
     checked = Fields(config, f"{file.path} (as config.json)")
     for field in architecture.required:
@@ -316,13 +172,16 @@ def _config_fields(file: Header, architecture: GGUFArchitecture, own: Mapping[st
     expected, known = dict(OFF), {*architecture.keys, *INERT}
     if architecture.rotary:
         config |= _rotary_fields(file, architecture, own, checked)
-        expected |= dict.fromkeys(HEAD_SIZES, config["head_dim"])
+        turned = config.get("partial_rotary_factor", 1) * config["head_dim"]
+        expected |= dict.fromkeys(HEAD_SIZES, config["head_dim"]) | {"rope.dimension_count": round(turned)}
         known |= {*ROPE, PATTERN} if architecture.windows_of else set(ROPE)
+        known |= {"rope.scaling.attn_factor"} if architecture.longrope else set()
     for key, value in own.items():
         if key not in known and expected.get(key) != value:
             raise ValueError(f"{file.path}: {key}={value!r} is not supported: it could change the results")
     if "token_embd.weight" not in file:
         raise ValueError(f"{file.path}: tensor token_embd.weight is missing: it is stem/tokens")
+    config |= architecture.constants
     config["vocab_size"] = file.shape("token_embd.weight")[0]
     config["tie_word_embeddings"] = "output.weight" not in file
     config |= {field: True for field, tensor in architecture.biases.items() if tensor in file}
@@ -343,12 +202,34 @@ def _rotary_fields(
         config["query_pre_attn_scalar"] = width // heads if is_largest else head_dim
     if architecture.windows_of and PATTERN in own:
         config["layer_types"] = layer_types(checked.integer("num_hidden_layers"), own[PATTERN])
+    if architecture.longrope:
+        return config | _longrope(file, own, checked.integer("max_position_embeddings"), head_dim)
     scaling = {field: own[key] for key, field in ROPE.items() if key in own}
     if scaling.setdefault("rope_type", "linear" if "factor" in scaling else "none") != "none":
-        config["rope_scaling"] = scaling
+        config["rope_scaling"] = {**scaling, **architecture.scaling_constants}
     if "rope_freqs.weight" in file:
         config["rope_scaling"] = _llama3(file, checked.number("rope_theta", 10000.0, above=1), head_dim)
     return config
+
+
+def _longrope(file: Header, own: Mapping[str, Any], context: int, head_dim: int) -> dict[str, Any]:
+    """The fields of partial rotary positions and of LongRoPE, whose factors are tensors."""
+    turned = own.get("rope.dimension_count", head_dim)
+    config: dict[str, Any] = {"partial_rotary_factor": turned / head_dim}
+    original = own.get("rope.scaling.original_context_length", context)
+    config["original_max_position_embeddings"] = original
+    if all(tensor in file for tensor in FACTORS.values()):
+        short_and_long = {name: _decimals(file.read(tensor)) for name, tensor in FACTORS.items()}
+        config["rope_scaling"] = {"type": "longrope", **short_and_long}
+        size = own.get("rope.scaling.attn_factor", 1.0)
+        if abs(size - longrope_size(context / original, original)) > 1e-6:
+            config["rope_scaling"]["attention_factor"] = size
+    return config
+
+
+def _decimals(values: np.ndarray) -> list[float]:
+    """Float32 numbers by their shortest decimals, as a config.json had them."""
+    return [float(str(value)) for value in np.asarray(values, np.float32)]
 
 
 def layer_types(layers: int, pattern: Any) -> list[str]:

@@ -15,11 +15,12 @@ import numpy as np
 
 from lm import value
 from lm.model.config import ModelConfig
-from lm.model.positions import Rotary
-from lm.model.scaling import Linear, Llama3
+from lm.model.positions import PartialRotary, Rotary
+from lm.model.scaling import Linear, Llama3, LongRoPE
 from lm.model.transformer import Params
 from lm.pretrained import gguf
-from lm.pretrained.architecture import attention_of, canonical
+from lm.pretrained.architecture import attention_of, canonical, require
+from lm.pretrained.gguf_tables import ARCHITECTURES, FACTORS, HEAD_SIZES, PATTERN, ROPE, GGUFArchitecture
 from lm.pretrained.rows import Tensor, flatten, tensors
 from lm.pretrained.save import read_theirs, umask
 from lm.text import headers
@@ -32,6 +33,7 @@ FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}  # general.file_type
 LIMITS = {"F16": 65504.0, "Q8_0": 127 * 65504.0}  # the largest number that a type stores; its scales are float16
 BLOCK = 32  # numbers of a row that share a scale in Q8_0
 ALWAYS_F32 = ("position_embd.weight", "rope_freqs.weight")
+SMALL = ("_exps.bias", "ffn_gate_inp.weight")  # which are too: experts' biases, and routers
 
 
 class GGUFTensor(NamedTuple):
@@ -120,7 +122,7 @@ def describe(file: Path, cfg: ModelConfig, params: Params, type: str) -> Descrip
     `cfg`, naming what differs in the nearest one."""
     leaves = flatten(params)
     near: list[tuple[int, str]] = []
-    for name, kind in gguf.ARCHITECTURES.items():
+    for name, kind in ARCHITECTURES.items():
         try:
             found = _as(file, name, kind, cfg, leaves, type)
             differences = list(_differences(kind, cfg, kind.architecture.read(gguf.fields(found)[1])))
@@ -131,14 +133,14 @@ def describe(file: Path, cfg: ModelConfig, params: Params, type: str) -> Descrip
         if not differences:
             return found
         near.append((len(differences), f"{name} is the nearest, but has {differences[0]}"))
-    reason = f": {min(near)[1]}" if near else ""
+    reason = f": {min(near, key=lambda one: one[0])[1]}" if near else ""
     raise ValueError(
-        f"no architecture of GGUF ({', '.join(gguf.ARCHITECTURES)}) computes what this model does{reason}; "
+        f"no architecture of GGUF ({', '.join(ARCHITECTURES)}) computes what this model does{reason}; "
         "a directory in place of the .gguf file takes more models"
     )
 
 
-def _differences(kind: gguf.GGUFArchitecture, cfg: ModelConfig, again: ModelConfig) -> Iterator[str]:
+def _differences(kind: GGUFArchitecture, cfg: ModelConfig, again: ModelConfig) -> Iterator[str]:
     """What a model read from a file has in place of what `cfg` has."""
     if kind.always_tied and not cfg.tied:
         yield "tied=True where this model has False"
@@ -151,28 +153,51 @@ def _differences(kind: gguf.GGUFArchitecture, cfg: ModelConfig, again: ModelConf
 
 
 def _as(
-    file: Path, name: str, kind: gguf.GGUFArchitecture, cfg: ModelConfig, leaves: Mapping[str, Any], type: str
+    file: Path, name: str, kind: GGUFArchitecture, cfg: ModelConfig, leaves: Mapping[str, Any], type: str
 ) -> Description:
     """`cfg` as the architecture `name`. Raises ValueError for what it has no key or no tensor for."""
     config = _flat_config(kind, cfg)
     own = {key: config[field] for key, field in kind.keys.items() if config.get(field) is not None}
+    own = {key: value for key, value in own.items() if key not in kind.passed_over}
     if kind.rotary:
-        own |= dict.fromkeys(gguf.HEAD_SIZES, config["head_dim"])
-    if config.get("rope_type") in ("linear", "yarn"):
-        own |= {key: config[field] for key, field in gguf.ROPE.items() if field in config}
+        own |= dict.fromkeys(HEAD_SIZES, config["head_dim"])
+    if kind.longrope:
+        own |= _longrope_keys(cfg)
+    elif config.get("rope_type") in ("linear", "yarn"):
+        own |= {key: config[field] for key, field in ROPE.items() if field in config}
     elif config.get("rope_type", "default") not in ("default", "llama3"):
         raise ValueError(f"llama.cpp has no scaling {config['rope_type']}")
     if kind.windows_of and (types := config["layer_types"]) != gguf.layer_types(cfg.layers, kind.windows_of):
-        own[gguf.PATTERN] = [layer == "sliding_attention" for layer in types]
+        own[PATTERN] = [layer == "sliding_attention" for layer in types]
     own["vocab_size"] = cfg.vocab
+    name = kind.called or name
     metadata = {"general.architecture": name} | {f"{name}.{key}": value for key, value in own.items()}
     theirs = tensors(kind.rows, {path: leaf.shape for path, leaf in leaves.items()})
-    return Description(
-        file, metadata, {t.name: t for t in (*_tensors(theirs, leaves, type), *_divisors(cfg, kind.divisors))}
-    )
+    more = (*_divisors(cfg, kind.divisors), *_longrope_factors(cfg))
+    return Description(file, metadata, {t.name: t for t in (*_tensors(theirs, leaves, type), *more)})
 
 
-def _flat_config(kind: gguf.GGUFArchitecture, cfg: ModelConfig) -> dict[str, Any]:
+def _longrope_keys(cfg: ModelConfig) -> dict[str, Any]:
+    """The keys of partial rotary positions and LongRoPE. Raises ValueError for other scalings."""
+    positions = require(cfg.positions, Rotary)
+    own: dict[str, Any] = {"rope.scaling.original_context_length": cfg.context}
+    if isinstance(positions, PartialRotary):
+        own["rope.dimension_count"] = positions.turned(attention_of(cfg).head_dim)
+    if isinstance(s := positions.scaling, LongRoPE):
+        own |= {"rope.scaling.original_context_length": s.original_context}
+        own |= {"rope.scaling.attn_factor": s.attention_factor}
+    return own
+
+
+def _longrope_factors(cfg: ModelConfig) -> Iterator[GGUFTensor]:
+    positions = cfg.positions
+    if isinstance(positions, Rotary) and isinstance(s := positions.scaling, LongRoPE):
+        for name, tensor in FACTORS.items():
+            values = np.asarray(getattr(s, name), np.float32)
+            yield GGUFTensor(tensor, values.shape, "F32", partial(np.asarray, values))
+
+
+def _flat_config(kind: GGUFArchitecture, cfg: ModelConfig) -> dict[str, Any]:
     """The fields of the architecture's config.json as `gguf.fields` makes them of keys: those of rotary positions
     beside the others, and the context in full."""
     config = kind.architecture.write(cfg)
@@ -188,7 +213,7 @@ def _flat_config(kind: gguf.GGUFArchitecture, cfg: ModelConfig) -> dict[str, Any
 
 def _tensors(theirs: Iterable[Tensor], leaves: Mapping[str, Any], type: str) -> Iterator[GGUFTensor]:
     for tensor in theirs:
-        kept = len(tensor.shape) == 1 or tensor.name in ALWAYS_F32
+        kept = len(tensor.shape) == 1 or tensor.name in ALWAYS_F32 or tensor.name.endswith(SMALL)
         whole = type != "Q8_0" or tensor.shape[-1] % BLOCK == 0
         kind = "F32" if kept else type if whole else "F16"
         yield GGUFTensor(tensor.name, tensor.shape, kind, partial(read_theirs, tensor, leaves))

@@ -77,12 +77,17 @@ def longrope(original: int) -> ReadScaling:
     def read(fields: Fields, context: int) -> Scaled:
         fields.expect("original_max_position_embeddings", original)
         factor = float(fields.number("factor", context / original, above=0))
-        size = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+        size = longrope_size(factor, original)
         short, long = (_factors(fields, name) for name in ("short_factor", "long_factor"))
         size = float(fields.number("attention_factor", size, above=0))
         return Scaled(LongRoPE(short, long, original, size), context)
 
     return read
+
+
+def longrope_size(factor: float, original: int) -> float:
+    """How much longer LongRoPE makes queries and keys for contexts `factor` times the `original` (2402.13753)."""
+    return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
 
 
 def _factors(fields: Fields, name: str) -> tuple[float, ...]:

@@ -89,6 +89,21 @@ class Convolution(Identity):
 
 
 @dataclass(frozen=True)
+class StackedLinear(Identity):
+    """Matrices [outputs, inputs] of several experts in one tensor, [experts, outputs, inputs] (GGUF)."""
+
+    def theirs_shape(self, shapes: Sequence[Shape]) -> Shape:
+        *experts, inputs, outputs = shapes[0]
+        return *experts, outputs, inputs
+
+    def ours(self, tensor: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
+        return [tensor.swapaxes(-1, -2)]
+
+    def theirs(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
+        return leaves[0].swapaxes(-1, -2)
+
+
+@dataclass(frozen=True)
 class RotaryInterleaved(Linear):
     """A Linear whose rows within a head are in the order 0, H/2, 1, H/2 + 1, ...: the two of a rotary pair are
     adjacent, as llama.cpp permutes them."""

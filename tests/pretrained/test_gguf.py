@@ -14,11 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from certificates.cases import array, inputs
-from lm.pretrained import load
+from lm.model.families import llama
+from lm.model.positions import PartialRotary
+from lm.model.transformer import Transformer
+from lm.pretrained import Pretrained, load
+from lm.pretrained.architecture import canonical
 from lm.pretrained.gguf import GGUF, fields
+from lm.pretrained.gguf_tables import ARCHITECTURES
+from tests.model.reference import SIMPLE, lively
 from tests.pretrained.small import BY_NAME, checkpoint, recorded
 
-KINDS = [Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q4_K, Kind.Q6_K]
+KINDS = [Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q4_K, Kind.Q6_K, Kind.MXFP4]
 RNG = np.random.default_rng(0)
 
 
@@ -158,6 +164,18 @@ def test_a_file_that_is_cut_off(size: int, tmp_path: Path) -> None:
         ValueError, match=r"x.gguf(: tensor .*)? (is cut off|is not a GGUF file|ends at .*: the file is cut off)"
     ):
         load(path)
+
+
+def test_a_window_of_0_is_none_and_gpt_oss_s_names_are_llama_cpp_s(tmp_path: Path) -> None:
+    """As the converter writes Phi-3 without a window; and gpt-oss's norm before the feed-forward."""
+    cfg = llama(vocab=96, layers=1, width=32, heads=2, mlp=24, context=48, positions=PartialRotary(fraction=0.5))
+    Pretrained(cfg, lively(cfg), None, Transformer(cfg, SIMPLE)).save_gguf(tmp_path / "x.gguf")
+    file = GGUF(tmp_path / "x.gguf")
+    file.metadata["phi3.attention.sliding_window"] = 0
+    kind, said = fields(file)
+    assert canonical(kind.architecture.read(said)) == canonical(cfg)
+    names = {row.theirs for row in ARCHITECTURES["gpt-oss"].rows}
+    assert "blk.{i}.post_attention_norm.weight" in names and "blk.{i}.ffn_norm.weight" not in names
 
 
 def test_what_is_unknown_is_refused(tmp_path: Path) -> None:

@@ -13,10 +13,15 @@ from gguf.constants import GGMLQuantizationType as Kind
 
 from lm.model.attention import Attention
 from lm.model.config import LayerKind, ModelConfig
-from lm.model.families import gemma, gemma2, gemma3, gpt, gpt_oss, llama, mistral, palm, qwen3, t5
+from lm.model.experts import Experts
+from lm.model.families import gemma, gemma2, gemma3, gpt, gpt_oss, llama, mistral, mixtral, palm, qwen3, t5
+from lm.model.output import Output
 from lm.model.parametrisation import MuP
-from lm.model.scaling import Dynamic, Linear, Llama3, YaRN
+from lm.model.parts import JointRMSNorm
+from lm.model.positions import PartialRotary, Positions
+from lm.model.scaling import Dynamic, Linear, Llama3, LongRoPE, YaRN
 from lm.model.transformer import Transformer
+from lm.model.wiring import ReorderedNorm, ScaledPreNorm
 from lm.pretrained import Pretrained, load
 from lm.pretrained.architecture import canonical
 from lm.pretrained.gguf import GGUF, layer_types
@@ -27,6 +32,10 @@ from tests.model.reference import SIMPLE, lively, tokens
 SIZES: dict[str, Any] = dict(vocab=258, layers=2, width=32, context=48)
 HEADS: dict[str, Any] = dict(heads=2, kv_heads=1, head_dim=20, mlp=24)
 BIASED = Attention(2, 16, 1, bias=True)
+JOINT = Attention(2, 16, 1, qk_norm=JointRMSNorm(1e-5))
+NOWHERE = LayerKind(positions=Positions())
+MULTIPLIED: dict[str, Any] = dict(embed_scale=12.0, output=Output(scale=0.125), attention=Attention(2, 16, scale=0.06))
+LONG = LongRoPE((1.0, 1.1, 1.25, 1.5, 2.0, 3.0), (1.0, 2.0, 4.0, 8.0, 9.0, 9.5), 12, 1.25)
 FAMILIES: dict[str, ModelConfig] = {
     "gpt2": gpt(**SIZES, heads=2),
     "gpt2 untied": replace(gpt(**SIZES, heads=2), tied=False),
@@ -43,6 +52,14 @@ FAMILIES: dict[str, ModelConfig] = {
     "gemma2": gemma2(**SIZES, **HEADS, window=8),
     "gemma3": gemma3(**SIZES | {"layers": 7}, **HEADS, window=8),
     "gemma3 every other": gemma3(**SIZES | {"layers": 4}, **HEADS, window=8, every=2),
+    "mixtral": mixtral(**SIZES, **HEADS, experts=4),
+    "qwen3moe": qwen3(**SIZES, **HEADS, ffn=Experts(24, "silu", gated=True, experts=5, top_k=3)),
+    "olmo2": llama(**SIZES, mlp=24, heads=2, attention=JOINT, wiring=ReorderedNorm()),
+    "smollm3": llama(**SIZES | {"layers": 5}, **HEADS, pattern=(LayerKind(),) * 3 + (NOWHERE,), tied=True),
+    "granite": replace(llama(**SIZES, heads=2, mlp=24, wiring=ScaledPreNorm(0.25)), **MULTIPLIED),
+    "phi3": llama(**SIZES, heads=2, mlp=24, positions=PartialRotary(1e4, fraction=0.5)),
+    "phi3 LongRoPE": llama(**SIZES, heads=2, mlp=24, positions=PartialRotary(1e4, LONG, fraction=0.75)),
+    "gpt-oss": gpt_oss(**SIZES | {"context": 4096 * 32}, **HEADS, experts=4, top_k=2, window=8),
 }
 TYPES = {"f32": Kind.F32, "f16": Kind.F16, "bf16": Kind.BF16, "q8_0": Kind.Q8_0}
 
@@ -62,6 +79,15 @@ def test_read_back_it_is_the_same_model(name: str, tmp_path: Path) -> None:
     for path, values in params.items():
         stored = 1 if name.startswith("gemma") and path.endswith("_scale") else 0  # and so used: the bits are the same
         np.testing.assert_array_equal(found[path] + np.float32(stored), values + np.float32(stored), path)
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "llama muP"])
+def test_out_and_back_it_is_the_same_file(name: str, tmp_path: Path) -> None:
+    """Through a model directory too."""
+    model(FAMILIES[name]).save_gguf(tmp_path / "x.gguf")
+    load(tmp_path / "x.gguf").save(tmp_path / "directory")
+    load(tmp_path / "directory").save_gguf(tmp_path / "y.gguf")
+    assert (tmp_path / "y.gguf").read_bytes() == (tmp_path / "x.gguf").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["llama muP", "gemma"])
@@ -167,7 +193,15 @@ def test_the_ends_of_its_files_go_with_it(tmp_path: Path) -> None:
         (replace(gpt(**SIZES, heads=2), attention=Attention(2, 16, 1, bias=True)), "has attention.kv_heads=2 where"),
         (gpt(**SIZES, heads=2, bias=False), "gpt2 is the nearest, but has attention.bias=True where this"),
         (palm(**SIZES, heads=2, head_dim=16), "computes what this model does"),
-        (gpt_oss(**SIZES, **HEADS, experts=2, top_k=1), "computes what this model does"),
+        (
+            replace(FAMILIES["qwen3moe"], ffn=Experts(24, "silu", gated=True, renormalize=False)),
+            "renormalize=True",
+        ),
+        (
+            mixtral(**SIZES, **HEADS, pattern=(LayerKind(window=8),)),
+            "mixtral is the nearest, but has layer 0's win",
+        ),
+        (replace(FAMILIES["smollm3"], pattern=(LayerKind(), NOWHERE)), "smollm3 is the nearest, but has layer 1's pos"),
         (t5(vocab=258, layers=1, width=32, heads=2, head_dim=16, mlp=24, context=48), "computes what this model does"),
     ],
 )

@@ -1,5 +1,5 @@
-"""MXFP4: the numbers of the specification, in the order of each format; a gpt-oss as published is the one that its numbers
-say; what does not belong together is refused."""
+"""MXFP4: the numbers of the specification, in each format's order; gpt-oss as published is what they say, and what does
+not belong together is refused."""
 
 import json
 from pathlib import Path
