@@ -10,6 +10,7 @@ TESTS = {
     "lm/pretrained/phi3.py": FIELDS,
     "lm/pretrained/qwen_moe.py": FIELDS,
     "lm/pretrained/classifiers.py": RECORDED,
+    "lm/pretrained/known.py": ("tests/pretrained/test_hub_configs.py",),
     "lm/pretrained/gguf.py": ("tests/pretrained/test_gguf_save.py", "tests/pretrained/test_gguf.py"),
     "lm/pretrained/gguf_tables.py": ("tests/pretrained/test_gguf_save.py", "tests/pretrained/test_gguf.py"),
     "lm/inspect/views.py": ("tests/inspect/test_views.py",),
@@ -28,6 +29,10 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/pretrained/qwen_moe.py": (
         ("steps are counted from 0", "(i + 1) % step != 0", "i % step != 0"),
         ("a window that is not used is", "window, dense = size if used else 0,", "window, dense = size,"),
+    ),
+    "lm/pretrained/known.py": (
+        ("a family of another number is near", 're.sub(r"\\D", "", a) != re.sub(r"\\D", "", b) or', "False or"),
+        ("a longer name is near", "a != b and (a.startswith(b) or b.startswith(a))", "False"),
     ),
     "lm/pretrained/mxfp4.py": (
         ("the upper half is first", "[packed[part] & 15, packed[part] >> 4]", "[packed[part] >> 4, packed[part] & 15]"),

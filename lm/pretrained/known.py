@@ -1,6 +1,8 @@
 """The list of published architectures."""
 
+import re
 from collections.abc import Mapping
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,6 @@ from lm.model.config import ModelConfig
 from lm.pretrained import bert, deepseek, gemma, gpt2, llama, phi3, qwen_moe, relatives, t5
 from lm.pretrained.architecture import Architecture
 from lm.pretrained.classifiers import bare, classifier
-from lm.value import suggest
 
 CLASSIFIERS = tuple(
     classifier(base, f"{name}ForSequenceClassification")
@@ -71,7 +72,7 @@ def architecture_of(config: Mapping[str, Any], file: Path) -> Architecture:
     names = names or [a.name for a in ARCHITECTURES if a.model_type == kind] or [kind]
     name = str(names[0] if isinstance(names, list) else names)
     if name not in BY_NAME:
-        raise ValueError(f"{file}: unknown architecture {name!r}: {suggest(name, BY_NAME)}")
+        raise ValueError(f"{file}: unknown architecture {name!r}: {hint(name)}known: {', '.join(BY_NAME)}")
     architecture = BY_NAME[name]
     if kind is not None and kind != architecture.model_type:  # by which transformers chooses the class
         raise ValueError(
@@ -79,6 +80,32 @@ def architecture_of(config: Mapping[str, Any], file: Path) -> Architecture:
             "architecture of that type"
         )
     return architecture
+
+
+def hint(name: str) -> str:
+    """The architectures that an unknown `name` may mean: those of its family, or of one that is spelled nearly so; a
+    family of another number, or whose name begins as another's, is another. Empty where there is none."""
+    family = _family(name)
+    own = [known for known in BY_NAME if _family(known) == family]
+    if own:
+        return f"of {family} it is {' or '.join(own)}; "
+    head = name.removeprefix(family)
+    likeness = {known: _likeness(family, _family(known)) for known in BY_NAME}
+    near = [known for known in BY_NAME if likeness[known] == max(likeness.values()) >= 0.8]
+    best = [known for known in near if known.removeprefix(_family(known)) == head] or near
+    return f"did you mean {' or '.join(best)}? " if best else ""
+
+
+def _family(name: str) -> str:
+    """The part of an architecture's name before what it is for."""
+    return re.sub(r"(LMHead|DoubleHeads|For[A-Z]\w*)?(Model)?$", "", name, count=1)
+
+
+def _likeness(family: str, known: str) -> float:
+    """How alike two families are spelled, from 0 to 1; 0 where they are others by their number or their beginning."""
+    a, b = family.lower(), known.lower()
+    others = re.sub(r"\D", "", a) != re.sub(r"\D", "", b) or a != b and (a.startswith(b) or b.startswith(a))
+    return 0.0 if others else SequenceMatcher(None, a, b).ratio()
 
 
 def architecture_for(cfg: ModelConfig, first: Architecture | None = None) -> Architecture:

@@ -31,6 +31,10 @@ def rows(cfg: ModelConfig) -> list[Row]:
 
 def read(fields: Fields) -> ModelConfig:
     """Phi-3's config.json. Raises ValueError for a field that is not supported."""
+    for name in ("attention_bias", "mlp_bias", "lm_head_bias"):
+        fields.expect(name, False)
+    for name in ("full_attn_mod", "interpolate_factor"):
+        fields.expect(name, 1)
     read_longrope = rope.longrope(fields.integer("original_max_position_embeddings"))
     names = dict.fromkeys(("longrope", "su", "yarn"), read_longrope)  # the last two as its first files called it
     positions, context = rope.read(fields, {"default": rope.SCALINGS["default"], **names}, partial=True)
