@@ -10,6 +10,19 @@ OLMO3_YARN = {"full_attention": YARN, "sliding_attention": {"rope_type": "defaul
 LONG = dict(short_factor=[1.0, 1.25, 1.5], long_factor=[1.5, 3.0, 7.0])
 GRANITE = dict(embedding_multiplier=12.0, logits_scaling=8.0, residual_multiplier=0.22, attention_multiplier=0.0625)
 GRANITE_TIED = dict(attention_bias=True, mlp_bias=True, logits_scaling=3.0, tie_word_embeddings=True)
+MLA = dict(
+    num_key_value_heads=4,
+    q_lora_rank=None,
+    kv_lora_rank=20,
+    qk_nope_head_dim=12,
+    qk_rope_head_dim=8,
+    v_head_dim=10,
+    moe_intermediate_size=24,
+    n_routed_experts=8,
+    num_experts_per_tok=3,
+)
+GROUPS = dict(n_group=4, topk_group=2)
+QWEN2_MOE = dict(num_experts=5, num_experts_per_tok=2, moe_intermediate_size=24, shared_expert_intermediate_size=40)
 QWEN_MOE = dict(head_dim=12, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=24)
 
 DECODERS: tuple[tuple[str, str, dict[str, Any]], ...] = (
@@ -53,5 +66,25 @@ DECODERS: tuple[tuple[str, str, dict[str, Any]], ...] = (
         "a dense layer first, weights that sum to 1, biases",
         "Qwen3MoeForCausalLM",
         QWEN_MOE | dict(mlp_only_layers=[0], norm_topk_prob=True, attention_bias=True, num_experts_per_tok=3),
+    ),
+    ("5 experts and a shared one", "Qwen2MoeForCausalLM", QWEN2_MOE),
+    (
+        "every second layer dense, windows, weights that sum to 1",
+        "Qwen2MoeForCausalLM",
+        QWEN2_MOE | dict(decoder_sparse_step=2, use_sliding_window=True, sliding_window=9, norm_topk_prob=True),
+    ),
+    ("experts in all layers", "DeepseekV2ForCausalLM", MLA | dict(n_shared_experts=1)),
+    (
+        "a dense layer, groups of experts",
+        "DeepseekV2ForCausalLM",
+        MLA | GROUPS | dict(first_k_dense_replace=1, topk_method="group_limited_greedy", routed_scaling_factor=1.5),
+    ),
+    ("a dense layer, 4 groups", "DeepseekV3ForCausalLM", MLA | GROUPS | dict(first_k_dense_replace=1)),
+    (
+        "low-rank queries, one group, weights as they are, YaRN",
+        "DeepseekV3ForCausalLM",
+        MLA
+        | dict(first_k_dense_replace=0, n_group=1, topk_group=1, norm_topk_prob=False, q_lora_rank=14)
+        | dict(rope_parameters=YARN | dict(mscale=1.0, mscale_all_dim=1.0)),
     ),
 )

@@ -53,6 +53,9 @@ WALKED = (
     "Phi3ForCausalLM window of 9",
     "Phi3ForCausalLM three quarters of a head turned, LongRoPE",
     "Qwen3MoeForCausalLM a dense layer first, weights that sum to 1, biases",
+    "Qwen2MoeForCausalLM every second layer dense, windows, weights that sum to 1",
+    "DeepseekV2ForCausalLM a dense layer, groups of experts",
+    "DeepseekV3ForCausalLM a dense layer, 4 groups",
 )
 LEFT_OUT = object()
 YARN = dict(factor=4.0, original_max_position_embeddings=16)
@@ -160,6 +163,18 @@ SPELLINGS: dict[str, tuple[dict[str, Any], ...]] = {
         dict(rope_parameters=LEFT_OUT, rope_scaling={"type": "su", "short_factor": [1.0] * 4, "long_factor": TWOS}),
         dict(rope_parameters={"partial_rotary_factor": 0.5}, partial_rotary_factor=0.75),
         dict(sliding_window=None),
+    ),
+    "Qwen2MoeForCausalLM": (
+        dict(use_sliding_window=False, sliding_window=None),
+        dict(use_sliding_window=True, sliding_window=5, max_window_layers=1),
+        dict(mlp_only_layers=[1], decoder_sparse_step=1, qkv_bias=False),
+        dict(rope_parameters=LEFT_OUT, rope_theta=500.0),
+    ),
+    "DeepseekV3ForCausalLM": (
+        dict(rope_parameters=LEFT_OUT, rope_theta=500.0, rope_scaling={"type": "yarn", "mscale_all_dim": 0.5, **YARN}),
+        dict(n_group=1, topk_group=1, topk_method="noaux_tc", scoring_func="sigmoid", moe_layer_freq=1, ep_size=1),
+        dict(first_k_dense_replace=2, n_shared_experts=2, num_nextn_predict_layers=1),
+        dict(n_routed_experts=LEFT_OUT, num_local_experts=12),
     ),
     "Qwen3MoeForCausalLM": (
         dict(num_experts=LEFT_OUT, num_local_experts=4),

@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> None:
     if args.adapter_only:
         return convert_adapter(args)
     model, type = load(args.source, adapter=args.adapter, step=args.step), args.type or "f32"
+    print(model.summary)
     left: list[str] = []
     if single:
         left = model.save_gguf(args.destination, type)

@@ -141,6 +141,7 @@ def run(args: argparse.Namespace) -> None:
     hardware.use_compilation_cache(cache_dir())
     hardware.check_backend()
     model = load(folder, adapter=args.adapter, weights=args.weights, step=args.step)
+    print(f"lm: {model.summary}", file=sys.stderr, flush=True)
     method = method_for(model, args)
     args.max_new_tokens = most
     method(model, args)

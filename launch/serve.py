@@ -1,6 +1,7 @@
 """`lm serve`: a model over HTTP, by the API of OpenAI."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,7 @@ def load(
     model = load_model(folder, dtype=dtype or "float32", adapter=adapter, weights=weights, step=step)
     if chat_template and model.tokenizer is not None:
         model.tokenizer.chat_template = Path(chat_template).expanduser().read_text(encoding="utf-8")
+    print(f"lm: {model.summary}", file=sys.stderr, flush=True)
     return model
 
 

@@ -28,6 +28,7 @@ from lm.model.parametrisation import MuP
 from lm.model.parts import FeedForward
 from lm.model.positions import Relative
 from lm.model.scaling import Dynamic, Linear, Llama3, LongRoPE, YaRN
+from lm.model.shared_experts import SharedExperts
 from lm.text.tokenizer import Bytes, ByteTokenizer, CharacterTokenizer, SentencePieceSpec, TokenizerFile
 from lm.train.optim import Adafactor, AdamW
 from lm.train.schedule import WSD, Cosine, InverseSquareRoot
@@ -109,6 +110,7 @@ def samples() -> dict[str, Any]:
         "FeedForward": FeedForward(12, "silu", gated=True),
         "LatentAttention": LatentAttention(2, 4, 2, 5, kv_lora_rank=6, q_lora_rank=3),
         "Experts": Experts(12, "silu", gated=True, experts=3, top_k=2),
+        "SharedExperts": SharedExperts(12, "silu", gated=True, experts=4, top_k=1, shared=6, groups=2),
         "GatedDeltaNet": GatedDeltaNet(1, 2, key_dim=4, value_dim=6, chunk=4),
         "Linear": Linear(2.0),
         "Dynamic": Dynamic(2.0, original_context=8),
@@ -174,6 +176,9 @@ def changes() -> dict[str, Any]:
         "Compute.flat": "yes",
         **dict.fromkeys(("LongRoPE.short_factor", "LongRoPE.long_factor"), (1.0, 1.25, 1.5, 2.0)),
         "PartialRotary.fraction": 0.25,
+        "SharedExperts.experts": 8,
+        "SharedExperts.groups": 4,
+        "SharedExperts.scores": "sigmoid",
         "Compute.backend": "gpu",
         "Compute.remat": "full",
         "Compute.loss_chunk": 8,

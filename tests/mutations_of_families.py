@@ -10,6 +10,7 @@ TESTS = {
     "lm/pretrained/phi3.py": FIELDS,
     "lm/pretrained/qwen_moe.py": FIELDS,
     "lm/pretrained/classifiers.py": RECORDED,
+    "lm/pretrained/deepseek.py": RECORDED,
     "lm/pretrained/known.py": ("tests/pretrained/test_hub_configs.py",),
     "lm/pretrained/gguf.py": ("tests/pretrained/test_gguf_save.py", "tests/pretrained/test_gguf.py"),
     "lm/pretrained/gguf_tables.py": ("tests/pretrained/test_gguf_save.py", "tests/pretrained/test_gguf.py"),
@@ -29,6 +30,16 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/pretrained/qwen_moe.py": (
         ("steps are counted from 0", "(i + 1) % step != 0", "i % step != 0"),
         ("a window that is not used is", "window, dense = size if used else 0,", "window, dense = size,"),
+    ),
+    "lm/model/shared_experts.py": (
+        ("the bias weighs", "jnp.take_along_axis(scores, expert", "jnp.take_along_axis(by, expert"),
+        ("groups are worth their first", "jax.lax.top_k(grouped, self.group_best)[0].sum(-1)", "grouped[..., 0]"),
+        ("outputs are not scaled", "weights * self.scale, expert", "weights, expert"),
+        ("the shared one has no gate", "if not self.shared_gate:", "if True:"),
+    ),
+    "lm/pretrained/deepseek.py": (
+        ("all layers have experts", "dense if i < first and", "dense if 0 and"),
+        ("V2's groups are worth two", "_groups(fields, best=1)", "_groups(fields, best=2)"),
     ),
     "lm/pretrained/known.py": (
         ("a family of another number is near", 're.sub(r"\\D", "", a) != re.sub(r"\\D", "", b) or', "False or"),

@@ -19,6 +19,7 @@ from lm.model.output import Output
 from lm.model.parametrisation import Parametrisation
 from lm.model.parts import FeedForward, Norm, RMSNorm
 from lm.model.positions import Positions, Rotary
+from lm.model.shared_experts import SharedExperts  # noqa: F401
 from lm.model.wiring import PreNorm, Wiring
 
 MOST_LAYERS = 1_000_000

@@ -125,17 +125,26 @@ class Experts(FeedForward):
         if self.router_bias:
             logits = add_bias(module, "router_bias", logits, (None,))
         logits = tap(module, "router_logits", logits)
-        top, expert = jax.lax.top_k(logits, self.top_k)
+        weights, expert = self._choose(module, logits)
         mean = partial(_mean, is_token=is_token)
-        log_z = jax.nn.logsumexp(top if self.renormalize else logits, axis=-1, keepdims=True)
         if self.load_balance_weight:
             share = mean(jax.nn.one_hot(expert, E).sum(2))  # of the tokens that each expert gets: no gradient
-            router_probs = mean(jax.nn.softmax(logits))
+            router_probs = mean(self.router_probs(logits))
             add_aux_loss(module, "balance", self.load_balance_weight * E * (share * router_probs).sum())
         if self.router_z_weight:
             z = jax.nn.logsumexp(logits, axis=-1)
             add_aux_loss(module, "router_z", self.router_z_weight * mean(jnp.square(z)))
+        return weights, expert
+
+    def _choose(self, module: nn.Module, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The weights and numbers [B, T, C] of the experts of tokens with router logits [B, T, E]."""
+        top, expert = jax.lax.top_k(logits, self.top_k)
+        log_z = jax.nn.logsumexp(top if self.renormalize else logits, axis=-1, keepdims=True)
         return jnp.exp(top - log_z), expert
+
+    def router_probs(self, logits: jax.Array) -> jax.Array:
+        """What the load-balancing loss takes for the probabilities of the experts, [B, T, E]."""
+        return jax.nn.softmax(logits)
 
 
 def _mean(values: jax.Array, is_token: jax.Array | None) -> jax.Array:

@@ -167,8 +167,8 @@ def deepseek_v2(
     eps: float = 1e-6,
     **others: Any,
 ) -> ModelConfig:
-    """DeepSeek-V2's dense layers (2405.04434): Llama's choices with multi-head latent attention. Its expert layers
-    (shared experts, scaled outputs, routing by groups of devices) are not in it."""
+    """DeepSeek-V2's dense layers (2405.04434): Llama's choices with multi-head latent attention. Its experts, and V3's,
+    are a value of `ffn`: SharedExperts (lm/model/shared_experts.py)."""
     sizes = heads, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, kv_lora_rank, q_lora_rank
     return llama(**{"heads": heads, "head_dim": v_head_dim, "eps": eps, "attention": LatentAttention(*sizes), **others})
 

@@ -154,6 +154,17 @@ def layer_kinds(fields: Fields, layers: int, windowed: LayerKind, full: Callable
     return shortest_pattern([known[t] for t in types])
 
 
+def layer_windows(fields: Fields, layers: int, window: int, full: Callable[[int], bool]) -> list[int]:
+    """The window of each layer (0: none) by the field `layer_types`, which is read as `layer_kinds` does; one of 0 is
+    none where the field asks for it."""
+    types = fields.take("layer_types")
+    types = ["full_attention" if full(i) else "sliding_attention" for i in range(layers)] if types is None else types
+    known = {"full_attention": 0, "sliding_attention": window}
+    if not isinstance(types, list) or len(types) != layers or not all(str(t) in known for t in types):
+        raise fields.unsupported("layer_types", types, f"a list of {layers}, each {' or '.join(known)}")
+    return [known[t] for t in types]
+
+
 def layer_types(cfg: ModelConfig) -> list[str]:
     """The field that `layer_kinds` reads."""
     return ["sliding_attention" if slot.window else "full_attention" for slot in cfg.by_layer]

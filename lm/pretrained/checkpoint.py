@@ -1,7 +1,9 @@
 """A published checkpoint, opened but not loaded: its config, and the tensor of each parameter."""
 
+import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,6 +61,26 @@ class Checkpoint:
     tensors: tuple[Tensor, ...]
     stored: Mapping[str, str]
     metadata: Mapping[str, Any]
+
+    def summary(self) -> str:
+        """What was read, in a line: the architecture, its parameters, how they were stored, what was left out."""
+        read, kinds = {t.name for t in self.tensors}, Counter[str]()
+        for name in read:
+            kinds[self.source.kind(self.stored[name])] += math.prod(self.source.shape(self.stored[name]))
+        stored = " and ".join(kind for kind, _ in kinds.most_common())
+        left = Counter(self._left_out(name) for name in self.stored if name not in read)
+        out = ", ".join(f"{count} {reason}" for reason, count in sorted(left.items()))
+        parameters = sum(math.prod(leaf.shape) for leaf in flatten(self.shapes).values())
+        text = f"{self.architecture.name}: {parameters:,} parameters, stored as {stored}"
+        return text + (f"; tensors not read: {out}" if out else "")
+
+    def _left_out(self, name: str) -> str:
+        """Why the tensor `name` is not read."""
+        if re.search(self.architecture.unused, name):
+            return "that no result depends on (kept for export)"
+        if re.search(self.architecture.other_heads, name):
+            return "of another task"
+        return "that the config or another tensor says"
 
     def unused(self) -> dict[str, np.ndarray]:
         """The architecture's tensors that are in the files and that the model does not use, in float32."""

@@ -1,27 +1,39 @@
-"""DeepSeek-V2's tensors and config.json, of models without expert layers: Llama's but for latent attention."""
+"""DeepSeek-V2's and V3's tensors and config.json: Llama's but for latent attention, and experts beside shared ones."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from lm.model.config import ModelConfig
+from lm.model.config import LayerKind, ModelConfig
+from lm.model.experts import Experts
 from lm.model.latent import LatentAttention
-from lm.model.parts import RMSNorm
+from lm.model.parts import FeedForward, RMSNorm
 from lm.model.positions import Rotary
 from lm.model.scaling import YaRN
+from lm.model.shared_experts import SharedExperts
 from lm.pretrained import defaults, llama, rope
-from lm.pretrained.architecture import Architecture, linear, require, same
+from lm.pretrained.architecture import ACTIVATION, Architecture, layer_stacks, linear, require, same
 from lm.pretrained.fields import Fields
 from lm.pretrained.llama import AT
 from lm.pretrained.rows import ConcatenatedHeads, Row, row
 
 SIZES = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank")
 NORM = RMSNorm(1e-6)  # of latents, whatever rms_norm_eps is
-EXPERTS = (
-    "aux_loss_alpha moe_intermediate_size moe_layer_freq n_group n_routed_experts n_shared_experts norm_topk_prob "
-    "num_experts_per_tok routed_scaling_factor scoring_func seq_aux topk_group topk_method"
+OF_EXPERTS = (  # what is read where some layer has experts; the rest is of other code
+    "moe_intermediate_size n_group n_routed_experts num_local_experts num_experts n_shared_experts norm_topk_prob "
+    "num_experts_per_tok routed_scaling_factor topk_group topk_method"
 )
+OF_TRAINING = "aux_loss_alpha ep_size num_mtp_layers num_nextn_predict_layers scoring_func seq_aux moe_layer_freq"
+EXPERTS = f"{OF_EXPERTS} {OF_TRAINING}"
+MLP = AT + "mlp."
+EXPERT_ROWS = [
+    linear("layers/*/router", MLP + "gate.weight"),
+    same("layers/*/choice_bias", MLP + "gate.e_score_correction_bias"),
+    *(linear(f"layers/*/{n}", f"{MLP}experts.{{e}}.{n}_proj.weight") for n in ("gate", "up", "down")),
+    *(linear(f"layers/*/shared_{n}", f"{MLP}shared_experts.{n}_proj.weight") for n in ("gate", "up", "down")),
+]
 ROTARY = ConcatenatedHeads(rotary_last=True)
 ATTENTION = [
     same("layers/*/attention_norm_scale", AT + "input_layernorm.weight"),
@@ -38,12 +50,26 @@ def rows(cfg: ModelConfig) -> list[Row]:
     """The table; queries are `q_proj`, or with a low rank `q_b_proj`."""
     name = "q_b_proj" if require(cfg.attention, LatentAttention).q_lora_rank else "q_proj"
     query = row("layers/*/query layers/*/query_rope", f"{AT}self_attn.{name}.weight", ROTARY)
-    return [*llama.EMBEDDING, query, *ATTENTION, *llama.FFN_NORM, *llama.DENSE, *llama.OUTPUT]
+    ffn = llama.ffn_rows(cfg, EXPERT_ROWS)
+    return [*llama.EMBEDDING, query, *ATTENTION, *llama.FFN_NORM, *ffn, *llama.OUTPUT]
 
 
 def read(fields: Fields) -> ModelConfig:
-    """DeepSeek-V2's config.json. Raises ValueError for expert layers, and for a field that is not supported."""
-    _refuse_experts(fields)
+    """DeepSeek-V2's config.json. Raises ValueError for a field that is not supported."""
+    fields.expect("qk_head_dim", fields.integer("qk_nope_head_dim") + fields.integer("qk_rope_head_dim"))
+    dense = llama.dense(fields, fields.flag("mlp_bias"))
+    return _read(fields, dense, partial(_experts_v2, fields, dense))
+
+
+def read_v3(fields: Fields) -> ModelConfig:
+    """DeepSeek-V3's config.json. Raises ValueError for a field that is not supported."""
+    if fields.take("rope_interleave") is not True:  # null is false
+        raise fields.unsupported("rope_interleave", fields.take("rope_interleave"), "True, pairs side by side")
+    dense = llama.dense(fields, bias=False)
+    return _read(fields, dense, partial(_experts_v3, fields))
+
+
+def _read(fields: Fields, dense: FeedForward, experts: Callable[[], SharedExperts]) -> ModelConfig:
     positions, context = rope.read(fields)
     mixer = LatentAttention(
         heads=fields.integer("num_attention_heads"),
@@ -52,25 +78,59 @@ def read(fields: Fields) -> ModelConfig:
         **{name: fields.integer(name) for name in SIZES},
     )
     fields.expect("num_key_value_heads", mixer.heads)
-    fields.take("head_dim")  # its class overwrites it
-    fields.expect("qk_head_dim", mixer.qk_head_dim)
+    for name in ("head_dim", "qk_head_dim"):  # which its class overwrites
+        fields.take(name, None)
     fields.expect("attention_bias", False)
-    ffn = llama.dense(fields, fields.flag("mlp_bias"))
     mixer = _scaled(mixer, positions, rope.parameters(fields) or {})
-    return llama.read(fields, attention=mixer, positions=positions, context=context, ffn=ffn)
-
-
-def _refuse_experts(fields: Fields) -> None:
-    layers, dense = fields.integer("num_hidden_layers"), fields.number("first_k_dense_replace")
-    if dense < layers:
-        raise fields.unsupported(
-            "first_k_dense_replace",
-            dense,
-            f"at least num_hidden_layers={layers}, dense layers alone: lm/model/experts.py lacks shared experts "
-            "(n_shared_experts), scaled outputs (routed_scaling_factor) and group-limited routing (topk_method)",
-        )
+    layers, first = fields.integer("num_hidden_layers"), fields.number("first_k_dense_replace") or 0
+    ffn: FeedForward = dense if first >= layers else experts()
+    kinds = [LayerKind(ffn=dense if i < first and first < layers else None) for i in range(layers)]
     for name in EXPERTS.split():
         fields.take(name, None)
+    return llama.read(fields, attention=mixer, positions=positions, context=context, ffn=ffn, **layer_stacks(kinds))
+
+
+def _experts_v2(fields: Fields, dense: FeedForward) -> SharedExperts:
+    """V2's experts: softmax scores, groups by their best expert."""
+    fields.expect("norm_topk_prob", False)
+    if dense.bias:
+        raise fields.unsupported("mlp_bias", True, "False beside experts")
+    limited = fields.choose("topk_method", {"greedy": False, "group_limited_greedy": True})
+    groups = _groups(fields, best=1) if limited else {}
+    for name in ("n_group", "topk_group"):
+        fields.take(name)
+    return _experts(fields, renormalize=False, **groups)
+
+
+def _experts_v3(fields: Fields) -> SharedExperts:
+    """V3's experts: sigmoid scores, a bias of the choice, groups by their two best."""
+    renormalize = fields.take("norm_topk_prob") is not None and fields.flag("norm_topk_prob")  # null is false
+    return _experts(fields, renormalize=renormalize, scores="sigmoid", choice_bias=True, **_groups(fields, best=2))
+
+
+def _groups(fields: Fields, best: int) -> dict[str, int]:
+    return dict(groups=_count(fields, "n_group"), top_groups=_count(fields, "topk_group"), group_best=best)
+
+
+def _count(fields: Fields, name: str) -> int:
+    """A field that is an integer where layers have experts, though its class allows null."""
+    if (found := fields.integer(name)) is None:
+        raise fields.unsupported(name, None, "an integer, since some layers have experts")
+    return int(found)
+
+
+def _experts(fields: Fields, **parts: Any) -> SharedExperts:
+    mlp = fields.integer("moe_intermediate_size")
+    return SharedExperts(
+        mlp=mlp,
+        activation=fields.choose("hidden_act", ACTIVATION),
+        gated=True,
+        experts=llama.expert_count(fields, "n_routed_experts", "num_local_experts"),
+        top_k=_count(fields, "num_experts_per_tok"),
+        shared=mlp * fields.integer("n_shared_experts"),
+        scale=float(fields.number("routed_scaling_factor", above=0)),
+        **parts,
+    )
 
 
 def _scaled(mixer: LatentAttention, positions: Rotary, given: Mapping[str, Any]) -> LatentAttention:
@@ -83,6 +143,19 @@ def _scaled(mixer: LatentAttention, positions: Rotary, given: Mapping[str, Any])
 
 def write(cfg: ModelConfig) -> dict[str, Any]:
     """The fields that `read` reads. Raises ValueError for a model with other parts."""
+    fields = {**_write(cfg), "mlp_bias": cfg.ffn.bias}
+    if isinstance(cfg.ffn, SharedExperts) and cfg.ffn.groups == 1:
+        fields |= {"topk_method": "greedy", "n_group": None, "topk_group": None}
+    return fields
+
+
+def write_v3(cfg: ModelConfig) -> dict[str, Any]:
+    """The fields that `read_v3` reads. Raises ValueError for a model with other parts."""
+    fields = {**_write(cfg), "rope_interleave": True, "num_nextn_predict_layers": 0}
+    return fields | {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
+
+
+def _write(cfg: ModelConfig) -> dict[str, Any]:
     mixer, positions = require(cfg.attention, LatentAttention), require(cfg.positions, Rotary)
     return {
         **llama.write_common(cfg),
@@ -90,9 +163,31 @@ def write(cfg: ModelConfig) -> dict[str, Any]:
         "num_attention_heads": mixer.heads,
         "num_key_value_heads": mixer.heads,
         "q_lora_rank": mixer.q_lora_rank or None,
-        "first_k_dense_replace": cfg.layers,
-        "mlp_bias": cfg.ffn.bias,
+        **_write_experts(cfg),
         **rope.write(rope.written(positions) | _mscale(mixer, positions)),
+    }
+
+
+def _write_experts(cfg: ModelConfig) -> dict[str, Any]:
+    """The fields of the feed-forward of all layers, of which the first may be dense."""
+    ffn = cfg.ffn
+    if not isinstance(ffn, Experts):
+        return {"first_k_dense_replace": cfg.layers}
+    ffn = require(ffn, SharedExperts)
+    dense = [slot.ffn for slot in cfg.by_layer if not isinstance(slot.ffn, Experts)]
+    return {
+        "first_k_dense_replace": len(dense),
+        "intermediate_size": dense[0].mlp if dense else ffn.mlp,
+        "moe_intermediate_size": ffn.mlp,
+        "n_routed_experts": ffn.experts,
+        "n_shared_experts": max(1, ffn.shared // ffn.mlp),
+        "num_experts_per_tok": ffn.top_k,
+        "norm_topk_prob": ffn.renormalize,
+        "routed_scaling_factor": ffn.scale,
+        "topk_method": "group_limited_greedy",
+        "n_group": ffn.groups,
+        "topk_group": ffn.top_groups,
+        "moe_layer_freq": 1,
     }
 
 
@@ -108,5 +203,16 @@ def _mscale(mixer: LatentAttention, positions: Rotary) -> dict[str, float]:
 
 
 DEEPSEEK_V2 = Architecture(
-    "DeepseekV2ForCausalLM", "deepseek_v2", defaults.DEEPSEEK_V2, read, write, rows, llama.IGNORED
+    "DeepseekV2ForCausalLM", "deepseek_v2", defaults.DEEPSEEK_V2, read, write, rows, llama.IGNORED, prefix=llama.PREFIX
+)
+PREDICTS_MORE = r"|^model\.layers\.61\."  # the published model's layer that predicts one token more
+DEEPSEEK_V3 = Architecture(
+    "DeepseekV3ForCausalLM",
+    "deepseek_v3",
+    defaults.DEEPSEEK_V3,
+    read_v3,
+    write_v3,
+    rows,
+    llama.IGNORED + PREDICTS_MORE,
+    prefix=llama.PREFIX,
 )

@@ -94,6 +94,41 @@ DEEPSEEK_V2 = LLAMA | dict(
     qk_rope_head_dim=64,
     v_head_dim=128,
     first_k_dense_replace=0,
+    moe_intermediate_size=1407,
+    n_routed_experts=64,
+    n_shared_experts=2,
+    num_experts_per_tok=Nullable(),
+    norm_topk_prob=Nullable(False),
+    routed_scaling_factor=1.0,
+    n_group=Nullable(),
+    topk_group=Nullable(),
+    topk_method=Nullable("greedy"),
+)
+DEEPSEEK_V3 = DECODER | dict(
+    hidden_act="silu",
+    attention_bias=False,
+    vocab_size=129280,
+    hidden_size=7168,
+    intermediate_size=18432,
+    num_hidden_layers=61,
+    num_attention_heads=128,
+    num_key_value_heads=Nullable(128),
+    max_position_embeddings=4096,
+    q_lora_rank=Nullable(1536),
+    kv_lora_rank=512,
+    qk_nope_head_dim=128,
+    qk_rope_head_dim=64,
+    v_head_dim=Nullable(128),
+    rope_interleave=Nullable(True),
+    first_k_dense_replace=Nullable(3),
+    moe_intermediate_size=2048,
+    n_routed_experts=256,
+    n_shared_experts=1,
+    num_experts_per_tok=Nullable(8),
+    norm_topk_prob=Nullable(True),
+    routed_scaling_factor=2.5,
+    n_group=Nullable(8),
+    topk_group=Nullable(4),
 )
 QWEN3_MOE = QWEN3 | dict(
     hidden_size=2048,
@@ -110,6 +145,22 @@ QWEN3_MOE = QWEN3 | dict(
     mlp_only_layers=Nullable(),
 )
 del QWEN3_MOE["max_window_layers"], QWEN3_MOE["layer_types"]
+QWEN2_MOE = QWEN2 | dict(
+    hidden_size=2048,
+    intermediate_size=5632,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    num_key_value_heads=Nullable(16),
+    qkv_bias=True,
+    decoder_sparse_step=1,
+    moe_intermediate_size=1408,
+    shared_expert_intermediate_size=5632,
+    num_experts_per_tok=4,
+    num_experts=60,
+    norm_topk_prob=False,
+    router_aux_loss_coef=0.001,
+    mlp_only_layers=Nullable(),
+)
 OLMO2 = DECODER | dict(hidden_act="silu", vocab_size=50304, rms_norm_eps=1e-5, attention_bias=False)
 OLMO3 = OLMO2 | dict(rope_theta=5e5, sliding_window=Nullable(4096), layer_types=Nullable())
 SMOLLM3 = LLAMA | dict(

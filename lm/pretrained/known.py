@@ -60,6 +60,8 @@ ARCHITECTURES = (
     relatives.GRANITE,
     phi3.PHI3,
     qwen_moe.QWEN3_MOE,
+    qwen_moe.QWEN2_MOE,
+    deepseek.DEEPSEEK_V3,
     *HEADLESS,
 )
 BY_NAME = {a.name: a for a in ARCHITECTURES}

@@ -49,10 +49,10 @@ class Pretrained:
       ids: the token ids of a published model's config files (IDS).
       prefix: whether it reads a prompt in both directions (a run under PrefixLM).
       markers: names, in a text, of ids beyond the tokenizer's that stand for gaps (a run's [MASK] or <extra_id_0>).
-      weights: by which it decodes, float32, bfloat16 or int8 (lm/decode/layout.py); logits and export are those of
-        `params`.
+      weights: by which it decodes, float32, bfloat16 or int8 (lm/decode/layout.py); logits are those of `params`.
       unused: tensors of a published model that its class has and ours does not use (BertModel's pooler), by their name
         there: `save` writes them back, and the files `kept` of its directory's tokenizer.
+      summary: what was read, in a line.
     """
 
     config: ModelConfig
@@ -67,6 +67,7 @@ class Pretrained:
     markers: Mapping[str, int] = field(default_factory=dict)
     weights: str = "float32"
     kept: Mapping[str, Path] = field(default_factory=dict)
+    summary: str = ""
 
     def logits(
         self,

@@ -79,9 +79,9 @@ class Published:
         known = checkpoint.architecture, ids
         unused, kept = checkpoint.unused(), tokenizer_files(self.path)
         prefix = self.config.vision is not None and self.config.vision.prefix
-        return Pretrained(
-            self.config, params, tokenizer, self._model(dtype), 0, *known, unused=unused, prefix=prefix, kept=kept
-        )
+        about: dict[str, Any] = dict(unused=unused, prefix=prefix, kept=kept)
+        about["summary"] = f"{checkpoint.summary()}; computed in {dtype}"
+        return Pretrained(self.config, params, tokenizer, self._model(dtype), 0, *known, **about)
 
 
 def _tokenizer(path: Path, checkpoint: Checkpoint) -> Tokenizer | None:

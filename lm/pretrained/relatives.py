@@ -1,6 +1,5 @@
 """Llama's relatives with tensors of its names: OLMo 2 and 3, SmolLM3, Granite."""
 
-from collections.abc import Callable
 from typing import Any
 
 from lm.model.config import LayerKind, ModelConfig
@@ -15,6 +14,7 @@ from lm.pretrained.architecture import (
     layer_kinds,
     layer_stacks,
     layer_types,
+    layer_windows,
     require,
     window,
 )
@@ -72,26 +72,13 @@ def read_smollm3(fields: Fields) -> ModelConfig:
     layers = fields.integer("num_hidden_layers")
     turned = _with_positions(fields, layers)
     used = fields.flag("use_sliding_window") and fields.take("sliding_window") is not None
-    kind = LayerKind(fields.integer("sliding_window") if used else 0)
+    size = fields.integer("sliding_window") if used else 0
     fields.take("sliding_window")
-    types = _layer_types(fields, layers, lambda i: not used or turned[i])
-    kinds = [
-        LayerKind(kind.window * (t == "sliding_attention"), positions=None if turned[i] else NOWHERE)
-        for i, t in enumerate(types)
-    ]
+    windows = layer_windows(fields, layers, size, lambda i: not used or turned[i])
+    kinds = [LayerKind(window, positions=None if turned[i] else NOWHERE) for i, window in enumerate(windows)]
     mixer = llama.attention(fields, bias=fields.flag("attention_bias"))
     ffn = llama.dense(fields, fields.flag("mlp_bias"))
     return llama.read(fields, attention=mixer, ffn=ffn, **layer_stacks(kinds))
-
-
-def _layer_types(fields: Fields, layers: int, full: Callable[[int], bool]) -> list[str]:
-    """The field layer_types as it is, or where it is missing."""
-    given = fields.take("layer_types")
-    types = ["full_attention" if full(i) else "sliding_attention" for i in range(layers)] if given is None else given
-    known = ("full_attention", "sliding_attention")
-    if not isinstance(types, list) or len(types) != layers or not all(t in known for t in types):
-        raise fields.unsupported("layer_types", types, f"a list of {layers}, each {' or '.join(known)}")
-    return types
 
 
 def _with_positions(fields: Fields, layers: int) -> list[bool]:

@@ -12,6 +12,7 @@ from lm import value
 from lm.data.objective import objective_context
 from lm.experiment import Experiment
 from lm.machine import buckets
+from lm.model import count
 from lm.model.config import ModelConfig
 from lm.model.transformer import Params, Transformer
 from lm.pretrained.files import refuse_pickle
@@ -99,7 +100,9 @@ class FinishedRun:
         markers = objective.markers(objective_context(tokenizer, e.length, cfg.has_encoder))
         prefix = objective.prefix and not cfg.has_encoder
         ids = self.ids()
-        return Pretrained(cfg, params, tokenizer, self._model, step, ids=ids, prefix=prefix, markers=markers)
+        summary = f"{e.name}: a run's step {step:,}, {count.parameters(cfg):,} parameters"
+        about: dict[str, Any] = dict(ids=ids, prefix=prefix, markers=markers, summary=summary)
+        return Pretrained(cfg, params, tokenizer, self._model, step, **about)
 
     @property
     def _model(self) -> Transformer:

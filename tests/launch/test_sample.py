@@ -29,7 +29,7 @@ class Parrot:
         yield [f"{i}a{''.join(stop)}" for i in range(n)]
         yield [f"{i}b" for i in range(n)]
 
-    params = "small"
+    params, summary = "small", "a parrot"
     config = SimpleNamespace(causal=True, has_encoder=False)
 
     def draft_model(self, draft: "Parrot", tokens: int) -> str:
@@ -127,7 +127,7 @@ def test_drafts_are_the_model_s_or_looked_up_and_their_acceptance_is_told(capsys
     assert main(["sample", "r", "--draft", "s", "--draft-tokens", "7"]) == 0
     found = capsys.readouterr()
     assert found.out == "model 7 small 0a0b\n"
-    assert found.err == "6 of 8 drafted tokens accepted (75%), 0.00 a call\n"
+    assert found.err == "lm: a parrot\n6 of 8 drafted tokens accepted (75%), 0.00 a call\n"
     assert main(["sample", "r", "--prompt-lookup"]) == 0
     assert capsys.readouterr().out == f"{PromptLookup(4)} None 0a0b\n"
 

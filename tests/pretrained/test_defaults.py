@@ -24,7 +24,8 @@ from tests.pretrained.small import recorded
 RECORDED: dict[str, Any] = json.loads((Path(__file__).parent / "fields.json").read_text())
 NO_EFFECT = {*INERT, *NEUTRAL, *EXPERTS.split()}
 PICTURES = ("mm_tokens_per_image", "image_token_index")
-IMPOSSIBLE = f"is odd, try|lacks shared experts|{'|'.join(PICTURES)}"  # what our models cannot be
+OTHERS = "since some layers have experts|in ffn.groups=|rope_interleave=|model.vision.image_token="
+IMPOSSIBLE = f"is odd, try|{OTHERS}|{'|'.join(PICTURES)}"  # what our models cannot be
 VARIANTS = ("missing", "null", "default")
 
 
@@ -110,7 +111,10 @@ def test_equal_models_gave_equal_logits(name: str) -> None:
         if isinstance(said.get("numbers"), int) and "num_attention_heads" not in what:
             if what.split()[0] in PICTURES:  # no such tower: transformers notices when it is given a picture
                 continue
-            assert seen.setdefault(read(values), said["numbers"]) == said["numbers"], what
+            try:
+                assert seen.setdefault(read(values), said["numbers"]) == said["numbers"], what
+            except ValueError as error:
+                assert re.search(IMPOSSIBLE, str(error)), what
     assert len(set(seen.values())) > 3
 
 

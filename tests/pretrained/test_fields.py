@@ -70,8 +70,8 @@ def test_no_field_is_passed_over(case: Case, name: str, value: Any) -> None:
         ("GptOssForCausalLM", dict(swiglu_alpha=1.5), "swiglu_alpha=1.5 is not supported: expected 1.702"),
         (
             "DeepseekV2ForCausalLM",
-            dict(first_k_dense_replace=1),
-            "first_k_.*=1 is .* num_hidden_layers=3.*shared experts",
+            dict(first_k_dense_replace=1, num_experts_per_tok=2, norm_topk_prob=True),
+            "norm_topk_prob=True is not supported: expected False",
         ),
         ("DeepseekV2ForCausalLM", dict(num_key_value_heads=2), "num_key_value_heads=2 is not supported: expected 4"),
         ("GPT2LMHeadModel", dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx=True"),

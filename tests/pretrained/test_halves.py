@@ -49,6 +49,8 @@ def test_a_pooler_is_written_back_where_there_was_one(tmp_path: Path) -> None:
     bare = BY_NAME["BertModel-bare"]
     model = load(checkpoint(bare, tmp_path / "a"))
     assert sorted(model.unused) == ["bert.pooler.dense.bias", "bert.pooler.dense.weight"]
+    assert model.summary.startswith("BertModel: ") and model.summary.endswith("computed in float32")
+    assert "stored as F32; tensors not read: 2 that no result depends on (kept for export); " in model.summary
     model.save(tmp_path / "b")
     again = load(tmp_path / "b")
     for name, array in model.unused.items():

@@ -61,6 +61,7 @@ def test_a_packed_model_is_the_one_that_its_numbers_say(tmp_path: Path) -> None:
     """And saved again it is that of float32, with the bits of what was unpacked."""
     folder = checkpoint(tmp_path / "packed")
     model, source = load(folder), Safetensors(folder)
+    assert model.summary.startswith("GptOssForCausalLM: ") and "stored as MXFP4 and F32; computed in" in model.summary
     name = "model.layers.1.mlp.experts.gate_up_proj"
     blocks, scales = source.read(name + "_blocks"), source.read(name + "_scales")
     expert, output, value = 3, 7, 21  # of the gate and up interleaved, the fourth of up
