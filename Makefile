@@ -44,6 +44,7 @@ certificates: .venv/.installed .venv-certificates/.installed
 	$(BIN)/python -m certificates.ours load $(CERTIFICATES)
 	$(OTHER) -m certificates.reference check $(CERTIFICATES)
 	$(BIN)/python -m certificates.ours table $(CERTIFICATES) certificates/TABLE.md
+	$(BIN)/python -m certificates.families docs/families.md
 	$(OTHER) -m certificates.mxfp4 make $(CERTIFICATES)/mxfp4
 	$(BIN)/python -m certificates.mxfp4 ours $(CERTIFICATES)/mxfp4
 	$(OTHER) -m certificates.peft make $(CERTIFICATES)/peft
