@@ -32,11 +32,13 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("a window that is not used is", "window, dense = size if used else 0,", "window, dense = size,"),
     ),
     "lm/model/shared_experts.py": (
-        ("the bias weighs", "jnp.take_along_axis(scores, expert", "jnp.take_along_axis(by, expert"),
+        ("padding is a load", "sum(2), is_token)", "sum(2), None)"),
+        ("the bias weighs", "jnp.take_along_axis(scores, expert", "jnp.take_along_axis(scores + bias, expert"),
         ("groups are worth their first", "jax.lax.top_k(grouped, self.group_best)[0].sum(-1)", "grouped[..., 0]"),
         ("outputs are not scaled", "weights * self.scale, expert", "weights, expert"),
         ("the shared one has no gate", "if not self.shared_gate:", "if True:"),
     ),
+    "lm/train/optim.py": (("the load is followed", "-BALANCE_RATE * jnp.sign(g)", "BALANCE_RATE * jnp.sign(g)"),),
     "lm/pretrained/deepseek.py": (
         ("all layers have experts", "dense if i < first and", "dense if 0 and"),
         ("V2's groups are worth two", "_groups(fields, best=1)", "_groups(fields, best=2)"),

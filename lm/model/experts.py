@@ -125,8 +125,8 @@ class Experts(FeedForward):
         if self.router_bias:
             logits = add_bias(module, "router_bias", logits, (None,))
         logits = tap(module, "router_logits", logits)
-        weights, expert = self._choose(module, logits)
-        mean = partial(_mean, is_token=is_token)
+        weights, expert = self._choose(module, logits, is_token)
+        mean = partial(mean_of_tokens, is_token=is_token)
         if self.load_balance_weight:
             share = mean(jax.nn.one_hot(expert, E).sum(2))  # of the tokens that each expert gets: no gradient
             router_probs = mean(self.router_probs(logits))
@@ -136,7 +136,7 @@ class Experts(FeedForward):
             add_aux_loss(module, "router_z", self.router_z_weight * mean(jnp.square(z)))
         return weights, expert
 
-    def _choose(self, module: nn.Module, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _choose(self, module: nn.Module, logits: jax.Array, is_token: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """The weights and numbers [B, T, C] of the experts of tokens with router logits [B, T, E]."""
         top, expert = jax.lax.top_k(logits, self.top_k)
         log_z = jax.nn.logsumexp(top if self.renormalize else logits, axis=-1, keepdims=True)
@@ -147,7 +147,7 @@ class Experts(FeedForward):
         return jax.nn.softmax(logits)
 
 
-def _mean(values: jax.Array, is_token: jax.Array | None) -> jax.Array:
+def mean_of_tokens(values: jax.Array, is_token: jax.Array | None) -> jax.Array:
     """The mean of values [B, T, ...] over tokens that are not padding."""
     if is_token is None:
         return values.mean((0, 1))

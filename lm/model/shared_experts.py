@@ -12,12 +12,13 @@ from flax import linen as nn
 
 from lm.bounds import Count, Natural, Positive, Sentinel
 from lm.model.compute import Compute
-from lm.model.experts import Experts
+from lm.model.experts import Experts, add_aux_loss, mean_of_tokens
 from lm.model.parts import fan_in, matrix, param, zeros
 from lm.model.products import linear, linears
 from lm.sharding.tracing import constrain
 from lm.value import suggest
 
+UNSEEN = 1e-12
 SCORES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
 
 
@@ -28,9 +29,9 @@ class SharedExperts(Experts):
 
     A token's `scores` are the softmax or the sigmoid of its router's logits. It takes the `top_k` best experts of the
     `top_groups` best of `groups` groups, a group being worth the sum of its `group_best` best scores (2405.04434,
-    section 2.2.2). With `choice_bias` a number of each expert is added to its scores for these choices alone: where
-    training moves it against the load, experts are even without a loss (2408.15664; DeepSeek-V3, 2412.19437). The
-    weights are the chosen scores, summing to 1 under `renormalize`, times `scale`."""
+    section 2.2.2). With `choice_bias` a number of each expert is added to its scores for these choices alone, and
+    moved against its load in every step, so that experts are even without a loss (2408.15664; DeepSeek-V3, 2412.19437).
+    The weights are the chosen scores, summing to 1 under `renormalize`, times `scale`."""
 
     choices: ClassVar[Mapping[str, Any]] = {**Experts.choices, "scores": tuple(SCORES)}
 
@@ -73,16 +74,23 @@ class SharedExperts(Experts):
         gate = param(module, "shared_router", (D, 1), ("embed", None), fan_in(D))
         return y * jax.nn.sigmoid(x.astype(jnp.float32) @ gate).astype(y.dtype)
 
-    def _choose(self, module: nn.Module, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _choose(self, module: nn.Module, logits: jax.Array, is_token: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         scores = SCORES[self.scores](logits)
-        by = scores
+        bias = param(module, "choice_bias", (self.experts,), ("balance",), zeros) if self.choice_bias else 0.0
+        _, expert = jax.lax.top_k(self._within_groups(scores + bias), self.top_k)
         if self.choice_bias:
-            by = scores + param(module, "choice_bias", (self.experts,), (None,), zeros)
-        _, expert = jax.lax.top_k(self._within_groups(by), self.top_k)
+            self._balance(module, expert, is_token, jnp.asarray(bias))
         weights = jnp.take_along_axis(scores, expert, axis=-1)
         if self.renormalize:
             weights = weights / (weights.sum(-1, keepdims=True) + 1e-20)
         return weights * self.scale, expert
+
+    def _balance(self, module: nn.Module, expert: jax.Array, is_token: jax.Array | None, bias: jax.Array) -> None:
+        """A loss of 0 whose gradient to the `bias` is by how much each expert's share of the tokens is above the mean,
+        so small that the gradients' norm has none of it: an optimizer takes its sign (lm/train/optim.py)."""
+        share = mean_of_tokens(jax.nn.one_hot(expert, self.experts).sum(2), is_token)
+        excess = UNSEEN * (share - self.top_k / self.experts)
+        add_aux_loss(module, "choice_bias", (excess * (bias - jax.lax.stop_gradient(bias))).sum())
 
     def _within_groups(self, scores: jax.Array) -> jax.Array:
         """The scores [B, T, E], those outside the best groups below all others."""

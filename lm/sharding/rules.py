@@ -55,6 +55,7 @@ RULES: dict[str, Rule] = {
     "layers": None,
     "conv": None,  # the taps of a convolution over tokens
     "norm": None,  # vectors of width D: too small to be worth gathering
+    "balance": None,  # a number of each expert that is moved against its load (lm/train/optim.py)
 }
 
 

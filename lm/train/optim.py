@@ -24,6 +24,7 @@ from lm.model.parametrisation import STACKED, Axes, MultipliedAxes, fan_multipli
 from lm.train.schedule import Cosine, Schedule
 
 TABLES = ("vocab", "seq", None)  # a matrix that begins with one of these is looked up by row: tokens, positions
+BALANCE_RATE = 1e-3  # DeepSeek-V3's bias update speed (arXiv:2412.19437, section 4.2)
 OUTSIDE = (*TABLES, "act_embed")  # a matrix with one of these is no hidden layer's
 
 
@@ -88,7 +89,7 @@ class Optimizer:
 
         Raises ValueError when the schedule does not fit in the run."""
         clip = [optax.clip_by_global_norm(self.clip)] if is_enabled(self.clip) else []
-        return optax.chain(*clip, self.descent(total_steps, params_axes))
+        return balancing(optax.chain(*clip, self.descent(total_steps, params_axes)), params_axes)
 
     def descent(self, total_steps: int, params_axes: Any) -> optax.GradientTransformation:
         """Clipped gradients -> what is added to the parameters."""
@@ -130,6 +131,21 @@ class Optimizer:
     def direction(self, params_axes: Any) -> optax.GradientTransformation:
         """Clipped gradients -> the direction, before decay and learning rate. Plain gradient descent here."""
         return optax.identity()
+
+
+def balancing(others: optax.GradientTransformation, params_axes: Any) -> optax.GradientTransformation:
+    """`others`, but for numbers with the axis "balance", whose gradient is the excess of an expert's load: they move
+    against its sign by BALANCE_RATE a step (Wang et al. 2024, arXiv:2408.15664, algorithm 1)."""
+    axes = jax.tree.leaves(params_axes, is_leaf=lambda x: isinstance(x, tuple))
+    if not any("balance" in one for one in axes):
+        return others
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = others.update(grads, state, params)
+        moved = lambda axes, u, g: -BALANCE_RATE * jnp.sign(g) if "balance" in axes else u  # noqa: E731
+        return jax.tree.map(moved, params_axes, updates, grads, is_leaf=lambda x: isinstance(x, tuple)), state
+
+    return optax.GradientTransformation(others.init, update)
 
 
 @dataclasses.dataclass(frozen=True)

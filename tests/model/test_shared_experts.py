@@ -4,11 +4,20 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.model.shared_experts import SharedExperts
-from tests.model.reference import close, silu
+from lm.model.families import llama
+from lm.model.inputs import Inputs
+from lm.model.shared_experts import UNSEEN, SharedExperts
+from lm.model.transformer import Transformer
+from lm.pretrained.rows import flatten
+from lm.sharding.mesh import make_mesh
+from lm.sharding.shardings import shardings
+from lm.sharding.tracing import use_mesh
+from lm.train.optim import AdamW
+from tests.model.reference import SIMPLE, close, lively, silu, tokens, trees_close
 from tests.model.test_experts import arrays, module_of
 
 FFN = SharedExperts(mlp=10, activation="silu", gated=True, experts=6, top_k=2, shared=14)
@@ -67,6 +76,62 @@ def test_the_bias_chooses_and_weighs_nothing() -> None:
     np.testing.assert_array_equal(found, more)
     gradient = jax.grad(lambda b: module_of(ffn, X, p | {"choice_bias": b})[0].sum())(bias)
     assert not gradient.any()
+
+
+def test_the_bias_is_moved_against_the_load_and_evens_it() -> None:
+    """By 0.001 a step, whatever the optimizer's rate; padding is no load, and nothing else sees it."""
+    ffn = replace(FFN, scores="sigmoid", choice_bias=True, shared=0)
+    cfg = llama(vocab=29, layers=1, width=12, heads=2, mlp=10, context=64, ffn=ffn)
+    model = Transformer(cfg, SIMPLE)
+    ids = jnp.asarray(np.random.default_rng(0).integers(0, 29, (4, 64)))
+    seen = Inputs(ids, segments=jnp.asarray(np.arange(64) < 48, jnp.int32) * jnp.ones_like(ids))
+
+    def losses(params: Any) -> Any:
+        return model.hidden(params, seen).losses
+
+    def loss(params: Any) -> Any:
+        return sum(losses(params).values())
+
+    params = model.init(jax.random.key(0))
+    optimizer = AdamW(learning_rate=0.5, weight_decay=0.0).build(10, model.axes())
+
+    @jax.jit
+    def step(params: Any) -> Any:
+        value, grads = jax.value_and_grad(loss)(params)
+        return value, grads, optimizer.update(grads, optimizer.init(params), params)[0]
+
+    value, grads, updates = step(params)
+    before, rest = flatten(grads)["layers/0/choice_bias"] / UNSEEN, flatten(updates)
+    assert float(value) == 0.0
+    np.testing.assert_allclose(before.sum(), 0, atol=1e-5)
+    np.testing.assert_allclose(rest.pop("layers/0/choice_bias"), -1e-3 * np.sign(before), rtol=1e-5)
+    assert not any(np.asarray(u).any() for u in rest.values())
+    padded = replace(seen, tokens=jnp.where(seen.segments > 0, ids, 0))
+    same = jax.grad(lambda p: sum(model.hidden(p, padded).losses.values()))(params)
+    np.testing.assert_array_equal(same["layers"]["0"]["choice_bias"], grads["layers"]["0"]["choice_bias"])
+    for _ in range(300):
+        params = jax.tree.map(jnp.add, params, step(params)[2])
+    after = flatten(step(params)[1])["layers/0/choice_bias"] / UNSEEN
+    assert np.abs(after).max() < 0.2 * np.abs(before).max()
+
+
+def test_on_a_mesh_it_is_the_same() -> None:
+    """The load too, of the tokens of all devices."""
+    ffn = replace(FFN, scores="sigmoid", choice_bias=True, groups=3, top_groups=2, group_best=2, shared_gate=True)
+    cfg = llama(vocab=32, layers=2, width=12, heads=2, mlp=10, context=24, ffn=ffn)
+    model, params, ids = Transformer(cfg, SIMPLE), lively(cfg), tokens(cfg, 4, 11)
+
+    def loss(params: Any) -> jax.Array:
+        hidden = model.hidden(params, ids)
+        return (hidden.x**2).mean() + hidden.losses["choice_bias"] / UNSEEN
+
+    mesh = make_mesh({"expert": 2, "tensor": 2}, jax.devices()[:4])
+    placed = jax.device_put(params, shardings(model.shapes(), model.axes(), mesh))
+    with use_mesh(mesh):
+        found = jax.jit(jax.value_and_grad(loss))(placed)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(params)
+    np.testing.assert_allclose(found[0], value, rtol=1e-5)
+    trees_close(jax.device_get(found[1]), gradient, 1e-4)
 
 
 @pytest.mark.parametrize(
