@@ -30,6 +30,7 @@ from lm.model.output import Output
 from lm.model.parts import JointRMSNorm
 from lm.model.positions import PartialRotary, Positions
 from lm.model.scaling import Llama3, LongRoPE, YaRN
+from lm.model.shared_experts import SharedExperts
 from lm.model.transformer import Transformer
 from lm.model.wiring import ReorderedNorm, ScaledPreNorm
 from lm.pretrained import Pretrained, load
@@ -46,6 +47,8 @@ TRAINING = "".join(map(chr, range(32, 127))) + "\t\n" + "\n".join(TEXTS) * 20
 SIZES: dict[str, Any] = dict(vocab=258, layers=2, width=64, context=64)
 HEADS: dict[str, Any] = dict(heads=4, kv_heads=2, head_dim=32, mlp=96)
 JOINT = Attention(4, 16, 2, qk_norm=JointRMSNorm(1e-5))
+QWEN2 = Attention(4, 16, 2, bias=True, out_bias=False)
+SHARED = SharedExperts(96, "silu", gated=True, experts=5, top_k=2, renormalize=False, shared=128, shared_gate=True)
 NOWHERE = LayerKind(positions=Positions())
 MULTIPLIED: dict[str, Any] = dict(embed_scale=12.0, output=Output(scale=0.125), attention=Attention(4, 16, scale=0.06))
 LONG = LongRoPE((1.0, 1.1, 1.25, 1.5, 2.0, 3.0), (1.0, 2.0, 4.0, 8.0, 9.0, 9.5), 12, 1.25)
@@ -62,6 +65,7 @@ FAMILIES: dict[str, ModelConfig] = {
     "gemma3": gemma3(**SIZES, **HEADS, window=8, every=2),
     "mixtral": mixtral(**SIZES, **HEADS, experts=4),
     "qwen3moe": qwen3(**SIZES, **HEADS, ffn=Experts(96, "silu", gated=True, experts=5, top_k=3)),
+    "qwen2moe": llama(**SIZES, heads=4, mlp=96, attention=QWEN2, ffn=SHARED),
     "olmo2": llama(**SIZES, heads=4, mlp=96, attention=JOINT, wiring=ReorderedNorm()),
     "smollm3": llama(**SIZES | {"layers": 5}, **HEADS, pattern=(LayerKind(),) * 3 + (NOWHERE,), tied=True),
     "granite": replace(llama(**SIZES, heads=4, mlp=96, wiring=ScaledPreNorm(0.25)), **MULTIPLIED),

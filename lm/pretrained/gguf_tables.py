@@ -104,6 +104,10 @@ def _routed(rows: list[Row]) -> list[Row]:
     return [*(row for row in rows if row.theirs not in dense), *EXPERTS]
 
 
+SHARED = [
+    *(linear(f"layers/*/shared_{n}", f"{AT}ffn_{n}_shexp.weight") for n in ("gate", "up", "down")),
+    row("layers/*/shared_router", AT + "ffn_gate_inp_shexp.weight", FLATTENED),
+]
 FUSED = Transposed(Concatenated(Kernel()))
 PHI3 = [
     *(row for row in PLAIN if not any(f"_{n}." in row.theirs for n in ("q", "k", "v", "gate", "up"))),
@@ -144,6 +148,7 @@ QWEN_MOE_FIELDS = UNWINDOWED | {
     "expert_used_count": "num_experts_per_tok",
     "expert_feed_forward_length": "moe_intermediate_size",
 }
+QWEN2_MOE_FIELDS = QWEN_MOE_FIELDS | {"expert_shared_feed_forward_length": "shared_expert_intermediate_size"}
 GPT_OSS_FIELDS = FIELDS | {
     "expert_count": "num_local_experts",
     "expert_used_count": "num_experts_per_tok",
@@ -228,6 +233,9 @@ ARCHITECTURES = {
     "mixtral": GGUFArchitecture(llama.MIXTRAL, _routed(PERMUTED), keys=MIXTRAL_FIELDS, called="llama"),
     "qwen3moe": GGUFArchitecture(
         qwen_moe.QWEN3_MOE, _routed(PLAIN), keys=QWEN_MOE_FIELDS, constants={"norm_topk_prob": True}
+    ),
+    "qwen2moe": GGUFArchitecture(
+        qwen_moe.QWEN2_MOE, [*_routed(PLAIN), *SHARED], keys=QWEN2_MOE_FIELDS, constants={"norm_topk_prob": False}
     ),
     "olmo2": GGUFArchitecture(relatives.OLMO2, REORDERED, keys=UNWINDOWED),
     "smollm3": GGUFArchitecture(relatives.SMOLLM3, PERMUTED, keys=UNWINDOWED, biases=LLAMA_BIASES, divisors=True),

@@ -20,6 +20,7 @@ from lm.model.parametrisation import MuP
 from lm.model.parts import JointRMSNorm
 from lm.model.positions import PartialRotary, Positions
 from lm.model.scaling import Dynamic, Linear, Llama3, LongRoPE, YaRN
+from lm.model.shared_experts import SharedExperts
 from lm.model.transformer import Transformer
 from lm.model.wiring import ReorderedNorm, ScaledPreNorm
 from lm.pretrained import Pretrained, load
@@ -33,6 +34,8 @@ SIZES: dict[str, Any] = dict(vocab=258, layers=2, width=32, context=48)
 HEADS: dict[str, Any] = dict(heads=2, kv_heads=1, head_dim=20, mlp=24)
 BIASED = Attention(2, 16, 1, bias=True)
 JOINT = Attention(2, 16, 1, qk_norm=JointRMSNorm(1e-5))
+QWEN2 = Attention(2, 16, 1, bias=True, out_bias=False)
+SHARED = SharedExperts(24, "silu", gated=True, experts=5, top_k=2, renormalize=False, shared=32, shared_gate=True)
 NOWHERE = LayerKind(positions=Positions())
 MULTIPLIED: dict[str, Any] = dict(embed_scale=12.0, output=Output(scale=0.125), attention=Attention(2, 16, scale=0.06))
 LONG = LongRoPE((1.0, 1.1, 1.25, 1.5, 2.0, 3.0), (1.0, 2.0, 4.0, 8.0, 9.0, 9.5), 12, 1.25)
@@ -54,6 +57,7 @@ FAMILIES: dict[str, ModelConfig] = {
     "gemma3 every other": gemma3(**SIZES | {"layers": 4}, **HEADS, window=8, every=2),
     "mixtral": mixtral(**SIZES, **HEADS, experts=4),
     "qwen3moe": qwen3(**SIZES, **HEADS, ffn=Experts(24, "silu", gated=True, experts=5, top_k=3)),
+    "qwen2moe": llama(**SIZES, heads=2, mlp=24, attention=QWEN2, ffn=SHARED),
     "olmo2": llama(**SIZES, mlp=24, heads=2, attention=JOINT, wiring=ReorderedNorm()),
     "smollm3": llama(**SIZES | {"layers": 5}, **HEADS, pattern=(LayerKind(),) * 3 + (NOWHERE,), tied=True),
     "granite": replace(llama(**SIZES, heads=2, mlp=24, wiring=ScaledPreNorm(0.25)), **MULTIPLIED),

@@ -40,6 +40,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 LLAMA3 = dict(factor=32.0, high_freq_factor=4.0, low_freq_factor=1.0, original_max_position_embeddings=8192)
 OLMO_YARN = dict(factor=8.0, original_max_position_embeddings=8192, attention_factor=1.2079441541679836)
 OSS_YARN = dict(factor=32.0, original_max_position_embeddings=4096, truncate=False)
+DEEPSEEK_YARN = dict(factor=40, mscale=0.707, mscale_all_dim=0.707, original_max_position_embeddings=4096)
 BETAS = dict(beta_fast=32.0, beta_slow=1.0, rope_type="yarn")
 FACTORS = dict(short_factor=[1.0] * 3, long_factor=[1.0, 1.118320672, 43.4])
 HUB: dict[str, dict[str, Any]] = {
@@ -170,6 +171,36 @@ HUB: dict[str, dict[str, Any]] = {
         sliding_window=128,
         swiglu_limit=7.0,
     ),
+    "DeepSeek-V2-Lite": dict(
+        architectures=["DeepseekV2ForCausalLM"],
+        model_type="deepseek_v2",
+        attention_bias=False,
+        auto_map={"AutoModelForCausalLM": "modeling_deepseek.DeepseekV2ForCausalLM"},
+        aux_loss_alpha=0.001,
+        first_k_dense_replace=1,
+        kv_lora_rank=16,
+        max_position_embeddings=163840,
+        moe_intermediate_size=12,
+        moe_layer_freq=1,
+        n_group=1,
+        n_routed_experts=6,
+        n_shared_experts=2,
+        norm_topk_prob=False,
+        num_experts_per_tok=3,
+        num_key_value_heads=4,
+        pretraining_tp=1,
+        q_lora_rank=None,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=4,
+        rope_scaling={**DEEPSEEK_YARN, "beta_fast": 32, "beta_slow": 1, "type": "yarn"},
+        rope_theta=10000,
+        routed_scaling_factor=1.0,
+        scoring_func="softmax",
+        seq_aux=True,
+        topk_group=1,
+        topk_method="greedy",
+        v_head_dim=8,
+    ),
     "Mixtral": dict(
         architectures=["MixtralForCausalLM"],
         model_type="mixtral",
@@ -184,6 +215,7 @@ HUB: dict[str, dict[str, Any]] = {
 }
 POSITIONS: dict[str, Positions] = {
     "Llama 3.2": Rotary(500000.0, Llama3(32.0)),
+    "DeepSeek-V2-Lite": Rotary(10000.0, YaRN(40.0, 4096, attention_factor=1.0)),
     "OLMo 3": Rotary(500000.0, YaRN(8.0, 8192, attention_factor=1.2079441541679836)),
     "Phi-4 mini": PartialRotary(
         1e4, LongRoPE((1.0,) * 3, (1.0, 1.118320672, 43.4), 4096, attention_factor=(1 + 5 / 12) ** 0.5), 0.75
