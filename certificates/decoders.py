@@ -31,6 +31,17 @@ DECODERS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("bare, window of 9", "MistralModel", dict(sliding_window=9)),
     ("bare", "Qwen2Model", {}),
     ("bare, head size 24", "Qwen3Model", dict(head_dim=24, use_sliding_window=False)),
+    ("bare, 7 layers, window of 7", "Gemma3TextModel", dict(head_dim=12, sliding_window=7, num_hidden_layers=7)),
+    (
+        "bare, in both directions, window of 10",
+        "Gemma3TextModel",
+        dict(
+            head_dim=12,
+            sliding_window=10,
+            use_bidirectional_attention=True,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        ),
+    ),
     ("as many kv heads", "Olmo2ForCausalLM", dict(num_key_value_heads=4)),
     ("grouped, biases, YaRN", "Olmo2ForCausalLM", dict(attention_bias=True, head_dim=12, rope_parameters=YARN)),
     ("5 layers, window of 7", "Olmo3ForCausalLM", dict(num_hidden_layers=5, sliding_window=7)),

@@ -77,6 +77,8 @@ def parts(cfg: ModelConfig) -> Iterator[str]:
         yield "encoder and decoder"
     if not cfg.causal:
         yield "encoder"
+    if cfg.vision is not None:
+        yield "a vision tower"
     if type(cfg.wiring) is not PreNorm:
         yield type(cfg.wiring).__name__
     yield from _norm(cfg.norm)
@@ -162,7 +164,7 @@ def line(architecture: Architecture, recorded: Mapping[str, Any]) -> str:
     accepted = {n: values for _, fields in found for n, values in fields.accepted.items()}
     only = [f"`{name}={' or '.join(map(str, values))}`" for name, values in accepted.items()]
     gguf = [key for key, kind in GGUF.items() if kind.architecture is architecture]
-    shapes = str(len(found)) if found else "as its model of texts"
+    shapes = str(len(found)) if found else "by a certificate of its own"
     return f"| {architecture.name} | {', '.join(particular)} | {shapes} | {', '.join(gguf)} | {', '.join(only)} |"
 
 

@@ -11,6 +11,7 @@ TESTS = {
     "lm/pretrained/qwen_moe.py": FIELDS,
     "lm/pretrained/classifiers.py": RECORDED,
     "lm/pretrained/deepseek.py": RECORDED,
+    "lm/pretrained/gemma.py": FIELDS + RECORDED,
     "lm/pretrained/known.py": ("tests/pretrained/test_hub_configs.py",),
     "lm/pretrained/gguf.py": ("tests/pretrained/test_gguf_save.py", "tests/pretrained/test_gguf.py"),
     "lm/pretrained/gguf_tables.py": ("tests/pretrained/test_gguf_save.py", "tests/pretrained/test_gguf.py"),
@@ -42,6 +43,10 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/pretrained/deepseek.py": (
         ("all layers have experts", "dense if i < first and", "dense if 0 and"),
         ("V2's groups are worth two", "_groups(fields, best=1)", "_groups(fields, best=2)"),
+    ),
+    "lm/pretrained/gemma.py": (
+        ("a window is on one side", "window // 2 + 1", "window"),
+        ("both directions are one", "causal=not both)", "causal=True)"),
     ),
     "lm/pretrained/known.py": (
         ("a family of another number is near", 're.sub(r"\\D", "", a) != re.sub(r"\\D", "", b) or', "False or"),

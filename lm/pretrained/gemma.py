@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from lm.model.config import LayerKind, ModelConfig, Vision
-from lm.model.output import Output
+from lm.model.families import scorer
+from lm.model.output import NoOutput, Output
 from lm.model.parts import FeedForward, RMSNorm
 from lm.model.positions import Rotary
 from lm.model.wiring import Sandwich
@@ -22,8 +23,9 @@ from lm.pretrained.architecture import (
     same,
     window,
 )
+from lm.pretrained.classifiers import bare
 from lm.pretrained.fields import Fields
-from lm.pretrained.llama import AT, ATTENTION, DENSE, EMBEDDING, IGNORED, OUTPUT
+from lm.pretrained.llama import AT, ATTENTION, DENSE, EMBEDDING, IGNORED, OUTPUT, PREFIX
 from lm.pretrained.rows import Row
 
 KINDS = ("full_attention", "sliding_attention")  # of layers, with rotary positions each
@@ -192,6 +194,27 @@ def two_rotaries(fields: Fields, local_theta: str) -> tuple[rope.Positions, rope
     return rope.rotary(fields, full | scaling, thetas[0]), rope.rotary(fields, local, thetas[1])
 
 
+def read_states(fields: Fields) -> ModelConfig:
+    """The config.json of Gemma 3 without an output, which may read in both directions (EmbeddingGemma), with half a
+    window on either side."""
+    both = bool(fields.take("use_bidirectional_attention", False))
+    window = fields.integer("sliding_window")
+    values = {**fields.values, "use_bidirectional_attention": False}
+    if both and window:
+        values["sliding_window"] = window // 2 + 1
+    return replace(scorer(read_gemma3(Fields(values, fields.file, defaults.GEMMA3)), 0), causal=not both)
+
+
+def write_states(cfg: ModelConfig) -> dict[str, Any]:
+    """The fields that `read_states` reads. Raises ValueError for a model with an output."""
+    if require(cfg.output, NoOutput).scores:
+        raise ValueError("scores, where the architecture has no output")
+    fields = {**write_gemma3(replace(cfg, output=Output())), "use_bidirectional_attention": not cfg.causal}
+    if not cfg.causal and fields["sliding_window"]:
+        fields["sliding_window"] = (fields["sliding_window"] - 1) * 2
+    return fields
+
+
 def write_gemma(cfg: ModelConfig) -> dict[str, Any]:
     """The fields that `read_gemma` reads."""
     return {**llama.write(cfg), "attention_bias": attention_of(cfg).bias}
@@ -274,10 +297,21 @@ def paligemma_rows(cfg: ModelConfig) -> list[Row]:
     return [*siglip.inside(rows), *siglip.ROWS, *PALIGEMMA_CONNECTOR]
 
 
-GEMMA = Architecture("GemmaForCausalLM", "gemma", defaults.GEMMA, read_gemma, write_gemma, llama.dense_rows, IGNORED)
-GEMMA2 = Architecture("Gemma2ForCausalLM", "gemma2", defaults.GEMMA2, read_gemma2, write_gemma2, sandwich_rows, IGNORED)
+GEMMA = Architecture(
+    "GemmaForCausalLM", "gemma", defaults.GEMMA, read_gemma, write_gemma, llama.dense_rows, IGNORED, prefix=PREFIX
+)
+GEMMA2 = Architecture(
+    "Gemma2ForCausalLM", "gemma2", defaults.GEMMA2, read_gemma2, write_gemma2, sandwich_rows, IGNORED, prefix=PREFIX
+)
 GEMMA3 = Architecture(
-    "Gemma3ForCausalLM", "gemma3_text", defaults.GEMMA3, read_gemma3, write_gemma3, sandwich_rows, IGNORED
+    "Gemma3ForCausalLM",
+    "gemma3_text",
+    defaults.GEMMA3,
+    read_gemma3,
+    write_gemma3,
+    sandwich_rows,
+    IGNORED,
+    prefix=PREFIX,
 )
 GEMMA3_WITH_EYES = Architecture(
     "Gemma3ForConditionalGeneration",
@@ -301,3 +335,4 @@ PALIGEMMA = Architecture(
     other_heads=siglip.HEAD,
     renamed=siglip.RENAMED,
 )
+STATES = replace(bare(GEMMA3, "Gemma3TextModel"), read=read_states, write=write_states)

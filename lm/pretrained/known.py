@@ -33,7 +33,7 @@ HEADLESS = tuple(
         (llama.QWEN2, "Qwen2"),
         (llama.QWEN3, "Qwen3"),
     )
-)
+) + (gemma.STATES,)
 # of several that can express a model, the first is written
 ARCHITECTURES = (
     gpt2.GPT2,

@@ -74,21 +74,6 @@ class Linear(Kernel):
 
 
 @dataclass(frozen=True)
-class Convolution(Identity):
-    """The kernel [height, width, inputs, outputs] of a convolution, [outputs, inputs, height, width] in PyTorch."""
-
-    def theirs_shape(self, shapes: Sequence[Shape]) -> Shape:
-        H, W, inputs, outputs = shapes[0]
-        return outputs, inputs, H, W
-
-    def ours(self, tensor: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
-        return [tensor.transpose(2, 3, 1, 0)]
-
-    def theirs(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
-        return leaves[0].transpose(3, 2, 0, 1)
-
-
-@dataclass(frozen=True)
 class StackedLinear(Identity):
     """Matrices [outputs, inputs] of several experts in one tensor, [experts, outputs, inputs] (GGUF)."""
 
@@ -101,6 +86,21 @@ class StackedLinear(Identity):
 
     def theirs(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
         return leaves[0].swapaxes(-1, -2)
+
+
+@dataclass(frozen=True)
+class Convolution(Identity):
+    """The kernel [height, width, inputs, outputs] of a convolution, [outputs, inputs, height, width] in PyTorch."""
+
+    def theirs_shape(self, shapes: Sequence[Shape]) -> Shape:
+        H, W, inputs, outputs = shapes[0]
+        return outputs, inputs, H, W
+
+    def ours(self, tensor: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
+        return [tensor.transpose(2, 3, 1, 0)]
+
+    def theirs(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
+        return leaves[0].transpose(3, 2, 0, 1)
 
 
 @dataclass(frozen=True)
