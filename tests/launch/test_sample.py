@@ -21,7 +21,7 @@ class Parrot:
     """A model that yields two pieces for each of n texts."""
 
     def stream(
-        self, prompt: str, most: int, sampling: object, seed: int, n: int, stop: list[str], **draft: Any
+        self, prompt: str, most: int, sampling: object, seed: int, n: int, stop: list[str], images: Any, **draft: Any
     ) -> Iterator[list[str]]:
         if draft:
             draft["acceptance"].drafted, draft["acceptance"].accepted = 8, 6
