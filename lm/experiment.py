@@ -14,6 +14,7 @@ import numpy as np
 
 from lm import value
 from lm.bounds import Count, Decay, Natural, NonNegative, Seed, Sentinel, check, whole
+from lm.data.captions import Captions
 from lm.data.denoise import UL2, SpanCorruption  # noqa: F401 - `--set method.objective=UL2()` finds what is imported
 from lm.data.loader import Batches
 from lm.data.masked import MaskedLM  # noqa: F401
@@ -35,6 +36,7 @@ from lm.train.schedule import Cosine
 from lm.tune.completion_eval import CompletionEval  # noqa: F401 - evaluations read it back
 from lm.tune.distill import Distill  # noqa: F401 - `--set method=Distill(…)`
 from lm.tune.dpo import DPO  # noqa: F401
+from lm.tune.eyes import captions_for
 from lm.tune.grpo import GRPO  # noqa: F401
 from lm.tune.kl_control import AdaptiveKL, FixedKL  # noqa: F401
 from lm.tune.kto import KTO  # noqa: F401
@@ -47,7 +49,7 @@ from lm.tune.reward import Reward  # noqa: F401 - `--set method=Reward()`
 from lm.tune.sft import SFT  # noqa: F401 - `--set method=SFT()`
 from lm.tune.simpo import SimPO  # noqa: F401
 from lm.tune.start import Start
-from lm.tune.trains import All, Only, Trains  # noqa: F401
+from lm.tune.trains import All, Freeze, Only, Trains  # noqa: F401
 from lm.value import suggest
 
 EVERY = ("log_every_steps", "eval_every_steps", "checkpoint_every_steps")
@@ -155,6 +157,7 @@ class Experiment:
         self._check_start()
         self.trains.check(self.model)
         self._check_evaluations()
+        self._check_pictures()
         self.optimizer.schedule_fn(self.steps)  # raises where the schedule does not fit in the run
 
     def _check_copies(self) -> None:
@@ -184,6 +187,20 @@ class Experiment:
                 f"data.tokenizer={self.data.tokenizer!r}: a model that is the start has the tokenizer it learned with, "
                 "so leave it out; or TokenizerFile(path=…) where the start comes without one"
             )
+
+    def _check_pictures(self) -> None:
+        eyes = self.model.vision
+        for name, source in self.data.mixture.sources.items():
+            if not isinstance(source, Captions):
+                continue
+            if eyes is None:
+                raise ValueError(f"source {name!r} has pictures, and the model no eyes: set model.vision")
+            for what, wanted in captions_for(eyes).items():
+                if getattr(source, what) != wanted:
+                    raise ValueError(
+                        f"source {name!r}: {what}={getattr(source, what)!r}, and model.vision has {wanted!r}: give "
+                        "Captions(..., **captions_for(vision)), of lm/tune/eyes.py"
+                    )
 
     def _check_evaluations(self) -> None:
         for name, one in self.evaluations.items():

@@ -36,7 +36,7 @@ from lm.tune.distill import Distill
 from lm.tune.divergence import ReverseKL
 from lm.tune.lora import LoRA
 from lm.tune.pretrain import Pretrain
-from lm.tune.trains import Only
+from lm.tune.trains import Freeze, Only
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,7 @@ def samples() -> dict[str, Any]:
         "Parquet": Parquet(str(root / "some.parquet"), heldout=0.3),
         "TokenizerFile": TokenizerFile(str(root / "bytes")),
         "Only": Only("query"),
+        "Freeze": Freeze("query"),
         "Distill": Distill(None, base().model),
         "SentencePieceSpec": SentencePieceSpec(400, train_bytes=20_000),
     }
@@ -160,7 +161,7 @@ def changes() -> dict[str, Any]:
         "LoRA.where": "query|mlp",
         "LoRA.base": "nf4",
         "LoRA.full": "head/.*",
-        "Only.where": "mlp",
+        **dict.fromkeys(("Only.where", "Freeze.where"), "mlp"),
         **dict.fromkeys(("ModelConfig.width", "Attention.head_dim"), 16),
         "ModelConfig.context": 32,
         "ModelConfig.pattern": (LayerKind(), LayerKind(window=3)),

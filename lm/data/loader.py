@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lm.data.captions import PicturesOfRows
 from lm.data.compression import heldout_compression
 from lm.data.mixture import Data, Mixture, MixtureSampler
 from lm.data.objective import Batch, CausalLM, Objective, RowRng, Rows, objective_context, padded
@@ -179,6 +180,7 @@ class Batches:
         self._plans = {key: self._plan(store, key[0]) for key, store in stores.items()}
         self.context = replace(self.context, pairs=max(plan.pairs for plan in self._plans.values()))
         self._documents: dict[tuple[str, str], Documents] = {}
+        self._pictures = PicturesOfRows.of_sources(data.mixture.sources, stores, self._plans, self._row_tokens)
         self._check_row_pairs()
 
     def _plan(self, store: TokenStore, source: str) -> PackingPlan:
@@ -209,7 +211,9 @@ class Batches:
             others = _other_rows(plans, numbers, lambda row: row_rng(row, "another row"))
             tokens = _concatenate(tokens, self._rows(which, others))
         batch = self.objective.batch(tokens, self.context, row_rng)
-        return self._numbered(batch, [self._first_record[self.sources[i], "train"] for i in which])
+        batch = self._numbered(batch, [self._first_record[self.sources[i], "train"] for i in which])
+        keys = [(self.sources[i], "train") for i in which]
+        return batch | self._pictures.of(keys, numbers, self.seed, tokens) if self._pictures else batch
 
     @functools.cached_property
     def _first_record(self) -> dict[tuple[str, str], int]:
@@ -311,7 +315,10 @@ class Batches:
                 rng = _heldout_rng(source, start, "another held-out row")
                 rows = _concatenate(rows, plan.rows(_other_rows([plan] * len(numbers), numbers, rng), None))
             batch = self.objective.batch(rows, self.context, _heldout_rng(source, start))
-            yield padded(self._numbered(batch, self._first_record[source, "heldout"]), size)
+            batch = self._numbered(batch, self._first_record[source, "heldout"])
+            if self._pictures:
+                batch |= self._pictures.of([(source, "heldout")] * len(numbers), numbers, None, rows)
+            yield padded(batch, size)
 
     def heldout_batches(self, source: str, batch_rows: int | None = None) -> int:
         """The number of batches of `heldout`."""

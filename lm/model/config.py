@@ -55,9 +55,9 @@ class Vision:
     `image_size` by as many, and a connector, which averages `pool` by `pool` patches, norms them (`projector_norm`) and
     projects them to the text's width. So they stand where the text has the token `image_token`, between `begin_token`
     and `end_token` (-1: none), with `separator` around them where a prompt has a mark for a picture. Each picture is a
-    block of attention's mask, or with `prefix` the whole prompt is. Pixels are scaled to 0 to 1, less `pixel_mean`,
-    over `pixel_std`, after a picture of another size was squashed to it by `resample`. The tower's own `vocab` says
-    nothing."""
+    block of attention's mask, unless `blocks` is False, or with `prefix` the whole prompt is. Pixels are scaled to 0 to
+    1, less `pixel_mean`, over `pixel_std`, after a picture of another size was squashed to it by `resample`. The
+    tower's own `vocab` says nothing."""
 
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"resample": ("bilinear", "bicubic")}
 
@@ -69,6 +69,7 @@ class Vision:
     end_token: Annotated[int, whole(-1), Sentinel(-1, "none")] = -1
     separator: str = ""
     prefix: bool = False
+    blocks: bool = True
     resample: str = "bilinear"
     pool: Count = 1
     projector_norm: Norm = Norm()

@@ -261,8 +261,9 @@ class Transformer:
             raise ValueError("this model has no eyes: give it text alone, or set model.vision")
         key = None if key is None else jax.random.fold_in(key, 1)
         soft = soft_tokens(cfg.vision, cfg.width, self.compute, params["vision"], images, key)
-        blocks = runs(inputs.tokens == cfg.vision.image_token) if inputs.blocks is None else inputs.blocks
-        return replace(inputs, blocks=blocks), soft
+        if inputs.blocks is None and cfg.vision.blocks:
+            inputs = replace(inputs, blocks=runs(inputs.tokens == cfg.vision.image_token))
+        return inputs, soft
 
     def _cross_mask(self, inputs: Inputs, segments: jax.Array | None = None) -> Mask:
         """Who may look at the encoder's output: tokens of the same segment."""

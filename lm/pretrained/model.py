@@ -28,9 +28,10 @@ from lm.pretrained import save as saving
 from lm.pretrained.architecture import Architecture
 from lm.pretrained.arrays import BLOCK, as_integers, checked_like, padded
 from lm.pretrained.known import architecture_for
-from lm.pretrained.seeing import check_marks, encode_with_pictures, eyes_of, look_at
+from lm.pretrained.seeing import check_marks, eyes_of, look_at
 from lm.text.stop import StopStrings
 from lm.text.tokenizer import Tokenizer
+from lm.tune.eyes import picture_tokens
 
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
@@ -249,7 +250,7 @@ class Pretrained:
         tokenizer = self._tokenizer()
         read, pixels = self.encode(prompt), None
         if images:
-            read = encode_with_pictures(prompt, len(images), tokenizer, eyes_of(self.config))
+            read = picture_tokens(eyes_of(self.config)).encode(prompt, len(images), tokenizer)
             pixels = np.repeat(look_at(images, self.config)[None], n, 0)
         before = [] if self.config.has_encoder else read
         texts = [(tokenizer.decoder_after(before), StopStrings(stop)) for _ in range(n)]

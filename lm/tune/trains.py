@@ -47,3 +47,22 @@ class Only(Trains):
 
     def wrap(self, learner: Learner) -> Learner:
         return Partial(learner, select("trains.where", self.where, by_path(learner.axes())))
+
+
+@dataclass(frozen=True)
+class Freeze(Trains):
+    """All parameters but those that `where` chooses, which stay as they are, without gradients or optimizer state: a
+    vision tower is Freeze("vision/stem/.*|vision/layers/.*")."""
+
+    where: str
+
+    def check(self, model: ModelConfig) -> None:
+        if self.frozen(model) == frozenset(axes_of(model)):
+            raise ValueError(f"trains.where={self.where!r} freezes every parameter: choose fewer")
+
+    def frozen(self, model: ModelConfig) -> frozenset[str]:
+        return select("trains.where", self.where, axes_of(model))
+
+    def wrap(self, learner: Learner) -> Learner:
+        axes = by_path(learner.axes())
+        return Partial(learner, frozenset(axes) - select("trains.where", self.where, axes))

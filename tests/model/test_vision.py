@@ -144,6 +144,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "pixel_mean": dict(pixel_mean=0.1),
     "pixel_std": dict(pixel_std=0.1),
     "channels": dict(channels=1),
+    "blocks": dict(blocks=False),
 }
 OF_PROMPTS = {"begin_token", "end_token", "separator", "prefix", "resample"}  # tests/pretrained/test_seeing.py
 
@@ -156,11 +157,15 @@ def test_every_field_changes_the_soft_tokens() -> None:
     for name, change in CHANGES.items():
         other = replace(VISION, **change)
         shapes = Transformer(replace(MODEL, vision=other), SIMPLE).shapes()["vision"]
-        if jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, params["vision"]) and name != "image_token":
+        if jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, params["vision"]) and name not in (
+            "image_token",
+            "blocks",
+        ):
             size = other.image_size
             now = soft_tokens(other, 16, SIMPLE, params["vision"], jnp.asarray(PICTURES[:, :, :size, :size]))
             assert now.shape != was.shape or np.abs(np.asarray(now) - was).max() > 1e-4, name
     assert changed(logits(), logits(replace(MODEL, vision=replace(VISION, image_token=5)))) != []
+    assert changed(logits(), logits(replace(MODEL, vision=replace(VISION, blocks=False)))) == list(range(2, len(ROW)))
 
 
 @pytest.mark.parametrize(

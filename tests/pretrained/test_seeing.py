@@ -18,8 +18,8 @@ from lm.model.scaling import Linear
 from lm.pretrained import Pretrained, load
 from lm.pretrained.files import SINGLE, Safetensors, TensorToWrite, write
 from lm.pretrained.gemma import GEMMA3_WITH_EYES
-from lm.pretrained.seeing import encode_with_pictures
 from lm.text.tokenizer import ByteTokenizer
+from lm.tune.eyes import picture_tokens
 
 CASES = ("Gemma3 pool 2", "PaliGemma")
 
@@ -153,7 +153,7 @@ def test_a_prompt_has_a_place_for_each_picture(loaded: tuple[str, Pretrained]) -
     name, model = loaded
     vision, tokenizer = model.config.vision, ByteTokenizer()
     assert vision is not None
-    soft, encode = [IMAGE] * vision.soft_tokens, partial(encode_with_pictures, tokenizer=tokenizer, vision=vision)
+    soft, encode = [IMAGE] * vision.soft_tokens, partial(picture_tokens(vision).encode, tokenizer=tokenizer)
     if vision.prefix:
         assert encode("ab", 2) == [*soft, *soft, *tokenizer.encode_prompt("ab\n")]
         return

@@ -1,0 +1,1 @@
+"""Models that see, trained on pictures that are made on the spot."""
