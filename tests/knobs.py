@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from lm import experiment
+from lm.data.captions import Captions
 from lm.data.denoise import UL2, SpanCorruption
 from lm.data.mixture import Breakpoint, Data, Mixture
 from lm.data.objective import CausalLM, PrefixLM
 from lm.data.pack import Chunk, Pack
 from lm.data.records import Jsonl, Parquet
+from lm.data.shapes import Shapes
 from lm.data.source import TextFile, TextFolder
 from lm.experiment import Experiment
 from lm.machine.tracking import WandB
@@ -29,6 +31,7 @@ from lm.model.parts import FeedForward
 from lm.model.positions import Relative
 from lm.model.scaling import Dynamic, Linear, Llama3, LongRoPE, YaRN
 from lm.model.shared_experts import SharedExperts
+from lm.text.pictures import PictureTokens
 from lm.text.tokenizer import Bytes, ByteTokenizer, CharacterTokenizer, SentencePieceSpec, TokenizerFile
 from lm.train.optim import Adafactor, AdamW
 from lm.train.schedule import WSD, Cosine, InverseSquareRoot
@@ -225,7 +228,13 @@ CHANGED_IN: dict[str, dict[str, Any]] = {  # Class.field -> what has to hold for
     "Compute.block": dict(compute=dict(attention="blocked", block=4)),
     "Chunk.across_documents": dict(data=dict(mixture=dict(breakpoints=()))),  # or few rows are of short documents
 }
-EYES = dict.fromkeys(  # Class.field -> the test that turns it
-    ("ModelConfig.vision", *(f"Vision.{field.name}" for field in dataclasses.fields(Vision))),
-    "tests/model/test_vision.py::test_every_field_changes_the_soft_tokens",
-)
+CAPTIONS = "tests/data/test_captions.py::"
+EYES = {  # Class.field -> the test that turns it
+    **dict.fromkeys(
+        ("ModelConfig.vision", *(f"Vision.{field.name}" for field in dataclasses.fields(Vision))),
+        "tests/model/test_vision.py::test_every_field_changes_the_soft_tokens",
+    ),
+    **{f"PictureTokens.{f.name}": f"{CAPTIONS}test_the_answer_carries_loss" for f in dataclasses.fields(PictureTokens)},
+    **{f"Captions.{f.name}": f"{CAPTIONS}test_every_field_does_something" for f in dataclasses.fields(Captions)},
+    **{f"Shapes.{f.name}": f"{CAPTIONS}test_every_field_does_something" for f in dataclasses.fields(Shapes)},
+}

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from lm.text.tokenizer import Bytes, ByteTokenizer
 
 IMAGE, BOS, EOS = 255, 256, 257
 TOKENS = PictureTokens(IMAGE, 4)
+OF_SHAPES: list[dict[str, Any]] = [
+    *(dict(question="side"), dict(pictures=120), dict(size=24), dict(heldout=0.5), dict(most=3), dict(shown="none"))
+]
 
 
 def batches(source: Source, seq_len: int = 40, rows: int = 2) -> Batches:
@@ -109,6 +113,31 @@ def test_files_and_bytes(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             source.read(json.dumps({"image": image, "prompt": "", "completion": ""}))
+
+
+def test_every_field_does_something(tmp_path: Path) -> None:
+    """Of Captions and of Shapes: it changes the tokens, the pictures or the documents."""
+
+    def seen(source: Captions) -> tuple[Any, ...]:
+        documents = list(source.documents("train"))
+        tokens = [one.ids.tolist() for one in source.encode(documents[:20], ByteTokenizer())]
+        return documents, tokens, [source.read(document).tolist() for document in documents[:5]]
+
+    base = Captions(Shapes(pictures=100, size=16), pictures=TOKENS, size=8)
+    changes = [
+        *(dict(records=replace(Shapes(pictures=100, size=16), **one)) for one in OF_SHAPES),
+        dict(pictures=PictureTokens(IMAGE, 5)),
+        dict(size=4),
+        dict(resample="bicubic"),
+    ]
+    for change in changes:
+        assert seen(replace(base, **change)) != seen(base), change
+    assert {name for change in changes for name in change} | {"folder", "other_fields"} == {
+        field.name for field in fields(Captions)
+    }
+    assert {name for one in OF_SHAPES for name in one} == {field.name for field in fields(Shapes)}
+    record = {"image": [], "prompt": "a", "completion": "b", "more": 1}
+    assert "more" not in replace(base, other_fields=("more",)).parse(json.dumps(record))
 
 
 def test_sources_with_pictures_are_of_one_kind() -> None:
