@@ -53,6 +53,9 @@ certificates: .venv/.installed .venv-certificates/.installed
 	$(OTHER) -m certificates.scores make $(CERTIFICATES)/scores
 	$(BIN)/python -m certificates.scores ours $(CERTIFICATES)/scores
 	$(OTHER) -m certificates.scores check $(CERTIFICATES)/scores
+	$(OTHER) -m certificates.labels make $(CERTIFICATES)/labels
+	$(BIN)/python -m certificates.labels ours $(CERTIFICATES)/labels
+	$(OTHER) -m certificates.labels check $(CERTIFICATES)/labels
 
 # The stamps: made last, so that an interrupted install is begun again.
 .venv/.installed: requirements.txt constraints.txt setup.py

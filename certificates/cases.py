@@ -24,6 +24,16 @@ class Case(NamedTuple):
     cached: bool = True  # dynamic scaling turns the same token by another angle once the text is longer
 
     @property
+    def is_encoder(self) -> bool:
+        """Whether it is an encoder alone, which continues nothing."""
+        return "bert" in self.architecture.lower() or self.architecture.endswith("EncoderModel")
+
+    @property
+    def pad(self) -> int:
+        """The id of padding, RoBERTa's where nothing is said."""
+        return int(self.fields.get("pad_token_id", 1))
+
+    @property
     def name(self) -> str:
         """A folder's name."""
         return "".join(c if c.isalnum() else "-" for c in f"{self.architecture} {self.shape}").strip("-")
@@ -95,6 +105,10 @@ BERT = dict(
     num_attention_heads=4,
     max_position_embeddings=64,
 )
+ROBERTA = {**BERT, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+DISTILBERT = dict(vocab_size=V, dim=32, hidden_dim=56, n_layers=3, n_heads=4, max_position_embeddings=64)
+MODERNBERT = {**BERT, "num_hidden_layers": 5, "local_attention": 6, "pad_token_id": 0, "bos_token_id": 1}
+MODERNBERT |= dict(eos_token_id=2, cls_token_id=1, sep_token_id=2)
 
 CASES = (
     Case("plain", "GPT2LMHeadModel", GPT2),
@@ -196,6 +210,32 @@ CASES = (
     Case("bare", "BertModel", {**BERT, "num_attention_heads": 2}),
     Case("bare", "GPT2Model", GPT2),
     *(llama(shape, architecture, **fields) for shape, architecture, fields in DECODERS),
+    Case("padding 1", "RobertaForMaskedLM", ROBERTA),
+    Case(
+        "padding 3, untied, relu",
+        "RobertaForMaskedLM",
+        {**ROBERTA, "pad_token_id": 3, "tie_word_embeddings": False, "hidden_act": "relu"},
+    ),
+    Case("bare, two token types", "RobertaModel", {**ROBERTA, "type_vocab_size": 2}),
+    Case("one head", "XLMRobertaForMaskedLM", {**ROBERTA, "num_attention_heads": 1}),
+    Case("bare", "XLMRobertaModel", ROBERTA),
+    Case("output", "CamembertForMaskedLM", ROBERTA),
+    Case("bare", "CamembertModel", {**ROBERTA, "num_attention_heads": 2}),
+    Case("output", "DistilBertForMaskedLM", DISTILBERT),
+    Case("untied, relu", "DistilBertForMaskedLM", {**DISTILBERT, "activation": "relu", "tie_word_embeddings": False}),
+    Case("bare", "DistilBertModel", {**DISTILBERT, "n_heads": 2}),
+    Case("window of 3 on each side", "ModernBertForMaskedLM", MODERNBERT),
+    Case(
+        "biases, untied, full layers last",
+        "ModernBertForMaskedLM",
+        {
+            **MODERNBERT,
+            **dict.fromkeys(("attention_bias", "mlp_bias", "norm_bias", "classifier_bias"), True),
+            **dict(tie_word_embeddings=False, decoder_bias=False, num_attention_heads=2),
+            "layer_types": [*["sliding_attention"] * 3, *["full_attention"] * 2],
+        },
+    ),
+    Case("bare, 2 layers", "ModernBertModel", {**MODERNBERT, "num_hidden_layers": 2}),
 )
 
 
@@ -209,14 +249,47 @@ def array(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return (scale + 0.2 * draw).astype(np.float32)
 
 
+T5_ENCODER = {name: value for name, value in T5.items() if name != "decoder_start_token_id"}
+CASES += (
+    Case("tied", "MT5ForConditionalGeneration", T5),
+    Case(
+        "untied, few buckets",
+        "MT5ForConditionalGeneration",
+        {**T5, "tie_word_embeddings": False}
+        | dict(relative_attention_num_buckets=8, relative_attention_max_distance=20),
+    ),
+    Case("a table a layer", "UMT5ForConditionalGeneration", T5),
+    Case(
+        "relu, 3 encoder layers",
+        "UMT5ForConditionalGeneration",
+        {**T5, "feed_forward_proj": "relu"}
+        | dict(
+            num_layers=3, num_decoder_layers=2, relative_attention_num_buckets=8, relative_attention_max_distance=20
+        ),
+    ),
+    Case("relu", "T5EncoderModel", T5_ENCODER),
+    Case(
+        "gated, few buckets",
+        "T5EncoderModel",
+        {**T5_ENCODER, "feed_forward_proj": "gated-gelu"}
+        | dict(relative_attention_num_buckets=8, relative_attention_max_distance=20),
+    ),
+    Case("gated", "MT5EncoderModel", T5_ENCODER),
+    Case("a table a layer", "UMT5EncoderModel", {**T5_ENCODER, "num_layers": 3}),
+)
+NUMBERED_BY_ID = ("Roberta", "XLMRoberta", "Camembert")  # padding's id, and not the mask, says where positions begin
+
+
 def inputs(case: Case) -> dict[str, np.ndarray]:
     """Token ids [3, T]; the mask of a batch padded on the left, on the right and not at all; more for some families."""
     rng = np.random.default_rng(7)
     ids = rng.integers(2, V, (3, case.length))
     mask = np.ones_like(ids)
     mask[0, :11], mask[1, -6:] = 0, 0
+    if case.architecture.startswith(NUMBERED_BY_ID):
+        ids = np.where(ids == case.pad, case.pad + 1, ids) * mask + case.pad * (1 - mask)
     more = {}
-    if case.architecture.startswith("T5"):
+    if "T5For" in case.architecture:
         more["decoder_input_ids"] = np.pad(rng.integers(2, V, (3, 30)), ((0, 0), (1, 0)))
     if case.architecture.startswith("Bert"):
         more["token_type_ids"] = rng.integers(0, 2, ids.shape)

@@ -28,7 +28,7 @@ from lm.model.wiring import PreNorm
 from lm.pretrained.architecture import Architecture
 from lm.pretrained.fields import NEUTRAL, Fields
 from lm.pretrained.gguf_tables import ARCHITECTURES as GGUF
-from lm.pretrained.known import ARCHITECTURES, CLASSIFIERS, HEADLESS
+from lm.pretrained.known import ARCHITECTURES, CLASSIFIERS, HEADLESS, HEADS
 
 HERE = Path(__file__).parent
 RECORDED = HERE.parent / "tests" / "pretrained" / "recorded.json"
@@ -79,10 +79,10 @@ def parts(cfg: ModelConfig) -> Iterator[str]:
         yield "encoder"
     if cfg.vision is not None:
         yield "a vision tower"
-    if type(cfg.wiring) is not PreNorm:
-        yield type(cfg.wiring).__name__
     yield from _norm(cfg.norm)
     for slot in cfg.by_layer:
+        if type(slot.wiring) is not PreNorm:
+            yield type(slot.wiring).__name__
         yield from _mixer(slot.mixer)
         yield from _positions(slot.positions)
         yield from _ffn(slot.ffn)
@@ -173,7 +173,7 @@ def page() -> str:
     recorded = json.loads(RECORDED.read_text())
     version = re.search(r"transformers==(\S+)", (HERE / "requirements.txt").read_text())
     assert version
-    of_others = [a.name for a in (*CLASSIFIERS, *HEADLESS) if not any(c.architecture == a.name for c in CASES)]
+    of_others = [a.name for a in (*CLASSIFIERS, *HEADLESS, *HEADS) if not any(c.architecture == a.name for c in CASES)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a text half is read
         lines = [line(a, recorded) for a in ARCHITECTURES if a.name not in of_others]

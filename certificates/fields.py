@@ -56,6 +56,22 @@ WALKED = (
     "Qwen2MoeForCausalLM every second layer dense, windows, weights that sum to 1",
     "DeepseekV2ForCausalLM a dense layer, groups of experts",
     "DeepseekV3ForCausalLM a dense layer, 4 groups",
+    "RobertaForMaskedLM padding 1",
+    "RobertaModel bare, two token types",
+    "XLMRobertaForMaskedLM one head",
+    "XLMRobertaModel bare",
+    "CamembertForMaskedLM output",
+    "CamembertModel bare",
+    "DistilBertForMaskedLM untied, relu",
+    "DistilBertModel bare",
+    "ModernBertForMaskedLM window of 3 on each side",
+    "ModernBertForMaskedLM biases, untied, full layers last",
+    "ModernBertModel bare, 2 layers",
+    "MT5ForConditionalGeneration tied",
+    "UMT5ForConditionalGeneration a table a layer",
+    "T5EncoderModel gated, few buckets",
+    "MT5EncoderModel gated",
+    "UMT5EncoderModel a table a layer",
 )
 LEFT_OUT = object()
 YARN = dict(factor=4.0, original_max_position_embeddings=16)
@@ -181,6 +197,16 @@ SPELLINGS: dict[str, tuple[dict[str, Any], ...]] = {
         dict(mlp_only_layers=[], decoder_sparse_step=2),
         dict(use_sliding_window=True, sliding_window=5),
         dict(rope_parameters=LEFT_OUT, rope_theta=500.0),
+    ),
+    "RobertaForMaskedLM": (dict(position_embedding_type="absolute", pad_token_id=0),),
+    "DistilBertForMaskedLM": (dict(sinusoidal_pos_embds=True),),
+    "ModernBertForMaskedLM": (
+        dict(layer_types=LEFT_OUT, global_attn_every_n_layers=2, position_embedding_type="absolute"),
+        dict(layer_types=LEFT_OUT, global_rope_theta=500.0, local_rope_theta=300.0, layer_norm_eps=1e-3),
+        dict(rope_parameters={"full_attention": {"rope_type": "linear", "factor": 2.0}}),
+        dict(rope_parameters={"sliding_attention": {"rope_theta": 50.0}}, global_rope_theta=500.0),
+        dict(local_attention=7, classifier_pooling="mean"),
+        dict(hidden_activation="silu", classifier_activation="relu"),
     ),
 }
 MOST = 20_000_000  # parameters; larger ones are compared by their config alone

@@ -29,8 +29,9 @@ CONFIGS = {
     "GptOss": "GptOssConfig",
     "Gemma3ForConditionalGeneration": "Gemma3Config",
     "Gemma3": "Gemma3TextConfig",
-    "T5": "T5Config",
+    **{name: f"{name}Config" for name in ("T5", "MT5", "UMT5")},
     "Bert": "BertConfig",
+    **{name: f"{name}Config" for name in ("Roberta", "XLMRoberta", "Camembert", "DistilBert", "ModernBert")},
 }
 
 
@@ -49,7 +50,8 @@ def make(case: Case, folder: Path) -> None:
     """The checkpoint of a case with our values, and what it gives."""
     kind = getattr(transformers, case.architecture)
     model = kind(config(case))
-    if case.fields.get("tie_word_embeddings") is False and hasattr(model, "lm_head"):
+    own = hasattr(getattr(model, "lm_head", None), "weight")
+    if own and case.fields.get("tie_word_embeddings") is False:
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())  # T5 1.1 says one, keeps two
     model.save_pretrained(folder)
     with safe_open(folder / "model.safetensors", "np") as file:

@@ -28,7 +28,7 @@ from lm.model.latent import LatentAttention
 from lm.model.output import Output
 from lm.model.parametrisation import MuP
 from lm.model.parts import FeedForward
-from lm.model.positions import Relative
+from lm.model.positions import Relative, RelativeByLayer
 from lm.model.scaling import Dynamic, Linear, Llama3, LongRoPE, YaRN
 from lm.model.shared_experts import SharedExperts
 from lm.text.pictures import PictureTokens
@@ -121,6 +121,7 @@ def samples() -> dict[str, Any]:
         "LongRoPE": LongRoPE((1.0, 1.5, 2.0, 3.0), (1.0, 2.0, 4.0, 8.0), original_context=8),
         "YaRN": YaRN(4.0, original_context=64, beta_fast=8.0, truncate=False),
         "Relative": Relative(buckets=8, max_distance=16),
+        "RelativeByLayer": RelativeByLayer(buckets=8, max_distance=16),
         "MuP": MuP(4, 6, 1, 1, 4),
         "Adafactor": Adafactor(min_side=4, weight_decay=0.1),
         "WSD": WSD(warmup_steps=2),

@@ -37,7 +37,7 @@ TESTS = {
     "lm/pretrained/gemma.py": DEFAULTS,
     "lm/pretrained/t5.py": DEFAULTS,
     "lm/pretrained/bert.py": ("tests/pretrained/test_halves.py",),
-    "lm/pretrained/model.py": ("tests/pretrained/test_halves.py",) + SCORED,
+    "lm/pretrained/model.py": ("tests/pretrained/test_halves.py",) + SCORED + RECORDED,
     "lm/pretrained/files.py": ("tests/pretrained/test_bad.py",),
     "lm/model/scoring.py": (*KERNELS, "tests/decode/test_mesh.py"),
     "lm/model/flash.py": KERNELS,
@@ -61,7 +61,7 @@ TESTS = {
     "lm/model/inputs.py": of("train/test_loss", "a_document_s_loss_is_its_own"),
     "lm/model/output.py": of("model/test_transformer", "bfloat16_is_close_to_float32")
     + RECORDED
-    + ("tests/model/test_scores.py",),
+    + ("tests/model/test_scores.py", "tests/pretrained/test_labels.py"),
     "lm/model/scaling.py": ("tests/model/test_positions.py",),
     "lm/model/stack.py": of("model/test_transformer", "dropout_of_a_layer_does_not_depend_on_the_pattern")
     + of("inspect/test_look", "layers_of_two_kinds_are_in_their_order", "an_edit_is_of_its_layer_heads_and_positions")
@@ -69,7 +69,7 @@ TESTS = {
     "lm/model/transformer.py": CACHED
     + ("tests/model/test_scores.py",)
     + of("launch/test_imports", "to_declare_an_experiment_starts_no_device"),
-    "lm/model/wiring.py": ("tests/model/test_parts.py",),
+    "lm/model/wiring.py": ("tests/model/test_parts.py",) + RECORDED,
 }
 
 BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
@@ -229,6 +229,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ),
         ("the gradient is not turned back", "(g, cos, -sin, compute)", "(g, cos, sin, compute)"),
         ("ALiBi's slopes begin at 1", "2.0 ** (-8 * (i + 1) / below)", "2.0 ** (-8 * i / below)"),
+        ("padding's rows are positions", "x, positions + self.offset, context", "x, positions, context"),
         ("a token itself is a later key", "jnp.where(distances > 0,", "jnp.where(distances >= 0,"),
     ),
     "lm/model/scaling.py": (
@@ -253,6 +254,9 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("the scale is dropped", "x = x * self.scale", "pass"),
         ("scores are rounded to bfloat16", "x.astype(jnp.float32), kernel", "x, kernel.astype(x.dtype)"),
         ("the first scores are as wide as logits", "fan_in(D + 1)", "fan_in(1)"),
+        ("a score is read on padding", "is_token.sum(1) - 1]", "-1]"),
+        ("padding counts for a mean", "* weights).sum(1) / weights.sum(1)", ").mean(1)"),
+        ("classes have no bias", "(None,)) if self.bias else scores", "(None,)) if 0 else scores"),
     ),
     "lm/model/wiring.py": (
         (
@@ -261,6 +265,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
             'x = x + norm(module, f"{name}_norm", tap(module, OUTPUTS[name], sublayer(x)))',
         ),
         ("Parallel runs in sequence", "OUTPUTS[name], sublayer(y)))", "OUTPUTS[name], sublayer(x)))"),
+        ("a bare attention is not added", 'x + tap(module, OUTPUTS["attention"]', 'tap(module, OUTPUTS["attention"]'),
     ),
     "lm/model/experts.py": (
         ("weights are those of the softmax over all", "top if self.renormalize else logits", "logits"),
@@ -336,8 +341,8 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ),
     ),
     "lm/pretrained/model.py": (
-        ("a score is read on padding", "mask.sum(1) - 1]", "-1]"),
-        ("scores are in the order of lengths", "out[block] =", "out[start : start + BLOCK] ="),
+        ("scores are in the order of lengths", "zip(block, np.asarray(", "zip(range(start, len(rows)), np.asarray("),
+        ("padding counts for RoBERTa's positions", "or self.config.positions.counts_padding", "or 1"),
         ("what is unused is lost", "self.unused if architecture == self.architecture else {}", "{}"),
     ),
     "lm/pretrained/files.py": (

@@ -27,7 +27,6 @@ TESTS = {
         *("a_prompt_without_room_is_refused_before_the_first_step", "loss_gradients_and_accuracy_are_trl_s"),
     ),
     "lm/tune/distill.py": ("tests/tune/test_distill.py",),
-    "lm/pretrained/classifiers.py": ("tests/pretrained/test_scores.py",),
     "lm/tune/reward.py": of(
         "tune/test_reward",
         *("loss_gradient_and_metrics_are_trl_s", "calibration_is_the_distance_of_shares_from_probabilities"),
@@ -129,10 +128,6 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("the score is read all through", '[..., 0] * tokens["ends"]', "[..., 0]"),
         ("an equal pair is right", "(chosen > rejected)", "(chosen >= rejected)"),
         ("confidence is of the chosen side", "sigmoid(jnp.abs(difference))", "sigmoid(difference)"),
-    ),
-    "lm/pretrained/classifiers.py": (
-        ("a config without labels has one", "else count or LABELS", "else count or 1"),
-        ("the names of labels are not read", "len(labels) if labels else", "0 or"),
     ),
     "lm/tune/sft.py": (
         ("every token is learned", "        return Replies()", "        return Pretrain().objective"),

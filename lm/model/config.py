@@ -20,7 +20,7 @@ from lm.model.parametrisation import Parametrisation
 from lm.model.parts import FeedForward, Norm, RMSNorm
 from lm.model.positions import Positions, Rotary
 from lm.model.shared_experts import SharedExperts  # noqa: F401
-from lm.model.wiring import PreNorm, Wiring
+from lm.model.wiring import BareAttention, PreNorm, Wiring
 
 MOST_LAYERS = 1_000_000
 
@@ -38,6 +38,20 @@ class LayerKind:
     def __post_init__(self) -> None:
         check(self)
 
+    def wired(self, model: Wiring) -> Wiring:
+        """The wiring of these layers, of that of the `model`."""
+        return model
+
+
+@dataclass(frozen=True)
+class Rewired(LayerKind):
+    """Layers whose sublayers join the residual stream by a `wiring` of their own."""
+
+    wiring: Wiring = BareAttention()
+
+    def wired(self, model: Wiring) -> Wiring:
+        return self.wiring
+
 
 class Slot(NamedTuple):
     """Layers of one kind, whose parameters are stacked: the `kind` with every part filled in, and their `layers`."""
@@ -47,6 +61,7 @@ class Slot(NamedTuple):
     positions: Positions
     ffn: FeedForward
     layers: range
+    wiring: Wiring
 
 
 @dataclass(frozen=True)
@@ -211,6 +226,7 @@ class ModelConfig:
                 kind.positions or self.positions,
                 kind.ffn or self.ffn,
                 layers,
+                kind.wired(self.wiring),
             )
             for name, (kind, layers) in kinds.items()
         }

@@ -19,12 +19,13 @@ from lm.model.scoring import Mask
 class LayerInputs(NamedTuple):
     """What a layer reads besides the residual stream: the `mask` (its `offset` is the number of tokens in the cache),
     its positions' `table`, the positions' `bias` by distance ([N, M], or [B, N, M] where rows are at different
-    offsets), and the encoder's output."""
+    offsets), the encoder's output, and the `distances` [M] or [B, M] of that bias."""
 
     mask: Mask
     table: tuple[jax.Array, ...] = ()
     bias: jax.Array | None = None
     encoder: EncoderOutput | None = None
+    distances: jax.Array | None = None
 
 
 class Rule(Protocol):
@@ -89,6 +90,11 @@ class Mixer:
     def sizes(self) -> dict[str, tuple[str, int]]:
         """The sizes that a mesh may split: field -> (logical axis, size)."""
         return {}
+
+    @property
+    def query_heads(self) -> int:
+        """N, the heads that a bias by distance is of; 0: none."""
+        return self.sizes().get("heads", ("", 0))[1]
 
     @property
     def rotary_dim(self) -> int:

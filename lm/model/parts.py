@@ -130,6 +130,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),  # its tanh approximation, as GPT-2 has it
     "silu": jax.nn.silu,  # 1702.03118
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # the gelu's sigmoid approximation, also in 1606.08415
+    "tanh": jnp.tanh,  # BERT's pooler (1810.04805)
 }
 
 

@@ -25,10 +25,12 @@ from lm.model.scaling import Scaling
 @dataclass(frozen=True)
 class Positions:
     """No positional encoding; the base class and contract of all. `endless`: it says something of any position, below
-    the model's context or not; `biased`: it has a `bias`; `by_call`: it depends on the last position of a call."""
+    the model's context or not; `biased`: it has a bias; `by_call`: it depends on the last position of a call;
+    `counts_padding`: padding on the left moves a text's positions, as transformers has it of most models."""
 
     endless: ClassVar[bool] = True
     biased: ClassVar[bool] = False
+    counts_padding: ClassVar[bool] = True
 
     @property
     def by_call(self) -> bool:
@@ -47,10 +49,17 @@ class Positions:
         return x
 
     def bias(self, module: nn.Module, distances: jax.Array, heads: int, causal: bool) -> jax.Array | None:
-        """What to add to the logits at `distances` [M], key less query in tokens: float32 [N, M], or None for nothing.
+        """What to add to the logits at `distances` [M], key less query in tokens: float32 [N, M], or None for nothing;
+        of [B, M], [B, N, M].
 
         Called once a stack: the layers share it."""
         return None
+
+    def layer_bias(
+        self, module: nn.Module, shared: jax.Array | None, distances: jax.Array | None, heads: int, causal: bool
+    ) -> jax.Array | None:
+        """The bias of one layer, the `module`, of that which all share: as `bias` has it."""
+        return shared
 
     def check(self, head_dim: int) -> None:
         """Raise ValueError where this encoding cannot serve heads of that size."""
@@ -67,6 +76,19 @@ class Learned(Positions):
     def embed(self, module: nn.Module, x: jax.Array, positions: jax.Array, context: int) -> jax.Array:
         table = param(module, "positions", (context, x.shape[-1]), (None, "embed"), normal(self.init_scale))
         return x + look_up(table, positions, x.dtype)
+
+
+@dataclass(frozen=True)
+class LearnedAfter(Learned):
+    """Trained vectors of which the first `offset` are of no position: padding, which counts for none, has the last of
+    them (RoBERTa, 1907.11692, whose padding is token 1)."""
+
+    offset: Count = 2
+
+    counts_padding: ClassVar[bool] = False
+
+    def embed(self, module: nn.Module, x: jax.Array, positions: jax.Array, context: int) -> jax.Array:
+        return super().embed(module, x, positions + self.offset, context + self.offset)
 
 
 @dataclass(frozen=True)
@@ -197,7 +219,7 @@ class Relative(Positions):
         side = self.buckets if causal else self.buckets // 2
         back = jnp.asarray(self._bucket_of(side))[jnp.clip(jnp.abs(distances), 0, self.max_distance)]
         ahead = jnp.where(distances > 0, 0 if causal else back + side, back)
-        return table[ahead].T
+        return jnp.moveaxis(table[ahead], -1, -2)
 
     def _bucket_of(self, side: int) -> np.ndarray:
         """The bucket of each distance from 0 to `max_distance`, of `side` buckets; in float32, as it was published."""
@@ -208,3 +230,17 @@ class Relative(Positions):
         return np.where(
             np.arange(self.max_distance + 1) < exact, np.arange(self.max_distance + 1), np.minimum(wide, side - 1)
         )
+
+
+@dataclass(frozen=True)
+class RelativeByLayer(Relative):
+    """`Relative` with a table in every layer (umT5, 2304.09151)."""
+
+    def bias(self, module: nn.Module, distances: jax.Array, heads: int, causal: bool) -> jax.Array | None:
+        return None
+
+    def layer_bias(
+        self, module: nn.Module, shared: jax.Array | None, distances: jax.Array | None, heads: int, causal: bool
+    ) -> jax.Array | None:
+        assert distances is not None
+        return super().bias(module, distances, heads, causal)

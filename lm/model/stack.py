@@ -54,21 +54,22 @@ def remat_policy(compute: Compute) -> Any:
 
 class Shared(NamedTuple):
     """What all layers of a stack share: the mask, each slot's table of positions, the bias by distance, the encoder's
-    output."""
+    output, the distances of a bias (LayerInputs)."""
 
     mask: Mask
     tables: dict[str, tuple[jax.Array, ...]]
     bias: jax.Array | None = None
     encoder: EncoderOutput | None = None
+    distances: jax.Array | None = None
 
     def of(self, name: str, slot: Slot) -> LayerInputs:
         """What a layer of the slot `name` reads of it."""
-        return LayerInputs(replace(self.mask, window=slot.window), self.tables[name], self.bias, self.encoder)
+        return LayerInputs(replace(self.mask, window=slot.window), self.tables[name], *self[2:])
 
 
 class Layer(nn.Module):
-    """One layer: its mixer, in a decoder with an encoder also cross-attention, and feed-forward, joined as `cfg.wiring`
-    says."""
+    """One layer: its mixer, in a decoder with an encoder also cross-attention, and feed-forward, joined as the slot's
+    wiring says."""
 
     cfg: ModelConfig
     slot: Slot
@@ -78,6 +79,8 @@ class Layer(nn.Module):
     def __call__(self, x: jax.Array, inputs: LayerInputs, cache: Any) -> tuple[jax.Array, Any]:
         cfg, slot, compute = self.cfg, self.slot, self.compute
         x = tap(self, "resid_pre", x)
+        bias = slot.positions.layer_bias(self, inputs.bias, inputs.distances, slot.mixer.query_heads, cfg.causal)
+        inputs = inputs._replace(bias=bias)
 
         def mix(h: jax.Array) -> jax.Array:
             nonlocal cache
@@ -95,7 +98,7 @@ class Layer(nn.Module):
             return dropout(self, constrain_residual(y, compute), cfg.dropout)
 
         crossing = {"cross": cross} if inputs.encoder is not None else {}
-        x = cfg.wiring(self, cfg.norm, x, {"attention": mix, **crossing, "ffn": feed})
+        x = slot.wiring(self, cfg.norm, x, {"attention": mix, **crossing, "ffn": feed})
         return constrain_residual(x, compute), cache
 
 
@@ -117,7 +120,7 @@ class Stack:
         cfg, x = self.cfg, jnp.zeros((1, 1, self.cfg.width), dtype)
         seen = jnp.zeros((1, 1, cfg.encoder_config.width), dtype) if cfg.has_encoder else None
         encoder = None if seen is None else EncoderOutput(seen, Mask(causal=False))
-        shared = Shared(Mask(), self.tables(jnp.zeros((1, 1), jnp.int32)), None, encoder)
+        shared = Shared(Mask(), self.tables(jnp.zeros((1, 1), jnp.int32)), None, encoder, jnp.zeros(1, jnp.int32))
 
         def born(name: str, slot: Slot) -> Any:
             layer, inputs = Layer(cfg, slot, self.compute), shared.of(name, slot)

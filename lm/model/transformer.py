@@ -75,8 +75,7 @@ class Distances(nn.Module):
 
     @nn.compact
     def __call__(self, distances: jax.Array) -> jax.Array | None:
-        heads = self.cfg.attention.sizes().get("heads", ("", 0))[1]
-        return self.cfg.positions.bias(self, distances, heads, self.cfg.causal)
+        return self.cfg.positions.bias(self, distances, self.cfg.attention.query_heads, self.cfg.causal)
 
 
 class Head(nn.Module):
@@ -105,13 +104,16 @@ class NextSentence(nn.Module):
 
 
 class Scores(nn.Module):
-    """The residual stream [..., D] of some tokens -> their float32 scores [..., n]; its norm is the head's."""
+    """The residual stream [..., D] of some tokens -> their float32 scores [..., n]; with `is_token` [B, T], that of
+    texts [B, T, D] -> theirs. Its norm is the head's."""
 
     cfg: ModelConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.cfg.output.token_scores(self, self.cfg.wiring.final(self, self.cfg.norm, x))
+    def __call__(self, x: jax.Array, is_token: jax.Array | None = None) -> jax.Array:
+        x = self.cfg.wiring.final(self, self.cfg.norm, x)
+        x = x if is_token is None else self.cfg.output.pool(x, is_token)
+        return self.cfg.output.token_scores(self, x, self.cfg.norm)
 
 
 class Final(nn.Module):
@@ -318,15 +320,16 @@ class Transformer:
         x = embedding.apply({"params": stem}, inputs.tokens, positions, inputs.token_types, soft, rngs=rngs)
         table = {name: distances[name] for name in distances if name != "layers"}
 
-        def bias(offset: jax.Array | int) -> Any:
-            away = jnp.arange(1 - T, T if cache is None or fresh else cache.size) - offset
-            return Distances(cfg).apply({"params": table}, away)
+        def keys_away(offset: jax.Array | int) -> jax.Array:
+            return jnp.arange(1 - T, T if cache is None or fresh else cache.size) - offset
 
-        by_distance = None
+        away = by_distance = None
         if cfg.positions.biased:
-            by_distance = bias(offset) if fresh else jax.vmap(bias)(jnp.broadcast_to(offset, (B,)))
-        shared = Shared(inputs.mask(cfg.causal, offset), Stack(cfg, self.compute).tables(positions), by_distance)
-        return cast(jax.Array, x), shared
+            away = keys_away(offset) if fresh else jax.vmap(keys_away)(jnp.broadcast_to(offset, (B,)))
+            bias = partial(Distances(cfg).apply, {"params": table})
+            by_distance = cast(Any, bias(away) if fresh else jax.vmap(bias)(away))
+        tables = Stack(cfg, self.compute).tables(positions)
+        return cast(jax.Array, x), Shared(inputs.mask(cfg.causal, offset), tables, by_distance, None, away)
 
     def logits(self, params: Params, x: jax.Array) -> jax.Array:
         """Float32 logits [B, T, V] of the residual stream x [B, T, D]; reads `head` and the embedding alone."""
@@ -341,12 +344,13 @@ class Transformer:
             raise ValueError("this model has no output for the next sentence: set model.output.next_sentence=True")
         return cast(jax.Array, NextSentence(self.cfg, self.compute).apply({"params": params["head"]}, x[:, :1]))
 
-    def scores(self, params: Params, x: jax.Array) -> jax.Array:
-        """Float32 scores [..., n] of the residual stream x [..., D] of some tokens; reads `head` alone. Raises
-        ValueError where the output has none."""
+    def scores(self, params: Params, x: jax.Array, is_token: jax.Array | None = None) -> jax.Array:
+        """Float32 scores [..., n] of the residual stream x [..., D] of some tokens; with `is_token` [B, T], those of
+        texts x [B, T, D] as the output pools them (lm/model/output.py). Reads `head` alone. Raises ValueError where the
+        output has none."""
         if not self.cfg.output.scores:
             raise ValueError("this model has no output of scores: set model.output.scores=1")
-        return cast(jax.Array, Scores(self.cfg).apply({"params": params["head"]}, x))
+        return cast(jax.Array, Scores(self.cfg).apply({"params": params["head"]}, x, is_token))
 
     def __call__(self, params: Params, inputs: Inputs | jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Float32 logits [B, T, V] of inputs [B, T]; arguments as in `hidden`."""

@@ -79,6 +79,17 @@ class ReorderedNorm(Wiring):
 
 
 @dataclass(frozen=True)
+class BareAttention(Wiring):
+    """`PreNorm` in a layer whose attention reads x as it is: the first one, where the embedding is normalised already
+    (ModernBERT, 2412.13663)."""
+
+    def __call__(self, module: nn.Module, norm: Norm, x: jax.Array, sublayers: Mapping[str, Sublayer]) -> jax.Array:
+        attention, *others = sublayers.items()
+        x = tap(module, AFTER["attention"], x + tap(module, OUTPUTS["attention"], attention[1](x)))
+        return PreNorm()(module, norm, x, dict(others))
+
+
+@dataclass(frozen=True)
 class PostNorm(Wiring):
     """norm(x + f(x)), and nothing after the last layer (1706.03762, BERT)."""
 

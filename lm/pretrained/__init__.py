@@ -8,8 +8,9 @@
 published.py     a published model before it is loaded; runs.py a run's
 model.py         a loaded model; save.py exports it, score.py evaluates it on a text, fill.py fills gaps with it
 checkpoint.py    a checkpoint, opened but not loaded; placement.py loads it onto devices, shard by shard
-rows.py          the mapping from their tensors to ours; tables in llama.py, gemma.py, gpt2.py, t5.py, bert.py
-architecture.py  what a table belongs to; classifiers.py those of sequences; known.py lists them
+rows.py          the mapping from their tensors to ours; tables in llama.py, gemma.py, gpt2.py, t5.py, bert.py, ...
+architecture.py  what a table belongs to; classifiers.py those of classes; known.py lists them
+classify.py      texts under a model of scores; labels.py what scores are called, passes.py compiled batches
 fields.py        strict reading of config.json; rope.py its rotary part
 peft.py          adapters in PEFT's layout, read; peft_save.py writes those of a run
 files.py         safetensors; gguf.py GGUF, which gguf_save.py writes

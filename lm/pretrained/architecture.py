@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lm.model.attention import Attention
-from lm.model.config import LayerKind, ModelConfig, Slot
+from lm.model.config import LayerKind, ModelConfig, Rewired, Slot
 from lm.model.experts import Experts
 from lm.model.mixer import Mixer
 from lm.model.parts import ACTIVATIONS
@@ -25,6 +25,7 @@ ACTIVATION = {
     "gelu_fast": "gelu_tanh",
     "relu": "relu",
     "quick_gelu": "quick_gelu",
+    "tanh": "tanh",
 }
 OURS = {ours: theirs for theirs, ours in reversed(ACTIVATION.items())}
 assert set(OURS) == set(ACTIVATIONS)
@@ -83,7 +84,7 @@ def canonical(cfg: ModelConfig) -> ModelConfig:
 
     def kind(slot: Slot) -> LayerKind:
         own = positions if slot.positions == cfg.positions else slot.positions
-        return LayerKind(slot.window, _canonical_mixer(slot.mixer), own, _canonical_ffn(slot.ffn))
+        return Rewired(slot.window, _canonical_mixer(slot.mixer), own, _canonical_ffn(slot.ffn), slot.wiring)
 
     return replace(
         cfg,

@@ -272,6 +272,8 @@ T5 = dict(
     is_encoder_decoder=True,
     is_decoder=False,
 )
+UMT5 = T5 | dict(vocab_size=250112, d_ff=1024, num_layers=8, num_heads=6, feed_forward_proj="gated-gelu")
+MT5 = UMT5 | dict(tie_word_embeddings=True)
 
 BERT = dict(
     vocab_size=30522,
@@ -283,5 +285,41 @@ BERT = dict(
     max_position_embeddings=512,
     type_vocab_size=2,
     layer_norm_eps=1e-12,
+    tie_word_embeddings=True,
+)
+XLM_ROBERTA = BERT | dict(pad_token_id=Nullable(1))
+ROBERTA = XLM_ROBERTA | dict(vocab_size=50265)
+DISTILBERT = dict(
+    vocab_size=30522,
+    max_position_embeddings=512,
+    n_layers=6,
+    n_heads=12,
+    dim=768,
+    hidden_dim=3072,
+    activation="gelu",
+    tie_word_embeddings=True,
+)
+MODERNBERT = dict(
+    vocab_size=50368,
+    hidden_size=768,
+    intermediate_size=1152,
+    num_hidden_layers=22,
+    num_attention_heads=12,
+    hidden_activation="gelu",
+    max_position_embeddings=8192,
+    norm_eps=1e-5,
+    norm_bias=False,
+    attention_bias=False,
+    mlp_bias=False,
+    decoder_bias=True,
+    layer_types=Nullable(),
+    rope_parameters=Nullable(),
+    rope_scaling=Nullable(),
+    global_rope_theta=160000.0,
+    local_rope_theta=10000.0,
+    local_attention=128,
+    classifier_pooling="cls",
+    classifier_activation="gelu",
+    classifier_bias=False,
     tie_word_embeddings=True,
 )

@@ -31,6 +31,9 @@ NAMES = """
     summary_first_dropout summary_proj_to_labels summary_type summary_use_proj suppress_tokens swa_window
     task_specific_params temperature tf_legacy_loss tie_encoder_decoder tie_last_hidden_states tokenizer_class top_k
     top_p torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache
+    deterministic_flash_attn dropout embedding_dropout initializer_cutoff_factor mlp_dropout qa_dropout
+    reference_compile repad_logits_with_grad seq_classif_dropout sinusoidal_pos_embds sparse_pred_ignore_index
+    sparse_prediction tie_weights_
 """
 INERT = frozenset(NAMES.split())
 # Fields of any architecture that may be there with the one value that changes nothing.

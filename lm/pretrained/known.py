@@ -7,7 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from lm.model.config import ModelConfig
-from lm.pretrained import bert, deepseek, gemma, gpt2, llama, phi3, qwen_moe, relatives, t5
+from lm.pretrained import (
+    bert,
+    deepseek,
+    distilbert,
+    gemma,
+    gpt2,
+    llama,
+    modernbert,
+    phi3,
+    qwen_moe,
+    relatives,
+    roberta,
+    t5,
+)
 from lm.pretrained.architecture import Architecture
 from lm.pretrained.classifiers import bare, classifier
 
@@ -34,6 +47,10 @@ HEADLESS = tuple(
         (llama.QWEN3, "Qwen3"),
     )
 ) + (gemma.STATES,)
+# of encoders: classes of a text, of its tokens
+HEADS = tuple(
+    head for family in (bert, roberta, distilbert, modernbert) for head in (family.SEQUENCES, family.TOKENS)
+) + (*roberta.XLM[2:], *roberta.CAMEMBERT[2:])
 # of several that can express a model, the first is written
 ARCHITECTURES = (
     gpt2.GPT2,
@@ -53,6 +70,11 @@ ARCHITECTURES = (
     bert.MASKED,
     bert.BOTH,
     bert.BARE,
+    *(roberta.MASKED, roberta.BARE),
+    *(distilbert.MASKED, distilbert.BARE),
+    *(modernbert.MASKED, modernbert.BARE),
+    *(t5.MT5, t5.UMT5, *t5.ENCODERS),
+    *(*roberta.XLM[:2], *roberta.CAMEMBERT[:2]),
     *CLASSIFIERS,
     relatives.OLMO2,
     relatives.OLMO3,
@@ -63,6 +85,7 @@ ARCHITECTURES = (
     qwen_moe.QWEN2_MOE,
     deepseek.DEEPSEEK_V3,
     *HEADLESS,
+    *HEADS,
 )
 BY_NAME = {a.name: a for a in ARCHITECTURES}
 

@@ -21,13 +21,13 @@ from lm.decode.speculative import Acceptance, Drafter, DraftModel
 from lm.decode.speculative import stream as speculate
 from lm.model.config import ModelConfig
 from lm.model.inputs import Inputs
-from lm.model.output import NoOutput
 from lm.model.transformer import Params, Transformer
-from lm.pretrained import files, gguf_save
+from lm.pretrained import files, gguf_save, passes
 from lm.pretrained import save as saving
 from lm.pretrained.architecture import Architecture
 from lm.pretrained.arrays import BLOCK, as_integers, checked_like, padded
 from lm.pretrained.known import architecture_for
+from lm.pretrained.labels import Labels
 from lm.pretrained.seeing import check_marks, eyes_of, look_at
 from lm.text.stop import StopStrings
 from lm.text.tokenizer import Tokenizer
@@ -51,6 +51,7 @@ class Pretrained:
       prefix: whether it reads a prompt in both directions (a run under PrefixLM).
       markers: names, in a text, of ids beyond the tokenizer's that stand for gaps (a run's [MASK] or <extra_id_0>).
       weights: by which it decodes, float32, bfloat16 or int8 (lm/decode/layout.py); logits are those of `params`.
+      labels: what its scores mean, of a published model.
       unused: tensors of a published model that its class has and ours does not use (BertModel's pooler), by their name
         there: `save` writes them back, and the files `kept` of its directory's tokenizer.
       summary: what was read, in a line.
@@ -69,6 +70,7 @@ class Pretrained:
     weights: str = "float32"
     kept: Mapping[str, Path] = field(default_factory=dict)
     summary: str = ""
+    labels: Labels = Labels()
 
     def logits(
         self,
@@ -81,7 +83,7 @@ class Pretrained:
         """Token ids [B, T] -> float32 logits [B, T, V]; of an encoder without an output, its hidden states [B, T, D].
         Arguments and errors as `inputs` has them."""
         given = self.inputs(input_ids, attention_mask, decoder_input_ids, token_type_ids, images)
-        return _logits(self.model, self.params, given)
+        return passes.logits(self.model, self.params, given)
 
     def inputs(
         self,
@@ -96,7 +98,7 @@ class Pretrained:
         Args:
           input_ids: [B, T], read by the encoder where there is one.
           attention_mask: [B, T], 0 for padding, on either side, whose results are undefined. Positions count from the
-            left, padding included, as in transformers.
+            left, padding included, as in transformers (RoBERTa's without it).
           decoder_input_ids: [B, T], whose logits an encoder-decoder returns.
           token_type_ids: [B, T], of a model that has token types.
           images: [B, M, size, size, 3] of uint8, the pictures of each row (`look_at` reads files); the ids have the
@@ -119,12 +121,19 @@ class Pretrained:
             if images is not None:
                 check_marks(ids.tolist(), images, self.config, "row", exact=False)
                 blocks = (np.ones_like(ids) if segments is None else segments) if self.prefix else None
-            return self._inputs(ids, segments=segments, token_types=types, images=images, blocks=blocks)
+            more = dict(positions=self._positions(segments), images=images, blocks=blocks)
+            return self._inputs(ids, segments=segments, token_types=types, **more)
         if decoder_input_ids is None:
             raise ValueError("this model has an encoder and a decoder: give decoder_input_ids too")
         segments = np.ones_like(ids) if segments is None else segments
         encoder = Inputs(jnp.asarray(ids), segments=jnp.asarray(segments))
         return self._inputs(self._checked("decoder ids", decoder_input_ids), encoder=encoder)
+
+    def _positions(self, mask: np.ndarray | None) -> np.ndarray | None:
+        """The positions of texts [B, T], 0 in the mask for padding; None where they are those in the row."""
+        if mask is None or self.config.positions.counts_padding:
+            return None
+        return np.maximum(np.cumsum(mask, axis=1) - 1, 0).astype(np.int32)
 
     def _inputs(self, tokens: np.ndarray, **others: Any) -> Inputs:
         return jax.tree.map(jnp.asarray, Inputs(tokens, **others))  # type: ignore[arg-type]
@@ -150,14 +159,15 @@ class Pretrained:
         rows = [ids if len(ids) <= most else [*ids[: most - 1], ids[-1]] for ids in rows]
         vectors = [np.zeros((0, self.config.width), np.float32)]
         for start in range(0, len(rows), BLOCK):
-            vectors.append(np.asarray(_mean(self.model, self.params, *padded(rows[start : start + BLOCK], most))))
+            block = padded(rows[start : start + BLOCK], most)
+            vectors.append(np.asarray(passes.mean(self.model, self.params, *block)))
         return np.concatenate(vectors)
 
     def embedder(self, rows: int, width: int) -> Callable[[np.ndarray, np.ndarray], jax.Array]:
         """What `embed` computes, compiled for ids [rows, width] and their mask (0: padding), both int32: float32
         [rows, D]."""
         ids = jax.ShapeDtypeStruct((rows, width), jnp.int32)
-        return partial(_mean.lower(self.model, self.params, ids, ids).compile(), self.params)
+        return partial(passes.mean.lower(self.model, self.params, ids, ids).compile(), self.params)
 
     def score(self, texts: Sequence[str | Sequence[Any] | Mapping[str, Any]]) -> np.ndarray:
         """The scores of texts, of conversations (lists of messages), or of records with `prompt` and `completion`, each
@@ -167,7 +177,7 @@ class Pretrained:
         Raises ValueError as `score_ids`, where one is no text or conversation, and where there is no tokenizer."""
         if isinstance(texts, str | Mapping):
             raise ValueError("score takes a list of texts: give [text]")
-        tokenizer = self._tokenizer()
+        tokenizer = self.checked_tokenizer()
         rows = list[list[int]]()
         for i, text in enumerate(texts):
             try:
@@ -176,30 +186,47 @@ class Pretrained:
                 raise ValueError(f"text {i}: {error}") from None
         return self.score_ids(rows)
 
-    def score_ids(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
-        """The scores of rows of ids, each at the row's last token: float32 [B], or [B, n].
+    def score_ids(self, rows: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None) -> np.ndarray:
+        """The scores of rows of ids, read where the output says (a decoder's at the last token): float32 [B], or
+        [B, n]. `types` are their token types.
 
-        Raises ValueError for a model without scores, and for rows that are empty or longer than the context."""
-        n, most = self.config.output.scores, self.config.context
-        if not n:
-            raise ValueError("this model has no scores: expected a reward model, trained by Reward()")
+        Raises ValueError for a model without scores of texts, and for rows that are empty or longer than the context.
+        """
+        if self.config.output.of_tokens:
+            raise ValueError("this model has scores of tokens, and none of a text: see lm.pretrained.classify")
+        n = self.config.output.scores
+        out = np.stack([np.zeros(n, np.float32), *self.scores_of_ids(rows, types)])[1:]
+        return out if n > 1 else out[:, 0]
+
+    def scores_of_ids(
+        self, rows: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None
+    ) -> list[np.ndarray]:
+        """The scores of each row of ids, float32 [n], or those of its tokens, [T, n]; arguments and errors as
+        `score_ids`."""
+        most, each = self.config.context, self.config.output.of_tokens
+        if not self.config.output.scores:
+            raise ValueError("this model has no scores: expected a reward model, trained by Reward(), or a classifier")
         for i, row in enumerate(rows):
             if not 0 < len(row) <= most:
                 raise ValueError(f"text {i} has {len(row):,} tokens: expected 1 to {most:,}, the model's context")
-        out = np.zeros((len(rows), n), np.float32)
-        by_length = np.argsort([len(row) for row in rows], kind="stable")  # so that little is padding
+        out: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
+        by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # so that little is padding
         for start in range(0, len(rows), BLOCK):
             block = by_length[start : start + BLOCK]
             ids, mask = padded([rows[i] for i in block], most)
-            out[block] = _scores(self.model, self.params, self._checked("token ids", ids), mask)
-        return out if n > 1 else out[:, 0]
+            kinds = None if types is None else padded([types[i] for i in block], most)[0]
+            found = passes.scores(self.model, self.params, self.inputs(ids, mask, token_type_ids=kinds))
+            for i, scores in zip(block, np.asarray(found), strict=True):
+                out[i] = scores[: len(rows[i])] if each else scores
+        return out
 
     def encode(self, prompt: str) -> list[int]:
         """The ids of a prompt with the control ids that the model expects (bos, [CLS] and [SEP], ...). Raises
         ValueError where there is no tokenizer."""
-        return self._tokenizer().encode_prompt(prompt)
+        return self.checked_tokenizer().encode_prompt(prompt)
 
-    def _tokenizer(self) -> Tokenizer:
+    def checked_tokenizer(self) -> Tokenizer:
+        """Its tokenizer. Raises ValueError where there is none."""
         if self.tokenizer is None:
             raise ValueError("this model came without a tokenizer: give token ids, or a directory that has one")
         return self.tokenizer
@@ -247,7 +274,7 @@ class Pretrained:
         Raises:
           ValueError: as `stream_ids` and StopStrings, and where there is no tokenizer.
         """
-        tokenizer = self._tokenizer()
+        tokenizer = self.checked_tokenizer()
         read, pixels = self.encode(prompt), None
         if images:
             read = picture_tokens(eyes_of(self.config)).encode(prompt, len(images), tokenizer)
@@ -309,7 +336,7 @@ class Pretrained:
         """The drafter that `draft` is for this model, `tokens` at a time; with its parameters, `draft.params`.
 
         Raises ValueError where the two have other tokens."""
-        own, other = self._tokenizer(), draft._tokenizer()
+        own, other = self.checked_tokenizer(), draft.checked_tokenizer()
         if list(own.table) != list(other.table) or own.controls != other.controls:
             raise ValueError("the draft model has another vocabulary: a draft needs the model's own tokens")
         return DraftModel(draft.model, tokens)
@@ -320,7 +347,7 @@ class Pretrained:
         """The best continuations of `prompt` by beam search, and their scores: `how.n`, best first.
 
         Raises ValueError as `beam_search_ids`, and where there is no tokenizer."""
-        tokenizer, prompts = self._tokenizer(), [self.encode(prompt)]
+        tokenizer, prompts = self.checked_tokenizer(), [self.encode(prompt)]
         (found,) = self.beam_search_ids(prompts, max_new_tokens, how, min(tokenizer.vocab_size, self.config.vocab))
         return [(tokenizer.decode(ids), score) for ids, score in found]
 
@@ -399,7 +426,7 @@ class Pretrained:
             ids["eos_token_id"] = list(stops) if stops[1:] else stops[0]
         if self.config.has_encoder:
             ids["decoder_start_token_id"] = self.decoder_start
-        more = self.unused if architecture == self.architecture else {}, self.kept
+        more = self.unused if architecture == self.architecture else {}, self.kept, self.labels.fields()
         saving.save(Path(directory), architecture, cfg, self.params, self.tokenizer, ids, shard_bytes, *more)
 
     def save_gguf(self, file: str | Path, type: str = "f32") -> list[str]:
@@ -418,27 +445,3 @@ class Pretrained:
           ValueError: for a model or a tokenizer that llama.cpp cannot express.
         """
         return gguf_save.save(Path(file), self.config.scaled, self.params, self.tokenizer, self.stop_ids, type)
-
-
-@partial(jax.jit, static_argnums=0)
-def _logits(model: Transformer, params: Params, inputs: Inputs) -> jax.Array:
-    return model(params, inputs)
-
-
-@partial(jax.jit, static_argnums=0)
-def _scores(model: Transformer, params: Params, ids: Any, mask: Any) -> jax.Array:
-    """Float32 [B, n] at the last token of each row of ids [B, T], padded on the right where `mask` is 0."""
-    x = model.hidden(params, Inputs(ids, segments=mask)).x
-    return model.scores(params, x[jnp.arange(len(ids)), mask.sum(1) - 1])
-
-
-@partial(jax.jit, static_argnums=0)
-def _mean(model: Transformer, params: Params, ids: Any, mask: Any) -> jax.Array:
-    inputs = Inputs(ids, segments=mask)
-    if model.cfg.has_encoder:
-        x = model.encode(params, inputs)
-    else:
-        states = replace(model, cfg=replace(model.cfg, output=NoOutput(), tied=True))  # their last norm is the head's
-        x = states.logits(params, model.hidden(params, inputs).x)
-    weights = mask[..., None].astype(jnp.float32)
-    return (x.astype(jnp.float32) * weights).sum(1) / weights.sum(1)

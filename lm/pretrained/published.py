@@ -1,7 +1,6 @@
 """A published model before it is loaded: a Hugging Face directory or a GGUF file."""
 
 import hashlib
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,15 @@ from jax.sharding import Mesh
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig
 from lm.model.transformer import Params, Transformer
+from lm.pretrained import labels
 from lm.pretrained.checkpoint import Checkpoint, open_checkpoint
-from lm.pretrained.fields import read_json
+from lm.pretrained.fields import Fields, read_json
+from lm.pretrained.labels import Labels
 from lm.pretrained.model import IDS, Pretrained
 from lm.pretrained.placement import place_params
 from lm.pretrained.save import SUFFIXES
 from lm.sharding.rules import Layout
-from lm.text.files import TEKKEN, TEKKEN_CURE, from_directory, tokenizer_files
+from lm.text.files import from_directory, tokenizer_files
 from lm.text.gguf import NO_VOCABULARY, from_gguf
 from lm.text.tokenizer import Tokenizer
 
@@ -47,6 +48,12 @@ class Published:
     def ids(self) -> dict[str, Any]:
         """The token ids of its config files."""
         return _ids(self.path, self.checkpoint)
+
+    def labels(self) -> Labels:
+        """What its scores mean; no labels where it has none."""
+        if not self.config.output.scores:
+            return Labels()
+        return labels.read(Fields(self.checkpoint.metadata, self.path / "config.json"))
 
     def fingerprint(self) -> str:
         """16 hex digits of a hash of its files' names and content."""
@@ -78,8 +85,8 @@ class Published:
         params = place_params(checkpoint, self._model("float32"), mesh)
         known = checkpoint.architecture, ids
         unused, kept = checkpoint.unused(), tokenizer_files(self.path)
-        prefix = self.config.vision is not None and self.config.vision.prefix
-        about: dict[str, Any] = dict(unused=unused, prefix=prefix, kept=kept)
+        about: dict[str, Any] = dict(unused=unused, kept=kept, labels=self.labels())
+        about["prefix"] = self.config.vision is not None and self.config.vision.prefix
         about["summary"] = f"{checkpoint.summary()}; computed in {dtype}"
         return Pretrained(self.config, params, tokenizer, self._model(dtype), 0, *known, **about)
 
@@ -90,8 +97,6 @@ def _tokenizer(path: Path, checkpoint: Checkpoint) -> Tokenizer | None:
     else:
         named = checkpoint.metadata.get("tokenizer.ggml.model") not in (None, *NO_VOCABULARY)
         tokenizer = from_gguf(checkpoint.metadata) if named else None
-    if tokenizer is None and (path / TEKKEN).is_file():
-        warnings.warn(f"{path} is loaded without a tokenizer: {TEKKEN_CURE}", stacklevel=5)
     if tokenizer is None:
         return None
     vocab, embedding = checkpoint.cfg.vocab, checkpoint.tensors[0].name

@@ -34,6 +34,7 @@ def save(
     shard_bytes: int = files.SHARD_BYTES,
     unused: Mapping[str, np.ndarray] = MappingProxyType({}),
     kept: Mapping[str, Path] = MappingProxyType({}),
+    labels: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write a model directory atomically.
 
@@ -47,6 +48,7 @@ def save(
       shard_bytes: the most of one safetensors file.
       unused: further tensors of the architecture, which the model does not use.
       kept: files of the tokenizer in other forms than those that it writes, by name.
+      labels: further fields of config.json, what its scores mean.
 
     Raises:
       ValueError: where `folder` holds something other than a model, or the tokenizer cannot be exported.
@@ -55,7 +57,7 @@ def save(
     content = {name: file.read_bytes() for name, file in kept.items() if file.is_file()}
     content |= {} if tokenizer is None else {**tokenizer.hugging_face_files(), **tokenizer.given_template()}
     names = {"architectures": [architecture.name], "model_type": architecture.model_type}
-    content["config.json"] = _json({**names, **architecture.write(cfg), **ids, "dtype": "float32"})
+    content["config.json"] = _json({**names, **architecture.write(cfg), **labels, **ids, "dtype": "float32"})
     content["generation_config.json"] = _json({"_from_model_config": True, **ids})
     _check_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,17 +1,21 @@
-"""T5 1.0 and 1.1: an encoder and a decoder, whose first layers have the tables of relative positions."""
+"""T5 1.0 and 1.1, mT5 (2010.11934) and umT5 (2304.09151): an encoder and a decoder, whose first layers have the tables
+of relative positions (umT5: all layers); or the encoder alone."""
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from lm.model.config import ModelConfig
 from lm.model.families import t5
-from lm.model.output import Output
+from lm.model.output import NoOutput, Output
 from lm.model.parts import FeedForward, RMSNorm
-from lm.model.positions import Relative
+from lm.model.positions import Relative, RelativeByLayer
 from lm.pretrained import defaults
 from lm.pretrained.architecture import ACTIVATION, Architecture, attention_of, linear, read_sizes, require, same
 from lm.pretrained.fields import Fields
 from lm.pretrained.rows import Row
 
+TABLE = "relative_attention_bias.weight"
 SIZES = dict(vocab="vocab_size", width="d_model", heads="num_heads", head_dim="d_kv", mlp="d_ff")
 
 
@@ -29,6 +33,7 @@ def _stack(ours: str, theirs: str, ffn: int, gated: bool) -> list[Row]:
     at, dense = f"{theirs}.block.{{i}}.layer", f"{theirs}.block.{{i}}.layer.{ffn}.DenseReluDense"
     wi = {"gate": "wi_0", "up": "wi_1"} if gated else {"up": "wi"}
     return [
+        same(f"{ours}/relative", f"{at}.0.SelfAttention.{TABLE}"),
         same(f"{ours}/attention_norm_scale", f"{at}.0.layer_norm.weight"),
         *_attention(ours, f"{at}.0.SelfAttention"),
         same(f"{ours}/ffn_norm_scale", f"{at}.{ffn}.layer_norm.weight"),
@@ -39,7 +44,7 @@ def _stack(ours: str, theirs: str, ffn: int, gated: bool) -> list[Row]:
 
 def rows(cfg: ModelConfig) -> list[Row]:
     """The table of T5, gated (1.1) or not."""
-    gated, table = cfg.ffn.gated, "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    gated, table = cfg.ffn.gated, f"block.0.layer.0.SelfAttention.{TABLE}"
     return [
         same("stem/tokens", "shared.weight"),
         same("encoder/relative", f"encoder.{table}"),
@@ -54,33 +59,81 @@ def rows(cfg: ModelConfig) -> list[Row]:
     ]
 
 
-def read(fields: Fields) -> ModelConfig:
-    """T5's config.json. Raises ValueError for a field that is not supported."""
-    known, encoder_layers = read_sizes(fields, SIZES), fields.integer("num_layers")
+def encoder_rows(cfg: ModelConfig) -> list[Row]:
+    """The table of the encoder alone."""
+    return [
+        same("stem/tokens", "shared.weight"),
+        same("stem/relative", f"encoder.block.0.layer.0.SelfAttention.{TABLE}"),
+        *_stack("layers/*", "encoder", 1, cfg.ffn.gated),
+        same("head/norm_scale", "encoder.final_layer_norm.weight"),
+    ]
+
+
+def _read(fields: Fields, kind: type[Relative], **parts: Any) -> ModelConfig:
+    """The fields of all of them, but for those that `parts` say, with positions of the `kind`. Raises ValueError for a
+    field that is not supported."""
+    known = read_sizes(fields, SIZES)
     gated, act = _activation(fields)
     buckets = fields.integer("relative_attention_num_buckets")
     max_distance = fields.integer("relative_attention_max_distance")
     if buckets < 4 or max_distance <= buckets // 2:
         raise fields.unsupported("relative_attention_num_buckets", buckets, f"from 4 to less than {2 * max_distance}")
-    tied = fields.flag("tie_word_embeddings", True)
-    # 1.0 scales the output's input, and is recognised by tying where there is no field for it; null is false
-    scaled = fields.flag("scale_decoder_outputs", tied and "scale_decoder_outputs" not in fields.values)
-    fields.expect("is_encoder_decoder", True)
     fields.expect("is_decoder", False)
+    fields.take("scalable_attention", None)  # which umT5's published files have and nobody reads
     cfg = t5(
         **known,
-        layers=fields.integer("num_decoder_layers") or encoder_layers,
-        encoder_layers=encoder_layers,
         context=fields.integer("n_positions", 512),
-        buckets=buckets,
-        max_distance=max_distance,
+        positions=kind(buckets, max_distance),
         eps=float(fields.number("layer_norm_epsilon")),
         ffn=FeedForward(known["mlp"], act, gated=gated),
-        output=Output(scale=known["width"] ** -0.5 if scaled else 1.0),
-        tied=tied,
+        **parts,
     )
     fields.finish()
     return cfg
+
+
+def _read_both(fields: Fields, kind: type[Relative], tied: bool, scaled: bool) -> ModelConfig:
+    """The config.json of an encoder and a decoder, whose output's input is `scaled` or not."""
+    layers = fields.integer("num_layers")
+    fields.expect("is_encoder_decoder", True)
+    return _read(
+        fields,
+        kind,
+        layers=fields.integer("num_decoder_layers") or layers,
+        encoder_layers=layers,
+        output=Output(scale=fields.integer("d_model") ** -0.5 if scaled else 1.0),
+        tied=tied,
+    )
+
+
+def read(fields: Fields) -> ModelConfig:
+    """T5's config.json: 1.0 scales the output's input, and is recognised by tying where there is no field for it; null
+    is false."""
+    tied = fields.flag("tie_word_embeddings", True)
+    scaled = fields.flag("scale_decoder_outputs", tied and "scale_decoder_outputs" not in fields.values)
+    return _read_both(fields, Relative, tied, scaled)
+
+
+def read_mt5(fields: Fields) -> ModelConfig:
+    """mT5's config.json, whose output's input is never scaled."""
+    return _read_both(fields, Relative, fields.flag("tie_word_embeddings"), False)
+
+
+def read_umt5(fields: Fields) -> ModelConfig:
+    """umT5's config.json: scaled unless it says that the output is not tied, which the published ones say."""
+    tied = fields.flag("tie_word_embeddings", True)
+    return _read_both(fields, RelativeByLayer, tied, tied)
+
+
+def read_encoder(fields: Fields, kind: type[Relative]) -> ModelConfig:
+    """The config.json of the encoder alone."""
+    for name in ("is_encoder_decoder", "tie_word_embeddings"):  # of the decoder, which is not there
+        fields.expect(name, True, False)
+    for name in ("num_decoder_layers", "scale_decoder_outputs"):
+        fields.take(name, None)
+    layers = fields.integer("num_layers")
+    cfg = _read(fields, kind, layers=layers, output=NoOutput(), tied=True)
+    return replace(cfg, encoder_layers=0, causal=False)
 
 
 def _activation(fields: Fields) -> tuple[bool, str]:
@@ -97,8 +150,8 @@ def _activation(fields: Fields) -> tuple[bool, str]:
     return bool(gate), str(fields.choose("dense_act_fn", ACTIVATION, act))
 
 
-def write(cfg: ModelConfig) -> dict[str, Any]:
-    """The fields that `read` reads. Raises ValueError for a config without RMSNorm and relative positions."""
+def _write(cfg: ModelConfig) -> dict[str, Any]:
+    """The fields that `_read` reads. Raises ValueError for a config without RMSNorm and relative positions."""
     norm, positions = require(cfg.norm, RMSNorm), require(cfg.positions, Relative)
     names = {"gelu_tanh": "gelu"} if cfg.ffn.gated else {"gelu_tanh": "gelu_new"}
     act = names.get(cfg.ffn.activation, cfg.ffn.activation)
@@ -108,18 +161,43 @@ def write(cfg: ModelConfig) -> dict[str, Any]:
         "num_heads": attention_of(cfg).heads,
         "d_kv": attention_of(cfg).head_dim,
         "d_ff": cfg.ffn.mlp,
-        "num_layers": cfg.encoder_layers,
-        "num_decoder_layers": cfg.layers,
         "n_positions": cfg.context,
         "feed_forward_proj": f"gated-{act}" if cfg.ffn.gated else act,
         "relative_attention_num_buckets": positions.buckets,
         "relative_attention_max_distance": positions.max_distance,
         "layer_norm_epsilon": norm.eps,
-        "is_encoder_decoder": True,
         "tie_word_embeddings": cfg.tied,
-        "scale_decoder_outputs": cfg.output.scale != 1,
     }
+
+
+def write_both(cfg: ModelConfig) -> dict[str, Any]:
+    """The fields that `read_mt5` and `read_umt5` read."""
+    layers = {"num_layers": cfg.encoder_layers, "num_decoder_layers": cfg.layers}
+    return {**_write(cfg), **layers, "is_encoder_decoder": True}
+
+
+def write(cfg: ModelConfig) -> dict[str, Any]:
+    """The fields that `read` reads."""
+    return {**write_both(cfg), "scale_decoder_outputs": cfg.output.scale != 1}
+
+
+def write_encoder(cfg: ModelConfig) -> dict[str, Any]:
+    """The fields that `read_encoder` reads."""
+    return {**_write(cfg), "num_layers": cfg.layers, "is_encoder_decoder": False}
 
 
 COPIES = r"^(en|de)coder\.embed_tokens\.weight$|EncDecAttention\.relative_attention_bias\.weight$"
 T5 = Architecture("T5ForConditionalGeneration", "t5", defaults.T5, read, write, rows, ignored=COPIES)
+MT5 = Architecture("MT5ForConditionalGeneration", "mt5", defaults.MT5, read_mt5, write_both, rows, ignored=COPIES)
+UMT5 = Architecture("UMT5ForConditionalGeneration", "umt5", defaults.UMT5, read_umt5, write_both, rows, ignored=COPIES)
+ENCODERS = tuple(
+    replace(
+        both,
+        name=both.name.replace("ForConditionalGeneration", "EncoderModel"),
+        read=partial(read_encoder, kind=kind),
+        write=write_encoder,
+        rows=encoder_rows,
+        ignored=rf"{COPIES}|^decoder\.|^lm_head\.",
+    )
+    for both, kind in ((T5, Relative), (MT5, Relative), (UMT5, RelativeByLayer))
+)

@@ -22,10 +22,15 @@ def add_controls(backend: Backend, controls: Mapping[int, str]) -> None:
     backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
 
 
-def set_prompt_template(backend: Backend, before: Sequence[tuple[str, int]], after: Sequence[tuple[str, int]]) -> None:
-    """Make `backend` put these (name, id) around a prompt."""
-    names = [*(name for name, _ in before), "$A", *(name for name, _ in after)]
-    backend.post_processor = processors.TemplateProcessing(single=names, special_tokens=[*before, *after])
+def set_prompt_template(
+    backend: Backend, before: Sequence[tuple[str, int]], after: Sequence[tuple[str, int]], pairs: bool = False
+) -> None:
+    """Make `backend` put these (name, id) around a prompt; with `pairs` also around the first of two texts, and those
+    of `after` behind the second, which is of type 1 (BERT)."""
+    first, last = [name for name, _ in before], [name for name, _ in after]
+    single = [*first, "$A", *last]
+    pair = {"pair": [*single, "$B:1", *(f"{name}:1" for name in last)]} if pairs else {}
+    backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=[*before, *after], **pair)
 
 
 def byte_alphabet() -> dict[int, str]:

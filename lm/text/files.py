@@ -18,6 +18,7 @@ from lm.text.gguf import from_gguf
 from lm.text.headers import read_gguf_header
 from lm.text.protocol import ROLES, Tokenizer
 from lm.text.published import TokenizerConfig, build, byte_level_bpe, read_json, wordpiece
+from lm.text.tekken import from_tekken
 from lm.text.token_fields import checked_fields, checked_ids, checked_stops
 
 CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
@@ -25,26 +26,29 @@ TEMPLATE_FOLDER = "additional_chat_templates"  # NAME.jinja each
 IDS = ("generation_config.json", "config.json")
 MODELS = ("tokenizer.model", "spiece.model", "sentencepiece.model")
 VOCABS, MERGES = ("vocab.json", "encoder.json"), ("merges.txt", "vocab.bpe")
-TOKENIZER_FILES = ("tokenizer.json", *MODELS, "ranks.tiktoken", *VOCABS, "vocab.txt")
-TEKKEN, TEKKEN_CURE = (
-    "tekken.json",
-    ("tekken.json is Mistral's own format, which is not read: put the tokenizer.json of the same model beside it"),
-)
-FORMATS = "tokenizer.json, SentencePiece's .model, tiktoken's ranks, vocab.json with merges.txt, vocab.txt, .gguf"
+TEKKEN = "tekken.json"
+TOKENIZER_FILES = ("tokenizer.json", *MODELS, "ranks.tiktoken", *VOCABS, "vocab.txt", TEKKEN)
+FORMATS = "tokenizer.json, SentencePiece's .model, tiktoken's ranks, vocab.json with merges.txt, vocab.txt"
+FORMATS += ", tekken.json, .gguf"
 
 
 def from_directory(folder: Path) -> Tokenizer | None:
-    """The tokenizer of a directory, or None where it has none of TOKENIZER_FILES. Raises ValueError as `from_file`."""
+    """The tokenizer of a directory, or None where it has none of TOKENIZER_FILES and no .tiktoken. Raises ValueError as
+    `from_file`, and for several of the last."""
     for name in TOKENIZER_FILES:
         if (folder / name).is_file():
             return from_file(folder / name)
-    return None
+    ranked = sorted(folder.glob("*.tiktoken"))
+    if len(ranked) > 1:
+        raise ValueError(f"{folder} has {ranked[0].name} and {ranked[1].name}: leave the one of its tokenizer")
+    return from_file(ranked[0]) if ranked else None
 
 
 def tokenizer_files(folder: Path) -> dict[str, Path]:
     """The files of a directory that are of its tokenizer, in every form, read here or not, by name."""
-    names = *TOKENIZER_FILES, *MERGES, TEKKEN, *CONFIG_FILES
-    found = [folder / name for name in names] + sorted(folder.glob("*.tiktoken")) if folder.is_dir() else []
+    names = *TOKENIZER_FILES, *MERGES, *CONFIG_FILES
+    more = [*folder.glob("*.tiktoken"), *folder.glob("*.model")] if folder.is_dir() else []
+    found = [folder / name for name in names] + sorted(more)
     return {file.name: file for file in found if file.is_file()}
 
 
@@ -62,7 +66,7 @@ def _reader(path: Path, data: bytes) -> Callable[[Path, bytes, TokenizerConfig],
     if path.name in (*VOCABS, *MERGES):
         return _gpt2
     if path.name == TEKKEN:
-        raise ValueError(f"{path}: {TEKKEN_CURE}")
+        return _tekken
     if path.suffix == ".gguf":
         return _gguf
     if path.suffix == ".json":
@@ -174,7 +178,9 @@ def _controls_beside(pieces: sentence.SentencePiece, config: TokenizerConfig) ->
 def _ranks(path: Path, data: bytes, config: TokenizerConfig) -> Tokenizer:
     if path.name == "ranks.tiktoken" and (about := path.with_name("ranks.json")).is_file():
         return ranks.load_saved(data, about.read_bytes())
-    tokenizer = ranks.TiktokenTokenizer(data)
+    beside = path.with_name("config.json")
+    kind = read_json(str(beside), beside.read_bytes()).get("model_type") if beside.is_file() else None
+    tokenizer = ranks.TiktokenTokenizer(data, ranks.NAMED.get(ranks.OF_MODELS.get(str(kind), path.stem)))
     renamed = {id: token.content for id, token in config.added().items()}
     if renamed:
         spec = tokenizer.spec
@@ -183,6 +189,10 @@ def _ranks(path: Path, data: bytes, config: TokenizerConfig) -> Tokenizer:
         spec = replace(spec, controls=dict(spec.controls) | renamed, roles=dict(spec.roles) | roles)
         tokenizer = ranks.TiktokenTokenizer(data, spec)
     return _with_config(tokenizer, config)
+
+
+def _tekken(path: Path, data: bytes, config: TokenizerConfig) -> Tokenizer:
+    return _with_config(from_tekken(str(path), data), config)
 
 
 def _with_config(tokenizer: Tokenizer, config: TokenizerConfig) -> Tokenizer:

@@ -97,6 +97,11 @@ class Tokenizer:
             ids += [known] if known is not None else [id for id, _, _ in self._plain_with_offsets(part, first=False)]
         return ids
 
+    def encode_pair(self, first: str, second: str) -> tuple[list[int], list[int]]:
+        """The ids of two texts as an encoder reads them together, names of control ids parsed, and the token type of
+        each. Raises ValueError for a tokenizer that says nothing of pairs."""
+        raise ValueError("this tokenizer does not say how two texts are read together: give one text")
+
     def encode_with_offsets(self, text: str) -> Offsets:
         """`encode` with parse_special, and the characters of `text` that each token covers."""
         utf8_bytes(text)

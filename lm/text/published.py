@@ -26,7 +26,7 @@ DEFAULT_NAMES = {
     "pad": ("<pad>", "[PAD]"),
     "cls": ("[CLS]",),
     "sep": ("[SEP]",),
-    "mask": ("[MASK]",),
+    "mask": ("[MASK]", "<mask>"),
 }
 ANCHOR = "a"  # decoded before a token, to find the text that the token adds
 
@@ -54,6 +54,12 @@ class Published(Tokenizer):
     def encode_prompt(self, text: str, parse_special: bool = False) -> list[int]:
         utf8_bytes(text)
         return self._call(parse_special, lambda: self._backend.encode(text)).ids
+
+    def encode_pair(self, first: str, second: str) -> tuple[list[int], list[int]]:
+        for text in (first, second):
+            utf8_bytes(text)
+        encoding = self._call(True, lambda: self._backend.encode(first, second))
+        return encoding.ids, encoding.type_ids
 
     def encode_with_offsets(self, text: str) -> Offsets:
         utf8_bytes(text)
@@ -282,7 +288,7 @@ def wordpiece(vocab: Mapping[str, int], fields: Mapping[str, Any] | None = None)
     backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     cls, sep = (TokenizerConfig(fields, {}).token_name(role) or f"[{role.upper()}]" for role in ("cls", "sep"))
     if cls in vocab and sep in vocab:
-        set_prompt_template(backend, [(cls, vocab[cls])], [(sep, vocab[sep])])
+        set_prompt_template(backend, [(cls, vocab[cls])], [(sep, vocab[sep])], pairs=True)
     return backend
 
 

@@ -1,7 +1,7 @@
 """tiktoken's rank files: a line for each piece, its bytes in base64 and its rank, which is also its id.
 
 The file has neither the pattern that splits a text nor the control ids: published encodings are recognised by their
-size.
+size, and those that share a file by its name or the model beside it.
 """
 
 import base64
@@ -56,6 +56,44 @@ def _single_end(pattern: str, end: int, controls: Mapping[int, str] | None = Non
     return EncodingSpec(pattern, {end: "<|endoftext|>"} | dict(controls or {}), {"bos": end, "eos": end})
 
 
+def _reserved(name: str, first: int, count: int) -> list[str]:
+    return [f"<|{name}reserved_special_token_{i}|>" for i in range(first, first + count)]
+
+
+def _llama4() -> EncodingSpec:
+    names = ["<|begin_of_text|>", "<|end_of_text|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"]
+    names += [
+        "<|header_start|>",
+        "<|header_end|>",
+        "<|eom|>",
+        "<|eot|>",
+        "<|step|>",
+        *_reserved("text_post_train_", 0, 6),
+    ]
+    names += ["<|python_start|>", "<|python_end|>", "<|finetune_right_pad|>", *_reserved("text_post_train_", 8, 61)]
+    names += ["<|image_start|>", "<|image_end|>", *_reserved("vision_", 0, 2), "<|tile_x_separator|>"]
+    names += [
+        "<|tile_y_separator|>",
+        *_reserved("vision_", 2, 4),
+        "<|image|>",
+        *_reserved("vision_", 6, 1),
+        "<|patch|>",
+    ]
+    names += [*_reserved("vision_", 7, 1041), *_reserved("reasoning_", 0, 8)]
+    names += ["<|reasoning_thinking_start|>", "<|reasoning_thinking_end|>"]
+    names += _reserved("", 0, 2048 - len(names))
+    roles = {"bos": 200000, "eos": 200001, "pad": 200018}
+    return EncodingSpec(O200K_PATTERN, dict(enumerate(names, 200000)), roles, add_bos=True)
+
+
+def _harmony() -> EncodingSpec:
+    """gpt-oss's (2508.10925): o200k_base's ranks with the control ids of the harmony format."""
+    names = {199998: "startoftext", 199999: "endoftext", 200002: "return", 200003: "constrain", 200005: "channel"}
+    names |= {200006: "start", 200007: "end", 200008: "message", 200012: "call", 200018: "endofprompt"}
+    controls = {id: f"<|{names.get(id, f'reserved_{id}')}|>" for id in range(199998, 201088)}
+    return EncodingSpec(O200K_PATTERN, controls, {"bos": 199998, "eos": 200002, "pad": 199999})
+
+
 # number of ranks -> the published encoding
 ENCODINGS = {
     50256: _single_end(GPT2_PATTERN, 50256),  # GPT-2, r50k_base
@@ -72,7 +110,11 @@ ENCODINGS = {
         {"eos": 151643, "pad": 151643},
     ),
     199998: _single_end(O200K_PATTERN, 199999, {200018: "<|endofprompt|>"}),  # o200k_base
+    200000: _llama4(),
 }
+HARMONY = "o200k_harmony"
+NAMED = {HARMONY: _harmony()}  # encodings with the ranks of another, by the name of their file
+OF_MODELS = {"gpt_oss": HARMONY}  # or by the model_type of the model beside it
 
 
 def parse_ranks(data: bytes) -> dict[bytes, int]:

@@ -128,8 +128,6 @@ def _in_folder(folder: Path) -> Tokenizer:
                 raise ValueError(f"{file} is damaged: {str(error).splitlines()[-1]}") from None
     if (tokenizer := files.from_directory(folder)) is not None:
         return tokenizer
-    if (tekken := folder / files.TEKKEN).is_file():
-        return files.from_file(tekken)  # which says what to do
     raise ValueError(
         f"no tokenizer in {folder}: expected {', '.join(readers)}, or one of {', '.join(files.TOKENIZER_FILES)}"
     )

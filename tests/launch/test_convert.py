@@ -20,7 +20,7 @@ def test_converted_it_is_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_in_place_the_tokenizer_keeps_its_files(tmp_path: Path) -> None:
-    """Also those of a form that is not read, and of a second form beside the one that is."""
+    """Also those of a form that is not read (sentencepiece.bpe.model), and of a second form beside the one that is."""
     WRITER.save(tmp_path / "m")
     beside = {"merges.txt": b"#version: 0.2\n", "special_tokens_map.json": b"{}", "tekken.json": b"{}"}
     for name, data in beside.items():
@@ -30,10 +30,9 @@ def test_in_place_the_tokenizer_keeps_its_files(tmp_path: Path) -> None:
         assert main(["convert", str(tmp_path / "m"), str(tmp_path / target)]) == 0
         assert {f.name: f.read_bytes() for f in (tmp_path / target).iterdir()} == before
     checkpoint(BY_NAME[LLAMA], tmp_path / "bare")
-    (tmp_path / "bare" / "tekken.json").write_bytes(b"{}")
-    with pytest.warns(UserWarning, match="loaded without a tokenizer"):
-        assert main(["convert", str(tmp_path / "bare"), str(tmp_path / "bare")]) == 0
-    assert (tmp_path / "bare" / "tekken.json").read_bytes() == b"{}"
+    (tmp_path / "bare" / "sentencepiece.bpe.model").write_bytes(b"{}")
+    assert main(["convert", str(tmp_path / "bare"), str(tmp_path / "bare")]) == 0
+    assert (tmp_path / "bare" / "sentencepiece.bpe.model").read_bytes() == b"{}"
     checkpoint(BY_NAME[LLAMA], tmp_path / "other")
     assert main(["convert", str(tmp_path / "other"), str(tmp_path / "m")]) == 0  # of another model they go
     assert not {"merges.txt", "tokenizer.json"} & {f.name for f in (tmp_path / "m").iterdir()}

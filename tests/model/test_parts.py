@@ -127,6 +127,7 @@ EXACT = {
     "gelu_tanh": gelu_tanh,
     "silu": silu,
     "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
+    "tanh": np.tanh,
 }
 
 

@@ -11,10 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.model.compute import Compute
-from lm.model.positions import Alibi, Learned, PartialRotary, Positions, Relative, Rotary, Sinusoidal, slopes
+from lm.model.inputs import Inputs
+from lm.model.positions import (
+    Alibi,
+    Learned,
+    LearnedAfter,
+    PartialRotary,
+    Positions,
+    Relative,
+    RelativeByLayer,
+    Rotary,
+    Sinusoidal,
+    slopes,
+)
 from lm.model.scaling import Dynamic, Linear, Llama3, LongRoPE, Scaling, YaRN, plain_angles
-from lm.model.transformer import Distances
-from tests.model.reference import GPT, SIMPLE, close, turned
+from lm.model.transformer import Distances, Transformer
+from tests.model.reference import GPT, MODELS, SIMPLE, close, lively, turned
 
 X = np.random.default_rng(0).standard_normal((1, 7, 2, 8)).astype(np.float32)
 
@@ -192,3 +204,35 @@ def buckets(positions: Relative, away: np.ndarray, causal: bool) -> np.ndarray:
     module = Distances(replace(GPT, positions=positions, causal=causal))
     table = {"params": {"relative": jnp.arange(32.0)[:, None] * jnp.ones((1, 3))}}
     return np.asarray(module.apply(table, jnp.asarray(away)))[0].astype(int)
+
+
+def test_the_first_rows_of_learned_after_are_of_no_position() -> None:
+    """It is a `Learned` of the rows after them."""
+    after = replace(GPT, positions=LearnedAfter(offset=3))
+    params, ids = lively(after), jnp.arange(9)[None]
+    table = params["stem"]["positions"]
+    assert table.shape == (GPT.context + 3, GPT.width)
+    plain = {**params, "stem": {**params["stem"], "positions": table[3:]}}
+    close(Transformer(after, SIMPLE)(params, ids), Transformer(GPT, SIMPLE)(plain, ids))
+
+
+def test_a_table_in_every_layer_is_that_layer_s() -> None:
+    """With equal tables it is `Relative`; without a cache as with one, whose rows are at offsets of their own."""
+    shared = MODELS["relative"]
+    own = replace(shared, positions=RelativeByLayer(8, 16))
+    params, ids = lively(own), jnp.asarray(np.random.default_rng(0).integers(0, own.vocab, (2, 9)))
+    tables = params["layers"]["0"]["relative"]
+    assert tables.shape == (2, 8, 3) and "relative" not in params["stem"]
+    layers = {name: x for name, x in params["layers"]["0"].items() if name != "relative"}
+    once = {**params, "layers": {"0": layers}, "stem": {**params["stem"], "relative": tables[0]}}
+    equal = {**params, "layers": {"0": {**layers, "relative": jnp.stack([tables[0]] * 2)}}}
+    model = Transformer(own, SIMPLE)
+    close(model(equal, ids), Transformer(shared, SIMPLE)(once, ids))
+    assert float(jnp.abs(model(params, ids) - model(equal, ids)).max()) > 1e-3
+    whole, cache = model.hidden(params, ids).x, model.empty_cache(2, 12)
+    segments = jnp.asarray([[1] * 5, [1] * 3 + [0] * 2])
+    cache = model.hidden(params, Inputs(ids[:, :5], segments=segments), cache).cache
+    following = jnp.stack([ids[0, 5:6], ids[1, 3:4]])
+    step = model.hidden(params, following, cache).x
+    close(step[0, 0], whole[0, 5])
+    close(step[1, 0], whole[1, 3])

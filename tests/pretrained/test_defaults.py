@@ -18,7 +18,15 @@ from lm.pretrained.architecture import canonical
 from lm.pretrained.deepseek import EXPERTS
 from lm.pretrained.defaults import Nullable
 from lm.pretrained.fields import INERT, NEUTRAL
-from lm.pretrained.known import ARCHITECTURES, BY_NAME, CLASSIFIERS, HEADLESS, architecture_for, architecture_of
+from lm.pretrained.known import (
+    ARCHITECTURES,
+    BY_NAME,
+    CLASSIFIERS,
+    HEADLESS,
+    HEADS,
+    architecture_for,
+    architecture_of,
+)
 from tests.pretrained.small import recorded
 
 RECORDED: dict[str, Any] = json.loads((Path(__file__).parent / "fields.json").read_text())
@@ -34,7 +42,7 @@ def read(values: dict[str, Any]) -> ModelConfig:
     leaves to the tensors of the file."""
     architecture = architecture_of(values, Path("file"))
     cfg = canonical(architecture.read(architecture.fields(values, "file")))
-    return replace(cfg, tied=True) if architecture.model_type == "t5" else cfg
+    return replace(cfg, tied=True) if architecture.model_type.endswith("t5") else cfg
 
 
 def variants(name: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
@@ -50,7 +58,7 @@ def variants(name: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
 
 
 def test_every_architecture_is_walked() -> None:
-    others = CLASSIFIERS + HEADLESS
+    others = CLASSIFIERS + HEADLESS + HEADS
     of_texts = {a.name: a for a in ARCHITECTURES if a not in others}  # of which these read the config.json too
     with_pictures = {"PaliGemmaForConditionalGeneration"}  # certificates/vision.py has its config
     assert set(of_texts) - with_pictures == {name.split()[0] for name in RECORDED}
@@ -63,6 +71,8 @@ NOT_FIELDS = {
     "rope_theta",
     "rope_scaling",
     "rope_local_base_freq",
+    "global_rope_theta",
+    "local_rope_theta",
     "sliding_window_pattern",
     "tie_word_embeddings",
 }
@@ -126,15 +136,15 @@ def as_written_by_4(config: dict[str, Any]) -> dict[str, Any]:
     config = {("torch_dtype" if name == "dtype" else name): value for name, value in config.items()}
     if "text_config" in config:
         config["text_config"] = as_written_by_4(config["text_config"])
-    rope = config.pop("rope_parameters", None) or {}
+    rope, modern = config.pop("rope_parameters", None) or {}, config["model_type"] == "modernbert"
     full, local = (rope.pop(kind, None) for kind in ("full_attention", "sliding_attention"))
     rope = dict(full or rope)
     if rope:
-        config["rope_theta"] = rope.pop("rope_theta")
+        config["global_rope_theta" if modern else "rope_theta"] = rope.pop("rope_theta")
         none = rope == {"rope_type": "default"} and config["model_type"] != "gpt_oss"  # whose null is YaRN to 5
         config["rope_scaling"] = None if none else rope
     if local and config["model_type"] != "olmo3":  # whose layers had one theta
-        config["rope_local_base_freq"] = local["rope_theta"]
+        config["local_rope_theta" if modern else "rope_local_base_freq"] = local["rope_theta"]
     if "scale_decoder_outputs" in config:
         config["tie_word_embeddings"] = config.pop("scale_decoder_outputs")
     return config
@@ -157,6 +167,7 @@ def test_both_versions_read_the_same_model_of_what_is_written(case: Case) -> Non
     architecture = architecture_for(cfg, architecture)
     written = {"architectures": [architecture.name], **architecture.write(cfg)}
     new, old = ("rope_parameters",), ("rope_theta", "rope_scaling", "rope_local_base_freq")
+    old += ("global_rope_theta", "local_rope_theta")
     for names in ((), new, old):
         assert read({name: value for name, value in written.items() if name not in names}) == read(written)
         assert read(written) == read(config)

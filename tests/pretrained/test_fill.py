@@ -1,7 +1,9 @@
 """Gaps are filled with what the model says: masks, spans for sentinels, and what follows a prefix."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,9 +16,11 @@ from lm.decode.speculative import PromptLookup
 from lm.model.families import bert, t5
 from lm.model.inputs import Inputs
 from lm.model.output import NoOutput
+from lm.model.positions import LearnedAfter
 from lm.pretrained import Pretrained
 from lm.pretrained.fill import encode, fill_masks, fill_spans, has_sentinels
 from lm.serve.conversation import engine_of
+from lm.text.files import from_file
 from lm.text.tokenizer import ByteTokenizer
 from tests.pretrained.test_model import SIZES, WRITER, ready
 
@@ -122,3 +126,48 @@ def test_a_prefix_is_read_in_both_directions() -> None:
 def test_what_reads_prompts_causally_refuses_a_prefix_lm() -> None:
     with pytest.raises(ValueError, match="this model reads a prompt in both directions"):
         engine_of(replace(WRITER, prefix=True), 1)
+
+
+ROBERTA = {  # as its tokenizer.json is: bytes, a <mask> that takes the space before it, pairs between two </s>
+    "version": "1.0",
+    "truncation": None,
+    "padding": None,
+    "added_tokens": [
+        dict(id=i, content=c, single_word=False, lstrip=c == "<mask>", rstrip=False, normalized=False, special=True)
+        for i, c in enumerate(("<s>", "<pad>", "</s>", "<unk>", "<mask>"))
+    ],
+    "normalizer": None,
+    "pre_tokenizer": dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True),
+    "post_processor": dict(
+        type="RobertaProcessing", sep=["</s>", 2], cls=["<s>", 0], trim_offsets=True, add_prefix_space=False
+    ),
+    "decoder": dict(type="ByteLevel", add_prefix_space=True, trim_offsets=True, use_regex=True),
+    "model": dict(
+        type="BPE",
+        dropout=None,
+        unk_token=None,
+        continuing_subword_prefix="",
+        end_of_word_suffix="",
+        fuse_unk=False,
+        byte_fallback=False,
+        ignore_merges=False,
+        vocab={c: i for i, c in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", "a", "b", "c", "Ġ", "Ġa"])},
+        merges=["Ġ a"],
+    ),
+}
+
+
+def test_a_mask_of_roberta_takes_the_space_before_it(tmp_path: Path) -> None:
+    """Its tokenizer.json alone, whose control ids have the usual names."""
+    (tmp_path / "tokenizer.json").write_text(json.dumps(ROBERTA))
+    tokenizer = from_file(tmp_path / "tokenizer.json")
+    assert (tokenizer.bos, tokenizer.pad, tokenizer.eos, tokenizer.mask) == (0, 1, 2, 4)
+    cfg = bert(**SIZES | dict(vocab=10, token_types=1, positions=LearnedAfter(offset=2)))
+    model = replace(ready(cfg), tokenizer=tokenizer, markers={})
+    assert encode(model, "b <mask> a") == [0, 6, 4, 9, 2]
+    filled = fill_masks(model, "b <mask> a", 2)
+    logits = np.asarray(model.logits([[0, 6, 4, 9, 2]]), np.float64)[0, 2]
+    best = int(logits.argmax())
+    assert filled.text == tokenizer.decode([6, best, 9])
+    assert filled.candidates[0][0][1] == pytest.approx((np.exp(logits) / np.exp(logits).sum()).max(), rel=1e-4)
+    assert tokenizer.encode_pair("b", "c") == ([0, 6, 2, 2, 7, 2], [0] * 6)

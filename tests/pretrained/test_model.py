@@ -143,14 +143,6 @@ def test_a_text_is_scored_by_hand(tmp_path: Path) -> None:
     assert measures["bits_per_byte"] == pytest.approx(measures["loss"] * tokens / len(text) / np.log(2), rel=0.1)
 
 
-def test_a_tokenizer_in_a_format_that_is_not_read_is_told(tmp_path: Path) -> None:
-    folder = checkpoint(BY_NAME[BERT], tmp_path / "model")
-    assert load(folder).tokenizer is None
-    (folder / "tekken.json").write_text("{}")
-    with pytest.warns(UserWarning, match="model is loaded without a tokenizer: tekken.json is Mistral's own format"):
-        assert load(folder).tokenizer is None
-
-
 def test_bits_per_byte_are_those_of_the_predicted_bytes(tmp_path: Path) -> None:
     """Documents are read one by one; without a begin token each one's first token is not predicted."""
     lines = ["abcabc", "éa", "b"]

@@ -9,7 +9,6 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm.text.files import from_directory
 from lm.text.token_fields import KINDS, MAX_ID
 from lm.text.tokenizer import read
 from tests.text.test_published import RANKED, TRAINED, WORDS, byte_pairs, rank_file, with_fallback
@@ -81,16 +80,6 @@ def test_a_piece_that_is_named_special_is_a_control_id_and_a_gap_stays_one(tmp_p
     assert t.controls[400] == piece and t.vocab_size == 606 and t.encode("<far>", parse_special=True) == [605]
     exported = tokenizers.Tokenizer.from_str(t.hugging_face_files()["tokenizer.json"].decode())
     assert exported.token_to_id("<far>") == 605 and exported.get_vocab_size() == 606
-
-
-def test_mistral_s_own_format_is_refused_with_the_cure(tmp_path: Path) -> None:
-    (tmp_path / "tekken.json").write_text('{"config": {}, "vocab": []}')
-    for path in (tmp_path, tmp_path / "tekken.json"):
-        with pytest.raises(ValueError, match="tekken.json is Mistral's own format, .*: put the tokenizer.json of"):
-            read(path)
-    assert from_directory(tmp_path) is None  # a model is loaded without one
-    with_fallback().save(str(tmp_path / "tokenizer.json"))
-    assert read(tmp_path).vocab_size == 266
 
 
 @pytest.mark.parametrize(
