@@ -1,7 +1,20 @@
 """Eyes trained from nothing on pictures of coloured shapes: how many are red, what colour is the circle?
 
-lm train experiments.vision.shapes
+    lm train experiments.vision.shapes
+    python -m experiments.vision.shapes runs/shapes     how many of 200 held-out questions of each kind it answers right
+    lm study experiments.vision.shapes                  what pictures, their block in the mask and a trained tower do
+
+A tower of three layers reads pictures of 24 by 24 pixels, in which nine places may have a shape; what it says of four
+patches becomes one of nine tokens before the question. All 0.8 million parameters begin at random, and only the
+answer's bytes carry loss. The pictures are drawn on the spot; equal ones are all held out, or none.
+
+RESULTS
 """
+
+import json
+import sys
+
+import numpy as np
 
 from lm.data.captions import Captions
 from lm.data.mixture import Data, Mixture
@@ -13,11 +26,13 @@ from lm.model.config import Vision
 from lm.model.families import llama, siglip
 from lm.model.parts import RMSNorm
 from lm.model.positions import Learned
+from lm.study.ablation import Ablation
 from lm.text.tokenizer import Bytes
 from lm.train.optim import AdamW
 from lm.train.schedule import Cosine
 from lm.tune.eyes import captions_for
 from lm.tune.sft import SFT
+from lm.tune.trains import Freeze
 
 SIZE = 24
 vision = Vision(
@@ -28,17 +43,60 @@ vision = Vision(
     pool=2,
     projector_norm=RMSNorm(),
 )
-sources: dict[str, Source] = {q: Captions(Shapes(q, size=SIZE, most=3), **captions_for(vision)) for q in QUESTIONS}
+
+
+def asked(shown: str = "own") -> dict[str, Source]:
+    """A source a kind of question, beside the picture that is `shown` with it."""
+    return {q: Captions(Shapes(q, size=SIZE, most=3, shown=shown), **captions_for(vision)) for q in QUESTIONS}
+
 
 experiment = Experiment(
     name="shapes",
     model=llama(vocab=258, layers=3, width=96, heads=3, mlp=288, context=64, tied=True, vision=vision),
     method=SFT(),
-    data=Data(mixture=Mixture(sources, dict.fromkeys(sources, 1 / len(sources))), tokenizer=Bytes(), packing=Pack()),
+    data=Data(
+        mixture=Mixture(asked(), dict.fromkeys(QUESTIONS, 1 / len(QUESTIONS))), tokenizer=Bytes(), packing=Pack()
+    ),
     optimizer=AdamW(learning_rate=1e-3, schedule=Cosine(warmup_steps=50)),
     batch_tokens=32 * 64,
-    steps=3000,
+    steps=2500,
     eval_every_steps=500,
     eval_tokens=20_000,
-    checkpoint_every_steps=1000,
+    checkpoint_every_steps=2500,
 )
+
+study = Ablation(
+    experiment,
+    arms={
+        "base": {},
+        "another": dict(data=dict(mixture=dict(sources=asked("another")))),
+        "none": dict(data=dict(mixture=dict(sources=asked("none")))),
+        "causal": dict(model=dict(vision=dict(blocks=False))),
+        "frozen": dict(trains=Freeze("vision/stem/.*|vision/layers/.*")),
+    },
+    seeds=range(3),
+)
+
+
+def answers(run: str, count: int = 200) -> dict[str, float]:
+    """Of `count` held-out questions of each kind, the share that the model of a run answers right."""
+    from lm.decode.sampling import Sampling
+    from lm.pretrained import load
+
+    model, shares = load(run), {}
+    for question, source in asked().items():
+        assert isinstance(source, Captions) and model.tokenizer
+        documents = source.documents("heldout")
+        records = [json.loads(documents[i]) for i in range(min(count, len(documents)))]
+        prompts = [source.pictures.encode(record["prompt"], 1, model.tokenizer) for record in records]
+        images = np.stack([source.read(json.dumps(record)) for record in records])
+        rows: list[list[int]] = [[] for _ in records]
+        for chunk in model.stream_ids(prompts, 10, Sampling(0.0), images=images):
+            rows = [row + new for row, new in zip(rows, chunk, strict=True)]
+        right = [model.tokenizer.decode(r) == record["completion"] for r, record in zip(rows, records, strict=True)]
+        shares[question] = float(np.mean(right))
+    return shares
+
+
+if __name__ == "__main__":
+    print(", ".join(f"{question} {share:.1%}" for question, share in answers(sys.argv[1]).items()))

@@ -8,7 +8,7 @@ import base64
 import binascii
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -54,6 +54,9 @@ class Captions(WholeRecords):
         check(self)
         if self.resample not in RESAMPLING:
             raise ValueError(f"resample={self.resample!r}: {suggest(self.resample, RESAMPLING)}")
+
+    def comparable(self) -> Source:
+        return replace(self, records=self.records.comparable())
 
     def encoding(self, tokenizer: Tokenizer) -> list[str]:
         return [VERSION, repr(self.pictures), json.dumps(self.other_fields)]

@@ -3,7 +3,7 @@
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -47,6 +47,9 @@ class Shapes(Source):
         every = _records(self.question, self.most, self.pictures)
         numbers = [i for i, record in enumerate(every) if (_hash(record) >= limit) == is_train(split)]
         return not_empty(Documents(len(numbers), lambda i: self._shown(every, numbers[i])), self, split)
+
+    def comparable(self) -> Source:
+        return replace(self, shown="own")
 
     def fingerprint(self) -> str:
         return digest(self, "shapes 1")

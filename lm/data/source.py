@@ -75,6 +75,11 @@ class Source:
         """This source as an earlier version split it, for runs that began with that; None where nothing has changed."""
         return None
 
+    def comparable(self) -> "Source":
+        """The source of the same held-out questions and answers, by which arms of a study compare: itself, unless it
+        changes only what is shown beside them."""
+        return self
+
     def left_out(self) -> str:
         """What is there and not read, in words; "" where everything is read."""
         return ""

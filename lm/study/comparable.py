@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lm import value
+from lm.data.source import Source
 from lm.experiment import Experiment
 
 TOKENIZER, OBJECTIVE, SOURCES = "data.tokenizer", "method.objective", "data.mixture.sources"
@@ -64,10 +65,14 @@ def differ_in(base: Experiment, arms: Iterable[Mapping[str, Any] | Experiment]) 
     paths = {
         path for path in (TOKENIZER, OBJECTIVE) if any(_at(base, arm, path) != _at(base, {}, path) for arm in arms)
     }
-    own = base.data.mixture.sources
-    others = [_at(base, arm, SOURCES) for arm in arms]
+    own = _comparable(base.data.mixture.sources)
+    others = [_comparable(_at(base, arm, SOURCES)) for arm in arms]
     names = {name for sources in others for name in {*own, *sources} if own.get(name) != sources.get(name)}
     return paths | {f"{SOURCES}.{name}" for name in names}
+
+
+def _comparable(sources: Mapping[str, Source]) -> dict[str, Source]:
+    return {name: source.comparable() for name, source in sources.items()}
 
 
 def _at(base: Experiment, arm: Mapping[str, Any] | Experiment, path: str) -> Any:

@@ -2,25 +2,32 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lm.data.captions import Captions
 from lm.data.masked import MaskedLM
 from lm.data.mixture import Mixture
 from lm.data.objective import CausalLM, PrefixLM
 from lm.data.pack import Pack
 from lm.data.preferences import Preferences, UnpairedPreferences
+from lm.data.shapes import Shapes
 from lm.data.source import TextFolder
 from lm.data.talks import StdlibPairs
 from lm.experiment import Evaluation, Experiment
+from lm.model.config import Vision
+from lm.model.families import siglip
 from lm.study.ablation import Ablation
 from lm.study.space import Choice, Integer, LogUniform
 from lm.study.sweep import Sweep
+from lm.text.pictures import PictureTokens
 from lm.text.tokenizer import Bytes, Characters, SentencePieceSpec
 from lm.tune.completion_eval import CompletionEval
 from lm.tune.dpo import DPO
 from lm.tune.kto import KTO
 from lm.tune.pretrain import Pretrain
+from lm.tune.sft import SFT
 from lm.tune.simpo import SimPO
 from tests.study.results import BASE
 from tests.tune.sums import Digits, summing
@@ -37,6 +44,22 @@ def test_across_tokenizers_bits_per_byte_are_chosen() -> None:
     sized = replace(BASE, data=replace(BASE.data, tokenizer=SentencePieceSpec()))
     for space in ({"data.tokenizer": Choice(Bytes(), Characters())}, {"data.tokenizer.vocab_size": Integer(300, 400)}):
         assert Sweep(sized, space).measure == "bits_per_byte"
+
+
+def test_the_same_questions_beside_other_pictures_are_compared() -> None:
+    """And other questions are not."""
+    eyes = dict(pictures=PictureTokens(255, 4), size=8)
+
+    def asked(**fields: Any) -> dict[str, Any]:
+        return dict(data=dict(mixture=dict(sources={"a": Captions(Shapes(pictures=100, size=8, **fields), **eyes)})))
+
+    vision = Vision(siglip(layers=1, width=8, heads=2, mlp=8, patches=16), 8, 2, 255, pool=2)
+    model = replace(BASE.model, vocab=258, vision=vision)
+    data = replace(BASE.data, tokenizer=Bytes(), mixture=Mixture(asked()["data"]["mixture"]["sources"], {"a": 1.0}))
+    base = replace(BASE, model=model, data=data, method=SFT(), prompts=(), evaluations={})
+    assert Ablation(base, {"own": {}, "none": asked(shown="none")}).measure == "loss"
+    with pytest.raises(ValueError, match="differ in data.mixture.sources .a., so their losses are of different texts"):
+        Ablation(base, {"own": {}, "other": asked(question="side")})
 
 
 def test_within_one_tokenizer_it_is_the_loss_or_what_is_asked_for() -> None:
