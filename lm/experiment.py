@@ -228,12 +228,14 @@ class Experiment:
     @property
     def flops_per_token(self) -> float:
         """Model FLOPs of a row's forward and backward pass, by its `length` tokens (count.flops_per_row); those of
-        adapters as if each token met them all, and the forward pass of other models that the method reads in a step."""
+        adapters as if each token met them all, the forward pass of other models that the method reads in a step, and
+        for a model with eyes those of one picture a row."""
         encoder, tokens = self.lengths
         frozen, added = self.trains.frozen(self.model), 6 * self.trains.added(self.model) * tokens
         read = [model.config for model in self.method.models.values() if model.resident]
         others = sum(count.flops_per_row(config, tokens, encoder) for config in read) / 3
-        return (count.flops_per_row(self.model, tokens, encoder, frozen) + added + others) / self.length
+        seen = count.flops_per_picture(self.model, frozen)
+        return (count.flops_per_row(self.model, tokens, encoder, frozen) + seen + added + others) / self.length
 
     def on(self, devices: int) -> "Experiment":
         """This experiment on that many devices: `batch_tokens` from `rows_per_device`, and the mesh without -1. Raises

@@ -112,6 +112,9 @@ def sizes(model: ModelConfig) -> dict[str, tuple[str, int]]:
         found |= {f"{name}.{field}": size for field, size in part.sizes().items()}
     if model.encoder:
         found |= {f"encoder.{field}": size for field, size in sizes(model.encoder).items()}
+    if model.vision:  # whose vocabulary has no table
+        tower = sizes(model.vision.tower)
+        found |= {f"vision.tower.{field}": size for field, size in tower.items() if field != "vocab"}
     return found
 
 

@@ -24,6 +24,7 @@ from lm.model.compute import Compute
 from lm.model.config import LayerKind, ModelConfig, Vision
 from lm.model.delta import GatedDeltaNet
 from lm.model.experts import Experts
+from lm.model.families import siglip
 from lm.model.latent import LatentAttention
 from lm.model.output import Output
 from lm.model.parametrisation import MuP
@@ -133,6 +134,9 @@ def samples() -> dict[str, Any]:
         "Jsonl": Jsonl(str(root / "some.jsonl"), heldout=0.3),
         "Parquet": Parquet(str(root / "some.parquet"), heldout=0.3),
         "TokenizerFile": TokenizerFile(str(root / "bytes")),
+        "Vision": Vision(siglip(layers=1, width=8, heads=2, mlp=8, patches=16), 8, 2, 255, pool=2),
+        "PictureTokens": PictureTokens(255, 4),
+        "Captions": Captions(Shapes(pictures=100, size=8), PictureTokens(255, 4), size=8),
         "Only": Only("query"),
         "Freeze": Freeze("query"),
         "Distill": Distill(None, base().model),

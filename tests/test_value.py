@@ -333,7 +333,7 @@ def test_a_setting_is_read_as_its_field_s_type(setting: str, read: Any, expected
         ("data.mixture.weights.prosa=1", "weights name 'prosa', which is no source: did you mean prose"),
         (
             "model.positions=Rotar(theta=1)",
-            r"unknown Positions 'Rotar': did you mean Rotary\? known: Positions, Learned",
+            r"unknown Positions 'Rotar': did you mean Rotary or PartialRotary\? known: Positions, Learned",
         ),
         ("model.positions=Rotary(base=1)", "Rotary has no field 'base': known: theta"),
         ("model.positions=Rotary(1.0)", "with named fields"),

@@ -13,7 +13,19 @@ import numpy as np
 
 # The sources that an experiment may have: lm/value.py reads back the classes that are imported.
 from lm.bounds import Natural, NonNegative
-from lm.data import conversations, preferences, prompts, records, repeats, reviews, stdlib, sums, talks  # noqa: F401
+from lm.data import (  # noqa: F401
+    captions,
+    conversations,
+    preferences,
+    prompts,
+    records,
+    repeats,
+    reviews,
+    shapes,
+    stdlib,
+    sums,
+    talks,
+)
 from lm.data.pack import Chunk, Packing
 from lm.data.random import generator
 from lm.data.source import Source

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lm.model.config import LayerKind, ModelConfig, Vision
+from lm.model.count import flops_per_picture
 from lm.model.families import llama, siglip
 from lm.model.inputs import Inputs
 from lm.model.parts import RMSNorm
@@ -188,3 +189,14 @@ def test_a_model_without_eyes_is_given_no_picture() -> None:
     params = model.init(jax.random.key(0))
     with pytest.raises(ValueError, match="this model has no eyes: give it text alone, or set model.vision"):
         model(params, Inputs(jnp.asarray([ROW]), images=jnp.asarray(PICTURES)))
+
+
+def test_flops_of_a_picture_are_those_of_its_products() -> None:
+    """Six FLOPs a weight and token, and twelve a head size and pair of patches; four where a weight is frozen."""
+    S, D, width, n = VISION.patches, TOWER.width, MODEL.width, VISION.soft_tokens
+    layer = 4 * D * D + 2 * D * 12 + 2 * S * D
+    wanted = 6 * (S * 12 * D + 2 * S * layer + n * D * width)
+    assert flops_per_picture(MODEL) == wanted
+    stem = frozenset({"vision/stem/patches"})
+    assert flops_per_picture(MODEL, stem) == wanted - 2 * S * 12 * D
+    assert flops_per_picture(replace(MODEL, vision=None)) == 0
