@@ -39,7 +39,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("the order within a batch does not depend on the seed", '(self._seed, "batch"', '(0, "batch"'),
         ("every batch has one order", '"batch", step', '"batch", 0'),
         ("rows before a step include its own", "[:rest].sum", "[: rest + 1].sum"),
-        ("a source is known to its page alone", "records, repeats, reviews", "records, reviews"),
+        ("a source is known to its page alone", "    repeats,\n", ""),
     ),
     "lm/data/conversations.py": (
         ("an end of turn that is the pad has no loss", "*loss], bool)", "*loss], bool) & (array != tokenizer.pad)"),

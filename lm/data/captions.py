@@ -145,6 +145,13 @@ class PicturesOfRows:
             raise ValueError(
                 f"sources with pictures of {len(kinds)} kinds: expected one size, and the same tokens, in all"
             )
+        for (name, split), store in stores.items():
+            documents = sources[name].documents(split)
+            if isinstance(sources[name], Captions) and len(documents) != len(store):
+                raise ValueError(
+                    f"source {name!r}, {split}: {len(documents) - len(store):,} of {len(documents):,} records have no "
+                    "answer, so that pictures cannot be told by their numbers: remove them"
+                )
         return cls(sources, plans, max(_most(sources[key[0]], store, width) for key, store in stores.items()))
 
     def of(self, keys: Sequence[Key], numbers: np.ndarray, seed: int | None, rows: Rows) -> dict[str, np.ndarray]:
