@@ -36,7 +36,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
             "dict.fromkeys(inside[inside >= 0]",
             "dict.fromkeys(inside[:1]",
         ),
-        ("held-out pictures are those of training", "documents(np.array([number]), seed)", "documents(np.array([number]), 0)"),
+        ("held-out pictures are in training's order", "np.array([number]), seed)", "np.array([number]), 0)"),
     ),
     "lm/data/shapes.py": (
         ("equal pictures are on both sides", 'json.dumps(json.loads(record)["image"])', "record + str(id(record))"),

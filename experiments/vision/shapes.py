@@ -5,10 +5,23 @@
     lm study experiments.vision.shapes                  what pictures, their block in the mask and a trained tower do
 
 A tower of three layers reads pictures of 24 by 24 pixels, in which nine places may have a shape; what it says of four
-patches becomes one of nine tokens before the question. All 0.8 million parameters begin at random, and only the
+patches becomes one of nine tokens before the question. All 0.68 million parameters begin at random, and only the
 answer's bytes carry loss. The pictures are drawn on the spot; equal ones are all held out, or none.
 
-RESULTS
+Measured on two busy cores, 4 to 5 minutes a run, of one seed: 99.5% of the counts, all colours and shapes are right,
+and 58.5% of the sides ("is red left of blue?"), where half is chance. Held-out loss of the study's
+arms, in nats a token:
+
+    base       its own picture                            0.057
+    another    that of another question, in both splits   0.257
+    none       empty paper                                0.257
+    causal     a soft token sees no later one             0.058
+    frozen     the tower stays as it was drawn            0.003
+
+Without its picture nothing is answered but by what is frequent. The block in the mask makes no difference that one seed
+shows, where a tower has looked at the whole picture before. The tower that stays at random answers the sides too, in
+2,744 steps, which take the same FLOPs: what is learned of these pictures is their colours and places, and training this
+tower at this rate loses the places again. More seeds have not been run.
 """
 
 import json
