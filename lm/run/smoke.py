@@ -8,10 +8,11 @@ import dataclasses
 from functools import partial
 from typing import Any
 
+from lm.data.captions import Captions
 from lm.data.mixture import Data
 from lm.data.objective import ObjectiveContext
 from lm.experiment import Experiment
-from lm.model.config import ModelConfig
+from lm.model.config import ModelConfig, Vision
 from lm.sharding.rules import Layout
 from lm.text.tokenizer import TokenizerFile
 
@@ -46,7 +47,7 @@ def smoke(experiment: Experiment) -> Experiment:
         name=f"{e.name}-smoke",
         start=None,
         data=_with_tokenizer(e),
-        model=smaller(e.model, vocab),
+        model=smaller(e.model, vocab, any(isinstance(one, Captions) for one in e.data.mixture.sources.values())),
         method=e.method.smaller(shrink),
         evaluations=evaluations,
         optimizer=dataclasses.replace(e.optimizer, schedule=_shorter(e.optimizer.schedule, steps)),
@@ -86,8 +87,9 @@ def vocabulary(experiment: Experiment) -> int:
     return min(experiment.model.vocab, pieces + extra) if pieces else experiment.model.vocab
 
 
-def smaller(model: ModelConfig, vocab: int) -> ModelConfig:
-    """`model` with its parts at SIZES, as few layers as have all of its kinds, and no more than `vocab` ids."""
+def smaller(model: ModelConfig, vocab: int, pictures: bool = False) -> ModelConfig:
+    """`model` with its parts at SIZES, as few layers as have all of its kinds, and no more than `vocab` ids; its
+    pictures too, unless the data has `pictures`."""
     small = _shrink({field.name: getattr(model, field.name) for field in dataclasses.fields(model)})
     layers = max(2, len(model.first_layers) + len(model.pattern))
     return dataclasses.replace(
@@ -96,9 +98,20 @@ def smaller(model: ModelConfig, vocab: int) -> ModelConfig:
         layers=min(model.layers, layers),
         encoder_layers=min(model.encoder_layers, layers),
         encoder=smaller(model.encoder, vocab) if model.encoder else None,
+        vision=_smaller_eyes(model.vision, min(model.vocab, vocab), pictures) if model.vision else None,
         context=min(model.context, LENGTH),
         vocab=min(model.vocab, vocab),
     )
+
+
+def _smaller_eyes(vision: Vision, vocab: int, pictures: bool) -> Vision:
+    """Eyes with a small tower, and unless the data has pictures, for small ones."""
+    size = min(vision.image_size, 2 * vision.pool * vision.patch_size)
+    ids = {name: min(getattr(vision, name), vocab - 1) for name in ("image_token", "begin_token", "end_token")}
+    others = {} if pictures else {"image_size": size, **ids}
+    patches = (others.get("image_size", vision.image_size) // vision.patch_size) ** 2
+    tower = dataclasses.replace(smaller(vision.tower, vision.tower.vocab), context=patches)
+    return dataclasses.replace(vision, tower=tower, **others)
 
 
 def _shrink(fields: dict[str, Any]) -> dict[str, Any]:

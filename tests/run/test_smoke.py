@@ -62,7 +62,17 @@ def test_any_experiment_is_small_and_has_all_its_parts(reference: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["gpt:gpt_oss_120b", "gemma:gemma3_1b", "t5:t5_11b", "ul2", "bert", "mixtral:mixtral_8x7b"]
+    "page",
+    [
+        "gpt:gpt_oss_120b",
+        "gemma:gemma3_1b",
+        "t5:t5_11b",
+        "ul2",
+        "bert",
+        "mixtral:mixtral_8x7b",
+        "gemma:gemma3_4b_vision",
+        "vision.shapes",
+    ],
 )
 def test_it_takes_a_step(page: str) -> None:
     """Traced, not run: every shape fits every other."""
