@@ -126,7 +126,8 @@ class PicturesOfRows:
     def __init__(self, sources: Mapping[str, Source], plans: Mapping[Key, PackingPlan], most: int):
         self.sources, self.plans, self.most = sources, plans, most  # the plans' rows hold whole documents
         self.size = max(s.size for s in sources.values() if isinstance(s, Captions))
-        self._documents = {key: sources[key[0]].documents(key[1]) for key in plans}
+        seeing = [key for key in plans if isinstance(sources[key[0]], Captions)]
+        self._documents = {key: sources[key[0]].documents(key[1]) for key in seeing}
 
     @classmethod
     def of_sources(
@@ -146,8 +147,9 @@ class PicturesOfRows:
                 f"sources with pictures of {len(kinds)} kinds: expected one size, and the same tokens, in all"
             )
         for (name, split), store in stores.items():
-            documents = sources[name].documents(split)
-            if isinstance(sources[name], Captions) and len(documents) != len(store):
+            if not isinstance(sources[name], Captions):
+                continue
+            if len(documents := sources[name].documents(split)) != len(store):
                 raise ValueError(
                     f"source {name!r}, {split}: {len(documents) - len(store):,} of {len(documents):,} records have no "
                     "answer, so that pictures cannot be told by their numbers: remove them"

@@ -28,7 +28,14 @@ def check_marks(
     rows: Sequence[Sequence[int]], images: np.ndarray, cfg: ModelConfig, what: str = "prompt", exact: bool = True
 ) -> None:
     """Raises ValueError where a row of ids has other places for soft tokens than its pictures [M, size, size, 3] have,
-    or, unless `exact`, the first of them."""
+    or, unless `exact`, the first of them.
+
+    Args:
+      rows: token ids, a list a row.
+      images: the pictures of each row, [B, M, size, size, 3].
+      cfg: of the model that reads both.
+      what: a row is called in the message.
+      exact: whether every picture has its place."""
     vision = eyes_of(cfg)
     for i, ids in enumerate(rows):
         places, soft = list(ids).count(vision.image_token), images.shape[1] * vision.soft_tokens

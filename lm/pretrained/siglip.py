@@ -6,8 +6,9 @@ from lm.model.config import ModelConfig, Vision
 from lm.model.families import siglip
 from lm.model.parts import FeedForward, LayerNorm
 from lm.pretrained.architecture import ACTIVATION, attention_of, hf_activation, read_sizes, require, same
+from lm.pretrained.bert import dense, norm
 from lm.pretrained.fields import Fields
-from lm.pretrained.rows import Convolution, Flattened, Linear, Row, row
+from lm.pretrained.rows import Convolution, Row, row
 
 SIZES = dict(layers="num_hidden_layers", width="hidden_size", heads="num_attention_heads", mlp="intermediate_size")
 TOWER, TEXT, PROJECTOR = "vision_tower.vision_model.", "language_model.", "multi_modal_projector."
@@ -25,28 +26,20 @@ RENAMED = (
 HEAD = r"vision_tower\.(vision_model\.)?head\."  # a pooler of the tower's own, which no connector reads
 
 
-def _norm(ours: str, theirs: str) -> list[Row]:
-    return [same(f"{ours}_scale", f"{theirs}.weight"), same(f"{ours}_bias", f"{theirs}.bias")]
-
-
-def _dense(ours: str, theirs: str, inputs: int = 1) -> list[Row]:
-    return [row(ours, f"{theirs}.weight", Linear(inputs)), row(f"{ours}_bias", f"{theirs}.bias", Flattened())]
-
-
 LAYERS = "vision/layers/*/"
 ROWS = [
     row("vision/stem/patches", TOWER + "embeddings.patch_embedding.weight", Convolution()),
     same("vision/stem/patches_bias", TOWER + "embeddings.patch_embedding.bias"),
     same("vision/stem/positions", TOWER + "embeddings.position_embedding.weight"),
-    *_norm(LAYERS + "attention_norm", AT + "layer_norm1"),
-    *_dense(LAYERS + "query", AT + "self_attn.q_proj"),
-    *_dense(LAYERS + "key", AT + "self_attn.k_proj"),
-    *_dense(LAYERS + "value", AT + "self_attn.v_proj"),
-    *_dense(LAYERS + "out", AT + "self_attn.out_proj", inputs=2),
-    *_norm(LAYERS + "ffn_norm", AT + "layer_norm2"),
-    *_dense(LAYERS + "up", AT + "mlp.fc1"),
-    *_dense(LAYERS + "down", AT + "mlp.fc2"),
-    *_norm("vision/connector/norm", TOWER + "post_layernorm"),
+    *norm(LAYERS + "attention_norm", AT + "layer_norm1"),
+    *dense(LAYERS + "query", AT + "self_attn.q_proj"),
+    *dense(LAYERS + "key", AT + "self_attn.k_proj"),
+    *dense(LAYERS + "value", AT + "self_attn.v_proj"),
+    *dense(LAYERS + "out", AT + "self_attn.out_proj", inputs=2),
+    *norm(LAYERS + "ffn_norm", AT + "layer_norm2"),
+    *dense(LAYERS + "up", AT + "mlp.fc1"),
+    *dense(LAYERS + "down", AT + "mlp.fc2"),
+    *norm("vision/connector/norm", TOWER + "post_layernorm"),
 ]
 
 

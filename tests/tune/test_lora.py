@@ -21,7 +21,7 @@ from lm.train.step import build_step, init_state
 from lm.tune.lora import DoRA, LoRA
 from lm.tune.paths import alternatives, axes_of, by_path, is_matrix, nested, select
 from lm.tune.pretrain import Pretrain
-from lm.tune.trains import All, Only
+from lm.tune.trains import All, Freeze, Only
 from tests.model.reference import GPT, LLAMA, MODELS, SIMPLE, lively, trees_close
 from tests.train.test_step import ADAMW, batch
 from tests.train.test_step import LLAMA as SMALL
@@ -302,6 +302,15 @@ def test_a_path_that_matches_nothing_names_near_ones(where: str, message: str) -
     if "|" in where:
         with pytest.raises(ValueError, match="'querry' matches no parameter"):
             Only(where).check(LLAMA)
+
+
+def test_what_is_frozen_has_no_gradient_and_the_rest_has() -> None:
+    learner = wrapped(GPT, Freeze("layers/.*"))
+    params, frozen = jax.eval_shape(learner.init, jax.random.key(0))
+    assert set(params) == {"stem", "head"} and set(frozen["base"]) == {"layers"}
+    assert Freeze("query").frozen(LLAMA) == {path for path in axes_of(LLAMA) if path.endswith("/query")}
+    with pytest.raises(ValueError, match="trains.where='.*' freezes every parameter: choose fewer"):
+        Freeze(".*").check(LLAMA)
 
 
 def test_what_is_full_is_trained_itself() -> None:
