@@ -36,7 +36,6 @@ from lm.train.schedule import Cosine
 from lm.tune.completion_eval import CompletionEval  # noqa: F401 - evaluations read it back
 from lm.tune.distill import Distill  # noqa: F401 - `--set method=Distill(…)`
 from lm.tune.dpo import DPO  # noqa: F401
-from lm.tune.eyes import captions_for
 from lm.tune.grpo import GRPO  # noqa: F401
 from lm.tune.kl_control import AdaptiveKL, FixedKL  # noqa: F401
 from lm.tune.kto import KTO  # noqa: F401
@@ -50,6 +49,7 @@ from lm.tune.sft import SFT  # noqa: F401 - `--set method=SFT()`
 from lm.tune.simpo import SimPO  # noqa: F401
 from lm.tune.start import Start
 from lm.tune.trains import All, Freeze, Only, Trains  # noqa: F401
+from lm.tune.vision import captions_for
 from lm.value import suggest
 
 EVERY = ("log_every_steps", "eval_every_steps", "checkpoint_every_steps")
@@ -199,7 +199,7 @@ class Experiment:
                 if getattr(source, what) != wanted:
                     raise ValueError(
                         f"source {name!r}: {what}={getattr(source, what)!r}, and model.vision has {wanted!r}: give "
-                        "Captions(..., **captions_for(vision)), of lm/tune/eyes.py"
+                        "Captions(..., **captions_for(vision)), of lm/tune/vision.py"
                     )
 
     def _check_evaluations(self) -> None:

@@ -1,6 +1,6 @@
 """The mistakes of tests/mutations.py in pictures: how they are read, where they stand, who sees them."""
 
-SEEING, VISION = ("tests/pretrained/test_seeing.py",), ("tests/model/test_vision.py",)
+SEEING, VISION = ("tests/pretrained/test_images.py",), ("tests/model/test_vision.py",)
 CAPTIONS = ("tests/data/test_captions.py",)
 TESTS = {
     "lm/model/vision.py": VISION + SEEING,
@@ -9,7 +9,7 @@ TESTS = {
     "lm/data/shapes.py": CAPTIONS,
     "lm/text/pictures.py": SEEING + CAPTIONS,
     "lm/pretrained/siglip.py": SEEING,
-    "lm/pretrained/seeing.py": SEEING,
+    "lm/pretrained/images.py": SEEING,
 }
 BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/model/vision.py": (
@@ -50,5 +50,5 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("older names are not known", '    (TOWER, "vision_tower."),\n', ""),
         ("a text's tensors are not inside", "r._replace(theirs=TEXT + r.theirs)", "r"),
     ),
-    "lm/pretrained/seeing.py": (("a picture without a place is taken", "or exact and places != soft", ""),),
+    "lm/pretrained/images.py": (("a picture without a place is taken", "or exact and places != soft", ""),),
 }

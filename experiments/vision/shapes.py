@@ -43,9 +43,9 @@ from lm.study.ablation import Ablation
 from lm.text.tokenizer import Bytes
 from lm.train.optim import AdamW
 from lm.train.schedule import Cosine
-from lm.tune.eyes import captions_for
 from lm.tune.sft import SFT
 from lm.tune.trains import Freeze
+from lm.tune.vision import captions_for
 
 SIZE = 24
 vision = Vision(

@@ -25,7 +25,7 @@ from lm.model.products import look_up
 from lm.model.scoring import CACHE_BLOCK, Mask
 from lm.model.stack import Losses, Params, Shared, Stack, Taps
 from lm.model.taps import ENCODER, Watch
-from lm.model.vision import boxed_eyes, placed, runs, soft_tokens
+from lm.model.vision import boxed_vision, placed, runs, soft_tokens
 from lm.sharding.tracing import constrain
 
 __all__ = ["Hidden", "Params", "Transformer"]
@@ -151,7 +151,7 @@ class Transformer:
         if cfg.output.scores:
             params["head"] |= Scores(cfg).init(head_key, x)["params"]
         if cfg.vision:
-            params["vision"] = boxed_eyes(cfg.vision, cfg.width, compute, jax.random.fold_in(key, 4))
+            params["vision"] = boxed_vision(cfg.vision, cfg.width, compute, jax.random.fold_in(key, 4))
         return params | ({"encoder": self._boxed_encoder(encoder_key)} if cfg.has_encoder else {})
 
     def _boxed_encoder(self, key: jax.Array) -> Params:

@@ -60,7 +60,7 @@ class Connector(nn.Module):
         return add_bias(self, "projector_bias", x, ("norm",)) if vision.projector_bias else x
 
 
-def boxed_eyes(vision: Vision, width: int, compute: Compute, key: jax.Array) -> Params:
+def boxed_vision(vision: Vision, width: int, compute: Compute, key: jax.Array) -> Params:
     """Fresh parameters of the tower and its connector, with their logical axes: "stem", "layers" and "connector"."""
     stem_key, layer_key, connector_key = jax.random.split(key, 3)
     image = jnp.zeros((1, vision.image_size, vision.image_size, vision.channels), compute.dtype)
@@ -80,7 +80,7 @@ def soft_tokens(
     Args:
       vision: the tower and its connector.
       width: D, of the text model.
-      params: as `boxed_eyes` makes them.
+      params: as `boxed_vision` makes them.
       images: whole numbers from 0 to LEVELS.
       key: switches dropout on."""
     (B, M), tower = images.shape[:2], vision.tower.scaled

@@ -26,12 +26,12 @@ from lm.pretrained import files, gguf_save, passes
 from lm.pretrained import save as saving
 from lm.pretrained.architecture import Architecture
 from lm.pretrained.arrays import BLOCK, as_integers, checked_like, padded
+from lm.pretrained.images import check_marks, look_at, vision_of
 from lm.pretrained.known import architecture_for
 from lm.pretrained.labels import Labels
-from lm.pretrained.seeing import check_marks, eyes_of, look_at
 from lm.text.stop import StopStrings
 from lm.text.tokenizer import Tokenizer
-from lm.tune.eyes import picture_tokens
+from lm.tune.vision import picture_tokens
 
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
@@ -266,7 +266,7 @@ class Pretrained:
           n: continuations.
           stop: strings before the first of which a continuation ends.
           drafter, draft_params, acceptance: of speculative decoding, as in `stream_ids`.
-          images: the pictures that the prompt is about, for a model with eyes (lm/pretrained/seeing.py).
+          images: the pictures that the prompt is about, for a model with eyes (lm/pretrained/images.py).
 
         Yields:
           the new text of each continuation, complete characters only, and no part of a stop string.
@@ -277,7 +277,7 @@ class Pretrained:
         tokenizer = self.checked_tokenizer()
         read, pixels = self.encode(prompt), None
         if images:
-            read = picture_tokens(eyes_of(self.config)).encode(prompt, len(images), tokenizer)
+            read = picture_tokens(vision_of(self.config)).encode(prompt, len(images), tokenizer)
             pixels = np.repeat(look_at(images, self.config)[None], n, 0)
         before = [] if self.config.has_encoder else read
         texts = [(tokenizer.decoder_after(before), StopStrings(stop)) for _ in range(n)]

@@ -147,7 +147,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "channels": dict(channels=1),
     "blocks": dict(blocks=False),
 }
-OF_PROMPTS = {"begin_token", "end_token", "separator", "prefix", "resample"}  # tests/pretrained/test_seeing.py
+OF_PROMPTS = {"begin_token", "end_token", "separator", "prefix", "resample"}  # tests/pretrained/test_images.py
 
 
 def test_every_field_changes_the_soft_tokens() -> None:

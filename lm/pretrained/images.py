@@ -8,7 +8,7 @@ from lm.data.pictures import Picture, read_pictures
 from lm.model.config import ModelConfig, Vision
 
 
-def eyes_of(cfg: ModelConfig) -> Vision:
+def vision_of(cfg: ModelConfig) -> Vision:
     """The eyes of a model. Raises ValueError where it has none."""
     if cfg.vision is None:
         raise ValueError(
@@ -20,7 +20,7 @@ def eyes_of(cfg: ModelConfig) -> Vision:
 def look_at(pictures: Sequence[Picture], cfg: ModelConfig) -> np.ndarray:
     """Pictures as the model reads them, uint8 [M, size, size, 3]. Raises ValueError for one that cannot be read, and
     where the model has no eyes."""
-    vision = eyes_of(cfg)
+    vision = vision_of(cfg)
     return read_pictures(pictures, vision.image_size, vision.resample)
 
 
@@ -36,7 +36,7 @@ def check_marks(
       cfg: of the model that reads both.
       what: a row is called in the message.
       exact: whether every picture has its place."""
-    vision = eyes_of(cfg)
+    vision = vision_of(cfg)
     for i, ids in enumerate(rows):
         places, soft = list(ids).count(vision.image_token), images.shape[1] * vision.soft_tokens
         if places > soft or places % vision.soft_tokens or exact and places != soft:

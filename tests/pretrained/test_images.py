@@ -19,7 +19,7 @@ from lm.pretrained import Pretrained, load
 from lm.pretrained.files import SINGLE, Safetensors, TensorToWrite, write
 from lm.pretrained.gemma import GEMMA3_WITH_EYES
 from lm.text.tokenizer import ByteTokenizer
-from lm.tune.eyes import picture_tokens
+from lm.tune.vision import picture_tokens
 
 CASES = ("Gemma3 pool 2", "PaliGemma")
 
