@@ -78,7 +78,7 @@ DEEPSEEK = dict(
     rms_norm_eps=1e-5,
 )
 GEMMA = dict(head_dim=12, pad_token_id=0)
-TEXT = {  # of a model that also reads pictures
+TEXT = {  # of a model that also reads images
     **{name: LLAMA[name] for name in ("hidden_size", "intermediate_size", "max_position_embeddings", "bos_token_id")},
     **GEMMA,
     "vocab_size": V,

@@ -1,4 +1,4 @@
-"""Gemma 3 and PaliGemma with pictures against transformers: tower, connector, masks, logits, continuation.
+"""Gemma 3 and PaliGemma with images against transformers: tower, connector, masks, logits, continuation.
 
 python -m certificates.vision make FOLDER     transformers' side: checkpoints and what they give
 python -m certificates.vision ours FOLDER     ours: the differences, and our exports
@@ -82,27 +82,27 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def sizes(name: str) -> tuple[int, int, bool]:
-    """(pixels on a side, soft tokens of a picture, whether the prompt is a prefix) of a case."""
+    """(pixels on a side, soft tokens of an image, whether the prompt is a prefix) of a case."""
     config = CASES[name]["config"]
     size = config["vision_config"]["image_size"]
     return size, config.get("mm_tokens_per_image", (size // PATCH) ** 2), "PaliGemma" in name
 
 
 def batch(name: str) -> tuple[list[list[int]], list[list[np.ndarray]]]:
-    """Rows of tokens and their pictures: none, one, two with text between, two that touch; for a prefix one each."""
+    """Rows of tokens and their images: none, one, two with text between, two that touch; for a prefix one each."""
     size, n, prefix = sizes(name)
     rng = np.random.default_rng(7)
     text = lambda k: [1, *rng.integers(3, 80, k).tolist()]  # noqa: E731
-    picture = lambda: rng.integers(0, 256, (size, size, 3)).astype(np.uint8)  # noqa: E731
+    image = lambda: rng.integers(0, 256, (size, size, 3)).astype(np.uint8)  # noqa: E731
     seen = [BEGIN, *[IMAGE] * n, END]
     if prefix:
-        return [[*[IMAGE] * n, *text(5)], [*[IMAGE] * n, *text(2)]], [[picture()], [picture()]]
+        return [[*[IMAGE] * n, *text(5)], [*[IMAGE] * n, *text(2)]], [[image()], [image()]]
     rows = [text(12), [*text(2), *seen, *text(4)], [*text(1), *seen, *text(3), *seen, *text(2)]]
     return [*rows, [*text(2), *[IMAGE] * (2 * n), *text(3)]], [
         [],
-        [picture()],
-        [picture(), picture()],
-        [picture(), picture()],
+        [image()],
+        [image(), image()],
+        [image(), image()],
     ]
 
 
@@ -129,27 +129,27 @@ def reference(name: str, model: Any) -> dict[str, np.ndarray]:
     """What transformers' model gives for the batch of a case."""
     import torch
 
-    rows, pictures = batch(name)
+    rows, images = batch(name)
     given: dict[str, np.ndarray] = {}
     with torch.no_grad():
-        whole = torch.tensor(np.stack([pixels(p) for each in pictures for p in each]))
+        whole = torch.tensor(np.stack([pixels(p) for each in images for p in each]))
         given["tower"] = model.model.vision_tower(whole).last_hidden_state.numpy()
         given["soft"] = model.model.get_image_features(whole).pooler_output.numpy()
-        for i, (row, each) in enumerate(zip(rows, pictures, strict=True)):
+        for i, (row, each) in enumerate(zip(rows, images, strict=True)):
             given[f"logits{i}"] = model(**arguments([row], [each]), use_cache=False).logits[0].numpy()
             found = model.generate(**arguments([row], [each]), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)
             given[f"greedy{i}"] = found[0, -NEW:].numpy()
-        given["padded"] = model(**arguments(rows, pictures), use_cache=False).logits.numpy()
+        given["padded"] = model(**arguments(rows, images), use_cache=False).logits.numpy()
     return given
 
 
-def pixels(picture: np.ndarray) -> np.ndarray:
-    """A picture as transformers' processors hand it on."""
-    return ((picture.astype(np.float32) / 255 - 0.5) / 0.5).transpose(2, 0, 1)
+def pixels(image: np.ndarray) -> np.ndarray:
+    """An image as transformers' processors hand it on."""
+    return ((image.astype(np.float32) / 255 - 0.5) / 0.5).transpose(2, 0, 1)
 
 
-def arguments(rows: list[list[int]], pictures: list[list[np.ndarray]]) -> dict[str, Any]:
-    """The arguments of transformers' models, rows padded on the left; the token types of a picture are 1, and of the
+def arguments(rows: list[list[int]], images: list[list[np.ndarray]]) -> dict[str, Any]:
+    """The arguments of transformers' models, rows padded on the left; the token types of an image are 1, and of the
     prompt, which a prefix-LM reads in both directions, 0."""
     import torch
 
@@ -158,7 +158,7 @@ def arguments(rows: list[list[int]], pictures: list[list[np.ndarray]]) -> dict[s
     given: dict[str, Any] = {"input_ids": ids, "attention_mask": (ids > 0).long()}
     prefix = rows[0][0] == IMAGE
     given["token_type_ids"] = torch.zeros_like(ids) if prefix else (ids == IMAGE).long()
-    every = [pixels(p) for each in pictures for p in each]
+    every = [pixels(p) for each in images for p in each]
     return given | ({"pixel_values": torch.tensor(np.stack(every))} if every else {})
 
 
@@ -174,16 +174,16 @@ def ours(folder: Path) -> None:
     for name in CASES:
         here = folder / name
         given, m = np.load(here / "reference.npz"), load(here, dtype="float32")
-        vision, (rows, pictures) = m.config.vision, batch(name)
+        vision, (rows, images) = m.config.vision, batch(name)
         logits = jax.jit(m.model.__call__)
         _, n, prefix = sizes(name)
         assert vision is not None and vision.soft_tokens == n
-        every = np.stack([p for each in pictures for p in each])[None]
+        every = np.stack([p for each in images for p in each])[None]
         soft = soft_tokens(vision, m.config.width, m.model.compute, m.params["vision"], jnp.asarray(every))
         worst = {"soft": far(soft[0].reshape(given["soft"].shape), given["soft"])}
-        most = max(map(len, pictures))
+        most = max(map(len, images))
         size = sizes(name)[0]
-        for i, (row, each) in enumerate(zip(rows, pictures, strict=True)):
+        for i, (row, each) in enumerate(zip(rows, images, strict=True)):
             blocks = jnp.ones((1, len(row)), jnp.int32) if prefix else None
             images = jnp.asarray(np.stack(each))[None] if each else None
             found = logits(m.params, Inputs(jnp.asarray([row]), blocks=blocks, images=images))
@@ -192,7 +192,7 @@ def ours(folder: Path) -> None:
         tokens = np.array([[*row, *[0] * (width - len(row))] for row in rows])
         segments = np.array([[1] * len(row) + [0] * (width - len(row)) for row in rows])
         images = np.zeros((len(rows), most, size, size, 3), np.uint8)
-        for i, each in enumerate(pictures):
+        for i, each in enumerate(images):
             images[i, : len(each)] = each if each else images[i, :0]
         blocks = jnp.asarray(segments) if prefix else None
         both = Inputs(jnp.asarray(tokens), segments=jnp.asarray(segments), blocks=blocks, images=jnp.asarray(images))
@@ -226,7 +226,7 @@ def check(folder: Path) -> None:
         assert same and not odd
 
 
-RECORDED = Path(__file__).parent.parent / "tests" / "pretrained" / "recorded_pictures.json"
+RECORDED = Path(__file__).parent.parent / "tests" / "pretrained" / "recorded_images.json"
 
 
 def record(folder: Path) -> None:

@@ -1,9 +1,9 @@
 #!/bin/sh
-# transformers joins a picture's block and a sliding window in one way for Gemma 3 and in another for PaliGemma 2.
+# transformers joins an image's block and a sliding window in one way for Gemma 3 and in another for PaliGemma 2.
 #
-# In Gemma 3's layers with a window a soft token sees later ones of its picture however far, but of what is before it only
-# what the window holds, its own picture included: window AND (causal OR same block). PaliGemma 2, whose text model is
-# Gemma 2 with windows in every second layer, gives its prefix (picture and prompt) to the same function in another
+# In Gemma 3's layers with a window a soft token sees later ones of its image however far, but of what is before it only
+# what the window holds, its own image included: window AND (causal OR same block). PaliGemma 2, whose text model is
+# Gemma 2 with windows in every second layer, gives its prefix (image and prompt) to the same function in another
 # argument, and there it is (window AND causal) OR same block: the whole prefix is seen, windows notwithstanding. Who reads
 # one of the two and builds the other's mask alike gets other logits, as soon as a prefix is longer than the window.
 # Seen with transformers 5.23.0 and torch 2.13.0, of twelve tokens in one block and a window of 4: in Gemma 3's mask the last

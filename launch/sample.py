@@ -30,7 +30,7 @@ examples:
   lm sample bert-base-uncased --prompt "Paris is [MASK]." -n 5   an encoder fills masks; 5 candidates each
   lm sample t5-base --prompt "The <extra_id_0> sat"              sentinels are filled in; other prompts have an output
   lm sample model.gguf --prompt "The capital of France is" --temperature 0
-  lm sample gemma-3-4b-it --image cat.png --prompt "What is this?"      a model with eyes
+  lm sample gemma-3-4b-it --image cat.png --prompt "What is this?"      a model with a vision tower
 """
 
 
@@ -45,7 +45,7 @@ def add(verbs: Any) -> None:
         "--image",
         action="append",
         metavar="FILE",
-        help="a picture that the prompt is about, where it has <image> or before it; may be given several times",
+        help="an image that the prompt is about, where it has <image> or before it; may be given several times",
     )
     verb.add_argument("--max-new-tokens", type=int, metavar="N", help="the most tokens to add (128)")
     verb.add_argument("--temperature", type=float, metavar="T", help="divides the logits; 0 is greedy (0.8)")

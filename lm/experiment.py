@@ -157,7 +157,7 @@ class Experiment:
         self._check_start()
         self.trains.check(self.model)
         self._check_evaluations()
-        self._check_pictures()
+        self._check_images()
         self.optimizer.schedule_fn(self.steps)  # raises where the schedule does not fit in the run
 
     def _check_copies(self) -> None:
@@ -188,14 +188,14 @@ class Experiment:
                 "so leave it out; or TokenizerFile(path=…) where the start comes without one"
             )
 
-    def _check_pictures(self) -> None:
-        eyes = self.model.vision
+    def _check_images(self) -> None:
+        vision = self.model.vision
         for name, source in self.data.mixture.sources.items():
             if not isinstance(source, Captions):
                 continue
-            if eyes is None:
-                raise ValueError(f"source {name!r} has pictures, and the model no eyes: set model.vision")
-            for what, wanted in captions_for(eyes).items():
+            if vision is None:
+                raise ValueError(f"source {name!r} has images, and the model no vision tower: set model.vision")
+            for what, wanted in captions_for(vision).items():
                 if getattr(source, what) != wanted:
                     raise ValueError(
                         f"source {name!r}: {what}={getattr(source, what)!r}, and model.vision has {wanted!r}: give "
@@ -229,12 +229,12 @@ class Experiment:
     def flops_per_token(self) -> float:
         """Model FLOPs of a row's forward and backward pass, by its `length` tokens (count.flops_per_row); those of
         adapters as if each token met them all, the forward pass of other models that the method reads in a step, and
-        for a model with eyes those of one picture a row."""
+        for a model with a vision tower those of one image a row."""
         encoder, tokens = self.lengths
         frozen, added = self.trains.frozen(self.model), 6 * self.trains.added(self.model) * tokens
         read = [model.config for model in self.method.models.values() if model.resident]
         others = sum(count.flops_per_row(config, tokens, encoder) for config in read) / 3
-        seen = count.flops_per_picture(self.model, frozen)
+        seen = count.flops_per_image(self.model, frozen)
         return (count.flops_per_row(self.model, tokens, encoder, frozen) + seen + added + others) / self.length
 
     def on(self, devices: int) -> "Experiment":

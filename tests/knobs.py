@@ -32,7 +32,7 @@ from lm.model.parts import FeedForward
 from lm.model.positions import Relative, RelativeByLayer
 from lm.model.scaling import Dynamic, Linear, Llama3, LongRoPE, YaRN
 from lm.model.shared_experts import SharedExperts
-from lm.text.pictures import PictureTokens
+from lm.text.image_tokens import ImageTokens
 from lm.text.tokenizer import Bytes, ByteTokenizer, CharacterTokenizer, SentencePieceSpec, TokenizerFile
 from lm.train.optim import Adafactor, AdamW
 from lm.train.schedule import WSD, Cosine, InverseSquareRoot
@@ -135,8 +135,8 @@ def samples() -> dict[str, Any]:
         "Parquet": Parquet(str(root / "some.parquet"), heldout=0.3),
         "TokenizerFile": TokenizerFile(str(root / "bytes")),
         "Vision": Vision(siglip(layers=1, width=8, heads=2, mlp=8, patches=16), 8, 2, 255, pool=2),
-        "PictureTokens": PictureTokens(255, 4),
-        "Captions": Captions(Shapes(pictures=100, size=8), PictureTokens(255, 4), size=8),
+        "ImageTokens": ImageTokens(255, 4),
+        "Captions": Captions(Shapes(images=100, size=8), ImageTokens(255, 4), size=8),
         "Only": Only("query"),
         "Freeze": Freeze("query"),
         "Distill": Distill(None, base().model),
@@ -234,12 +234,12 @@ CHANGED_IN: dict[str, dict[str, Any]] = {  # Class.field -> what has to hold for
     "Chunk.across_documents": dict(data=dict(mixture=dict(breakpoints=()))),  # or few rows are of short documents
 }
 CAPTIONS = "tests/data/test_captions.py::"
-EYES = {  # Class.field -> the test that turns it
+VISION = {  # Class.field -> the test that turns it
     **dict.fromkeys(
         ("ModelConfig.vision", *(f"Vision.{field.name}" for field in dataclasses.fields(Vision))),
         "tests/model/test_vision.py::test_every_field_changes_the_soft_tokens",
     ),
-    **{f"PictureTokens.{f.name}": f"{CAPTIONS}test_the_answer_carries_loss" for f in dataclasses.fields(PictureTokens)},
+    **{f"ImageTokens.{f.name}": f"{CAPTIONS}test_the_answer_carries_loss" for f in dataclasses.fields(ImageTokens)},
     **{f"Captions.{f.name}": f"{CAPTIONS}test_every_field_does_something" for f in dataclasses.fields(Captions)},
     **{f"Shapes.{f.name}": f"{CAPTIONS}test_every_field_does_something" for f in dataclasses.fields(Shapes)},
 }

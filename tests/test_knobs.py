@@ -45,7 +45,7 @@ from lm.tune.orpo import ORPO
 from lm.tune.ppo import PPO
 from lm.tune.reward_functions import ExactAnswer, Format, RewardFunction, SoftLength
 from lm.tune.simpo import SimPO
-from tests.knobs import CHANGED_IN, CONTEXT, EYES, base, changes, samples
+from tests.knobs import CHANGED_IN, CONTEXT, VISION, base, changes, samples
 
 SEEN = "what people see of a run; lm/experiment.py lets a run be resumed with another"
 WHEN = "when a run is looked at; training does not see it"
@@ -178,7 +178,7 @@ ELSEWHERE = {
     "StdlibPairs.folder": "tests/data/test_talks.py::test_an_answer_is_preferred_to_its_words_in_another_order",
     "Reward.centering": "tests/tune/test_reward.py::test_loss_gradient_and_metrics_are_trl_s",
     "StdlibTalks.folder": "tests/data/test_talks.py::test_a_talk_asks_what_it_does_and_what_it_takes",
-    **EYES,
+    **VISION,
     **{f"Tfds.{field.name}": TFDS for field in dataclasses.fields(Tfds)},
 }
 

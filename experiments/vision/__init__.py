@@ -1,1 +1,1 @@
-"""Models that see, trained on pictures that are made on the spot."""
+"""Models that see, trained on images that are made on the spot."""

@@ -1,26 +1,26 @@
-"""Eyes trained from nothing on pictures of coloured shapes: how many are red, what colour is the circle?
+"""A vision tower trained from nothing on images of coloured shapes: how many are red, what colour is the circle?
 
     lm train experiments.vision.shapes
     python -m experiments.vision.shapes runs/shapes     how many of 200 held-out questions of each kind it answers right
-    lm study experiments.vision.shapes                  what pictures, their block in the mask and a trained tower do
+    lm study experiments.vision.shapes                  what images, their block in the mask and a trained tower do
 
-A tower of three layers reads pictures of 24 by 24 pixels, in which nine places may have a shape; what it says of four
+A tower of three layers reads images of 24 by 24 pixels, in which nine places may have a shape; what it says of four
 patches becomes one of nine tokens before the question. All 0.68 million parameters begin at random, and only the
-answer's bytes carry loss. The pictures are drawn on the spot; equal ones are all held out, or none.
+answer's bytes carry loss. The images are drawn on the spot; equal ones are all held out, or none.
 
 Measured on two busy cores, 4 to 5 minutes a run, of one seed: 99.5% of the counts, all colours and shapes are right,
 and 58.5% of the sides ("is red left of blue?"), where half is chance. Held-out loss of the study's
 arms, in nats a token:
 
-    base       its own picture                            0.057
+    base       its own image                            0.057
     another    that of another question, in both splits   0.257
     none       empty paper                                0.257
     causal     a soft token sees no later one             0.058
     frozen     the tower stays as it was drawn            0.003
 
-Without its picture nothing is answered but by what is frequent. The block in the mask makes no difference that one seed
-shows, where a tower has looked at the whole picture before. The tower that stays at random answers the sides too, in
-2,744 steps, which take the same FLOPs: what is learned of these pictures is their colours and places, and training this
+Without its image nothing is answered but by what is frequent. The block in the mask makes no difference that one seed
+shows, where a tower has looked at the whole image before. The tower that stays at random answers the sides too, in
+2,744 steps, which take the same FLOPs: what is learned of these images is their colours and places, and training this
 tower at this rate loses the places again. More seeds have not been run.
 """
 
@@ -59,7 +59,7 @@ vision = Vision(
 
 
 def asked(shown: str = "own") -> dict[str, Source]:
-    """A source a kind of question, beside the picture that is `shown` with it."""
+    """A source a kind of question, beside the image that is `shown` with it."""
     return {q: Captions(Shapes(q, size=SIZE, most=3, shown=shown), **captions_for(vision)) for q in QUESTIONS}
 
 
@@ -101,7 +101,7 @@ def answers(run: str, count: int = 200) -> dict[str, float]:
         assert isinstance(source, Captions) and model.tokenizer
         documents = source.documents("heldout")
         records = [json.loads(documents[i]) for i in range(min(count, len(documents)))]
-        prompts = [source.pictures.encode(record["prompt"], 1, model.tokenizer) for record in records]
+        prompts = [source.image_tokens.encode(record["prompt"], 1, model.tokenizer) for record in records]
         images = np.stack([source.read(json.dumps(record)) for record in records])
         rows: list[list[int]] = [[] for _ in records]
         for chunk in model.stream_ids(prompts, 10, Sampling(0.0), images=images):

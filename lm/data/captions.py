@@ -1,7 +1,7 @@
-"""Pictures and what is said of them: records become tokens, of which the answer's carry loss, and rows get pictures.
+"""Images and what is said of them: records become tokens, of which the answer's carry loss, and rows get images.
 
-A record has an `image` (or several, `images`), a `prompt`, with <image> where a picture stands (or none: they come
-first), and a `completion`. Pictures are read with the rows that have them, by the loader's threads.
+A record has an `image` (or several, `images`), a `prompt`, with <image> where an image stands (or none: they come
+first), and a `completion`. Images are read with the rows that have them, by the loader's threads.
 """
 
 import base64
@@ -17,13 +17,13 @@ import numpy as np
 from lm.bounds import Count, check
 from lm.data.conversations import SHOWN, check_known, read_object
 from lm.data.encoded import BadDocument, Encoded, checked
+from lm.data.images import RESAMPLING, ImageLike, read_images
 from lm.data.objective import Rows
 from lm.data.pack import PackingPlan
-from lm.data.pictures import RESAMPLING, Picture, read_pictures
 from lm.data.records import WholeRecords
 from lm.data.source import Source
 from lm.data.store import TokenStore
-from lm.text.pictures import PictureTokens
+from lm.text.image_tokens import ImageTokens
 from lm.text.tokenizer import Tokenizer
 from lm.value import suggest
 
@@ -34,13 +34,13 @@ Key = tuple[str, str]  # of a source and a split
 
 @dataclass(frozen=True)
 class Captions(WholeRecords):
-    """The records of a Jsonl, Parquet or Tfds, or of a source that draws them, as questions about pictures.
+    """The records of a Jsonl, Parquet or Tfds, or of a source that draws them, as questions about images.
 
-    A picture is a file's path, under `folder` unless it is absolute, or {"bytes": in base64}. It takes the place of
-    `pictures`, after it was squashed to `size` by `size` pixels by `resample`, as the model's `vision` says.
+    An image is a file's path, under `folder` unless it is absolute, or {"bytes": in base64}. It takes the place of
+    `image_tokens`, after it was squashed to `size` by `size` pixels by `resample`, as the model's `vision` says.
     `other_fields` are those that records may have besides."""
 
-    pictures: PictureTokens = PictureTokens(0, 1)
+    image_tokens: ImageTokens = ImageTokens(0, 1)
     size: Count = 224
     resample: str = "bilinear"
     folder: str = ""
@@ -59,7 +59,7 @@ class Captions(WholeRecords):
         return replace(self, records=self.records.comparable())
 
     def encoding(self, tokenizer: Tokenizer) -> list[str]:
-        return [VERSION, repr(self.pictures), json.dumps(self.other_fields)]
+        return [VERSION, repr(self.image_tokens), json.dumps(self.other_fields)]
 
     def plain_text(self, document: str) -> str:
         """The question and its answer."""
@@ -74,7 +74,7 @@ class Captions(WholeRecords):
                 raise BadDocument(str(error)) from None
 
     def parse(self, document: str) -> dict[str, Any]:
-        """The record in `document`, its pictures under `images`. Raises ValueError for another one."""
+        """The record in `document`, its images under `images`. Raises ValueError for another one."""
         record = read_object(document, "an image, a prompt and a completion", self.other_fields)
         for name in FIELDS:
             if not isinstance(record.get(name), str):
@@ -89,7 +89,7 @@ class Captions(WholeRecords):
         return record
 
     def _encode(self, record: Mapping[str, Any], tokenizer: Tokenizer) -> Encoded:
-        before = self.pictures.encode(record["prompt"], len(record["images"]), tokenizer)
+        before = self.image_tokens.encode(record["prompt"], len(record["images"]), tokenizer)
         end = [] if tokenizer.eos is None else [tokenizer.eos]
         after = [*tokenizer.encode_after(record["completion"]), *end]
         ids = checked([*before, *after], tokenizer)
@@ -97,12 +97,12 @@ class Captions(WholeRecords):
         return Encoded(ids, loss, len((record["prompt"] + record["completion"]).encode()), 0)
 
     def read(self, document: str) -> np.ndarray:
-        """The pictures of a record, uint8 [M, size, size, 3]. Raises ValueError for one that cannot be read."""
-        pictures = [self._picture(one) for one in self.parse(document)["images"]]
-        return read_pictures(pictures, self.size, self.resample)
+        """The images of a record, uint8 [M, size, size, 3]. Raises ValueError for one that cannot be read."""
+        images = [self._image(one) for one in self.parse(document)["images"]]
+        return read_images(images, self.size, self.resample)
 
-    def _picture(self, one: Any) -> Picture:
-        draw = getattr(self.records, "picture", None)  # of a source that makes its pictures
+    def _image(self, one: Any) -> ImageLike:
+        draw = getattr(self.records, "draw_image", None)  # of a source that makes its images
         if draw is not None:
             return draw(one)
         if isinstance(one, dict) and isinstance(one.get("bytes"), str):
@@ -115,13 +115,13 @@ class Captions(WholeRecords):
         return Path(self.folder) / one
 
 
-class PicturesOfRows:
-    """The pictures of packed rows: of each document in a row, in their order.
+class ImagesOfRows:
+    """The images of packed rows: of each document in a row, in their order.
 
     Args:
       sources: by name.
       plans: of each (source, split).
-      most: pictures of a row, at most."""
+      most: images of a row, at most."""
 
     def __init__(self, sources: Mapping[str, Source], plans: Mapping[Key, PackingPlan], most: int):
         self.sources, self.plans, self.most = sources, plans, most  # the plans' rows hold whole documents
@@ -136,15 +136,15 @@ class PicturesOfRows:
         stores: Mapping[Key, TokenStore],
         plans: Mapping[Key, PackingPlan],
         width: int,
-    ) -> "PicturesOfRows | None":
-        """Those of a mixture; None where no source has pictures. Raises ValueError where sources differ in their
+    ) -> "ImagesOfRows | None":
+        """Those of a mixture; None where no source has images. Raises ValueError where sources differ in their
         size."""
         seeing = [source for source in sources.values() if isinstance(source, Captions)]
         if not seeing:
             return None
-        if len(kinds := {(source.size, source.pictures) for source in seeing}) > 1:
+        if len(kinds := {(source.size, source.image_tokens) for source in seeing}) > 1:
             raise ValueError(
-                f"sources with pictures of {len(kinds)} kinds: expected one size, and the same tokens, in all"
+                f"sources with images of {len(kinds)} kinds: expected one size, and the same tokens, in all"
             )
         for (name, split), store in stores.items():
             if not isinstance(sources[name], Captions):
@@ -152,7 +152,7 @@ class PicturesOfRows:
             if len(documents := sources[name].documents(split)) != len(store):
                 raise ValueError(
                     f"source {name!r}, {split}: {len(documents) - len(store):,} of {len(documents):,} records have no "
-                    "answer, so that pictures cannot be told by their numbers: remove them"
+                    "answer, so that images cannot be told by their numbers: remove them"
                 )
         return cls(sources, plans, max(_most(sources[key[0]], store, width) for key, store in stores.items()))
 
@@ -165,7 +165,7 @@ class PicturesOfRows:
           seed: of the order of documents; None is that of the held-out rows.
           rows: their tokens.
 
-        Raises ValueError where a document's pictures are not whole in a row."""
+        Raises ValueError where a document's images are not whole in a row."""
         out = np.zeros((len(keys), self.most, self.size, self.size, 3), np.uint8)
         for row, (key, number) in enumerate(zip(keys, numbers, strict=True)):
             source = self.sources[key[0]]
@@ -173,21 +173,21 @@ class PicturesOfRows:
                 continue
             inside = self.plans[key].documents(np.array([number]), seed)[0]
             found = [source.read(self._documents[key][int(n)]) for n in dict.fromkeys(inside[inside >= 0].tolist())]
-            pictures = np.concatenate(found) if found else out[row, :0]
-            places = int((rows.tokens[row] == source.pictures.image).sum())
-            if places != len(pictures) * source.pictures.count:
+            images = np.concatenate(found) if found else out[row, :0]
+            places = int((rows.tokens[row] == source.image_tokens.image).sum())
+            if places != len(images) * source.image_tokens.count:
                 raise ValueError(
-                    f"source {key[0]!r}: a row has {places:,} places for {len(pictures)} pictures of "
-                    f"{source.pictures.count:,}: expected documents shorter than seq_len, and packing=Pack()"
+                    f"source {key[0]!r}: a row has {places:,} places for {len(images)} images of "
+                    f"{source.image_tokens.count:,}: expected documents shorter than seq_len, and packing=Pack()"
                 )
-            out[row, : len(pictures)] = pictures
+            out[row, : len(images)] = images
         return {"images": out}
 
 
 def _most(source: Source, store: TokenStore, width: int) -> int:
-    """The most pictures that a row of `width` tokens can have: by the document with the most for its length."""
+    """The most images that a row of `width` tokens can have: by the document with the most for its length."""
     if not isinstance(source, Captions):
         return 0
-    ends = np.cumsum(np.asarray(store.tokens) == source.pictures.image)
-    counts = np.diff(np.concatenate([[0], ends])[store.offsets]) / source.pictures.count
+    ends = np.cumsum(np.asarray(store.tokens) == source.image_tokens.image)
+    counts = np.diff(np.concatenate([[0], ends])[store.offsets]) / source.image_tokens.count
     return int(max(1, (width * counts / store.lengths).max()))

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm.data.captions import PicturesOfRows
+from lm.data.captions import ImagesOfRows
 from lm.data.compression import heldout_compression
 from lm.data.mixture import Data, Mixture, MixtureSampler
 from lm.data.objective import Batch, CausalLM, Objective, RowRng, Rows, objective_context, padded
@@ -180,7 +180,7 @@ class Batches:
         self._plans = {key: self._plan(store, key[0]) for key, store in stores.items()}
         self.context = replace(self.context, pairs=max(plan.pairs for plan in self._plans.values()))
         self._documents: dict[tuple[str, str], Documents] = {}
-        self._pictures = PicturesOfRows.of_sources(data.mixture.sources, stores, self._plans, self._row_tokens)
+        self._images = ImagesOfRows.of_sources(data.mixture.sources, stores, self._plans, self._row_tokens)
         self._check_row_pairs()
 
     def _plan(self, store: TokenStore, source: str) -> PackingPlan:
@@ -213,7 +213,7 @@ class Batches:
         batch = self.objective.batch(tokens, self.context, row_rng)
         batch = self._numbered(batch, [self._first_record[self.sources[i], "train"] for i in which])
         keys = [(self.sources[i], "train") for i in which]
-        return batch | self._pictures.of(keys, numbers, self.seed, tokens) if self._pictures else batch
+        return batch | self._images.of(keys, numbers, self.seed, tokens) if self._images else batch
 
     @functools.cached_property
     def _first_record(self) -> dict[tuple[str, str], int]:
@@ -316,8 +316,8 @@ class Batches:
                 rows = _concatenate(rows, plan.rows(_other_rows([plan] * len(numbers), numbers, rng), None))
             batch = self.objective.batch(rows, self.context, _heldout_rng(source, start))
             batch = self._numbered(batch, self._first_record[source, "heldout"])
-            if self._pictures:
-                batch |= self._pictures.of([(source, "heldout")] * len(numbers), numbers, None, rows)
+            if self._images:
+                batch |= self._images.of([(source, "heldout")] * len(numbers), numbers, None, rows)
             yield padded(batch, size)
 
     def heldout_batches(self, source: str, batch_rows: int | None = None) -> int:

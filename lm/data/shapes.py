@@ -1,4 +1,4 @@
-"""Pictures of coloured shapes with questions about them: made, not downloaded, so that anybody can train eyes."""
+"""Images of coloured shapes with questions about them: made, not downloaded, so that anybody trains a vision tower."""
 
 import functools
 import json
@@ -18,17 +18,17 @@ SHAPES = ("circle", "square", "triangle")
 QUESTIONS = ("count", "colour", "shape", "side")
 SHOWN = ("own", "another", "none")
 PAPER = 240  # of 255: an empty patch of exactly nothing would be all noise after its norm
-CELLS = 3  # a picture has so many by so many places for a shape
+CELLS = 3  # an image has so many by so many places for a shape
 
 
 @dataclass(frozen=True)
 class Shapes(Source):
-    """`pictures` of one to `most` shapes each, of `size` pixels, with a question of one of QUESTIONS; a share `heldout`
-    of different ones is held out. Captions(Shapes()) trains on them. What is `shown` is a question's own picture, or to
+    """`images` of one to `most` shapes each, of `size` pixels, with a question of one of QUESTIONS; a share `heldout`
+    of different ones is held out. Captions(Shapes()) trains on them. What is `shown` is a question's own image, or to
     see what that is good for, that of another one, or none, empty paper."""
 
     question: str = "count"
-    pictures: Annotated[int, whole(100, 10_000_000)] = 20_000
+    images: Annotated[int, whole(100, 10_000_000)] = 20_000
     size: Annotated[int, whole(8, 4096)] = 32
     heldout: Share = 0.05
     most: Annotated[int, whole(2, CELLS * CELLS)] = 6
@@ -44,7 +44,7 @@ class Shapes(Source):
 
     def documents(self, split: str) -> Documents:
         limit = round(self.heldout * 2**64)
-        every = _records(self.question, self.most, self.pictures)
+        every = _records(self.question, self.most, self.images)
         numbers = [i for i, record in enumerate(every) if (_hash(record) >= limit) == is_train(split)]
         return not_empty(Documents(len(numbers), lambda i: self._shown(every, numbers[i])), self, split)
 
@@ -55,13 +55,13 @@ class Shapes(Source):
         return digest(self, "shapes 1")
 
     def _shown(self, every: tuple[str, ...], index: int) -> str:
-        """A record, with the picture that is shown with it."""
+        """A record, with the image that is shown with it."""
         if self.shown == "own":
             return every[index]
         other = [] if self.shown == "none" else json.loads(every[(index + 1) % len(every)])["image"]
         return json.dumps({**json.loads(every[index]), "image": other})
 
-    def picture(self, shapes: Any) -> np.ndarray:
+    def draw_image(self, shapes: Any) -> np.ndarray:
         """The drawing of a record's shapes, uint8 [size, size, 3]."""
         return draw(shapes, self.size)
 
@@ -83,12 +83,12 @@ def draw(shapes: Any, size: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=8)
-def _records(question: str, most: int, pictures: int) -> tuple[str, ...]:
-    return tuple(_record(question, most, i) for i in range(pictures))
+def _records(question: str, most: int, images: int) -> tuple[str, ...]:
+    return tuple(_record(question, most, i) for i in range(images))
 
 
 def _hash(record: str) -> int:
-    """Of a record's picture: equal ones are all held out, or none."""
+    """Of a record's image: equal ones are all held out, or none."""
     return int(text_hash(json.dumps(json.loads(record)["image"])))
 
 
@@ -104,7 +104,7 @@ def _record(question: str, most: int, index: int) -> str:
         if asked:
             prompt, answer = asked
             return json.dumps({"image": shapes, "prompt": prompt, "completion": answer})
-    raise AssertionError("no picture has one answer")
+    raise AssertionError("no image has one answer")
 
 
 def _ask(question: str, shapes: list[list[Any]], random: np.random.Generator) -> tuple[str, str] | None:

@@ -130,7 +130,7 @@ def stream(
       seed: of the draws.
       encoder: what the encoder reads, a row a prompt, where the model has one.
       prefix: whether prompts are read in both directions (prefix-LM).
-      images: the pictures of each prompt, uint8 [B, M, size, size, 3], where the model has eyes.
+      images: the images of each prompt, uint8 [B, M, size, size, 3], where the model has a vision tower.
 
     Raises:
       ValueError: for an empty prompt, an id outside the vocabulary, or a prompt that leaves no room in the context.

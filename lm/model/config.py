@@ -66,12 +66,12 @@ class Slot(NamedTuple):
 
 @dataclass(frozen=True)
 class Vision:
-    """What makes tokens of pictures: a `tower`, whose tokens are square patches of `patch_size` pixels of a picture of
+    """What makes tokens of images: a `tower`, whose tokens are square patches of `patch_size` pixels of an image of
     `image_size` by as many, and a connector, which averages `pool` by `pool` patches, norms them (`projector_norm`) and
     projects them to the text's width. So they stand where the text has the token `image_token`, between `begin_token`
-    and `end_token` (-1: none), with `separator` around them where a prompt has a mark for a picture. Each picture is a
+    and `end_token` (-1: none), with `separator` around them where a prompt has a mark for an image. Each image is a
     block of attention's mask, unless `blocks` is False, or with `prefix` the whole prompt is. Pixels are scaled to 0 to
-    1, less `pixel_mean`, over `pixel_std`, after a picture of another size was squashed to it by `resample`. The
+    1, less `pixel_mean`, over `pixel_std`, after an image of another size was squashed to it by `resample`. The
     tower's own `vocab` says nothing."""
 
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"resample": ("bilinear", "bicubic")}
@@ -98,7 +98,7 @@ class Vision:
         if self.resample not in (known := self.choices["resample"]):
             raise ValueError(f"model.vision.resample={self.resample!r}: expected {' or '.join(known)}")
         if self.tower.causal or self.tower.has_encoder or self.tower.vision:
-            raise ValueError("model.vision.tower is to have causal=False, no encoder and no eyes of its own")
+            raise ValueError("model.vision.tower is to have causal=False, no encoder and no vision of its own")
         if self.image_size % self.patch_size or self.grid % self.pool:
             raise ValueError(
                 f"model.vision: expected image_size={self.image_size} to be a multiple of patch_size={self.patch_size} "
@@ -106,22 +106,22 @@ class Vision:
             )
         if self.tower.context < self.patches:
             raise ValueError(
-                f"model.vision.tower.context={self.tower.context}: expected the patches of a picture, {self.patches}"
+                f"model.vision.tower.context={self.tower.context}: expected the patches of an image, {self.patches}"
             )
 
     @property
     def grid(self) -> int:
-        """Patches on a picture's side."""
+        """Patches on an image's side."""
         return self.image_size // self.patch_size
 
     @property
     def patches(self) -> int:
-        """Patches of a picture: the tower's tokens."""
+        """Patches of an image: the tower's tokens."""
         return self.grid**2
 
     @property
     def soft_tokens(self) -> int:
-        """The text model's tokens that a picture takes."""
+        """The text model's tokens that an image takes."""
         return (self.grid // self.pool) ** 2
 
 
@@ -132,7 +132,7 @@ class ModelConfig:
     `context` is the most tokens that one sequence may have. `attention` is the mixer of all layers whose kind has none
     of its own. The first layers are of the kinds `first_layers`, those after them repeat `pattern`. The encoder has
     `encoder_layers` layers like the decoder's and its embedding, or is a model of its own, `encoder`, of any width;
-    with `vision` the model sees pictures too. The embedding is multiplied by `embed_scale`, given `token_types` kinds
+    with `vision` the model sees images too. The embedding is multiplied by `embed_scale`, given `token_types` kinds
     of vector to add (BERT's segments; 0: none) and normalised by `embed_norm`; `tied` uses it as the output too.
     `dropout` is the rate on the embedding and on each residual branch (1207.0580), `init_scale` the standard deviation
     of the embedding; `parametrisation` says what first values and rates owe to the sizes."""
@@ -184,7 +184,7 @@ class ModelConfig:
         if self.encoder and (self.encoder.causal or self.encoder.has_encoder):
             raise ValueError("model.encoder is to have causal=False and no encoder of its own")
         if self.vision and (self.has_encoder or not self.causal):
-            raise ValueError("model.vision: only a causal model without an encoder reads pictures")
+            raise ValueError("model.vision: only a causal model without an encoder reads images")
         if self.vision and self.vision.image_token >= self.vocab:
             raise ValueError(f"model.vision.image_token={self.vision.image_token}: expected less than {self.vocab}")
         if self.has_encoder and not self.causal:

@@ -55,16 +55,16 @@ def flops_per_row(cfg: ModelConfig, length: int, encoder_length: int = 0, frozen
 
 
 @functools.cache
-def flops_per_picture(cfg: ModelConfig, frozen: frozenset[str] = frozenset()) -> int:
-    """Model FLOPs of a picture's forward and backward pass through the tower and its connector; 0 without eyes.
+def flops_per_image(cfg: ModelConfig, frozen: frozenset[str] = frozenset()) -> int:
+    """Model FLOPs of an image's forward and backward pass through the tower and its connector; 0 without vision.
     Arguments as in `flops_per_row`."""
     if cfg.vision is None:
         return 0
-    eyes, width = cfg.vision, cfg.vision.tower.width
+    vision, width = cfg.vision, cfg.vision.tower.width
     each = {path: 4 if path in frozen else 6 for path in ("vision/stem/patches", "vision/connector/projector")}
-    stem = each["vision/stem/patches"] * eyes.patches * eyes.patch_size**2 * eyes.channels * width
-    connector = each["vision/connector/projector"] * eyes.soft_tokens * width * cfg.width
-    return stem + connector + _stack_flops(eyes.tower, eyes.patches, 0, frozen, "vision/")
+    stem = each["vision/stem/patches"] * vision.patches * vision.patch_size**2 * vision.channels * width
+    connector = each["vision/connector/projector"] * vision.soft_tokens * width * cfg.width
+    return stem + connector + _stack_flops(vision.tower, vision.patches, 0, frozen, "vision/")
 
 
 def _stack_flops(cfg: ModelConfig, length: int, encoder_length: int, frozen: frozenset[str], above: str = "") -> int:

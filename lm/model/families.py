@@ -194,8 +194,8 @@ def siglip(
 
 
 def gemma3_vision(image_token: int = 262144, begin_token: int = 255999, end_token: int = 256000) -> Vision:
-    """The eyes of Gemma 3's 4B, 12B and 27B (2503.19786): SigLIP's 400M tower at 896 pixels, of whose 4,096 patches 256
-    tokens are made."""
+    """The vision of Gemma 3's 4B, 12B and 27B (2503.19786): SigLIP's 400M tower at 896 pixels, of whose 4,096 patches
+    256 tokens are made."""
     return Vision(
         tower=siglip(layers=27, width=1152, heads=16, mlp=4304, patches=64 * 64),
         image_size=896,
@@ -210,7 +210,7 @@ def gemma3_vision(image_token: int = 262144, begin_token: int = 255999, end_toke
 
 
 def paligemma_vision(size: int = 224, image_token: int = 257152) -> Vision:
-    """The eyes of PaliGemma (2407.07726): SigLIP's 400M tower at `size` pixels, a token a patch; picture and prompt are
+    """The vision of PaliGemma (2407.07726): SigLIP's 400M tower at `size` pixels, a token a patch; image and prompt are
     a prefix, read in both directions."""
     return Vision(
         tower=siglip(layers=27, width=1152, heads=16, mlp=4304, patches=(size // 14) ** 2),

@@ -18,9 +18,9 @@ class Inputs:
     - `positions`: of each token in its text; by default its index in the row, behind what a cache holds.
     - `segments`: tokens see one another within a segment alone; 0 is padding. With a cache, padding is on the right.
     - `blocks`: whole numbers; the tokens of a segment that have the same one above 0 see one another, later ones too: a
-      picture's, or a prefix (prefix-LM).
+      image's, or a prefix (prefix-LM).
     - `token_types`: the kind of each token (BERT's segments).
-    - `images`: the pictures of each row, [B, I, size, size, C] of whole numbers up to 255, which stand in their order
+    - `images`: the images of each row, [B, I, size, size, C] of whole numbers up to 255, which stand in their order
       where the tokens are the model's `image_token`; what a row has fewer is ignored.
     - `encoder`: what the encoder reads, where there is one; its tokens are [B, S].
     - `zigzag`: the tokens are in the order of lm/model/context.py's `zigzag_shard`."""

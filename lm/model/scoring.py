@@ -32,7 +32,7 @@ class Mask:
 
     `query_segments` [B, T] and `key_segments` [B, S] are whole numbers, 0 for padding; None is one segment.
     `query_blocks` and `key_blocks`, likewise, number the blocks whose tokens see one another, later ones too, 0 for
-    none: a picture's, or a prefix. `offset` is the index of the first query among the keys, of all
+    none: an image's, or a prefix. `offset` is the index of the first query among the keys, of all
     rows or [B]: what a cache held before. `key_positions` [B, S] are the keys' own indices where these are not 0 to
     S - 1 (a ring of the last ones), negative for none. `zigzag`: queries and keys are in the order of
     lm/model/context.py's `zigzag_shard`."""

@@ -257,10 +257,10 @@ class Transformer:
         return x, shared._replace(encoder=encoder)
 
     def _see(self, params: Params, inputs: Inputs, key: jax.Array | None) -> tuple[Inputs, jax.Array]:
-        """The inputs with each picture's places as a block, unless they have blocks, and its soft tokens."""
+        """The inputs with each image's places as a block, unless they have blocks, and its soft tokens."""
         cfg, images = self.cfg, inputs.images
         if cfg.vision is None or images is None:
-            raise ValueError("this model has no eyes: give it text alone, or set model.vision")
+            raise ValueError("this model has no vision tower: give it text alone, or set model.vision")
         key = None if key is None else jax.random.fold_in(key, 1)
         soft = soft_tokens(cfg.vision, cfg.width, self.compute, params["vision"], images, key)
         if inputs.blocks is None and cfg.vision.blocks:
@@ -306,7 +306,7 @@ class Transformer:
           stem: parameters of the embedding.
           distances: a tree with those of the bias by distance.
           inputs, cache, key: as in `hidden`.
-          soft: the tokens of its pictures, [B, n, D]."""
+          soft: the tokens of its images, [B, n, D]."""
         (B, T), offset = inputs.tokens.shape, 0 if cache is None else cache.length
         fresh = isinstance(offset, int)
         positions = inputs.positions

@@ -1,6 +1,6 @@
-"""Eyes: pictures become soft tokens of the text's residual stream.
+"""Vision: images become soft tokens of the text's residual stream.
 
-The tower is a `Transformer`'s stack like any other: patches stand for tokens, each sees all of its picture. What it
+The tower is a `Transformer`'s stack like any other: patches stand for tokens, each sees all of its image. What it
 says of them is averaged, normed and projected by the connector (PaliGemma, 2407.07726; Gemma 3, 2503.19786).
 """
 
@@ -18,11 +18,11 @@ from lm.model.scoring import Mask
 from lm.model.stack import Params, Shared, Stack
 from lm.sharding.tracing import constrain
 
-LEVELS = 255  # of a colour, in a picture of whole numbers
+LEVELS = 255  # of a colour, in an image of whole numbers
 
 
 class Patches(nn.Module):
-    """Pictures [M, size, size, C] -> the tower's residual stream [M, S, D], its S patches row by row."""
+    """Images [M, size, size, C] -> the tower's residual stream [M, S, D], its S patches row by row."""
 
     vision: Vision
     compute: Compute
@@ -75,7 +75,7 @@ def boxed_vision(vision: Vision, width: int, compute: Compute, key: jax.Array) -
 def soft_tokens(
     vision: Vision, width: int, compute: Compute, params: Params, images: jax.Array, key: Any = None
 ) -> jax.Array:
-    """The soft tokens [B, M n, D] of the M pictures [B, M, size, size, C] of each row, picture by picture.
+    """The soft tokens [B, M n, D] of the M images [B, M, size, size, C] of each row, image by image.
 
     Args:
       vision: the tower and its connector.

@@ -161,7 +161,7 @@ def lower_step(experiment: Experiment, mesh: Any) -> Any:
 
 def batch_shapes(experiment: Experiment) -> dict[str, tuple[tuple[int, ...], str]]:
     """The shapes and dtypes of a batch, from the batch of one row that the method's objective makes, and what the
-    method adds; for a model with eyes, one picture a row."""
+    method adds; for a model with a vision tower, one image a row."""
     import numpy as np
 
     from lm.data.objective import ObjectiveContext, Rows
@@ -181,8 +181,8 @@ def batch_shapes(experiment: Experiment) -> dict[str, tuple[tuple[int, ...], str
     batch = objective.batch(Rows(ones, ones, ones, ones), context)
     arrays = {name: (array.shape[1:], str(array.dtype)) for name, array in batch.items()}
     arrays |= e.method.arrays(objective.lengths(context)[1])
-    if eyes := e.model.vision:
-        arrays["images"] = ((1, eyes.image_size, eyes.image_size, eyes.channels), "uint8")
+    if vision := e.model.vision:
+        arrays["images"] = ((1, vision.image_size, vision.image_size, vision.channels), "uint8")
     return {name: ((e.rows, *shape), dtype) for name, (shape, dtype) in arrays.items()}
 
 

@@ -176,9 +176,9 @@ def _canonical(architecture: Architecture, source: TensorSource) -> dict[str, st
 
 
 def _blind(cfg: ModelConfig, rows: Sequence[Row], source: TensorSource, stored: Mapping[str, str]) -> ModelConfig:
-    """`cfg`, without eyes where the file has the text model's tensors alone. Warns of it."""
-    eyes = [row.theirs.partition("{i}")[0] for row in rows if row.ours[0].startswith("vision/")]
-    if cfg.vision is None or any(name.startswith(tuple(eyes)) for name in stored):
+    """`cfg`, without a vision tower where the file has the text model's tensors alone. Warns of it."""
+    theirs = [row.theirs.partition("{i}")[0] for row in rows if row.ours[0].startswith("vision/")]
+    if cfg.vision is None or any(name.startswith(tuple(theirs)) for name in stored):
         return cfg
     warnings.warn(f"{source.path}: it has no tensors of the vision tower: the text model alone is read", stacklevel=2)
     return replace(cfg, vision=None)

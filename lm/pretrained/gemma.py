@@ -95,18 +95,18 @@ def read_gemma3(fields: Fields) -> ModelConfig:
     return _later(fields, {"qk_norm": _norm(fields)}, positions=full, context=context, pattern=pattern)
 
 
-def read_gemma3_with_eyes(fields: Fields) -> ModelConfig:
+def read_gemma3_with_vision(fields: Fields) -> ModelConfig:
     """The config.json of Gemma 3 with vision."""
-    text, vision = (_part(fields, name) for name in PARTS)
+    text, tower_fields = (_part(fields, name) for name in PARTS)
     tied = fields.take("tie_word_embeddings") is not None and fields.flag("tie_word_embeddings")
     values = {**text, "tie_word_embeddings": tied}  # what the text's own config has here is overruled
     cfg = read_gemma3(Fields(values, f"{fields.file}: text_config", defaults.GEMMA3))
-    own = Fields(vision, f"{fields.file}: vision_config", defaults.SIGLIP)
+    own = Fields(tower_fields, f"{fields.file}: vision_config", defaults.SIGLIP)
     tower, soft = siglip.read(own), _given(fields, "mm_tokens_per_image")
     pool, rest = divmod(math.isqrt(tower.context), math.isqrt(soft) or 1)
     if rest or not pool or math.isqrt(soft) ** 2 != soft:
         raise fields.unsupported("mm_tokens_per_image", soft, f"the square of a divisor of {math.isqrt(tower.context)}")
-    eyes = siglip.eyes(
+    vision = siglip.vision(
         own,
         tower,
         pool=pool,
@@ -117,13 +117,13 @@ def read_gemma3_with_eyes(fields: Fields) -> ModelConfig:
         separator="\n\n",
     )
     fields.finish()
-    return replace(cfg, vision=eyes)
+    return replace(cfg, vision=vision)
 
 
 def read_paligemma(fields: Fields) -> ModelConfig:
     """PaliGemma's config.json, over Gemma or Gemma 2. Of a prefix longer than Gemma 2's window, transformers' windowed
     layers see all, ours what is in it; the published prefixes are shorter."""
-    text, vision = (_part(fields, name) for name in PARTS)
+    text, tower_fields = (_part(fields, name) for name in PARTS)
     kinds = {"gemma": (read_gemma, defaults.PALIGEMMA_TEXT), "gemma2": (read_gemma2, defaults.GEMMA2)}
     kind = text.pop("model_type", "gemma")
     if kind not in kinds:
@@ -132,16 +132,16 @@ def read_paligemma(fields: Fields) -> ModelConfig:
     text.pop("use_bidirectional_attention", None)
     read, known = kinds[kind]
     cfg = read(Fields({**text, "tie_word_embeddings": True}, f"{fields.file}: text_config", known))
-    own = Fields(vision, f"{fields.file}: vision_config", defaults.PALIGEMMA_SIGLIP)
+    own = Fields(tower_fields, f"{fields.file}: vision_config", defaults.PALIGEMMA_SIGLIP)
     tower = siglip.read(own)
     fields.expect("projection_dim", cfg.width)
     fields.expect("tie_word_embeddings", True)
     for name in ("hidden_size", "vocab_size", "ignore_index"):  # which the parts say
         fields.take(name, None)
     image_token = fields.integer("image_token_index")
-    eyes = siglip.eyes(own, tower, projector_bias=True, prefix=True, resample="bicubic", image_token=image_token)
+    vision = siglip.vision(own, tower, projector_bias=True, prefix=True, resample="bicubic", image_token=image_token)
     fields.finish()
-    return replace(cfg, vision=eyes)
+    return replace(cfg, vision=vision)
 
 
 def _given(fields: Fields, name: str) -> int:
@@ -253,14 +253,14 @@ def written_rotaries(cfg: ModelConfig, missing: Rotary) -> dict[str, dict[str, A
 
 
 def seen(cfg: ModelConfig) -> Vision:
-    """The eyes of `cfg`. Raises ValueError where it has none."""
+    """The vision of `cfg`. Raises ValueError where it has none."""
     if cfg.vision is None:
-        raise ValueError("a model without eyes, where the architecture has some")
+        raise ValueError("a model without a vision tower, where the architecture has one")
     return cfg.vision
 
 
-def write_gemma3_with_eyes(cfg: ModelConfig) -> dict[str, Any]:
-    """The fields that `read_gemma3_with_eyes` reads."""
+def write_gemma3_with_vision(cfg: ModelConfig) -> dict[str, Any]:
+    """The fields that `read_gemma3_with_vision` reads."""
     vision = seen(cfg)
     return {
         "text_config": {"model_type": "gemma3_text", **write_gemma3(cfg)},
@@ -286,7 +286,7 @@ def write_paligemma(cfg: ModelConfig) -> dict[str, Any]:
     }
 
 
-def gemma3_rows_with_eyes(cfg: ModelConfig) -> list[Row]:
+def gemma3_rows_with_vision(cfg: ModelConfig) -> list[Row]:
     """The table of Gemma 3 with vision, in the names of the published files; of a file without a tower, the text's."""
     return [*siglip.inside(sandwich_rows(cfg)), *siglip.ROWS, *GEMMA3_CONNECTOR]
 
@@ -313,13 +313,13 @@ GEMMA3 = Architecture(
     IGNORED,
     prefix=PREFIX,
 )
-GEMMA3_WITH_EYES = Architecture(
+GEMMA3_WITH_VISION = Architecture(
     "Gemma3ForConditionalGeneration",
     "gemma3",
     defaults.GEMMA3_WITH_VISION,
-    read_gemma3_with_eyes,
-    write_gemma3_with_eyes,
-    gemma3_rows_with_eyes,
+    read_gemma3_with_vision,
+    write_gemma3_with_vision,
+    gemma3_rows_with_vision,
     IGNORED,
     other_heads=siglip.HEAD,
     renamed=siglip.RENAMED,

@@ -64,7 +64,7 @@ ARCHITECTURES = (
     gemma.GEMMA,
     gemma.GEMMA2,
     gemma.GEMMA3,
-    gemma.GEMMA3_WITH_EYES,
+    gemma.GEMMA3_WITH_VISION,
     gemma.PALIGEMMA,
     t5.T5,
     bert.MASKED,

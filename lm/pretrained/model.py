@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.data.conversations import encode_text
-from lm.data.pictures import Picture
+from lm.data.images import ImageLike
 from lm.decode.beam import BeamSearch, Hypothesis, search
 from lm.decode.generate import check_prompts
 from lm.decode.generate import stream as stream_ids
@@ -31,7 +31,7 @@ from lm.pretrained.known import architecture_for
 from lm.pretrained.labels import Labels
 from lm.text.stop import StopStrings
 from lm.text.tokenizer import Tokenizer
-from lm.tune.vision import picture_tokens
+from lm.tune.vision import image_tokens
 
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
@@ -101,7 +101,7 @@ class Pretrained:
             left, padding included, as in transformers (RoBERTa's without it).
           decoder_input_ids: [B, T], whose logits an encoder-decoder returns.
           token_type_ids: [B, T], of a model that has token types.
-          images: [B, M, size, size, 3] of uint8, the pictures of each row (`look_at` reads files); the ids have the
+          images: [B, M, size, size, 3] of uint8, the images of each row (`look_at` reads files); the ids have the
             model's `image_token` for each of their soft tokens, and of rows with fewer than M the last are ignored.
 
         Raises:
@@ -254,7 +254,7 @@ class Pretrained:
         drafter: Drafter | None = None,
         draft_params: Params | None = None,
         acceptance: Acceptance | None = None,
-        images: Sequence[Picture] = (),
+        images: Sequence[ImageLike] = (),
     ) -> Iterator[list[str]]:
         """`n` continuations of `prompt` (of an encoder-decoder: outputs for it), streamed.
 
@@ -266,7 +266,7 @@ class Pretrained:
           n: continuations.
           stop: strings before the first of which a continuation ends.
           drafter, draft_params, acceptance: of speculative decoding, as in `stream_ids`.
-          images: the pictures that the prompt is about, for a model with eyes (lm/pretrained/images.py).
+          images: the images that the prompt is about, for a model with a vision tower (lm/pretrained/images.py).
 
         Yields:
           the new text of each continuation, complete characters only, and no part of a stop string.
@@ -277,7 +277,7 @@ class Pretrained:
         tokenizer = self.checked_tokenizer()
         read, pixels = self.encode(prompt), None
         if images:
-            read = picture_tokens(vision_of(self.config)).encode(prompt, len(images), tokenizer)
+            read = image_tokens(vision_of(self.config)).encode(prompt, len(images), tokenizer)
             pixels = np.repeat(look_at(images, self.config)[None], n, 0)
         before = [] if self.config.has_encoder else read
         texts = [(tokenizer.decoder_after(before), StopStrings(stop)) for _ in range(n)]
@@ -311,7 +311,7 @@ class Pretrained:
           drafter: what drafts, for speculative decoding: a PromptLookup, or a `draft_model`.
           draft_params: the parameters of a draft model.
           acceptance: counts of drafted and accepted tokens, added to.
-          images: the pictures of each prompt, uint8 [B, M, size, size, 3].
+          images: the images of each prompt, uint8 [B, M, size, size, 3].
 
         Raises:
           ValueError: for an encoder alone, or a prompt that does not fit the context.
@@ -321,7 +321,7 @@ class Pretrained:
             check_marks(prompts, images, self.config)
         if drafter is not None:
             if images is not None:
-                raise ValueError("speculative decoding reads text alone: leave out the drafter, or the pictures")
+                raise ValueError("speculative decoding reads text alone: leave out the drafter, or the images")
             if isinstance(drafter, DraftModel) and draft_params:
                 draft_model, draft_params = for_decoding(drafter.model, draft_params)
                 drafter = replace(drafter, model=draft_model)
@@ -391,7 +391,7 @@ class Pretrained:
         top_p: float = 1.0,
         seed: int = 0,
         stop: str | Sequence[str] = (),
-        images: Sequence[Picture] = (),
+        images: Sequence[ImageLike] = (),
     ) -> str:
         """One continuation of `prompt`.
 
@@ -403,7 +403,7 @@ class Pretrained:
           top_p: sample from the most likely tokens of this mass.
           seed: of the draws.
           stop: strings before the first of which it ends.
-          images: files or arrays of pictures, for a model with eyes; where the prompt has marks <image>, one for each.
+          images: files or arrays, for a model with a vision tower; where the prompt has marks <image>, one for each.
 
         Raises:
           ValueError: as `stream`.

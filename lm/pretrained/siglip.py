@@ -1,4 +1,4 @@
-"""SigLIP's tower and a connector, as the eyes of a text model: their part of config.json and of the tensors."""
+"""SigLIP's tower and a connector, as the vision of a text model: their part of config.json and of the tensors."""
 
 from typing import Any
 
@@ -44,7 +44,7 @@ ROWS = [
 
 
 def inside(rows: list[Row]) -> list[Row]:
-    """The rows of a text model, named as those of one with eyes."""
+    """The rows of a text model, named as those of one with vision."""
     return [r._replace(theirs=TEXT + r.theirs) for r in rows]
 
 
@@ -64,7 +64,7 @@ def read(fields: Fields) -> ModelConfig:
     return siglip(**known, patches=patches, eps=eps, ffn=FeedForward(known["mlp"], activation, bias=True))
 
 
-def eyes(fields: Fields, tower: ModelConfig, **parts: Any) -> Vision:
+def vision(fields: Fields, tower: ModelConfig, **parts: Any) -> Vision:
     """The tower of `fields` with its connector, `parts` of Vision."""
     sizes = {name: fields.integer(name) for name in ("image_size", "patch_size")}
     return Vision(tower=tower, **sizes, **parts)

@@ -87,9 +87,9 @@ def vocabulary(experiment: Experiment) -> int:
     return min(experiment.model.vocab, pieces + extra) if pieces else experiment.model.vocab
 
 
-def smaller(model: ModelConfig, vocab: int, pictures: bool = False) -> ModelConfig:
+def smaller(model: ModelConfig, vocab: int, images: bool = False) -> ModelConfig:
     """`model` with its parts at SIZES, as few layers as have all of its kinds, and no more than `vocab` ids; its
-    pictures too, unless the data has `pictures`."""
+    images too, unless the data has `images`."""
     small = _shrink({field.name: getattr(model, field.name) for field in dataclasses.fields(model)})
     layers = max(2, len(model.first_layers) + len(model.pattern))
     return dataclasses.replace(
@@ -98,17 +98,17 @@ def smaller(model: ModelConfig, vocab: int, pictures: bool = False) -> ModelConf
         layers=min(model.layers, layers),
         encoder_layers=min(model.encoder_layers, layers),
         encoder=smaller(model.encoder, vocab) if model.encoder else None,
-        vision=_smaller_eyes(model.vision, min(model.vocab, vocab), pictures) if model.vision else None,
+        vision=_smaller_vision(model.vision, min(model.vocab, vocab), images) if model.vision else None,
         context=min(model.context, LENGTH),
         vocab=min(model.vocab, vocab),
     )
 
 
-def _smaller_eyes(vision: Vision, vocab: int, pictures: bool) -> Vision:
-    """Eyes with a small tower, and unless the data has pictures, for small ones."""
+def _smaller_vision(vision: Vision, vocab: int, images: bool) -> Vision:
+    """Vision with a small tower, and unless the data has images, for small ones."""
     size = min(vision.image_size, 2 * vision.pool * vision.patch_size)
     ids = {name: min(getattr(vision, name), vocab - 1) for name in ("image_token", "begin_token", "end_token")}
-    others = {} if pictures else {"image_size": size, **ids}
+    others = {} if images else {"image_size": size, **ids}
     patches = (others.get("image_size", vision.image_size) // vision.patch_size) ** 2
     tower = dataclasses.replace(smaller(vision.tower, vision.tower.vocab), context=patches)
     return dataclasses.replace(vision, tower=tower, **others)

@@ -1,4 +1,4 @@
-"""Captions: which tokens a record becomes, which pictures a row has, and what a record may not be."""
+"""Captions: which tokens a record becomes, which images a row has, and what a record may not be."""
 
 import base64
 import io
@@ -20,13 +20,13 @@ from lm.data.pack import Pack
 from lm.data.records import Jsonl
 from lm.data.shapes import COLOURS, QUESTIONS, Shapes, draw
 from lm.data.source import Source
-from lm.text.pictures import PictureTokens
+from lm.text.image_tokens import ImageTokens
 from lm.text.tokenizer import Bytes, ByteTokenizer
 
 IMAGE, BOS, EOS = 255, 256, 257
-TOKENS = PictureTokens(IMAGE, 4)
+TOKENS = ImageTokens(IMAGE, 4)
 OF_SHAPES: list[dict[str, Any]] = [
-    *(dict(question="side"), dict(pictures=120), dict(size=24), dict(heldout=0.5), dict(most=3), dict(shown="none"))
+    *(dict(question="side"), dict(images=120), dict(size=24), dict(heldout=0.5), dict(most=3), dict(shown="none"))
 ]
 
 
@@ -35,8 +35,8 @@ def batches(source: Source, seq_len: int = 40, rows: int = 2) -> Batches:
     return prepare(data, seq_len, rows, objective=Replies())
 
 
-def encoded(record: dict[str, Any], tokens: PictureTokens = TOKENS) -> tuple[list[int], list[bool]]:
-    (one,) = Captions(Shapes(), pictures=tokens, size=8).encode([json.dumps(record)], ByteTokenizer())
+def encoded(record: dict[str, Any], tokens: ImageTokens = TOKENS) -> tuple[list[int], list[bool]]:
+    (one,) = Captions(Shapes(), image_tokens=tokens, size=8).encode([json.dumps(record)], ByteTokenizer())
     assert one.loss is not None
     return one.ids.tolist(), one.loss.tolist()
 
@@ -47,7 +47,7 @@ def test_the_answer_carries_loss() -> None:
     assert ids == [BOS, *soft, *b"ab?", *b"c", EOS] and loss == [False] * 8 + [True] * 2
     ids, _ = encoded({"images": [[], []], "prompt": "a<image>b<image>", "completion": "c"})
     assert ids == [BOS, *b"a", *soft, *b"b", *soft, *b"c", EOS]
-    ids, _ = encoded({"image": [], "prompt": "ab", "completion": "c"}, PictureTokens(IMAGE, 2, prefix=True))
+    ids, _ = encoded({"image": [], "prompt": "ab", "completion": "c"}, ImageTokens(IMAGE, 2, prefix=True))
     assert ids == [IMAGE, IMAGE, BOS, *b"ab\n", *b"c", EOS]
 
 
@@ -59,7 +59,7 @@ def test_the_answer_carries_loss() -> None:
         (dict(images=[1]), "expected an image, or a list of images"),
         (dict(image=None, images=1), "images is '1': expected a list"),
         (dict(other=1), "unknown field 'other' beside prompt/completion"),
-        (dict(prompt="<image><image>"), "1 pictures and 2 marks <image>"),
+        (dict(prompt="<image><image>"), "1 images and 2 marks <image>"),
     ],
 )
 def test_what_a_record_may_not_be(change: dict[str, Any], message: str) -> None:
@@ -67,9 +67,9 @@ def test_what_a_record_may_not_be(change: dict[str, Any], message: str) -> None:
         encoded({"image": [], "prompt": "a", "completion": "b"} | change)
 
 
-def test_every_row_has_the_pictures_of_its_documents() -> None:
+def test_every_row_has_the_images_of_its_documents() -> None:
     """In their order, wherever packing has put them, in training and held out."""
-    source = Captions(Shapes("count", pictures=100, size=8, heldout=0.2), pictures=TOKENS, size=8)
+    source = Captions(Shapes("count", images=100, size=8, heldout=0.2), image_tokens=TOKENS, size=8)
     made = batches(source, seq_len=70, rows=3)
     drawn = {
         split: [draw(json.loads(d)["image"], 8) for d in source.documents(split)] for split in ("train", "heldout")
@@ -89,23 +89,23 @@ def test_every_row_has_the_pictures_of_its_documents() -> None:
 
 
 def test_a_batch_is_the_same_again_and_of_its_rows_alone() -> None:
-    made = batches(Captions(Shapes(pictures=100, size=8), pictures=TOKENS, size=8), rows=4)
+    made = batches(Captions(Shapes(images=100, size=8), image_tokens=TOKENS, size=8), rows=4)
     whole, part = made.batch(3), made.batch(3, np.array([2, 3]))
     np.testing.assert_array_equal(whole["images"][2:], part["images"])
     np.testing.assert_array_equal(whole["images"], made.batch(3)["images"])
 
 
 def test_files_and_bytes(tmp_path: Path) -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
-    Image.fromarray(picture).save(tmp_path / "a.png")
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / "a.png")
     out = io.BytesIO()
-    Image.fromarray(255 - picture).save(out, "PNG")
+    Image.fromarray(255 - image).save(out, "PNG")
     images = ["a.png", {"bytes": base64.b64encode(out.getvalue()).decode()}] * 20
     records = [{"image": image, "prompt": f"{i}?", "completion": "x"} for i, image in enumerate(images)]
     (tmp_path / "r.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    source = Captions(Jsonl(str(tmp_path / "r.jsonl"), heldout=0.2), pictures=TOKENS, size=8, folder=str(tmp_path))
+    source = Captions(Jsonl(str(tmp_path / "r.jsonl"), heldout=0.2), image_tokens=TOKENS, size=8, folder=str(tmp_path))
     found = {image.tobytes() for image in batches(source, rows=8).batch(0)["images"].reshape(-1, 8, 8, 3)}
-    assert {picture.tobytes(), (255 - picture).tobytes()} <= found
+    assert {image.tobytes(), (255 - image).tobytes()} <= found
     for image, message in (
         (3, "an image is '3': expected a path"),
         ({"bytes": "*"}, "no base64"),
@@ -116,17 +116,17 @@ def test_files_and_bytes(tmp_path: Path) -> None:
 
 
 def test_every_field_does_something(tmp_path: Path) -> None:
-    """Of Captions and of Shapes: it changes the tokens, the pictures or the documents."""
+    """Of Captions and of Shapes: it changes the tokens, the images or the documents."""
 
     def seen(source: Captions) -> tuple[Any, ...]:
         documents = list(source.documents("train"))
         tokens = [one.ids.tolist() for one in source.encode(documents[:20], ByteTokenizer())]
         return documents, tokens, [source.read(document).tolist() for document in documents[:5]]
 
-    base = Captions(Shapes(pictures=100, size=16), pictures=TOKENS, size=8)
+    base = Captions(Shapes(images=100, size=16), image_tokens=TOKENS, size=8)
     changes = [
-        *(dict(records=replace(Shapes(pictures=100, size=16), **one)) for one in OF_SHAPES),
-        dict(pictures=PictureTokens(IMAGE, 5)),
+        *(dict(records=replace(Shapes(images=100, size=16), **one)) for one in OF_SHAPES),
+        dict(image_tokens=ImageTokens(IMAGE, 5)),
         dict(size=4),
         dict(resample="bicubic"),
     ]
@@ -140,10 +140,10 @@ def test_every_field_does_something(tmp_path: Path) -> None:
     assert "more" not in replace(base, other_fields=("more",)).parse(json.dumps(record))
 
 
-def test_sources_with_pictures_are_of_one_kind() -> None:
-    a, b = (Captions(Shapes(pictures=100, size=8), pictures=TOKENS, size=size) for size in (8, 16))
+def test_sources_with_images_are_of_one_kind() -> None:
+    a, b = (Captions(Shapes(images=100, size=8), image_tokens=TOKENS, size=size) for size in (8, 16))
     data = Data(mixture=Mixture({"a": a, "b": b}, {"a": 0.5, "b": 0.5}), tokenizer=Bytes(), packing=Pack())
-    with pytest.raises(ValueError, match="pictures of 2 kinds: expected one size, and the same tokens, in all"):
+    with pytest.raises(ValueError, match="images of 2 kinds: expected one size, and the same tokens, in all"):
         prepare(data, 40, 2, objective=Replies())
 
 
@@ -165,11 +165,11 @@ def answer(question: str, prompt: str, shapes: list[list[Any]]) -> str:
 
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_every_question_has_its_true_answer(question: str) -> None:
-    source = Shapes(question, pictures=200, most=4)
+    source = Shapes(question, images=200, most=4)
     train, held = (list(source.documents(split)) for split in ("train", "heldout"))
     assert len(train) + len(held) == 200 and 3 <= len(held) <= 25
-    pictures = [{json.dumps(json.loads(d)["image"]) for d in each} for each in (train, held)]
-    assert not pictures[0] & pictures[1]
+    images = [{json.dumps(json.loads(d)["image"]) for d in each} for each in (train, held)]
+    assert not images[0] & images[1]
     answers = []
     for document in train:
         record = json.loads(document)
@@ -181,7 +181,7 @@ def test_every_question_has_its_true_answer(question: str) -> None:
 
 
 def test_what_is_shown_in_its_place() -> None:
-    own, another, none = (Shapes(pictures=100, shown=shown) for shown in ("own", "another", "none"))
+    own, another, none = (Shapes(images=100, shown=shown) for shown in ("own", "another", "none"))
     records = [[json.loads(d) for d in source.documents("train")] for source in (own, another, none)]
     drawn = [record["image"] for record in records[0]]
     for a, b, c in zip(*records, strict=True):

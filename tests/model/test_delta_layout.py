@@ -135,7 +135,7 @@ def test_models_that_it_does_not_serve() -> None:
     with pytest.raises(ValueError, match="MuP says nothing of GatedDeltaNet"):
         replace(DELTA, parametrisation=MuP(16))
     model, ids = Transformer(alone(), SIMPLE), tokens(DELTA, 1, 6)
-    with pytest.raises(ValueError, match="reads a prefix or a picture in order too: take data that has none"):
+    with pytest.raises(ValueError, match="reads a prefix or an image in order too: take data that has none"):
         run(model, lively(alone()), ids, blocks=np.ones((1, 6), np.int32))
     both = replace(alone(), encoder=replace(LLAMA, causal=False))
     with pytest.raises(ValueError, match="GatedDeltaNet reads no encoder"):

@@ -1,4 +1,4 @@
-"""Pictures in the residual stream: who sees whom, what a batch may hold, that every field of Vision does something."""
+"""Images in the residual stream: who sees whom, what a batch may hold, that every field of Vision does something."""
 
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lm.model.config import LayerKind, ModelConfig, Vision
-from lm.model.count import flops_per_picture
+from lm.model.count import flops_per_image
 from lm.model.families import llama, siglip
 from lm.model.inputs import Inputs
 from lm.model.parts import RMSNorm
@@ -28,7 +28,7 @@ VISION = Vision(tower=TOWER, image_size=SIZE, patch_size=2, image_token=IMAGE, p
 MODEL = llama(vocab=12, layers=2, width=16, heads=4, kv_heads=2, mlp=24, context=32, vision=VISION)
 ROW = [1, 3, *[IMAGE] * 4, 5, 2, *[IMAGE] * 4, 7]
 RNG = np.random.default_rng(0)
-PICTURES = RNG.integers(0, 256, (1, 2, SIZE, SIZE, 3)).astype(np.uint8)
+IMAGES = RNG.integers(0, 256, (1, 2, SIZE, SIZE, 3)).astype(np.uint8)
 
 
 @cache
@@ -40,7 +40,7 @@ def made(cfg: ModelConfig) -> tuple[Callable[..., Any], Any]:
     return jax.jit(model.__call__), params
 
 
-def logits(cfg: ModelConfig = MODEL, row: list[int] = ROW, images: Any = PICTURES, **others: Any) -> np.ndarray:
+def logits(cfg: ModelConfig = MODEL, row: list[int] = ROW, images: Any = IMAGES, **others: Any) -> np.ndarray:
     run, params = made(cfg)
     given = Inputs(jnp.asarray([row]), images=None if images is None else jnp.asarray(images), **others)
     return np.asarray(run(params, given)[0])
@@ -50,22 +50,22 @@ def changed(a: np.ndarray, b: np.ndarray) -> list[int]:
     return np.flatnonzero(np.abs(a - b).max(-1) > 1e-7).tolist()
 
 
-def test_a_picture_sees_itself_and_what_was_before() -> None:
-    """The last corner of the first picture changes all of its soft tokens and what comes later, no text before it."""
-    other = PICTURES.copy()
+def test_an_image_sees_itself_and_what_was_before() -> None:
+    """The last corner of the first image changes all of its soft tokens and what comes later, no text before it."""
+    other = IMAGES.copy()
     other[0, 0, -1, -1] ^= 255
     assert changed(logits(), logits(images=other)) == list(range(2, len(ROW)))
-    other = PICTURES.copy()
+    other = IMAGES.copy()
     other[0, 1, -1, -1] ^= 255
     assert changed(logits(), logits(images=other)) == list(range(8, len(ROW)))
 
 
-def test_a_later_token_changes_no_picture() -> None:
+def test_a_later_token_changes_no_image() -> None:
     assert changed(logits(), logits(row=[*ROW[:6], 6, *ROW[7:]])) == list(range(6, len(ROW)))
 
 
-def test_a_picture_s_own_window_is_behind_it() -> None:
-    """In one layer with a window of two: a soft token sees all later ones of its picture and one before it."""
+def test_an_image_s_own_window_is_behind_it() -> None:
+    """In one layer with a window of two: a soft token sees all later ones of its image and one before it."""
     cfg = replace(
         MODEL, layers=1, pattern=(LayerKind(window=2),), vision=replace(VISION, tower=replace(TOWER, layers=1))
     )
@@ -86,32 +86,32 @@ def test_a_picture_s_own_window_is_behind_it() -> None:
     assert seen[6] == [3] and seen[7] == [] and seen[8] == [4, 5, 6, 7]
 
 
-def test_rows_with_fewer_pictures_ignore_the_last() -> None:
+def test_rows_with_fewer_images_ignore_the_last() -> None:
     row = [1, 3, *[IMAGE] * 4, 5]
-    black = np.concatenate([PICTURES[:, :1], PICTURES[:, :1] * 0], 1)
-    close(logits(row=row, images=PICTURES), logits(row=row, images=black), 1e-6)
-    close(logits(row=row, images=PICTURES[:, :1]), logits(row=row, images=PICTURES), 1e-6)
+    black = np.concatenate([IMAGES[:, :1], IMAGES[:, :1] * 0], 1)
+    close(logits(row=row, images=IMAGES), logits(row=row, images=black), 1e-6)
+    close(logits(row=row, images=IMAGES[:, :1]), logits(row=row, images=IMAGES), 1e-6)
 
 
-def test_cached_after_a_picture_is_full() -> None:
+def test_cached_after_an_image_is_full() -> None:
     run, params = made(MODEL)
     model = Transformer(MODEL, SIMPLE)
     x, cache, *_ = model.hidden(
-        params, Inputs(jnp.asarray([ROW[:7]]), images=jnp.asarray(PICTURES[:, :1])), model.empty_cache(1, 32)
+        params, Inputs(jnp.asarray([ROW[:7]]), images=jnp.asarray(IMAGES[:, :1])), model.empty_cache(1, 32)
     )
     for token in (2, 4, 6):
         y, cache, *_ = model.hidden(params, Inputs(jnp.asarray([[token]])), cache)
-    whole = logits(row=[*ROW[:7], 2, 4, 6], images=PICTURES[:, :1])
+    whole = logits(row=[*ROW[:7], 2, 4, 6], images=IMAGES[:, :1])
     close(model.logits(params, y)[0, 0], whole[-1], 1e-5)
 
 
 def test_patches_are_a_convolution() -> None:
-    module, pictures = Patches(VISION, SIMPLE), jnp.asarray(RNG.standard_normal((3, SIZE, SIZE, 3)), jnp.float32)
-    boxed = module.init(jax.random.key(0), pictures)["params"]
+    module, images = Patches(VISION, SIMPLE), jnp.asarray(RNG.standard_normal((3, SIZE, SIZE, 3)), jnp.float32)
+    boxed = module.init(jax.random.key(0), images)["params"]
     params = jax.tree.map(lambda a: a.value, boxed, is_leaf=lambda a: hasattr(a, "value"))
-    found = module.apply({"params": params}, pictures)
+    found = module.apply({"params": params}, images)
     wanted = jax.lax.conv_general_dilated(
-        pictures, params["patches"], (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        images, params["patches"], (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     close(found, wanted.reshape(3, 16, -1) + params["patches_bias"] + params["positions"], 1e-5)
 
@@ -126,7 +126,7 @@ def test_soft_tokens_have_their_places() -> None:
 @pytest.mark.parametrize("mesh", [{"data": 2, "tensor": 2, "fsdp": 2}, {"fsdp": 8}], ids=str)
 def test_eight_devices_are_one(mesh: dict[str, int]) -> None:
     model, (_, params) = Transformer(MODEL, SIMPLE), made(MODEL)
-    tokens, images = jnp.asarray([ROW] * 8), jnp.asarray(np.repeat(PICTURES, 8, 0))
+    tokens, images = jnp.asarray([ROW] * 8), jnp.asarray(np.repeat(IMAGES, 8, 0))
     over = make_mesh(mesh)
     placed_params = jax.device_put(params, shardings(model.shapes(), model.axes(), over))
     with use_mesh(over):
@@ -154,7 +154,7 @@ def test_every_field_changes_the_soft_tokens() -> None:
     """Or their places, or what parameters they need."""
     assert set(CHANGES) | OF_PROMPTS == {field.name for field in fields(Vision)}
     _, params = made(MODEL)
-    was = np.asarray(soft_tokens(VISION, 16, SIMPLE, params["vision"], jnp.asarray(PICTURES)))
+    was = np.asarray(soft_tokens(VISION, 16, SIMPLE, params["vision"], jnp.asarray(IMAGES)))
     for name, change in CHANGES.items():
         other = replace(VISION, **change)
         shapes = Transformer(replace(MODEL, vision=other), SIMPLE).shapes()["vision"]
@@ -163,7 +163,7 @@ def test_every_field_changes_the_soft_tokens() -> None:
             "blocks",
         ):
             size = other.image_size
-            now = soft_tokens(other, 16, SIMPLE, params["vision"], jnp.asarray(PICTURES[:, :, :size, :size]))
+            now = soft_tokens(other, 16, SIMPLE, params["vision"], jnp.asarray(IMAGES[:, :, :size, :size]))
             assert now.shape != was.shape or np.abs(np.asarray(now) - was).max() > 1e-4, name
     assert changed(logits(), logits(replace(MODEL, vision=replace(VISION, image_token=5)))) != []
     assert changed(logits(), logits(replace(MODEL, vision=replace(VISION, blocks=False)))) == list(range(2, len(ROW)))
@@ -173,7 +173,7 @@ def test_every_field_changes_the_soft_tokens() -> None:
     ("change", "message"),
     [
         (dict(patch_size=3), "image_size=8 to be a multiple of patch_size=3 times pool=2"),
-        (dict(tower=replace(TOWER, context=9)), "tower.context=9: expected the patches of a picture, 16"),
+        (dict(tower=replace(TOWER, context=9)), "tower.context=9: expected the patches of an image, 16"),
         (dict(tower=replace(TOWER, causal=True)), "model.vision.tower is to have causal=False"),
         (dict(image_token=12), "image_token=12: expected less than 12"),
         (dict(resample="nearest"), "resample='nearest'"),
@@ -184,19 +184,19 @@ def test_what_cannot_be_is_told(change: dict[str, Any], message: str) -> None:
         replace(MODEL, vision=replace(VISION, **change))
 
 
-def test_a_model_without_eyes_is_given_no_picture() -> None:
+def test_a_model_without_vision_is_given_no_image() -> None:
     model = Transformer(replace(MODEL, vision=None), SIMPLE)
     params = model.init(jax.random.key(0))
-    with pytest.raises(ValueError, match="this model has no eyes: give it text alone, or set model.vision"):
-        model(params, Inputs(jnp.asarray([ROW]), images=jnp.asarray(PICTURES)))
+    with pytest.raises(ValueError, match="this model has no vision tower: give it text alone, or set model.vision"):
+        model(params, Inputs(jnp.asarray([ROW]), images=jnp.asarray(IMAGES)))
 
 
-def test_flops_of_a_picture_are_those_of_its_products() -> None:
+def test_flops_of_an_image_are_those_of_its_products() -> None:
     """Six FLOPs a weight and token, and twelve a head size and pair of patches; four where a weight is frozen."""
     S, D, width, n = VISION.patches, TOWER.width, MODEL.width, VISION.soft_tokens
     layer = 4 * D * D + 2 * D * 12 + 2 * S * D
     wanted = 6 * (S * 12 * D + 2 * S * layer + n * D * width)
-    assert flops_per_picture(MODEL) == wanted
+    assert flops_per_image(MODEL) == wanted
     stem = frozenset({"vision/stem/patches"})
-    assert flops_per_picture(MODEL, stem) == wanted - 2 * S * 12 * D
-    assert flops_per_picture(replace(MODEL, vision=None)) == 0
+    assert flops_per_image(MODEL, stem) == wanted - 2 * S * 12 * D
+    assert flops_per_image(replace(MODEL, vision=None)) == 0

@@ -31,9 +31,9 @@ from tests.pretrained.small import recorded
 
 RECORDED: dict[str, Any] = json.loads((Path(__file__).parent / "fields.json").read_text())
 NO_EFFECT = {*INERT, *NEUTRAL, *EXPERTS.split()}
-PICTURES = ("mm_tokens_per_image", "image_token_index")
+IMAGES = ("mm_tokens_per_image", "image_token_index")
 OTHERS = "since some layers have experts|in ffn.groups=|rope_interleave=|model.vision.image_token="
-IMPOSSIBLE = f"is odd, try|{OTHERS}|{'|'.join(PICTURES)}"  # what our models cannot be
+IMPOSSIBLE = f"is odd, try|{OTHERS}|{'|'.join(IMAGES)}"  # what our models cannot be
 VARIANTS = ("missing", "null", "default")
 
 
@@ -60,8 +60,8 @@ def variants(name: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
 def test_every_architecture_is_walked() -> None:
     others = CLASSIFIERS + HEADLESS + HEADS
     of_texts = {a.name: a for a in ARCHITECTURES if a not in others}  # of which these read the config.json too
-    with_pictures = {"PaliGemmaForConditionalGeneration"}  # certificates/vision.py has its config
-    assert set(of_texts) - with_pictures == {name.split()[0] for name in RECORDED}
+    with_images = {"PaliGemmaForConditionalGeneration"}  # certificates/vision.py has its config
+    assert set(of_texts) - with_images == {name.split()[0] for name in RECORDED}
     assert all(any(a.defaults is b.defaults for b in of_texts.values()) for a in others)
 
 
@@ -119,7 +119,7 @@ def test_equal_models_gave_equal_logits(name: str) -> None:
     seen: dict[ModelConfig, Any] = {}
     for what, values, said in variants(name):
         if isinstance(said.get("numbers"), int) and "num_attention_heads" not in what:
-            if what.split()[0] in PICTURES:  # no such tower: transformers notices when it is given a picture
+            if what.split()[0] in IMAGES:  # no such tower: transformers notices when it is given an image
                 continue
             try:
                 assert seen.setdefault(read(values), said["numbers"]) == said["numbers"], what

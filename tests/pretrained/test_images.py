@@ -1,4 +1,4 @@
-"""Models with eyes: what transformers gave for pictures, files of other versions, prompts with pictures."""
+"""Models with a vision tower: what transformers gave for images, files of other versions, prompts with images."""
 
 import json
 from functools import partial
@@ -17,9 +17,9 @@ from lm.model.families import gemma3, gemma3_vision
 from lm.model.scaling import Linear
 from lm.pretrained import Pretrained, load
 from lm.pretrained.files import SINGLE, Safetensors, TensorToWrite, write
-from lm.pretrained.gemma import GEMMA3_WITH_EYES
+from lm.pretrained.gemma import GEMMA3_WITH_VISION
 from lm.text.tokenizer import ByteTokenizer
-from lm.tune.vision import picture_tokens
+from lm.tune.vision import image_tokens
 
 CASES = ("Gemma3 pool 2", "PaliGemma")
 
@@ -55,20 +55,20 @@ def padded(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     return ids, np.array([[1] * len(row) + [0] * (width - len(row)) for row in rows])
 
 
-def images(pictures: list[list[np.ndarray]], size: int) -> np.ndarray:
+def stacked(images: list[list[np.ndarray]], size: int) -> np.ndarray:
     """[B, M, size, size, 3]: rows with fewer end in black."""
-    out = np.zeros((len(pictures), max(map(len, pictures)), size, size, 3), np.uint8)
-    for row, each in zip(out, pictures, strict=True):
+    out = np.zeros((len(images), max(map(len, images)), size, size, 3), np.uint8)
+    for row, each in zip(out, images, strict=True):
         row[: len(each)] = each if each else row[:0]
     return out
 
 
 def test_logits_are_transformers_s(loaded: tuple[str, Pretrained]) -> None:
-    """Rows with no, one and two pictures, and two that touch, in one batch; windows are shorter than a picture."""
+    """Rows with no, one and two images, and two that touch, in one batch; windows are shorter than an image."""
     name, model = loaded
-    (rows, pictures), known, size = batch(name), recorded(name), sizes(name)[0]
+    (rows, images), known, size = batch(name), recorded(name), sizes(name)[0]
     ids, mask = padded(rows)
-    found = np.asarray(model.logits(ids, mask, images=images(pictures, size)))
+    found = np.asarray(model.logits(ids, mask, images=stacked(images, size)))
     for row, logits, wanted in zip(rows, found, known["logits"], strict=True):
         here = logits[: len(row)][-4:, 3::11]
         np.testing.assert_allclose(here, wanted, atol=3e-5 * known["std"])
@@ -76,10 +76,10 @@ def test_logits_are_transformers_s(loaded: tuple[str, Pretrained]) -> None:
 
 def test_greedy_continuations_are_transformers_s(loaded: tuple[str, Pretrained]) -> None:
     name, model = loaded
-    (rows, pictures), known, size = batch(name), recorded(name), sizes(name)[0]
+    (rows, images), known, size = batch(name), recorded(name), sizes(name)[0]
     for i in range(len(rows)):
-        if pictures[i]:
-            seen = images([pictures[i]], size)
+        if images[i]:
+            seen = stacked([images[i]], size)
             chunks = model.stream_ids([rows[i]], len(known["greedy"][i]), Sampling(0), images=seen)
             assert [id for chunk in chunks for id in chunk[0]] == known["greedy"][i]
 
@@ -137,11 +137,11 @@ def test_gemma_3_4b_of_the_hub() -> None:
     """Whose config leaves most to its class."""
     text = dict(hidden_size=2560, intermediate_size=10240, model_type="gemma3_text", num_hidden_layers=34)
     text |= dict(sliding_window=1024, rope_scaling={"factor": 8.0, "rope_type": "linear"})
-    eyes = dict(hidden_size=1152, image_size=896, intermediate_size=4304, model_type="siglip_vision_model")
-    eyes |= dict(num_attention_heads=16, num_hidden_layers=27, patch_size=14, vision_use_head=False)
+    vision = dict(hidden_size=1152, image_size=896, intermediate_size=4304, model_type="siglip_vision_model")
+    vision |= dict(num_attention_heads=16, num_hidden_layers=27, patch_size=14, vision_use_head=False)
     config = dict(architectures=["Gemma3ForConditionalGeneration"], model_type="gemma3", text_config=text)
-    config |= dict(vision_config=eyes, mm_tokens_per_image=256, boi_token_index=255999, eoi_token_index=256000)
-    cfg = GEMMA3_WITH_EYES.read(GEMMA3_WITH_EYES.fields(config, "file"))
+    config |= dict(vision_config=vision, mm_tokens_per_image=256, boi_token_index=255999, eoi_token_index=256000)
+    cfg = GEMMA3_WITH_VISION.read(GEMMA3_WITH_VISION.fields(config, "file"))
     assert cfg == gemma3(
         **dict(vocab=262208, layers=34, width=2560, heads=8, kv_heads=4, head_dim=256, mlp=10240, context=131072),
         **dict(window=1024, query_scale=256**-0.5, scaling=Linear(8.0), vision=gemma3_vision()),
@@ -149,11 +149,11 @@ def test_gemma_3_4b_of_the_hub() -> None:
     assert parameters(cfg) == 4_300_079_472  # as published
 
 
-def test_a_prompt_has_a_place_for_each_picture(loaded: tuple[str, Pretrained]) -> None:
+def test_a_prompt_has_a_place_for_each_image(loaded: tuple[str, Pretrained]) -> None:
     name, model = loaded
     vision, tokenizer = model.config.vision, ByteTokenizer()
     assert vision is not None
-    soft, encode = [IMAGE] * vision.soft_tokens, partial(picture_tokens(vision).encode, tokenizer=tokenizer)
+    soft, encode = [IMAGE] * vision.soft_tokens, partial(image_tokens(vision).encode, tokenizer=tokenizer)
     if vision.prefix:
         assert encode("ab", 2) == [*soft, *soft, *tokenizer.encode_prompt("ab\n")]
         return
@@ -162,15 +162,15 @@ def test_a_prompt_has_a_place_for_each_picture(loaded: tuple[str, Pretrained]) -
     assert encode("a<image>b", 1) == [*first, *seen, *n, *tokenizer.encode("b")]
     assert encode("b", 1) == [*tokenizer.encode_prompt("\n\n"), *seen, *n, *tokenizer.encode("b")]
     assert encode("a<image><image>", 2) == [*first, *seen, *n, *n, *seen, *n]
-    with pytest.raises(ValueError, match="1 pictures and 2 marks <image> in the prompt: expected as many, or none"):
+    with pytest.raises(ValueError, match="1 images and 2 marks <image> in the prompt: expected as many, or none"):
         encode("a<image><image>", 1)
 
 
 def test_mistakes_are_told(loaded: tuple[str, Pretrained]) -> None:
     name, model = loaded
     size, n, _ = sizes(name)
-    picture = np.zeros((1, 1, size, size, 3), np.uint8)
-    with pytest.raises(ValueError, match=f"prompt 0 has 1 tokens {IMAGE} for pictures of {n}: expected {n} a picture"):
-        next(model.stream_ids([[1, IMAGE, 3]], 2, images=picture))
-    with pytest.raises(ValueError, match=f"row 0 has 1 tokens {IMAGE} for pictures of {n}"):
-        model.logits([[1, IMAGE, 3]], images=picture)
+    image = np.zeros((1, 1, size, size, 3), np.uint8)
+    with pytest.raises(ValueError, match=f"prompt 0 has 1 tokens {IMAGE} for images of {n}: expected {n} an image"):
+        next(model.stream_ids([[1, IMAGE, 3]], 2, images=image))
+    with pytest.raises(ValueError, match=f"row 0 has 1 tokens {IMAGE} for images of {n}"):
+        model.logits([[1, IMAGE, 3]], images=image)

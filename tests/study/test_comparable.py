@@ -21,7 +21,7 @@ from lm.model.families import siglip
 from lm.study.ablation import Ablation
 from lm.study.space import Choice, Integer, LogUniform
 from lm.study.sweep import Sweep
-from lm.text.pictures import PictureTokens
+from lm.text.image_tokens import ImageTokens
 from lm.text.tokenizer import Bytes, Characters, SentencePieceSpec
 from lm.tune.completion_eval import CompletionEval
 from lm.tune.dpo import DPO
@@ -46,12 +46,14 @@ def test_across_tokenizers_bits_per_byte_are_chosen() -> None:
         assert Sweep(sized, space).measure == "bits_per_byte"
 
 
-def test_the_same_questions_beside_other_pictures_are_compared() -> None:
+def test_the_same_questions_beside_other_images_are_compared() -> None:
     """And other questions are not."""
-    eyes = dict(pictures=PictureTokens(255, 4), size=8)
+    fields_of_vision = dict(image_tokens=ImageTokens(255, 4), size=8)
 
     def asked(**fields: Any) -> dict[str, Any]:
-        return dict(data=dict(mixture=dict(sources={"a": Captions(Shapes(pictures=100, size=8, **fields), **eyes)})))
+        return dict(
+            data=dict(mixture=dict(sources={"a": Captions(Shapes(images=100, size=8, **fields), **fields_of_vision)}))
+        )
 
     vision = Vision(siglip(layers=1, width=8, heads=2, mlp=8, patches=16), 8, 2, 255, pool=2)
     model = replace(BASE.model, vocab=258, vision=vision)

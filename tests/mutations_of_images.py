@@ -1,54 +1,54 @@
-"""The mistakes of tests/mutations.py in pictures: how they are read, where they stand, who sees them."""
+"""The mistakes of tests/mutations.py in images: how they are read, where they stand, who sees them."""
 
 SEEING, VISION = ("tests/pretrained/test_images.py",), ("tests/model/test_vision.py",)
 CAPTIONS = ("tests/data/test_captions.py",)
 TESTS = {
     "lm/model/vision.py": VISION + SEEING,
-    "lm/data/pictures.py": ("tests/data/test_pictures.py",),
+    "lm/data/images.py": ("tests/data/test_images.py",),
     "lm/data/captions.py": CAPTIONS,
     "lm/data/shapes.py": CAPTIONS,
-    "lm/text/pictures.py": SEEING + CAPTIONS,
+    "lm/text/image_tokens.py": SEEING + CAPTIONS,
     "lm/pretrained/siglip.py": SEEING,
     "lm/pretrained/images.py": SEEING,
 }
 BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/model/vision.py": (
-        ("two pictures with text between are one block", "jnp.cumsum(begins, 1), 0)", "1, 0)"),
+        ("two images with text between are one block", "jnp.cumsum(begins, 1), 0)", "1, 0)"),
         ("soft tokens stand one place late", "jnp.cumsum(marks, 1) - 1", "jnp.cumsum(marks, 1)"),
         ("patches are laid out by columns", "transpose(0, 1, 3, 2, 4, 5)", "transpose(0, 3, 1, 2, 4, 5)"),
         ("the tower's final norm is left out", "x = vision.tower.wiring.final(self, vision.tower.norm, x)", "pass"),
         ("patches see only earlier ones", "Shared(Mask(causal=False)", "Shared(Mask()"),
     ),
-    "lm/data/pictures.py": (
+    "lm/data/images.py": (
         (
             "what is transparent lies on black",
             'Image.new("RGBA", image.size, "white")',
             'Image.new("RGBA", image.size)',
         ),
-        ("a camera's orientation is not applied", "_rgb(ImageOps.exif_transpose(image))", "_rgb(image)"),
+        ("a camera's orientation is not applied", "_rgb(ImageOps.exif_transpose(found))", "_rgb(found)"),
         ("16 bits are cut to 8", "levels // 257", "levels"),
-        ("there is no limit", "image.width * image.height > MOST_PIXELS", "False"),
+        ("there is no limit", "found.width * found.height > MOST_PIXELS", "False"),
     ),
     "lm/data/captions.py": (
         ("the question carries loss", "np.arange(len(ids)) >= len(before)", "np.arange(len(ids)) >= 0"),
         (
-            "a row has the pictures of its first document",
+            "a row has the images of its first document",
             "dict.fromkeys(inside[inside >= 0]",
             "dict.fromkeys(inside[:1]",
         ),
-        ("held-out pictures are in training's order", "np.array([number]), seed)", "np.array([number]), 0)"),
+        ("held-out images are in training's order", "np.array([number]), seed)", "np.array([number]), 0)"),
     ),
     "lm/data/shapes.py": (
-        ("equal pictures are on both sides", 'json.dumps(json.loads(record)["image"])', "record + str(id(record))"),
-        ("another's picture is the own one", "every[(index + 1) % len(every)]", "every[index]"),
+        ("equal images are on both sides", 'json.dumps(json.loads(record)["image"])', "record + str(id(record))"),
+        ("another's image is the own one", "every[(index + 1) % len(every)]", "every[index]"),
     ),
-    "lm/text/pictures.py": (
-        ("a picture has no end", "for id in (self.begin, *soft, self.end)", "for id in (self.begin, *soft)"),
+    "lm/text/image_tokens.py": (
+        ("an image has no end", "for id in (self.begin, *soft, self.end)", "for id in (self.begin, *soft)"),
         ("the prompt's line is not ended", 'text.replace(MARK, "") + "\\n"', 'text.replace(MARK, "")'),
     ),
     "lm/pretrained/siglip.py": (
         ("older names are not known", '    (TOWER, "vision_tower."),\n', ""),
         ("a text's tensors are not inside", "r._replace(theirs=TEXT + r.theirs)", "r"),
     ),
-    "lm/pretrained/images.py": (("a picture without a place is taken", "or exact and places != soft", ""),),
+    "lm/pretrained/images.py": (("an image without a place is taken", "or exact and places != soft", ""),),
 }

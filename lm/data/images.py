@@ -1,4 +1,4 @@
-"""Pictures as a vision tower reads them: square, of whole numbers from 0 to 255, red, green and blue.
+"""Images as a vision tower reads them: square, of whole numbers from 0 to 255, red, green and blue.
 
 Any file that Pillow reads is one, under a limit of pixels; what else it may have is defined: its orientation is
 applied, an animation is its first frame, 16 bits become 8, a palette colours, and what is transparent lies on white.
@@ -14,55 +14,55 @@ import numpy as np
 
 MOST_PIXELS = 100_000_000  # of a file: more is refused before it is decoded
 RESAMPLING = ("bilinear", "bicubic")
-Picture = Any  # a path, the bytes of a file, an array [height, width, 3] of uint8, or an image of Pillow's
+ImageLike = Any  # a path, the bytes of a file, an array [height, width, 3] of uint8, or an image of Pillow's
 
 
-def read_picture(picture: Picture, size: int, resample: str = "bilinear") -> np.ndarray:
-    """A picture squashed to `size` by `size` pixels: uint8 [size, size, 3].
+def read_image(image: ImageLike, size: int, resample: str = "bilinear") -> np.ndarray:
+    """An image squashed to `size` by `size` pixels: uint8 [size, size, 3].
 
     Args:
-      picture: a file's path or bytes, an array of whole numbers, or an image of Pillow's.
+      image: a file's path or bytes, an array of whole numbers, or an image of Pillow's.
       size: in pixels.
       resample: one of RESAMPLING; both average over what is made smaller.
 
-    Raises ValueError for a file that is no picture, is cut off or too large, and for arrays of another kind."""
+    Raises ValueError for a file that is no image, is cut off or too large, and for arrays of another kind."""
     from PIL import Image
 
     how = Image.Resampling.BILINEAR if resample == "bilinear" else Image.Resampling.BICUBIC
-    image = opened(picture)
+    image = opened(image)
     if image.size != (size, size):
         image = image.resize((size, size), how)
     return np.asarray(image)
 
 
-def read_pictures(pictures: Sequence[Picture], size: int, resample: str = "bilinear") -> np.ndarray:
+def read_images(images: Sequence[ImageLike], size: int, resample: str = "bilinear") -> np.ndarray:
     """Several: uint8 [M, size, size, 3]."""
-    each = [read_picture(picture, size, resample) for picture in pictures]
+    each = [read_image(image, size, resample) for image in images]
     return np.stack(each) if each else np.zeros((0, size, size, 3), np.uint8)
 
 
-def opened(picture: Picture) -> Any:
-    """A picture as an image of Pillow's in RGB, upright. Raises ValueError as `read_picture`."""
+def opened(image: ImageLike) -> Any:
+    """An image as Pillow's, in RGB, upright. Raises ValueError as `read_image`."""
     from PIL import Image, ImageOps
 
-    if isinstance(picture, np.ndarray):
-        return Image.fromarray(_checked(picture))
-    what = f"{picture}" if isinstance(picture, str | Path) else "the picture"
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(_checked(image))
+    what = f"{image}" if isinstance(image, str | Path) else "the image"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
-            image = picture if isinstance(picture, Image.Image) else Image.open(_file(picture))
-            if image.width * image.height > MOST_PIXELS:
+            found = image if isinstance(image, Image.Image) else Image.open(_file(image))
+            if found.width * found.height > MOST_PIXELS:
                 raise Image.DecompressionBombError
-            return _rgb(ImageOps.exif_transpose(image))
+            return _rgb(ImageOps.exif_transpose(found))
     except Image.DecompressionBombError:  # Pillow's own, from 179 million pixels on, or ours
         raise ValueError(f"{what} has too many pixels: expected at most {MOST_PIXELS:,}") from None
     except (OSError, SyntaxError, EOFError) as error:
-        raise ValueError(f"{what} is no picture that can be read: {_reason(error)}") from None
+        raise ValueError(f"{what} is no image that can be read: {_reason(error)}") from None
 
 
-def _file(picture: Any) -> Any:
-    return io.BytesIO(picture) if isinstance(picture, bytes) else Path(picture)
+def _file(image: Any) -> Any:
+    return io.BytesIO(image) if isinstance(image, bytes) else Path(image)
 
 
 def _reason(error: Exception) -> str:
@@ -74,7 +74,7 @@ def _reason(error: Exception) -> str:
 def _checked(array: np.ndarray) -> np.ndarray:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise ValueError(
-            f"a picture of {array.dtype} {list(array.shape)}: expected whole numbers from 0 to 255, "
+            f"an image of {array.dtype} {list(array.shape)}: expected whole numbers from 0 to 255, "
             "uint8 [height, width, 3]"
         )
     return array
@@ -87,7 +87,7 @@ def _rgb(image: Any) -> Any:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         levels = np.asarray(image.convert("I") if image.mode.startswith("I") else image)
         if image.mode == "F":
-            raise ValueError("a picture of floating-point numbers: expected whole numbers, of 8 or 16 bits")
+            raise ValueError("an image of floating-point numbers: expected whole numbers, of 8 or 16 bits")
         return Image.fromarray(np.clip(levels // 257, 0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "P" or image.has_transparency_data:
         image = image.convert("RGBA")
