@@ -52,6 +52,7 @@ def build(settings: dict[str, Any]) -> Train:
     from lm.tune.pretrain import Pretrain
 
     hardware.use_compilation_cache(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))
+    hardware.run_steps_in_turn()
     hardware.set_cpu_devices(settings["devices"])
     size, mesh = SIZES[settings["size"]], make_mesh()
     learner = Pretrain().build(Transformer(model_config(size), Compute(matmul=settings["dtype"]).resolve()))

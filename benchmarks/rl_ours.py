@@ -32,6 +32,7 @@ class Steps:
 
         hardware.prepare("cpu")
         hardware.use_compilation_cache(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))
+        hardware.run_steps_in_turn()
         from lm.run import course
 
         self.folder = tempfile.TemporaryDirectory()

@@ -36,6 +36,7 @@ def build(settings: dict[str, Any]) -> Train:
     from lm.tune.trains import All
 
     hardware.use_compilation_cache(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))
+    hardware.run_steps_in_turn()
     opened, mesh = open_model(settings["file"]), make_mesh()
     trains = LoRA(RANK, 2.0 * RANK, where=WHERE) if settings["lora"] else All()
     trains.check(opened.config)

@@ -75,6 +75,7 @@ def train(
     processes.initialize()
     hardware.set_cpu_devices(experiment.compute.devices)
     hardware.use_compilation_cache(cache_dir())
+    hardware.run_steps_in_turn()
     hardware.check_backend()
     experiment = experiment.on(jax.device_count())
     with contextlib.ExitStack() as stack, processes.fail_together(), processes.translate_peer_errors():

@@ -82,6 +82,7 @@ def train(experiments: Sequence[Experiment], folders: Sequence[Path], how: str =
     Raises Interrupted after SIGTERM or SIGINT, when all have written a checkpoint."""
     hardware.set_cpu_devices(experiments[0].compute.devices)
     hardware.use_compilation_cache(cache_dir())
+    hardware.run_steps_in_turn()
     hardware.check_backend()
     with contextlib.ExitStack() as stack, catch_signals() as signals:
         for folder in folders:  # a process that was left behind may still be at work there

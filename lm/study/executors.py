@@ -13,7 +13,8 @@ from pathlib import Path
 
 from lm.study.trial import Trial
 
-LOOK_SECONDS, SLURM_SECONDS = 0.5, 2.0  # between two looks at the processes, and at Slurm's queue
+LOOK_SECONDS, SLURM_SECONDS = 0.5, 2.0  # between two looks at the runs, and at Slurm's queue
+POLL_SECONDS = 0.02  # between two looks whether a process has ended
 PATIENCE_SECONDS = 30.0  # for a process that was asked to end to write its checkpoint
 TASKS = "slurm-tasks.txt"  # in the study's folder: a command line a task
 Groups = Sequence[Sequence[Trial]]
@@ -70,7 +71,7 @@ class Local:
                 while waiting and free:
                     cores = free.pop(0)
                     running.append((self._start(waiting.pop(0), study, cores), cores))
-                time.sleep(LOOK_SECONDS)
+                _wait_for_one([process for process, _ in running])
                 ended = [one for one in running if one[0].poll() is not None]
                 running = [one for one in running if one not in ended]
                 free += [cores for _, cores in ended]
@@ -81,6 +82,13 @@ class Local:
         command = worker_command(group, study, *options)
         with log_file(group, study).open("ab") as log:
             return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
+
+
+def _wait_for_one(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Return when one of the processes has ended, or it is time to look at the runs."""
+    until = time.monotonic() + LOOK_SECONDS
+    while time.monotonic() < until and all(process.poll() is None for process in processes):
+        time.sleep(POLL_SECONDS)
 
 
 def _terminate(processes: Sequence[subprocess.Popen[bytes]]) -> None:

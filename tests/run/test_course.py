@@ -183,6 +183,13 @@ def test_a_finished_run_is_left_as_it_is(finished: Path, texts: Path, capsys: py
     assert "is finished: 12 steps are done" in capsys.readouterr().out
 
 
+def test_on_a_cpu_no_step_is_dispatched_behind_another(finished: Path, texts: Path) -> None:
+    """Where JAX's devices have not started yet: each would have temporaries of its own."""
+    jax.config.update("jax_cpu_enable_async_dispatch", True)
+    course.train(experiment(texts), finished)
+    assert not jax.config.values["jax_cpu_enable_async_dispatch"]
+
+
 def test_a_run_killed_after_its_last_step_is_brought_to_its_end(finished: Path, texts: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished, tmp_path / "copy")
     for name in ("samples.txt", "samples.json", "report.html"):
