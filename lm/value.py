@@ -24,7 +24,14 @@ from typing import Any, TypeVar
 from lm.renamed import place_now, upgrade
 
 T = TypeVar("T")
+LATE = "late"  # in a field's metadata: see `late`
 TRUST = "LM_TRUST"  # environment: where it is set, the modules that data name are imported
+
+
+def late() -> Any:
+    """A field that came after data were written, None by default: JSON data, and so fingerprints, do not have it where
+    it is None, and are what they were."""
+    return dataclasses.field(default=None, metadata={LATE: True})
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -263,13 +270,14 @@ def fit(kind: Any, data: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON data. A dataclass becomes a dict whose "type" is the class name, with its module outside `lm`.
-    Raises ValueError for what is no such value."""
+    """`value` as JSON data. A dataclass becomes a dict whose "type" is the class name, with its module outside `lm`;
+    `late` fields are left out. Raises ValueError for what is no such value."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         cls = type(value)
         ours = cls.__module__.split(".")[0] == "lm"
         name = cls.__name__ if ours else f"{cls.__module__}:{cls.__name__}"
-        return {"type": name, **{f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}}
+        found = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if not _is_left_out(value, f)}
+        return {"type": name, **plain(found)}
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, range)):
@@ -278,6 +286,10 @@ def plain(value: Any) -> Any:
         return value
     kind = type(value).__name__
     raise ValueError(f"an experiment is made of numbers, text, tuples, dicts and dataclasses, not of {kind} {value!r}")
+
+
+def _is_left_out(value: Any, field: Any) -> bool:
+    return LATE in field.metadata and getattr(value, field.name) is None
 
 
 def build(cls: type[T], data: Mapping[str, Any]) -> T:

@@ -1,4 +1,4 @@
-"""The same losses on any mesh: six families over every mesh axis, against one device.
+"""The same losses on any mesh: eight families over every mesh axis, against one device.
 
     python -m tests.identity [FAMILY ...]      the whole matrix, a line each; fails where one does not agree
 
@@ -44,7 +44,7 @@ LAYOUTS: tuple[tuple[dict[str, int], dict[str, Any]], ...] = (
 
 def families() -> dict[str, tuple[Any, dict[str, Any]]]:
     """Name -> a model, and how it is computed: between them every portable kernel and remat policy."""
-    from lm.model.config import LayerKind
+    from lm.model.config import LayerKind, MultiToken
     from lm.model.delta import GatedDeltaNet
     from lm.model.families import bert, deepseek_v2, gpt, llama, mixtral, t5
     from lm.model.parts import RMSNorm
@@ -66,6 +66,10 @@ def families() -> dict[str, tuple[Any, dict[str, Any]]]:
         "t5": (t5(**sizes, layers=2, mlp=16, head_dim=2), dict(attention="flash", block=8)),
         "bert": (bert(**sizes, layers=2, mlp=16), dict(attention="plain", remat="offload")),
         "gated deltanet": (hybrid, dict(attention="plain", remat="dots")),
+        "multi-token": (
+            replace(llama(**sizes, layers=2, mlp=16), multi_token=MultiToken(2)),
+            dict(attention="blocked", block=8, remat="minimal"),
+        ),
     }
 
 

@@ -21,10 +21,12 @@ PART: tuple[tuple[str, dict[str, int], dict[str, Any]], ...] = (
     ("t5", {"context": 2, "fsdp": 4}, {}),
     ("bert", {"context": 8}, {}),
     ("gated deltanet", {"tensor": 2, "fsdp": 4}, {}),
+    ("multi-token", {"context": 2, "tensor": 2, "data": 2}, {}),
+    ("multi-token", {"fsdp": 8}, {}),
 )
 
 
-SLOW = [("latent", {"context": 2, "tensor": 2, "data": 2}, {})]  # another mesh of a family
+SLOW = [("latent", {"context": 2, "tensor": 2, "data": 2}, {}), ("multi-token", {"fsdp": 8}, {})]  # of a family twice
 CELLS = [pytest.param(*cell, marks=pytest.mark.slow) if cell in SLOW else cell for cell in PART]
 
 

@@ -21,6 +21,7 @@ from lm.model.parts import FeedForward, Norm, RMSNorm
 from lm.model.positions import Positions, Rotary
 from lm.model.shared_experts import SharedExperts  # noqa: F401
 from lm.model.wiring import BareAttention, PreNorm, Wiring
+from lm.value import late
 
 MOST_LAYERS = 1_000_000
 
@@ -126,14 +127,28 @@ class Vision:
 
 
 @dataclass(frozen=True)
+class MultiToken:
+    """Multi-token prediction (DeepSeek-V3, 2412.19437, section 2.2): `depth` modules behind the last layer, of which
+    the k-th predicts the token k places beyond the next one (lm/model/multi_token.py). Pretraining and SFT add `weight`
+    times the mean of their losses; the model's own logits do not depend on them. In decoding they may draft."""
+
+    depth: Count = 1
+    weight: NonNegative = 0.3
+
+    def __post_init__(self) -> None:
+        check(self, "model.multi_token")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A transformer: decoder-only, encoder-only (`causal` False) or, with an encoder, encoder and decoder.
 
     `context` is the most tokens that one sequence may have. `attention` is the mixer of all layers whose kind has none
     of its own. The first layers are of the kinds `first_layers`, those after them repeat `pattern`. The encoder has
     `encoder_layers` layers like the decoder's and its embedding, or is a model of its own, `encoder`, of any width;
-    with `vision` the model sees images too. The embedding is multiplied by `embed_scale`, given `token_types` kinds
-    of vector to add (BERT's segments; 0: none) and normalised by `embed_norm`; `tied` uses it as the output too.
+    with `vision` the model sees images too, with `multi_token` it learns to predict further tokens. The embedding is
+    multiplied by `embed_scale`, given `token_types` kinds of vector to add (BERT's segments; 0: none) and normalised by
+    `embed_norm`; `tied` uses it as the output too.
     `dropout` is the rate on the embedding and on each residual branch (1207.0580), `init_scale` the standard deviation
     of the embedding; `parametrisation` says what first values and rates owe to the sizes."""
 
@@ -160,6 +175,7 @@ class ModelConfig:
     dropout: Annotated[Decay, Sentinel(0, "none")] = 0.0
     init_scale: NonNegative = 0.02
     parametrisation: Parametrisation = Parametrisation()
+    multi_token: MultiToken | None = late()
 
     def __post_init__(self) -> None:
         check(self, "model")
@@ -187,6 +203,10 @@ class ModelConfig:
             raise ValueError("model.vision: only a causal model without an encoder reads images")
         if self.vision and self.vision.image_token >= self.vocab:
             raise ValueError(f"model.vision.image_token={self.vision.image_token}: expected less than {self.vocab}")
+        if self.multi_token and not self.generates:
+            raise ValueError(
+                "model.multi_token: only a causal model with an output over the vocabulary predicts tokens"
+            )
         if self.has_encoder and not self.causal:
             raise ValueError("model.causal=False with an encoder: a decoder that reads an encoder is causal")
 
@@ -257,4 +277,5 @@ class ModelConfig:
     @property
     def encoder_config(self) -> "ModelConfig":
         """The encoder alone."""
-        return self.encoder or replace(self, layers=self.encoder_layers, encoder_layers=0, causal=False)
+        own = dict(layers=self.encoder_layers, encoder_layers=0, causal=False, multi_token=None)
+        return self.encoder or replace(self, **own)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ import jax
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig
 from lm.model.experts import Experts
+from lm.model.multi_token import layer_config
 from lm.model.transformer import Transformer
 
 CONTRACTED = {"embed", "rank"}  # of the logical axes of a weight, one is contracted in its product
@@ -47,11 +48,24 @@ def flops_per_row(cfg: ModelConfig, length: int, encoder_length: int = 0, frozen
     For each token, 6 for each parameter that a matrix product uses for it (of experts those chosen), 4 for one at the
     paths `frozen`, whose gradient is not computed, and three times what mixers say of their forward pass, attention
     4 N H for each key that it looks at, counted in full but for windows (2204.02311, appendix B). What a kernel skips
-    or computes again is not in it."""
+    or computes again is not in it. Modules of multi-token prediction are."""
     encoder = _stack_flops(cfg.encoder_config, encoder_length, 0, frozen, "encoder/") if cfg.has_encoder else 0
     output = 4 if ("stem/tokens" if cfg.tied else "head/kernel") in frozen else 6
     output *= cfg.output.logit_count(cfg.vocab)
-    return encoder + _stack_flops(cfg, length, encoder_length, frozen) + output * cfg.width * length
+    whole = encoder + _stack_flops(cfg, length, encoder_length, frozen) + output * cfg.width * length
+    return whole + _ahead_flops(cfg, length, encoder_length, frozen, output)
+
+
+def _ahead_flops(cfg: ModelConfig, length: int, encoder_length: int, frozen: frozenset[str], output: int) -> int:
+    """Those of the modules of multi-token prediction, of all places of a row: a projection, a layer, and the output at
+    `output` FLOPs a number of the residual stream."""
+    flops = 0
+    for k in range(1, cfg.multi_token.depth + 1) if cfg.multi_token else ():
+        above = f"multi_token/{k}/"
+        join = (4 if f"{above}projection" in frozen else 6) * 2 * cfg.width**2
+        flops += (join + output * cfg.width) * length
+        flops += _stack_flops(layer_config(cfg), length, encoder_length, frozen, above)
+    return flops
 
 
 @functools.cache

@@ -407,7 +407,7 @@ def _with_attention(cfg: ModelConfig, **changes: Any) -> Mixer:
 
 def scorer(cfg: ModelConfig, scores: int = 1) -> ModelConfig:
     """`cfg` with `scores` numbers a token in place of logits over the vocabulary: with one a reward model."""
-    return replace(cfg, output=NoOutput(scores=scores), tied=True)
+    return replace(cfg, output=NoOutput(scores=scores), tied=True, multi_token=None)
 
 
 def head_size(width: int, heads: int) -> int:

@@ -102,6 +102,16 @@ class Layer(nn.Module):
         return constrain_residual(x, compute), cache
 
 
+class Final(nn.Module):
+    """The residual stream [B, T, D] after the last layer -> the same, through the norm before the output, if any."""
+
+    cfg: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.cfg.wiring.final(self, self.cfg.norm, x)
+
+
 def constrain_residual(x: jax.Array, compute: Compute) -> jax.Array:
     """x [B, T, D], the residual stream or what is added to it, laid out as that is."""
     return constrain(sum_gradient_once(x, compute), "batch", "residual_seq", "act_embed")

@@ -4,8 +4,8 @@
 
     {"stem": {"tokens": [V, D], ...}, "layers": {slot: {name: [L, ...]}}, "head": {"norm_scale": [D], "kernel": [D, V]}}
 
-and "encoder", its layers and norm, and a stem where it is a model of its own, and "vision" (lm/model/vision.py). A
-model whose layers are all of one kind has the slot "0" alone.
+and "encoder", its layers and norm, and a stem where it is a model of its own, "vision" (lm/model/vision.py) and
+"multi_token" (lm/model/multi_token.py). A model whose layers are all of one kind has the slot "0" alone.
 """
 
 from dataclasses import dataclass, replace
@@ -20,10 +20,11 @@ from lm.model.cache import Cache
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig
 from lm.model.inputs import EncoderOutput, Inputs
+from lm.model.multi_token import Predicted, boxed_modules, predict_ahead
 from lm.model.parts import dropout, normal, param
 from lm.model.products import look_up
 from lm.model.scoring import CACHE_BLOCK, Mask
-from lm.model.stack import Losses, Params, Shared, Stack, Taps
+from lm.model.stack import Final, Losses, Params, Shared, Stack, Taps
 from lm.model.taps import ENCODER, Watch
 from lm.model.vision import boxed_vision, placed, runs, soft_tokens
 from lm.sharding.tracing import constrain
@@ -116,16 +117,6 @@ class Scores(nn.Module):
         return self.cfg.output.token_scores(self, x, self.cfg.norm)
 
 
-class Final(nn.Module):
-    """The norm after the last layer of an encoder."""
-
-    cfg: ModelConfig
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.cfg.wiring.final(self, self.cfg.norm, x)
-
-
 @dataclass(frozen=True)
 class Transformer:
     """`cfg`, computed as `compute` says (resolved: no "auto"); `watch` reads and edits values inside it."""
@@ -152,6 +143,8 @@ class Transformer:
             params["head"] |= Scores(cfg).init(head_key, x)["params"]
         if cfg.vision:
             params["vision"] = boxed_vision(cfg.vision, cfg.width, compute, jax.random.fold_in(key, 4))
+        if cfg.multi_token:
+            params["multi_token"] = boxed_modules(cfg, compute, jax.random.fold_in(key, 5))
         return params | ({"encoder": self._boxed_encoder(encoder_key)} if cfg.has_encoder else {})
 
     def _boxed_encoder(self, key: jax.Array) -> Params:
@@ -177,9 +170,14 @@ class Transformer:
         return jax.tree.map(self.cfg.parametrisation.scale_init, nn.meta.unbox(boxed), self._axes(boxed))
 
     def with_scores(self, params: Params, key: jax.Array) -> Params:
-        """`params`, with an output of scores as `init` draws it where they have none and the model has one. Traced."""
-        head = self.init(key)["head"] if self.cfg.output.scores else {}
-        return {**params, "head": {**head, **params["head"]}}
+        """`params`, with what may be added to a finished model as `init` draws it, where they have none and the model
+        has some: an output of scores, modules of multi-token prediction. Traced."""
+        fresh = self.init(key) if self.cfg.output.scores or self.cfg.multi_token else {}
+        head = fresh["head"] if self.cfg.output.scores else {}
+        params = {**params, "head": {**head, **params["head"]}}
+        if self.cfg.multi_token:
+            params["multi_token"] = {**fresh["multi_token"], **params.get("multi_token", {})}
+        return params
 
     def shapes(self) -> Params:
         """The tree of parameters as ShapeDtypeStructs; nothing is allocated."""
@@ -210,6 +208,23 @@ class Transformer:
           key: switches dropout on.
 
         Raises ValueError for a decoder that reads an encoder, without its inputs."""
+        return self._hidden(params, inputs, cache, key)[0]
+
+    def hidden_ahead(
+        self, params: Params, inputs: Inputs | jax.Array, key: jax.Array | None = None
+    ) -> tuple[Hidden, list[Predicted]]:
+        """`hidden` without a cache, and what the modules of multi-token prediction say of the same rows: none where the
+        model has none."""
+        found, embedded, shared = self._hidden(params, inputs, None, key)
+        if not self.cfg.multi_token:
+            return found, []
+        own = None if key is None else jax.random.fold_in(key, 2)
+        return found, list(predict_ahead(self.cfg, self.compute, params, found.x, embedded, shared, own))
+
+    def _hidden(
+        self, params: Params, inputs: Inputs | jax.Array, cache: Cache | None, key: jax.Array | None
+    ) -> tuple[Hidden, jax.Array, Shared]:
+        """`hidden`, the residual stream before the first layer, and what the layers share."""
         inputs = Inputs.of(inputs)
         seen: EncoderOutput | None = None
         taps: Taps = {}
@@ -219,11 +234,12 @@ class Transformer:
             seen = EncoderOutput(encoded, self._cross_mask(inputs))
         own, layers = (None, None) if key is None else jax.random.split(key)
         x, shared = self.begin(params, inputs, cache, own, seen)
-        x, taps = self._embedded(x, taps)
+        embedded, taps = self._embedded(x, taps)
         caches = None if cache is None else cache.layers
         stack = Stack(self.cfg.scaled, self.compute, self.watch)
-        x, caches, losses, own_taps = stack(params["layers"], x, shared, caches, layers)
-        return Hidden(x, None if cache is None else _continued(cache, caches, inputs), losses, taps | own_taps)
+        x, caches, losses, own_taps = stack(params["layers"], embedded, shared, caches, layers)
+        after = None if cache is None else _continued(cache, caches, inputs)
+        return Hidden(x, after, losses, taps | own_taps), embedded, shared
 
     def _embedded(self, x: jax.Array, taps: Taps) -> tuple[jax.Array, Taps]:
         """The embedding x, read and edited, and `taps` with it."""

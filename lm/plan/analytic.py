@@ -56,6 +56,12 @@ class Step:
         frozen, sizes = e.trains.frozen(e.model), count.by_part(e.model)
         return self.parameters - sum(sizes[path] for path in frozen)
 
+    @cached_property
+    def layers(self) -> int:
+        """Those of the model, and one of each module of multi-token prediction."""
+        model = self.experiment.model
+        return model.layers + (model.multi_token.depth if model.multi_token else 0)
+
     @property
     def shards(self) -> int:
         """The devices over which the state is sharded."""
@@ -96,9 +102,9 @@ class Step:
             (stream + unnamed + sum(self.activations.get(name, 0.0) for name in self.kept()))
             * BF16
             * self.tokens
-            * model.layers
+            * self.layers
         )
-        layer = self.parameters / model.layers / self.axis("tensor")
+        layer = self.parameters / self.layers / self.axis("tensor")
         vocab = model.output.logit_count(model.vocab)
         head = vocab * model.width / self.axis("tensor")
         gathered = (2 * layer + head) * BF16 + layer * F32  # this layer, the next, the head; a gradient
@@ -126,6 +132,7 @@ class Step:
             recomputed = (*recomputed, "out")  # the feed-forward reads it; its own last product is not read again
         forward = self.forward
         fraction = sum(forward.get(name, 0.0) for name in recomputed) / sum(forward.values())
+        outputs *= 1 + self.layers - model.layers
         return total + (whole - 6 * model.output.logit_count(model.vocab) * model.width * outputs) / 3 * fraction
 
     def rest(self) -> float:
@@ -152,7 +159,7 @@ class Step:
     def collectives(self) -> Iterator[Collective]:
         """The collectives of a step."""
         e, micro = self.experiment, self.experiment.accumulate
-        layers, width = e.model.layers, e.model.width
+        layers, width = self.layers, e.model.width
         mine = self.parameters / self.axis("tensor") / self.axis("expert")
         fsdp, tensor, context = self.axis("fsdp", "context"), self.axis("tensor"), self.axis("context")
         if fsdp > 1 and e.layout.zero_stage == 3:

@@ -33,7 +33,8 @@ def mean(model: Transformer, params: Params, ids: Any, mask: Any) -> jax.Array:
     if model.cfg.has_encoder:
         x = model.encode(params, inputs)
     else:
-        states = replace(model, cfg=replace(model.cfg, output=NoOutput(), tied=True))  # their last norm is the head's
+        cfg = replace(model.cfg, output=NoOutput(), tied=True, multi_token=None)
+        states = replace(model, cfg=cfg)  # their last norm is the head's
         x = states.logits(params, model.hidden(params, inputs).x)
     weights = mask[..., None].astype(jnp.float32)
     return (x.astype(jnp.float32) * weights).sum(1) / weights.sum(1)

@@ -95,10 +95,12 @@ def with_adapter(model: Pretrained, folder: Path) -> Pretrained:
     adapter = read_adapter(folder)
     if SCORE.theirs in adapter.replaced and not model.config.output.scores:
         model = _with_scores(model, len(adapter.replaced[SCORE.theirs]))
-    architecture = architecture_for(model.config.scaled, model.architecture)
+    bare = replace(model.config, multi_token=None)  # of its modules PEFT knows nothing
+    architecture = architecture_for(bare.scaled, model.architecture)
     model = _untied(model, architecture, adapter)
     leaves: dict[str, Any] = {path: np.array(x) for path, x in flatten(jax.device_get(model.params)).items()}
-    theirs = {t.name: t for t in tensors(architecture.rows(model.config), {p: x.shape for p, x in leaves.items()})}
+    shapes = {path: x.shape for path, x in leaves.items() if not path.startswith("multi_token/")}
+    theirs = {t.name: t for t in tensors(architecture.rows(bare), shapes)}
     for name, array in adapter.replaced.items():
         tensor = _known(adapter, theirs, name)
         if array.shape != tensor.shape:
@@ -181,9 +183,10 @@ def _write(tensor: Tensor, leaves: Mapping[str, np.ndarray], array: np.ndarray) 
 def _with_scores(model: Pretrained, scores: int) -> Pretrained:
     """`model` with `scores` in place of its output over the vocabulary, all 0 as yet."""
     cfg = scorer(model.config, scores)
-    own, head = count.shapes(cfg)["head"], model.params["head"]
-    kept = {name: head.get(name, jnp.zeros(leaf.shape)) for name, leaf in own.items()}
-    return replace(model, config=cfg, params={**model.params, "head": kept}, model=replace(model.model, cfg=cfg))
+    own, head = count.shapes(cfg), model.params["head"]
+    kept = {name: head.get(name, jnp.zeros(leaf.shape)) for name, leaf in own["head"].items()}
+    params = {**{name: model.params[name] for name in own}, "head": kept}
+    return replace(model, config=cfg, params=params, model=replace(model.model, cfg=cfg))
 
 
 def _untied(model: Pretrained, architecture: Architecture, adapter: Adapter) -> Pretrained:

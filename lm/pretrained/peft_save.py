@@ -6,6 +6,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,8 @@ def adapter_of(
         raise ValueError(
             f"the adapter changes an embedding that is the output too, which PEFT leaves as it was: {WHOLE}"
         )
+    if not any(path.startswith("multi_token/") for path in moving):
+        cfg = replace(cfg, multi_token=None)
     shapes = {path: leaf.shape for path, leaf in flatten(count.shapes(cfg)).items()}
     arrays: Arrays = {}
     ranks: dict[str, int] = {}

@@ -121,7 +121,7 @@ def kept_states(folder: Path) -> dict[int, dict[str, int]]:
 def layers_of(model: ModelConfig, name: str) -> list[int]:
     """The layers that an array of parameters has along its first axis, by its path; none where it is of no layer."""
     parts = name.split(".")
-    if "layers" not in parts[:-1]:
+    if "layers" not in parts[:-1] or "multi_token" in parts:
         return []
     model = model.encoder_config if "encoder" in parts else model
     slot = model.slots.get(parts[parts.index("layers") + 1])

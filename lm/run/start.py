@@ -46,6 +46,11 @@ def _check_start(experiment: Experiment, folder: Path) -> None:
         fresh = experiment.model.output.scores and not opened.config.output.scores
         theirs = _with_scores(opened.config, experiment.model) if fresh else opened.config
         its = f"scorer(read_config({path!r}))" if fresh else ""
+        more = experiment.model.multi_token
+        if more and not theirs.multi_token or theirs.multi_token and not more:
+            theirs = replace(theirs, multi_token=more)
+            if more:
+                print(f"start: {path} has no modules of multi-token prediction, so that they begin with random values")
         check_model("start", path, "model", experiment.model, theirs, its)
         if fresh:
             print(f"start: {path} has no output of scores, so that it begins with random values")
@@ -132,9 +137,10 @@ def start_tokenizer(experiment: Experiment) -> Tokenizer:
 
 
 def start_params(experiment: Experiment, mesh: Mesh) -> Params:
-    """The parameters of the model that a run starts from, on its mesh, without outputs that the experiment's model does
-    not have."""
+    """The parameters of the model that a run starts from, on its mesh, without outputs and modules of its that the
+    experiment's model does not have."""
     assert experiment.start
     params = open_model(experiment.start.path).params(mesh, experiment.layout)
-    own = count.shapes(experiment.model)["head"]
-    return {**params, "head": {name: x for name, x in params["head"].items() if name in own}}
+    own = count.shapes(experiment.model)
+    head = {name: x for name, x in params["head"].items() if name in own["head"]}
+    return {**{name: x for name, x in params.items() if name in own}, "head": head}

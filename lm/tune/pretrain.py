@@ -5,11 +5,12 @@ learner that it builds.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lm.bounds import NonNegative, Sentinel
@@ -18,6 +19,7 @@ from lm.data.store import TokenStore
 from lm.model.config import ModelConfig
 from lm.model.context import shard_sequence
 from lm.model.inputs import Inputs
+from lm.model.multi_token import Predicted
 from lm.model.transformer import Params, Transformer
 from lm.page.measure import Measure
 from lm.train.loss import Metrics, chunked_loss, cross_entropy
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pretrain(Method):
-    """Predict the targets of `objective` by cross-entropy, with a z-loss of weight `z_loss` (lm/train/loss.py)."""
+    """Predict the targets of `objective` by cross-entropy, with a z-loss of weight `z_loss` (lm/train/loss.py). Modules
+    of multi-token prediction learn likewise what they predict (lm/model/multi_token.py)."""
 
     objective: Objective = CausalLM()
     z_loss: Annotated[NonNegative, Sentinel(0, "none")] = 0.0
@@ -90,7 +93,7 @@ class Pretraining(Learner):
         key = key if self.model.cfg.dropout else None
         batch, zigzag = shard_sequence(batch, self.model.cfg.causal)
         inputs, compute = Inputs.of(batch, zigzag), self.model.compute
-        x, _, losses, _ = self.model.hidden(params, inputs, key=key)
+        (x, _, losses, _), ahead = self.model.hidden_ahead(params, inputs, key=key)
 
         def chunk_loss(heads: Params, x: jax.Array, rest: Batch) -> tuple[jax.Array, Metrics]:
             return self._chunk_loss(heads, x, rest)
@@ -104,7 +107,32 @@ class Pretraining(Learner):
         if "next_sentence" in batch:
             nll, own = self._next_sentence(params, x, batch)
             total, metrics = total + nll, metrics | own
+        if ahead:
+            more, own = self._ahead(params, batch, ahead)
+            total, metrics = total + more, metrics | own
         return total, metrics
+
+    def _ahead(self, params: Params, batch: Batch, ahead: Sequence[Predicted]) -> tuple[jax.Array, Metrics]:
+        """What the modules of multi-token prediction add to the loss: their mean, times its weight. Each is the
+        weighted sum over the places that the module has, as if it had all, so that micro-batches add up; of each there
+        are metrics "multi_token_K_NAME"."""
+        compute, config, output = self.model.compute, self.model.cfg.multi_token, of_output(params)
+        assert config
+        axes, share = of_output(self.model.axes()), batch["weights"].sum()
+        total, metrics = jnp.zeros(()), Metrics()
+
+        def chunk_loss(heads: Params, x: jax.Array, rest: Batch) -> tuple[jax.Array, Metrics]:
+            return cross_entropy(self.model.logits(heads, x), rest["targets"], rest["weights"], self.method.z_loss)
+
+        for k, one in enumerate(ahead, 1):
+            heads = {**output, "head": {**output["head"], **one.head}}
+            rest = {"targets": batch["targets"], "weights": batch["weights"] * (one.segments > 0)}
+            dtypes = compute.matmul, compute.exchanged
+            loss, own = chunked_loss(chunk_loss, heads, one.x, rest, compute.loss_chunk, axes, dtypes)
+            total += loss + sum(one.losses.values()) * share
+            own |= {name: value * share for name, value in one.losses.items()}
+            metrics |= {f"multi_token_{k}_{name}": value for name, value in own.items()}
+        return total * (config.weight / len(ahead)), metrics
 
     def _heads(self, params: Params, frozen: Any) -> Params:
         """The parameters that a chunk's loss reads, of those of the model."""
