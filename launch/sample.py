@@ -11,6 +11,7 @@ from launch.serve import add_adapter_option, add_step, add_weights
 
 DRAWING = dict(temperature=0.8, top_k=0, top_p=0.95, min_p=0.0, repetition_penalty=1.0)  # what is drawn without options
 DRAFTING = ("draft", "prompt_lookup")
+SELF = "self"  # in place of a draft model
 BEST = ("best_of", "reward")
 SLOTS = 16  # of the texts of best-of-n, so many at a time
 GRAMMARS = ("json_schema", "regex", "choice")
@@ -25,6 +26,7 @@ examples:
   lm sample runs/quickstart --prompt "def " --beams 4 -n 2       the two best of a beam search, with their scores
   lm sample runs/quickstart --prompt "def " --draft runs/small   a small model drafts; the acceptance goes to stderr
   lm sample runs/quickstart --prompt "def " --best-of 8 --reward runs/reward      of -n 8 the one that scores highest
+  lm sample runs/multi --prompt "def " --draft self        its own modules draft (model.multi_token)
   lm sample model.gguf --prompt "A person as JSON: " --json-schema @person.json
   lm sample model.gguf --prompt "Is the sky blue?" --choice " yes" --choice " no" --temperature 0
   lm sample bert-base-uncased --prompt "Paris is [MASK]." -n 5   an encoder fills masks; 5 candidates each
@@ -112,14 +114,20 @@ def add_methods(verb: argparse.ArgumentParser) -> None:
     grammars.add_argument("--choice", action="append", metavar="TEXT", help="one of these; given several times")
     speculative = verb.add_argument_group("speculative decoding, of the same distribution, and greedy of the same text")
     drafters = speculative.add_mutually_exclusive_group()
-    drafters.add_argument("--draft", metavar="MODEL", help="a smaller model of the same tokenizer drafts")
+    drafters.add_argument(
+        "--draft",
+        metavar="MODEL",
+        help="a smaller model of the same tokenizer drafts; self: the model's own modules of multi-token prediction",
+    )
     drafters.add_argument(
         "--prompt-lookup",
         action="store_true",
         default=None,
         help="draft what followed the last tokens where they stood before",
     )
-    speculative.add_argument("--draft-tokens", type=int, metavar="N", help="tokens to draft at a time (4)")
+    speculative.add_argument(
+        "--draft-tokens", type=int, metavar="N", help="tokens to draft at a time (4; with --draft self, one a module)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -294,10 +302,13 @@ def drafting(model: Any, args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `stream` for speculative decoding: none without it."""
     if not args.draft and not args.prompt_lookup:
         return {}
+    from lm.decode.self_draft import SelfDraft
     from lm.decode.speculative import Acceptance, PromptLookup
     from lm.machine import buckets
     from lm.pretrained import load
 
+    if args.draft == SELF:
+        return dict(drafter=SelfDraft.of(model.model, args.draft_tokens), acceptance=Acceptance())
     tokens = 4 if args.draft_tokens is None else args.draft_tokens
     if args.prompt_lookup:
         return dict(drafter=PromptLookup(tokens), acceptance=Acceptance())

@@ -55,14 +55,16 @@ class Drafter(Protocol):
     def check(self, cfg: ModelConfig, length: int) -> None:
         """Raise ValueError where it cannot draft for a model, in texts of `length` tokens."""
 
-    def begin(self, params: Params, inputs: Inputs, max_length: int) -> Any:
-        """The state after the prompts."""
+    def begin(self, params: Params, inputs: Inputs, max_length: int, x: jax.Array) -> Any:
+        """The state after the prompts, of which the model says x [B, T, D], the residual stream after its last
+        layer."""
 
     def draft(self, params: Params, state: Any, text: Text, sampling: Sampling, vocab: int) -> tuple[Draft, Any]:
         """What follows `text`, and a state that is right once it is rolled back."""
 
-    def roll_back(self, state: Any, length: jax.Array) -> Any:
-        """The state of texts with `length` [B] tokens that it has read."""
+    def roll_back(self, state: Any, length: jax.Array, x: jax.Array) -> Any:
+        """The state of texts with `length` [B] tokens that it has read, where the model says x [B, n + 1, D] of the
+        token before the draft and of those drafted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +82,7 @@ class DraftModel:
         if length > self.model.cfg.context:
             raise ValueError(f"texts of {length} tokens: the draft model has a context of {self.model.cfg.context}")
 
-    def begin(self, params: Params, inputs: Inputs, max_length: int) -> Any:
+    def begin(self, params: Params, inputs: Inputs, max_length: int, x: jax.Array) -> Any:
         empty = self.model.empty_cache(inputs.tokens.shape[0], max_length, rings=False)
         return self.model.hidden(params, inputs, empty).cache
 
@@ -90,7 +92,7 @@ class DraftModel:
             x, cache, _losses, _taps = self.model.hidden(params, Inputs(last[:, None]), cache)
             logits = _with_vocab(self.model.logits(params, x)[:, 0], vocab)
             probs = jnp.nan_to_num(distribution(logits, sampling, counts))  # zeros are never kept
-            token = jnp.maximum(pick(probs, _fold(text.keys, i)), 0)
+            token = jnp.maximum(pick(probs, fold(text.keys, i)), 0)
             return (cache, token, counts and counts.add(token)), (token, probs)
 
         # one more than is drafted, so that all of it is in the cache
@@ -99,7 +101,7 @@ class DraftModel:
         every = jnp.ones(len(text.last), bool)
         return Draft(tokens[:-1].T, probs[:-1].swapaxes(0, 1), every), cache
 
-    def roll_back(self, state: Any, length: jax.Array) -> Any:
+    def roll_back(self, state: Any, length: jax.Array, x: jax.Array) -> Any:
         return dataclasses.replace(state, length=length)
 
 
@@ -117,7 +119,7 @@ class PromptLookup:
     def check(self, cfg: ModelConfig, length: int) -> None:
         pass
 
-    def begin(self, params: Params, inputs: Inputs, max_length: int) -> Any:
+    def begin(self, params: Params, inputs: Inputs, max_length: int, x: jax.Array) -> Any:
         return None
 
     def draft(self, params: Params, state: Any, text: Text, sampling: Sampling, vocab: int) -> tuple[Draft, Any]:
@@ -139,7 +141,7 @@ class PromptLookup:
         following = best + 1 + jnp.arange(self.tokens) % jnp.maximum(last - best, 1)
         return jnp.take_along_axis(tokens, jnp.minimum(following, tokens.shape[1] - 1), axis=1), found
 
-    def roll_back(self, state: Any, length: jax.Array) -> Any:
+    def roll_back(self, state: Any, length: jax.Array, x: jax.Array) -> Any:
         return state
 
 
@@ -198,7 +200,7 @@ def stream(
       prompts: token ids, a list a row.
       max_new_tokens: the most new tokens of a row.
       drafter: what drafts.
-      draft_params: its parameters, where it has some.
+      draft_params: its parameters, where it has some of its own; None: those of the model.
       sampling: how to draw a token from the logits.
       stop: ids that end a row.
       seed: of the draws, which are others than plain decoding's, of the same distribution.
@@ -289,7 +291,7 @@ def _begin(
     room = max_length + drafter.tokens + 1 - T
     tokens = jnp.pad(inputs.tokens, [(0, 0), (0, max(room, 1))]).at[jnp.arange(B), length].set(last)
     text = Text(tokens, length + 1, last, keys, counts and counts.add(last))
-    return _State(cache, drafter.begin(draft_params or {}, inputs, max_length), text)
+    return _State(cache, drafter.begin(draft_params or params, inputs, max_length, x), text)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 5), donate_argnums=4)
@@ -305,7 +307,7 @@ def _rounds(
 
     def body(state: _State, _: None) -> tuple[_State, _Round]:
         text = state.text._replace(keys=jax.vmap(jax.random.fold_in)(state.text.keys, state.text.length))
-        draft, own = drafter.draft(draft_params or {}, state.drafter, text, sampling, model.cfg.vocab)
+        draft, own = drafter.draft(draft_params or params, state.drafter, text, sampling, model.cfg.vocab)
         read = jnp.concatenate([text.last[:, None], draft.tokens], axis=1)
         x, cache, _losses, _taps = model.hidden(params, Inputs(read), state.cache)
         assert cache is not None
@@ -313,7 +315,7 @@ def _rounds(
         accepted, last = verify(target, draft, text.keys)
         after, tokens = _append(text, draft.tokens, accepted, last)
         cache = dataclasses.replace(cache, length=after.length - 1)  # the newest is not in it
-        own = drafter.roll_back(own, after.length - 1)
+        own = drafter.roll_back(own, after.length - 1, x)
         count = jnp.where(draft.offered, drafter.tokens, 0), jnp.where(draft.offered, accepted, 0)
         return _State(cache, own, after._replace(keys=state.text.keys)), _Round(tokens, accepted + 1, *count)
 
@@ -356,13 +358,13 @@ def verify(target: jax.Array, draft: Draft, keys: jax.Array) -> tuple[jax.Array,
     algorithm 1 of 2211.17192, with the model's distributions `target` [B, n + 1, V] and a key a row."""
     n = draft.tokens.shape[1]
     p, q = (jnp.take_along_axis(a[:, :n], draft.tokens[..., None], axis=2)[..., 0] for a in (target, draft.probs))
-    uniform = jax.vmap(lambda key: jax.random.uniform(key, (n,)))(_fold(keys, n + 1))
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (n,)))(fold(keys, n + 1))
     accepted = jnp.cumprod(uniform * q < p, axis=1).sum(1)
     probs = jnp.pad(draft.probs, [(0, 0), (0, 1), (0, 0)])
     p, q = (jnp.take_along_axis(a, accepted[:, None, None], axis=1)[:, 0] for a in (target, probs))
     rest = jnp.maximum(p - q, 0)
     rest = jnp.where(rest.sum(-1, keepdims=True) > 0, rest, p)  # the two are alike but for rounding
-    return accepted, pick(rest, _fold(keys, n + 2))
+    return accepted, pick(rest, fold(keys, n + 2))
 
 
 def pick(weights: jax.Array, keys: jax.Array) -> jax.Array:
@@ -371,7 +373,8 @@ def pick(weights: jax.Array, keys: jax.Array) -> jax.Array:
     return jnp.where(most > 0, draw(jnp.log(weights), keys), NONE)
 
 
-def _fold(keys: jax.Array, i: jax.Array | int) -> jax.Array:
+def fold(keys: jax.Array, i: jax.Array | int) -> jax.Array:
+    """The keys [B] of the i-th draw."""
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, i)
 
 

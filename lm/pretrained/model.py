@@ -17,6 +17,7 @@ from lm.decode.generate import check_prompts
 from lm.decode.generate import stream as stream_ids
 from lm.decode.layout import Decoder, for_decoding
 from lm.decode.sampling import Sampling
+from lm.decode.self_draft import SelfDraft
 from lm.decode.speculative import Acceptance, Drafter, DraftModel
 from lm.decode.speculative import stream as speculate
 from lm.model.config import ModelConfig
@@ -27,7 +28,7 @@ from lm.pretrained import save as saving
 from lm.pretrained.architecture import Architecture
 from lm.pretrained.arrays import BLOCK, as_integers, checked_like, padded
 from lm.pretrained.images import check_marks, look_at, vision_of
-from lm.pretrained.known import architecture_for
+from lm.pretrained.known import expressed, without_modules
 from lm.pretrained.labels import Labels
 from lm.text.stop import StopStrings
 from lm.text.tokenizer import Tokenizer
@@ -308,7 +309,7 @@ class Pretrained:
           max_new_tokens: the most new tokens of a row.
           sampling: how to draw.
           seed: of the draws.
-          drafter: what drafts, for speculative decoding: a PromptLookup, or a `draft_model`.
+          drafter: what drafts, for speculative decoding: a PromptLookup, a `draft_model`, or a SelfDraft.
           draft_params: the parameters of a draft model.
           acceptance: counts of drafted and accepted tokens, added to.
           images: the images of each prompt, uint8 [B, M, size, size, 3].
@@ -325,6 +326,8 @@ class Pretrained:
             if isinstance(drafter, DraftModel) and draft_params:
                 draft_model, draft_params = for_decoding(drafter.model, draft_params)
                 drafter = replace(drafter, model=draft_model)
+            elif isinstance(drafter, SelfDraft):
+                drafter = replace(drafter, model=own.model)
             draft = drafter, draft_params, sampling, stop, seed, acceptance
             yield from speculate(own.model, own.params, prompts, max_new_tokens, *draft, prefix=self.prefix)
             return
@@ -418,8 +421,7 @@ class Pretrained:
         safetensors (in shards of at most `shard_bytes`), the tokenizer's files. An existing one is replaced atomically.
 
         Raises ValueError for a model that no published architecture can express."""
-        cfg = self.config.scaled  # others have the standard parametrisation alone
-        architecture = architecture_for(cfg, self.architecture)
+        architecture, cfg, params = expressed(self.config.scaled, self.params, self.architecture)
         roles = {} if self.tokenizer is None else self.tokenizer.roles
         ids = {f"{role}_token_id": roles[role] for role in ("bos", "pad") if role in roles} | dict(self.ids)
         if stops := self.stop_ids:
@@ -427,7 +429,7 @@ class Pretrained:
         if self.config.has_encoder:
             ids["decoder_start_token_id"] = self.decoder_start
         more = self.unused if architecture == self.architecture else {}, self.kept, self.labels.fields()
-        saving.save(Path(directory), architecture, cfg, self.params, self.tokenizer, ids, shard_bytes, *more)
+        saving.save(Path(directory), architecture, cfg, params, self.tokenizer, ids, shard_bytes, *more)
 
     def save_gguf(self, file: str | Path, type: str = "f32") -> list[str]:
         """Write a GGUF file that llama.cpp and `load` read, its tokenizer, chat template and ends inside. An existing
@@ -444,4 +446,5 @@ class Pretrained:
         Raises:
           ValueError: for a model or a tokenizer that llama.cpp cannot express.
         """
-        return gguf_save.save(Path(file), self.config.scaled, self.params, self.tokenizer, self.stop_ids, type)
+        own = without_modules(self.config.scaled, self.params)
+        return gguf_save.save(Path(file), *own, self.tokenizer, self.stop_ids, type)

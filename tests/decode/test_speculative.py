@@ -114,9 +114,9 @@ def test_a_draft_model_forgets_what_was_rejected() -> None:
         text = Text(jnp.asarray(ids), at, jnp.asarray(ids[:, length - 1]), keys, None)
         return jax.jit(lambda state: drafter.draft(params, state, text, Sampling(), LLAMA.vocab))(state)
 
-    begin = jax.jit(lambda ids: drafter.begin(params, Inputs(ids, segments=jnp.ones_like(ids)), 16))
+    begin = jax.jit(lambda ids: drafter.begin(params, Inputs(ids, segments=jnp.ones_like(ids)), 16, None))
     _, state = draft(begin(ids[:, :5]), 6)
-    found, _ = draft(drafter.roll_back(state, jnp.full(2, 6)), 7)
+    found, _ = draft(drafter.roll_back(state, jnp.full(2, 6), None), 7)
     expected, _ = draft(begin(ids[:, :6]), 7)
     np.testing.assert_array_equal(found.tokens, expected.tokens)
     np.testing.assert_allclose(found.probs, expected.probs, atol=1e-5)
