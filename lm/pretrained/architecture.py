@@ -98,6 +98,7 @@ def canonical(cfg: ModelConfig) -> ModelConfig:
         tied=cfg.tied or not cfg.output.logit_count(cfg.vocab),
         dropout=0.0,
         init_scale=0.02,
+        multi_token=replace(cfg.multi_token, weight=0.0) if cfg.multi_token else None,
     )
 
 

@@ -139,6 +139,7 @@ def _match(
     stored = _canonical(architecture, source)
     cfg = _untied(cfg, architecture.rows(cfg), source, stored)
     cfg = _blind(cfg, architecture.rows(cfg), source, stored)
+    cfg = _without_modules(cfg, architecture.rows(cfg), stored)
     rows = architecture.rows(cfg)
     shapes = Transformer(cfg, Compute().resolve("cpu")).shapes()
     known = tensors(rows, {path: leaf.shape for path, leaf in flatten(shapes).items()})
@@ -182,6 +183,13 @@ def _blind(cfg: ModelConfig, rows: Sequence[Row], source: TensorSource, stored: 
         return cfg
     warnings.warn(f"{source.path}: it has no tensors of the vision tower: the text model alone is read", stacklevel=2)
     return replace(cfg, vision=None)
+
+
+def _without_modules(cfg: ModelConfig, rows: Sequence[Row], stored: Mapping[str, str]) -> ModelConfig:
+    """`cfg`, without modules of multi-token prediction where the file has no tensor of their own: transformers writes
+    the field and no tensors."""
+    own = [row.theirs for row in rows if row.ours[0].startswith("multi_token/")]
+    return cfg if any(name in stored for name in own) else replace(cfg, multi_token=None)
 
 
 def _output_name(rows: Sequence[Row]) -> str:

@@ -6,9 +6,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from lm.model.config import LayerKind, ModelConfig
+from lm.model.config import LayerKind, ModelConfig, MultiToken
 from lm.model.experts import Experts
 from lm.model.latent import LatentAttention
+from lm.model.multi_token import layer_config
 from lm.model.parts import FeedForward, RMSNorm
 from lm.model.positions import Rotary
 from lm.model.scaling import YaRN
@@ -47,11 +48,31 @@ ATTENTION = [
 
 
 def rows(cfg: ModelConfig) -> list[Row]:
-    """The table; queries are `q_proj`, or with a low rank `q_b_proj`."""
+    """The table; behind the layers are those of the modules of multi-token prediction."""
+    modules = range(cfg.multi_token.depth if cfg.multi_token else 0)
+    ahead = [each for k in modules for each in _module_rows(layer_config(cfg), k + 1, cfg.layers + k)]
+    return [*llama.EMBEDDING, *_layer_rows(cfg), *llama.OUTPUT, *ahead]
+
+
+def _layer_rows(cfg: ModelConfig) -> list[Row]:
+    """The rows of layers; queries are `q_proj`, or with a low rank `q_b_proj`."""
     name = "q_b_proj" if require(cfg.attention, LatentAttention).q_lora_rank else "q_proj"
     query = row("layers/*/query layers/*/query_rope", f"{AT}self_attn.{name}.weight", ROTARY)
-    ffn = llama.ffn_rows(cfg, EXPERT_ROWS)
-    return [*llama.EMBEDDING, query, *ATTENTION, *llama.FFN_NORM, *ffn, *llama.OUTPUT]
+    return [query, *ATTENTION, *llama.FFN_NORM, *llama.ffn_rows(cfg, EXPERT_ROWS)]
+
+
+def _module_rows(layer: ModelConfig, k: int, number: int) -> list[Row]:
+    """The rows of module k, which is layer `number` of the published model, beside copies of embedding and output."""
+    own, at = f"multi_token/{k}/", AT.replace("{i}", str(number))
+    return [
+        same(f"{own}embedding_norm_scale", f"{at}enorm.weight"),
+        same(f"{own}hidden_norm_scale", f"{at}hnorm.weight"),
+        linear(f"{own}projection", f"{at}eh_proj.weight"),
+        *(r._replace(ours=tuple(own + path for path in r.ours), first=number) for r in _layer_rows(layer)),
+        same(f"{own}head/norm_scale", f"{at}shared_head.norm.weight"),
+        same("stem/tokens", f"{at}embed_tokens.weight")._replace(copy=True),
+        linear("head/kernel", f"{at}shared_head.head.weight")._replace(copy=True),
+    ]
 
 
 def read(fields: Fields) -> ModelConfig:
@@ -66,7 +87,11 @@ def read_v3(fields: Fields) -> ModelConfig:
     if fields.take("rope_interleave") is not True:  # null is false
         raise fields.unsupported("rope_interleave", fields.take("rope_interleave"), "True, pairs side by side")
     dense = llama.dense(fields, bias=False)
-    return _read(fields, dense, partial(_experts_v3, fields))
+    modules = fields.values.get("num_nextn_predict_layers") or 0  # a file without their tensors has none
+    if modules:
+        modules = fields.integer("num_nextn_predict_layers")
+    cfg = _read(fields, dense, partial(_experts_v3, fields))
+    return replace(cfg, multi_token=MultiToken(modules) if modules else None)
 
 
 def _read(fields: Fields, dense: FeedForward, experts: Callable[[], SharedExperts]) -> ModelConfig:
@@ -151,7 +176,8 @@ def write(cfg: ModelConfig) -> dict[str, Any]:
 
 def write_v3(cfg: ModelConfig) -> dict[str, Any]:
     """The fields that `read_v3` reads. Raises ValueError for a model with other parts."""
-    fields = {**_write(cfg), "rope_interleave": True, "num_nextn_predict_layers": 0}
+    fields = {**_write(cfg), "rope_interleave": True}
+    fields["num_nextn_predict_layers"] = cfg.multi_token.depth if cfg.multi_token else 0
     return fields | {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
 
 
@@ -205,7 +231,7 @@ def _mscale(mixer: LatentAttention, positions: Rotary) -> dict[str, float]:
 DEEPSEEK_V2 = Architecture(
     "DeepseekV2ForCausalLM", "deepseek_v2", defaults.DEEPSEEK_V2, read, write, rows, llama.IGNORED, prefix=llama.PREFIX
 )
-PREDICTS_MORE = r"|^model\.layers\.61\."  # the published model's layer that predicts one token more
+PREDICTS_MORE = r"|^model\.layers\.61\."  # the published model's module of multi-token prediction, where it is not read
 DEEPSEEK_V3 = Architecture(
     "DeepseekV3ForCausalLM",
     "deepseek_v3",

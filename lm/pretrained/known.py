@@ -1,12 +1,15 @@
 """The list of published architectures."""
 
 import re
+import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
 from lm.model.config import ModelConfig
+from lm.model.transformer import Params
 from lm.pretrained import (
     bert,
     deepseek,
@@ -131,6 +134,25 @@ def _likeness(family: str, known: str) -> float:
     a, b = family.lower(), known.lower()
     others = re.sub(r"\D", "", a) != re.sub(r"\D", "", b) or a != b and (a.startswith(b) or b.startswith(a))
     return 0.0 if others else SequenceMatcher(None, a, b).ratio()
+
+
+def expressed(
+    cfg: ModelConfig, params: Params, first: Architecture | None = None
+) -> tuple[Architecture, ModelConfig, Params]:
+    """An architecture that can express a model (in the standard parametrisation, as others have it), with what it can
+    express of it: modules of multi-token prediction are
+    left out, with a warning, where none has them. Arguments and errors as `architecture_for`."""
+    known = any(one.can_express(cfg) for one in ARCHITECTURES)
+    cfg, params = (cfg, params) if known else without_modules(cfg, params)
+    return architecture_for(cfg, first), cfg, params
+
+
+def without_modules(cfg: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
+    """A model without modules of multi-token prediction. Warns where it had some."""
+    if not cfg.multi_token:
+        return cfg, params
+    warnings.warn("modules of multi-token prediction are not written: this format has none", stacklevel=2)
+    return replace(cfg, multi_token=None), {name: tree for name, tree in params.items() if name != "multi_token"}
 
 
 def architecture_for(cfg: ModelConfig, first: Architecture | None = None) -> Architecture:

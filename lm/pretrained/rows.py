@@ -218,13 +218,14 @@ class ConcatenatedHeads(Identity):
 class Row(NamedTuple):
     """Our paths, their name, and the conversion between them. A `copy` of another row is written beside it, and read
     only where that one's tensor is missing. `slots` are those of whose layers it is (None: of all that have the
-    paths)."""
+    paths), and `first` the number that they count from."""
 
     ours: tuple[str, ...]
     theirs: str
     conversion: Identity = Identity()
     copy: bool = False
     slots: frozenset[str] | None = None
+    first: int = 0
 
 
 class Tensor(NamedTuple):
@@ -289,7 +290,7 @@ def _of_slot(row: Row, paths: tuple[str, ...], layers: range, shapes: Mapping[st
     inner = [shapes[path][len(axes) :] for path in paths]
     for index in np.ndindex(shapes[paths[0]][: len(axes)]):
         along = dict(zip(axes, index, strict=True))
-        name = row.theirs.replace("{i}", str(layers[along.get("{i}", 0)]))
+        name = row.theirs.replace("{i}", str(row.first + layers[along.get("{i}", 0)]))
         name = name.replace("{e}", str(along.get("{e}", 0)))
         yield Tensor(name, row.conversion.theirs_shape(inner), paths, index, row.conversion, row.copy)
 
