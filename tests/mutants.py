@@ -24,6 +24,7 @@ from tests import (
     mutations_of_families,
     mutations_of_images,
     mutations_of_inspection,
+    mutations_of_multi_token,
     mutations_of_rl,
     mutations_of_runs,
     mutations_of_serving,
@@ -36,7 +37,7 @@ COPIED = ("lm", "launch", "experiments", "benchmarks", "certificates", "tests")
 COPIED += ("README.md", "pyproject.toml", ".pytest_cache")
 LISTS = (mutations, mutations_of_decoding, mutations_of_encoders, mutations_of_studies, mutations_of_runs)
 LISTS += (mutations_of_data, mutations_of_serving, mutations_of_tuning, mutations_of_rl, mutations_of_inspection)
-LISTS += (mutations_of_families, mutations_of_images)
+LISTS += (mutations_of_families, mutations_of_images, mutations_of_multi_token)
 SHARE = 0.95
 
 

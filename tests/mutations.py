@@ -29,7 +29,9 @@ TESTS = {
         "tune/test_method",
         *("a_rollout_follows_from_seed_step_and_parameters", "what_is_frozen_is_sharded_and_handed_on"),
     ),
-    "lm/tune/pretrain.py": ("tests/train/test_loss.py", "tests/tune/test_pretrain.py"),
+    "lm/tune/pretrain.py": (
+        *("tests/train/test_loss.py", "tests/tune/test_pretrain.py", "tests/model/test_multi_token.py"),
+    ),
     "lm/pretrained/defaults.py": DEFAULTS,
     "lm/pretrained/fields.py": DEFAULTS,
     "lm/pretrained/rope.py": DEFAULTS,
@@ -121,6 +123,10 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("the first tokens of documents are coded too", "store.total_tokens - len(store)", "store.total_tokens"),
         ("routers' losses are left out", "total += sum(losses.values()) * share", "total += 0"),
         ("each micro-batch has all of routers' losses", "sum(losses.values()) * share", "sum(losses.values())"),
+        ("modules predict where they have no state", 'batch["weights"] * (one.segments > 0)', 'batch["weights"]'),
+        ("modules are summed", "total * (config.weight / len(ahead))", "total * config.weight"),
+        ("modules' routers weigh apart", "total += loss + sum(one.losses.values()) * share", "total += loss"),
+        ("modules' output has the model's norm", '{**output["head"], **one.head}', 'output["head"]'),
     ),
     "lm/train/loop.py": (
         ("a resumed run repeats a step", "int(state.step) + 1", "int(state.step)"),
