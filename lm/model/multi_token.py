@@ -123,7 +123,7 @@ def predict_ahead(
       cfg, compute, params: of the model.
       x: its residual stream after the last layer, [B, T, D].
       embedded: and before the first one.
-      shared: what its layers share. Modules read texts in their order: what a prefix or a picture lets the model see is
+      shared: what its layers share. Modules read texts in their order: what a prefix or an image lets the model see is
         in its states.
       key: of dropout; None for none."""
     mask, head = shared.mask, params["head"]
