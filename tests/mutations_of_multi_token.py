@@ -51,4 +51,15 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("drafted tokens are not read", ".at[rows, last].set(drafted.tokens[-1])", ""),
         ("drafted tokens are not counted", "self.counts = self.counts and self.counts.add(token)", "pass"),
     ),
+    "lm/pretrained/fp8.py": (
+        ("a row's last block is as long as the others", "[: numbers.shape[1]]", "[-numbers.shape[1] :]"),
+        ("blocks lie across", "rows, columns = block", "columns, rows = block"),
+        (
+            "scales are tensors of the model",
+            "name.removesuffix(SCALE) not in self.packed or name in self.packed",
+            "name",
+        ),
+        ("a scale is no number", "not np.isfinite(scales).all()", "False"),
+        ("numbers without a word of scales are taken", "if source.kind(name) == KIND:", "if False:"),
+    ),
 }

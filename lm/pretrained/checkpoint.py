@@ -17,7 +17,8 @@ from lm.model.transformer import Params, Transformer
 from lm.pretrained import gguf
 from lm.pretrained.architecture import Architecture
 from lm.pretrained.fields import Fields, read_json
-from lm.pretrained.files import refuse_pickle
+from lm.pretrained.files import Safetensors, refuse_pickle
+from lm.pretrained.fp8 import FP8, QUANTIZED, block_of, without_fp8
 from lm.pretrained.known import architecture_of
 from lm.pretrained.mxfp4 import unpacked
 from lm.pretrained.rows import Row, Tensor, flatten, tensors, without_copies
@@ -101,9 +102,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
         )
     file = path / "config.json"
     values = read_json(file)
-    architecture = architecture_of(values, file)
-    cfg = _read(architecture, architecture.fields(values, file))
-    return _match(architecture, cfg, unpacked(path), values)
+    architecture, block = architecture_of(values, file), block_of(values, file)
+    said = {name: value for name, value in values.items() if block is None or name != QUANTIZED}
+    cfg = _read(architecture, architecture.fields(said, file))
+    return _match(architecture, cfg, FP8(Safetensors(path), block) if block else without_fp8(unpacked(path)), values)
 
 
 def _open_gguf(path: Path) -> Checkpoint:

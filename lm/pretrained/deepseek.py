@@ -87,9 +87,9 @@ def read_v3(fields: Fields) -> ModelConfig:
     if fields.take("rope_interleave") is not True:  # null is false
         raise fields.unsupported("rope_interleave", fields.take("rope_interleave"), "True, pairs side by side")
     dense = llama.dense(fields, bias=False)
-    modules = fields.values.get("num_nextn_predict_layers") or 0  # a file without their tensors has none
+    modules = fields.values.get("num_nextn_predict_layers", 1) or 0  # a file without their tensors has none
     if modules:
-        modules = fields.integer("num_nextn_predict_layers")
+        modules = fields.integer("num_nextn_predict_layers", 1)
     cfg = _read(fields, dense, partial(_experts_v3, fields))
     return replace(cfg, multi_token=MultiToken(modules) if modules else None)
 

@@ -24,6 +24,7 @@ DTYPES: dict[str, Any] = {  # of safetensors
     "F32": np.float32,
     "F16": np.float16,
     "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
     "U8": np.uint8,
     "I64": np.int64,
     "I32": np.int32,

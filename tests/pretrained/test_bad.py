@@ -62,7 +62,7 @@ def one_more(folder: Path) -> None:
 
 
 def strange_numbers(folder: Path) -> None:
-    header(folder, lambda found: found[QUERY].update(dtype="F8_E4M3"))
+    header(folder, lambda found: found[QUERY].update(dtype="F8_E5M2"))
 
 
 def only_a_pickle(folder: Path) -> None:
@@ -87,7 +87,7 @@ def no_config(folder: Path) -> None:
         (without(QUERY), f"tensor {QUERY} is missing: it is layers/0/query"),
         (reshaped, rf"{SINGLE}: tensor {QUERY} has shape \[32, 80\]: the config has \[80, 32\]"),
         (one_more, "tensor model.layers.9.extra.weight is unexpected: LlamaForCausalLM with this config has none"),
-        (strange_numbers, f"tensor {QUERY} is stored as F8_E4M3: expected one of F64, F32"),
+        (strange_numbers, f"tensor {QUERY} is stored as F8_E5M2: expected one of F64, F32"),
         (only_a_pickle, "pytorch_model.bin is not read, since a pickle can run any program: expected safetensors"),
         (nothing, f"no weights in .*: expected {SINGLE}"),
         (no_config, "config.json is damaged"),

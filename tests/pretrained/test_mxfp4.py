@@ -94,8 +94,8 @@ def test_what_does_not_belong_together(change: dict[str, np.ndarray | None], sai
 
 
 def test_other_packings_are_refused(tmp_path: Path) -> None:
-    folder = checkpoint(tmp_path, quantization_config={"quant_method": "fp8"})
-    with pytest.raises(ValueError, match=r"quantization_config=.*fp8.* is not supported: expected quant_method mxfp4"):
+    folder = checkpoint(tmp_path, quantization_config={"quant_method": "awq"})
+    with pytest.raises(ValueError, match=r"quantization_config=.*awq.* is not supported: expected quant_method mxfp4"):
         load(folder)
 
 
