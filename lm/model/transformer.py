@@ -215,9 +215,9 @@ class Transformer:
     ) -> tuple[Hidden, list[Predicted]]:
         """`hidden` without a cache, and what the modules of multi-token prediction say of the same rows: none where the
         model has none."""
-        found, embedded, shared = self._hidden(params, inputs, None, key)
         if not self.cfg.multi_token:
-            return found, []
+            return self.hidden(params, inputs, key=key), []
+        found, embedded, shared = self._hidden(params, inputs, None, key)
         own = None if key is None else jax.random.fold_in(key, 2)
         return found, list(predict_ahead(self.cfg, self.compute, params, found.x, embedded, shared, own))
 
