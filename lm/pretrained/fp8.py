@@ -114,7 +114,7 @@ def block_of(config: Mapping[str, Any], file: Path) -> tuple[int, int] | None:
     said = config.get(QUANTIZED)
     if not isinstance(said, Mapping) or said.get("quant_method") != METHOD:
         return None
-    block = said.get("weight_block_size")
+    block: Any = said.get("weight_block_size")
     good = isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block)
     if not good or said.get("fmt", "e4m3") != "e4m3" or said.get("scale_fmt", "float") != "float":
         raise ValueError(
