@@ -1,6 +1,8 @@
 """The mistakes of tests/mutations.py in multi-token prediction: what modules read and predict, how they draft."""
 
-TESTS: dict[str, tuple[str, ...]] = {}
+TESTS: dict[str, tuple[str, ...]] = {
+    "lm/model/multi_token.py": ("tests/model/test_multi_token.py", "tests/decode/test_self_draft.py")
+}
 BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/model/multi_token.py": (
         ("a document begins with another's state", "jnp.where(_shifted(segments, mask.zigzag) == own, own, 0)", "own"),
@@ -21,7 +23,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
             '        own_head = module["head"]\n',
         ),
         (
-            "a prefix lets modules see ahead",
+            "modules read a prefix in both directions",
             "key_segments=segments, query_blocks=None, key_blocks=None)",
             "key_segments=segments)",
         ),

@@ -63,21 +63,23 @@ def test_greedy_texts_are_those_of_plain_decoding(name: str) -> None:
 
 
 @partial(jax.jit, static_argnums=0)
-def ahead(model: Transformer, params: Any, ids: jax.Array) -> list[jax.Array]:
+def ahead(model: Transformer, params: Any, ids: jax.Array, blocks: jax.Array) -> list[jax.Array]:
     """The logits [B, T, V] of each module."""
-    found = model.hidden_ahead(params, Inputs(ids))[1]
+    found = model.hidden_ahead(params, Inputs(ids, blocks=blocks))[1]
     return [model.logits({**params, "head": {**params["head"], **one.head}}, one.x) for one in found]
 
 
-@pytest.mark.parametrize("depth", [1, 3])
-def test_drafts_are_those_of_a_pass_over_the_text(depth: int) -> None:
-    """Round by round, in rows of lengths and acceptances of their own: a text whose next tokens are known."""
+@pytest.mark.parametrize(("depth", "prefix"), [(1, False), (3, False), (3, True)])
+def test_drafts_are_those_of_a_pass_over_the_text(depth: int, prefix: bool) -> None:
+    """Round by round, in rows of lengths and acceptances of their own: a text whose next tokens are known; behind a
+    prompt that the model has read in both directions too."""
     cfg = replace(LLAMA, multi_token=MultiToken(depth))
     model, params, B = Transformer(cfg, COMPUTE), params_of(cfg), 3
     drafter, ids, keys = SelfDraft(model, depth), tokens(cfg, B, 24), jax.random.split(jax.random.key(0), B)
-    states = jax.jit(lambda ids: model.hidden(params, Inputs(ids)).x)(ids)
-    draft = jax.jit(lambda state, text: drafter.draft(params, state, text, Sampling(0), cfg.vocab))
     length = np.array([2, 1, 7])  # one is shorter than there are modules
+    blocks = jnp.asarray((np.arange(24) < length[:, None]) & prefix, jnp.int32)
+    states = jax.jit(lambda ids: model.hidden(params, Inputs(ids, blocks=blocks)).x)(ids)
+    draft = jax.jit(lambda state, text: drafter.draft(params, state, text, Sampling(0), cfg.vocab))
     segments = (np.arange(8) < length[:, None]).astype(np.int32)
     begin = jax.jit(lambda inputs, x: drafter.begin(params, inputs, 40, x))
     state = begin(Inputs(jnp.asarray(ids[:, :8]), segments=jnp.asarray(segments)), states[:, :8])
@@ -88,7 +90,7 @@ def test_drafts_are_those_of_a_pass_over_the_text(depth: int) -> None:
         row = ids.copy()
         for k in range(depth):
             at = length - 1 + k
-            wanted = np.asarray(ahead(model, params, jnp.asarray(row))[k])[np.arange(B), at].argmax(-1)
+            wanted = np.asarray(ahead(model, params, jnp.asarray(row), blocks)[k])[np.arange(B), at].argmax(-1)
             np.testing.assert_array_equal(found.tokens[:, k], wanted)
             row[np.arange(B), at + 1] = wanted
         read = states[np.arange(B)[:, None], length[:, None] - 1 + np.arange(depth + 1)]  # those that stay are right

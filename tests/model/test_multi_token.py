@@ -208,7 +208,8 @@ def test_an_encoder_s_decoder_and_tied_models_have_them_too() -> None:
 def test_flops_and_parameters_are_counted() -> None:
     """Of a module those of a projection, a layer and the output."""
     one, D = layer_config(LLAMA), LLAMA.width
-    assert layer_config(GEMMA2).pattern == GEMMA2.pattern[:1]
+    assert layer_config(GEMMA2).pattern == GEMMA2.pattern[:1]  # of three layers the last
+    assert layer_config(replace(GEMMA2, layers=4)).pattern == GEMMA2.pattern[1:]
     layer = count.flops_per_row(one, T) - 6 * LLAMA.vocab * D * T
     each = layer + 6 * (2 * D * D + LLAMA.vocab * D) * T
     assert count.flops_per_row(AHEAD, T) == count.flops_per_row(LLAMA, T) + 2 * each
