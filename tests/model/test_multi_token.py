@@ -177,6 +177,14 @@ def test_how_it_is_computed_changes_nothing(compute: dict[str, Any]) -> None:
     assert losses(AHEAD, batch, **compute) == pytest.approx(losses(AHEAD, batch), rel=1e-5)
 
 
+def test_models_beside_one_another_learn_as_each_alone() -> None:
+    """Under vmap, as the runs of a study."""
+    model, batch, params = Transformer(AHEAD, SIMPLE), packed(AHEAD), [lively(AHEAD, seed) for seed in (0, 1)]
+    both = jax.vmap(lambda params: gradients(model, params, batch)[1])(jax.tree.map(lambda *a: jnp.stack(a), *params))
+    for i, one in enumerate(params):
+        trees_close(jax.tree.map(lambda a, i=i: a[i], both), gradients(model, one, batch)[1])
+
+
 def test_the_router_of_a_module_weighs_as_the_module() -> None:
     cfg = MODELS["mixtral"]
     cfg = replace(cfg, ffn=replace(cfg.ffn, load_balance_weight=0.1), multi_token=MultiToken(1, weight=0.5))
