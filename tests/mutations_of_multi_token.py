@@ -51,7 +51,6 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
             "caches.append(cache)",
         ),
         ("drafted tokens are not read", ".at[rows, last].set(drafted.tokens[-1])", ""),
-        ("drafted tokens are not counted", "self.counts = self.counts and self.counts.add(token)", "pass"),
     ),
     "lm/pretrained/fp8.py": (
         ("a row's last block is as long as the others", "[: numbers.shape[1]]", "[-numbers.shape[1] :]"),
