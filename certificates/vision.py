@@ -185,17 +185,17 @@ def ours(folder: Path) -> None:
         size = sizes(name)[0]
         for i, (row, each) in enumerate(zip(rows, images, strict=True)):
             blocks = jnp.ones((1, len(row)), jnp.int32) if prefix else None
-            images = jnp.asarray(np.stack(each))[None] if each else None
-            found = logits(m.params, Inputs(jnp.asarray([row]), blocks=blocks, images=images))
+            seen = jnp.asarray(np.stack(each))[None] if each else None
+            found = logits(m.params, Inputs(jnp.asarray([row]), blocks=blocks, images=seen))
             worst[f"row {i}"] = far(found[0], given[f"logits{i}"])
         width = max(map(len, rows))
         tokens = np.array([[*row, *[0] * (width - len(row))] for row in rows])
         segments = np.array([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-        images = np.zeros((len(rows), most, size, size, 3), np.uint8)
+        stacked = np.zeros((len(rows), most, size, size, 3), np.uint8)
         for i, each in enumerate(images):
-            images[i, : len(each)] = each if each else images[i, :0]
+            stacked[i, : len(each)] = each if each else stacked[i, :0]
         blocks = jnp.asarray(segments) if prefix else None
-        both = Inputs(jnp.asarray(tokens), segments=jnp.asarray(segments), blocks=blocks, images=jnp.asarray(images))
+        both = Inputs(jnp.asarray(tokens), segments=jnp.asarray(segments), blocks=blocks, images=jnp.asarray(stacked))
         found = np.asarray(logits(m.params, both))
         for i, row in enumerate(rows):
             worst[f"padded {i}"] = far(found[i, : len(row)], given["padded"][i, width - len(row) :])

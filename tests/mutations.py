@@ -60,7 +60,7 @@ TESTS = {
         *("logits_are_the_paper_s", "padding_between_and_before_documents_is_not_read"),
         "padding_leaves_a_row_as_it_is",
     ),
-    "lm/model/inputs.py": of("train/test_loss", "a_document_s_loss_is_its_own"),
+    "lm/model/inputs.py": of("train/test_loss", "a_document_s_loss_is_its_own") + ("tests/decode/test_images.py",),
     "lm/model/output.py": of("model/test_transformer", "bfloat16_is_close_to_float32")
     + RECORDED
     + ("tests/model/test_scores.py", "tests/pretrained/test_labels.py"),
@@ -147,12 +147,14 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("noise is drawn by the count", "np.cumsum(counts**0.75) / (counts**0.75)", "np.cumsum(counts) / counts"),
     ),
     "lm/model/inputs.py": (
-        ("documents see one another", "(self.segments, self.blocks)", "(None, self.blocks)"),
-        ("the prefix is seen from its own place on", "(self.segments, self.blocks)", "(self.segments, None)"),
+        ("documents see one another", "Mask(self.segments, self.segments, offset", "Mask(self.segments, None, offset"),
+        ("the prefix is seen from its own place on", "self.blocks, self.blocks, causal", "self.blocks, None, causal"),
+        ("an image behind a cache is read in order", "if self.blocks is None:", "if True:"),
+        ("padding is of an image", "jnp.where(self.segments > 0, self.blocks, 0)", "self.blocks"),
     ),
     "lm/model/scoring.py": (
         ("a window is one key wider", "jnp.abs(distance)) < self.window", "jnp.abs(distance)) <= self.window"),
-        ("a query does not see itself", "earlier = distance <= 0", "earlier = distance < 0"),
+        ("a query does not see itself", "earlier = distance <= (0", "earlier = distance <= (-1"),
         ("segments are ignored", "else allowed & same", "else allowed"),
         ("a block's keys begin one late", "first + self.offset - behind", "first + self.offset + 1 - behind"),
         (

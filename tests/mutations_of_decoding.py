@@ -23,6 +23,7 @@ TESTS = {
         "texts_have_the_distribution_of_plain_decoding[top-p-False]",
     ),
     "lm/decode/filters.py": ("tests/decode/test_sampling.py",),
+    "lm/decode/engine.py": ("tests/decode/test_engine.py", "tests/decode/test_images.py"),
     "lm/decode/slots.py": ("tests/decode/test_engine.py",),
     "lm/serve/structured.py": of("serve/test_routes", "texts_are_those_of_the_grammar", "a_chat_is_refused_by_name"),
     "lm/decode/layout.py": ("tests/decode/test_layout.py", "tests/model/test_int8.py", "tests/decode/test_mesh.py"),
@@ -178,6 +179,17 @@ BY_FILE = {
         ("a token too many is decoded", "one.request.max_new_tokens - one.given for", "STRIDE for"),
         ("chunks of prompts together skip what was read", "prompt[one.read : one.read", "prompt[0 : one.read"),
         ("a saved beginning is put elsewhere", "np.int32(running.read - CHUNKS[0])", "np.int32(0)"),
+        ("images share by their ids", "CHUNKS[0] and first.request.images is None", "CHUNKS[0]"),
+        (
+            "an image takes what a text left",
+            "not request.prompt_logprobs and request.images is None",
+            "not request.prompt_logprobs",
+        ),
+        (
+            "a text is read into the next image",
+            "min(self.chunk, self.part.end - self.read)",
+            "min(self.chunk, self.unread)",
+        ),
     ),
     "lm/decode/slots.py": (
         ("the last hidden state is of padding", "x[of, count[of] - 1]", "x[of, -1]"),

@@ -2,6 +2,7 @@
 
 SEEING, VISION = ("tests/pretrained/test_images.py",), ("tests/model/test_vision.py",)
 CAPTIONS = ("tests/data/test_captions.py",)
+DECODING = ("tests/decode/test_images.py",)
 TESTS = {
     "lm/model/vision.py": VISION + SEEING,
     "lm/data/images.py": ("tests/data/test_images.py",),
@@ -9,7 +10,7 @@ TESTS = {
     "lm/data/shapes.py": CAPTIONS,
     "lm/text/image_tokens.py": SEEING + CAPTIONS,
     "lm/pretrained/siglip.py": SEEING,
-    "lm/pretrained/images.py": SEEING,
+    "lm/decode/images.py": DECODING + SEEING,
 }
 BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/model/vision.py": (
@@ -50,5 +51,10 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("older names are not known", '    (TOWER, "vision_tower."),\n', ""),
         ("a text's tensors are not inside", "r._replace(theirs=TEXT + r.theirs)", "r"),
     ),
-    "lm/pretrained/images.py": (("an image without a place is taken", "or exact and places != soft", ""),),
+    "lm/decode/images.py": (
+        ("an image without a place is taken", "or exact and places != soft", ""),
+        ("a part has all images up to its end", "images[None, before:seen]", "images[None, :seen]"),
+        ("a text is read with the images before it", "if seen > before else None", "if seen else None"),
+        ("a prefix is read in one direction", "if vision.prefix:", "if False:"),
+    ),
 }

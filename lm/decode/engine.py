@@ -23,6 +23,7 @@ import numpy as np
 from lm.decode import slots as device
 from lm.decode.generate import check_prompts
 from lm.decode.grammar import Constraint, Matcher
+from lm.decode.images import Part, check_images, parts_of
 from lm.decode.layout import is_streamed, unstack
 from lm.decode.sampling import NONE, Sampling
 from lm.decode.slots import STRIDE, TOGETHER, Drawn, Options, empty_slots
@@ -42,7 +43,8 @@ class Request:
     `top_logprobs` is how many alternatives of each token are given, up to 20. Log-probabilities are the model's own,
     or with `processed` those that the token was drawn from, after penalties, temperature and filters. With
     `prompt_logprobs` those of the prompt's tokens are given too, always the model's own. The text is one of `grammar`
-    (lm/decode/grammar.py), and ends where that has no more."""
+    (lm/decode/grammar.py), and ends where that has no more. `images` are those that the prompt has places for, in their
+    order, uint8 [M, size, size, 3]."""
 
     prompt: Sequence[int]
     max_new_tokens: int
@@ -54,6 +56,7 @@ class Request:
     processed: bool = False
     prompt_logprobs: bool = False
     grammar: Constraint | None = None
+    images: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.top_logprobs <= device.TOP:
@@ -89,11 +92,12 @@ class Output(NamedTuple):
 @dataclass
 class _Running:
     """A request in a slot: how much of its prompt has been read, how many tokens it has got, and the log-probabilities
-    of its prompt."""
+    of its prompt, whose `parts` are read apart."""
 
     number: int
     request: Request
     slot: int
+    parts: Sequence[Part]
     read: int = 0
     given: int = 0
     prompt: list[TokenLogprob] = field(default_factory=list)
@@ -103,6 +107,29 @@ class _Running:
     def unread(self) -> int:
         """Tokens of its prompt that are still to be read."""
         return len(self.request.prompt) - self.read
+
+    @property
+    def part(self) -> Part:
+        """The part of its prompt that is to be read next."""
+        return next(part for part in self.parts if part.end > self.read)
+
+    @property
+    def chunk(self) -> int:
+        """The size of the next chunk of its prompt; images are read whole."""
+        part = self.part
+        if part.images is not None:
+            return -(-(part.end - self.read) // CHUNKS[1]) * CHUNKS[1]
+        return CHUNKS[0] if part.end - self.read >= CHUNKS[0] else CHUNKS[1]
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it can be read together with others' of that size."""
+        return self.chunk == CHUNKS[1] and self.part.images is None and not self.request.prompt_logprobs
+
+    @property
+    def next_tokens(self) -> int:
+        """Tokens in it."""
+        return min(self.chunk, self.part.end - self.read)
 
 
 @dataclass
@@ -146,6 +173,8 @@ class Engine:
         ids = [token for token, _ in request.sampling.logit_bias]
         if ids and max(ids) >= self.vocab:
             raise ValueError(f"logit_bias for id {max(ids)}: the vocabulary has {self.vocab}")
+        if request.images is not None:
+            check_images(request.prompt, request.images, self.model.cfg)
         number = next(self._numbers)
         self.waiting.append((number, request))
         return number
@@ -170,7 +199,7 @@ class Engine:
         self._admit()
         outputs, most = [], CHUNKS[0]
         while most > 0 and (reading := self._unread()):
-            most -= len(reading) * _chunk(reading[0])
+            most -= len(reading) * reading[0].chunk
             outputs += self._prefill(reading)
         return outputs + self._decode(tokens)
 
@@ -183,49 +212,55 @@ class Engine:
         return list(outputs.values())
 
     def warm_up(self) -> None:
-        """Compile every program, whatever requests will ask for."""
+        """Compile every program, whatever requests will ask for, but for images without text between them."""
         short, longest = Request([0], 2), Request([0] * min(CHUNKS[0] + 2, self.length - 1), 1)
         for requests in ([short] * ENOUGH, [longest], [longest]):  # the last finds the beginning of the one before
             self.generate(requests)
+        vision = self.model.cfg.vision
+        if vision and not vision.prefix and vision.soft_tokens < self.length:
+            image = np.zeros((1, vision.image_size, vision.image_size, vision.channels), np.uint8)
+            self.generate([Request([vision.image_token] * vision.soft_tokens, 1, images=image)])
 
     # ---------------------------------------------------------------- a step
 
     def _admit(self) -> None:
         while self.waiting and self._free:
             number, request = self.waiting.popleft()
-            running = _Running(number, request, self._free.popleft())
+            parts = parts_of(request.prompt, request.images, self.model.cfg)
+            running = _Running(number, request, self._free.popleft(), parts)
             running.matcher = request.grammar.begin() if request.grammar else None
             options = Options.of(request.sampling, request.top_logprobs > 0, request.processed)
             prompt = np.bincount(np.asarray(request.prompt), minlength=self.vocab).astype(np.int32)[None]
             slot, seed, index = np.int32(running.slot), np.uint32(request.seed), np.int32(request.index)
             bias = _bias(request.sampling, self.vocab)
             self._state = device.begin(self._state, slot, options, bias, prompt, seed, index)
-            if not request.prompt_logprobs:  # which follow from reading it
+            if not request.prompt_logprobs and request.images is None:  # the former follow from reading it
                 self._restore_shared(running)
             self.running.append(running)
 
     def _unread(self) -> list[_Running]:
         """The oldest whose prompt is to be read; where there are enough, with others whose next chunk is as small."""
         unread = [one for one in self.running if one.unread]
-        small = [one for one in unread if _chunk(one) == CHUNKS[1] and not one.request.prompt_logprobs]
+        small = [one for one in unread if one.is_small]
         together = self._together and len(small) >= ENOUGH and unread[0] is small[0]
         return small[:TOGETHER] if together else unread[:1]
 
     def _prefill(self, reading: list[_Running]) -> list[Output]:
         """The next chunk of each is read; the outputs of those whose prompt then is."""
-        size, (first, *others) = _chunk(reading[0]), reading
+        (first, *others), size, images = reading, reading[0].chunk, reading[0].part.images
         chunks = _repeated(reading) if others else reading
         ids = [list(one.request.prompt[one.read : one.read + size + 1]) for one in chunks]  # and the one after
         tokens = np.array([row + [0] * (size + 1 - len(row)) for row in ids], np.int32)
-        rows, count = _numbers(one.slot for one in chunks), _numbers(min(size, one.unread) for one in chunks)
+        rows, count = _numbers(one.slot for one in chunks), _numbers(one.next_tokens for one in chunks)
         scored = first.request.prompt_logprobs
-        arrays = rows, tokens, count, np.bool_(scored)
+        arrays = rows, tokens, count, np.bool_(scored), images
         self._state, x, scores = device.prefill(self.model, self.params, self._state, *arrays)
-        for one in reading:
-            one.read += min(size, one.unread)
         if scored:
-            first.prompt += _logprobs(scores, first.request.top_logprobs)[: len(ids[0]) - 1]
-        if size == CHUNKS[0]:
+            known = min(first.next_tokens, len(ids[0]) - 1)
+            first.prompt += _logprobs(scores, first.request.top_logprobs)[:known]
+        for one in reading:
+            one.read += one.next_tokens
+        if size == CHUNKS[0] and first.request.images is None:  # the same ids may stand for other images
             self._save_shared(first)
         return self._begin([(row, one) for row, one in enumerate(reading) if not one.unread], x)
 
@@ -316,11 +351,6 @@ class Engine:
             slot, start = np.int32(running.slot), np.int32(running.read)
             self._state = device.restore(self._state, slot, start, self._saved[beginning])
             running.read += CHUNKS[0]
-
-
-def _chunk(reading: _Running) -> int:
-    """The size of the next chunk of its prompt."""
-    return CHUNKS[0] if reading.unread >= CHUNKS[0] else CHUNKS[1]
 
 
 def _repeated(several: list[Any]) -> list[Any]:

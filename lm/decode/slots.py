@@ -131,6 +131,7 @@ def prefill(
     tokens: jax.Array,
     count: jax.Array,
     scored: jax.Array,
+    images: jax.Array | None = None,
 ) -> tuple[Slots, jax.Array, Drawn]:
     """`slots` with more of the prompts of R rows read, the hidden states [TOGETHER, D] of the last tokens that were
     (those of the rows, again and again), and the log-probabilities of the prompts' tokens that follow, [R * C].
@@ -141,10 +142,12 @@ def prefill(
       rows: their indices [R]; one may come several times, as all that is of it then does.
       tokens: of each prompt behind what was read, and the one after them, [R, C + 1].
       count: how many of a row's first C are no padding, [R].
-      scored: whether log-probabilities of the prompts are asked for; else they are zeros."""
+      scored: whether log-probabilities of the prompts are asked for; else they are zeros.
+      images: whose soft tokens these are, [R, M, size, size, 3]; None for text."""
     following, tokens = tokens[:, 1:].reshape(-1), tokens[:, :-1]
     segments = (jnp.arange(tokens.shape[1]) < count[:, None]).astype(jnp.int32)
-    x, cache, *_ = model.hidden(params, Inputs(tokens, segments=segments), _rows(slots.cache, rows))
+    inputs = Inputs(tokens, segments=segments, images=images)
+    x, cache, *_ = model.hidden(params, inputs, _rows(slots.cache, rows))
     scores = _scores(model, params, x.reshape(-1, x.shape[-1]), following, scored)
     of = jnp.arange(TOGETHER) % len(rows)
     last = x[of, count[of] - 1]

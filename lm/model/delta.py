@@ -133,7 +133,7 @@ class GatedDeltaNet(Mixer):
         depth: int,
     ) -> tuple[jax.Array, DeltaCache | None]:
         (B, T, D), mask = x.shape, inputs.mask
-        if mask.key_blocks is not None:
+        if mask.key_blocks is not None or mask.ahead is not None:
             raise ValueError("GatedDeltaNet reads a prefix or an image in order too: take data that has none")
         assert mask.causal and not mask.window and not mask.zigzag, mask  # lm/model/config.py, lm/legal.py
         old = cache or self.empty_cache(B, 0, 0, 0, compute.dtype)

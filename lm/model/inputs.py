@@ -17,8 +17,8 @@ class Inputs:
 
     - `positions`: of each token in its text; by default its index in the row, behind what a cache holds.
     - `segments`: tokens see one another within a segment alone; 0 is padding. With a cache, padding is on the right.
-    - `blocks`: whole numbers; the tokens of a segment that have the same one above 0 see one another, later ones too: a
-      image's, or a prefix (prefix-LM).
+    - `blocks`: whole numbers; the tokens of a segment that have the same one above 0 see one another, later ones too:
+      an image's, or a prefix (prefix-LM). Behind a cache, a block is all within these tokens.
     - `token_types`: the kind of each token (BERT's segments).
     - `images`: the images of each row, [B, I, size, size, C] of whole numbers up to 255, which stand in their order
       where the tokens are the model's `image_token`; what a row has fewer is ignored.
@@ -52,8 +52,18 @@ class Inputs:
     def mask(self, causal: bool, offset: jax.Array | int = 0) -> Mask:
         """Who sees whom among the tokens; behind `offset` [B] tokens of a cache, which are all of one segment."""
         cached = not isinstance(offset, int)
-        keys, blocks = (None, None) if cached else (self.segments, self.blocks)
-        return Mask(self.segments, keys, offset, blocks, blocks, causal, zigzag=self.zigzag)
+        if cached:
+            return Mask(self.segments, None, offset, causal=causal, zigzag=self.zigzag, ahead=self._ahead())
+        return Mask(self.segments, self.segments, offset, self.blocks, self.blocks, causal, zigzag=self.zigzag)
+
+    def _ahead(self) -> jax.Array | None:
+        """How many tokens of its block come after each, [B, T]; None where there are no blocks."""
+        if self.blocks is None:
+            return None
+        blocks = self.blocks if self.segments is None else jnp.where(self.segments > 0, self.blocks, 0)
+        index = jnp.arange(blocks.shape[1])
+        same = (blocks[:, :, None] == blocks[:, None, :]) & (blocks > 0)[:, :, None]
+        return jnp.where(same, index - index[:, None], 0).max(-1)
 
 
 class EncoderOutput(NamedTuple):

@@ -34,8 +34,9 @@ class Mask:
     `query_blocks` and `key_blocks`, likewise, number the blocks whose tokens see one another, later ones too, 0 for
     none: an image's, or a prefix. `offset` is the index of the first query among the keys, of all
     rows or [B]: what a cache held before. `key_positions` [B, S] are the keys' own indices where these are not 0 to
-    S - 1 (a ring of the last ones), negative for none. `zigzag`: queries and keys are in the order of
-    lm/model/context.py's `zigzag_shard`."""
+    S - 1 (a ring of the last ones), negative for none. `ahead` [B, T] stands for blocks behind a cache: how many later
+    keys a causal query sees too. `zigzag`: queries and keys are in the order of lm/model/context.py's
+    `zigzag_shard`."""
 
     query_segments: jax.Array | None = None
     key_segments: jax.Array | None = None
@@ -46,6 +47,7 @@ class Mask:
     window: int = 0
     zigzag: bool = False
     key_positions: jax.Array | None = None
+    ahead: jax.Array | None = None
 
     @property
     def is_token(self) -> jax.Array | None:
@@ -59,7 +61,7 @@ class Mask:
         distance = keys[:, None, :] - rows.index[None, :, None] - offset
         allowed = None if self.key_positions is None else keys[:, None, :] >= 0
         if self.causal:
-            earlier = distance <= 0
+            earlier = distance <= (0 if self.ahead is None else rows.of(self.ahead)[:, :, None])
             allowed = earlier if allowed is None else allowed & earlier
             if self.query_blocks is not None and self.key_blocks is not None:
                 block = rows.of(self.query_blocks)[:, :, None]
@@ -94,16 +96,16 @@ def _flatten(mask: Mask) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     known = isinstance(mask.offset, int)  # it stays so inside jit and checkpoint: kernels leave out what it hides
     arrays = (
         *(mask.query_segments, mask.key_segments, None if known else mask.offset),
-        *(mask.query_blocks, mask.key_blocks, mask.key_positions),
+        *(mask.query_blocks, mask.key_blocks, mask.key_positions, mask.ahead),
     )
     return arrays, (mask.offset if known else None, mask.causal, mask.window, mask.zigzag)
 
 
 def _unflatten(static: tuple[Any, ...], arrays: tuple[Any, ...]) -> Mask:
-    queries, keys, offset, query_blocks, key_blocks, key_positions = arrays
+    queries, keys, offset, query_blocks, key_blocks, key_positions, ahead = arrays
     known, causal, window, zigzag = static
     offset = offset if known is None else known
-    return Mask(queries, keys, offset, query_blocks, key_blocks, causal, window, zigzag, key_positions)
+    return Mask(queries, keys, offset, query_blocks, key_blocks, causal, window, zigzag, key_positions, ahead)
 
 
 jax.tree_util.register_pytree_node(Mask, _flatten, _unflatten)

@@ -15,6 +15,7 @@ from lm.data.images import ImageLike
 from lm.decode.beam import BeamSearch, Hypothesis, search
 from lm.decode.generate import check_prompts
 from lm.decode.generate import stream as stream_ids
+from lm.decode.images import check_marks, vision_of
 from lm.decode.layout import Decoder, for_decoding
 from lm.decode.sampling import Sampling
 from lm.decode.self_draft import SelfDraft
@@ -27,7 +28,7 @@ from lm.pretrained import files, gguf_save, passes
 from lm.pretrained import save as saving
 from lm.pretrained.architecture import Architecture
 from lm.pretrained.arrays import BLOCK, as_integers, checked_like, padded
-from lm.pretrained.images import check_marks, look_at, vision_of
+from lm.pretrained.images import look_at
 from lm.pretrained.known import expressed, without_modules
 from lm.pretrained.labels import Labels
 from lm.text.stop import StopStrings
