@@ -13,6 +13,7 @@ EPILOG = """\
 Replies are streamed. Ctrl-C ends a reply, /exit or Ctrl-D the chat. Messages are rendered by the model's chat template;
 a model that has none continues the text.
 
+  /image FILE       goes with the next message, for a model with a vision tower
   /reset            forget what was said, but for the system message
   /system TEXT      put TEXT before the conversation; without TEXT, nothing
   /temperature T    0 is greedy
@@ -21,6 +22,7 @@ a model that has none continues the text.
 examples:
   lm chat SmolLM2-135M-Instruct.Q4_1.gguf
   lm chat runs/quickstart --temperature 0.5 --max-new-tokens 64
+  lm chat gemma-3-4b-it        and in it: /image cat.png, then: What is this?
 """
 
 

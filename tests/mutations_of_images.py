@@ -2,15 +2,16 @@
 
 SEEING, VISION = ("tests/pretrained/test_images.py",), ("tests/model/test_vision.py",)
 CAPTIONS = ("tests/data/test_captions.py",)
-DECODING = ("tests/decode/test_images.py",)
+DECODING, CHATS = ("tests/decode/test_images.py",), ("tests/serve/test_images.py",)
 TESTS = {
     "lm/model/vision.py": VISION + SEEING,
     "lm/data/images.py": ("tests/data/test_images.py",),
     "lm/data/captions.py": CAPTIONS,
     "lm/data/shapes.py": CAPTIONS,
-    "lm/text/image_tokens.py": SEEING + CAPTIONS,
+    "lm/text/image_tokens.py": SEEING + CAPTIONS + CHATS,
     "lm/pretrained/siglip.py": SEEING,
     "lm/decode/images.py": DECODING + SEEING,
+    "lm/serve/images.py": CHATS,
 }
 BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/model/vision.py": (
@@ -44,7 +45,10 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("another's image is the own one", "every[(index + 1) % len(every)]", "every[index]"),
     ),
     "lm/text/image_tokens.py": (
-        ("an image has no end", "for id in (self.begin, *soft, self.end)", "for id in (self.begin, *soft)"),
+        ("an image has no end", "*[self.image] * self.count, self.end)", "*[self.image] * self.count)"),
+        ("marks of others than the images are taken", ":= len(parts) - 1) != images", ":= len(parts) - 1) < 0"),
+        ("a template gets parts that it does not know", "if not KNOWS_IMAGES", "if False and KNOWS_IMAGES"),
+        ("a rendered chat has two bos", "[*missing_bos(tokenizer, ids), *ids]", "[256, *ids]"),
         ("the prompt's line is not ended", 'text.replace(MARK, "") + "\\n"', 'text.replace(MARK, "")'),
     ),
     "lm/pretrained/siglip.py": (
@@ -56,5 +60,10 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("a part has all images up to its end", "images[None, before:seen]", "images[None, :seen]"),
         ("a text is read with the images before it", "if seen > before else None", "if seen else None"),
         ("a prefix is read in one direction", "if vision.prefix:", "if False:"),
+    ),
+    "lm/serve/images.py": (
+        ("an address is fetched", 'scheme.lower() != "data" or not comma', "not comma"),
+        ("a text of parts stays a list", "if len(files) > before:", "if True:"),
+        ("a detail is ignored", 'if detail != "auto":', "if False:"),
     ),
 }

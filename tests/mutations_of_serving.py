@@ -8,7 +8,7 @@ TESTS = {
     "lm/serve/worker.py": ("tests/serve/test_server.py", "tests/serve/test_routes.py"),
     "lm/serve/app.py": ("tests/serve/test_server.py",),
     "lm/serve/text.py": ("tests/serve/test_text.py",),
-    "lm/serve/conversation.py": ("tests/serve/test_conversation.py",),
+    "lm/serve/conversation.py": ("tests/serve/test_conversation.py", "tests/serve/test_images.py"),
     "lm/serve/inspector.py": ("tests/serve/test_page.py",),
     "lm/serve/metrics.py": ("tests/serve/test_page.py",),
     "lm/page/chat.py": ("tests/serve/test_page.py",),

@@ -4,7 +4,7 @@
 (() => {
   const $ = id => document.getElementById(id);
   const KEY = "lm-key", WHAT = $("looking").textContent;
-  let served = null, messages = [], answering = null, looking = null, edited = false;
+  let served = null, messages = [], images = [], answering = null, looking = null, edited = false;
 
   const kept = (() => {  // in this tab alone, where its browser keeps anything
     let own = "";
@@ -81,6 +81,7 @@
     show("note", !writes ? "This model writes no text here. It has embeddings, and can be looked into; an encoder, with what it puts in place of a [MASK]."
       : served.chat_template ? "" : "This model has no chat template: it continues the text, without turns.");
     $("chat").hidden = !writes;
+    $("image").hidden = !(served.modalities.vision && served.chat_template);
     $("looks").hidden = !served.limits.inspect_tokens;
     $(writes ? "words" : "text").focus();
     document.documentElement.dataset.ready = "1";
@@ -119,9 +120,32 @@
     return { ...call(said), ...options, max_tokens: Math.min(number("max_tokens") ?? most, most - count, served.limits.new_tokens || most) };
   };
 
-  const say = async words => {
-    const own = answering = new AbortController(), said = [...system(), ...messages, { role: "user", content: words }];
+  const picture = url => element("img", { src: url, alt: "an image" });
+  const showImages = () => $("images").replaceChildren(...images.map((url, i) => Object.assign(picture(url), {
+    title: "a click removes it", onclick: () => { images.splice(i, 1); showImages(); },
+  })));
+  $("image").addEventListener("click", () => $("file").click());
+  $("file").addEventListener("change", async () => {
+    const read = file => new Promise((done, failed) => {
+      const reader = new FileReader();
+      [reader.onload, reader.onerror] = [() => done(reader.result), () => failed(new Error(`${file.name} cannot be read`))];
+      reader.readAsDataURL(file);
+    });
+    try {
+      images.push(...await Promise.all([...$("file").files].map(read)));
+      showImages();
+    } catch (error) { show("fault", error.message); }
+    $("file").value = "";
+    $("words").focus();
+  });
+  const withImages = (words, urls) => urls.length  // the content of a message
+    ? [...urls.map(url => ({ type: "image_url", image_url: { url } })), { type: "text", text: words }] : words;
+
+  const say = async (words, urls) => {
+    const own = answering = new AbortController(), asks = { role: "user", content: withImages(words, urls) };
+    const said = [...system(), ...messages, asks];
     const [question] = turn("user", words), [box, text] = turn("assistant", "");
+    question.prepend(...urls.map(picture));
     let end = "stopped", counts = "", fault = "";
     busy(true);
     show("fault", "");
@@ -144,23 +168,28 @@
     if (!text.data && (fault || end === "stopped")) {  // nothing was said, so nothing was asked
       [question, box].forEach(e => e.remove());
       $("words").value ||= words;
+      images = images.length ? images : urls;
+      showImages();
       return;
     }
     const whole = [...said, { role: "assistant", content: text.data }];
     messages = [...messages, ...whole.slice(-2)];
     const button = element("button", { className: "link", type: "button", onclick: () => look(whole) }, "look inside");
     const about = [counts, fault ? "" : end].filter(Boolean).join(" · ");
-    const rest = $("looks").hidden ? [] : about ? [" · ", button] : [button];
+    const shown = whole.some(one => Array.isArray(one.content));  // the inside is that of a text
+    const rest = $("looks").hidden || shown ? [] : about ? [" · ", button] : [button];
     scrolled(() => box.append(element("p", { className: "muted" }, about, ...rest)));
-    if (!edited) $("text").value = await textOf(whole).catch(() => $("text").value);
+    if (!edited && !shown) $("text").value = await textOf(whole).catch(() => $("text").value);
   };
 
   $("say").addEventListener("submit", event => {
     event.preventDefault();
     const words = $("words").value;
     if (!words || answering || !served) return;
-    $("words").value = "";
-    say(words);
+    const urls = images;
+    [$("words").value, images] = ["", []];
+    showImages();
+    say(words, urls);
   });
   $("words").addEventListener("keydown", event => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
@@ -172,7 +201,8 @@
   document.addEventListener("keydown", event => { if (event.key === "Escape") { stop(); looking?.abort(); } });
   $("clear").addEventListener("click", () => {
     stop();
-    [answering, messages] = [null, []];
+    [answering, messages, images] = [null, [], []];
+    showImages();
     busy(false);
     show("fault", "");
     $("log").replaceChildren();

@@ -76,6 +76,9 @@ def _chat() -> Markup:
         tag("button", "Send", id="send", class_="main"),
         tag("button", "Stop", id="stop", type="button", disabled=""),
         tag("button", "Clear", id="clear", type="button"),
+        tag("button", "Add an image", id="image", type="button", hidden=""),
+        tag("input", type="file", id="file", accept="image/*", multiple="", hidden=""),
+        tag("span", id="images"),
     ]
     return tag(
         "section",

@@ -166,7 +166,7 @@ class Api:
         """As llama.cpp's: the text of messages, as the model's template writes them."""
         fields = await self._body(request)
         model_name(self.served, fields)
-        prompt = await asyncio.to_thread(self.served.chat, fields)
+        prompt, _ = await asyncio.to_thread(self.served.chat, fields)
         fields.finish()
         return JSONResponse({"prompt": prompt})
 
@@ -178,7 +178,8 @@ class Api:
         special, names = fields.flag("add_special_tokens", prompt is not None), fields.flag("return_token_strs")
         if (prompt is None) != ("messages" in fields.left):
             bad("prompt", "expected either prompt or messages")
-        ids = self.served.encode(self.served.chat(fields) if prompt is None else prompt, special)
+        text, files = (prompt, []) if prompt is not None else self.served.chat(fields)
+        ids = self.served.encode_chat(text, len(files), special)
         fields.finish()
         texts = {"token_strs": [self.served.tokenizer.piece(id) for id in ids]} if names else {}
         return JSONResponse({"count": len(ids), "max_model_len": self.served.length, "tokens": ids, **texts})
@@ -236,6 +237,7 @@ class Api:
                 "total_slots": thread.engine.slots if thread else 0,
                 "default_generation_settings": settings,
                 "limits": limits,
+                "modalities": {"vision": self.served.model.config.vision is not None and thread is not None},
                 "chat_template": self._template,
                 "eos_token_ids": list(self.served.model.stop_ids),
             }

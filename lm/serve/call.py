@@ -3,20 +3,27 @@
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from lm.bounds import INT32
 from lm.decode.engine import Request
 from lm.decode.grammar import Constraint, Grammars
+from lm.decode.images import vision_of
 from lm.decode.sampling import Sampling
 from lm.decode.slots import TOP
+from lm.model.config import ModelConfig
+from lm.pretrained.images import look_at
 from lm.pretrained.model import Pretrained
 from lm.serve.fields import ApiError, Fields, bad, ids_of
+from lm.serve.images import content_of
 from lm.serve.structured import grammar
-from lm.text.chat import apply_chat_template
+from lm.text.image_tokens import ImageTokens, render_chat
 from lm.text.tokenizer import Tokenizer
+from lm.tune.vision import image_tokens
 
 SEEDS = 2**32
 STOPS, STOP_LENGTH = 128, 1000
@@ -73,18 +80,31 @@ class Served:
             ids, bos = self.tokenizer.encode_prompt(text, parse_special=True), self.tokenizer.bos
         return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
 
-    def chat(self, fields: Fields) -> str:
-        """The messages of a body, by the model's template."""
+    def chat(self, fields: Fields) -> tuple[str, list[bytes]]:
+        """The messages of a body, by the model's template, and the files of their images."""
         messages = fields.take("messages", [], "a list of messages", list)
         if not messages:
             bad("messages", "messages: expected a list of at least one message")
         variables = fields.take("chat_template_kwargs", {}, "an object", dict)
         if taken := set(variables) & set(TEMPLATE):
             bad("chat_template_kwargs", f"chat_template_kwargs.{min(taken)}: it is no variable of a client's")
-        own = [_message(i, message) for i, message in enumerate(messages)]
+        files: list[bytes] = []
+        own = [_message(i, message, self.model.config, files) for i, message in enumerate(messages)]
         header = fields.flag("add_generation_prompt", True)
+        mark = self.image_tokens.mark(self.tokenizer) if files else ""
         with refusing("messages"):
-            return apply_chat_template(self.tokenizer, own, header, **variables)
+            return render_chat(self.tokenizer, own, mark, header, **variables), files
+
+    def encode_chat(self, text: str, images: int, special: bool = False) -> list[int]:
+        """The ids of rendered messages with so many images."""
+        if not images:
+            return self.encode(text, special)  # the template has written the bos
+        with refusing("messages"):
+            return self.image_tokens.encode_rendered(text, images, self.tokenizer)
+
+    @property
+    def image_tokens(self) -> ImageTokens:
+        return image_tokens(vision_of(self.model.config))
 
 
 @dataclass(frozen=True)
@@ -93,7 +113,7 @@ class Call:
 
     `stop` are strings, `stop_ids` ids; `logprobs` is how many alternatives of each token are given (None: no
     log-probabilities), `processed` and `grammar` as in the engine's Request; `echo` puts the prompt before the text.
-    The text `continues` the prompt's, or is one of its own."""
+    The text `continues` the prompt's, or is one of its own. `images` [M, size, size, 3] are those of the one prompt."""
 
     prompts: Sequence[tuple[str, list[int]]]
     n: int
@@ -109,6 +129,7 @@ class Call:
     include_usage: bool
     continues: bool
     grammar: Constraint | None
+    images: np.ndarray | None = None
 
     def requests(self) -> list[Request]:
         """One for each choice, those of the first prompt first."""
@@ -124,6 +145,7 @@ class Call:
                 self.processed,
                 self.echo and self.logprobs is not None,
                 self.grammar,
+                self.images,
             )
             for _, ids in self.prompts
             for index in range(self.n)
@@ -148,12 +170,16 @@ def completion(served: Served, fields: Fields) -> Call:
 
 def chat_completion(served: Served, fields: Fields) -> Call:
     """The call of a body of /v1/chat/completions. Raises ApiError."""
-    text = served.chat(fields)
+    text, files = served.chat(fields)
     asked, top = fields.flag("logprobs"), fields.integer("top_logprobs", None, 0, TOP)
     if top is not None and not asked:
         bad("top_logprobs", "top_logprobs without logprobs: set logprobs to true")
-    prompts = [(text, served.encode(text, special=False))]  # the template has written the bos
-    return _call(served, fields, prompts, (top or 0) if asked else None, False, served.length, continues=False)
+    prompts = [(text, served.encode_chat(text, len(files)))]
+    call = _call(served, fields, prompts, (top or 0) if asked else None, False, served.length, continues=False)
+    if not files:
+        return call
+    with refusing("messages"):
+        return replace(call, images=look_at(files, served.model.config))  # whose places fit the context
 
 
 def _call(
@@ -240,8 +266,9 @@ def prompts_of(served: Served, fields: Fields, name: str, special: bool) -> list
     return prompts
 
 
-def _message(i: int, message: Any) -> Mapping[str, Any]:
-    """A message whose content is text. Raises ApiError for anything else."""
+def _message(i: int, message: Any, cfg: ModelConfig, files: list[bytes]) -> Mapping[str, Any]:
+    """A message whose content is text, or with images parts, whose files are added to `files`. Raises ApiError for
+    anything else."""
     if not isinstance(message, dict):
         bad("messages", f"messages[{i}]: expected an object with a role and a content")
     fields, own = Fields(message, f"messages[{i}]."), {}
@@ -252,14 +279,8 @@ def _message(i: int, message: Any) -> Mapping[str, Any]:
     if not own["role"] or own["content"] is None:
         bad("messages", f"messages[{i}]: expected a role and a content")
     if isinstance(own["content"], list):
-        own["content"] = "".join(_part(i, part) for part in own["content"])
+        own["content"] = content_of(f"messages[{i}].content", own["content"], cfg, files)
     return {name: value for name, value in own.items() if value is not None}
-
-
-def _part(i: int, part: Any) -> str:
-    if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-        bad("messages", f"messages[{i}].content has a part that is no text: this model reads text alone")
-    return str(part["text"])
 
 
 def _stops(served: Served, fields: Fields) -> tuple[tuple[str, ...], tuple[int, ...]]:

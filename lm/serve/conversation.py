@@ -4,12 +4,19 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from lm.decode.engine import Engine, Request
+from lm.decode.images import vision_of
 from lm.decode.sampling import NONE, Sampling
+from lm.pretrained.images import look_at
 from lm.pretrained.model import Pretrained
 from lm.text.chat import encode_chat_prompt
+from lm.text.image_tokens import as_text, render_chat
 from lm.text.tokenizer import Tokenizer
+from lm.tune.vision import image_tokens
 
 LENGTH = 8192  # tokens of context a slot, where nothing else is asked for: a cache of them is made for every slot
 
@@ -41,14 +48,17 @@ def length_of(model: Pretrained, length: int) -> int:
 @dataclass
 class Conversation:
     """What was said so far, and how the model goes on. `messages` are {"role": .., "content": ..}; a model without a
-    chat template continues their contents as one text."""
+    chat template continues their contents as one text. The content of one with images is a list of parts, and `images`
+    are those of all; `pending` are for the next message: (path, image)."""
 
     model: Pretrained
     engine: Engine
     sampling: Sampling = Sampling()
     max_new_tokens: int = 512
     seed: int = 0
-    messages: list[dict[str, str]] = field(default_factory=list)
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    images: list[np.ndarray] = field(default_factory=list)
+    pending: list[tuple[str, np.ndarray]] = field(default_factory=list)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -59,8 +69,11 @@ class Conversation:
         """The answer to `text`, as it is drawn, until it is complete or `interrupted`: what was said by then stays.
 
         Raises ValueError where the conversation leaves no room for an answer; `text` is then not part of it."""
-        asked = [*self.messages, {"role": "user", "content": text}]
-        ids = self._ids(asked)
+        shown = [{"type": "image", "path": path} for path, _ in self.pending]
+        content = [*shown, {"type": "text", "text": text}] if shown else text
+        asked = [*self.messages, {"role": "user", "content": content}]
+        images = [*self.images, *(image for _, image in self.pending)]
+        ids = self._ids(asked, len(images))
         if (room := self.engine.length - len(ids)) < 1:
             raise ValueError(
                 f"the conversation has {len(ids):,} tokens, and the context {self.engine.length:,}: "
@@ -69,11 +82,13 @@ class Conversation:
         padded = self.model.config.vocab > self.tokenizer.vocab_size
         sampling = replace(self.sampling, vocab_size=self.tokenizer.vocab_size if padded else 0)
         most, stop = min(self.max_new_tokens, room), self.model.stop_ids
-        said = ""
-        for new in self._drawn(Request(ids, most, sampling, stop, self.seed, len(asked)), interrupted):
+        said, seen = "", np.stack(images) if images else None
+        request = Request(ids, most, sampling, stop, self.seed, len(asked), images=seen)
+        for new in self._drawn(request, interrupted):
             said += new
             yield new
-        self.messages = [*asked, {"role": "assistant", "content": said}]
+        self.messages, self.images = [*asked, {"role": "assistant", "content": said}], images
+        self.pending = []
 
     def _drawn(self, request: Request, interrupted: Callable[[], bool]) -> Iterator[str]:
         """The text of a request. The engine is asked to stop between two steps, never within one."""
@@ -87,10 +102,17 @@ class Conversation:
         self.engine.cancel(number)
         yield text.close()
 
-    def _ids(self, messages: list[dict[str, str]]) -> list[int]:
-        if not self.tokenizer.chat_template:
+    def _ids(self, messages: list[dict[str, Any]], images: int) -> list[int]:
+        template = self.tokenizer.chat_template
+        if not images:
+            if template:
+                return encode_chat_prompt(self.tokenizer, messages)
             return self.tokenizer.encode_prompt("".join(message["content"] for message in messages))
-        return encode_chat_prompt(self.tokenizer, messages)
+        tokens = image_tokens(vision_of(self.model.config))
+        mark = tokens.mark(self.tokenizer)
+        if template:
+            return tokens.encode_rendered(render_chat(self.tokenizer, messages, mark), images, self.tokenizer)
+        return tokens.encode("".join(as_text(message["content"], mark) for message in messages), images, self.tokenizer)
 
     # ---------------------------------------------------------------- commands
 
@@ -98,6 +120,7 @@ class Conversation:
         """Do what a line that begins with / says; the answer to it. Raises ValueError for one that is not known."""
         name, _, rest = line.partition(" ")
         known: dict[str, Callable[[str], str]] = {
+            "/image": self.image,
             "/reset": self.reset,
             "/system": self.system,
             "/temperature": self.temperature,
@@ -107,8 +130,17 @@ class Conversation:
             raise ValueError(f"unknown command {name}: {', '.join(known)}, /exit")
         return known[name](rest.strip())
 
+    def image(self, path: str) -> str:
+        """Show the image in a file with the next message."""
+        vision_of(self.model.config)
+        if not path:
+            raise ValueError("/image: expected the name of a file, as in /image cat.png")
+        self.pending.append((path, look_at([Path(path).expanduser()], self.model.config)[0]))
+        return f"{path} goes with the next message"
+
     def reset(self, rest: str = "") -> str:
         """Forget what was said, but for the system message."""
+        self.images, self.pending = [], []
         self.messages = [message for message in self.messages if message["role"] == "system"]
         return "a new conversation"
 
