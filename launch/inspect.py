@@ -27,6 +27,7 @@ examples:
   lm inspect model.gguf --text "Rome is in" --patch-from "Paris is in"          what carries the difference
   lm inspect bert-base-uncased --text "Paris is [MASK]."
   lm inspect t5-base --text "translate English to German: A cat." --output "Eine Katze."
+  lm inspect gemma-3-4b-it --image cat.png --text "What is this?"     and where it looks in the image
   lm inspect model.gguf --text "Hello" --json | jq .output.best
 """
 
@@ -38,6 +39,13 @@ def add(verbs: Any) -> None:
     )
     verb.add_argument("model", metavar="MODEL", help="a run's folder, a Hugging Face model directory, or a GGUF file")
     verb.add_argument("--text", required=True, help="what the model reads")
+    verb.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="an image that --text is about, for a model with a vision tower; may be given several times",
+    )
     verb.add_argument("--output", default="", metavar="TEXT", help="what an encoder-decoder writes (default: its own)")
     verb.add_argument(
         "--other-order", default="", metavar="TEXT", help="the words of --text in another order (default: a random one)"
@@ -75,7 +83,8 @@ def run(args: argparse.Namespace) -> None:
     from lm.page.markup import write
     from lm.pretrained.inside import WhatIf, html, inside, plain
 
-    data, attentions = inside(model, args.text, args.other_order, args.output, WhatIf(args.zero, args.patch_from))
+    what_if = WhatIf(args.zero, args.patch_from)
+    data, attentions = inside(model, args.text, args.other_order, args.output, what_if, args.image)
     if args.json:
         print(json.dumps(plain(data, attentions), ensure_ascii=False))
     if args.out or not args.json:

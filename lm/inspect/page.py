@@ -22,6 +22,7 @@ from lm.model.inputs import Inputs
 from lm.model.positions import Positions
 from lm.model.taps import CROSS, ENCODER, Watch
 from lm.model.transformer import Params, Transformer
+from lm.model.vision import see
 
 STREAMS = {  # the residual stream, in the order of a layer -> what it has passed on the way there
     "resid_pre": "",
@@ -45,7 +46,7 @@ def observe(model: Transformer, params: Params, inputs: Inputs, sinks: Mapping[s
     """The residual streams of one row of inputs and the largest of each pattern, by the names of their places; "last",
     what the output reads, [1, T, D]. `sinks` are, of each text (ENCODER or ""), the keys that are told apart."""
     cfg, encoder = model.cfg, inputs.encoder
-    heads = max(slot.mixer.sizes().get("heads", ("", 1))[1] for slot in cfg.slots.values())
+    heads = _most_heads(cfg)
     length = {"": inputs.tokens.shape[1], ENCODER: 0 if encoder is None else encoder.tokens.shape[1]}
     reads: dict[str, Any] = {}
     for name in places(model, encoder is not None):
@@ -65,6 +66,10 @@ def observe(model: Transformer, params: Params, inputs: Inputs, sinks: Mapping[s
     return jax.device_get(run(params, inputs))
 
 
+def _most_heads(cfg: ModelConfig) -> int:
+    return max(slot.mixer.sizes().get("heads", ("", 1))[1] for slot in cfg.slots.values())
+
+
 def attentions(cfg: ModelConfig, seen: Mapping[str, Any], sinks: Mapping[str, Sequence[int]]) -> list[Attention]:
     """The patterns that were seen, in the order of computation."""
     both = cfg.has_encoder
@@ -80,6 +85,32 @@ def attentions(cfg: ModelConfig, seen: Mapping[str, Any], sinks: Mapping[str, Se
             kept = jax.tree.map(lambda a: a[:, 0], seen[place])
             found.append(Attention(title, name_of(cfg, queries), name_of(cfg, keys), layers, sinks[keys], kept))
     return found
+
+
+def towers(model: Transformer, params: Params, images: Any) -> list[tuple[Attention, list[dict[str, Any]]]]:
+    """Of each image [M, size, size, C] the attention of its patches to one another in the vision tower, and how far
+    each sublayer moved them (`moved`)."""
+    vision, compute = model.cfg.vision, model.compute
+    assert vision is not None
+    tower, S = vision.tower, vision.patches
+    k = most_keys(tower.layers, _most_heads(tower), S * len(images), S)
+    here = places(Transformer(tower, compute))
+    reads: dict[str, Any] = {name: whole for name in here if name in STREAMS}
+    reads["attn_pattern"] = partial(keep, k=k, sinks=())
+    run = jax.jit(lambda p, x: see(vision, model.cfg.width, compute, p, x, watch=Watch(reads))[1])
+    taps = jax.device_get(run(params["vision"], jnp.asarray(images)[None]))
+
+    def one(i: int, name: str) -> tuple[Attention, list[dict[str, Any]]]:
+        own = jax.tree.map(lambda a: a[:, i : i + 1], taps)
+        kept = jax.tree.map(lambda a: a[:, 0], own["attn_pattern"])
+        return Attention(f"tower, {name}", name, name, range(tower.layers), (), kept), moved(own)
+
+    return [one(i, image_name(i)) for i in range(len(images))]
+
+
+def image_name(i: int) -> str:
+    """What the page calls the patches of an image."""
+    return f"image {i + 1}"
 
 
 def name_of(cfg: ModelConfig, side: str) -> str:
@@ -172,7 +203,7 @@ def order_variants(cfg: ModelConfig) -> dict[str, ModelConfig]:
     if cfg.causal and not cfg.has_encoder:
         left = "the mask and the states" if recurrent else "the mask alone"
         variants[f"without positions: {left}"] = variants.pop("without positions")
-        if not recurrent:
+        if not recurrent and not cfg.vision:  # which wants a mask
             variants["without positions and mask"] = orderless(cfg, masked=False)
     return variants
 
@@ -184,7 +215,8 @@ def order(model: Transformer, params: Params, inputs: Inputs, moved_to: Sequence
     side = ENCODER if inputs.encoder else ""
     read = inputs.encoder or inputs
     tokens = jnp.concatenate([read.tokens, read.tokens[:, jnp.asarray(moved_to)]])
-    both = Inputs(tokens)
+    blocks, images = (None if a is None else jnp.repeat(a, 2, 0) for a in (read.blocks, read.images))
+    both = Inputs(tokens, blocks=blocks, images=images)
     if inputs.encoder:
         both = Inputs(jnp.repeat(inputs.tokens[:, :1], 2, 0), encoder=Inputs(tokens, segments=jnp.ones_like(tokens)))
     back = np.argsort(moved_to)

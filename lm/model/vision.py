@@ -15,7 +15,8 @@ from lm.model.config import Vision
 from lm.model.parts import add_bias, fan_in, matrix
 from lm.model.products import linear
 from lm.model.scoring import Mask
-from lm.model.stack import Params, Shared, Stack
+from lm.model.stack import Params, Shared, Stack, Taps
+from lm.model.taps import Watch
 from lm.sharding.tracing import constrain
 
 LEVELS = 255  # of a colour, in an image of whole numbers
@@ -75,23 +76,39 @@ def boxed_vision(vision: Vision, width: int, compute: Compute, key: jax.Array) -
 def soft_tokens(
     vision: Vision, width: int, compute: Compute, params: Params, images: jax.Array, key: Any = None
 ) -> jax.Array:
-    """The soft tokens [B, M n, D] of the M images [B, M, size, size, C] of each row, image by image.
+    """The soft tokens [B, M n, D] of the M images [B, M, size, size, C] of each row, image by image; arguments as in
+    `see`."""
+    return see(vision, width, compute, params, images, key)[0]
+
+
+def see(
+    vision: Vision,
+    width: int,
+    compute: Compute,
+    params: Params,
+    images: jax.Array,
+    key: Any = None,
+    watch: Watch | None = None,
+) -> tuple[jax.Array, Taps]:
+    """The soft tokens [B, M n, D] of the M images [B, M, size, size, C] of each row, image by image, and what `watch`
+    reads in the tower, whose rows are the B M images.
 
     Args:
       vision: the tower and its connector.
       width: D, of the text model.
       params: as `boxed_vision` makes them.
       images: whole numbers from 0 to LEVELS.
-      key: switches dropout on."""
+      key: switches dropout on.
+      watch: reads and edits values inside the tower."""
     (B, M), tower = images.shape[:2], vision.tower.scaled
     pixels = images.reshape(B * M, *images.shape[2:]).astype(jnp.float32) / LEVELS
     pixels = (pixels - vision.pixel_mean) / vision.pixel_std
     x = cast(jax.Array, Patches(vision, compute).apply({"params": params["stem"]}, pixels.astype(compute.dtype)))
-    stack = Stack(tower, compute)
+    stack = Stack(tower, compute, watch)
     places = jnp.broadcast_to(jnp.arange(vision.patches), (B * M, vision.patches))
-    x, *_ = stack(params["layers"], x, Shared(Mask(causal=False), stack.tables(places)), None, key)
+    x, _, _, taps = stack(params["layers"], x, Shared(Mask(causal=False), stack.tables(places)), None, key)
     soft = cast(jax.Array, Connector(vision, width, compute).apply({"params": params["connector"]}, x))
-    return soft.reshape(B, M * vision.soft_tokens, width)
+    return soft.reshape(B, M * vision.soft_tokens, width), taps
 
 
 def placed(x: jax.Array, soft: jax.Array, marks: jax.Array) -> jax.Array:

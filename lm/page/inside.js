@@ -95,8 +95,8 @@
   };
 
   // a canvas of rows x columns of shares, -1 to 1
-  const heat = (rows, columns, share, click) => {
-    const canvas = h("canvas", { class: "heat" }), image = new ImageData(columns, rows), [a, b] = [rgb("--c0"), rgb("--c4")];
+  const heat = (rows, columns, share, click, name = "--c0") => {
+    const canvas = h("canvas", { class: "heat" }), image = new ImageData(columns, rows), [a, b] = [rgb(name), rgb("--c4")];
     for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) {
       const v = share(r, c), base = v < 0 ? b : a;
       image.data.set([...base, 255 * shade(Math.min(1, Math.abs(v)))], 4 * (r * columns + c));
@@ -135,17 +135,46 @@
     return [...best.values()].sort((x, y) => y.p - x.p);
   };
 
+  // ---------------------------------------------------------------- images
+
+  const pictureOf = name => data.images.find(one => one.name === name);
+  // an image under a grid of shares, of which `on` is outlined; a click picks a cell
+  const photo = (one, side, share, on, pick) => {
+    const cells = Array.from({ length: side * side }, (_, i) => share(i)), most = Math.max(...cells, 1 / STEPS);
+    const [canvas, place] = heat(side, side, (r, c) => cells[r * side + c] / most, pick && ((r, c) => pick(r * side + c)), "--c1");
+    const named = e => { const [r, c] = place(e); return r < side && c < side ? [r, c] : null; };
+    canvas.addEventListener("mousemove", e => {
+      const at = named(e);
+      if (at) canvas.title = `row ${at[0]}, column ${at[1]}: ${percent(cells[at[0] * side + at[1]])}`;
+    });
+    const part = 100 / side, box = h("div", { class: "cellmark", style: `left:${on % side * part}%;top:${Math.floor(on / side) * part}%;width:${part}%;height:${part}%` });
+    const sum = cells.reduce((x, y) => x + y, 0);
+    return h("figure", { class: "photo" }, h("div", {}, h("img", { src: one.src, alt: one.name }), canvas, on >= 0 ? box : ""),
+      h("figcaption", {}, `${one.name}: ${percent(sum)} in all, at most ${percent(most)}`));
+  };
+  const photos = (a, shares) => {  // of the patches of one image, or of the soft tokens of all
+    const share = i => shares.get(i) ?? 0, own = pictureOf(a.keys), near = a.queries === a.keys;
+    if (own) return [photo(own, own.patches, share, state.t, t => choose({ t }))];
+    if (a.keys !== data.main) return [];
+    return data.images.map(one => {
+      const on = state.t - one.start, n = one.side ** 2;
+      return photo(one, one.side, i => share(one.start + i), near && on < n ? on : -1, near && (i => choose({ t: one.start + i })));
+    });
+  };
+
   // ---------------------------------------------------------------- the pictures
 
   const drawFlows = () => {
     const tinted = i => `background:${tint(`--c${i % 6}`, 0.16)}`;
-    const flows = Object.entries(data.texts).map(([name, ids]) => {
+    const texts = Object.entries(data.texts).filter(([name]) => !pictureOf(name));
+    const flows = texts.map(([name, ids]) => {
       const e = h("div", { class: "flow ids" });
       ids.forEach((id, i) => e.append(h("span", { class: "tok", "data-i": i, "data-text": name, style: tinted(i) },
         ...visible(piece(id)), h("small", {}, `${id}`)), piece(id).includes("\n") ? h("br") : ""));
-      return h("div", {}, Object.keys(data.texts).length > 1 ? h("h3", {}, name) : "", e);
+      return h("div", {}, texts.length > 1 ? h("h3", {}, name) : "", e);
     });
-    fill("tokens", ...flows);
+    fill("tokens", ...flows, ...data.images.map(one => h("figure", { class: "photo small" },
+      h("img", { src: one.src, alt: one.name }), h("figcaption", {}, `${one.name}: ${one.side ** 2} soft tokens from ${one.start} on`))));
     const moved = data.order.moved_to.map(i => main[i]);
     fill("orders", flow(main), flow(moved));
   };
@@ -174,7 +203,10 @@
     const sinks = a.sinks.map(i => plain(piece(keys[i]))).join(" and ");
     fill("said", h("b", {}, `layer ${a.layers[state.l]}, head ${state.h}: `), h("code", {}, ...visible(piece(ids[state.t]))),
       " looks at ", ...(said.length ? said : ["nothing besides. "]),
-      state.apart ? h("span", { class: "muted" }, `The sink, ${sinks}, told apart: ${percent(sunk)}.`) : "");
+      state.apart && a.sinks.length ? h("span", { class: "muted" }, `The sink, ${sinks}, told apart: ${percent(sunk)}.`) : "");
+    fill("photos", ...photos(a, shares));
+    $("look").hidden = !!pictureOf(a.keys);
+    if (pictureOf(a.keys)) return;
     const self = a.queries === a.keys;
     const seen = flow(keys, i => shares.has(i) ? `background:${tint("--c1", shade(shares.get(i)) * 0.85)}` : "");
     const own = self ? seen : flow(ids);
@@ -253,7 +285,7 @@
   };
 
   const spoken = data.texts[data.texts.output ? "output" : data.main];
-  const chance = new Map(data.output.followed.slice(0, -1).map((p, i) => [i + 1, p]));
+  const chance = new Map(data.output.followed.slice(0, -1).map((p, i) => [data.output.places[i] + 1, p]));
   const surprise = p => Math.max(0, Math.min(1, 1 + Math.log10(Math.max(p, 1e-9)) / 4));
   const drawOutput = () => {
     const { places, best, causal } = data.output;
@@ -325,7 +357,7 @@
     }
     drawOrder(); drawNear(); drawMoved(); drawNext();
     if (!attention()) return;
-    for (const [what, text] of [["t", `token ${state.t}`], ["l", `layer ${attention().layers[state.l]}`], ["h", `head ${state.h}`]])
+    for (const [what, text] of [["t", `${pictureOf(attention().keys) ? "patch" : "token"} ${state.t}`], ["l", `layer ${attention().layers[state.l]}`], ["h", `head ${state.h}`]])
       $(`at-${what}`).textContent = text;
     drawLook(); drawStrongest();
     const key = `${state.a} ${state.l} ${state.h} ${state.apart}`;

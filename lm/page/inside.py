@@ -88,6 +88,7 @@ def _layers() -> list[Markup]:
     pictures = [
         tag("div", *controls, class_="controls"),
         tag("p", id="said"),
+        _box("photos"),
         _box("look"),
         tag("div", _box("strongest"), _box("matrix"), class_="two uneven"),
         tag("p", "All heads: a column for each layer, a row for each head.", class_="head"),

@@ -4,6 +4,8 @@ data, attentions = inside(model, "The cat sat on the mat because it was tired")
 html("SmolLM2", data, attentions)  # the page
 """
 
+import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm.data.images import ImageLike
+from lm.decode.images import check_marks, vision_of
 from lm.inspect import page
 from lm.inspect.patterns import Attention, pack_all
 from lm.model.inputs import Inputs
@@ -20,14 +24,18 @@ from lm.model.output import NoOutput
 from lm.model.taps import CROSS, ENCODER
 from lm.page.inside import inside_page
 from lm.pretrained.fill import MASK, encode
+from lm.pretrained.images import look_at
 from lm.pretrained.model import Pretrained
+from lm.tune.vision import image_tokens
 
 MOST = 2048  # tokens of a text
+TOWER_PATCHES = 1024  # of an image whose tower is shown
 LENS = 128  # places at most whose output is read layer by layer
 PATCHED = 64  # tokens at most of a text that is patched
 WRITTEN = 32  # tokens at most of an output that is not given
 BEST, OF_LAYER, NEAR = 10, 3, 8  # candidates of a place, of a layer, neighbours of a token
 PATTERN_BYTES = 1_900_000  # of a page's patterns, deflated: a third more in base64
+SOFT, SHOWN = "▦", 448  # a soft token's text; pixels of an image on the page
 SIDES = {"": "attn_head", "cross.": CROSS + "attn_head", "encoder.": ENCODER + "attn_head"}
 
 
@@ -41,7 +49,12 @@ class WhatIf:
 
 
 def inside(
-    model: Pretrained, text: str, other_order: str = "", output: str = "", what_if: WhatIf = WhatIf()
+    model: Pretrained,
+    text: str,
+    other_order: str = "",
+    output: str = "",
+    what_if: WhatIf = WhatIf(),
+    images: Sequence[ImageLike] = (),
 ) -> tuple[dict[str, Any], list[Attention]]:
     """What the page shows of a model and a text: plain data, and attention's patterns.
 
@@ -51,29 +64,32 @@ def inside(
       other_order: the words of the text in another order; "": a random one.
       output: what an encoder-decoder's decoder reads; "": what it writes, the likeliest token each time.
       what_if: what is changed.
+      images: of a model with a vision tower, which stand in the text where it has marks <image>, or come first.
 
     Raises:
       ValueError: where there is no tokenizer, for a text without tokens or longer than the context, for other words in
         another order, a head that is not there, and a text to patch from that has not as many tokens."""
-    look = Look(model, text, output)
+    look = Look(model, text, output, images)
     moved_to = page.other_order(look.pieces, look.controls, other_order)
     changes = look.what_if(what_if)  # what is asked wrongly is said before anything is computed for long
     seen, params = look.seen, model.params
     cfg, side = model.config, ENCODER if model.config.has_encoder else ""
-    patterns = page.attentions(cfg, seen, look.sinks)
+    patterns, towers = page.attentions(cfg, seen, look.sinks), look.towers()
     data = dict(
         model=dict(layers=cfg.layers, width=cfg.width, vocab=cfg.vocab, causal=cfg.causal, encoder=cfg.has_encoder),
-        texts={page.name_of(cfg, at): ids for at, ids in look.ids.items()},
+        texts={page.name_of(cfg, at): ids for at, ids in look.ids.items()} | look.patches(),
+        images=look.pictures(),
         main=page.name_of(cfg, side),
         neighbours=look.neighbours(),
         order=dict(
             moved_to=moved_to, own=not other_order, lines=page.order(look.model.model, params, look.inputs, moved_to)
         ),
-        moved={page.name_of(cfg, at): page.moved(seen, at) for at in look.ids},
+        moved={page.name_of(cfg, at): page.moved(seen, at) for at in look.ids}
+        | {own.queries: moved for own, moved in towers},
         output=look.output(),
         what_if=changes,
     )
-    return {**data, "pieces": look.pieces_of(data)}, patterns
+    return {**data, "pieces": look.pieces_of(data)}, [*(own for own, _ in towers), *patterns]
 
 
 def html(name: str, data: dict[str, Any], attentions: Sequence[Attention]) -> str:
@@ -102,14 +118,19 @@ def plain(data: dict[str, Any], attentions: Sequence[Attention]) -> dict[str, An
 class Look:
     """One text, as the model reads it. Raises ValueError as `inside`."""
 
-    def __init__(self, model: Pretrained, text: str, output: str = ""):
+    def __init__(self, model: Pretrained, text: str, output: str = "", images: Sequence[ImageLike] = ()):
         if not text:
             raise ValueError("--text is empty: expected what the model is to read")
         scanned = replace(model.model.compute, unroll=1)  # each program runs once: unrolled, it compiles for longer
         self.model, self.config = replace(model, model=replace(model.model, compute=scanned)), model.config
-        read = self._checked("--text", encode(model, text))
+        self.images = look_at(images, model.config) if images else None
+        read = self._checked("--text", encode(model, text) if self.images is None else self._with_images(text))
         self.ids = {"": read}
         self.inputs = Inputs(jnp.array([read]))
+        if self.images is not None:
+            check_marks([read], self.images[None], model.config, "--text")
+            blocks = jnp.ones((1, len(read)), jnp.int32) if vision_of(model.config).prefix else None
+            self.inputs = replace(self.inputs, images=jnp.asarray(self.images[None]), blocks=blocks)
         if output and not self.config.has_encoder:
             raise ValueError("--output is what an encoder-decoder writes: this model reads --text alone, leave it out")
         if self.config.has_encoder:
@@ -126,6 +147,15 @@ class Look:
         if not 0 < len(ids) <= most:
             raise ValueError(f"{option} has {len(ids):,} tokens: expected 1 to {most:,}, {whose}")
         return ids
+
+    def _with_images(self, text: str) -> list[int]:
+        """The ids of a prompt with images; names of control ids in one with the model's own marks are those ids, as in
+        a rendered chat."""
+        tokens, tokenizer = image_tokens(vision_of(self.config)), self.model.checked_tokenizer()
+        rendered = tokens.mark(tokenizer) in text and not tokens.prefix
+        encode = tokens.encode_rendered if rendered else tokens.encode
+        assert self.images is not None
+        return encode(text, len(self.images), tokenizer)
 
     def _written(self, read: list[int], output: str) -> list[int]:
         if output:
@@ -151,12 +181,24 @@ class Look:
         """Where control tokens are."""
         tokenizer = self.model.tokenizer
         assert tokenizer is not None
-        return [i for i, id in enumerate(self.read) if id in tokenizer.controls or id in self.model.markers.values()]
+        around = () if self.images is None else image_tokens(vision_of(self.config)).around
+        known = {*tokenizer.controls, *self.model.markers.values(), self.soft, *around}
+        return [i for i, id in enumerate(self.read) if id in known]
+
+    @property
+    def soft(self) -> int | None:
+        """The id in whose places an image's soft tokens stand."""
+        return None if self.images is None else vision_of(self.config).image_token
 
     def piece(self, id: int) -> str:
         """A token's text."""
         tokenizer = self.model.tokenizer
         assert tokenizer is not None
+        if id < 0:  # of a patch
+            row, column = divmod(-1 - id, vision_of(self.config).grid)
+            return f"{row},{column}"
+        if id == self.soft:
+            return SOFT
         named = {own: name for name, own in self.model.markers.items()}
         if id in named:
             return named[id]
@@ -207,7 +249,41 @@ class Look:
         if isinstance(self.config.output, NoOutput):
             return []
         ids = self.ids[""]
-        return list(range(len(ids))) if self.config.causal else [i for i, id in enumerate(ids) if id == self.mask]
+        if self.config.causal:  # nothing predicts a soft token
+            return [i for i, id in enumerate([*ids[1:], -1]) if self.soft is None or id != self.soft]
+        return [i for i, id in enumerate(ids) if id == self.mask]
+
+    # ------------------------------------------------------------ images
+
+    @property
+    def shows_tower(self) -> bool:
+        """Whether a page holds the attention among the patches of the images."""
+        return self.images is not None and vision_of(self.config).patches <= TOWER_PATCHES
+
+    def patches(self) -> dict[str, list[int]]:
+        """The patches of each image, as texts of ids below 0."""
+        if not self.shows_tower:
+            return {}
+        assert self.images is not None
+        ids = [-1 - i for i in range(vision_of(self.config).patches)]
+        return {page.image_name(i): ids for i in range(len(self.images))}
+
+    def towers(self) -> list[tuple[Attention, list[dict[str, Any]]]]:
+        """What `page.towers` has to say of the images."""
+        return page.towers(self.model.model, self.model.params, self.images) if self.shows_tower else []
+
+    def pictures(self) -> list[dict[str, Any]]:
+        """Each image as the model reads it: its name, a PNG in a data: URL, where its soft tokens begin in the text,
+        how many of them and of the patches are on a side."""
+        if self.images is None:
+            return []
+        vision, places = vision_of(self.config), np.flatnonzero(np.asarray(self.read) == self.soft)
+        sides = dict(side=vision.grid // vision.pool, patches=vision.grid)
+        starts = places[:: vision.soft_tokens].tolist()
+        return [
+            dict(name=page.image_name(i), src=_png(image), start=start, **sides)
+            for i, (image, start) in enumerate(zip(self.images, starts, strict=True))
+        ]
 
     # ------------------------------------------------------------ output
 
@@ -282,6 +358,8 @@ class Look:
         return dict(title=title, position=position, **both, divergence=page.divergence(before, after))
 
     def _check_other(self, other: "Look") -> None:
+        if self.images is not None:
+            raise ValueError("--patch-from is for text alone: leave out either it or --image")
         if self.config.has_encoder:
             raise ValueError("--patch-from is for models of one text: of an encoder-decoder, zero heads (--zero)")
         T, S = len(self.read), len(other.read)
@@ -306,6 +384,16 @@ class Look:
             have = f"heads 0 to {heads - 1}" if heads else "no attention heads"
             raise ValueError(f"head {text!r}: layer {layer} has {have}")
         return SIDES[name], int(layer), int(head)
+
+
+def _png(image: np.ndarray) -> str:
+    """An image, at most SHOWN pixels on a side, as a data: URL."""
+    from PIL import Image
+
+    picture, file = Image.fromarray(image), io.BytesIO()
+    picture.thumbnail((SHOWN, SHOWN))
+    picture.save(file, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _ids(part: Any) -> list[int]:
