@@ -3,7 +3,8 @@
 The runtime requirements are those of requirements.txt, the versions that were tested; what they bring along is pinned
 in constraints.txt. The extras put JAX on other hardware: `pip install -e ".[tpu]"` or `".[cuda]"`; ".[gcs]" and
 ".[s3]" are for runs in a bucket, ".[sweep]" for the sweeps by TPE, ".[datasets]" for Parquet files and TFDS data sets,
-".[serve]" for `lm serve`, ".[harness]" for `lm evaluate --tasks`, ".[wandb]" for `WandB()`.
+".[serve]" for `lm serve`, ".[harness]" for `lm evaluate --tasks`, ".[wandb]" for `WandB()`, ".[digits]" for
+experiments/vision/digits.py.
 """
 
 from pathlib import Path
@@ -41,6 +42,7 @@ setup(
         "sweep": [line for line in DEV if line.startswith("optuna==")],
         "datasets": [line for line in DEV if line.startswith(("importlib_resources==", "pyarrow==", "tensorflow-"))],
         "serve": [line for line in DEV if line.startswith(SERVE)],
+        "digits": ["scikit-learn==1.9.1"],
         "harness": ["lm_eval==0.4.13"],
         "wandb": ["wandb==0.31.0"],
         "dev": DEV,

@@ -6,6 +6,7 @@ first), and a `completion`. Images are read with the rows that have them, by the
 
 import base64
 import binascii
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ import numpy as np
 from lm.bounds import Count, check
 from lm.data.conversations import SHOWN, check_known, read_object
 from lm.data.encoded import BadDocument, Encoded, checked
+from lm.data.image_records import named_files, path_of, with_images
 from lm.data.images import RESAMPLING, ImageLike, read_images
 from lm.data.objective import Rows
 from lm.data.pack import PackingPlan
@@ -36,7 +38,8 @@ Key = tuple[str, str]  # of a source and a split
 class Captions(WholeRecords):
     """The records of a Jsonl, Parquet or Tfds, or of a source that draws them, as questions about images.
 
-    An image is a file's path, under `folder` unless it is absolute, or {"bytes": in base64}. It takes the place of
+    An image is a file's path, under `folder` unless it is absolute, or a file's bytes: {"bytes": in base64}, a struct
+    of "bytes" and "path" or a binary column of Parquet (HF's `datasets`), an Image of TFDS. It takes the place of
     `image_tokens`, after it was squashed to `size` by `size` pixels by `resample`, as the model's `vision` says.
     `other_fields` are those that records may have besides."""
 
@@ -54,6 +57,16 @@ class Captions(WholeRecords):
         check(self)
         if self.resample not in RESAMPLING:
             raise ValueError(f"resample={self.resample!r}: {suggest(self.resample, RESAMPLING)}")
+
+    @property
+    def _whole(self) -> Source:
+        return with_images(super()._whole)
+
+    def fingerprint(self) -> str:
+        """Of the records, and of the files of images that they name."""
+        whole, records = self._whole, super()._whole.fingerprint()
+        files = [] if hasattr(whole, "draw_image") else named_files(whole, self.folder)
+        return hashlib.sha256(json.dumps([records, *files]).encode()).hexdigest()[:16] if files else records
 
     def comparable(self) -> Source:
         return replace(self, records=self.records.comparable())
@@ -110,9 +123,9 @@ class Captions(WholeRecords):
                 return base64.b64decode(one["bytes"], validate=True)
             except (binascii.Error, ValueError) as error:
                 raise ValueError(f"an image's bytes are no base64: {error}") from None
-        if not isinstance(one, str):
+        if not (path := path_of(one)):
             raise ValueError(f'an image is {str(one)[:SHOWN]!r}: expected a path, or {{"bytes": in base64}}')
-        return Path(self.folder) / one
+        return Path(self.folder) / path
 
 
 class ImagesOfRows:

@@ -85,7 +85,10 @@ class Parquet(Collection):
         starts = _parquet_starts(file, self.field)
         group = bisect.bisect_right(starts, row) - 1
         record = _parquet_group(file, group, self.field).slice(row - starts[group], 1).to_pylist()[0]
-        return text_of(record, self.field, _row_number(file, row))
+        return self._document(record, _row_number(file, row))
+
+    def _document(self, record: dict[str, Any], where: str) -> str:
+        return text_of(record, self.field, where)
 
     def _identity(self, hidden: bool = False) -> list[Any]:
         return [content([f for p in paths(self.path, self.heldout) for f in _matching(p)])]
@@ -106,16 +109,20 @@ class Tfds(Source):
     def documents(self, split: str) -> Documents:
         name = self.train if is_train(split) else self.heldout
         try:
-            records = self._builder().as_data_source(split=name)
+            records = self._records(self._builder(), name)
         except (KeyError, ValueError, AssertionError) as error:
             raise ValueError(f"{self.name} has no split {name!r} that can be read: {first_line(error)}") from None
         where = f"{self.name}, {name}, example {{}}".format
-        return not_empty(
-            Documents(len(records), lambda i: text_of(records[i], self.field, self.name), where), self, split
-        )
+        return not_empty(Documents(len(records), lambda i: self._document(records[i], self.name), where), self, split)
+
+    def _records(self, builder: Any, split: str) -> Any:
+        return builder.as_data_source(split=split)
+
+    def _document(self, record: dict[str, Any], where: str) -> str:
+        return text_of(record, self.field, where)
 
     def _builder(self) -> Any:
-        tfds = _extra("tensorflow_datasets")
+        tfds = extra("tensorflow_datasets")
         try:
             builder = tfds.builder(self.name, data_dir=self.data_dir, file_format="array_record")
             builder.download_and_prepare()
@@ -162,7 +169,7 @@ class WholeRecords(Source):
         return self._whole.left_out()
 
 
-def _extra(module: str) -> Any:
+def extra(module: str) -> Any:
     """A module of the extra "datasets". Raises ValueError, with how to install it, where it is missing."""
     try:
         return importlib.import_module(module)
@@ -227,7 +234,7 @@ def _line_starts(file: Path) -> np.ndarray:
 @functools.lru_cache(maxsize=64)
 def _parquet_starts(file: Path, field: str) -> list[int]:
     """The first row of each row group, then the number of rows."""
-    pyarrow, parquet = _extra("pyarrow"), _extra("pyarrow.parquet")
+    pyarrow, parquet = extra("pyarrow"), extra("pyarrow.parquet")
     try:
         opened = parquet.ParquetFile(file)
     except (pyarrow.ArrowInvalid, OSError) as error:
@@ -240,4 +247,4 @@ def _parquet_starts(file: Path, field: str) -> list[int]:
 
 @functools.lru_cache(maxsize=4)
 def _parquet_group(file: Path, group: int, field: str) -> Any:
-    return _extra("pyarrow.parquet").ParquetFile(file).read_row_group(group, columns=[field] if field else None)
+    return extra("pyarrow.parquet").ParquetFile(file).read_row_group(group, columns=[field] if field else None)
