@@ -10,11 +10,15 @@ ends it. `--clients 64 --seconds 60` is the load of its last part.
 
 import argparse
 import asyncio
+import base64
 import enum
+import json
 import math
 import re
+import struct
 import time
 import urllib.request
+import zlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -79,6 +83,41 @@ def chats(client: openai.OpenAI, model: str) -> None:
     with client.chat.completions.stream(**asked) as stream:
         deltas = [event.delta for event in stream if event.type == "content.delta"]
     check("the stream helper reads it", "".join(deltas) == text)
+
+
+def png(red: int, green: int, blue: int, size: int = 32) -> str:
+    """A PNG of one colour, in a data: URL."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", size, size, 8, 2, 0, 0, 0)
+    pixels = zlib.compress((b"\0" + bytes((red, green, blue)) * size) * size)
+    file = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return f"data:image/png;base64,{base64.b64encode(file).decode()}"
+
+
+def images(client: openai.OpenAI, model: str, url: str) -> None:
+    """Images in messages, of a model with a vision tower; others refuse them by name."""
+    props = json.loads(urllib.request.urlopen(url.removesuffix("/v1") + "/props").read())
+
+    def about(address: str) -> Any:
+        content: Any = [{"type": "image_url", "image_url": {"url": address}}, {"type": "text", "text": "What is this?"}]
+        messages: list[Any] = [{"role": "user", "content": content}]
+        return client.chat.completions.create(model=model, messages=messages, max_tokens=8, temperature=0)
+
+    for what, address in (("an address", "https://example.org/cat.png"), ("no image", "data:image/png;base64,AA==")):
+        try:
+            about(address)
+        except openai.BadRequestError as error:
+            check(f"{what} is refused: {error.body['message'][:90]}", bool(error.body["message"]))
+        else:
+            check(f"{what} is refused", False)
+    if not props["modalities"]["vision"]:
+        return
+    one, same = about(png(250, 0, 0)), about(png(250, 0, 0))
+    check("an image has its tokens", one.usage.prompt_tokens > 4)
+    check("the same image has the same answer", one.choices[0].message.content == same.choices[0].message.content)
 
 
 def embeddings(client: openai.OpenAI, model: str, encoder: bool) -> None:
@@ -220,6 +259,7 @@ def main() -> None:
     if decoder:
         completions(client, model)
         chats(client, model)
+        images(client, model, args.url)
         parsed(client, model)
         errors(client, model)
         leaving(client, model, args.url)

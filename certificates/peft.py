@@ -22,6 +22,26 @@ MIXTRAL = ("MixtralConfig", {**LLAMA[1], "num_local_experts": 3, "num_experts_pe
 OSS = ("GptOssConfig", {**MIXTRAL[1], "head_dim": 8, "sliding_window": 7})
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 GEMMA = ("Gemma2Config", {**LLAMA[1], "head_dim": 4})
+SEEING = (
+    "Gemma3Config",
+    dict(
+        text_config={**LLAMA[1], "head_dim": 4, "sliding_window": 5},
+        vision_config=dict(
+            model_type="siglip_vision_model",
+            hidden_size=12,
+            intermediate_size=20,
+            num_hidden_layers=2,
+            num_attention_heads=3,
+            image_size=16,
+            patch_size=4,
+            vision_use_head=False,
+        ),
+        mm_tokens_per_image=4,
+        image_token_index=36,
+        boi_token_index=34,
+        eoi_token_index=35,
+    ),
+)
 GPT2 = ("GPT2Config", dict(vocab_size=37, n_embd=16, n_layer=2, n_head=4, n_positions=32, initializer_range=0.3))
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 # name -> (the base, LoraConfig of PEFT's adapter, the value of ours or None)
@@ -67,6 +87,12 @@ CASES: dict[str, tuple[tuple[str, dict[str, Any]], dict[str, Any], dict[str, Any
     "gpt-oss": (OSS, dict(target_modules=["q_proj"], target_parameters=EXPERTS), dict(where="query|mlp")),
     "gpt-oss, one": (OSS, dict(target_parameters=EXPERTS[:1]), dict(where="gate|down|router", rslora=True)),
     "gemma 2": (GEMMA, dict(target_modules="all-linear"), dict(where="layers/.*")),
+    "vision": (SEEING, dict(target_modules="all-linear"), dict(where="layers/.*")),
+    "vision, the tower": (
+        SEEING,
+        dict(target_modules=r".*vision_tower.*fc[12]"),
+        dict(where="vision/.*/query|vision/.*/up"),
+    ),
 }
 
 
@@ -92,15 +118,29 @@ def make(folder: Path) -> None:
                     near = parameter if "magnitude" in one else torch.zeros_like(parameter)
                     parameter.copy_(near + 0.2 * torch.randn_like(parameter))
         model.save_pretrained(place(folder, name) / "theirs")
-        np.save(place(folder, name) / "theirs.npy", logits(model))
+        np.save(place(folder, name) / "theirs.npy", logits(name, model))
 
 
-def logits(model: Any) -> np.ndarray:
+def pixels(name: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """The ids [B, T] of a case, and the images [B, 1, size, size, 3] of a model that reads some."""
+    if CASES[name][0] is not SEEING:
+        return IDS, None
+    ids = IDS % 34
+    ids[:, 2:8] = [34, *[36] * 4, 35]
+    return ids, np.random.default_rng(1).integers(0, 256, (2, 1, 16, 16, 3)).astype(np.uint8)
+
+
+def logits(name: str, model: Any) -> np.ndarray:
     """Float32 [B, T, V]."""
     import torch
 
+    ids, images = pixels(name)
+    more = {}
+    if images is not None:
+        seen = ((images[:, 0].astype(np.float32) / 255 - 0.5) / 0.5).transpose(0, 3, 1, 2)
+        more = dict(pixel_values=torch.tensor(seen), token_type_ids=torch.tensor((ids == 36).astype(np.int64)))
     with torch.no_grad():
-        return model(torch.tensor(IDS)).logits.numpy()
+        return model(torch.tensor(ids), **more).logits.numpy()
 
 
 def ours(folder: Path) -> None:
@@ -115,7 +155,8 @@ def ours(folder: Path) -> None:
 
     for name, (_, _, value) in CASES.items():
         at = place(folder, name)
-        np.save(at / "read.npy", load(at / "base", adapter=at / "theirs").logits(IDS))
+        ids, images = pixels(name)
+        np.save(at / "read.npy", load(at / "base", adapter=at / "theirs").logits(ids, images=images))
         if value is None:
             continue
         model, dora = load(at / "base"), value.get("dora")
@@ -128,7 +169,8 @@ def ours(folder: Path) -> None:
         params = treedef.unflatten([x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
         moving = {path: np.asarray(x) for path, x in flatten(params).items()}
         write_adapter(at / "ours", *adapter_of(model.config, lora, moving, str(at / "base")))
-        np.save(at / "ours.npy", model.model(learner.join(params, frozen["base"]), IDS))
+        read = model.inputs(ids, images=images)
+        np.save(at / "ours.npy", model.model(learner.join(params, frozen["base"]), read))
 
 
 def check(folder: Path) -> int:
@@ -143,7 +185,7 @@ def check(folder: Path) -> int:
         if value is not None:
             base = transformers.AutoModelForCausalLM.from_pretrained(at / "base").float()
             model = peft.PeftModel.from_pretrained(base, at / "ours").eval()
-            rows[name][1] = apart(logits(model), np.load(at / "ours.npy"))
+            rows[name][1] = apart(logits(name, model), np.load(at / "ours.npy"))
     for name, row in rows.items():
         print(f"{name:18}" + "".join(f"{'' if x is None else f'{x:.1e}':>12}" for x in row))
     print(f"PEFT {peft.__version__}, transformers {transformers.__version__}: we read theirs; they read ours")

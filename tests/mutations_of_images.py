@@ -9,9 +9,11 @@ TESTS = {
     "lm/data/captions.py": CAPTIONS,
     "lm/data/shapes.py": CAPTIONS,
     "lm/text/image_tokens.py": SEEING + CAPTIONS + CHATS,
-    "lm/pretrained/siglip.py": SEEING,
+    "lm/pretrained/siglip.py": SEEING + ("tests/tune/test_vision.py",),
     "lm/decode/images.py": DECODING + SEEING,
     "lm/serve/images.py": CHATS,
+    "lm/data/image_records.py": ("tests/data/test_image_records.py",),
+    "lm/data/digits.py": ("tests/data/test_digits.py",),
 }
 BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/model/vision.py": (
@@ -53,6 +55,12 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "lm/pretrained/siglip.py": (
         ("older names are not known", '    (TOWER, "vision_tower."),\n', ""),
+        ("an adapter has the files' names", "if name.startswith(file)), name)", "if 0), name)"),
+        (
+            "an adapter of before transformers 5 is refused",
+            '"model.vision_tower.vision_model.", TOWER',
+            '"model.vision_tower.vision_model.", TEXT',
+        ),
         ("a text's tensors are not inside", "r._replace(theirs=TEXT + r.theirs)", "r"),
     ),
     "lm/decode/images.py": (
@@ -60,6 +68,17 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("a part has all images up to its end", "images[None, before:seen]", "images[None, :seen]"),
         ("a text is read with the images before it", "if seen > before else None", "if seen else None"),
         ("a prefix is read in one direction", "if vision.prefix:", "if False:"),
+    ),
+    "lm/data/image_records.py": (
+        ("a struct without bytes has no path", 'image.get("bytes") is None', "False"),
+        ("a text of TFDS is an image", "return value.decode()", 'return {"bytes": _base64(value)}'),
+        ("images of TFDS are arrays", 'return type("Stored"', 'return None and type("Stored"'),
+        (
+            "only the records are in the fingerprint",
+            "return content([Path(folder)",
+            "return [] and content([Path(folder)",
+        ),
+        ("files are listed anew each time", "if not is_complete(folder):", "if True:"),
     ),
     "lm/serve/images.py": (
         ("an address is fetched", 'scheme.lower() != "data" or not comma', "not comma"),

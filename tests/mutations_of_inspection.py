@@ -12,9 +12,9 @@ TESTS = {
     "lm/inspect/edits.py": ("tests/inspect/test_look.py", "tests/inspect/test_patching.py"),
     "lm/inspect/views.py": ("tests/inspect/test_patching.py", "tests/inspect/test_views.py"),
     "lm/inspect/patterns.py": ("tests/inspect/test_patterns.py",),
-    "lm/inspect/page.py": ("tests/inspect/test_page.py",),
-    "lm/pretrained/inside.py": ("tests/pretrained/test_inside.py",),
-    "lm/page/inside.js": ("tests/pretrained/test_inside.py",),  # where there is Chromium
+    "lm/inspect/page.py": ("tests/inspect/test_page.py", "tests/inspect/test_images.py"),
+    "lm/pretrained/inside.py": ("tests/pretrained/test_inside.py", "tests/inspect/test_images.py"),
+    "lm/page/inside.js": ("tests/pretrained/test_inside.py", "tests/inspect/test_images.py"),  # where there is Chromium
     "experiments/inspect/coreference.py": ("tests/experiments/test_inspect.py",),
     **{f"experiments/course/{name}.py": ("tests/experiments/test_course_pages.py",) for name in COURSE},
 }

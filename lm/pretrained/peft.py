@@ -25,6 +25,7 @@ from lm.pretrained.model import Pretrained
 from lm.pretrained.peft_config import CONFIG, PREFIX, WEIGHTS, PeftConfig, read_config
 from lm.pretrained.rows import Concatenated, Identity, Linear, Tensor, flatten, tensors
 from lm.pretrained.save import read_theirs
+from lm.pretrained.siglip import in_file
 from lm.value import suggest
 
 KINDS = {  # the ends of a tensor's name -> what it is
@@ -161,7 +162,7 @@ def is_turned(tensor: Tensor) -> bool:
 
 
 def _known(adapter: Adapter, theirs: Mapping[str, Tensor], name: str) -> Tensor:
-    file, name = adapter.config.file.with_name(WEIGHTS), peft_experts.published(theirs, name)
+    file, name = adapter.config.file.with_name(WEIGHTS), in_file(theirs, peft_experts.published(theirs, name))
     if name not in theirs:
         near = suggest(name, theirs).partition("known:")[0]
         raise ValueError(f"{file}: the model has no tensor {name}: {near}is it its base?")
@@ -192,10 +193,9 @@ def _with_scores(model: Pretrained, scores: int) -> Pretrained:
 def _untied(model: Pretrained, architecture: Architecture, adapter: Adapter) -> Pretrained:
     """`model` with an output of its own, where it is tied and the adapter changes the embedding or the output."""
     rows = {row.ours[0]: row.theirs.removesuffix(".weight") for row in architecture.rows(model.config)}
-    touched = {rows.get("stem/tokens"), rows.get("head/kernel")} & {
-        *adapter.factors,
-        *(name.removesuffix(".weight") for name in adapter.replaced),
-    }
+    ours, modules = {rows.get("stem/tokens"), rows.get("head/kernel")}, set(rows.values())
+    own = (*adapter.factors, *(name.removesuffix(".weight") for name in adapter.replaced))
+    touched = ours & {in_file(modules, name) for name in own}
     if not model.config.shares_embedding or not touched:
         return model
     table = model.params["stem"]["tokens"]

@@ -23,6 +23,7 @@ from lm.pretrained.peft_experts import EXPERTS, NESTED, PUBLISHED, are_interleav
 from lm.pretrained.rows import Concatenated, Identity, Kernel, RotaryInterleaved, Shape, Tensor, flatten, tensors
 from lm.pretrained.runs import FinishedRun
 from lm.pretrained.save import replace_folder, umask
+from lm.pretrained.siglip import in_memory
 from lm.tune.lora import DoRA, LoRA
 
 Arrays = dict[str, np.ndarray]
@@ -81,7 +82,8 @@ def adapter_of(
     every = tensors(architecture_for(cfg.scaled).rows(cfg), shapes)
     parameters = _experts(cfg, lora, moving, every, arrays)
     for tensor in every:
-        module, names = tensor.name.rpartition(".")[0], [p for p in tensor.paths if f"{p}/lora_a" in moving]
+        name = in_memory(tensor.name)
+        module, names = name.rpartition(".")[0], [p for p in tensor.paths if f"{p}/lora_a" in moving]
         if names and EXPERT.fullmatch(tensor.name):
             continue
         if names and (router := ROUTER.fullmatch(tensor.name)):
@@ -89,17 +91,20 @@ def adapter_of(
             parameters[f"{module}.weight"] = 1
         if names:
             factors = _factors(tensor, names, moving, shapes, isinstance(lora, DoRA))
-            arrays |= {f"{PREFIX}{module}.{name}": array for name, array in factors.items()}
+            arrays |= {f"{PREFIX}{module}.{end}": array for end, array in factors.items()}
             turned |= is_turned(tensor) and tensor.paths != ("stem/tokens",)
             ranks |= {} if f"{module}.weight" in parameters else {module: len(names)}
             continue
         itself = any(path in moving for path in tensor.paths)
         if itself:
-            arrays[f"{PREFIX}{tensor.name}"] = _whole(tensor, moving)
+            arrays[f"{PREFIX}{name}"] = _whole(tensor, moving)
         whole[module] = whole.get(module, itself) and itself
         if itself != whole[module] or (itself and module in ranks):
             raise ValueError(f"PEFT saves {module} as a whole, of which a part was trained: {WHOLE}")
     saved = [module for module, itself in whole.items() if itself]
+    for name in (in_memory(tensor.name) for tensor in every):
+        if f"{PREFIX}{name}" not in arrays and (part := [m for m in saved if name.startswith(f"{m}.")]):
+            raise ValueError(f"PEFT saves {part[0]} as a whole, of which a part was trained: {WHOLE}")
     return _config(cfg, lora, ranks, parameters, saved, turned) | {"base_model_name_or_path": base or None}, arrays
 
 

@@ -1,5 +1,6 @@
 """SigLIP's tower and a connector, as the vision of a text model: their part of config.json and of the tensors."""
 
+from collections.abc import Container
 from typing import Any
 
 from lm.model.config import ModelConfig, Vision
@@ -23,6 +24,14 @@ RENAMED = (
     (TEXT + "lm_head.", "lm_head."),
     ("lm_head.", TEXT + "lm_head."),
 )
+# what transformers calls modules in memory, as adapters do, -> the published files' names; the first of each is written
+IN_MEMORY = (
+    ("model.language_model.", TEXT + "model."),
+    ("model.vision_tower.", TOWER),
+    ("model.vision_tower.vision_model.", TOWER),  # until transformers 5
+    ("model.multi_modal_projector.", PROJECTOR),
+    ("lm_head", TEXT + "lm_head"),
+)
 HEAD = r"vision_tower\.(vision_model\.)?head\."  # a pooler of the tower's own, which no connector reads
 
 
@@ -41,6 +50,19 @@ ROWS = [
     *dense(LAYERS + "down", AT + "mlp.fc2"),
     *norm("vision/connector/norm", TOWER + "post_layernorm"),
 ]
+
+
+def in_memory(name: str) -> str:
+    """The name of a published file's tensor or module in transformers' model; without vision it is the same."""
+    return next((own + name.removeprefix(file) for own, file in IN_MEMORY if name.startswith(file)), name)
+
+
+def in_file(theirs: Container[str], name: str) -> str:
+    """The name in the published files, which are `theirs`, of one in transformers' model."""
+    if name in theirs:
+        return name
+    found = (file + name.removeprefix(own) for own, file in IN_MEMORY if name.startswith(own))
+    return next((one for one in found if one in theirs), name)
 
 
 def inside(rows: list[Row]) -> list[Row]:

@@ -33,7 +33,8 @@ class LoRA(Trains):
     The change is 0 at first: A is uniform within 1 / sqrt(its inputs) and B zero; of a table that is looked up by row A
     is zero and B normal, as in the authors' loralib. Of stacked layers and experts each has factors of its own.
 
-    - `where`: the matrices, by path (lm/tune/paths.py); by default all of the layers.
+    - `where`: the matrices, by path (lm/tune/paths.py); by default all of the layers, a vision tower's too: those of
+      the tower alone are "vision/layers/.*", those of the text alone "(?<!vision/)layers/.*".
     - `full`: parameters that are trained themselves besides, a new output for instance; empty: none. An output of
       scores always is, as in PEFT: where a model of texts is the start, it is new.
     - `rslora`: s = alpha / sqrt(rank) (2312.03732), under which gradients keep their size as the rank grows.
