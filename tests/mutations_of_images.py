@@ -29,7 +29,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
             'Image.new("RGBA", image.size, "white")',
             'Image.new("RGBA", image.size)',
         ),
-        ("a camera's orientation is not applied", "_rgb(ImageOps.exif_transpose(found))", "_rgb(found)"),
+        ("a camera's orientation is not applied", "ImageOps.exif_transpose(found, in_place=True)", "pass"),
         ("16 bits are cut to 8", "levels // 257", "levels"),
         ("there is no limit", "found.width * found.height > MOST_PIXELS", "False"),
     ),

@@ -54,7 +54,11 @@ def opened(image: ImageLike) -> Any:
             found = image if isinstance(image, Image.Image) else Image.open(_file(image))
             if found.width * found.height > MOST_PIXELS:
                 raise Image.DecompressionBombError
-            return _rgb(ImageOps.exif_transpose(found))
+            found.load()
+            if found is image:
+                return _rgb(ImageOps.exif_transpose(found))
+            ImageOps.exif_transpose(found, in_place=True)  # where nothing is to be turned, a copy less
+            return _rgb(found)
     except Image.DecompressionBombError:  # Pillow's own, from 179 million pixels on, or ours
         raise ValueError(f"{what} has too many pixels: expected at most {MOST_PIXELS:,}") from None
     except (OSError, SyntaxError, EOFError) as error:
@@ -93,4 +97,4 @@ def _rgb(image: Any) -> Any:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
