@@ -242,5 +242,4 @@ VISION = {  # Class.field -> the test that turns it
     **{f"ImageTokens.{f.name}": f"{CAPTIONS}test_the_answer_carries_loss" for f in dataclasses.fields(ImageTokens)},
     **{f"Captions.{f.name}": f"{CAPTIONS}test_every_field_does_something" for f in dataclasses.fields(Captions)},
     **{f"Shapes.{f.name}": f"{CAPTIONS}test_every_field_does_something" for f in dataclasses.fields(Shapes)},
-    "Digits.heldout": "tests/data/test_digits.py::test_a_share_is_held_out",
 }
