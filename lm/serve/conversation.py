@@ -120,8 +120,8 @@ class Conversation:
         """Do what a line that begins with / says; the answer to it. Raises ValueError for one that is not known."""
         name, _, rest = line.partition(" ")
         known: dict[str, Callable[[str], str]] = {
-            "/image": self.image,
             "/reset": self.reset,
+            "/image": self.image,
             "/system": self.system,
             "/temperature": self.temperature,
             "/save": self.save,
