@@ -140,7 +140,11 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ),
     ),
     "lm/data/records.py": (
-        ("a lone surrogate is text", "return text_of(record, self.field, where)", "return record[self.field]"),
+        (
+            "a lone surrogate is text",
+            '{wanted}")\n        return text_of(record, self.field, where)',
+            '{wanted}")\n        return record[self.field]',
+        ),
         ("the number of a line is that of the one before", '.count(b"\\n") + 1', '.count(b"\\n")'),
     ),
     "lm/data/paths.py": (

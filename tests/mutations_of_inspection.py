@@ -110,7 +110,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
             "lens[i : i + size] for i in range(0,",
             "lens[i : i + size] for i in range(size,",
         ),
-        ("an encoder predicts everywhere", "if self.config.causal else [i for i, id in", "if 1 else [i for i, id in"),
+        ("an encoder predicts everywhere", "if self.config.causal:  #", "if True:  #"),
         ("heads are those of no layer", "if int(head) >= heads:", "if int(head) > heads:"),
         (
             "an output's tokens have no neighbours",

@@ -66,8 +66,8 @@ BY_FILE = {
         ("a prompt gets no bos", 'fields.flag("add_special_tokens", True)', "False"),
         (
             "a chat gets a bos besides its template's",
-            "served.encode(text, special=False))]",
-            "[256, *served.encode(text, special=False)])]",
+            "return self.encode(text, special)  #",
+            "return [256, *self.encode(text, special)]  #",
         ),
         ("min_p is dropped", 'number("min_p", 0.0)', 'number("min_p", 0.0) * 0'),
         ("penalties are exchanged", 'number("presence_penalty", 0.0)', 'number("frequency_penalty", 0.0)'),
