@@ -7,6 +7,8 @@ import numpy as np
 from lm.data.images import ImageLike, read_images
 from lm.decode.images import vision_of
 from lm.model.config import ModelConfig
+from lm.text.tokenizer import Tokenizer
+from lm.tune.vision import image_tokens
 
 
 def look_at(images: Sequence[ImageLike], cfg: ModelConfig) -> np.ndarray:
@@ -14,3 +16,11 @@ def look_at(images: Sequence[ImageLike], cfg: ModelConfig) -> np.ndarray:
     where the model has no vision tower."""
     vision = vision_of(cfg)
     return read_images(images, vision.image_size, vision.resample)
+
+
+def read_prompt(
+    prompt: str, images: Sequence[ImageLike], cfg: ModelConfig, tokenizer: Tokenizer
+) -> tuple[list[int], np.ndarray]:
+    """The ids of a prompt about images, and these as the model reads them; errors as `look_at`, and where the prompt
+    has other marks than images."""
+    return image_tokens(vision_of(cfg)).encode(prompt, len(images), tokenizer), look_at(images, cfg)

@@ -15,7 +15,7 @@ from lm.data.images import ImageLike
 from lm.decode.beam import BeamSearch, Hypothesis, search
 from lm.decode.generate import check_prompts
 from lm.decode.generate import stream as stream_ids
-from lm.decode.images import check_marks, vision_of
+from lm.decode.images import check_marks
 from lm.decode.layout import Decoder, for_decoding
 from lm.decode.sampling import Sampling
 from lm.decode.self_draft import SelfDraft
@@ -28,12 +28,11 @@ from lm.pretrained import files, gguf_save, passes
 from lm.pretrained import save as saving
 from lm.pretrained.architecture import Architecture
 from lm.pretrained.arrays import BLOCK, as_integers, checked_like, padded
-from lm.pretrained.images import look_at
+from lm.pretrained.images import read_prompt
 from lm.pretrained.known import expressed, without_modules
 from lm.pretrained.labels import Labels
 from lm.text.stop import StopStrings
 from lm.text.tokenizer import Tokenizer
-from lm.tune.vision import image_tokens
 
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
@@ -279,8 +278,8 @@ class Pretrained:
         tokenizer = self.checked_tokenizer()
         read, pixels = self.encode(prompt), None
         if images:
-            read = image_tokens(vision_of(self.config)).encode(prompt, len(images), tokenizer)
-            pixels = np.repeat(look_at(images, self.config)[None], n, 0)
+            read, seen = read_prompt(prompt, images, self.config, tokenizer)
+            pixels = np.repeat(seen[None], n, 0)
         before = [] if self.config.has_encoder else read
         texts = [(tokenizer.decoder_after(before), StopStrings(stop)) for _ in range(n)]
         if self.config.vocab > tokenizer.vocab_size:
