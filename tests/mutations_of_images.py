@@ -82,7 +82,6 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "lm/serve/images.py": (
         ("an address is fetched", 'scheme.lower() != "data" or not comma', "not comma"),
-        ("a text of parts stays a list", "if len(files) > before:", "if True:"),
         ("a detail is ignored", 'if detail != "auto":', "if False:"),
     ),
 }

@@ -156,6 +156,7 @@ def test_a_template_of_texts_gets_marks() -> None:
     ("content", "message"),
     [
         ([part("https://example.org/cat.png")], "begins with 'https://example.org/': this server fetches nothing"),
+        ([part("https://example.org/a;base64,AAAA")], "'https://example.org/': this server fetches nothing"),
         ([part("data:image/png,abc")], "this server fetches nothing, expected the image itself, as data:image/png"),
         ([part("data:image/png;base64,a?b")], "url is no base64"),
         ([part(b"no image")], "the image is no image that can be read"),
