@@ -9,7 +9,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from certificates.decoders import DECODERS
+from certificates.decoders import (
+    DECODERS,
+    GEMMA4,
+    GEMMA4S,
+    HYBRID_EXPERTS,
+    HYBRID_TEXT,
+    HYBRIDS,
+    PER_LAYER,
+    TEXT_SIZES,
+    VISION_PART,
+)
 
 V, T = 96, 40  # vocabulary; tokens of a sequence
 
@@ -241,12 +251,12 @@ CASES = (
 
 def array(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """The float32 values of the tensor `name`, the same everywhere: scales around 1, biases and sinks small, matrices
-    of variance about 1 / inputs."""
+    of variance about 1 / inputs; a state forgets within about a hundred tokens (A_log)."""
     draw = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
     if len(shape) > 1:
         return (draw * 0.6 / np.sqrt(min(shape[-2:]))).astype(np.float32)
-    scale = name.endswith("weight")
-    return (scale + 0.2 * draw).astype(np.float32)
+    middle = name.endswith(("weight", "layer_scalar")) - 4 * name.endswith("A_log")
+    return (middle + 0.2 * draw).astype(np.float32)
 
 
 T5_ENCODER = {name: value for name, value in T5.items() if name != "decoder_start_token_id"}
@@ -276,6 +286,17 @@ CASES += (
     ),
     Case("gated", "MT5EncoderModel", T5_ENCODER),
     Case("a table a layer", "UMT5EncoderModel", {**T5_ENCODER, "num_layers": 3}),
+)
+GEMMA4_TEXT = TEXT_SIZES | GEMMA4 | PER_LAYER
+CASES += tuple(llama(shape, architecture, **fields) for shape, architecture, fields in HYBRIDS + GEMMA4S)
+CASES += (Case("text half", "Gemma4ForConditionalGeneration", {"text_config": GEMMA4_TEXT, "vision_config": None}),)
+CASES += tuple(
+    Case(
+        "text half",
+        f"{name}ForConditionalGeneration",
+        {"text_config": {**HYBRID_TEXT, **more}, "vision_config": VISION_PART},
+    )
+    for name, more in (("Qwen3_5", {}), ("Qwen3_5Moe", HYBRID_EXPERTS))
 )
 NUMBERED_BY_ID = ("Roberta", "XLMRoberta", "Camembert")  # padding's id, and not the mask, says where positions begin
 

@@ -24,6 +24,74 @@ MLA = dict(
 GROUPS = dict(n_group=4, topk_group=2)
 QWEN2_MOE = dict(num_experts=5, num_experts_per_tok=2, moe_intermediate_size=24, shared_expert_intermediate_size=40)
 QWEN_MOE = dict(head_dim=12, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=24)
+HYBRID = dict(
+    head_dim=16,
+    linear_num_key_heads=2,
+    linear_num_value_heads=6,
+    linear_key_head_dim=12,
+    linear_value_head_dim=7,
+    num_hidden_layers=4,
+    rms_norm_eps=0.1,  # what little the first tokens read of a state is not to be blown up, rounding and all
+)
+HYBRID_EXPERTS = dict(num_experts=5, num_experts_per_tok=2, moe_intermediate_size=24)
+HYBRID_EXPERTS |= dict(shared_expert_intermediate_size=40)
+ODD_HYBRID = HYBRID | dict(num_key_value_heads=1, linear_num_key_heads=3, linear_num_value_heads=3)
+ODD_HYBRID |= dict(linear_conv_kernel_dim=2, head_dim=24)
+HALF = {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5, "mrope_section": [2, 2, 2]}
+VISION_PART = dict(
+    depth=1, hidden_size=16, intermediate_size=24, num_heads=2, out_hidden_size=32, num_position_embeddings=16
+)
+TEXT_SIZES = dict(vocab_size=96, hidden_size=32, intermediate_size=56, num_attention_heads=4, num_key_value_heads=2)
+TEXT_SIZES |= dict(max_position_embeddings=64, bos_token_id=1, eos_token_id=None, pad_token_id=0)
+HYBRID_TEXT = TEXT_SIZES | HYBRID
+
+S, F = "sliding_attention", "full_attention"
+# small heads: logits of attention are not divided by the root of their size
+GEMMA4 = dict(head_dim=4, global_head_dim=8, sliding_window=7, hidden_size_per_layer_input=0, rms_norm_eps=0.1)
+PER_LAYER = dict(hidden_size_per_layer_input=6, vocab_size_per_layer_input=96, num_kv_shared_layers=3)
+PER_LAYER |= dict(num_hidden_layers=5, layer_types=[S, F, F, S, F], final_logit_softcapping=30.0)
+GEMMA4_ROPE = {F: {"rope_type": "default", "rope_theta": 5e4}, S: {"rope_type": "default", "rope_theta": 1e3}}
+GEMMA4S: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    (
+        "embeddings of layers, three that read others, twice as wide",
+        "Gemma4ForCausalLM",
+        GEMMA4 | PER_LAYER | dict(use_double_wide_mlp=True),
+    ),
+    (
+        "keys are values, one full kv head, untied",
+        "Gemma4ForCausalLM",
+        GEMMA4
+        | dict(attention_k_eq_v=True, num_global_key_value_heads=1, layer_types=[S, F, F])
+        | dict(attention_bias=True, tie_word_embeddings=False),
+    ),
+    (
+        "whole heads turned, two that read others",
+        "Gemma4ForCausalLM",
+        GEMMA4
+        | PER_LAYER
+        | dict(num_kv_shared_layers=2, rope_parameters=GEMMA4_ROPE, num_key_value_heads=4)
+        | dict(layer_types=[S, F, S, S, F], hidden_activation="silu"),
+    ),
+)
+
+HYBRIDS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("three value heads a key head", "Qwen3_5ForCausalLM", HYBRID),
+    (
+        "full layers first, half of a head turned, tied",
+        "Qwen3_5ForCausalLM",
+        ODD_HYBRID
+        | dict(num_hidden_layers=3, layer_types=["full_attention"] + ["linear_attention"] * 2, tie_word_embeddings=True)
+        | dict(rope_parameters=HALF),
+    ),
+    ("5 experts and a shared one", "Qwen3_5MoeForCausalLM", HYBRID | HYBRID_EXPERTS),
+    ("as many value heads", "Qwen3_5MoeForCausalLM", ODD_HYBRID | HYBRID_EXPERTS | dict(num_experts_per_tok=3)),
+    ("5 experts and a shared one", "Qwen3NextForCausalLM", HYBRID | HYBRID_EXPERTS),
+    (
+        "a dense layer, weights as they are, as many value heads",
+        "Qwen3NextForCausalLM",
+        ODD_HYBRID | HYBRID_EXPERTS | dict(mlp_only_layers=[1], norm_topk_prob=False, partial_rotary_factor=0.5),
+    ),
+)
 
 DECODERS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("bare", "LlamaModel", {}),

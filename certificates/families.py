@@ -28,7 +28,7 @@ from lm.model.wiring import PreNorm
 from lm.pretrained.architecture import Architecture
 from lm.pretrained.fields import NEUTRAL, Fields
 from lm.pretrained.gguf_tables import ARCHITECTURES as GGUF
-from lm.pretrained.known import ARCHITECTURES, CLASSIFIERS, HEADLESS, HEADS
+from lm.pretrained.known import ARCHITECTURES, CLASSIFIERS, HEADLESS, HEADS, NOT_READ
 
 HERE = Path(__file__).parent
 RECORDED = HERE.parent / "tests" / "pretrained" / "recorded.json"
@@ -106,6 +106,8 @@ def _mixer(mixer: Mixer) -> Iterator[str]:
     if not isinstance(mixer, Attention):
         yield type(mixer).__name__
         return
+    if type(mixer) is not Attention:
+        yield type(mixer).__name__
     if mixer.bias:
         yield "biases of attention" if mixer.out_bias else "biases of query, key and value"
     if type(mixer.qk_norm) is not Norm:
@@ -178,6 +180,7 @@ def page() -> str:
         warnings.simplefilter("ignore")  # that a text half is read
         lines = [line(a, recorded) for a in ARCHITECTURES if a.name not in of_others]
     rest = f"\n\nOf their parts and fields, with another output or none: {', '.join(of_others)}.\n"
+    rest += "".join(f"\n{start} is not read: {reason}." for start, reason in NOT_READ.items()) + "\n"
     neutral = ", ".join(f"`{name}={value}`" for name, value in NEUTRAL.items())
     return HEAD.format(version=version[1], neutral=neutral) + "\n".join(lines) + rest
 

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 import transformers
 
-from certificates.cases import CASES, TEXT, Case, array
+from certificates.cases import CASES, GEMMA4_TEXT, TEXT, Case, array
+from certificates.decoders import HYBRID_EXPERTS, HYBRID_TEXT, F, S
 from certificates.reference import TESTS, config_class, logits, write_lines
 
 WALKED = (
@@ -56,6 +57,14 @@ WALKED = (
     "Qwen2MoeForCausalLM every second layer dense, windows, weights that sum to 1",
     "DeepseekV2ForCausalLM a dense layer, groups of experts",
     "DeepseekV3ForCausalLM a dense layer, 4 groups",
+    "Qwen3_5ForCausalLM full layers first, half of a head turned, tied",
+    "Qwen3_5MoeForCausalLM 5 experts and a shared one",
+    "Qwen3NextForCausalLM a dense layer, weights as they are, as many value heads",
+    "Qwen3_5ForConditionalGeneration text half",
+    "Qwen3_5MoeForConditionalGeneration text half",
+    "Gemma4ForCausalLM embeddings of layers, three that read others, twice as wide",
+    "Gemma4ForCausalLM keys are values, one full kv head, untied",
+    "Gemma4ForConditionalGeneration text half",
     "RobertaForMaskedLM padding 1",
     "RobertaModel bare, two token types",
     "XLMRobertaForMaskedLM one head",
@@ -83,6 +92,7 @@ ROPE_KEYS = {
     ),
 }
 TWOS = [2.0] * 4
+PROPORTIONAL = {"rope_type": "proportional", "rope_theta": 500.0}
 LLAMA3 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
 SPELLINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "LlamaForCausalLM": (
@@ -197,6 +207,31 @@ SPELLINGS: dict[str, tuple[dict[str, Any], ...]] = {
         dict(mlp_only_layers=[], decoder_sparse_step=2),
         dict(use_sliding_window=True, sliding_window=5),
         dict(rope_parameters=LEFT_OUT, rope_theta=500.0),
+    ),
+    "Qwen3_5ForCausalLM": (
+        dict(layer_types=LEFT_OUT, num_hidden_layers=4, full_attention_interval=2),
+        dict(rope_parameters=LEFT_OUT, rope_theta=500.0, partial_rotary_factor=0.5),
+        dict(rope_parameters={"rope_theta": 500.0}),
+    ),
+    **{
+        f"{name}ForConditionalGeneration": tuple(
+            dict(text_config={**text, **more})
+            for more in (dict(rms_norm_eps=0.2), dict(num_key_value_heads=1), dict(intermediate_size=40), {})
+        )
+        for name, text in (
+            ("Qwen3_5", HYBRID_TEXT | dict(head_dim=8)),
+            ("Qwen3_5Moe", HYBRID_TEXT | HYBRID_EXPERTS | dict(head_dim=8)),
+            ("Gemma4", GEMMA4_TEXT | dict(num_hidden_layers=4, layer_types=[S, F, S, F], num_kv_shared_layers=0)),
+        )
+    },
+    "Qwen3NextForCausalLM": (
+        dict(mlp_only_layers=[], decoder_sparse_step=2),
+        dict(rope_parameters=LEFT_OUT, rope_theta=500.0, partial_rotary_factor=LEFT_OUT),
+    ),
+    "Gemma4ForCausalLM": (
+        dict(use_bidirectional_attention="vision"),
+        dict(rope_parameters={F: {**PROPORTIONAL, "partial_rotary_factor": 0.5}, S: {"rope_type": "default"}}),
+        dict(num_kv_shared_layers=0, use_double_wide_mlp=True),
     ),
     "RobertaForMaskedLM": (dict(position_embedding_type="absolute", pad_token_id=0),),
     "DistilBertForMaskedLM": (dict(sinusoidal_pos_embds=True),),

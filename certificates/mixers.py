@@ -69,8 +69,8 @@ def attention_mask() -> np.ndarray:
 
 
 def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The float32 values of the tensor `name`; states forget within about a hundred tokens."""
-    return array(name, shape) - np.float32(4 if name == "A_log" else 0)
+    """The float32 values of the tensor `name`."""
+    return array(name, shape)
 
 
 def params(case: MixerCase) -> dict[str, np.ndarray]:

@@ -153,7 +153,8 @@ def run(args: argparse.Namespace) -> None:
     decodes = model.config.generates and not model.config.has_encoder
     engine = engine_of(model, args.slots, args.length) if decodes else None
     length = length_of(model, args.length)
-    embedder = Embedder(model, length if args.length else min(length, EMBEDDED))
+    most_embedded = model.vectors.longest(model.config)
+    embedder = Embedder(model, min(length if args.length else min(length, EMBEDDED), most_embedded))
     name = args.name or Path(args.model).expanduser().resolve().name
     most = Limits(args.max_body_bytes, args.max_new_tokens, args.max_seconds, inspect_tokens=args.inspect_tokens)
     app = start.application(model, name, engine, most, args.max_waiting, keys, args.allow_origin, embedder)

@@ -47,6 +47,7 @@ def families() -> dict[str, tuple[Any, dict[str, Any]]]:
     from lm.model.config import LayerKind, MultiToken
     from lm.model.delta import GatedDeltaNet
     from lm.model.families import bert, deepseek_v2, gpt, llama, mixtral, t5
+    from lm.model.gated import GatedAttention
     from lm.model.parts import RMSNorm
 
     sizes: dict[str, Any] = dict(vocab=VOCAB, width=16, heads=8, context=LENGTH)
@@ -54,7 +55,8 @@ def families() -> dict[str, tuple[Any, dict[str, Any]]]:
     mixture = mixtral(**sizes, layers=2, mlp=16, kv_heads=4, experts=4, top_k=2)
     # what little the first tokens read is not to be blown up by its norm, rounding and all
     state = LayerKind(mixer=GatedDeltaNet(2, 8, key_dim=8, value_dim=4, chunk=8, norm=RMSNorm(eps=0.1)))
-    hybrid = replace(llama(**sizes, layers=2, mlp=16), pattern=(state, LayerKind()))
+    gated = GatedAttention(heads=8, head_dim=2, kv_heads=4)
+    hybrid = llama(**sizes, layers=2, mlp=16, pattern=(state, LayerKind()), attention=gated)
     return {
         "gpt": (gpt(**sizes, layers=2), dict(attention="blocked", block=8)),
         "llama": (llama(**sizes, layers=2, mlp=16, kv_heads=2), dict(attention="flash", block=4, remat="minimal")),

@@ -25,6 +25,7 @@ from lm.model.config import LayerKind, ModelConfig, Vision
 from lm.model.delta import GatedDeltaNet
 from lm.model.experts import Experts
 from lm.model.families import siglip
+from lm.model.gated import GatedAttention
 from lm.model.latent import LatentAttention
 from lm.model.output import Output
 from lm.model.parametrisation import MuP
@@ -32,6 +33,7 @@ from lm.model.parts import FeedForward
 from lm.model.positions import Relative, RelativeByLayer
 from lm.model.scaling import Dynamic, Linear, Llama3, LongRoPE, YaRN
 from lm.model.shared_experts import SharedExperts
+from lm.model.shared_kv import NormedValues, SharedAttention
 from lm.text.image_tokens import ImageTokens
 from lm.text.tokenizer import Bytes, ByteTokenizer, CharacterTokenizer, SentencePieceSpec, TokenizerFile
 from lm.train.optim import Adafactor, AdamW
@@ -115,6 +117,8 @@ def samples() -> dict[str, Any]:
         "LatentAttention": LatentAttention(2, 4, 2, 5, kv_lora_rank=6, q_lora_rank=3),
         "Experts": Experts(12, "silu", gated=True, experts=3, top_k=2),
         "SharedExperts": SharedExperts(12, "silu", gated=True, experts=4, top_k=1, shared=6, groups=2),
+        "GatedAttention": GatedAttention(2, 8, 1, bias=True),
+        "NormedValues": NormedValues(2, 8, 1, bias=True),
         "GatedDeltaNet": GatedDeltaNet(1, 2, key_dim=4, value_dim=6, chunk=4),
         "Linear": Linear(2.0),
         "Dynamic": Dynamic(2.0, original_context=8),
@@ -170,14 +174,18 @@ def changes() -> dict[str, Any]:
         "LoRA.base": "nf4",
         "LoRA.full": "head/.*",
         **dict.fromkeys(("Only.where", "Freeze.where"), "mlp"),
-        **dict.fromkeys(("ModelConfig.width", "Attention.head_dim"), 16),
+        **dict.fromkeys(
+            ("ModelConfig.width", "Attention.head_dim", "GatedAttention.head_dim", "NormedValues.head_dim"), 16
+        ),
         "ModelConfig.context": 32,
         "ModelConfig.pattern": (LayerKind(), LayerKind(window=3)),
-        **dict.fromkeys(("Attention.heads", "LatentAttention.qk_rope_head_dim"), 4),
+        **dict.fromkeys(
+            ("Attention.heads", "GatedAttention.heads", "NormedValues.heads", "LatentAttention.qk_rope_head_dim"), 4
+        ),
         "GatedDeltaNet.key_heads": 2,
         "GatedDeltaNet.value_heads": 4,
         "GatedDeltaNet.chunk": 8,
-        "FeedForward.activation": "relu",
+        **dict.fromkeys(("FeedForward.activation", "PerLayerEmbedding.activation"), "relu"),
         "Output.transform": "gelu",
         **dict.fromkeys(("Compute.dtype", "Compute.matmul", "Compute.gradients"), "bfloat16"),
         "Compute.attention": "blocked",
@@ -234,6 +242,7 @@ CHANGED_IN: dict[str, dict[str, Any]] = {  # Class.field -> what has to hold for
     "Chunk.across_documents": dict(data=dict(mixture=dict(breakpoints=()))),  # or few rows are of short documents
 }
 CAPTIONS = "tests/data/test_captions.py::"
+SHARED_KV = "tests/model/test_shared_kv.py::"
 VISION = {  # Class.field -> the test that turns it
     **dict.fromkeys(
         ("ModelConfig.vision", *(f"Vision.{field.name}" for field in dataclasses.fields(Vision))),
@@ -242,4 +251,8 @@ VISION = {  # Class.field -> the test that turns it
     **{f"ImageTokens.{f.name}": f"{CAPTIONS}test_the_answer_carries_loss" for f in dataclasses.fields(ImageTokens)},
     **{f"Captions.{f.name}": f"{CAPTIONS}test_every_field_does_something" for f in dataclasses.fields(Captions)},
     **{f"Shapes.{f.name}": f"{CAPTIONS}test_every_field_does_something" for f in dataclasses.fields(Shapes)},
+    **{
+        f"SharedAttention.{f.name}": f"{SHARED_KV}test_a_layer_reads_what_its_source_reads"
+        for f in dataclasses.fields(SharedAttention)
+    },
 }

@@ -1,7 +1,7 @@
 """Attention: its heads (`Attention`), and the keys and values that it keeps while decoding (`KVCache`)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import jax
@@ -31,6 +31,19 @@ class KVCache(TokenCache):
 
     cross_k: jax.Array | None = None
     cross_v: jax.Array | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SharedKV:
+    """What a layer leaves to later ones that have no keys and values of their own: those that it read in this call, k
+    [B, S, K, H] and v [B, S, K, Hv], or with `heads_first` [B, K, S, ...] as its cache has them, at `positions`
+    [B, S] (None: in their order)."""
+
+    k: jax.Array
+    v: jax.Array
+    positions: jax.Array | None = None
+    heads_first: bool = field(default=False, metadata=dict(static=True))
 
 
 @dataclass(frozen=True)
@@ -76,13 +89,29 @@ class Attention(Mixer):
         compute: Compute,
         depth: int,
     ) -> tuple[jax.Array, KVCache | None]:
-        q, k, v = self._project(module, ("query", "key", "value"), x, compute)
+        y, cache = self._read(module, x, inputs, positions, cache, compute)
+        return self._out(module, "out", y, x.shape[-1], compute, depth), cache
+
+    def _read(
+        self,
+        module: nn.Module,
+        x: jax.Array,
+        inputs: LayerInputs,
+        positions: Positions,
+        cache: KVCache | None,
+        compute: Compute,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """What the heads read, [B, T, N, H]; arguments as of a mixer."""
+        q, k, v = self._qkv(module, x, compute)
         q = positions.rotate(self.qk_norm(module, "query_norm", q), inputs.table, compute)
         k = positions.rotate(self.qk_norm(module, "key_norm", k), inputs.table, compute)
         sinks = param(module, "sinks", (self.heads,), ("heads",), zeros) if self.sinks else None
         scoring = Scoring(inputs.mask, inputs.bias, self.softcap, sinks)
-        y, cache = self._mix(module, "", (q, k, v), scoring, cache, compute)
-        return self._out(module, "out", y, x.shape[-1], compute, depth), cache
+        return self._mix(module, "", (q, k, v), scoring, cache, compute, inputs.keeps)
+
+    def _qkv(self, module: nn.Module, x: jax.Array, compute: Compute) -> list[jax.Array]:
+        """Queries, keys and values of x [B, T, D], before norms of the first two and positions."""
+        return self._project(module, ("query", "key", "value"), x, compute)
 
     def cross(
         self,
@@ -130,21 +159,25 @@ class Attention(Mixer):
         scoring: Scoring,
         cache: KVCache | None,
         compute: Compute,
+        keeps: bool = False,
     ) -> tuple[jax.Array, KVCache | None]:
         """The values that queries q [B, T, N, H] read, [B, T, N, H], of k and v [B, S, K, H] behind those in the cache;
-        the first tokens of all rows read no cache. `prefix` begins the names of its taps."""
+        the first tokens of all rows read no cache. `prefix` begins the names of its taps; with `keeps` a SharedKV is
+        left to later layers."""
         q, k, v = (tap(module, f"{prefix}attn_{n}", a) for n, a in zip(("query", "key", "value"), arrays, strict=True))
         q = q * (self.scale or self.head_dim**-0.5)
         if cache is not None and not isinstance(scoring.mask.offset, int):
             whole = scoring.bias is not None or any(watches_pattern(module, prefix))
-            if accelerated(compute, q.shape[1]) and not whole:
+            if accelerated(compute, q.shape[1]) and not whole and not keeps:
                 kept, new, scorings, cache = cache.read_before((k, v), scoring)
                 y = cached_before(q, kept, new, scorings, compute)  # type: ignore[arg-type]
             else:
                 (k, v), scoring, cache = cache.read((k, v), scoring)
+                leave(module, SharedKV(k, v, scoring.mask.key_positions, heads_first=True), keeps)
                 y = cached(q, k, v, scoring, compute)
                 k, v = (a.transpose(0, 2, 1, 3) for a in (k, v))
         else:
+            leave(module, SharedKV(k, v), keeps)
             y = attend(q, k, v, scoring, compute)
             cache = None if cache is None else cache.write((k, v), scoring.mask)
         y = tap_pattern(module, prefix, y, (q, k, v), scoring, compute)
@@ -189,3 +222,9 @@ class Attention(Mixer):
 
     def scaled(self, rule: Rule) -> "Attention":
         return replace(self, scale=rule.attention_scale(self.scale, self.head_dim))
+
+
+def leave(module: nn.Module, kept: SharedKV, keeps: bool) -> None:
+    """Hand `kept` to the stack, which gives it to the layers that read it."""
+    if keeps:
+        module.sow("shared_kv", "kv", kept, reduce_fn=lambda _, new: new, init_fn=lambda: None)

@@ -13,13 +13,16 @@ from lm.bounds import Count, Decay, Natural, NonNegative, Positive, Sentinel, ch
 from lm.model.attention import Attention  # noqa: F401 - reading one back finds the classes that are imported
 from lm.model.delta import GatedDeltaNet  # noqa: F401
 from lm.model.experts import Experts  # noqa: F401
+from lm.model.gated import GatedAttention  # noqa: F401
 from lm.model.latent import LatentAttention  # noqa: F401
 from lm.model.mixer import Mixer
 from lm.model.output import Output
 from lm.model.parametrisation import Parametrisation
 from lm.model.parts import FeedForward, Norm, RMSNorm
+from lm.model.per_layer import PerLayerEmbedding  # noqa: F401
 from lm.model.positions import Positions, Rotary
 from lm.model.shared_experts import SharedExperts  # noqa: F401
+from lm.model.shared_kv import NormedValues, SharedAttention  # noqa: F401
 from lm.model.wiring import BareAttention, PreNorm, Wiring
 from lm.value import late
 
@@ -192,7 +195,21 @@ class ModelConfig:
                     f"{type(slot.mixer).__name__} reads all earlier tokens of a row and no later one: "
                     f"expected window=0 and causal=True, not window={slot.window} and causal={self.causal}"
                 )
+            self._check_source(slot)
         self.parametrisation.check(self)
+
+    def _check_source(self, slot: Slot) -> None:
+        """Raise ValueError where a slot's layers read the keys and values of a layer that is not before them all, or
+        that has none such."""
+        if (source := slot.mixer.reads_layer) is None:
+            return
+        first = self.slots.get(f"first{source}")
+        sizes = [(s.window, s.mixer.sizes().get("kv_heads"), s.mixer.rotary_dim) for s in (slot, first or slot)]
+        if not first or source >= slot.layers.start or first.mixer.reads_layer is not None or sizes[0] != sizes[1]:
+            raise ValueError(
+                f"{type(slot.mixer).__name__}.source={source}: expected one of model.first_layers before it with keys "
+                "and values of its own, and the same window, kv_heads and head_dim"
+            )
 
     def _check_encoder(self) -> None:
         if self.encoder and self.encoder_layers:

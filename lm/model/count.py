@@ -52,7 +52,8 @@ def flops_per_row(cfg: ModelConfig, length: int, encoder_length: int = 0, frozen
     encoder = _stack_flops(cfg.encoder_config, encoder_length, 0, frozen, "encoder/") if cfg.has_encoder else 0
     output = 4 if ("stem/tokens" if cfg.tied else "head/kernel") in frozen else 6
     output *= cfg.output.logit_count(cfg.vocab)
-    whole = encoder + _stack_flops(cfg, length, encoder_length, frozen) + output * cfg.width * length
+    stem = int(3 * cfg.wiring.stem_products(cfg.width, cfg.layers))
+    whole = encoder + _stack_flops(cfg, length, encoder_length, frozen) + (output * cfg.width + stem) * length
     return whole + _ahead_flops(cfg, length, encoder_length, frozen, output)
 
 

@@ -4,7 +4,9 @@ A mixer is a frozen value in a layer's kind. Whoever counts, plans, lays out or 
 field of one mixer that another may not have.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -19,13 +21,17 @@ from lm.model.scoring import Mask
 class LayerInputs(NamedTuple):
     """What a layer reads besides the residual stream: the `mask` (its `offset` is the number of tokens in the cache),
     its positions' `table`, the positions' `bias` by distance ([N, M], or [B, N, M] where rows are at different
-    offsets), the encoder's output, and the `distances` [M] or [B, M] of that bias."""
+    offsets), the encoder's output, and the `distances` [M] or [B, M] of that bias; what it is given of its tokens,
+    `own` [B, T, P]; by layer the `shared_kv` of earlier ones, and whether it `keeps` its own for later ones."""
 
     mask: Mask
     table: tuple[jax.Array, ...] = ()
     bias: jax.Array | None = None
     encoder: EncoderOutput | None = None
     distances: jax.Array | None = None
+    own: jax.Array | None = None
+    shared_kv: Mapping[int, Any] = MappingProxyType({})
+    keeps: bool = False
 
 
 class Rule(Protocol):
@@ -100,6 +106,15 @@ class Mixer:
     def rotary_dim(self) -> int:
         """The size of the vectors that positions rotate; 0: none."""
         return 0
+
+    @property
+    def reads_layer(self) -> int | None:
+        """The layer whose keys and values it reads in place of its own; None: its own."""
+        return None
+
+    def example_of_shared(self, dtype: Any) -> Any:
+        """What that layer leaves, of one token, to draw parameters with."""
+        return None
 
     @property
     def recurrent(self) -> bool:

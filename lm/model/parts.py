@@ -116,6 +116,17 @@ class RMSNorm(Norm):
 
 
 @dataclass(frozen=True)
+class UnscaledRMSNorm(Norm):
+    """Unit mean square over D, and nothing learned."""
+
+    eps: NonNegative = 1e-6
+
+    def __call__(self, module: nn.Module, name: str, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        return (y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)).astype(x.dtype)
+
+
+@dataclass(frozen=True)
 class JointRMSNorm(RMSNorm):
     """RMSNorm over all numbers of a token, x [B, T, ...]: of queries and keys over all heads at once, with a scale for
     each number (OLMo 2, 2501.00656, section 2)."""

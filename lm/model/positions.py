@@ -157,6 +157,19 @@ class PartialRotary(Rotary):
         self.scaling.check(turned)
 
 
+@dataclass(frozen=True)
+class ProportionalRotary(Rotary):
+    """Rotary positions of which the first `fraction` of pairs alone turns, as fast as in a head that turns whole; the
+    others stay as they are (Gemma 4)."""
+
+    fraction: Probability = 0.25
+
+    def table(self, positions: jax.Array, head_dim: int) -> tuple[jax.Array, ...]:
+        turned = jnp.arange(head_dim // 2) < int(self.fraction * head_dim // 2)
+        cos, sin = super().table(positions, head_dim)
+        return jnp.where(turned, cos, 1), jnp.where(turned, sin, 0)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def apply_rotary(x: jax.Array, cos: jax.Array, sin: jax.Array, compute: Compute) -> jax.Array:
     """Pairs (i, i + H/2) of x [B, T, N, H] rotated by angles of which cos and sin are [B, T, 1, H/2], in float32. The

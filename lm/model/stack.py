@@ -30,7 +30,8 @@ from lm.sharding.tracing import constrain, has_host_memory
 Params = dict[str, Any]
 Losses = dict[str, jax.Array]
 Taps = dict[str, Any]
-SOWN = ["losses", "taps"]
+SHARED_KV = "shared_kv"
+SOWN = ["losses", "taps", SHARED_KV]
 
 
 def remat_policy(compute: Compute) -> Any:
@@ -54,17 +55,22 @@ def remat_policy(compute: Compute) -> Any:
 
 class Shared(NamedTuple):
     """What all layers of a stack share: the mask, each slot's table of positions, the bias by distance, the encoder's
-    output, the distances of a bias (LayerInputs)."""
+    output, the distances of a bias (LayerInputs); what each layer is given of the tokens, `token_inputs` [L, B, T, P];
+    and what first layers leave to later ones."""
 
     mask: Mask
     tables: dict[str, tuple[jax.Array, ...]]
     bias: jax.Array | None = None
     encoder: EncoderOutput | None = None
     distances: jax.Array | None = None
+    token_inputs: jax.Array | None = None
+    shared_kv: dict[int, Any] = {}
 
-    def of(self, name: str, slot: Slot) -> LayerInputs:
-        """What a layer of the slot `name` reads of it."""
-        return LayerInputs(replace(self.mask, window=slot.window), self.tables[name], *self[2:])
+    def of(self, name: str, slot: Slot, own: jax.Array | None = None, keeps: bool = False) -> LayerInputs:
+        """What a layer of the slot `name` reads of it, and of its `own`."""
+        mask = replace(self.mask, window=slot.window)
+        common = self.bias, self.encoder, self.distances
+        return LayerInputs(mask, self.tables[name], *common, own, self.shared_kv, keeps)
 
 
 class Layer(nn.Module):
@@ -97,9 +103,16 @@ class Layer(nn.Module):
             y = checkpoint_name(slot.ffn(self, h, compute, cfg.layers, inputs.mask.is_token), "mlp_out")
             return dropout(self, constrain_residual(y, compute), cfg.dropout)
 
-        crossing = {"cross": cross} if inputs.encoder is not None else {}
-        x = slot.wiring(self, cfg.norm, x, {"attention": mix, **crossing, "ffn": feed})
+        others = {"cross": cross} if inputs.encoder is not None else {}
+        if inputs.own is not None:
+            others["token"] = partial(self.token_branch, own=inputs.own)
+        x = slot.wiring(self, cfg.norm, x, {"attention": mix, **others, "ffn": feed})
         return constrain_residual(x, compute), cache
+
+    def token_branch(self, x: jax.Array, own: jax.Array) -> jax.Array:
+        """What the residual stream x [B, T, D] gets of what the layer is given of its tokens, `own` [B, T, P]."""
+        y = self.slot.wiring.token_branch(self, x, own, self.compute)
+        return dropout(self, constrain_residual(y, self.compute), self.cfg.dropout)
 
 
 class Final(nn.Module):
@@ -131,9 +144,13 @@ class Stack:
         seen = jnp.zeros((1, 1, cfg.encoder_config.width), dtype) if cfg.has_encoder else None
         encoder = None if seen is None else EncoderOutput(seen, Mask(causal=False))
         shared = Shared(Mask(), self.tables(jnp.zeros((1, 1), jnp.int32)), None, encoder, jnp.zeros(1, jnp.int32))
+        P = cfg.wiring.token_size
+        own = jnp.zeros((1, 1, P), dtype) if P else None
 
         def born(name: str, slot: Slot) -> Any:
-            layer, inputs = Layer(cfg, slot, self.compute), shared.of(name, slot)
+            layer, inputs = Layer(cfg, slot, self.compute), shared.of(name, slot, own)
+            if (source := slot.mixer.reads_layer) is not None:
+                inputs = inputs._replace(shared_kv={source: slot.mixer.example_of_shared(dtype)})
             # a key a layer, by its number: a deeper model starts with the same first layers
             keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.array(slot.layers))
             return jax.vmap(lambda k: layer.init(k, x, inputs, None)["params"])(keys)
@@ -167,19 +184,24 @@ class Stack:
         repeats, rest = divmod(cfg.layers - first, P)
         keys = None if key is None else jax.random.split(key, cfg.layers)
         sown: dict[str, list[Any]] = {name: [] for name in cfg.slots}
+        given, shared = shared.token_inputs, shared._replace(token_inputs=None)
 
         def one(name: str, j: int, x: jax.Array, caches: Any) -> tuple[jax.Array, Any]:
             """Layer j of a slot."""
+            nonlocal shared
             own = params[name][j] if isinstance(params[name], list) else jax.tree.map(lambda a: a[j], params[name])
-            own_key = None if keys is None else keys[cfg.slots[name].layers[j]]
-            x, caches, each = self._layer(name, j, x, shared, own, caches, own_key)
+            layer = cfg.slots[name].layers[j]
+            own_key, own_given = (None if every is None else every[layer] for every in (keys, given))
+            x, caches, each = self._layer(name, j, x, shared, own, caches, own_key, own_given)
+            if kept := each.pop(SHARED_KV, None):
+                shared = shared._replace(shared_kv={**shared.shared_kv, layer: kept["kv"]})
             sown[name].append(jax.tree.map(lambda a: a[None], each))
             return x, caches
 
         def repetition(carry: Any, xs: Any) -> Any:
             (x, caches), (slots, j), outs = carry, xs, []
-            for p, (own, own_key) in enumerate(slots):
-                x, caches, each = self._layer(str(p), j, x, shared, own, caches, own_key)
+            for p, (own, own_key, own_given) in enumerate(slots):
+                x, caches, each = self._layer(str(p), j, x, shared, own, caches, own_key, own_given)
                 outs.append(each)
             return (x, caches), outs
 
@@ -190,7 +212,10 @@ class Stack:
             for i in range(repeats * P):
                 x, caches = one(str(i % P), i // P, x, caches)
         else:
-            by_slot = [(params[str(p)], None if keys is None else keys[first + p :: P]) for p in range(P)]
+            by_slot = [
+                (params[str(p)], *(None if every is None else every[first + p :: P] for every in (keys, given)))
+                for p in range(P)
+            ]
             numbers = None if caches is None and self.watch is None else jnp.arange(repeats)
             xs = jax.tree.map(lambda a: a[:repeats], by_slot), numbers
             (x, caches), outs = jax.lax.scan(repetition, (x, caches), xs, unroll=self._unroll(repeats))
@@ -205,23 +230,34 @@ class Stack:
         unroll = self.compute.unroll // len(self.cfg.pattern)
         return repeats if self.compute.unroll == 0 else max(1, min(unroll, repeats))
 
-    def _layer(self, name: str, j: Any, x: jax.Array, shared: Shared, params: Params, caches: Any, key: Any) -> Any:
-        """Layer j of the slot `name`: x, the caches with its own, its losses and taps."""
+    @property
+    def _sources(self) -> set[str]:
+        """The slots whose layers leave keys and values to later ones."""
+        return {f"first{slot.mixer.reads_layer}" for slot in self.cfg.slots.values()}
+
+    def _layer(
+        self, name: str, j: Any, x: jax.Array, shared: Shared, params: Params, caches: Any, key: Any, given: Any = None
+    ) -> Any:
+        """Layer j of the slot `name`, `given` its part of the tokens: x, the caches with its own, its losses and taps,
+        and what it leaves to others."""
         slot = self.cfg.slots[name]
         layer = Layer(self.cfg, slot, self.compute)
 
         watch = {} if self.watch is None else self.watch.places(slot.layers.start + slot.layers.step * j)
 
-        def run(x: jax.Array, params: Params, cache: Any, key: Any, shared: Shared) -> Any:
+        keeps = name in self._sources
+
+        def run(x: jax.Array, params: Params, cache: Any, key: Any, shared: Shared, given: Any) -> Any:
             rngs = {} if key is None else {"dropout": key}
+            inputs = shared.of(name, slot, given, keeps)
             (x, cache), sown = layer.apply(
-                {"params": params, "watch": watch}, x, shared.of(name, slot), cache, rngs=rngs, mutable=SOWN
+                {"params": params, "watch": watch}, x, inputs, cache, rngs=rngs, mutable=SOWN
             )
             return x, cache, {kind: dict(values) for kind, values in sown.items()}
 
         if self.compute.remat != "nothing":
             run = jax.checkpoint(run, policy=remat_policy(self.compute), prevent_cse=self.compute.unroll != 1)
-        x, cache, sown = run(x, params, self._read(caches, name, j), key, shared)
+        x, cache, sown = run(x, params, self._read(caches, name, j), key, shared, given)
         return x, _write(caches, name, j, cache), sown
 
     def _read(self, caches: Any, name: str, j: Any) -> Any:

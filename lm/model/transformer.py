@@ -69,6 +69,18 @@ class Stem(nn.Module):
         return constrain(x, "batch", "residual_seq", "act_embed")
 
 
+class TokenInputs(nn.Module):
+    """Tokens [B, T] and their embedding x [B, T, D] -> what each layer is given of them, [L, B, T, P], or None."""
+
+    cfg: ModelConfig
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, x: jax.Array) -> jax.Array | None:
+        cfg = self.cfg
+        return cfg.wiring.token_inputs(self, tokens, x, cfg.vocab, cfg.layers, cfg.norm, self.compute)
+
+
 class Distances(nn.Module):
     """Distances [M], key less query, -> what the positions add to attention's logits there, [N, M] or None."""
 
@@ -132,6 +144,7 @@ class Transformer:
         x = jnp.zeros((1, 1, cfg.width), compute.dtype)
         stem = Stem(cfg, compute).init(stem_key, one, one, None)["params"]
         distances = Distances(cfg).init(bias_key, one[0]).get("params", {})
+        distances |= TokenInputs(cfg, compute).init(stem_key, one, x).get("params", {})
         params = {
             "stem": stem | distances,
             "layers": Stack(cfg, compute).boxed(layer_key, compute.dtype),
@@ -345,7 +358,10 @@ class Transformer:
             bias = partial(Distances(cfg).apply, {"params": table})
             by_distance = cast(Any, bias(away) if fresh else jax.vmap(bias)(away))
         tables = Stack(cfg, self.compute).tables(positions)
-        return cast(jax.Array, x), Shared(inputs.mask(cfg.causal, offset), tables, by_distance, None, away)
+        given = None
+        if cfg.wiring.token_size:
+            given = cast(jax.Array, TokenInputs(cfg, self.compute).apply({"params": stem}, inputs.tokens, x))
+        return cast(jax.Array, x), Shared(inputs.mask(cfg.causal, offset), tables, by_distance, None, away, given)
 
     def logits(self, params: Params, x: jax.Array) -> jax.Array:
         """Float32 logits [B, T, V] of the residual stream x [B, T, D]; reads `head` and the embedding alone."""

@@ -7,7 +7,8 @@ import jax
 from flax import linen as nn
 
 from lm.bounds import Positive, check
-from lm.model.parts import Norm
+from lm.model.compute import Compute
+from lm.model.parts import Norm, ones, param
 from lm.model.taps import tap
 
 Sublayer = Callable[[jax.Array], jax.Array]
@@ -33,6 +34,26 @@ class Wiring:
     def final(self, module: nn.Module, norm: Norm, x: jax.Array) -> jax.Array:
         """x after the last layer, as the head wants it."""
         return norm(module, "norm", x)
+
+    @property
+    def token_size(self) -> int:
+        """P, the numbers that each layer is given of a token beside the residual stream; 0: none."""
+        return 0
+
+    def token_inputs(
+        self, module: nn.Module, tokens: jax.Array, x: jax.Array, vocab: int, layers: int, norm: Norm, compute: Compute
+    ) -> jax.Array | None:
+        """Of tokens [B, T] and their embedding x [B, T, D] what each layer is given of them, [L, B, T, P]; None for
+        nothing. Arguments as of the model."""
+        return None
+
+    def token_branch(self, module: nn.Module, x: jax.Array, own: jax.Array, compute: Compute) -> jax.Array:
+        """What the residual stream x [B, T, D] gets of what this layer is given, `own` [B, T, P]."""
+        raise AssertionError("a layer that is given nothing of its tokens")
+
+    def stem_products(self, width: int, layers: int) -> float:
+        """Forward FLOPs a token of `token_inputs`."""
+        return 0.0
 
 
 @dataclass(frozen=True)
@@ -112,6 +133,24 @@ class Sandwich(Wiring):
             y = tap(module, OUTPUTS[name], sublayer(norm(module, f"{name}_norm", x)))
             x = tap(module, AFTER[name], x + norm(module, f"{name}_post_norm", y))
         return x
+
+
+@dataclass(frozen=True)
+class ScaledSandwich(Wiring):
+    """`Sandwich`, and what a layer leaves is multiplied by a learned number of its own; a branch of what the layer is
+    given of its tokens (lm/model/per_layer.py) reads x as it is (Gemma 4)."""
+
+    def __call__(self, module: nn.Module, norm: Norm, x: jax.Array, sublayers: Mapping[str, Sublayer]) -> jax.Array:
+        branches = {name: f for name, f in sublayers.items() if name != "token"}
+        *_, last = branches
+        for name, sublayer in branches.items():
+            y = tap(module, OUTPUTS[name], sublayer(norm(module, f"{name}_norm", x)))
+            x = x + norm(module, f"{name}_post_norm", y)
+            x = x if name == last else tap(module, AFTER[name], x)
+        if "token" in sublayers:
+            x = x + norm(module, "per_layer_post_norm", sublayers["token"](x))
+        scale = param(module, "layer_scale", (1,), (None,), ones)
+        return tap(module, AFTER[last], x * scale.astype(x.dtype))
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ class Architecture:
       unused: a pattern of tensors that its class has and that no number of ours depends on: they are written back.
       prefix: of the tensors' names, missing in a checkpoint of the bare model.
       renamed: (old, new) parts of tensors' names.
+      source: its view of a file's tensors (lm/pretrained/stacked.py).
     """
 
     name: str
@@ -60,6 +61,7 @@ class Architecture:
     unused: str = r"(?!)"
     prefix: str = ""
     renamed: tuple[tuple[str, str], ...] = ()
+    source: Callable[[Any], Any] = lambda source: source
 
     def fields(self, values: Mapping[str, Any], file: Path | str) -> Fields:
         """The fields that `read` reads: `values`, of a config.json called `file`."""
@@ -78,7 +80,7 @@ class Architecture:
 
 
 def canonical(cfg: ModelConfig) -> ModelConfig:
-    """`cfg` in a canonical form, equal for configs of the same forward pass: a pattern of all layers, and default
+    """`cfg` in a canonical form, equal for configs of the same forward pass: each layer by itself, and default
     values for what only training reads, and for a context that is no more than a limit."""
     positions = replace(cfg.positions, init_scale=0.02) if isinstance(cfg.positions, Learned) else cfg.positions
 
@@ -93,8 +95,8 @@ def canonical(cfg: ModelConfig) -> ModelConfig:
         attention=_canonical_mixer(cfg.attention),
         ffn=_canonical_ffn(cfg.ffn),
         positions=positions,
-        pattern=tuple(map(kind, cfg.by_layer)),
-        first_layers=(),
+        pattern=tuple(map(kind, cfg.by_layer[-1:])),
+        first_layers=tuple(map(kind, cfg.by_layer[:-1])),
         tied=cfg.tied or not cfg.output.logit_count(cfg.vocab),
         dropout=0.0,
         init_scale=0.02,

@@ -24,6 +24,7 @@ from lm.pretrained.mxfp4 import unpacked
 from lm.pretrained.rows import Row, Tensor, flatten, tensors, without_copies
 
 ADAPTER = "adapter_config.json"
+MOST_NAMES = 12  # of tensors in a warning
 
 
 class TensorSource(Protocol):
@@ -105,7 +106,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     architecture, block = architecture_of(values, file), block_of(values, file)
     said = {name: value for name, value in values.items() if block is None or name != QUANTIZED}
     cfg = _read(architecture, architecture.fields(said, file))
-    return _match(architecture, cfg, FP8(Safetensors(path), block) if block else without_fp8(unpacked(path)), values)
+    source = FP8(Safetensors(path), block) if block else without_fp8(unpacked(path))
+    return _match(architecture, cfg, architecture.source(source), values)
 
 
 def _open_gguf(path: Path) -> Checkpoint:
@@ -156,7 +158,8 @@ def _match(
             raise ValueError(f"{source.where(where)} is unexpected: {architecture.name} with this config has none")
     others = [name for name in stored if name not in names and re.search(architecture.other_heads, name)]
     if others:
-        warnings.warn(f"{source.path}: not read, since {architecture.name} has none: {', '.join(others)}", stacklevel=2)
+        some = ", ".join(others[:MOST_NAMES]) + (f" and {len(others) - MOST_NAMES} more" if others[MOST_NAMES:] else "")
+        warnings.warn(f"{source.path}: not read, since {architecture.name} has none: {some}", stacklevel=2)
     for tensor in expected:
         if source.shape(stored[tensor.name]) != tensor.shape:
             raise ValueError(

@@ -161,6 +161,52 @@ QWEN2_MOE = QWEN2 | dict(
     router_aux_loss_coef=0.001,
     mlp_only_layers=Nullable(),
 )
+HYBRID = DECODER | dict(  # what Qwen3-Next and Qwen 3.5 have in common
+    hidden_act="silu",
+    hidden_size=2048,
+    num_attention_heads=16,
+    num_key_value_heads=2,
+    head_dim=256,
+    max_position_embeddings=32768,
+    attention_bias=False,
+    layer_types=Nullable(),
+    linear_num_key_heads=16,
+    linear_num_value_heads=32,
+    linear_key_head_dim=128,
+    linear_value_head_dim=128,
+    linear_conv_kernel_dim=4,
+)
+OF_HYBRID_EXPERTS: dict[str, Any] = dict(
+    moe_intermediate_size=512,
+    shared_expert_intermediate_size=512,
+    num_experts_per_tok=8,
+    num_experts=256,
+    router_aux_loss_coef=0.001,
+)
+QWEN3_NEXT = (
+    HYBRID
+    | OF_HYBRID_EXPERTS
+    | dict(
+        vocab_size=151936,
+        intermediate_size=5632,
+        num_hidden_layers=48,
+        decoder_sparse_step=1,
+        num_experts_per_tok=10,
+        num_experts=512,
+        norm_topk_prob=True,
+        mlp_only_layers=Nullable(),
+    )
+)
+QWEN3_5 = HYBRID | dict(vocab_size=248320, hidden_size=4096, intermediate_size=12288, num_key_value_heads=4)
+QWEN3_5_MOE = HYBRID | OF_HYBRID_EXPERTS | dict(vocab_size=248320, num_hidden_layers=40)
+del QWEN3_5_MOE["intermediate_size"]
+QWEN3_5_WITH_VISION = dict(
+    tie_word_embeddings=False,
+    image_token_id=248056,
+    video_token_id=248057,
+    vision_start_token_id=248053,
+    vision_end_token_id=248054,
+)
 OLMO2 = DECODER | dict(hidden_act="silu", vocab_size=50304, rms_norm_eps=1e-5, attention_bias=False)
 OLMO3 = OLMO2 | dict(rope_theta=5e5, sliding_window=Nullable(4096), layer_types=Nullable())
 SMOLLM3 = LLAMA | dict(
@@ -230,6 +276,35 @@ GEMMA3 = GEMMA2 | dict(
     attn_logit_softcapping=Nullable(),
     final_logit_softcapping=Nullable(),
 )
+GEMMA4 = dict(
+    vocab_size=262144,
+    hidden_size=2304,
+    intermediate_size=9216,
+    num_hidden_layers=30,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=256,
+    hidden_activation="gelu_pytorch_tanh",
+    max_position_embeddings=131072,
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=True,
+    rope_parameters=Nullable(),
+    attention_bias=False,
+    sliding_window=512,
+    layer_types=Nullable(),
+    final_logit_softcapping=Nullable(),
+    use_bidirectional_attention=Nullable(),
+    vocab_size_per_layer_input=262144,
+    hidden_size_per_layer_input=256,
+    attention_k_eq_v=False,
+    num_kv_shared_layers=0,
+    enable_moe_block=False,
+    use_double_wide_mlp=False,
+    num_experts=Nullable(),
+    top_k_experts=Nullable(),
+    moe_intermediate_size=Nullable(),
+)
+GEMMA4_WITH_VISION = dict(tie_word_embeddings=True)
 GEMMA3_WITH_VISION = dict(
     tie_word_embeddings=Nullable(True),
     mm_tokens_per_image=Nullable(256),

@@ -151,12 +151,24 @@ class Fields:
 
 def read_json(file: Path) -> dict[str, Any]:
     """The JSON object in `file`. Raises ValueError where it is missing or damaged."""
+    content = _read_json(file)
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: expected a JSON object")
+    return content
+
+
+def read_objects(file: Path) -> list[dict[str, Any]]:
+    """The JSON list of objects in `file`. Raises ValueError where it is missing or damaged."""
+    content = _read_json(file)
+    if not isinstance(content, list) or not all(isinstance(one, dict) for one in content):
+        raise ValueError(f"{file}: expected a JSON list of objects")
+    return content
+
+
+def _read_json(file: Path) -> Any:
     try:
-        content = json.loads(file.read_bytes())
+        return json.loads(file.read_bytes())
     except FileNotFoundError:
         raise ValueError(f"{file} is missing: it is the config of the model") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{file}: expected a JSON object")
-    return content

@@ -97,7 +97,7 @@ def read_gemma3(fields: Fields) -> ModelConfig:
 
 def read_gemma3_with_vision(fields: Fields) -> ModelConfig:
     """The config.json of Gemma 3 with vision."""
-    text, tower_fields = (_part(fields, name) for name in PARTS)
+    text, tower_fields = (part(fields, name) for name in PARTS)
     tied = fields.take("tie_word_embeddings") is not None and fields.flag("tie_word_embeddings")
     values = {**text, "tie_word_embeddings": tied}  # what the text's own config has here is overruled
     cfg = read_gemma3(Fields(values, f"{fields.file}: text_config", defaults.GEMMA3))
@@ -123,7 +123,7 @@ def read_gemma3_with_vision(fields: Fields) -> ModelConfig:
 def read_paligemma(fields: Fields) -> ModelConfig:
     """PaliGemma's config.json, over Gemma or Gemma 2. Of a prefix longer than Gemma 2's window, transformers' windowed
     layers see all, ours what is in it; the published prefixes are shorter."""
-    text, tower_fields = (_part(fields, name) for name in PARTS)
+    text, tower_fields = (part(fields, name) for name in PARTS)
     kinds = {"gemma": (read_gemma, defaults.PALIGEMMA_TEXT), "gemma2": (read_gemma2, defaults.GEMMA2)}
     kind = text.pop("model_type", "gemma")
     if kind not in kinds:
@@ -152,7 +152,7 @@ def _given(fields: Fields, name: str) -> int:
     return int(value)
 
 
-def _part(fields: Fields, name: str) -> dict[str, Any]:
+def part(fields: Fields, name: str) -> dict[str, Any]:
     """An object of a config.json."""
     values = fields.take(name, {})
     if not isinstance(values, dict):

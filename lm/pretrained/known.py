@@ -15,7 +15,9 @@ from lm.pretrained import (
     deepseek,
     distilbert,
     gemma,
+    gemma4,
     gpt2,
+    hybrid,
     llama,
     modernbert,
     phi3,
@@ -87,10 +89,17 @@ ARCHITECTURES = (
     qwen_moe.QWEN3_MOE,
     qwen_moe.QWEN2_MOE,
     deepseek.DEEPSEEK_V3,
+    *(gemma4.GEMMA4, gemma4.GEMMA4_WITH_VISION),
+    *(hybrid.QWEN3_NEXT, hybrid.QWEN3_5, hybrid.QWEN3_5_MOE, *hybrid.WITH_VISION),
     *HEADLESS,
     *HEADS,
 )
 BY_NAME = {a.name: a for a in ARCHITECTURES}
+# the start of a name -> what no part of ours computes
+NOT_READ = {
+    "Gemma3n": "its residual stream is four, mixed by AltUp and LAuReL, and its feed-forwards are sparse",
+    "T5Gemma": "its decoder attends to its tokens and the encoder's at once, or its windows are of unequal sides",
+}
 
 
 def architecture_of(config: Mapping[str, Any], file: Path) -> Architecture:
@@ -99,6 +108,8 @@ def architecture_of(config: Mapping[str, Any], file: Path) -> Architecture:
     kind, names = config.get("model_type"), config.get("architectures")
     names = names or [a.name for a in ARCHITECTURES if a.model_type == kind] or [kind]
     name = str(names[0] if isinstance(names, list) else names)
+    if reason := next((NOT_READ[start] for start in NOT_READ if name.startswith(start)), ""):
+        raise ValueError(f"{file}: {name} is not read: {reason}")
     if name not in BY_NAME:
         raise ValueError(f"{file}: unknown architecture {name!r}: {hint(name)}known: {', '.join(BY_NAME)}")
     architecture = BY_NAME[name]

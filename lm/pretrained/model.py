@@ -31,6 +31,7 @@ from lm.pretrained.arrays import BLOCK, as_integers, checked_like, padded
 from lm.pretrained.images import read_prompt
 from lm.pretrained.known import expressed, without_modules
 from lm.pretrained.labels import Labels
+from lm.pretrained.sentences import Vectors
 from lm.text.stop import StopStrings
 from lm.text.tokenizer import Tokenizer
 
@@ -56,6 +57,7 @@ class Pretrained:
       unused: tensors of a published model that its class has and ours does not use (BertModel's pooler), by their name
         there: `save` writes them back, and the files `kept` of its directory's tokenizer.
       summary: what was read, in a line.
+      vectors: how a text's vector is made of its states: by sentence-transformers' modules beside it.
     """
 
     config: ModelConfig
@@ -72,6 +74,7 @@ class Pretrained:
     kept: Mapping[str, Path] = field(default_factory=dict)
     summary: str = ""
     labels: Labels = Labels()
+    vectors: Vectors = Vectors()
 
     def logits(
         self,
@@ -148,27 +151,23 @@ class Pretrained:
         return ids.astype(np.int32)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Mean-pooled last hidden states of each text (of an encoder-decoder: the encoder's), float32 [B, D]. A text
-        longer than the context is truncated, but keeps its last token.
+        """The vector of each text, float32 [B, n]: of its last hidden states (an encoder-decoder's encoder's) what the
+        modules beside the model make, or the mean. A text that is too long is cut, but keeps its last token.
 
         Raises ValueError for a single text in place of a list, or a text without tokens."""
         if isinstance(texts, str):
             raise ValueError("embed takes a list of texts: give [text]")
-        rows, most = [self.encode(text) for text in texts], self.config.context
+        rows, most = [self.encode(text) for text in texts], self.vectors.longest(self.config)
         if [] in rows:
             raise ValueError(f"text {rows.index([])} has no tokens, so it has no vector: leave it out")
         rows = [ids if len(ids) <= most else [*ids[: most - 1], ids[-1]] for ids in rows]
-        vectors = [np.zeros((0, self.config.width), np.float32)]
-        for start in range(0, len(rows), BLOCK):
-            block = padded(rows[start : start + BLOCK], most)
-            vectors.append(np.asarray(passes.mean(self.model, self.params, *block)))
-        return np.concatenate(vectors)
+        return passes.vectors_of(self.model, self.params, self.vectors, rows)
 
     def embedder(self, rows: int, width: int) -> Callable[[np.ndarray, np.ndarray], jax.Array]:
-        """What `embed` computes, compiled for ids [rows, width] and their mask (0: padding), both int32: float32
-        [rows, D]."""
+        """What `embed` computes, compiled for int32 ids [rows, width] and their mask (0: padding): [rows, n]."""
         ids = jax.ShapeDtypeStruct((rows, width), jnp.int32)
-        return partial(passes.mean.lower(self.model, self.params, ids, ids).compile(), self.params)
+        program = passes.vectors.lower(self.model, self.params, self.vectors, ids, ids).compile()
+        return partial(program, self.params, self.vectors)
 
     def score(self, texts: Sequence[str | Sequence[Any] | Mapping[str, Any]]) -> np.ndarray:
         """The scores of texts, of conversations (lists of messages), or of records with `prompt` and `completion`, each

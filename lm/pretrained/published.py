@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from lm.model.compute import Compute
 from lm.model.config import ModelConfig
 from lm.model.transformer import Params, Transformer
-from lm.pretrained import labels
+from lm.pretrained import labels, sentences
 from lm.pretrained.checkpoint import Checkpoint, open_checkpoint
 from lm.pretrained.fields import Fields, read_json
 from lm.pretrained.labels import Labels
@@ -87,6 +87,7 @@ class Published:
         unused, kept = checkpoint.unused(), tokenizer_files(self.path)
         about: dict[str, Any] = dict(unused=unused, kept=kept, labels=self.labels())
         about["prefix"] = self.config.vision is not None and self.config.vision.prefix
+        about["vectors"] = sentences.read(self.path, self.config.width)
         about["summary"] = f"{checkpoint.summary()}; computed in {dtype}"
         return Pretrained(self.config, params, tokenizer, self._model(dtype), 0, *known, **about)
 

@@ -50,7 +50,7 @@ def experts(fields: Fields, kind: type[Experts] = Experts, **parts: Any) -> Expe
         gated=True,
         experts=llama.expert_count(fields, "num_experts", "num_local_experts"),
         top_k=fields.integer("num_experts_per_tok"),
-        renormalize=fields.flag("norm_topk_prob"),
+        renormalize=fields.flag("norm_topk_prob") if "norm_topk_prob" in fields.defaults else True,
         load_balance_weight=float(fields.number("router_aux_loss_coef")),
         **parts,
     )

@@ -215,6 +215,34 @@ class ConcatenatedHeads(Identity):
         return wide.reshape(len(wide), -1).T
 
 
+@dataclass(frozen=True)
+class Grouped(Identity):
+    """Several leaves [inputs, ...] of one Linear, of whose other numbers each of `groups` has its share of every leaf
+    together (Qwen3-Next: what belongs to a key head)."""
+
+    groups: int = 1
+
+    def theirs_shape(self, shapes: Sequence[Shape]) -> Shape:
+        return sum(math.prod(shape[1:]) for shape in shapes), shapes[0][0]
+
+    def ours(self, tensor: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
+        ends = np.cumsum([math.prod(shape[1:]) // self.groups for shape in shapes])[:-1]
+        parts = np.split(tensor.T.reshape(len(tensor.T), self.groups, -1), ends, axis=-1)
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def theirs(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
+        wide = np.concatenate([leaf.reshape(len(leaf), self.groups, -1) for leaf in leaves], axis=-1)
+        return wide.reshape(len(wide), -1).T
+
+
+@dataclass(frozen=True)
+class Depthwise(Identity):
+    """The kernel [W, ...] of a convolution of each number by itself, [W, 1, numbers]; PyTorch has its transpose."""
+
+    def theirs_shape(self, shapes: Sequence[Shape]) -> Shape:
+        return shapes[0][0], 1, math.prod(shapes[0][1:])
+
+
 class Row(NamedTuple):
     """Our paths, their name, and the conversion between them. A `copy` of another row is written beside it, and read
     only where that one's tensor is missing. `slots` are those of whose layers it is (None: of all that have the

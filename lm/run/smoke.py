@@ -21,7 +21,7 @@ MICRO_BATCHES, EVAL_TOKENS, SAMPLE_TOKENS = 2, 4096, 16
 # the most of each size of a model, all rounded down to a power of two, so that what divided still divides
 SIZES = {
     "width": 64,
-    "mlp": 128,
+    **dict.fromkeys(("mlp", "shared"), 128),
     **dict.fromkeys(("heads", "value_heads", "experts"), 4),
     **dict.fromkeys(("kv_heads", "key_heads", "top_k"), 2),
     **dict.fromkeys(("head_dim", "key_dim", "value_dim", "qk_nope_head_dim", "v_head_dim"), 16),

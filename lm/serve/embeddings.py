@@ -72,7 +72,7 @@ class Embedder:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def vectors(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
-        """[len(rows), D] float32. Raises ApiError where too many texts wait, or the model fails."""
+        """[len(rows), n] float32. Raises ApiError where too many texts wait, or the model fails."""
         if len(self._waiting) + len(rows) > self.most_waiting:
             message = f"{len(self._waiting)} texts of at most {self.most_waiting} are waiting: try again later"
             raise ApiError(429, message, code="queue_full", retry_after="1")
@@ -113,7 +113,7 @@ class Embedder:
         return batch
 
     def _embed(self, width: int, rows: Sequence[Sequence[int]]) -> np.ndarray:
-        """[len(rows), D]: of a batch that is filled up with texts of no tokens."""
+        """[len(rows), n]: of a batch that is filled up with texts of no tokens."""
         ids = np.zeros((max(1, BATCH_TOKENS // width), width), np.int32)
         mask = np.zeros_like(ids)
         for i, row in enumerate(rows):
@@ -142,7 +142,7 @@ def embeddings_call(served: Served, embedder: Embedder, fields: Fields) -> tuple
     if (longest := max(map(len, rows))) > embedder.length:
         message = f"a text of {longest:,} tokens is longer than the {embedder.length:,} that are read: shorten it"
         raise ApiError(400, message, "input", "context_length_exceeded")
-    kind, width = fields.text("encoding_format", FORMATS[0]), served.model.config.width
+    kind, width = fields.text("encoding_format", FORMATS[0]), served.model.vectors.size_of(served.model.config)
     if kind not in FORMATS:
         bad("encoding_format", f"encoding_format={kind}: expected {' or '.join(FORMATS)}")
     if fields.integer("dimensions", width, 1, 2**31 - 1) != width:

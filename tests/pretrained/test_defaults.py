@@ -33,7 +33,7 @@ RECORDED: dict[str, Any] = json.loads((Path(__file__).parent / "fields.json").re
 NO_EFFECT = {*INERT, *NEUTRAL, *EXPERTS.split()}
 IMAGES = ("mm_tokens_per_image", "image_token_index")
 OTHERS = "since some layers have experts|in ffn.groups=|rope_interleave=|model.vision.image_token="
-IMPOSSIBLE = f"is odd, try|{OTHERS}|{'|'.join(IMAGES)}"  # what our models cannot be
+IMPOSSIBLE = f"is odd, try|{OTHERS}|vocab_size_per_layer_input=|{'|'.join(IMAGES)}"  # what our models cannot be
 VARIANTS = ("missing", "null", "default")
 
 
@@ -150,7 +150,11 @@ def as_written_by_4(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+LATER = ("Gemma4",)  # which transformers 4 does not know
+KNOWN_TO_4 = [case for case in CASES if not case.architecture.startswith(LATER)]
+
+
+@pytest.mark.parametrize("case", KNOWN_TO_4, ids=lambda case: case.name)
 def test_both_versions_say_the_same_model(case: Case) -> None:
     config = recorded()[case.name]["config"]
     before = as_written_by_4(copy.deepcopy(config))
@@ -158,7 +162,7 @@ def test_both_versions_say_the_same_model(case: Case) -> None:
     assert read(before) == read(config)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", KNOWN_TO_4, ids=lambda case: case.name)
 def test_both_versions_read_the_same_model_of_what_is_written(case: Case) -> None:
     """Each finds its own names of theta and scaling; who knows both, as transformers 5 does, finds no difference."""
     config = recorded()[case.name]["config"]

@@ -42,6 +42,7 @@ OLMO_YARN = dict(factor=8.0, original_max_position_embeddings=8192, attention_fa
 OSS_YARN = dict(factor=32.0, original_max_position_embeddings=4096, truncate=False)
 DEEPSEEK_YARN = dict(factor=40, mscale=0.707, mscale_all_dim=0.707, original_max_position_embeddings=4096)
 BETAS = dict(beta_fast=32.0, beta_slow=1.0, rope_type="yarn")
+MROPE = dict(mrope_interleaved=True, mrope_section=[11, 11, 10])
 FACTORS = dict(short_factor=[1.0] * 3, long_factor=[1.0, 1.118320672, 43.4])
 HUB: dict[str, dict[str, Any]] = {
     "Llama 3.2": dict(
@@ -201,6 +202,51 @@ HUB: dict[str, dict[str, Any]] = {
         topk_method="greedy",
         v_head_dim=8,
     ),
+    "Qwen3-Next": dict(
+        architectures=["Qwen3NextForCausalLM"],
+        model_type="qwen3_next",
+        attention_bias=False,
+        decoder_sparse_step=1,
+        full_attention_interval=4,
+        head_dim=16,
+        linear_conv_kernel_dim=4,
+        linear_key_head_dim=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_value_head_dim=8,
+        max_position_embeddings=262144,
+        mlp_only_layers=[],
+        moe_intermediate_size=12,
+        norm_topk_prob=True,
+        num_experts=6,
+        num_experts_per_tok=2,
+        output_router_logits=False,
+        partial_rotary_factor=0.25,
+        rope_theta=10000000,
+        router_aux_loss_coef=0.001,
+        shared_expert_intermediate_size=12,
+    ),
+    "Qwen 3.5": dict(
+        architectures=["Qwen3_5ForCausalLM"],
+        model_type="qwen3_5_text",
+        attention_bias=False,
+        attn_output_gate=True,
+        full_attention_interval=4,
+        head_dim=16,
+        layer_types=["linear_attention"] * 3 + [FULL],
+        linear_conv_kernel_dim=4,
+        linear_key_head_dim=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_value_head_dim=8,
+        mamba_ssm_dtype="float32",
+        max_position_embeddings=262144,
+        mlp_only_layers=[],
+        mtp_num_hidden_layers=1,
+        mtp_use_dedicated_embeddings=False,
+        rope_parameters={**MROPE, "partial_rotary_factor": 0.25, "rope_theta": 10000000, "rope_type": "default"},
+        rope_theta=None,
+    ),
     "Mixtral": dict(
         architectures=["MixtralForCausalLM"],
         model_type="mixtral",
@@ -221,16 +267,20 @@ POSITIONS: dict[str, Positions] = {
         1e4, LongRoPE((1.0,) * 3, (1.0, 1.118320672, 43.4), 4096, attention_factor=(1 + 5 / 12) ** 0.5), 0.75
     ),
     "gpt-oss 20b": Rotary(150000.0, YaRN(32.0, 4096, truncate=False)),
+    "Qwen3-Next": PartialRotary(1e7, fraction=0.25),
+    "Qwen 3.5": PartialRotary(1e7, fraction=0.25),
 }
 
 
 @pytest.mark.filterwarnings("ignore:.*tools wrote it for themselves. auto_map")
 @pytest.mark.parametrize("name", HUB)
 def test_it_loads(name: str, tmp_path: Path) -> None:
-    values = {**COMMON, **HUB[name]}
+    values = {
+        field: value for field, value in {**COMMON, **HUB[name]}.items() if (field, value) != ("rope_theta", None)
+    }
     architecture = architecture_of(values, Path("config.json"))
     cfg = architecture.read(architecture.fields(values, "config.json"))
-    assert cfg.positions == POSITIONS.get(name, Rotary(float(values["rope_theta"])))
+    assert cfg.positions == (POSITIONS.get(name) or Rotary(float(values["rope_theta"])))
     assert (
         isinstance(cfg.ffn, Experts) == ("num_experts_per_tok" in values) and cfg.tied == values["tie_word_embeddings"]
     )
@@ -246,8 +296,8 @@ def test_it_loads(name: str, tmp_path: Path) -> None:
         ("llamaForCausalLM", "did you mean LlamaForCausalLM? "),
         ("MistalModel", "did you mean MistralModel? "),
         ("MixtralForTokenClassification", "of Mixtral it is MixtralForCausalLM or MixtralForSequenceClassification; "),
-        *((name, "") for name in ("FlaubertModel", "PhiForCausalLM", "Qwen3NextForCausalLM")),
-        *((name, "") for name in ("Gemma3nForConditionalGeneration", "OlmoForCausalLM", "Mistral3ForCausalLM", "None")),
+        *((name, "") for name in ("FlaubertModel", "PhiForCausalLM", "Qwen4ForCausalLM")),
+        *((name, "") for name in ("Gemma5ForCausalLM", "OlmoForCausalLM", "Mistral3ForCausalLM", "None")),
     ],
 )
 def test_an_unknown_architecture_has_a_likely_hint_or_none(name: str, said: str) -> None:
@@ -255,3 +305,11 @@ def test_an_unknown_architecture_has_a_likely_hint_or_none(name: str, said: str)
     with pytest.raises(ValueError, match=f"unknown architecture '{name}': .*known: GPT2LMHeadModel, "):
         architecture_of({"architectures": [name]}, Path("config.json"))
     assert name not in BY_NAME
+
+
+@pytest.mark.parametrize(
+    "name", ["Gemma3nForCausalLM", "Gemma3nForConditionalGeneration", "T5Gemma2ForConditionalGeneration"]
+)
+def test_what_is_known_and_not_read_is_said(name: str) -> None:
+    with pytest.raises(ValueError, match=f"config.json: {name} is not read: its "):
+        architecture_of({"architectures": [name]}, Path("config.json"))
