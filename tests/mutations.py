@@ -225,7 +225,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/model/stack.py": (
         ("layers are in the order of their slots", "if (np.diff(order) > 0).all() else", "if True else"),
         ("layers are numbered within their slot", "slot.layers.start + slot.layers.step * j)", "j)"),
-        ("slots share the keys of dropout", "keys[first + p :: P]", "keys[first::P]"),
+        ("slots share the keys of dropout", "every[first + p :: P]", "every[first::P]"),
         ("losses of layers are summed", "if name in piece]).mean()", "if name in piece]).sum()"),
     ),
     "lm/model/positions.py": (
@@ -249,7 +249,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("YaRN's attention factor is dropped", "angles * (1 - ramp), size", "angles * (1 - ramp), 1.0"),
     ),
     "lm/model/parts.py": (
-        ("RMSNorm has no eps", "square(y).mean(-1, keepdims=True) + self.eps", "square(y).mean(-1, keepdims=True)"),
+        ("RMSNorm has no eps", "keepdims=True) + self.eps) * (scale", "keepdims=True)) * (scale"),
         ("RMSNorm adds no 1 to its scale", "(scale + float(self.plus_one))", "scale"),
         ("LayerNorm computes in bfloat16", "x.astype(jnp.float32)\n        mean", "x\n        mean"),
         ("RMSNorm computes in bfloat16", "x.astype(jnp.float32)\n        y = y *", "x\n        y = y *"),

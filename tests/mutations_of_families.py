@@ -79,7 +79,11 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/pretrained/stacked.py": (("gate is up", "slice(0, half)", "slice(half, None)"),),
     "lm/model/gated.py": (
         ("the gate is open", "y * jax.nn.sigmoid(gate.astype(jnp.float32))", "y * jnp.ones_like(y)"),
-        ("the gate is not counted", '"query": 2 * plain["query"]', '"query": plain["query"]'),
+        (
+            "the gate is not counted",
+            'super().products(width)\n        return {**plain, "query": 2 *',
+            'super().products(width)\n        return {**plain, "query": 1 *',
+        ),
     ),
     "lm/train/optim.py": (("the load is followed", "-BALANCE_RATE * jnp.sign(g)", "BALANCE_RATE * jnp.sign(g)"),),
     "lm/pretrained/deepseek.py": (

@@ -196,6 +196,13 @@ class ModelConfig:
                     f"expected window=0 and causal=True, not window={slot.window} and causal={self.causal}"
                 )
             self._check_source(slot)
+        if self.multi_token and (
+            self.wiring.token_size or any(slot.mixer.reads_layer is not None for slot in self.slots.values())
+        ):
+            raise ValueError(
+                "model.multi_token: a module is one layer alone, and layers here read keys and values of others, or "
+                "embeddings of layers"
+            )
         self.parametrisation.check(self)
 
     def _check_source(self, slot: Slot) -> None:

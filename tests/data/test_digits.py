@@ -1,4 +1,4 @@
-"""The handwritten digits of scikit-learn, where it is installed."""
+"""The handwritten digits of scikit-learn."""
 
 import json
 import sys
@@ -14,7 +14,6 @@ from lm.text.tokenizer import Bytes
 
 
 def test_a_share_is_held_out() -> None:
-    pytest.importorskip("sklearn")
     train, held = (list(Digits().documents(split)) for split in ("train", "heldout"))
     assert len(train) + len(held) == 1797 and 300 < len(held) < 420 and not set(train) & set(held)
     assert len(Digits(0.5).documents("heldout")) > 800 and Digits(0.5).fingerprint() != Digits().fingerprint()

@@ -13,6 +13,7 @@ from lm import value
 from lm.model import count
 from lm.model.config import ModelConfig, MultiToken
 from lm.model.families import bert, t5
+from lm.model.hybrids import gemma4
 from lm.model.inputs import Inputs
 from lm.model.multi_token import layer_config
 from lm.model.transformer import Transformer
@@ -235,6 +236,10 @@ def test_earlier_data_are_what_they_were() -> None:
         assert value.build(ModelConfig, value.plain(cfg)) == cfg
     with pytest.raises(ValueError, match="only a causal model with an output over the vocabulary predicts tokens"):
         replace(bert(vocab=31, layers=1, width=8, heads=2, context=8, mlp=8), multi_token=MultiToken())
+    sizes = dict(vocab=31, width=8, heads=2, kv_heads=1, mlp=8, head_dim=4, full_head_dim=4, context=8, every=2)
+    for own in (dict(layers=4, shared=2), dict(layers=2, per_layer=4)):
+        with pytest.raises(ValueError, match="model.multi_token: a module is one layer alone, and layers here read"):
+            replace(gemma4(**sizes, **own), multi_token=MultiToken())
     with pytest.raises(ValueError, match=r"model\.multi_token\.depth=0"):
         MultiToken(0)
 
