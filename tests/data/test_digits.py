@@ -10,7 +10,7 @@ from lm.data import digits
 from lm.data.captions import Captions
 from lm.data.digits import Digits
 from lm.text.image_tokens import ImageTokens
-from lm.text.tokenizer import Bytes
+from lm.text.tokenizer import ByteTokenizer
 
 
 def test_a_share_is_held_out() -> None:
@@ -18,7 +18,7 @@ def test_a_share_is_held_out() -> None:
     assert len(train) + len(held) == 1797 and 300 < len(held) < 420 and not set(train) & set(held)
     assert len(Digits(0.5).documents("heldout")) > 800 and Digits(0.5).fingerprint() != Digits().fingerprint()
     source, record = Captions(Digits(), ImageTokens(255, 4), size=8), json.loads(train[0])
-    (one,) = source.encode(train[:1], Bytes().load())
+    (one,) = source.encode(train[:1], ByteTokenizer())
     assert one.ids.tolist().count(255) == 4 and record["completion"] in "0123456789"
     image = source.read(train[0])[0]
     assert np.array_equal(image, Digits().draw_image(record["image"])) and image.max() == 255 and image.min() == 0
