@@ -98,7 +98,7 @@ BY_NAME = {a.name: a for a in ARCHITECTURES}
 # the start of a name -> what no part of ours computes
 NOT_READ = {
     "Gemma3n": "its residual stream is four, mixed by AltUp and LAuReL, and its feed-forwards are sparse",
-    "T5Gemma": "its decoder attends to its tokens and the encoder's at once, or its windows are of unequal sides",
+    "T5Gemma2": "its decoder attends to its tokens and the encoder's at once",
 }
 
 
