@@ -119,6 +119,7 @@ def samples() -> dict[str, Any]:
         "SharedExperts": SharedExperts(12, "silu", gated=True, experts=4, top_k=1, shared=6, groups=2),
         "GatedAttention": GatedAttention(2, 8, 1, bias=True),
         "NormedValues": NormedValues(2, 8, 1, bias=True),
+        "SharedAttention": SharedAttention(2, 8, kv_heads=1),
         "GatedDeltaNet": GatedDeltaNet(1, 2, key_dim=4, value_dim=6, chunk=4),
         "Linear": Linear(2.0),
         "Dynamic": Dynamic(2.0, original_context=8),

@@ -86,7 +86,6 @@ study = Ablation(
         "none": dict(data=dict(mixture=dict(sources=asked("none")))),
         "causal": dict(model=dict(vision=dict(blocks=False))),
         "frozen": dict(trains=Freeze("vision/stem/.*|vision/layers/.*")),
-        "slower": dict(optimizer=dict(learning_rate=3e-4)),
     },
     seeds=range(3),
 )

@@ -16,6 +16,7 @@ from lm.bounds import Natural, NonNegative
 from lm.data import (  # noqa: F401
     captions,
     conversations,
+    digits,
     preferences,
     prompts,
     records,

@@ -145,7 +145,7 @@ def _differences(kind: GGUFArchitecture, cfg: ModelConfig, again: ModelConfig) -
     if kind.always_tied and not cfg.tied:
         yield "tied=True where this model has False"
     a, b = ({**value.plain(canonical(c)), "context": c.context} for c in (cfg, again))
-    layers = zip(a.pop("pattern"), b.pop("pattern"), strict=True)
+    layers = zip(*([*c.pop("first_layers"), *c.pop("pattern")] for c in (a, b)), strict=True)
     pairs = [("", a, b), *((f"layer {i}'s ", *pair) for i, pair in enumerate(layers))]
     for prefix, ours, theirs in pairs:
         for path, wanted, given in value.differences(ours, theirs):
