@@ -151,8 +151,8 @@ def expressed(
     cfg: ModelConfig, params: Params, first: Architecture | None = None
 ) -> tuple[Architecture, ModelConfig, Params]:
     """An architecture that can express a model (in the standard parametrisation, as others have it), with what it can
-    express of it: modules of multi-token prediction are
-    left out, with a warning, where none has them. Arguments and errors as `architecture_for`."""
+    express of it: modules of multi-token prediction are left out, with a warning, where none has them. Arguments and
+    errors as `architecture_for`."""
     known = any(one.can_express(cfg) for one in ARCHITECTURES)
     cfg, params = (cfg, params) if known else without_modules(cfg, params)
     return architecture_for(cfg, first), cfg, params
