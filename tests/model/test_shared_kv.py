@@ -25,8 +25,8 @@ NORM = RMSNorm(1e-6)
 LOOPED = replace(SIMPLE, unroll=0)
 FULL = NormedValues(4, 6, 2, qk_norm=NORM, scale=1.0, value_norm=UnscaledRMSNorm())
 LOCAL = replace(FULL, head_dim=4, kv_heads=1)
-READS = SharedAttention(4, 6, 2, qk_norm=NORM, scale=1.0, source=1)
-READS_LOCAL = SharedAttention(4, 4, 1, qk_norm=NORM, scale=1.0, source=0)
+READS = SharedAttention(4, 6, 2, qk_norm=NORM, source=1)
+READS_LOCAL = SharedAttention(4, 4, 1, qk_norm=NORM, scale=0.5, source=0)
 WIDE = FeedForward(20, "gelu_tanh", gated=True)
 LAYERS: dict[str, Any] = dict(
     layers=7,
