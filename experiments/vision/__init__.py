@@ -1,1 +1,1 @@
-"""Models that see, trained on images that are made on the spot."""
+"""Models that see, trained from nothing in minutes."""

@@ -3,7 +3,6 @@ keys, layers that read an earlier one's keys and values, embeddings for each lay
 output is multiplied by. Its experts are not read, nor its images and sounds."""
 
 import dataclasses
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,9 +28,10 @@ from lm.pretrained.architecture import (
     window,
 )
 from lm.pretrained.fields import Fields
-from lm.pretrained.gemma import KINDS, part, sandwich_rows
+from lm.pretrained.gemma import KINDS, sandwich_rows
 from lm.pretrained.llama import AT, IGNORED, PREFIX
 from lm.pretrained.rows import Row
+from lm.pretrained.text_half import read_text_half, write_text_half
 
 FULL, SLIDING = KINDS
 EVERY = 6  # of which the last is full, where nothing is said
@@ -217,30 +217,17 @@ def _written(rotary: Rotary) -> dict[str, Any]:
     return rope.written(rotary)
 
 
-def read_both(fields: Fields) -> ModelConfig:
-    """The config.json of a model that sees and hears too: its text alone, with a warning."""
-    text = {**part(fields, "text_config"), "tie_word_embeddings": fields.flag("tie_word_embeddings")}
-    names = ("audio_token_id", "boa_token_id", "boi_token_id", "eoa_token_id", "eoa_token_index", "eoi_token_id")
-    for name in (
-        *names,
+OTHER_PARTS = (
+    *(
+        "vision_config",
         "image_token_id",
         "video_token_id",
-        "vision_config",
-        "audio_config",
+        "boi_token_id",
+        "eoi_token_id",
         "vision_soft_tokens_per_image",
-    ):
-        fields.take(name, None)
-    cfg = read(Fields(text, f"{fields.file}: text_config", defaults.GEMMA4))
-    fields.finish()
-    warnings.warn(f"{fields.file}: the text model alone is read, which sees and hears nothing", stacklevel=2)
-    return cfg
-
-
-def write_both(cfg: ModelConfig) -> dict[str, Any]:
-    """Raises ValueError: what is read of these is written as the text model that it is."""
-    raise ValueError("a model without vision and audio, where the architecture has some")
-
-
+    ),
+    *("audio_config", "audio_token_id", "boa_token_id", "eoa_token_id", "eoa_token_index"),
+)
 GEMMA4 = Architecture(
     "Gemma4ForCausalLM", "gemma4_text", defaults.GEMMA4, read, write, rows, rf"{IGNORED}|{SHARED}", prefix=PREFIX
 )
@@ -248,8 +235,8 @@ GEMMA4_WITH_VISION = Architecture(
     "Gemma4ForConditionalGeneration",
     "gemma4",
     defaults.GEMMA4_WITH_VISION,
-    read_both,
-    write_both,
+    read_text_half(read, defaults.GEMMA4, OTHER_PARTS),
+    write_text_half,
     rows,
     rf"{IGNORED}|{SHARED}",
     other_heads=r"^model\.(vision_tower|audio_tower|embed_vision|embed_audio)\.",

@@ -1,6 +1,5 @@
 """Qwen3-Next, Qwen 3.5 and Qwen 3.5 with experts: three layers of gated DeltaNet to each of gated attention."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +12,10 @@ from lm.model.shared_experts import SharedExperts
 from lm.pretrained import defaults, llama, qwen_moe, rope
 from lm.pretrained.architecture import Architecture, attention_of, layer_stacks, linear, require, same
 from lm.pretrained.fields import Fields
-from lm.pretrained.gemma import part
 from lm.pretrained.llama import AT, IGNORED, PREFIX
 from lm.pretrained.rows import Concatenated, ConcatenatedHeads, Depthwise, Grouped, Kernel, Row, Transposed, row
 from lm.pretrained.stacked import apart
+from lm.pretrained.text_half import read_text_half, write_text_half
 
 MIXERS = ("linear_attention", "full_attention")
 SIZES = dict(key_heads="num_key_heads", value_heads="num_value_heads", key_dim="key_head_dim")
@@ -25,6 +24,10 @@ OF_IMAGES = ("mrope_section", "mrope_interleaved")  # which of a token's three p
 # of other code, or of layers that predict further tokens
 OTHERS = ("mamba_ssm_dtype", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings")
 DELTA = AT + "linear_attn."
+OTHER_PARTS = (
+    *("vision_config", "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"),
+    "language_model_only",
+)
 FRACTION = 0.25  # of a head that is turned, where nothing is said
 
 ATTENTION = [
@@ -154,24 +157,6 @@ def read_next(fields: Fields) -> ModelConfig:
     return _read(fields, kinds, ffn=_experts(fields))
 
 
-def _text(read_text: Callable[[Fields], ModelConfig], known: dict[str, Any]) -> Callable[[Fields], ModelConfig]:
-    """What reads the config.json of a model of text and images: its text alone, with a warning."""
-
-    def read_both(fields: Fields) -> ModelConfig:
-        tied = fields.flag("tie_word_embeddings")
-        text = {**part(fields, "text_config"), "tie_word_embeddings": tied}
-        for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
-            fields.take(name)
-        for name in ("vision_config", "language_model_only"):
-            fields.take(name, None)
-        cfg = read_text(Fields(text, f"{fields.file}: text_config", known))
-        fields.finish()
-        warnings.warn(f"{fields.file}: the text model alone is read, which sees no images", stacklevel=2)
-        return cfg
-
-    return read_both
-
-
 def write(cfg: ModelConfig) -> dict[str, Any]:
     """The fields that `read` reads. Raises ValueError for a model of other parts."""
     require(attention_of(cfg), GatedAttention)
@@ -211,11 +196,6 @@ def write_moe(cfg: ModelConfig) -> dict[str, Any]:
     return fields
 
 
-def write_both(cfg: ModelConfig) -> dict[str, Any]:
-    """Raises ValueError: what is read of these is written as the text model that it is."""
-    raise ValueError("a model without vision, where the architecture has some")
-
-
 PREDICTS_MORE = r"^mtp\."
 RENAMED = (("model.language_model.", PREFIX),)
 QWEN3_NEXT = Architecture(
@@ -251,8 +231,8 @@ WITH_VISION = tuple(
         f"{name}ForConditionalGeneration",
         kind,
         defaults.QWEN3_5_WITH_VISION,
-        _text(text.read, dict(text.defaults)),
-        write_both,
+        read_text_half(text.read, text.defaults, OTHER_PARTS),
+        write_text_half,
         rows,
         rf"{IGNORED}|{PREDICTS_MORE}",
         other_heads=r"^model\.visual\.",
