@@ -264,4 +264,5 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("the decay's metrics are lost", "shutil.copy(", "str("),
     ),
     "lm/run/log.py": (("wall time is of the last process", "self.before + time.time()", "time.time()"),),
+    "lm/sharding/batches.py": (("images are still copied", "jax.block_until_ready(placed)", "placed"),),
 }

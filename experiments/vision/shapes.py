@@ -72,10 +72,10 @@ experiment = Experiment(
     ),
     optimizer=AdamW(learning_rate=1e-3, schedule=Cosine(warmup_steps=50)),
     batch_tokens=32 * 64,
-    steps=2500,
+    steps=1500,
     eval_every_steps=500,
     eval_tokens=20_000,
-    checkpoint_every_steps=2500,
+    checkpoint_every_steps=1500,
 )
 
 study = Ablation(

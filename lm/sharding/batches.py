@@ -21,10 +21,14 @@ def local_rows(mesh: Mesh, rows: int) -> np.ndarray | None:
 def place_batch(
     batch: Mapping[str, np.ndarray], mesh: Mesh, local: np.ndarray | None = None, rows: int = 0
 ) -> dict[str, jax.Array]:
-    """The global arrays of a host batch, which has all rows (`local` None) or this process's `local` ones of `rows`."""
+    """The global arrays of a host batch, which has all rows (`local` None) or this process's `local` ones of `rows`.
+
+    On CPUs they are there when it returns: a step that is called with what is still copied, as images are, would be
+    dispatched to run behind others, with temporaries of its own (`hardware.run_steps_in_turn`)."""
     sharding = batch_sharding(mesh)
     if jax.process_count() == 1:
-        return jax.device_put(dict(batch), sharding)
+        placed = jax.device_put(dict(batch), sharding)
+        return jax.block_until_ready(placed) if mesh.devices.flat[0].platform == "cpu" else placed
 
     def global_array(array: np.ndarray) -> jax.Array:
         present = np.arange(len(array)) if local is None else local

@@ -60,9 +60,9 @@ def main() -> int:
     options = parser.parse_args()
     if options.cores:
         os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
+    hardware.prepare(options.devices)  # before any thread has memory of its own to allocate from
     if options.watched:
         _end_with_parent()
-    hardware.prepare(options.devices)
     os.environ[value.TRUST] = "1"  # the process that started this one wrote the experiments, of the user's own page
     return work(options.folders, options.together)
 

@@ -5,11 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lm.sharding.batches import place_batch
 from lm.sharding.mesh import make_mesh
 from lm.sharding.rules import MESH_AXES, RULES, Layout, check_axes, spec
 from lm.sharding.shardings import batch_sharding, shardings, shardings_like
@@ -173,3 +175,10 @@ def test_like_replicates_what_has_another_shape() -> None:
 
 def test_a_batch_lies_over_data_and_fsdp() -> None:
     assert batch_sharding(make_mesh(MESH)).shard_shape((8, 6)) == (2, 6)
+
+
+def test_a_batch_is_there_when_a_cpu_has_it() -> None:
+    """A step that is called with what is still copied would be put behind others, each with its temporaries."""
+    images = np.zeros((2**25 + 1,), np.uint8)[1:].reshape(8, -1)  # no array that JAX takes as it lies
+    placed = place_batch({"images": images}, make_mesh())
+    assert placed["images"].is_ready()
