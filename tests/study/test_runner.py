@@ -14,7 +14,7 @@ import pytest
 
 from lm.run.folder import claim
 from lm.run.outcome import DIVERGED, FAILED
-from lm.study import runner, worker
+from lm.study import runner
 from lm.study.trial import FINISHED, MISSING, STOPPED, Result
 from lm.study.watch import table
 from tests.study import page
@@ -148,15 +148,3 @@ def test_the_table_tells_of_every_run(capsys: pytest.CaptureFixture[str]) -> Non
         "base, seed 0: finished, loss 1.2500",
         "alibi, seed 0: failed, no text",
     ]
-
-
-def test_memory_is_set_up_before_a_thread_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread that allocates first has an arena, which XLA's threads then share: each step faults its pages in."""
-    done: list[str] = []
-    monkeypatch.setattr(worker.hardware, "prepare", lambda devices: done.append("prepare"))
-    monkeypatch.setattr(worker, "_end_with_parent", lambda: done.append("watch"))
-    monkeypatch.setattr(worker, "work", lambda folders, how: done.append("work") or 0)
-    monkeypatch.setattr(sys, "argv", ["worker", "--watched", "folder"])
-    monkeypatch.setenv(worker.value.TRUST, "")
-    assert worker.main() == 0
-    assert done == ["prepare", "watch", "work"]
