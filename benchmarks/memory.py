@@ -4,7 +4,8 @@
 
 Each side is a process that has taken its first steps, so that nothing is compiled any more; what was the most before
 is forgotten (Linux: /proc/PID/clear_refs), and it takes some more. All of the process counts: its libraries, its
-compiled programs, parameters, the optimizer's state, activations.
+compiled programs, parameters, the optimizer's state, activations. Ours are measured as they are, and with all but
+matrix products computed again in the backward pass (compute.remat="dots"), which costs time: a step's stands beside.
 """
 
 import argparse
@@ -23,19 +24,19 @@ from benchmarks.worker import Worker
 STEPS = 3
 
 
-def peak(worker: Worker) -> float:
-    """The most that is resident while a worker takes STEPS steps, in MB."""
+def peak(worker: Worker) -> tuple[float, float]:
+    """The most that is resident while a worker takes STEPS steps, in MB, and the seconds of one."""
     worker.train(STEPS)
     process = Path(f"/proc/{worker.process.pid}")
     (process / "clear_refs").write_text("5")  # the peak is what is resident now
-    worker.train(STEPS)
+    seconds = worker.train(STEPS) / STEPS
     line = next(line for line in (process / "status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024 / 1e6
+    return int(line.split()[1]) * 1024 / 1e6, seconds
 
 
-def measure(sides: list[Side], rounds: int) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Each side's peaks, a process each round, and the versions of what ran."""
-    peaks: dict[str, list[float]] = {side.name: [] for side in sides}
+def measure(sides: list[Side], rounds: int) -> tuple[dict[str, list[tuple[float, float]]], dict[str, str]]:
+    """Each side's peaks and seconds a step, a process each round, and the versions of what ran."""
+    peaks: dict[str, list[tuple[float, float]]] = {side.name: [] for side in sides}
     versions: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as cache:
         for _ in range(rounds):
@@ -46,7 +47,7 @@ def measure(sides: list[Side], rounds: int) -> tuple[dict[str, list[float]], dic
                 finally:
                     worker.close()
                 versions |= worker.versions
-                print(f"{side.name}: {peaks[side.name][-1]:,.0f} MB", flush=True)
+                print("{}: {:,.0f} MB, {:.2f} s".format(side.name, *peaks[side.name][-1]), flush=True)
     return peaks, versions
 
 
@@ -59,12 +60,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--keep", action="store_true", help="write the table to benchmarks/RESULTS.md")
     options = parser.parse_args()
-    sides = peer_sides(options.size, options.peer_python, options.nanogpt, False) + our_sides(options.size)
+    sides = peer_sides(options.size, options.peer_python, options.nanogpt, False)
+    sides += our_sides(options.size, remat=("nothing", "dots"))
     peaks, versions = measure(sides, options.rounds)
-    middle = {side.name: statistics.median(peaks[side.name]) for side in sides}
+    middle = {name: tuple(map(statistics.median, zip(*both, strict=True))) for name, both in peaks.items()}
     theirs = {side.precision: middle[side.name] for side in sides if not side.ours}
-    rows = [[s.name, f"{middle[s.name]:,.0f}", f"{middle[s.name] / theirs[s.precision]:.2f}"] for s in sides]
-    columns, title = ["side", "peak, MB", "of the peer's"], f"Peak resident memory of a training step, {options.size}"
+
+    def row(side: Side) -> list[str]:
+        (most, seconds), (their_most, their_seconds) = middle[side.name], theirs[side.precision]
+        return [side.name, f"{most:,.0f}", f"{most / their_most:.2f}", f"{their_seconds / seconds:.2f}"]
+
+    rows = [row(side) for side in sides]
+    columns = ["side", "peak, MB", "of the peer's", "speed, of the peer's"]
+    title = f"Peak resident memory of a training step, {options.size}"
     notes = [
         f"{time.strftime('%Y-%m-%d')}, medians of {options.rounds} processes.",
         report.setting(describe(), versions),

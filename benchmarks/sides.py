@@ -32,19 +32,26 @@ def caches(folder: str) -> dict[str, str]:
     return {"JAX_COMPILATION_CACHE_DIR": f"{folder}/jax", "TORCHINDUCTOR_CACHE_DIR": f"{folder}/torch"}
 
 
-def our_sides(size: str, devices: tuple[int, ...] = (0,), packed: tuple[bool, ...] = (False,)) -> list[Side]:
-    """This library in both precisions, by host devices (0: JAX's one), on batches with or without documents' ids."""
-    rows = [(precision, count, ids) for precision in PRECISIONS for count in devices for ids in packed]
-    return [_our_side(size, *row) for row in rows]
+def our_sides(
+    size: str,
+    devices: tuple[int, ...] = (0,),
+    packed: tuple[bool, ...] = (False,),
+    remat: tuple[str, ...] = ("nothing",),
+) -> list[Side]:
+    """This library in both precisions, by host devices (0: JAX's one), on batches with or without documents' ids, and
+    by what its backward pass computes again."""
+    choices = [(count, ids, again) for count in devices for ids in packed for again in remat]
+    return [_our_side(size, precision, *choice) for precision in PRECISIONS for choice in choices]
 
 
-def _our_side(size: str, precision: str, devices: int, packed: bool) -> Side:
+def _our_side(size: str, precision: str, devices: int, packed: bool, remat: str) -> Side:
     name = (
         f"ours {PRECISIONS[precision]}"
         + (f", {devices} host devices" if devices else "")
         + (", packed" if packed else "")
+        + (f", remat {remat}" if remat != "nothing" else "")
     )
-    settings = {"size": size, "dtype": precision, "devices": devices, "packed": packed}
+    settings = {"size": size, "dtype": precision, "devices": devices, "packed": packed, "remat": remat}
     return Side(name, "benchmarks.ours", sys.executable, True, precision, settings)
 
 

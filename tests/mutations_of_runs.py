@@ -26,6 +26,7 @@ TESTS = {
         "run/test_lengthen",
         *("a_decay_is_set_aside_and_not_lost", "what_cannot_go_on_is_refused", "the_steps_that_two_lengths_share"),
     ),
+    "lm/sharding/batches.py": of("sharding/test_sharding", "a_batch_is_there_when_a_cpu_has_it"),
     "lm/run/log.py": of("run/test_course", "wall_time_is_of_all_processes"),
     "launch/fields.py": of(
         "launch/test_show", "what_may_stand_in_a_field", "annotations_in_words", "a_sentinel_is_of_its_number_alone"
