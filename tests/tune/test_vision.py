@@ -95,13 +95,17 @@ def test_an_adapter_of_the_tower_is_exported_and_read(case: str, where: str, tmp
     wanted = learner.model_params(params, frozen)
     trees_close(with_adapter(own, tmp_path / "adapter").params, wanted, 1e-5)
 
-    def renamed(name: str) -> str:
-        old = name.replace("model.vision_tower.", "vision_tower.vision_model.")
-        return old.replace("model.language_model.", "language_model.model.")
+    for tower, text in (  # of the published files, and of transformers before 5
+        ("vision_tower.vision_model.", "language_model.model."),
+        ("model.vision_tower.vision_model.", "model.language_model."),
+    ):
 
-    old = {renamed(name): array for name, array in arrays.items()}
-    write_adapter(tmp_path / "old", {**config, "target_modules": list(map(renamed, config["target_modules"]))}, old)
-    trees_close(with_adapter(own, tmp_path / "old").params, wanted, 1e-5)
+        def renamed(name: str, tower: str = tower, text: str = text) -> str:
+            return name.replace("model.vision_tower.", tower).replace("model.language_model.", text)
+
+        old = {renamed(name): array for name, array in arrays.items()}
+        write_adapter(tmp_path / tower, {**config, "target_modules": list(map(renamed, config["target_modules"]))}, old)
+        trees_close(with_adapter(own, tmp_path / tower).params, wanted, 1e-5)
 
 
 def test_what_peft_has_no_form_for_is_refused(tmp_path: Path) -> None:
