@@ -86,6 +86,11 @@ class Usage(ValueError):
     """An error in the command line: exit code 2."""
 
 
+def _capitalized(title: str) -> str:
+    """`title` with a capital at its beginning alone."""
+    return title[:1].upper() + title[1:]
+
+
 class _Help(RawDescriptionRichHelpFormatter):
     """Help as it is written, brackets too, whose first column is wide enough for "tokenizer"."""
 
@@ -93,6 +98,9 @@ class _Help(RawDescriptionRichHelpFormatter):
 
     def __init__(self, prog: str, **options: Any):
         super().__init__(prog, **{"max_help_position": 30, **options})
+
+
+_Help.group_name_formatter = _capitalized
 
 
 class Parser(argparse.ArgumentParser):
@@ -104,6 +112,8 @@ class Parser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            if action.dest == "verb" and set("./:") & set(str(value)):
+                raise Usage(f"expected a verb before {value}, as in lm train {value}; see lm --help")
             raise Usage(f"unknown {action.dest} {value!r}: {suggest(str(value), action.choices)}")
         super()._check_value(action, value)
 

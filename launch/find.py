@@ -1,6 +1,7 @@
 """Resolving `experiments.quickstart`, `module:name` or `path/to/page.py:name` to the experiment that it defines."""
 
 import argparse
+import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -27,7 +28,7 @@ def find(reference: str) -> tuple["Experiment", str]:
     the full reference. The name of a ModelConfig is the module's experiment with that model. Modules are found as
     Python does, and in the current directory.
 
-    Raises ValueError where there is none, listing those there are, or where the module fails, with the line."""
+    Raises ValueError where there is none, naming what may be meant, or where the module fails, with the line."""
     from lm.experiment import Experiment, published
     from lm.model.config import ModelConfig
 
@@ -77,13 +78,16 @@ def _page(text: str) -> tuple[str, Path | None]:
     path = Path(text).expanduser()
     file = path if path.suffix == ".py" else path.with_name(f"{path.name}.py")
     if not file.is_file():
+        if (path / "experiment.json").is_file():
+            raise ValueError(f"{text} is a run's folder, and no page: its page resumes it, with --workdir {text}")
         if path.is_dir():
             raise ValueError(
                 f"{text} is a folder, and no page: expected a module, or a .py file that has an experiment"
             )
-        if path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"no such page: {text}")
-        return text.removesuffix(".py").removeprefix("./").replace("/", "."), None
+        module = text.removesuffix(".py").removeprefix("./").replace("/", ".")
+        if path.is_absolute() or ".." in path.parts or not _exists(module):
+            raise ValueError(f"no such page: {text}{_likely(module)}")
+        return module, None
     file = file.resolve()
     for root in map(Path.resolve, (Path.cwd(), *map(Path, _roots()))):
         parts = file.relative_to(root).with_suffix("").parts if file.is_relative_to(root) else ()
@@ -94,11 +98,8 @@ def _page(text: str) -> tuple[str, Path | None]:
 
 def load(name: str, file: Path | None = None) -> ModuleType:
     """The module `name`, or the page in `file`. Raises ValueError as `find` does."""
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    importlib.invalidate_caches()
     if not file and not _exists(name):
-        raise ValueError(f"unknown experiment {name!r}: {suggest(name, known())}")
+        raise ValueError(f"unknown experiment {name!r}{_likely(name)}")
     try:
         return _load_file(file) if file else importlib.import_module(name)
     except Exception as error:  # the user's module can raise anything
@@ -130,6 +131,19 @@ def _load_file(file: Path) -> ModuleType:
     return module
 
 
+def maker_of(run: str) -> str:
+    """What the experiment of the name `run` is called on the command line; "" where no page has it."""
+    from lm.experiment import Experiment
+
+    for page in known():
+        file = page_file(page)
+        if file and re.search(rf"""name=["']{re.escape(run)}["']""", file.read_text(encoding="utf-8")):
+            for name, value in vars(load(page)).items():
+                if isinstance(value, Experiment) and value.name == run:
+                    return page if name == DEFAULT else f"{page}:{name}"
+    return ""
+
+
 def check_may_load(reference: str) -> None:
     """Raises ValueError where a file names a page that is neither ours nor loaded yet, unless it is trusted."""
     module = reference.partition(":")[0]
@@ -144,7 +158,18 @@ def page_file(name: str) -> Path | None:
     return next((file for root in (Path.cwd(), *map(Path, _roots())) if (file := root / path).is_file()), None)
 
 
+def _likely(name: str) -> str:
+    """The end of an error about the unknown page `name`: the names that may be meant."""
+    near = difflib.get_close_matches(name, known(), cutoff=0.5)
+    meant = f"did you mean {' or '.join(near)}? " if near else ""
+    return f": {meant}`lm list` shows those there are"
+
+
 def _exists(name: str) -> bool:
+    """Whether a module of that name is found, in the current directory too."""
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    importlib.invalidate_caches()
     try:
         return bool(name) and importlib.util.find_spec(name) is not None
     except (ImportError, ValueError, AttributeError):
@@ -208,7 +233,14 @@ def changed(
     sources, and `host_devices` CPU devices."""
     if text:
         experiment = experiment.replace(data=_with_text(experiment.data, text))
+    per_device = experiment.rows_per_device
     experiment = _with_settings(experiment, settings)
+    named = {setting.partition("=")[0] for setting in settings}
+    if "batch_tokens" in named and experiment.rows_per_device == per_device > 0:
+        raise ValueError(
+            f"batch_tokens has no effect where rows_per_device={per_device:g} says the batch: set that one, or "
+            "rows_per_device=0 too"
+        )
     return experiment.replace(compute=dict(devices=host_devices)) if host_devices else experiment
 
 

@@ -80,15 +80,17 @@ def run(args: argparse.Namespace) -> None:
     from launch.serve import load
 
     model = load(args.model, "", args.devices, None, args.adapter)
+    from lm.machine.monitor import human, waiting_aside
     from lm.page.markup import write
     from lm.pretrained.inside import WhatIf, html, inside, plain
 
     what_if = WhatIf(args.zero, args.patch_from)
-    data, attentions = inside(model, args.text, args.other_order, args.output, what_if, args.image)
+    with waiting_aside("looking inside"):
+        data, attentions = inside(model, args.text, args.other_order, args.output, what_if, args.image)
     if args.json:
         print(json.dumps(plain(data, attentions), ensure_ascii=False))
     if args.out or not args.json:
         page = html(Path(args.model).expanduser().resolve().name, data, attentions)
         write(out, page)
         if not args.json:
-            print(f"{out}: {len(data['texts'][data['main']]):,} tokens, {len(page.encode()) / 1e6:.1f} MB")
+            print(f"{out}: {len(data['texts'][data['main']]):,} tokens, {human(len(page.encode()))}B")

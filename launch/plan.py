@@ -100,11 +100,9 @@ def run_decoding(args: argparse.Namespace, topology: "Topology") -> None:
 
 def compiling(what: str, topology: "Topology") -> AbstractContextManager[None]:
     """Says on standard error what is compiled, and for how long."""
-    from rich.console import Console
+    from lm.machine.monitor import waiting_aside
 
-    from lm.machine.monitor import waiting
-
-    return waiting(f"compiling {what} for {topology.name}", Console(stderr=True))
+    return waiting_aside(f"compiling {what} for {topology.name}")
 
 
 def is_analytic(args: argparse.Namespace, topology: "Topology") -> bool:

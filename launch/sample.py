@@ -1,9 +1,10 @@
 """`lm sample`: continuations of a prompt, drawn or found by beam search, by the model of a run or a published one."""
 
 import argparse
+import itertools
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -231,10 +232,12 @@ def sampling_of(args: argparse.Namespace) -> Any:
 def search(model: Any, args: argparse.Namespace) -> None:
     """Write the best texts of a beam search."""
     from lm.decode.beam import BeamSearch
+    from lm.machine.monitor import waiting_aside
 
     stopping: Any = {"true": True, "never": "never"}.get(args.early_stopping, False)
     penalty = 1.0 if args.length_penalty is None else args.length_penalty
-    found = model.beam_search(args.prompt, args.max_new_tokens, BeamSearch(args.beams, args.n, penalty, stopping))
+    with waiting_aside("searching"):
+        found = model.beam_search(args.prompt, args.max_new_tokens, BeamSearch(args.beams, args.n, penalty, stopping))
     for i, (text, score) in enumerate(found, 1):
         header(i, args.n, f", score {score:.4f}")
         write(f"{'' if model.config.has_encoder else args.prompt}{text}\n")
@@ -243,6 +246,7 @@ def search(model: Any, args: argparse.Namespace) -> None:
 def choose_best(model: Any, args: argparse.Namespace) -> None:
     """Write the best texts by a reward model."""
     from lm.machine import buckets
+    from lm.machine.monitor import waiting_aside
     from lm.pretrained import load
     from lm.pretrained.assistant import assistant_of
     from lm.tune.best_of import best_of, by_model
@@ -250,7 +254,8 @@ def choose_best(model: Any, args: argparse.Namespace) -> None:
     reward, most = load(buckets.local_mirror(args.reward)), args.max_new_tokens
     length = len(model.encode(args.prompt)) + most
     assistant = assistant_of(model, most, sampling_of(args), args.seed or 0, min(args.best_of, SLOTS), length)
-    (found,) = best_of(assistant, [{"prompt": args.prompt}], args.best_of, by_model(reward))
+    with waiting_aside(f"drawing {args.best_of} texts"):
+        (found,) = best_of(assistant, [{"prompt": args.prompt}], args.best_of, by_model(reward))
     for i, (text, score) in enumerate(found[: args.n], 1):
         header(i, args.n, f", reward {score:.4f}")
         write(f"{args.prompt}{text}\n")
@@ -267,7 +272,7 @@ def draw(model: Any, args: argparse.Namespace) -> None:
         stream = constrained(model, args.prompt, grammar_of(args), *drawn, args.n)
     else:
         stream = model.stream(args.prompt, *drawn, args.n, args.stop or [], **draft, images=args.image or ())
-    for i, (first, *rest) in enumerate(stream):
+    for i, (first, *rest) in enumerate(begun(iter(stream))):
         if i == 0:  # only after the prompt was accepted: an error is printed alone
             header(1, args.n)
             write(before)
@@ -281,6 +286,15 @@ def draw(model: Any, args: argparse.Namespace) -> None:
         print(draft["acceptance"], file=sys.stderr)
 
 
+def begun(stream: Iterator[list[str]]) -> Iterator[list[str]]:
+    """What comes of `stream`; that programs are compiled before the first comes is said."""
+    from lm.machine.monitor import waiting_aside
+
+    with waiting_aside("compiling"):
+        first = list(itertools.islice(stream, 1))
+    return itertools.chain(first, stream)
+
+
 def grammar_of(args: argparse.Namespace) -> Any:
     """The grammar that is asked for. Raises ValueError for a schema that is not JSON."""
     from lm.decode.grammar import Choice, JsonSchema, Regex
@@ -290,7 +304,11 @@ def grammar_of(args: argparse.Namespace) -> Any:
     if args.choice is not None:
         return Choice(tuple(args.choice))
     schema = args.json_schema
-    schema = Path(schema[1:]).read_text(encoding="utf-8") if schema.startswith("@") else schema
+    if schema.startswith("@"):
+        try:
+            schema = Path(schema[1:]).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"--json-schema {schema}: {getattr(error, 'strerror', '') or error}") from None
     try:
         json.loads(schema)
     except (ValueError, RecursionError) as error:

@@ -137,7 +137,6 @@ def show_diff(first: Any, second: Any, names: tuple[str, str], as_json: bool) ->
 
     from lm.experiment import Experiment
     from lm.machine.monitor import terminal
-    from lm.page.source import as_python
     from lm.page.words import NONE
     from lm.value import differences, plain
 
@@ -150,10 +149,22 @@ def show_diff(first: Any, second: Any, names: tuple[str, str], as_json: bool) ->
         return print(json.dumps([dict(field=path, first=x, second=y) for path, x, y in found], ensure_ascii=False))
     table = Table("field", *names)
     for path, x, y in found:
-        table.add_row(
-            path, *(Text(as_python(one) if has(data, path) else NONE) for one, data in zip((x, y), plains, strict=True))
-        )
+        sides = zip((x, y), both, plains, strict=True)
+        table.add_row(path, *(Text(explained(one, v, path) if has(data, path) else NONE) for one, v, data in sides))
     terminal().print(table if found else f"{names[0]} and {names[1]} are the same")
+
+
+def explained(data: Any, value: Any, path: str) -> str:
+    """`data`, what stands at `path` of `value`, in Python; a number that is a sentinel with what it means."""
+    from launch.fields import find_field
+    from lm.bounds import meaning
+    from lm.page.source import as_python
+
+    try:
+        means = meaning(find_field(value, path).hint, data)
+    except ValueError:  # the name of a class
+        means = ""
+    return as_python(data) + (f" ({means})" if means else "")
 
 
 def has(data: Any, path: str) -> bool:

@@ -4,9 +4,10 @@ import argparse
 import shlex
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.find import changed, filled, find
+from launch.find import changed, filled, find, maker_of
 
 if TYPE_CHECKING:
     from lm.experiment import Experiment
@@ -88,9 +89,20 @@ def steps_of(text: str) -> range:
     return range(int(first), int(last or first) + 1)
 
 
+def check_start(path: str) -> None:
+    """Raise ValueError, with the command that makes it, where a run that is a start is not there."""
+    folder = Path(path).expanduser()
+    if folder.parent.name != "runs" or folder.exists():
+        return
+    made = f": `lm train {maker}` makes it" if (maker := maker_of(folder.name)) else ""
+    raise ValueError(f"the start {path} is not there{made}")
+
+
 def asked(args: argparse.Namespace) -> "tuple[Experiment, str]":
     """The experiment that the arguments name, changed as they say, and its full reference."""
     experiment, reference = find(args.experiment)
+    if start := experiment.start:
+        check_start(start.path)
     if args.smoke:
         from lm.run.smoke import smoke
 
@@ -114,12 +126,12 @@ def run(args: argparse.Namespace) -> None:
     folder = args.workdir or f"runs/{experiment.name}"
     with outlive_readers():
         train(experiment, folder, reference, args.command, stepping(args.profile))
-        if processes.is_first():
-            print(what_next(experiment, folder))
         if not args.smoke:
             from lm.run.inside import look_inside  # not before training begins
 
             look_inside(folder)
+        if processes.is_first():
+            print(what_next(experiment, folder))
 
 
 def stepping(steps: range) -> Any:

@@ -114,7 +114,7 @@ class Page:
 
     def overflow(self) -> int:
         """By how many pixels it is wider than its window."""
-        return int(self.run("return document.documentElement.scrollWidth - innerWidth"))
+        return int(self.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth"))
 
 
 @contextmanager

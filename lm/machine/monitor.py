@@ -216,6 +216,11 @@ def waiting(what: str, console: Console | None = None, every_seconds: float = 15
         thread.join()
 
 
+def waiting_aside(what: str) -> contextlib.AbstractContextManager[None]:
+    """`waiting` on standard error, for a command whose standard output is its result."""
+    return waiting(what, Console(stderr=True))
+
+
 class _Now(TextColumn):
     """What a bar says of its task: until the first step is done, how long that has taken."""
 

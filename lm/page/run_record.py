@@ -2,6 +2,7 @@
 
 A run that is under way, or was never evaluated, has less of them: what is missing is empty."""
 
+import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,7 @@ SAMPLE: Object = {"prompt": str, "text": str}
 TITLED: Object = {"title": str, **SAMPLE}
 
 
+MOST_RUNS = 8  # that an error names
 INSIDE_PAGE = "inside.html"  # beside the report: what the model has inside for a sample
 PRETRAINING = (  # what a folder may have whose about.json does not say what is measured
     Measure("loss", "loss", "nats a token"),
@@ -57,6 +59,25 @@ PRETRAINING = (  # what a folder may have whose about.json does not say what is 
 )
 
 
+def not_a_run(path: str | Path) -> str:
+    """That there is no run at `path`, and why: nothing is there, or no experiment.json; with the runs that may be
+    meant."""
+    folder = Path(path).expanduser()
+    inside = runs_in(folder)[:MOST_RUNS]
+    if folder.exists():
+        return f"{path} is not a run: it has no experiment.json, which `lm train` makes" + (
+            f"; runs in it: {', '.join(inside)}" if inside else ""
+        )
+    near = [str(folder.with_name(name)) for name in difflib.get_close_matches(folder.name, runs_in(folder.parent))]
+    meant = f": did you mean {' or '.join(near)}?" if near else "; `lm train` makes one"
+    return f"{path} is not a run: there is no such file or folder{meant}"
+
+
+def runs_in(folder: Path) -> list[str]:
+    """The names of the runs in a folder."""
+    return sorted(file.parent.name for file in folder.glob("*/experiment.json"))
+
+
 class RunRecord:
     """The files of `folder`. Raises ValueError where it is no run's, or a file cannot be read."""
 
@@ -64,7 +85,7 @@ class RunRecord:
         self.folder = folder
         declared = read_json(folder / "experiment.json", None)
         if declared is None:
-            raise ValueError(f"{folder} is not a run: it has no experiment.json; `lm train` makes one")
+            raise ValueError(not_a_run(folder))
         if not isinstance(declared, dict) or not isinstance(declared.get("value"), dict):
             raise ValueError(f"{folder / 'experiment.json'} cannot be read: it has no experiment in it")
         file = folder / "experiment.json"

@@ -101,6 +101,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
             f"{path / ADAPTER} is of an adapter, which is not applied: merge it into the model "
             "(peft's merge_and_unload), or remove it to read the model without it"
         )
+    if not path.exists():
+        raise ValueError(f"{path}: there is no such file or folder")
     file = path / "config.json"
     values = read_json(file)
     architecture, block = architecture_of(values, file), block_of(values, file)

@@ -15,6 +15,7 @@ from lm.machine import buckets
 from lm.model import count
 from lm.model.config import ModelConfig
 from lm.model.transformer import Params, Transformer
+from lm.page.run_record import not_a_run
 from lm.pretrained.files import refuse_pickle
 from lm.pretrained.model import Pretrained
 from lm.sharding.rules import Layout
@@ -40,10 +41,8 @@ def read_experiment(run: str | Path) -> Experiment:
         return value.build(Experiment, json.loads(file.read_text())["value"])
     except FileNotFoundError:
         refuse_pickle(*(sorted(file.parent.iterdir()) if file.parent.is_dir() else ()))
-        raise ValueError(
-            f"{run} is not a run: it has no experiment.json, which `lm train` makes; "
-            "nor a published model: that is a GGUF file, or a directory with a config.json"
-        ) from None
+        published = "; nor a published model: that is a GGUF file, or a directory with a config.json"
+        raise ValueError(not_a_run(run) + published * file.parent.is_dir()) from None
     except (OSError, json.JSONDecodeError, KeyError, TypeError, ImportError) as error:
         raise ValueError(f"{file} cannot be read: {type(error).__name__}: {error}") from None
 

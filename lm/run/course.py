@@ -136,7 +136,7 @@ class Run:
         if processes.is_first():
             report = write_report(self.folder)
             buckets.upload(self.folder)
-            print(f"report: {buckets.display_path(self.folder)}/{report.name}")
+            print(f"report: {buckets.display_path(self.folder)}/{report.name}", flush=True)
         return self.folder / "report.html"
 
     def steps(
@@ -174,6 +174,7 @@ class Run:
                 state = stepper.current(state)
                 if int(state.step) < e.steps:
                     raise Interrupted(signals[0], int(state.step), self.folder)
+                logger.say("drawing samples …")
                 write_samples(self.prepared, self.eval_params(state), state.frozen, start, logger.say)
                 logger.finish()
             else:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.machine import buckets, processes
+from lm.machine.monitor import waiting
 from lm.model import count
 from lm.page.markup import write
 from lm.page.run_record import INSIDE_PAGE, fitted, read_json
@@ -22,7 +23,8 @@ def look_inside(workdir: str | Path) -> None:
         return
     try:
         if fits_one_device(4 * count.parameters(read_config(folder))):
-            page = write_inside(folder, load(folder))
+            with waiting("looking inside"):
+                page = write_inside(folder, load(folder))
             write_report(folder)
             buckets.upload(folder)
             print(f"inside: {buckets.display_path(folder)}/{page.name}")

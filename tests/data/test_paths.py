@@ -55,6 +55,24 @@ def test_a_source_is_what_the_files_are_and_what_is_left_out_is_said(corpus: Pat
     assert sorted([*source.documents("train")]) == ["# title", "free"] or len(source.documents("heldout"))
 
 
+def test_what_is_no_text_in_a_folder_is_left_out_and_said(tmp_path: Path) -> None:
+    """As a folder of code has pictures and compiled files in it."""
+    for name in ("a.py", "b.py", "c.toml", "README", "NOTES", "LICENSE"):
+        (tmp_path / name).write_text(f"text of {name}")
+    assert source_at(tmp_path) == (TextFolder(str(tmp_path), pattern="**/*"), "")
+    (tmp_path / "a.pyc").write_bytes(b"\xa7\r\r\n\0\0")
+    source, told = source_at(tmp_path)
+    assert source == TextFolder(str(tmp_path), pattern="**/*.py")
+    assert told == (
+        "only its 2 .py files are read, left out are 3 without a suffix, 1 .pyc, 1 .toml; "
+        "--set data.mixture.sources.text.pattern='**/*.NAME' reads others"
+    )
+    with pytest.warns(UserWarning, match="left out, since no text: a.pyc$"):
+        assert len(list(texts(tmp_path))) == 6
+    with pytest.raises(ValueError, match="a.pyc is not UTF-8: byte 0xa7"):
+        list(texts(tmp_path / "a.pyc"))
+
+
 def test_a_file_is_read_by_its_kind(corpus: Path) -> None:
     assert source_at(corpus / "a.txt") == (TextFile(str(corpus / "a.txt")), "")
     file = corpus / "inner" / "b.jsonl"

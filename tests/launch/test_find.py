@@ -58,11 +58,16 @@ def test_a_page_by_its_path_from_anywhere(here: Path, monkeypatch: pytest.Monkey
 
     assert json.dumps({}) == "{}" and str(away) in os.environ["PYTHONPATH"].split(os.pathsep)
     (away / "failing.py").write_text("x = 1\nexperiment = int('no')\n")
+    (near / "run").mkdir()
+    (near / "run" / "experiment.json").write_text("{}")
     for wrong, said in {
         str(away): "is a folder, and no page",
         str(away / "gone.py"): "no such page: ",
         "../gone.py": "no such page: ../gone.py",
-        "gone/page.py": "unknown experiment 'gone.page'",
+        "gone/page.py": "no such page: gone/page.py: `lm list`",
+        "experiments/quickstrat.py": "no such page: experiments/quickstrat.py: did you mean experiments.quickstart",
+        "page.py": "no such page: page.py",
+        "../near/run": "near/run is a run's folder, and no page: its page resumes it, with --workdir ../near/run",
         "../away/failing.py": r"ValueError: invalid literal .*failing\.py:2",
     }.items():
         with pytest.raises(ValueError, match=said):
@@ -85,10 +90,11 @@ def test_a_study_by_its_path_is_reported(
     check_may_load(f"{page}:study")
 
 
-def test_an_unknown_module_lists_those_that_exist(here: Path) -> None:
+def test_an_unknown_module_names_those_that_may_be_meant(here: Path) -> None:
     (here / "mine.py").write_text("experiment = Experiment(steps=1)\n")
-    with pytest.raises(ValueError, match="did you mean experiments.quickstart.* known: .*mine"):
-        find("experiments.quickstrat")
+    for wrong, meant in {"experiments.quickstrat": "experiments.quickstart", "mime": "mine"}.items():
+        with pytest.raises(ValueError, match=f"did you mean {meant}.*`lm list` shows those there are$"):
+            find(wrong)
     for wrong in ("", "nowhere.at.all", ".", "..x"):
         with pytest.raises(ValueError, match="unknown experiment"):
             find(wrong)

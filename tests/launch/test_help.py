@@ -41,6 +41,12 @@ def test_an_example_is_a_command(words: list[str]) -> None:
         assert module in known() and file and re.search(rf"^{name or '(experiment|[a-z]+)'}\b", file.read_text(), re.M)
 
 
+def test_titles_begin_with_a_capital(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "Best-of-n, the texts of -n N by a reward model's score:" in shown and "\nOptions:" in shown
+
+
 def test_every_verb_has_an_example() -> None:
     assert len(EXAMPLES) > 80 and {words[0] for words in EXAMPLES} >= {"train", "sample", "study", "launch", "show"}
 
@@ -55,6 +61,9 @@ def test_brackets_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     ("argv", "said"),
     [
         (["trian"], "unknown verb 'trian': did you mean train"),
+        (["experiments.quickstart"], "expected a verb before experiments.quickstart, as in lm train experiments.quick"),
+        (["./page.py"], "expected a verb before ./page.py"),
+        (["page:small", "--smoke"], "expected a verb before page:small"),
         (["tokenizer", "trian"], "unknown action 'trian': did you mean train"),
         (["launch", "slrum", "experiments.quickstart"], "unknown engine 'slrum': did you mean slurm"),
     ],

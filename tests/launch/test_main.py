@@ -13,6 +13,8 @@ import pytest
 
 import lm.machine.hardware
 from launch.__main__ import VERBS, main, parser
+from launch.find import changed, find
+from launch.train import check_start
 from lm.machine.monitor import terminal
 
 
@@ -163,7 +165,6 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) 
 def test_show_counts_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "experiments.quickstart", "--set", "model.layers=2", "steps=80"]) == 0
     shown = capsys.readouterr().out
-    from launch.find import find
     from lm.model import count
 
     model = find("experiments.quickstart")[0].replace(model=dict(layers=2)).model
@@ -190,6 +191,37 @@ def test_evaluate_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch, capsys
     assert json.loads(capsys.readouterr().out) == found
     assert main(["evaluate", "r"]) == 0
     assert "0.875" in capsys.readouterr().out
+
+
+def test_a_batch_that_the_devices_say_is_not_set_besides() -> None:
+    experiment, _ = find("experiments.gpt:gpt2")
+    for settings in (["batch_tokens=2048"], ["steps=5000", "batch_tokens=2048", "rows_per_device=1"]):
+        with pytest.raises(ValueError, match="batch_tokens has no effect where rows_per_device=1 says the batch"):
+            changed(experiment, settings)
+    assert changed(experiment, ["batch_tokens=2048", "rows_per_device=0"]).rows == 2
+    assert changed(experiment, ["rows_per_device=2"]).rows_per_device == 2
+    assert changed(find("experiments.quickstart")[0], ["batch_tokens=4096"]).batch_tokens == 4096
+
+
+def test_training_ends_with_what_is_next(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("lm.run.course.train", lambda *args: None)
+    monkeypatch.setattr("lm.run.inside.look_inside", lambda workdir: print("inside"))
+    assert main(["train", "experiments.quickstart"]) == 0
+    assert capsys.readouterr().out.startswith("inside\nnext: lm sample runs/quickstart")
+
+
+def test_a_start_that_is_not_there_is_told_with_what_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for page, made in {"grpo_arithmetic": "grpo_arithmetic:sft", "tune.dpo": "tune.sft_small"}.items():
+        assert main(["train", f"experiments.{page}", "--smoke"]) == 1
+        assert f"is not there: `lm train experiments.{made}` makes it\n" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="the start runs/nobody is not there$"):
+        check_start("runs/nobody")
+    (tmp_path / "runs" / "nobody").mkdir(parents=True)
+    check_start("runs/nobody")
+    check_start("elsewhere/model.gguf")  # what reads it says what is wrong
 
 
 def test_train_hands_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:

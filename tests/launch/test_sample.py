@@ -98,6 +98,7 @@ def test_a_beam_search_has_scores(capsys: pytest.CaptureFixture[str]) -> None:
         (["--beams", "2", "--choice", "a"], "--choice is for drawn"),
         (["--regex", "a", "--stop", "b"], "--stop is not for the texts of a grammar"),
         (["--json-schema", "{"], "--json-schema '{' is not JSON"),
+        (["--json-schema", "@gone.json"], "--json-schema @gone.json: No such file or directory"),
         (["--beams", "2", "-n", "3"], "n=3 texts of beams=2"),
     ],
 )
@@ -127,7 +128,8 @@ def test_drafts_are_the_model_s_or_looked_up_and_their_acceptance_is_told(capsys
     assert main(["sample", "r", "--draft", "s", "--draft-tokens", "7"]) == 0
     found = capsys.readouterr()
     assert found.out == "model 7 small 0a0b\n"
-    assert found.err == "lm: a parrot\n6 of 8 drafted tokens accepted (75%), 0.00 a call\n"
+    told = "compiling …\n6 of 8 drafted tokens accepted (75%), 0.00 a call\n"  # before it waits for the first text
+    assert found.err == f"lm: a parrot\n{told}"
     assert main(["sample", "r", "--prompt-lookup"]) == 0
     assert capsys.readouterr().out == f"{PromptLookup(4)} None 0a0b\n"
 

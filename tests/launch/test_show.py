@@ -49,7 +49,8 @@ def test_the_fields_that_differ(tmp_path: Path, capsys: pytest.CaptureFixture[st
         {"field": "steps", "first": 300, "second": 240},
     ]
     told = shown(capsys, page, "--set", "optimizer.schedule=Constant()", "--diff", page)
-    assert "optimizer.schedule.shape │ – │ 'sqrt'" in told and "warmup_steps │ 0 │ 10" in told
+    assert "optimizer.schedule.shape │ – │ 'sqrt'" in told and "warmup_steps │ 0 (none) │ 10" in told
+    assert "optimizer.schedule.decay_steps │ – │ 0 (decay_fraction of the run)" in told
     told = shown(capsys, page, "--diff", page)
     assert told == f"{page}:experiment and {page} are the same"
     run = {"experiment": page, "fingerprint": "", "value": plain(find(page)[0].replace(seed=7))}

@@ -13,6 +13,7 @@ import pytest
 
 from certificates.cases import Case, array
 from lm.pretrained import load
+from lm.pretrained.checkpoint import open_checkpoint
 from lm.pretrained.files import INDEX, SINGLE, TensorToWrite, write
 from lm.text.tokenizer import ByteTokenizer
 from tests.pretrained.small import BERT, BY_NAME, LLAMA, T5, checkpoint, recorded
@@ -207,7 +208,15 @@ def test_an_adapter_beside_a_model(tmp_path: Path) -> None:
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:
-    refused(tmp_path / "nowhere", "nowhere is not a run: .* nor a published model")
+    refused(tmp_path, "is not a run: it has no experiment.json.* nor a published model")
+    refused(tmp_path / "nowhere", "nowhere is not a run: there is no such file or folder; `lm train` makes one$")
+    for run in ("quickstart", "other"):
+        (tmp_path / "runs" / run).mkdir(parents=True)
+        (tmp_path / "runs" / run / "experiment.json").write_text("{}")
+    refused(tmp_path / "runs" / "quickstar", "no such file or folder: did you mean .*runs/quickstart[?]$")
+    refused(tmp_path / "runs", "it has no experiment.json, which `lm train` makes; runs in it: other, quickstart;")
+    with pytest.raises(ValueError, match="gone.gguf: there is no such file or folder"):
+        open_checkpoint(tmp_path / "gone.gguf")
     checkpoint(CASE, tmp_path)
     refused(tmp_path / SINGLE, "is the weights alone: give the directory that also holds its config.json")
     assert isinstance(CASE, Case)

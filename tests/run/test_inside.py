@@ -66,7 +66,7 @@ def test_what_hinders_it_is_a_line(finished: Path, tmp_path: Path, capsys: pytes
     (tmp_path / "samples.json").write_text(json.dumps([{"title": "", "prompt": "", "text": "a", "inspect": "a"}]))
     look_inside(tmp_path)
     said = capsys.readouterr().out
-    assert said.startswith("no page of the model's inside: ") and said.count("\n") == 1
+    assert said.startswith("looking inside …\nno page of the model's inside: ") and said.count("\n") == 2
 
 
 def test_a_study_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
