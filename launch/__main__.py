@@ -60,6 +60,7 @@ VERBS = {
     "convert": convert,
     "tokenizer": tokenizer,
 }
+BEFORE = {"verb": ("a verb", "lm train"), "engine": ("an engine", "lm launch local -n 2")}  # of a page
 FORMAT_WARNING = warnings.formatwarning
 EPILOG = """\
 examples:
@@ -112,8 +113,9 @@ class Parser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
-            if action.dest == "verb" and set("./:") & set(str(value)):
-                raise Usage(f"expected a verb before {value}, as in lm train {value}; see lm --help")
+            if set("./:") & set(str(value)) and action.dest in BEFORE:
+                what, example = BEFORE[action.dest]
+                raise Usage(f"expected {what} before {value}, as in {example} {value}; see {self.prog} --help")
             raise Usage(f"unknown {action.dest} {value!r}: {suggest(str(value), action.choices)}")
         super()._check_value(action, value)
 

@@ -5,7 +5,7 @@ import shutil
 import sys
 from typing import Any
 
-from launch.find import DEFAULT, known, load
+from launch.find import DEFAULT, is_study, known, load
 
 EPILOG = """\
 The pages of the package experiments/ and those in the current folder that build an Experiment. A name is what the other
@@ -82,8 +82,7 @@ def kind_of(value: Any) -> str:
         return EXPERIMENTS
     if isinstance(value, ModelConfig):
         return SIZES
-    study = hasattr(value, "trials") and not isinstance(value, type)
-    return f"{type(value).__name__}, for lm study" if study else ""
+    return f"{type(value).__name__}, for lm study" if is_study(value) else ""
 
 
 def line_of(value: Any, page: Any) -> str:

@@ -10,7 +10,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -44,10 +44,12 @@ def find_study(reference: str) -> tuple[Any, str]:
 
     Raises ValueError as `find` does."""
 
-    def study(value: Any) -> bool:
-        return hasattr(value, "trials") and not isinstance(value, type)
+    return _named(reference, is_study, "study", alone=True)
 
-    return _named(reference, study, "study", alone=True)
+
+def is_study(value: Any) -> bool:
+    """Whether a value of a page is an ablation, a sweep or a ladder."""
+    return hasattr(value, "trials") and not isinstance(value, type)
 
 
 def find_constitution(reference: str) -> Any:
@@ -66,8 +68,19 @@ def _named(reference: str, accept: Callable[[Any], bool], kind: str, alone: bool
     value = getattr(module, name, None)
     if not accept(value):
         what = f"is {type(value).__name__}, no {kind}" if hasattr(module, name) else "is not there"
-        raise ValueError(f"{module_name}:{name} {what}: {suggest(name, names)}")
+        other = _other_verb(vars(module), kind, module_name)
+        raise ValueError(f"{module_name}:{name} {what}: {suggest(name, names)}{other}")
     return value, f"{module_name}:{name}"
+
+
+def _other_verb(page: Mapping[str, Any], kind: str, module: str) -> str:
+    """The end of an error about a page without what was asked for, an experiment or a study: the verb of the other."""
+    from lm.experiment import Experiment
+
+    if kind == "study":
+        return f"; `lm train {module}` trains an experiment" if isinstance(page.get(DEFAULT), Experiment) else ""
+    study = next((name for name, value in page.items() if is_study(value)), "")
+    return f"; `lm study {module}:{study}` runs a study" if kind == "Experiment" and study else ""
 
 
 def _page(text: str) -> tuple[str, Path | None]:

@@ -6,6 +6,8 @@ one file, with `add` (its options) and `run`. The command is validated first, be
 
 import argparse
 import re
+import shlex
+import sys
 from collections.abc import Sequence
 from functools import partial
 from types import ModuleType
@@ -66,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
     from lm.machine import hardware
 
     hardware.prepare()
+    if args.words:
+        print(f"lm: checking {shlex.join(args.words)}", file=sys.stderr, flush=True)
     if control.asked(args) and args.name and not args.words:
         return control.run(args, Job((), argparse.Namespace(), args.name), ENGINES[args.engine])
     job = parse_job(args.top, args.words, args.name)

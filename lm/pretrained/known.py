@@ -130,7 +130,7 @@ def hint(name: str) -> str:
         return f"of {family} it is {' or '.join(own)}; "
     head = name.removeprefix(family)
     likeness = {known: _likeness(family, _family(known)) for known in BY_NAME}
-    near = [known for known in BY_NAME if likeness[known] == max(likeness.values()) >= 0.8]
+    near = [known for known in BY_NAME if likeness[known] == max(likeness.values()) >= 0.85]
     best = [known for known in near if known.removeprefix(_family(known)) == head] or near
     return f"did you mean {' or '.join(best)}? " if best else ""
 

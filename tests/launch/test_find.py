@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.find import changed, check_may_load, find
+from launch.find import changed, check_may_load, find, find_study
 from lm.data.source import TextFile, TextFolder
 
 PAGE = """import dataclasses
@@ -98,6 +98,13 @@ def test_an_unknown_module_names_those_that_may_be_meant(here: Path) -> None:
     for wrong in ("", "nowhere.at.all", ".", "..x"):
         with pytest.raises(ValueError, match="unknown experiment"):
             find(wrong)
+
+
+def test_a_page_of_the_other_kind_names_its_verb(here: Path) -> None:
+    with pytest.raises(ValueError, match="known: small; `lm study experiments.ablations.heads:heads` runs a study"):
+        find("experiments.ablations.heads")
+    with pytest.raises(ValueError, match="no study: known: none; `lm train experiments.quickstart` trains an exp"):
+        find_study("experiments.quickstart")
 
 
 @pytest.mark.parametrize(

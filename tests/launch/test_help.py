@@ -64,6 +64,7 @@ def test_brackets_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
         (["experiments.quickstart"], "expected a verb before experiments.quickstart, as in lm train experiments.quick"),
         (["./page.py"], "expected a verb before ./page.py"),
         (["page:small", "--smoke"], "expected a verb before page:small"),
+        (["launch", "a.page"], "expected an engine before a.page, as in lm launch local -n 2 a.page; see lm launch"),
         (["tokenizer", "trian"], "unknown action 'trian': did you mean train"),
         (["launch", "slrum", "experiments.quickstart"], "unknown engine 'slrum': did you mean slurm"),
     ],

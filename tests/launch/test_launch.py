@@ -183,7 +183,7 @@ def test_an_error_of_the_page_is_not_queued_again(
 @pytest.mark.parametrize("argv", [["show", "experiments.nowhere"], ["trian"]])
 def test_a_command_that_fails_says_so_to_its_job(argv: list[str], tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("LM_ERROR", str(tmp_path / "error"))
-    assert main(argv) in (1, 2) and "known: " in (tmp_path / "error").read_text()
+    assert main(argv) in (1, 2) and "unknown " in (tmp_path / "error").read_text()
 
 
 # ---------------------------------------------------------------- tpu-vm

@@ -296,6 +296,8 @@ def test_it_loads(name: str, tmp_path: Path) -> None:
         ("llamaForCausalLM", "did you mean LlamaForCausalLM? "),
         ("MistalModel", "did you mean MistralModel? "),
         ("MixtralForTokenClassification", "of Mixtral it is MixtralForCausalLM or MixtralForSequenceClassification; "),
+        ("XlmRobertaForMaskedLM", "did you mean XLMRobertaForMaskedLM? "),
+        *((name, "") for name in ("AlbertForMaskedLM", "LlavaForConditionalGeneration")),
         *((name, "") for name in ("FlaubertModel", "PhiForCausalLM", "Qwen4ForCausalLM")),
         *((name, "") for name in ("Gemma5ForCausalLM", "OlmoForCausalLM", "Mistral3ForCausalLM", "None")),
     ],
