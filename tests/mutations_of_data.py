@@ -149,6 +149,8 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "lm/data/paths.py": (
         ("what is left out is not told", "if others else", "if not others else"),
+        ("pictures are text", 'b"\\0" not in opened.read(1024)', "True"),
+        ("the rarest suffix is read", "counts.most_common(1)[0][0]", "counts.most_common()[-1][0]"),
         ("records are read as text", "RECORDS.get(suffix)", 'RECORDS.get(f"{suffix}x")'),
     ),
     "lm/run/folder.py": (

@@ -9,7 +9,7 @@ TESTS = {
     "lm/page/plots.py": ("tests/page/test_plots.py", "tests/page/test_names.py"),
     "lm/page/svg.py": ("tests/page/test_names.py",),
     "lm/page/run_report.py": ("tests/page/test_run_report.py",),
-    "lm/page/run_record.py": ("tests/page/test_run_report.py",),
+    "lm/page/run_record.py": ("tests/page/test_run_report.py", *of("pretrained/test_bad", "what_is_not_there")),
     "lm/machine/output.py": of("launch/test_main", "training_goes_on_without_its_reader"),
     "lm/machine/buckets.py": of(
         "machine/test_buckets",
@@ -33,8 +33,13 @@ TESTS = {
     ),
     "launch/show.py": ("tests/launch/test_show.py",),
     "launch/train.py": of("run/test_log", "the_last_line_says_what_the_run_is_for")
-    + of("run/test_profile", "steps_that_are_none", "steps_that_the_run_has_not"),
-    "launch/find.py": of("launch/test_find", "a_page_by_its_path_from_anywhere", "a_study_by_its_path_is_reported"),
+    + of("run/test_profile", "steps_that_are_none", "steps_that_the_run_has_not")
+    + of("launch/test_main", "training_ends_with_what_is_next", "a_start_that_is_not_there"),
+    "launch/find.py": of("launch/test_find", "a_page_by_its_path_from_anywhere", "a_study_by_its_path_is_reported")
+    + of("launch/test_find", "a_page_of_the_other_kind_names_its_verb")
+    + of("launch/test_main", "a_batch_that_the_devices_say", "a_start_that_is_not_there"),
+    "launch/sample.py": ("tests/launch/test_sample.py",),
+    "launch/__main__.py": ("tests/launch/test_help.py",),
     "launch/completion.py": of("launch/test_help", "the_shell_completes_names"),
     "lm/machine/monitor.py": of(
         "machine/test_monitor", "what_takes_long_is_said_and_for_how_long", "the_bar_counts_while_it_compiles"
@@ -70,6 +75,12 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "launch/train.py": (
         ("a reward model is sampled", 'if fills else f"lm score', 'if True else f"lm score'),
+        ("what is next is not told", "print(what_next(experiment, folder))", "print()"),
+        (
+            "a start that is there is not",
+            'folder.parent.name != "runs" or folder.exists()',
+            'folder.parent.name != "runs"',
+        ),
         ("a step before the first is profiled", "1 <= int(first) <=", "0 <= int(first) <="),
         ("a step behind the last is profiled", "if args.profile.stop > experiment.steps + 1:", "if False:"),
     ),
@@ -116,6 +127,15 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
             "    if False",
         ),
         ("a path into the folder is a module's name always", "all(part.isidentifier() for part in parts)", "True"),
+        ("a path that is not there is a module's name", " or not _exists(module)", ""),
+        ("a run's folder is any folder", 'if (path / "experiment.json").is_file():', "if False:"),
+        (
+            "a study is not named",
+            'if kind == "Experiment" and study else ""',
+            'if kind == "Experiment" > study else ""',
+        ),
+        ("a batch is set beside the devices'", "experiment.rows_per_device == per_device > 0", "False"),
+        ("what makes a start is not found", "isinstance(value, Experiment) and value.name == run", "False"),
     ),
     "launch/completion.py": (
         ("names of a page are not told apart", "if one.startswith(name)]", "]"),
@@ -196,7 +216,19 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
             'human(recent(record.training, "tokens_per_second")), remark',
         ),
     ),
-    "lm/page/run_record.py": (("damage is not told", "if self.unreadable:", "if 0:"),),
+    "lm/page/run_record.py": (
+        ("damage is not told", "if self.unreadable:", "if 0:"),
+        ("runs in a folder are not named", 'if inside else ""', 'if 0 else ""'),
+        ("a run of nearly that name is not named", "if near else", "if 0 else"),
+    ),
+    "launch/sample.py": (
+        ("nothing is said before the first text", 'with waiting_aside("compiling"):', "if True:"),
+        ("the first text is lost", "itertools.chain(first, stream)", "itertools.chain(stream)"),
+    ),
+    "launch/__main__.py": (
+        ("a page is an unknown verb", 'if set("./:") & set(str(value)) and', "if False and"),
+        ("all words of a title are capitals", "title[:1].upper() + title[1:]", "title.title()"),
+    ),
     "lm/machine/output.py": (("a broken pipe ends the run", "except BrokenPipeError:", "except ZeroDivisionError:"),),
     "lm/machine/locks.py": (
         ("a lease that is renewed is taken", "if now != first:", "if 0:"),
