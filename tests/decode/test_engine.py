@@ -25,6 +25,8 @@ from lm.model.native import has_kernel
 from lm.model.transformer import Transformer
 from tests.decode.letters import grammars
 from tests.model.reference import DELTA, LATENT, MODELS, SIMPLE, lively, run
+from tests.model.test_hybrids import HYBRID
+from tests.model.test_shared_kv import SHARED
 
 CONTEXT = 600  # two chunks of a prompt and more, five blocks of a cache
 LLAMA = llama(vocab=31, layers=2, width=16, heads=4, kv_heads=2, mlp=20, context=CONTEXT)
@@ -35,6 +37,8 @@ SHALLOW = {
     "gemma 3": replace(MODELS["gemma 3"], layers=3),
     "latent": replace(LATENT, layers=3),
     "gated deltanet": replace(DELTA, layers=2, pattern=DELTA.pattern[-2:]),
+    "gated attention": replace(HYBRID, layers=2, pattern=HYBRID.pattern[-2:]),
+    "shared keys": replace(SHARED, layers=4),
 }
 SAMPLINGS = (
     Sampling(0.0),
@@ -63,6 +67,7 @@ def slow(*values: Any) -> Any:
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
+GATED = ("gated attention", 12)
 FEW = ("gemma 3", "latent", "gpt-oss")
 
 
@@ -128,9 +133,10 @@ def bits(outputs: list[Output]) -> list[tuple[Any, ...]]:
         ("llama", 60),
         ("gemma 3", 12),
         ("gated deltanet", 12),
+        ("shared keys", 12),
         *(
             slow(name, count)
-            for name, count in (("llama", 300), ("gpt", 12), ("mixtral", 12), ("alibi", 12), ("latent", 12))
+            for name, count in (("llama", 300), ("gpt", 12), ("mixtral", 12), ("alibi", 12), ("latent", 12), GATED)
         ),
     ],
 )
@@ -301,7 +307,7 @@ def test_chunks_are_whole_blocks() -> None:
     assert all(chunk % 32 == 0 for chunk in engines.CHUNKS)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma 3", "gated deltanet"])
+@pytest.mark.parametrize("name", ["llama", "gemma 3", "gated deltanet", "shared keys"])
 def test_logprobabilities_of_a_prompt_are_the_trainer_s(name: str) -> None:
     """Of every token but the first, with the likeliest in its place; the same bits after others began alike."""
     cfg = {"llama": LLAMA}.get(name) or SHALLOW[name]
