@@ -56,10 +56,12 @@ def add(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Find the study, change it as asked, run what is missing of it, and report."""
     from lm.machine import hardware
+    from lm.study import forkserver
 
-    hardware.prepare("cpu")  # this process computes nothing: the devices are its workers'
+    hardware.prepare_host()  # this process computes nothing: the devices are its workers'
     if args.seeds is not None and not 0 < args.seeds <= MOST_SEEDS:
         raise ValueError(f"--seeds {args.seeds}: expected 1 to {MOST_SEEDS:,}; --seeds 3 runs the seeds 0, 1 and 2")
+    imported_with = forkserver.settings()
     study, reference = find_study(args.study)
     folder = Path(args.workdir or f"runs/{reference.partition(':')[2]}")
     study = asked(study, args.set, args.text, args.seeds, folder)
@@ -73,9 +75,10 @@ def run(args: argparse.Namespace) -> None:
         print(remark, flush=True)
     note = {"study": reference, "set": args.set, "text": args.text, "seeds": args.seeds, "command": args.command}
     arms, share = runner.SomeArms(study, args.only), args.together != "no"
+    execute = executor(args, imported_with)  # before a table on the screen has a thread
     with outlive_readers():
         with watch.table(study.measure) as shown:
-            runner.run(arms, folder, note, executor(args), shown, share)
+            runner.run(arms, folder, note, execute, shown, share)
         write(folder)
 
 
@@ -87,14 +90,16 @@ def asked(study: Any, settings: list[str], text: str | None, seeds: int | None, 
     return dataclasses.replace(study, seeds=range(seeds)) if seeds else study
 
 
-def executor(args: argparse.Namespace) -> Any:
-    """What runs the study's processes."""
+def executor(args: argparse.Namespace, imported_with: Any) -> Any:
+    """What runs the study's processes; `imported_with` are the settings with which JAX was imported."""
     together = "auto" if args.together == "no" else args.together
+    from lm.study import forkserver
     from lm.study.executors import Local, Slurm
 
     if args.executor == "slurm":
         return Slurm(args.sbatch, args.devices, together)
-    return Local(args.workers, args.devices, together)
+    server = None if forkserver.obstacle(imported_with, args.devices) else forkserver.ForkServer()
+    return Local(args.workers, args.devices, together, server)
 
 
 def write(folder: Path) -> None:

@@ -7,6 +7,7 @@ SWEEPS = of(
     *("intervals_and_p_are_corrected_for_the_choice_of_the_best", "no_arm_is_run_twice"),
     "what_is_drawn_again_is_drawn_anew_and_the_others_keep_their_names",
 )
+FORKED = ("tests/study/test_forkserver.py",)
 FILES = ("tests/launch/test_files.py",)
 
 TESTS = {
@@ -15,6 +16,10 @@ TESTS = {
     "lm/study/best.py": SWEEPS,
     "lm/study/sweep.py": SWEEPS,
     "lm/study/runner.py": of("study/test_runner", "a_folder_of_a_run_is_not_a_study_s_nor_the_other_way_round"),
+    "lm/study/forkserver.py": FORKED,
+    "lm/study/executors.py": FORKED,
+    "lm/study/worker.py": (*FORKED, "tests/study/test_worker.py"),
+    "lm/machine/hardware.py": FORKED,
     "lm/model/count.py": of(
         "model/test_encoder",
         *("flops_of_a_row_are_those_of_what_each_side_reads", "flops_are_those_of_the_compiled_forward_pass"),
@@ -52,6 +57,25 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "lm/study/sweep.py": (("arms are numbered anew", "in self._fixed.items()", "in enumerate(self._fixed.values())"),),
     "lm/study/runner.py": (("a run's folder is taken", 'if (folder / "experiment.json").exists():', "if False:"),),
+    "lm/study/forkserver.py": (
+        ("threads are not counted", 'return len(os.listdir("/proc/self/task")) == 1', "return True"),
+        ("an accelerator is overlooked", 'if asked != "cpu" and (asked or _has_accelerators()):', "if False:"),
+        ("JAX's devices are overlooked", "if xla_bridge.backends_are_initialized():", "if False:"),
+        ("other settings are overlooked", "if settings() != imported_with:", "if False:"),
+        ("signals are those of the server", "for number, handler in handlers.items():", "for number, handler in ():"),
+        ("a process has the server's socket", "                channel.close()\n", ""),
+        ("what is printed last is lost", "        sys.stdout.flush()\n", ""),
+        ("it is not killed", "signal.pidfd_send_signal(self._process.fileno(), signal.SIGKILL)", "pass"),
+    ),
+    "lm/study/executors.py": (("no process is forked", "if self.server and (forked", "if False and (forked"),),
+    "lm/machine/hardware.py": (
+        (
+            "a study's processes are told its platform",
+            '    del os.environ["JAX_PLATFORMS"]\n    if before',
+            "    if before",
+        ),
+        ("and lose theirs", "if before is not None:", "if False:"),
+    ),
     "lm/model/count.py": (
         ("cross-attention's keys are the decoder's", "encoder_length if name in", "length if name in"),
         ("the decoder looks at itself twice", "slot.mixer.flops(encoder_length)", "slot.mixer.flops(length)"),

@@ -74,6 +74,18 @@ def prepare(devices: str = "") -> None:
         libc.mallopt(M_ARENA_MAX, 1)  # which a thread's own arena would do whatever M_MMAP_MAX is
 
 
+def prepare_host() -> None:
+    """`prepare` for a process that computes nothing but starts others that do: its own JAX, which is imported here,
+    knows the CPU alone, and JAX_PLATFORMS is left to them as it was."""
+    before = os.environ.pop("JAX_PLATFORMS", None)
+    prepare("cpu")
+    import jax  # noqa: F401 - reads it
+
+    del os.environ["JAX_PLATFORMS"]
+    if before is not None:
+        os.environ["JAX_PLATFORMS"] = before
+
+
 def use_compilation_cache(cache: Path) -> None:
     """JAX's persistent compilation cache under `cache`, for programs of any size and compile time.
     JAX_COMPILATION_CACHE_DIR, where set, names another folder."""

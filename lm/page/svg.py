@@ -38,6 +38,11 @@ def series_colour(index: int) -> str:
     return f"#0a0a{index % COLOURS:02x}" if index >= 0 else MUTED
 
 
+def load() -> None:
+    """Import Matplotlib ahead of the first chart, by a process that waits for something else."""
+    import matplotlib.backends.backend_svg  # noqa: F401
+
+
 def drawing(draw: Callable[P, str]) -> Callable[P, str]:
     """`draw` under the settings of these drawings, and no others."""
 

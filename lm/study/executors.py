@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from lm.study.forkserver import Forked, ForkServer
 from lm.study.trial import Trial
 
 LOOK_SECONDS, SLURM_SECONDS = 0.5, 2.0  # between two looks at the runs, and at Slurm's queue
@@ -18,11 +19,17 @@ POLL_SECONDS = 0.02  # between two looks whether a process has ended
 PATIENCE_SECONDS = 30.0  # for a process that was asked to end to write its checkpoint
 TASKS = "slurm-tasks.txt"  # in the study's folder: a command line a task
 Groups = Sequence[Sequence[Trial]]
+Process = subprocess.Popen[bytes] | Forked
 
 
-def worker_command(group: Sequence[Trial], study: Path, *options: str) -> list[str]:
-    """The command line of the process that trains the runs of `group`."""
-    return [sys.executable, "-m", "lm.study.worker", *(str(trial.folder(study)) for trial in group), *options]
+def worker_arguments(group: Sequence[Trial], study: Path, *options: str) -> list[str]:
+    """The arguments of the process that trains the runs of `group`."""
+    return [*(str(trial.folder(study)) for trial in group), *options]
+
+
+def worker_command(arguments: Sequence[str]) -> list[str]:
+    """The command line of that process."""
+    return [sys.executable, "-m", "lm.study.worker", *arguments]
 
 
 def log_file(group: Sequence[Trial], study: Path) -> Path:
@@ -53,18 +60,18 @@ def split(groups: Groups, workers: int) -> list[Sequence[Trial]]:
 
 class Local:
     """`workers` processes at a time, on `devices` (cpu, gpu, tpu or the best there is); runs that share a process go
-    `together` as lm/run/together.py's HOW says."""
+    `together` as lm/run/together.py's HOW says. They are forked by the `server`, where there is one, or fresh ones."""
 
-    def __init__(self, workers: int = 1, devices: str = "", together: str = "auto"):
+    def __init__(self, workers: int = 1, devices: str = "", together: str = "auto", server: ForkServer | None = None):
         if workers < 1:
             raise ValueError(f"--workers {workers}: expected at least 1")
-        self.workers, self.devices, self.together = workers, devices, together
+        self.workers, self.devices, self.together, self.server = workers, devices, together, server
 
     def __call__(self, groups: Groups, study: Path, watch: Callable[[], None]) -> None:
         """Run all `groups`, and call `watch` now and then. What is running ends with this process."""
         waiting = split(groups, self.workers)
         free = core_sets(self.workers)
-        running: list[tuple[subprocess.Popen[bytes], str]] = []
+        running: list[tuple[Process, str]] = []
         with ExitStack() as stack:
             stack.callback(lambda: _terminate([process for process, _ in running]))
             while waiting or running:
@@ -77,21 +84,24 @@ class Local:
                 free += [cores for _, cores in ended]
                 watch()
 
-    def _start(self, group: Sequence[Trial], study: Path, cores: str) -> subprocess.Popen[bytes]:
+    def _start(self, group: Sequence[Trial], study: Path, cores: str) -> Process:
         options = ["--watched", "--devices", self.devices, "--cores", cores, "--together", self.together]
-        command = worker_command(group, study, *options)
+        arguments = worker_arguments(group, study, *options)
         with log_file(group, study).open("ab") as log:
+            if self.server and (forked := self.server.start(arguments, log.fileno())):
+                return forked
+            command = worker_command(arguments)
             return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
 
 
-def _wait_for_one(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def _wait_for_one(processes: Sequence[Process]) -> None:
     """Return when one of the processes has ended, or it is time to look at the runs."""
     until = time.monotonic() + LOOK_SECONDS
     while time.monotonic() < until and all(process.poll() is None for process in processes):
         time.sleep(POLL_SECONDS)
 
 
-def _terminate(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def _terminate(processes: Sequence[Process]) -> None:
     """Let the processes write their checkpoints and end: their standard input closes."""
     for process in processes:
         if process.stdin:
@@ -131,9 +141,10 @@ class Slurm:
     def _submit(self, groups: Groups, study: Path) -> str:
         """The job's number; its tasks read their command lines from a file."""
         options = "--devices", self.devices, "--together", self.together
+        commands = [worker_command(worker_arguments(group, study, *options)) for group in groups]
         lines = [
-            f"{shlex.join(worker_command(group, study, *options))} >> {shlex.quote(str(log_file(group, study)))} 2>&1"
-            for group in groups
+            f"{shlex.join(command)} >> {shlex.quote(str(log_file(group, study)))} 2>&1"
+            for command, group in zip(commands, groups, strict=True)
         ]
         (study / TASKS).write_text("\n".join(lines) + "\n")
         task = f'eval "$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(study / TASKS))})"'

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from lm.page import svg
 from lm.page.run_report import write_report
 from lm.run.folder import begin_alike, claim, write_json
 from lm.run.outcome import FAILED, OUTCOME, PRUNED, STOP, write_outcome
@@ -124,6 +125,7 @@ def run(
     tried: set[tuple[str, int]] = set()
 
     def look() -> None:
+        svg.load()  # there is time, and the last run's report is waited for
         results = read_results(study, folder)
         for result in results:
             if result.status == PRUNED:

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from lm import value
@@ -20,6 +21,10 @@ from lm.run.outcome import FAILED, write_outcome
 
 
 def _end_with_parent() -> None:
+    """End once standard input has closed. Ctrl-C reaches the study too, which closes it then: SIGINT as well would be a
+    second signal, and leave no time for a checkpoint."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
     def wait() -> None:
         while os.read(0, 1024):
             pass
@@ -49,15 +54,15 @@ def work(folders: list[Path], how: str) -> int:
     return 0
 
 
-def main() -> int:
-    """Read the arguments, and work."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read the `arguments` (default: the process's), and work."""
     parser = argparse.ArgumentParser(prog="python -m lm.study.worker", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run's folder")
     parser.add_argument("--devices", default="", help="cpu, gpu or tpu")
     parser.add_argument("--cores", default="", help="the CPU cores to keep to, as 0,1,2")
     parser.add_argument("--together", default="auto", help="how runs share a program: auto, turns or vmap")
     parser.add_argument("--watched", action="store_true", help="end when standard input closes")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.cores:
         os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
     hardware.prepare(options.devices)  # before any thread has memory of its own to allocate from
