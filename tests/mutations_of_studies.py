@@ -147,5 +147,8 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "launch/tpu_vm.py": (("nothing is checked", "    job.check_devices(", "    str("),),
     "launch/catalogue.py": (("imports are listed again", "(id(value) not in own or name == DEFAULT)", "True"),),
-    "lm/study/worker.py": (("a thread is first", "    hardware.prepare(options.devices)  #", "    #"),),
+    "lm/study/worker.py": (
+        ("a thread is first", "    hardware.prepare(options.devices)  #", "    #"),
+        ("ctrl-c is two signals", "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})", "pass"),
+    ),
 }
