@@ -56,6 +56,9 @@ certificates: .venv/.installed .venv-certificates/.installed
 	$(OTHER) -m certificates.labels make $(CERTIFICATES)/labels
 	$(BIN)/python -m certificates.labels ours $(CERTIFICATES)/labels
 	$(OTHER) -m certificates.labels check $(CERTIFICATES)/labels
+	$(OTHER) -m certificates.sentences make $(CERTIFICATES)/sentences
+	$(BIN)/python -m certificates.sentences ours $(CERTIFICATES)/sentences
+	$(OTHER) -m certificates.sentences check $(CERTIFICATES)/sentences
 
 # The stamps: made last, so that an interrupted install is begun again.
 .venv/.installed: requirements.txt constraints.txt setup.py

@@ -54,6 +54,7 @@ BY_FILE = {
         ("a vector is another text's", "[: BATCH_TOKENS // max(width, 1) or 1]\n", "[::-1]\n"),
         ("who has left is computed for", "if not one.vector.done()]", "]"),
         ("the queue has no end", "if len(self._waiting) + len(rows) > self.most_waiting:", "if False:"),
+        ("the default prompt is left out", "special, served.model.vectors.prompt())", "special)"),
         ("a vector in base64 is float64", 'astype("<f4")', 'astype("<f8")'),
         (
             "dimensions are dropped",

@@ -38,3 +38,12 @@ def padded(rows: Sequence[Sequence[int]], most: int) -> tuple[np.ndarray, np.nda
     ids = np.zeros_like(mask)
     ids[mask > 0] = np.concatenate([np.asarray(row, np.int32) for row in rows])
     return ids, mask
+
+
+def cut(ids: Sequence[int], most: int, around: Sequence[int]) -> list[int]:
+    """At most `most` of a text's ids: of a longer one the last are left out, but for those at its end that its
+    tokenizer adds, as it does `around` a text of nothing."""
+    added = 0
+    while added < len(around) and ids[-1 - added] == around[-1 - added]:
+        added += 1
+    return list(ids) if len(ids) <= most else [*ids[: most - added], *ids[len(ids) - added :]]

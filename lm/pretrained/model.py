@@ -27,7 +27,7 @@ from lm.model.transformer import Params, Transformer
 from lm.pretrained import files, gguf_save, passes
 from lm.pretrained import save as saving
 from lm.pretrained.architecture import Architecture
-from lm.pretrained.arrays import BLOCK, as_integers, checked_like, padded
+from lm.pretrained.arrays import BLOCK, as_integers, checked_like, cut, padded
 from lm.pretrained.images import read_prompt
 from lm.pretrained.known import expressed, without_modules
 from lm.pretrained.labels import Labels
@@ -150,17 +150,18 @@ class Pretrained:
             raise ValueError(f"{what} from {ids.min()} to {ids.max()}: the vocabulary is 0 to {self.config.vocab - 1}")
         return ids.astype(np.int32)
 
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
+    def embed(self, texts: Sequence[str], prompt: str | None = None) -> np.ndarray:
         """The vector of each text, float32 [B, n]: of its last hidden states (an encoder-decoder's encoder's) what the
-        modules beside the model make, or the mean. A text that is too long is cut, but keeps its last token.
+        modules beside the model make, or the mean. `prompt` names what stands before each ("": nothing; None: what the
+        modules say). A text that is too long is cut, but keeps the ids that its tokenizer ends it with.
 
-        Raises ValueError for a single text in place of a list, or a text without tokens."""
+        Raises ValueError for a single text in place of a list, a text without tokens, or a prompt that is not known."""
         if isinstance(texts, str):
             raise ValueError("embed takes a list of texts: give [text]")
-        rows, most = [self.encode(text) for text in texts], self.vectors.longest(self.config)
+        before, most, around = self.vectors.prompt(prompt), self.vectors.longest(self.config), self.encode("")
+        rows = [cut(self.encode(before + text), most, around) for text in texts]
         if [] in rows:
             raise ValueError(f"text {rows.index([])} has no tokens, so it has no vector: leave it out")
-        rows = [ids if len(ids) <= most else [*ids[: most - 1], ids[-1]] for ids in rows]
         return passes.vectors_of(self.model, self.params, self.vectors, rows)
 
     def embedder(self, rows: int, width: int) -> Callable[[np.ndarray, np.ndarray], jax.Array]:
@@ -380,7 +381,7 @@ class Pretrained:
     @property
     def decoder_start(self) -> int:
         """The id with which an encoder-decoder's output begins."""
-        declared = (self.ids.get("decoder_start_token_id"), self.ids.get("pad_token_id"))
+        declared = [self.ids.get(f"{name}_token_id") for name in ("decoder_start", "bos", "pad")]
         pad = self.tokenizer.pad if self.tokenizer else None
         return int(next(id for id in (*declared, pad, 0) if id is not None))
 

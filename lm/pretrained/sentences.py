@@ -3,7 +3,7 @@ stand beside the model (modules.json). Without them it is the mean of the states
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import jax
@@ -17,6 +17,8 @@ from lm.pretrained.files import Safetensors
 
 MODULES, TRANSFORMER = "modules.json", "sentence_bert_config.json"
 SILENT = ("transformer_task", "modality_config", "module_output_name", "unpad_inputs")  # of sentence_bert_config.json
+TOKENIZER, LONGEST = "tokenizer_config.json", 1 << 40  # where it says that there is no longest text, it says 1e30
+PROMPTS = "config_sentence_transformers.json"
 MAX = -1e30
 
 
@@ -94,11 +96,14 @@ class Dense(Step):
 @dataclass(frozen=True)
 class Vectors:
     """Of a text's states what each `pooling` makes, side by side, through `steps`; of its first tokens alone, where
-    `length` says how many are read (0: as many as the model reads)."""
+    `length` says how many are read (0: as many as the model reads). `prompts` are texts that may stand before each, by
+    their names; that of the name `default` does where none is asked for ("": none does)."""
 
     steps: tuple[Step, ...] = ()
     pooling: tuple[str, ...] = field(default=("mean",), metadata=dict(static=True))
     length: int = field(default=0, metadata=dict(static=True))
+    prompts: tuple[tuple[str, str], ...] = field(default=(), metadata=dict(static=True))
+    default: str = field(default="", metadata=dict(static=True))
 
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         """The vectors [B, n] of texts with states x [B, T, D], padded on the right where the mask [B, T] is 0."""
@@ -123,6 +128,15 @@ class Vectors:
         """The most tokens of a text that are read."""
         return min(cfg.context, self.length or cfg.context)
 
+    def prompt(self, name: str | None = None) -> str:
+        """What stands before each text: the prompt of that name, or of the default's. Raises ValueError for a name
+        that is none."""
+        known = {"": "", **dict(self.prompts)}
+        if (name := self.default if name is None else name) not in known:
+            names = ", ".join(map(repr, dict(self.prompts))) or "none"
+            raise ValueError(f"prompt={name!r}: the prompts beside this model are {names}")
+        return known[name]
+
 
 def read(folder: Path, width: int) -> Vectors:
     """What the modules beside the model in `folder` say, of states `width` wide. Raises ValueError for one that is not
@@ -141,13 +155,14 @@ def read(folder: Path, width: int) -> Vectors:
         )
     if kinds[0][1] != folder:
         raise ValueError(f"{file}: its model is in {kinds[0][1]}: move its files to {folder}")
-    vectors = Vectors(pooling=_pooling(kinds[1][1]), length=_length(folder))
+    prompts, default = _prompts(folder)
+    vectors = Vectors((), _pooling(kinds[1][1]), _length(folder), prompts, default)
     for name, path in kinds[2:]:
         size = vectors.size(width)
         more = {"Normalize": lambda _p, _s: (Normalize(),), "Dense": _dense, "Dropout": lambda _p, _s: ()}[name](
             path, size
         )
-        vectors = Vectors((*vectors.steps, *more), vectors.pooling, vectors.length)
+        vectors = replace(vectors, steps=(*vectors.steps, *more))
     return vectors
 
 
@@ -187,13 +202,36 @@ def _dense(folder: Path, size: int) -> tuple[Step, ...]:
 def _length(folder: Path) -> int:
     """The most tokens of a text that are read, control tokens among them; 0 where nothing is said. Raises ValueError
     where texts are to be made lower case beside their tokenizer."""
-    file = folder / TRANSFORMER
+    most, file = 0, folder / TRANSFORMER
+    if file.is_file():
+        fields = Fields(read_json(file), file)
+        fields.expect("do_lower_case", False)
+        most = int(fields.integer("max_seq_length", 0))
+        for name in SILENT:
+            fields.take(name, None)
+        fields.finish()
+    return most or _tokenizers_length(folder / TOKENIZER)
+
+
+def _tokenizers_length(file: Path) -> int:
+    """The tokenizer's model_max_length, by which files since sentence-transformers 6 say it; 0 where nothing is."""
+    most = read_json(file).get("model_max_length") if file.is_file() else None
+    number = isinstance(most, int | float) and not isinstance(most, bool)
+    return int(most) if number and 1 <= most < LONGEST else 0  # type: ignore[operator]
+
+
+def _prompts(folder: Path) -> tuple[tuple[tuple[str, str], ...], str]:
+    """The prompts beside the model by their names, and the default's name."""
+    file = folder / PROMPTS
     if not file.is_file():
-        return 0
+        return (), ""
     fields = Fields(read_json(file), file)
-    fields.expect("do_lower_case", False)
-    most = int(fields.integer("max_seq_length", 0))
-    for name in SILENT:
+    given, default = fields.take("prompts", {}), fields.take("default_prompt_name", "")
+    if not isinstance(given, dict) or not all(isinstance(text, str | None) for text in given.values()):
+        raise fields.unsupported("prompts", given, "an object of texts")
+    if default and default not in given:
+        raise fields.unsupported("default_prompt_name", default, " or ".join(map(repr, given)) or "null")
+    for name in ("__version__", "similarity_fn_name"):
         fields.take(name, None)
     fields.finish()
-    return most
+    return tuple((name, text or "") for name, text in given.items()), default

@@ -246,9 +246,11 @@ def model_name(served: Served, fields: Fields) -> None:
         raise ApiError(404, f"no model {name!r}: this server has {served.name!r}", "model", "model_not_found")
 
 
-def prompts_of(served: Served, fields: Fields, name: str, special: bool) -> list[tuple[str, list[int]]]:
+def prompts_of(
+    served: Served, fields: Fields, name: str, special: bool, before: str = ""
+) -> list[tuple[str, list[int]]]:
     """(text, ids) of each in the field `name`: a text, a list of texts, ids, or a list of lists of ids. Ids are read as
-    they are."""
+    they are, texts with `before` in front."""
     expected = "a text, a list of texts, token ids, or a list of lists of ids"
     value, vocab = fields.take(name, None, expected, str, list), served.tokenizer.vocab_size
     if value is None or value == []:
@@ -259,7 +261,7 @@ def prompts_of(served: Served, fields: Fields, name: str, special: bool) -> list
     for i, one in enumerate(value):
         if not isinstance(one, type(value[0])):
             bad(name, f"{name} has texts and token ids: expected one kind")
-        ids = served.encode(one, special) if isinstance(one, str) else ids_of(name, one, vocab)
+        ids = served.encode(before + one, special) if isinstance(one, str) else ids_of(name, one, vocab)
         if not ids:
             bad(name, f"{name} {i} has no tokens: expected at least one")
         prompts.append((one if isinstance(one, str) else served.tokenizer.decode(ids), ids))

@@ -136,7 +136,7 @@ def embeddings_call(served: Served, embedder: Embedder, fields: Fields) -> tuple
     """The ids of each text of a body of /v1/embeddings, and the format of their vectors. Raises ApiError."""
     model_name(served, fields)
     special = fields.flag("add_special_tokens", True)
-    rows = [ids for _, ids in prompts_of(served, fields, "input", special)]
+    rows = [ids for _, ids in prompts_of(served, fields, "input", special, served.model.vectors.prompt())]
     if len(rows) > embedder.most_waiting:
         bad("input", f"input: {len(rows):,} texts, at most {embedder.most_waiting:,} are taken at a time")
     if (longest := max(map(len, rows))) > embedder.length:

@@ -19,10 +19,13 @@ DENSE = np.random.default_rng(3).standard_normal((5, 32)).astype(np.float32)
 
 
 class Letters:
-    """A tokenizer of numbers."""
+    """A tokenizer of numbers, which ends texts with `end`."""
+
+    def __init__(self, end: tuple[int, ...] = ()):
+        self.end = end
 
     def encode_prompt(self, text: str) -> list[int]:
-        return [int(word) for word in text.split()]
+        return [*(int(word) for word in text.split()), *self.end]
 
 
 def modules(folder: Path, *kinds: str, pooling: dict[str, Any] | None = None, **transformer: Any) -> Path:
@@ -95,12 +98,65 @@ def test_poolings_are_joined_and_pass_the_modules_behind_them(bert: Pretrained, 
 
 
 def test_a_text_is_cut_where_the_modules_say(bert: Pretrained, tmp_path: Path) -> None:
-    """It keeps its last token; and a model without modules is read as before, by the mean of all states."""
+    """It keeps what its tokenizer ends it with, and that alone; a model without modules is read as before, by the mean
+    of all states."""
     vectors = read(modules(tmp_path, "Transformer", "Pooling", max_seq_length=3), 32)
     assert vectors.longest(bert.config) == 3 and Vectors().longest(bert.config) == bert.config.context
-    short = replace(bert, vectors=vectors).embed(["5 6 7 8 9"])
-    np.testing.assert_allclose(short, bert.embed(["5 6 9"]), atol=2e-6)
+    for end, kept in ((), "5 6 7"), ((9,), "5 6 9"), ((8, 9), "5 8 9"):
+        ended = replace(bert, vectors=vectors, tokenizer=Letters(end))  # type: ignore[arg-type]
+        np.testing.assert_allclose(ended.embed(["5 6 7 8 9"]), bert.embed([kept]), atol=2e-6)
     assert read(tmp_path / "3", 32) == Vectors()
+
+
+@pytest.mark.parametrize(
+    ("transformer", "tokenizer", "most"),
+    [({}, {"model_max_length": 24}, 24), (dict(max_seq_length=3), {"model_max_length": 24}, 3)]
+    + [({}, {"model_max_length": 1e30}, 0), ({}, {}, 0)],
+)
+def test_the_longest_text_may_be_said_by_the_tokenizer(
+    transformer: dict[str, Any], tokenizer: dict[str, Any], most: int, tmp_path: Path
+) -> None:
+    """As files since sentence-transformers 6 have it."""
+    modules(tmp_path, "Transformer", "Pooling", **transformer)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    assert read(tmp_path, 32).length == most
+
+
+def prompts(folder: Path, **said: Any) -> Path:
+    """Modules with prompts of these fields."""
+    modules(folder, "Transformer", "Pooling")
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({"__version__": {}, **said}))
+    return folder
+
+
+def test_prompts_stand_before_texts(bert: Pretrained, tmp_path: Path) -> None:
+    """The one of default where none is named, and none at all where that is said."""
+    given = prompts(tmp_path, prompts={"query": "11 12 ", "document": None}, default_prompt_name="query")
+    model = replace(bert, vectors=read(given, 32))
+    np.testing.assert_array_equal(model.embed(["5 6"]), bert.embed(["11 12 5 6"]))
+    np.testing.assert_array_equal(model.embed(["5 6"], prompt="query"), bert.embed(["11 12 5 6"]))
+    for name in ("document", ""):
+        np.testing.assert_array_equal(model.embed(["5 6"], prompt=name), bert.embed(["5 6"]))
+    with pytest.raises(ValueError, match="prompt='passage': the prompts beside this model are 'query', 'document'"):
+        model.embed(["5"], prompt="passage")
+    with pytest.raises(ValueError, match="prompt='query': the prompts beside this model are none"):
+        bert.embed(["5"], prompt="query")
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        (dict(prompts=["query: "]), r"prompts=\['query: '\] is not supported: expected an object of texts"),
+        (
+            dict(prompts={"query": ""}, default_prompt_name="q"),
+            "default_prompt_name='q' is not supported: exp.* 'query'",
+        ),
+        (dict(truncate_dim=8), "field truncate_dim=8 is not known"),
+    ],
+)
+def test_prompts_that_are_none_are_refused(said: dict[str, Any], error: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=error):
+        read(prompts(tmp_path, **said), 32)
 
 
 def test_load_reads_them(tmp_path: Path) -> None:

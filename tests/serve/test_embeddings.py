@@ -5,6 +5,7 @@ import base64
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -15,6 +16,7 @@ from starlette.testclient import TestClient
 from lm.model.families import bert
 from lm.model.transformer import Transformer
 from lm.pretrained.model import Pretrained
+from lm.pretrained.sentences import Vectors
 from lm.serve.call import Limits
 from lm.serve.embeddings import Embedder
 from lm.serve.start import USUAL, application
@@ -129,6 +131,19 @@ def test_a_decoder_has_vectors_too() -> None:
         np.testing.assert_allclose(found, small.model().embed(TEXTS[:3]), rtol=1e-4, atol=1e-5)
     with TestClient(application(small.model(), "tiny", small.engine())) as client:
         assert "gives no embeddings" in client.post("/v1/embeddings", json={"input": "a"}).text
+
+
+def test_the_default_prompt_stands_before_texts_not_ids(client: TestClient) -> None:
+    """As `embed` has it; the programs are those of a model without prompts."""
+    model = replace(encoder(), vectors=Vectors(prompts=(("query", "a question: "),), default="query"))
+    own_embedder = Embedder(model, CONTEXT, 20)
+    own_embedder._programs = embedder()._programs
+    app = application(model, "tiny", None, USUAL, embedder=own_embedder)
+    with TestClient(app) as own:
+        found = vectors(own, input=["x", "yy"])
+        np.testing.assert_array_equal(found, vectors(client, input=["a question: x", "a question: yy"]))
+        np.testing.assert_allclose(found, model.embed(["x", "yy"]), rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(vectors(own, input=[5, 6]), vectors(client, input=[5, 6]))
 
 
 class Held(Embedder):
