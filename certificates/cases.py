@@ -102,6 +102,10 @@ TEXT = {  # of a model that also reads images
 VISION = dict(hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2, image_size=28)
 VISION |= dict(patch_size=14, model_type="siglip_vision_model", vision_use_head=False)
 MARKS = dict(mm_tokens_per_image=1, image_token_index=90, boi_token_index=91, eoi_token_index=92)
+SCALED_ROPE = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
 QWEN = dict(head_dim=24, use_sliding_window=False)
 OSS = dict(head_dim=8, num_local_experts=5, num_experts_per_tok=2, sliding_window=7)
 GPT2 = dict(vocab_size=V, n_embd=32, n_layer=3, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=None)
@@ -190,10 +194,7 @@ CASES = (
         **GEMMA,
         sliding_window=7,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
-        rope_parameters={
-            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
-            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-        },
+        rope_parameters=SCALED_ROPE,
     ),
     Case("text half", "Gemma3ForConditionalGeneration", {"text_config": TEXT, "vision_config": VISION, **MARKS}),
     Case("1.0", "T5ForConditionalGeneration", {**T5, "tie_word_embeddings": True}),
@@ -259,6 +260,13 @@ def array(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return (middle + 0.2 * draw).astype(np.float32)
 
 
+T5GEMMA = {**TEXT, "query_pre_attn_scalar": 20, "sliding_window": 8}
+del T5GEMMA["sliding_window_pattern"]
+# queries and keys of length sqrt(H), doubled by their norms: of the published scalar their softmax blows up no rounding
+T5GEMMA2 = {**T5GEMMA, "query_pre_attn_scalar": 256, "rms_norm_eps": 0.01}
+T5GEMMA2 |= {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+UNSEEN = MARKS | {"eoi_token_index": V}  # a token that no text has
+UNCAPPED = dict(attn_logit_softcapping=None, final_logit_softcapping=None)
 T5_ENCODER = {name: value for name, value in T5.items() if name != "decoder_start_token_id"}
 CASES += (
     Case("tied", "MT5ForConditionalGeneration", T5),
@@ -277,6 +285,7 @@ CASES += (
             num_layers=3, num_decoder_layers=2, relative_attention_num_buckets=8, relative_attention_max_distance=20
         ),
     ),
+    Case("untied", "UMT5ForConditionalGeneration", {**T5, "tie_word_embeddings": False, "num_heads": 3}),
     Case("relu", "T5EncoderModel", T5_ENCODER),
     Case(
         "gated, few buckets",
@@ -286,6 +295,40 @@ CASES += (
     ),
     Case("gated", "MT5EncoderModel", T5_ENCODER),
     Case("a table a layer", "UMT5EncoderModel", {**T5_ENCODER, "num_layers": 3}),
+)
+CASES += (
+    Case("plain", "T5GemmaForConditionalGeneration", {"encoder": T5GEMMA, "decoder": T5GEMMA}),
+    Case(
+        "a narrower encoder of 5 layers, untied, biases, no caps",
+        "T5GemmaForConditionalGeneration",
+        {
+            "encoder": T5GEMMA | dict(hidden_size=24, num_hidden_layers=5, num_attention_heads=6, sliding_window=5),
+            "decoder": T5GEMMA | UNCAPPED | dict(attention_bias=True, num_key_value_heads=1),
+            "tie_word_embeddings": False,
+        },
+    ),
+    Case(
+        "even windows",
+        "T5Gemma2ForConditionalGeneration",
+        {"encoder": {"text_config": T5GEMMA2, "vision_config": VISION, **UNSEEN}, "decoder": T5GEMMA2},
+    ),
+    Case(
+        "odd windows, 2 encoder layers, one kv head, no full layer, scaled positions",
+        "T5Gemma2ForConditionalGeneration",
+        {
+            "encoder": {
+                "text_config": T5GEMMA2
+                | dict(num_hidden_layers=2, sliding_window=7, rope_parameters=SCALED_ROPE)
+                | dict(layer_types=["sliding_attention", "full_attention"], num_key_value_heads=4),
+                "vision_config": VISION,
+                **UNSEEN,
+            },
+            "decoder": T5GEMMA2
+            | dict(
+                sliding_window=5, num_key_value_heads=1, layer_types=["sliding_attention"] * 3, intermediate_size=40
+            ),
+        },
+    ),
 )
 GEMMA4_TEXT = TEXT_SIZES | GEMMA4 | PER_LAYER
 CASES += tuple(llama(shape, architecture, **fields) for shape, architecture, fields in HYBRIDS + GEMMA4S)
@@ -310,8 +353,9 @@ def inputs(case: Case) -> dict[str, np.ndarray]:
     if case.architecture.startswith(NUMBERED_BY_ID):
         ids = np.where(ids == case.pad, case.pad + 1, ids) * mask + case.pad * (1 - mask)
     more = {}
-    if "T5For" in case.architecture:
-        more["decoder_input_ids"] = np.pad(rng.integers(2, V, (3, 30)), ((0, 0), (1, 0)))
+    if "T5" in case.architecture and "For" in case.architecture:
+        start = case.fields.get("decoder_start_token_id", 1)
+        more["decoder_input_ids"] = np.pad(rng.integers(2, V, (3, 30)), ((0, 0), (1, 0)), constant_values=start)
     if case.architecture.startswith("Bert"):
         more["token_type_ids"] = rng.integers(0, 2, ids.shape)
     return {"input_ids": ids, "attention_mask": mask, **more}

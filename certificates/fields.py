@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import transformers
 
-from certificates.cases import CASES, GEMMA4_TEXT, TEXT, Case, array
+from certificates.cases import CASES, GEMMA4_TEXT, T5GEMMA, T5GEMMA2, TEXT, Case, array
 from certificates.decoders import HYBRID_EXPERTS, HYBRID_TEXT, F, S
 from certificates.reference import TESTS, config_class, logits, write_lines
 
@@ -81,6 +81,8 @@ WALKED = (
     "T5EncoderModel gated, few buckets",
     "MT5EncoderModel gated",
     "UMT5EncoderModel a table a layer",
+    "T5GemmaForConditionalGeneration plain",
+    "T5Gemma2ForConditionalGeneration even windows",
 )
 LEFT_OUT = object()
 YARN = dict(factor=4.0, original_max_position_embeddings=16)
@@ -155,6 +157,17 @@ SPELLINGS: dict[str, tuple[dict[str, Any], ...]] = {
         dict(text_config={**TEXT, "tie_word_embeddings": False}),
         dict(text_config={**TEXT, "rope_theta": 500.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
         dict(text_config={**TEXT, "sliding_window": LEFT_OUT, "query_pre_attn_scalar": 20}),
+    ),
+    "T5GemmaForConditionalGeneration": (
+        dict(tie_word_embeddings=False),
+        dict(encoder={**T5GEMMA, "sliding_window": 4, "tie_word_embeddings": False}),
+        dict(encoder={**T5GEMMA, "hidden_size": 24}, decoder={**T5GEMMA, "sliding_window": 4}),
+        dict(decoder={**T5GEMMA, "rope_theta": 500.0, "final_logit_softcapping": None}),
+    ),
+    "T5Gemma2ForConditionalGeneration": (
+        dict(decoder={**T5GEMMA2, "sliding_window": 4}),
+        dict(decoder={**T5GEMMA2, "query_pre_attn_scalar": 20, "sliding_window": 7}),
+        dict(decoder={**T5GEMMA2, "rope_theta": 500.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
     ),
     "T5ForConditionalGeneration": (
         dict(tie_word_embeddings=True, scale_decoder_outputs=True),

@@ -69,7 +69,7 @@ def next_tokens(model: Pretrained, case: Case) -> list[int]:
 
 def uncached(model: Pretrained, case: Case) -> list[int]:
     """The greedy continuation, each token from a pass over all before it."""
-    ids, start = prompts(case).tolist(), [0]
+    ids, start = prompts(case).tolist(), [model.decoder_start]
     encoded = model.config.has_encoder
     for _ in range(NEW):
         text = ids if not encoded else [start]

@@ -1,8 +1,8 @@
 #!/bin/sh
-# transformers 5 scales the output of an umT5 whose config says that it is not tied.
+# transformers 5 before 5.24 scales the output of an umT5 whose config says that it is not tied.
 #
 # umT5's published files have an output matrix of their own and tie_word_embeddings=false, and their logits are those of the
-# decoder's last states as they are. transformers 5 forces the flag to true as it reads a config.json, and its forward pass
+# decoder's last states as they are. transformers 5.23 forces the flag to true as it reads a config.json, and its forward pass
 # multiplies those states by d_model**-0.5 where the flag is true: the weights stay apart, the logits shrink (28 times at
 # d_model=768), and what is sampled at temperature 1 is close to noise. Greedy text is the same. Seen with transformers
 # 5.23.0 and torch 2.13.0: logits are 0.354 times those of the output matrix at d_model=8.

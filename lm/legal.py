@@ -57,11 +57,12 @@ def check_mesh(experiment: Experiment, mesh: Mapping[str, int]) -> None:
         raise ValueError(
             "layout.sequence_parallel=True shards the sequence over mesh axis tensor, which is 1: set it to False"
         )
-    in_order = {type(slot.mixer).__name__ for slot in slots if slot.mixer.recurrent}
-    if mesh.get("context", 1) > 1 and in_order:
+    mixers = [slot.mixer for slot in slots if slot.mixer.recurrent or slot.mixer.merges_encoder]
+    whole = {type(mixer).__name__: "in order" if mixer.recurrent else "beside the encoder's" for mixer in mixers}
+    if mesh.get("context", 1) > 1 and whole:
         raise ValueError(
-            f"mesh axis context={mesh['context']} splits rows, which {' and '.join(sorted(in_order))} reads in order: "
-            "set context=1, and use data, fsdp or tensor instead"
+            f"mesh axis context={mesh['context']} splits rows, which {' and '.join(sorted(whole))} reads "
+            f"{' and '.join(sorted(set(whole.values())))}: set context=1, and use data, fsdp or tensor instead"
         )
     for dimension in dimensions(experiment):
         names = tuple(name for name in dimension.names if mesh.get(name, 1) > 1)

@@ -27,6 +27,7 @@ from lm.model.experts import Experts
 from lm.model.families import siglip
 from lm.model.gated import GatedAttention
 from lm.model.latent import LatentAttention
+from lm.model.merged import MergedAttention
 from lm.model.output import Output
 from lm.model.parametrisation import MuP
 from lm.model.parts import FeedForward
@@ -120,6 +121,7 @@ def samples() -> dict[str, Any]:
         "GatedAttention": GatedAttention(2, 8, 1, bias=True),
         "NormedValues": NormedValues(2, 8, 1, bias=True),
         "SharedAttention": SharedAttention(2, 8, kv_heads=1),
+        "MergedAttention": MergedAttention(2, 8, 1, bias=True),
         "GatedDeltaNet": GatedDeltaNet(1, 2, key_dim=4, value_dim=6, chunk=4),
         "Linear": Linear(2.0),
         "Dynamic": Dynamic(2.0, original_context=8),
@@ -178,6 +180,8 @@ def changes() -> dict[str, Any]:
         **dict.fromkeys(
             ("ModelConfig.width", "Attention.head_dim", "GatedAttention.head_dim", "NormedValues.head_dim"), 16
         ),
+        "MergedAttention.head_dim": 16,
+        "MergedAttention.heads": 4,
         "ModelConfig.context": 32,
         "ModelConfig.pattern": (LayerKind(), LayerKind(window=3)),
         **dict.fromkeys(
@@ -243,6 +247,7 @@ CHANGED_IN: dict[str, dict[str, Any]] = {  # Class.field -> what has to hold for
     "Chunk.across_documents": dict(data=dict(mixture=dict(breakpoints=()))),  # or few rows are of short documents
 }
 CAPTIONS = "tests/data/test_captions.py::"
+MERGED = "tests/model/test_merged.py::"
 SHARED_KV = "tests/model/test_shared_kv.py::"
 VISION = {  # Class.field -> the test that turns it
     **dict.fromkeys(
@@ -256,4 +261,6 @@ VISION = {  # Class.field -> the test that turns it
         f"SharedAttention.{f.name}": f"{SHARED_KV}test_a_layer_reads_what_its_source_reads"
         for f in dataclasses.fields(SharedAttention)
     },
+    "ModelConfig.one_embedding": f"{MERGED}test_without_an_encoder_it_is_attention",
+    "LayerKind.window_after": f"{MERGED}test_a_window_may_be_longer_behind",
 }

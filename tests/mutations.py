@@ -41,7 +41,7 @@ TESTS = {
     "lm/pretrained/bert.py": ("tests/pretrained/test_halves.py",),
     "lm/pretrained/model.py": ("tests/pretrained/test_halves.py",) + SCORED + RECORDED,
     "lm/pretrained/files.py": ("tests/pretrained/test_bad.py",),
-    "lm/model/scoring.py": (*KERNELS, "tests/decode/test_mesh.py"),
+    "lm/model/scoring.py": (*KERNELS, "tests/decode/test_mesh.py", "tests/model/test_merged.py"),
     "lm/model/flash.py": KERNELS,
     "lm/model/attention.py": CACHED + RECORDED,
     "lm/model/cache.py": (*CACHED, "tests/decode/test_mesh.py"),
@@ -153,7 +153,8 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("padding is of an image", "jnp.where(self.segments > 0, self.blocks, 0)", "self.blocks"),
     ),
     "lm/model/scoring.py": (
-        ("a window is one key wider", "jnp.abs(distance)) < self.window", "jnp.abs(distance)) <= self.window"),
+        ("a window is one key wider", "near = -distance < self.window", "near = -distance <= self.window"),
+        ("as many are seen behind", "window if self.window_after is None else self.window_after", "window"),
         ("a query does not see itself", "earlier = distance <= (0", "earlier = distance <= (-1"),
         ("segments are ignored", "else allowed & same", "else allowed"),
         ("a block's keys begin one late", "first + self.offset - behind", "first + self.offset + 1 - behind"),

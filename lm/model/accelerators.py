@@ -61,7 +61,8 @@ def _splash_kernel(
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     (N, T), mask = queries, scoring.mask
-    sides = (mask.window - 1 if mask.window else None, 0 if mask.causal else (mask.window - 1 if mask.window else None))
+    behind, ahead = (side if mask.window else None for side in mask.sides)
+    sides = behind, 0 if mask.causal else ahead
     if sides == (None, None):
         shards = 1  # every device has the same mask
     every = (T * shards, S)
@@ -103,7 +104,7 @@ def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: C
     segments = None
     if mask.query_segments is not None and mask.key_segments is not None:
         segments = (mask.query_segments[:, :, None] == mask.key_segments[:, None, :])[:, None]
-    window = (mask.window - 1, 0 if mask.causal else mask.window - 1) if mask.window else None
+    window = mask.sides if mask.window else None
     q, k, v = (a.astype(compute.dtype) for a in (q, k, v))
     v = jnp.pad(v, [(0, 0)] * 3 + [(0, H - Hv)])
     out = jax.nn.dot_product_attention(

@@ -15,6 +15,7 @@ from lm.model.delta import GatedDeltaNet  # noqa: F401
 from lm.model.experts import Experts  # noqa: F401
 from lm.model.gated import GatedAttention  # noqa: F401
 from lm.model.latent import LatentAttention  # noqa: F401
+from lm.model.merged import MergedAttention  # noqa: F401
 from lm.model.mixer import Mixer
 from lm.model.output import Output
 from lm.model.parametrisation import Parametrisation
@@ -32,12 +33,14 @@ MOST_LAYERS = 1_000_000
 @dataclass(frozen=True)
 class LayerKind:
     """How some layers differ from the rest of the model: a `window` of so many keys, the query's own among them (0:
-    all), and a `mixer`, `positions` and `ffn` of their own (None: the model's)."""
+    all), and a `mixer`, `positions` and `ffn` of their own (None: the model's). In an encoder the window has as many
+    tokens behind the query's, or `window_after` of them."""
 
     window: Annotated[Natural, Sentinel(0, "none")] = 0
     mixer: Mixer | None = None
     positions: Positions | None = None
     ffn: FeedForward | None = None
+    window_after: Natural | None = late()
 
     def __post_init__(self) -> None:
         check(self)
@@ -66,6 +69,7 @@ class Slot(NamedTuple):
     ffn: FeedForward
     layers: range
     wiring: Wiring
+    window_after: int | None
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,8 @@ class ModelConfig:
 
     `context` is the most tokens that one sequence may have. `attention` is the mixer of all layers whose kind has none
     of its own. The first layers are of the kinds `first_layers`, those after them repeat `pattern`. The encoder has
-    `encoder_layers` layers like the decoder's and its embedding, or is a model of its own, `encoder`, of any width;
+    `encoder_layers` layers like the decoder's and its embedding, or is a model of its own, `encoder`, of any width,
+    with an embedding of its own or, where there is `one_embedding`, the decoder's;
     with `vision` the model sees images too, with `multi_token` it learns to predict further tokens. The embedding is
     multiplied by `embed_scale`, given `token_types` kinds of vector to add (BERT's segments; 0: none) and normalised by
     `embed_norm`; `tied` uses it as the output too.
@@ -179,6 +184,7 @@ class ModelConfig:
     init_scale: NonNegative = 0.02
     parametrisation: Parametrisation = Parametrisation()
     multi_token: MultiToken | None = late()
+    one_embedding: bool | None = late()
 
     def __post_init__(self) -> None:
         check(self, "model")
@@ -223,6 +229,14 @@ class ModelConfig:
             raise ValueError("model.encoder and model.encoder_layers are both given: set one of them")
         if self.encoder and (self.encoder.causal or self.encoder.has_encoder):
             raise ValueError("model.encoder is to have causal=False and no encoder of its own")
+        if self.one_embedding and not (self.encoder and self._sizes == self.encoder._sizes):
+            raise ValueError("model.one_embedding: expected model.encoder of the decoder's vocab and width")
+        merged = any(slot.mixer.merges_encoder for slot in self.slots.values())
+        if merged and self.encoder and self.encoder.width != self.width:
+            raise ValueError(
+                f"model.encoder.width={self.encoder.width}: expected the decoder's, {self.width}, whose weights its "
+                "output is read by"
+            )
         if self.vision and (self.has_encoder or not self.causal):
             raise ValueError("model.vision: only a causal model without an encoder reads images")
         if self.vision and self.vision.image_token >= self.vocab:
@@ -233,6 +247,10 @@ class ModelConfig:
             )
         if self.has_encoder and not self.causal:
             raise ValueError("model.causal=False with an encoder: a decoder that reads an encoder is causal")
+
+    @property
+    def _sizes(self) -> tuple[int, int]:
+        return self.vocab, self.width
 
     @property
     def has_encoder(self) -> bool:
@@ -271,6 +289,7 @@ class ModelConfig:
                 kind.ffn or self.ffn,
                 layers,
                 kind.wired(self.wiring),
+                kind.window_after,
             )
             for name, (kind, layers) in kinds.items()
         }

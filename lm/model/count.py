@@ -83,7 +83,8 @@ def flops_per_image(cfg: ModelConfig, frozen: frozenset[str] = frozenset()) -> i
 
 
 def _stack_flops(cfg: ModelConfig, length: int, encoder_length: int, frozen: frozenset[str], above: str = "") -> int:
-    """Those of the layers alone, in a row; keys and values of cross-attention are made for the encoder's tokens."""
+    """Those of the layers alone, in a row; keys and values of cross-attention are made for the encoder's tokens,
+    those of merged attention for both."""
     flops = 0
     model = Transformer(cfg, Compute().resolve("cpu"))
     shapes, axes = model.shapes()["layers"], model.axes()["layers"]
@@ -94,6 +95,7 @@ def _stack_flops(cfg: ModelConfig, length: int, encoder_length: int, frozen: fro
             names = axes[at][name]
             if CONTRACTED & set(names) and len(names) > 2:
                 tokens = encoder_length if name in ("cross_key", "cross_value") else length
+                tokens += encoder_length if slot.mixer.merges_encoder and name in ("key", "value") else 0
                 each = 4 if f"{above}layers/{at}/{name}" in frozen else 6
                 flops += tokens * int(each * math.prod(shape.shape) * (share if "experts" in names[:-1] else 1))
         flops += length * int(3 * layers * slot.mixer.flops(min(length, slot.window or length)))

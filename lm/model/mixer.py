@@ -117,6 +117,12 @@ class Mixer:
         return None
 
     @property
+    def merges_encoder(self) -> bool:
+        """Whether it reads the encoder's output itself, beside its own row's tokens, so that its layers have no
+        cross-attention."""
+        return False
+
+    @property
     def recurrent(self) -> bool:
         """Whether it reads a row in order, through a state: no token sees a later one, none stays behind a window, and
         no device can have a part of a row."""

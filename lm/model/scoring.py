@@ -28,7 +28,8 @@ MINUS_INFINITY = -1e30  # finite, so that a query that may look at nothing gives
 @dataclass(frozen=True)
 class Mask:
     """Which keys a query may look at: those of its own segment and, when `causal`, those not later than itself, or of
-    its block; with a `window`, none so many tokens or more before it (and where not `causal`, after it).
+    its block; with a `window`, none so many tokens or more before it, and where not `causal` none more than
+    `window_after` behind it (None: as many as before it).
 
     `query_segments` [B, T] and `key_segments` [B, S] are whole numbers, 0 for padding; None is one segment.
     `query_blocks` and `key_blocks`, likewise, number the blocks whose tokens see one another, later ones too, 0 for
@@ -45,6 +46,7 @@ class Mask:
     key_blocks: jax.Array | None = None
     causal: bool = True
     window: int = 0
+    window_after: int | None = None
     zigzag: bool = False
     key_positions: jax.Array | None = None
     ahead: jax.Array | None = None
@@ -67,7 +69,8 @@ class Mask:
                 block = rows.of(self.query_blocks)[:, :, None]
                 allowed = allowed | ((block == columns.of(self.key_blocks)[:, None, :]) & (block > 0))
         if self.window:
-            near = (-distance if self.causal else jnp.abs(distance)) < self.window
+            near = -distance < self.window
+            near = near if self.causal else near & (distance <= self.sides[1])
             allowed = near if allowed is None else allowed & near
         if self.query_segments is not None and self.key_segments is not None:
             same = rows.of(self.query_segments)[:, :, None] == columns.of(self.key_segments)[:, None, :]
@@ -76,20 +79,21 @@ class Mask:
 
     def reach(self, first: Any, last: Any) -> tuple[Any, Any]:
         """The first and last key that queries first to last can see by place; before 0 and beyond the end too."""
-        ahead, behind = self._sides()
+        behind, ahead = self.sides
         return first + self.offset - behind, last + self.offset + ahead
 
     def reached(self, first: Any, last: Any) -> tuple[Any, Any]:
         """The first and last query that can see keys first to last by place."""
-        ahead, behind = self._sides()
+        behind, ahead = self.sides
         return first - self.offset - ahead, last - self.offset + behind
 
-    def _sides(self) -> tuple[int, int]:
-        """How many keys a query can see after and before its own place."""
+    @property
+    def sides(self) -> tuple[int, int]:
+        """How many keys a query can see before and after its own place."""
         window = self.window - 1 if self.window else FAR
-        if not self.causal:
-            return window, window
-        return (0 if self.key_blocks is None else FAR), window
+        if self.causal:
+            return window, 0 if self.key_blocks is None else FAR
+        return window, window if self.window_after is None else self.window_after
 
 
 def _flatten(mask: Mask) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
@@ -98,14 +102,14 @@ def _flatten(mask: Mask) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         *(mask.query_segments, mask.key_segments, None if known else mask.offset),
         *(mask.query_blocks, mask.key_blocks, mask.key_positions, mask.ahead),
     )
-    return arrays, (mask.offset if known else None, mask.causal, mask.window, mask.zigzag)
+    return arrays, (mask.offset if known else None, mask.causal, mask.window, mask.window_after, mask.zigzag)
 
 
 def _unflatten(static: tuple[Any, ...], arrays: tuple[Any, ...]) -> Mask:
     queries, keys, offset, query_blocks, key_blocks, key_positions, ahead = arrays
-    known, causal, window, zigzag = static
+    known, causal, window, after, zigzag = static
     offset = offset if known is None else known
-    return Mask(queries, keys, offset, query_blocks, key_blocks, causal, window, zigzag, key_positions, ahead)
+    return Mask(queries, keys, offset, query_blocks, key_blocks, causal, window, after, zigzag, key_positions, ahead)
 
 
 jax.tree_util.register_pytree_node(Mask, _flatten, _unflatten)

@@ -68,7 +68,7 @@ class Shared(NamedTuple):
 
     def of(self, name: str, slot: Slot, own: jax.Array | None = None, keeps: bool = False) -> LayerInputs:
         """What a layer of the slot `name` reads of it, and of its `own`."""
-        mask = replace(self.mask, window=slot.window)
+        mask = replace(self.mask, window=slot.window, window_after=slot.window_after)
         common = self.bias, self.encoder, self.distances
         return LayerInputs(mask, self.tables[name], *common, own, self.shared_kv, keeps)
 
@@ -103,7 +103,7 @@ class Layer(nn.Module):
             y = checkpoint_name(slot.ffn(self, h, compute, cfg.layers, inputs.mask.is_token), "mlp_out")
             return dropout(self, constrain_residual(y, compute), cfg.dropout)
 
-        others = {"cross": cross} if inputs.encoder is not None else {}
+        others = {"cross": cross} if inputs.encoder is not None and not slot.mixer.merges_encoder else {}
         if inputs.own is not None:
             others["token"] = partial(self.token_branch, own=inputs.own)
         x = slot.wiring(self, cfg.norm, x, {"attention": mix, **others, "ffn": feed})

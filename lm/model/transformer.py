@@ -166,7 +166,7 @@ class Transformer:
         x = jnp.zeros((1, 1, cfg.width), compute.dtype)
         distances = Distances(cfg).init(k2, one[0]).get("params", {})
         encoder = {"layers": Stack(cfg, compute).boxed(k1, compute.dtype), **Final(cfg).init(k3, x).get("params", {})}
-        if not self.cfg.encoder:  # it shares the decoder's embedding
+        if not self.cfg.encoder or self.cfg.one_embedding:
             return encoder | distances
         stem = Stem(cfg, compute).init(jax.random.fold_in(key, 3), one, one, None)["params"]
         return encoder | {"stem": stem | distances}

@@ -181,7 +181,8 @@ def attended_fraction(model: ModelConfig, T: int) -> float:
     shares = []
     for slot in model.by_layer:
         w = min(slot.window or T, T)
-        shares.append((w - w * w / (2 * T)) / T if causal else min(1.0, (2 * w - 1) / T) if slot.window else 1.0)
+        after = w - 1 if slot.window_after is None else slot.window_after
+        shares.append((w - w * w / (2 * T)) / T if causal else min(1.0, (w + after) / T) if slot.window else 1.0)
     return sum(shares) / len(shares)
 
 

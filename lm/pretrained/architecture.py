@@ -86,11 +86,13 @@ def canonical(cfg: ModelConfig) -> ModelConfig:
 
     def kind(slot: Slot) -> LayerKind:
         own = positions if slot.positions == cfg.positions else slot.positions
-        return Rewired(slot.window, _canonical_mixer(slot.mixer), own, _canonical_ffn(slot.ffn), slot.wiring)
+        parts = _canonical_mixer(slot.mixer), own, _canonical_ffn(slot.ffn)
+        return Rewired(slot.window, *parts, slot.window_after, slot.wiring)
 
     return replace(
         cfg,
         context=cfg.context if isinstance(positions, Learned) else 1,
+        encoder=canonical(cfg.encoder) if cfg.encoder else None,
         vision=replace(cfg.vision, tower=canonical(cfg.vision.tower)) if cfg.vision else None,
         attention=_canonical_mixer(cfg.attention),
         ffn=_canonical_ffn(cfg.ffn),

@@ -276,6 +276,8 @@ GEMMA3 = GEMMA2 | dict(
     attn_logit_softcapping=Nullable(),
     final_logit_softcapping=Nullable(),
 )
+T5GEMMA = dict(is_encoder_decoder=True, tie_word_embeddings=True)  # of both sides, those of Gemma 2 and 3
+T5GEMMA2 = T5GEMMA
 GEMMA4 = dict(
     vocab_size=262144,
     hidden_size=2304,

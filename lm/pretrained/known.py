@@ -25,6 +25,7 @@ from lm.pretrained import (
     relatives,
     roberta,
     t5,
+    t5gemma,
 )
 from lm.pretrained.architecture import Architecture
 from lm.pretrained.classifiers import bare, classifier
@@ -90,6 +91,7 @@ ARCHITECTURES = (
     qwen_moe.QWEN2_MOE,
     deepseek.DEEPSEEK_V3,
     *(gemma4.GEMMA4, gemma4.GEMMA4_WITH_VISION),
+    *(t5gemma.T5GEMMA, t5gemma.T5GEMMA2),
     *(hybrid.QWEN3_NEXT, hybrid.QWEN3_5, hybrid.QWEN3_5_MOE, *hybrid.WITH_VISION),
     *HEADLESS,
     *HEADS,
@@ -98,7 +100,6 @@ BY_NAME = {a.name: a for a in ARCHITECTURES}
 # the start of a name -> what no part of ours computes
 NOT_READ = {
     "Gemma3n": "its residual stream is four, mixed by AltUp and LAuReL, and its feed-forwards are sparse",
-    "T5Gemma2": "its decoder attends to its tokens and the encoder's at once",
 }
 
 

@@ -106,23 +106,17 @@ def _read_both(fields: Fields, kind: type[Relative], tied: bool, scaled: bool) -
     )
 
 
-def read(fields: Fields) -> ModelConfig:
+def read(fields: Fields, kind: type[Relative] = Relative) -> ModelConfig:
     """T5's config.json: 1.0 scales the output's input, and is recognised by tying where there is no field for it; null
-    is false."""
+    is false. Or umT5's, of another `kind` of positions, whose published files say that they are not tied."""
     tied = fields.flag("tie_word_embeddings", True)
     scaled = fields.flag("scale_decoder_outputs", tied and "scale_decoder_outputs" not in fields.values)
-    return _read_both(fields, Relative, tied, scaled)
+    return _read_both(fields, kind, tied, scaled)
 
 
 def read_mt5(fields: Fields) -> ModelConfig:
     """mT5's config.json, whose output's input is never scaled."""
     return _read_both(fields, Relative, fields.flag("tie_word_embeddings"), False)
-
-
-def read_umt5(fields: Fields) -> ModelConfig:
-    """umT5's config.json: scaled unless it says that the output is not tied, which the published ones say."""
-    tied = fields.flag("tie_word_embeddings", True)
-    return _read_both(fields, RelativeByLayer, tied, tied)
 
 
 def read_encoder(fields: Fields, kind: type[Relative]) -> ModelConfig:
@@ -171,7 +165,7 @@ def _write(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def write_both(cfg: ModelConfig) -> dict[str, Any]:
-    """The fields that `read_mt5` and `read_umt5` read."""
+    """The fields that `read_mt5` reads."""
     layers = {"num_layers": cfg.encoder_layers, "num_decoder_layers": cfg.layers}
     return {**_write(cfg), **layers, "is_encoder_decoder": True}
 
@@ -189,7 +183,13 @@ def write_encoder(cfg: ModelConfig) -> dict[str, Any]:
 COPIES = r"^(en|de)coder\.embed_tokens\.weight$|EncDecAttention\.relative_attention_bias\.weight$"
 T5 = Architecture("T5ForConditionalGeneration", "t5", defaults.T5, read, write, rows, ignored=COPIES)
 MT5 = Architecture("MT5ForConditionalGeneration", "mt5", defaults.MT5, read_mt5, write_both, rows, ignored=COPIES)
-UMT5 = Architecture("UMT5ForConditionalGeneration", "umt5", defaults.UMT5, read_umt5, write_both, rows, ignored=COPIES)
+UMT5 = replace(
+    T5,
+    name="UMT5ForConditionalGeneration",
+    model_type="umt5",
+    defaults=defaults.UMT5,
+    read=partial(read, kind=RelativeByLayer),
+)
 ENCODERS = tuple(
     replace(
         both,

@@ -134,8 +134,8 @@ def test_equal_models_gave_equal_logits(name: str) -> None:
 def as_written_by_4(config: dict[str, Any]) -> dict[str, Any]:
     """A config.json that transformers 5 wrote as 4 wrote it: theta and scaling apart, torch_dtype, T5's one flag."""
     config = {("torch_dtype" if name == "dtype" else name): value for name, value in config.items()}
-    if "text_config" in config:
-        config["text_config"] = as_written_by_4(config["text_config"])
+    for part in {"text_config", "encoder", "decoder"} & set(config):
+        config[part] = as_written_by_4(config[part])
     rope, modern = config.pop("rope_parameters", None) or {}, config["model_type"] == "modernbert"
     full, local = (rope.pop(kind, None) for kind in ("full_attention", "sliding_attention"))
     rope = dict(full or rope)

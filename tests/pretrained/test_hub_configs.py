@@ -309,9 +309,7 @@ def test_an_unknown_architecture_has_a_likely_hint_or_none(name: str, said: str)
     assert name not in BY_NAME
 
 
-@pytest.mark.parametrize(
-    "name", ["Gemma3nForCausalLM", "Gemma3nForConditionalGeneration", "T5Gemma2ForConditionalGeneration"]
-)
+@pytest.mark.parametrize("name", ["Gemma3nForCausalLM", "Gemma3nForConditionalGeneration"])
 def test_what_is_known_and_not_read_is_said(name: str) -> None:
     with pytest.raises(ValueError, match=f"config.json: {name} is not read: its "):
         architecture_of({"architectures": [name]}, Path("config.json"))
