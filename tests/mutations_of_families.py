@@ -84,7 +84,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/pretrained/t5gemma.py": (
         ("a window is of the token too", "(window + 1, window)", "(window, window - 1)"),
         ("all of a window is on each side", "((window + 1) // 2, window // 2)", "(window, window - 1)"),
-        ("the encoder is causal", "replace(cfg, causal=False, output=", "replace(cfg, causal=True, output="),
+        ("the encoder is causal", "replace(both, causal=False, output=", "replace(both, causal=True, output="),
     ),
     "lm/model/merged.py": (
         ("the encoder's logits have no cap", "Scoring(seen.mask, softcap=self.softcap)", "Scoring(seen.mask)"),

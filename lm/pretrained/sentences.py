@@ -216,8 +216,9 @@ def _length(folder: Path) -> int:
 def _tokenizers_length(file: Path) -> int:
     """The tokenizer's model_max_length, by which files since sentence-transformers 6 say it; 0 where nothing is."""
     most = read_json(file).get("model_max_length") if file.is_file() else None
-    number = isinstance(most, int | float) and not isinstance(most, bool)
-    return int(most) if number and 1 <= most < LONGEST else 0  # type: ignore[operator]
+    if isinstance(most, bool) or not isinstance(most, int | float) or not 1 <= most < LONGEST:
+        return 0
+    return int(most)
 
 
 def _prompts(folder: Path) -> tuple[tuple[tuple[str, str], ...], str]:

@@ -79,17 +79,18 @@ def _side(
 def _encoder(cfg: ModelConfig, sides: Callable[[int], tuple[int, int]]) -> ModelConfig:
     """The encoder of which `cfg` is the causal model: without an output, and with windows of `sides`(window), as
     LayerKind has them."""
-    return replace(cfg, causal=False, output=NoOutput(), tied=True, **_windows(cfg, lambda kind: sides(kind.window)))
+    both = _with_windows(cfg, lambda kind: sides(kind.window))
+    return replace(both, causal=False, output=NoOutput(), tied=True)
 
 
-def _windows(cfg: ModelConfig, of: Callable[[LayerKind], tuple[int, int | None]]) -> dict[str, tuple[LayerKind, ...]]:
-    """The kinds of layer of `cfg` with windows of `of`(kind), by the names of its fields."""
+def _with_windows(cfg: ModelConfig, of: Callable[[LayerKind], tuple[int, int | None]]) -> ModelConfig:
+    """`cfg` with windows of `of`(kind) in its windowed layers."""
 
     def kind(one: LayerKind) -> LayerKind:
         window, after = of(one)
         return replace(one, window=window, window_after=after) if one.window else one
 
-    return {name: tuple(map(kind, getattr(cfg, name))) for name in ("first_layers", "pattern")}
+    return replace(cfg, first_layers=tuple(map(kind, cfg.first_layers)), pattern=tuple(map(kind, cfg.pattern)))
 
 
 def _common(fields: Fields) -> dict[str, Any]:
@@ -142,10 +143,10 @@ def _written(cfg: ModelConfig, write: Callable[[ModelConfig], dict[str, Any]], w
     encoder = cfg.encoder
     if encoder is None or encoder.causal or not isinstance(encoder.output, NoOutput) or encoder.output.scores:
         raise ValueError("expected an encoder of its own, without an output")
-    alone = dict(causal=True, output=cfg.output, tied=cfg.tied, **_windows(encoder, lambda one: (window(one), None)))
+    alone = _with_windows(encoder, lambda one: (window(one), None))
     plain = Attention(**{f.name: getattr(attention_of(cfg), f.name) for f in fields_of(Attention)})
     decoder = replace(cfg, encoder=None, one_embedding=None, attention=plain)
-    return write(replace(encoder, **alone)), write(decoder)
+    return write(replace(alone, causal=True, output=cfg.output, tied=cfg.tied)), write(decoder)
 
 
 def write(cfg: ModelConfig) -> dict[str, Any]:
