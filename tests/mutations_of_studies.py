@@ -17,7 +17,7 @@ TESTS = {
     "lm/study/sweep.py": SWEEPS,
     "lm/study/runner.py": of("study/test_runner", "a_folder_of_a_run_is_not_a_study_s_nor_the_other_way_round"),
     "lm/study/forkserver.py": FORKED,
-    "lm/study/executors.py": FORKED,
+    "lm/study/executors.py": (*FORKED, "tests/study/test_worker.py"),
     "lm/study/worker.py": (*FORKED, "tests/study/test_worker.py"),
     "lm/machine/hardware.py": FORKED,
     "lm/model/count.py": of(
@@ -67,7 +67,10 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("what is printed last is lost", "        sys.stdout.flush()\n", ""),
         ("it is not killed", "signal.pidfd_send_signal(self._process.fileno(), signal.SIGKILL)", "pass"),
     ),
-    "lm/study/executors.py": (("no process is forked", "if self.server and (forked", "if False and (forked"),),
+    "lm/study/executors.py": (
+        ("no process is forked", "if self.server and (forked", "if False and (forked"),
+        ("looks take what they take", "max(LOOK_SECONDS, (", "min(LOOK_SECONDS, ("),
+    ),
     "lm/machine/hardware.py": (
         (
             "a study's processes are told its platform",

@@ -15,6 +15,7 @@ from lm.study.forkserver import Forked, ForkServer
 from lm.study.trial import Trial
 
 LOOK_SECONDS, SLURM_SECONDS = 0.5, 2.0  # between two looks at the runs, and at Slurm's queue
+LOOK_SHARE = 0.05  # of the time of a core, the most that looks at the runs take
 POLL_SECONDS = 0.02  # between two looks whether a process has ended
 PATIENCE_SECONDS = 30.0  # for a process that was asked to end to write its checkpoint
 TASKS = "slurm-tasks.txt"  # in the study's folder: a command line a task
@@ -72,17 +73,20 @@ class Local:
         waiting = split(groups, self.workers)
         free = core_sets(self.workers)
         running: list[tuple[Process, str]] = []
+        pause = LOOK_SECONDS
         with ExitStack() as stack:
             stack.callback(lambda: _terminate([process for process, _ in running]))
             while waiting or running:
                 while waiting and free:
                     cores = free.pop(0)
                     running.append((self._start(waiting.pop(0), study, cores), cores))
-                _wait_for_one([process for process, _ in running])
+                _wait_for_one([process for process, _ in running], pause)
                 ended = [one for one in running if one[0].poll() is not None]
                 running = [one for one in running if one not in ended]
                 free += [cores for _, cores in ended]
+                began = time.process_time()
                 watch()
+                pause = max(LOOK_SECONDS, (time.process_time() - began) / LOOK_SHARE)
 
     def _start(self, group: Sequence[Trial], study: Path, cores: str) -> Process:
         options = ["--watched", "--devices", self.devices, "--cores", cores, "--together", self.together]
@@ -94,9 +98,9 @@ class Local:
             return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
 
 
-def _wait_for_one(processes: Sequence[Process]) -> None:
-    """Return when one of the processes has ended, or it is time to look at the runs."""
-    until = time.monotonic() + LOOK_SECONDS
+def _wait_for_one(processes: Sequence[Process], seconds: float) -> None:
+    """Return when one of the processes has ended, or so many seconds are over."""
+    until = time.monotonic() + seconds
     while time.monotonic() < until and all(process.poll() is None for process in processes):
         time.sleep(POLL_SECONDS)
 
