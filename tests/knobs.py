@@ -262,5 +262,5 @@ VISION = {  # Class.field -> the test that turns it
         for f in dataclasses.fields(SharedAttention)
     },
     "ModelConfig.one_embedding": f"{MERGED}test_without_an_encoder_it_is_attention",
-    "LayerKind.window_after": f"{MERGED}test_a_window_may_be_longer_behind",
+    **dict.fromkeys(("LayerKind.window_after", "Rewired.window_after"), f"{MERGED}test_a_window_may_be_longer_behind"),
 }
