@@ -67,23 +67,24 @@ def main(arguments):
     if arguments[0] == "watched":
         worker._end_with_parent()
         signal.signal(signal.SIGTERM, lambda *_: (Path(arguments[1]).write_text("ended"), os._exit(0)))
-    time.sleep(60)
+    Path(arguments[1]).with_suffix(".ready").touch()
+    time.sleep(600)
 
 worker.main = main
 server = forkserver.ForkServer()
 folder = Path(sys.argv[1])
 log = (folder / "log.txt").open("ab")
 one = server.start(["found", str(folder / "forked.json")], log.fileno())
-one.wait(30)
+one.wait()
 assert one.poll() == 0
 one.kill()  # no error
 two = server.start(["watched", str(folder / "watched")], log.fileno())
-three = server.start(["sleeps"], log.fileno())
-time.sleep(0.5)
+three = server.start(["sleeps", str(folder / "sleeps")], log.fileno())
+while len(list(folder.glob("*.ready"))) < 2:
+    time.sleep(0.05)
 assert two.poll() is None and three.poll() is None
-executors.PATIENCE_SECONDS = 10
 two.stdin.close()
-two.wait(10)
+two.wait()
 executors.PATIENCE_SECONDS = 0.0
 executors._terminate([three])
 assert three.poll() == 0
