@@ -276,8 +276,10 @@ GEMMA3 = GEMMA2 | dict(
     attn_logit_softcapping=Nullable(),
     final_logit_softcapping=Nullable(),
 )
-T5GEMMA = dict(is_encoder_decoder=True, tie_word_embeddings=True)  # of both sides, those of Gemma 2 and 3
-T5GEMMA2 = T5GEMMA
+# of the two sides, those of Gemma 2 and 3
+T5GEMMA = dict(is_encoder_decoder=True, tie_word_embeddings=True, classifier_dropout_rate=0.0, vocab_size=256000)
+T5GEMMA2 = dict(is_encoder_decoder=True, tie_word_embeddings=True, classifier_dropout_rate=0.0)
+T5GEMMA2 |= dict(image_token_index=256001, eoi_token_index=Nullable())
 GEMMA4 = dict(
     vocab_size=262144,
     hidden_size=2304,

@@ -96,8 +96,9 @@ def _with_windows(cfg: ModelConfig, of: Callable[[LayerKind], tuple[int, int | N
 def _common(fields: Fields) -> dict[str, Any]:
     """Whether the output is tied; fields that the sides say are passed over."""
     fields.expect("is_encoder_decoder", True)
-    for name in ("classifier_dropout_rate", "vocab_size"):
-        fields.take(name, None)
+    for name in fields.defaults:
+        fields.take(name)
+    fields.take("vocab_size", None)
     return dict(tied=fields.flag("tie_word_embeddings"))
 
 
@@ -114,6 +115,8 @@ def read(fields: Fields) -> ModelConfig:
 def read2(fields: Fields) -> ModelConfig:
     """T5Gemma 2's config.json. A window is all that a token of the encoder sees, half of it on each side, of an even
     one one more behind it. Its images are not read."""
+    for name in ("encoder", "decoder"):  # which its class does not do without, as T5Gemma's does
+        fields.take(name)
     sides = Fields(gemma.part(fields, "encoder"), f"{fields.file}: encoder")
     text = gemma.part(sides, "text_config")
     for name in (*OF_IMAGES, "tie_word_embeddings"):
@@ -122,8 +125,6 @@ def read2(fields: Fields) -> ModelConfig:
     known = gemma.read_gemma3, defaults.GEMMA3
     encoder = _side(fields, text, "encoder: text_config", *known)
     decoder = _side(fields, gemma.part(fields, "decoder"), "decoder", *known)
-    for name in ("eoi_token_index", "image_token_index"):
-        fields.take(name, None)
     cfg = replace(
         decoder,
         attention=MergedAttention(**{f.name: getattr(decoder.attention, f.name) for f in fields_of(Attention)}),
