@@ -278,8 +278,13 @@ GEMMA3 = GEMMA2 | dict(
 )
 # of the two sides, those of Gemma 2 and 3
 T5GEMMA = dict(is_encoder_decoder=True, tie_word_embeddings=True, classifier_dropout_rate=0.0, vocab_size=256000)
-T5GEMMA2 = dict(is_encoder_decoder=True, tie_word_embeddings=True, classifier_dropout_rate=0.0)
-T5GEMMA2 |= dict(image_token_index=256001, eoi_token_index=Nullable())
+T5GEMMA2 = dict(
+    is_encoder_decoder=True,
+    tie_word_embeddings=True,
+    classifier_dropout_rate=0.0,
+    image_token_index=256001,
+    eoi_token_index=Nullable(),
+)
 GEMMA4 = dict(
     vocab_size=262144,
     hidden_size=2304,
