@@ -426,7 +426,7 @@ class Pretrained:
         ids = {f"{role}_token_id": roles[role] for role in ("bos", "pad") if role in roles} | dict(self.ids)
         if stops := self.stop_ids:
             ids["eos_token_id"] = list(stops) if stops[1:] else stops[0]
-        if self.config.has_encoder:
+        if self.config.has_encoder and self.decoder_start != ids.get("bos_token_id"):
             ids["decoder_start_token_id"] = self.decoder_start
         more = self.unused if architecture == self.architecture else {}, self.kept, self.labels.fields()
         saving.save(Path(directory), architecture, cfg, params, self.tokenizer, ids, shard_bytes, *more)

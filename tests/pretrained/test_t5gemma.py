@@ -1,7 +1,6 @@
 """T5Gemma's config.json and tensors: windows of its encoder, tables of embeddings, what is refused."""
 
 import copy
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -89,7 +88,7 @@ def test_an_output_begins_with_the_bos_where_nothing_else_is_said(tmp_path: Path
     model = load(checkpoint(BY_NAME[FIRST], tmp_path))
     assert model.ids["pad_token_id"] == 0 and model.decoder_start == model.ids["bos_token_id"] == 1
     model.save(tmp_path / "export")
-    assert json.loads((tmp_path / "export" / "config.json").read_text())["decoder_start_token_id"] == 1
+    assert load(tmp_path / "export").decoder_start == 1
 
 
 @pytest.mark.parametrize(
