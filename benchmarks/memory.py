@@ -74,7 +74,7 @@ def main() -> None:
     columns = ["side", "peak, MB", "of the peer's", "speed, of the peer's"]
     title = f"Peak resident memory of a training step, {options.size}"
     notes = [
-        f"{time.strftime('%Y-%m-%d')}, medians of {options.rounds} processes.",
+        f"{time.strftime('%Y-%m-%d')}, medians of {options.rounds} processes, {STEPS} steps each.",
         report.setting(describe(), versions),
     ]
     report.show(title, columns, rows, notes)
