@@ -80,13 +80,12 @@ def run(args: argparse.Namespace) -> None:
     from launch.serve import load
 
     model = load(args.model, "", args.devices, None, args.adapter)
-    from lm.machine.monitor import human, waiting_aside
+    from lm.machine.monitor import human
     from lm.page.markup import write
     from lm.pretrained.inside import WhatIf, html, inside, plain
 
     what_if = WhatIf(args.zero, args.patch_from)
-    with waiting_aside("looking inside"):
-        data, attentions = inside(model, args.text, args.other_order, args.output, what_if, args.image)
+    data, attentions = inside(model, args.text, args.other_order, args.output, what_if, args.image)
     if args.json:
         print(json.dumps(plain(data, attentions), ensure_ascii=False))
     if args.out or not args.json:

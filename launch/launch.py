@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     from lm.machine import hardware
 
     hardware.prepare()
-    if args.words:
+    if args.words and sys.stderr.isatty():
         print(f"lm: checking {shlex.join(args.words)}", file=sys.stderr, flush=True)
     if control.asked(args) and args.name and not args.words:
         return control.run(args, Job((), argparse.Namespace(), args.name), ENGINES[args.engine])

@@ -74,7 +74,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/machine/hardware.py": (
         (
             "a study's processes are told its platform",
-            '    del os.environ["JAX_PLATFORMS"]\n    if before',
+            '    os.environ.pop("JAX_PLATFORMS", None)\n    if before',
             "    if before",
         ),
         ("and lose theirs", "if before is not None:", "if False:"),

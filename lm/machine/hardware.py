@@ -81,7 +81,7 @@ def prepare_host() -> None:
     prepare("cpu")
     import jax  # noqa: F401 - reads it
 
-    del os.environ["JAX_PLATFORMS"]
+    os.environ.pop("JAX_PLATFORMS", None)
     if before is not None:
         os.environ["JAX_PLATFORMS"] = before
 
