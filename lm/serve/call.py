@@ -249,8 +249,16 @@ def model_name(served: Served, fields: Fields) -> None:
 def prompts_of(
     served: Served, fields: Fields, name: str, special: bool, before: str = ""
 ) -> list[tuple[str, list[int]]]:
-    """(text, ids) of each in the field `name`: a text, a list of texts, ids, or a list of lists of ids. Ids are read as
-    they are, texts with `before` in front."""
+    """(text, ids) of each in the field `name`: a text, a list of texts, ids, or a list of lists of ids.
+
+    Args:
+      served: whose tokenizer reads texts.
+      fields: the request's.
+      name: of the field.
+      special: whether the tokenizer adds its special tokens to a text.
+      before: what stands in front of each text; ids are read as they are.
+
+    Raises ApiError for anything else."""
     expected = "a text, a list of texts, token ids, or a list of lists of ids"
     value, vocab = fields.take(name, None, expected, str, list), served.tokenizer.vocab_size
     if value is None or value == []:

@@ -14,6 +14,7 @@ from lm.model.transformer import Transformer
 from lm.pretrained import Pretrained, load
 from lm.pretrained.known import architecture_of
 from tests.model.reference import SIMPLE, lively
+from tests.pretrained.test_encoders import DISTILBERT, MODERNBERT
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 BERT = dict(
@@ -31,23 +32,13 @@ BERT = dict(
 )
 YARN = dict(beta_fast=32, beta_slow=1, factor=40, mscale=1.0, mscale_all_dim=1.0, type="yarn")
 HUB: dict[str, dict[str, Any]] = {
-    "DistilBERT": dict(
-        activation="gelu",
+    "DistilBERT": DISTILBERT
+    | dict(
         architectures=["DistilBertForMaskedLM"],
-        attention_dropout=0.1,
         dim=32,
-        dropout=0.1,
         hidden_dim=24,
-        initializer_range=0.02,
-        max_position_embeddings=512,
-        model_type="distilbert",
         n_heads=4,
         n_layers=2,
-        pad_token_id=0,
-        qa_dropout=0.1,
-        seq_classif_dropout=0.2,
-        sinusoidal_pos_embds=False,
-        tie_weights_=True,
         vocab_size=64,
     ),
     "XLM-R": dict(
@@ -86,44 +77,17 @@ HUB: dict[str, dict[str, Any]] = {
         use_cache=True,
         vocab_size=64,
     ),
-    "ModernBERT": dict(
-        architectures=["ModernBertForMaskedLM"],
-        attention_bias=False,
-        attention_dropout=0.0,
+    "ModernBERT": MODERNBERT
+    | dict(
         bos_token_id=50,
-        classifier_activation="gelu",
-        classifier_bias=False,
-        classifier_dropout=0.0,
-        classifier_pooling="mean",
         cls_token_id=50,
-        decoder_bias=True,
-        deterministic_flash_attn=False,
-        embedding_dropout=0.0,
         eos_token_id=51,
-        global_attn_every_n_layers=3,
-        global_rope_theta=160000.0,
-        gradient_checkpointing=False,
-        hidden_activation="gelu",
         hidden_size=32,
-        initializer_cutoff_factor=2.0,
-        initializer_range=0.02,
         intermediate_size=24,
-        layer_norm_eps=1e-05,
-        local_attention=128,
-        local_rope_theta=10000.0,
-        max_position_embeddings=8192,
-        mlp_bias=False,
-        mlp_dropout=0.0,
-        model_type="modernbert",
-        norm_bias=False,
-        norm_eps=1e-05,
         num_attention_heads=4,
         num_hidden_layers=4,
         pad_token_id=52,
-        position_embedding_type="absolute",
         sep_token_id=51,
-        tie_word_embeddings=True,
-        torch_dtype="float32",
         vocab_size=64,
     ),
     "EmbeddingGemma": dict(
