@@ -90,7 +90,8 @@ def run(args: argparse.Namespace) -> None:
     if args.adapter and not args.text:
         raise ValueError("--adapter is for --text or --tasks: a run is evaluated as it is")
     hardware.check_backend()
-    print(f"lm: evaluating {args.run_folder}", file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        print(f"lm: evaluating {args.run_folder}", file=sys.stderr, flush=True)
     # progress must not end up in the JSON
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         step = args.step

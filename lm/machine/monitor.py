@@ -190,9 +190,11 @@ def terminal() -> Console:
 
 
 @contextlib.contextmanager
-def waiting(what: str, console: Console | None = None, every_seconds: float = 15.0) -> Iterator[None]:
+def waiting(
+    what: str, console: Console | None = None, every_seconds: float = 15.0, at_once: bool = True
+) -> Iterator[None]:
     """Says that `what` is done, and for how long already: on a terminal a line that counts and goes at the end,
-    elsewhere a line at the beginning and another every so many seconds."""
+    elsewhere a line at the beginning, if `at_once`, and another every so many seconds."""
     console = console or terminal()
     if console.is_terminal:
         columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
@@ -203,7 +205,8 @@ def waiting(what: str, console: Console | None = None, every_seconds: float = 15
     began, over = time.monotonic(), threading.Event()
 
     def tell() -> None:
-        console.print(f"{what} …", markup=False, soft_wrap=True)
+        if at_once:
+            console.print(f"{what} …", markup=False, soft_wrap=True)
         while not over.wait(every_seconds):
             console.print(f"{what}, {duration(time.monotonic() - began)} so far", markup=False, soft_wrap=True)
 
@@ -217,8 +220,9 @@ def waiting(what: str, console: Console | None = None, every_seconds: float = 15
 
 
 def waiting_aside(what: str) -> contextlib.AbstractContextManager[None]:
-    """`waiting` on standard error, for a command whose standard output is its result."""
-    return waiting(what, Console(stderr=True))
+    """`waiting` on standard error, for a command whose standard output is its result. Where that is no terminal, what
+    is refused at once is said alone."""
+    return waiting(what, Console(stderr=True), at_once=False)
 
 
 class _Now(TextColumn):

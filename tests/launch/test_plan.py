@@ -123,8 +123,12 @@ def test_what_is_compiled_is_said(
     monkeypatch.setattr("launch.plan.has_compiler", lambda: True)
     monkeypatch.setattr("lm.plan.compile.compile_step", failing)
     monkeypatch.setattr("lm.plan.decoding.plan", failing)
-    assert main(["plan", "experiments.gpt:gpt2", "--topology", "v5e:2x2", *more]) == 1
-    assert capsys.readouterr().err == f"compiling {what} for v5e:2x2 …\nlm: not compiled\n"
+    command = ["plan", "experiments.gpt:gpt2", "--topology", "v5e:2x2", *more]
+    assert main(command) == 1
+    assert capsys.readouterr().err == "lm: not compiled\n"
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")  # a terminal
+    assert main(command) == 1
+    assert f"compiling {what} for v5e:2x2" in capsys.readouterr().err
 
 
 def test_a_batch_is_of_decoding(capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,6 +60,16 @@ def test_several_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "--- 1 of 2 ---\n>0a0b\n--- 2 of 2 ---\n>1a1b\n"
 
 
+def test_on_a_terminal_the_wait_for_the_first_text_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["sample", "r"]) == 0
+    assert capsys.readouterr().err == "lm: a parrot\n"
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    assert main(["sample", "r"]) == 0
+    assert "compiling" in capsys.readouterr().err
+
+
 def test_a_sampling_that_makes_no_sense_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", "r", "--top-p", "1.5"]) == 1
     assert "top_p=1.5" in capsys.readouterr().err
@@ -128,8 +138,7 @@ def test_drafts_are_the_model_s_or_looked_up_and_their_acceptance_is_told(capsys
     assert main(["sample", "r", "--draft", "s", "--draft-tokens", "7"]) == 0
     found = capsys.readouterr()
     assert found.out == "model 7 small 0a0b\n"
-    told = "compiling …\n6 of 8 drafted tokens accepted (75%), 0.00 a call\n"  # before it waits for the first text
-    assert found.err == f"lm: a parrot\n{told}"
+    assert found.err == "lm: a parrot\n6 of 8 drafted tokens accepted (75%), 0.00 a call\n"
     assert main(["sample", "r", "--prompt-lookup"]) == 0
     assert capsys.readouterr().out == f"{PromptLookup(4)} None 0a0b\n"
 

@@ -138,6 +138,13 @@ def test_what_takes_long_is_said_and_for_how_long(terminal: bool) -> None:
     assert ("0:00:00" if terminal else "compiling for v5p, 0 s so far") in out.getvalue()
 
 
+def test_what_is_over_at_once_is_not_said_where_another_line_counts() -> None:
+    out = io.StringIO()
+    with waiting("drawing", Console(file=out), at_once=False):
+        pass
+    assert not out.getvalue()
+
+
 def test_the_bar_counts_while_it_compiles() -> None:
     out = io.StringIO()
     with Bar(10, 0, Console(file=out, force_terminal=True, width=120)):
