@@ -77,15 +77,15 @@ class Metrics:
         self.close()
 
 
-def read_metrics(workdir: str | Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+def read_metrics(workdir: str | Path, name: str = "metrics.jsonl", axes: int = 0) -> list[dict[str, Any]]:
     """The lines of `workdir`/metrics.jsonl, or of another such file, in order; none where there is no file. A truncated
-    line is left out."""
-    return [line for line in map(_read_line, _lines(workdir, name)) if line is not None]
+    line is left out, and one with something else than numbers, or than lists of them with at most so many `axes`."""
+    return [line for text in _lines(workdir, name) if (line := _read_line(text, axes)) is not None]
 
 
 def unreadable_lines(workdir: str | Path) -> int:
     """How many lines of `workdir`/metrics.jsonl are damaged; one that is being written is not."""
-    return sum(_read_line(text) is None for text in _lines(workdir) if text.endswith("\n"))
+    return sum(_read_line(text, axes=0) is None for text in _lines(workdir) if text.endswith("\n"))
 
 
 def _lines(workdir: str | Path, name: str = "metrics.jsonl") -> list[str]:
@@ -93,13 +93,19 @@ def _lines(workdir: str | Path, name: str = "metrics.jsonl") -> list[str]:
     return path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.is_file() else []
 
 
-def _read_line(text: str) -> dict[str, Any] | None:
+def _read_line(text: str, axes: int) -> dict[str, Any] | None:
     try:
         line = json.loads(text)
     except ValueError:
         return None
     complete = text.endswith("\n") and isinstance(line, dict) and isinstance(line.get("step"), int)
-    return line if complete and all(isinstance(x, int | float | list | None) for x in line.values()) else None
+    return line if complete and all(_is_metric(value, axes) for value in line.values()) else None
+
+
+def _is_metric(value: Any, axes: int) -> bool:
+    if isinstance(value, list):
+        return axes > 0 and all(_is_metric(one, axes - 1) for one in value)
+    return isinstance(value, int | float | None)
 
 
 def keep_until(path: Path, step: int) -> None:
@@ -108,7 +114,7 @@ def keep_until(path: Path, step: int) -> None:
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    kept = [text for text in lines if (line := _read_line(text)) is not None and line["step"] <= step]
+    kept = [text for text in lines if (line := _read_line(text, axes=2)) is not None and line["step"] <= step]
     if len(kept) == len(lines):
         return
     new = path.with_name(f".{path.name}.{os.getpid()}")

@@ -113,7 +113,7 @@ class RunRecord:
     @cached_property
     def inside(self) -> list[Object]:
         """The lines of inside.jsonl: a step, and what was noted of the model's inside, [layers] or [layers, heads]."""
-        return read_metrics(self.folder, "inside.jsonl")
+        return read_metrics(self.folder, "inside.jsonl", axes=2)
 
     @cached_property
     def samples(self) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from lm.machine.monitor import Bar, Metrics, duration, human, preparing, read_metrics, waiting
+from lm.machine.monitor import Bar, Metrics, duration, human, preparing, read_metrics, unreadable_lines, waiting
 
 
 def lines(folder: Path) -> list[dict[str, float]]:
@@ -62,6 +62,14 @@ def test_a_torn_line_of_an_earlier_step_goes_too(tmp_path: Path) -> None:
     assert [x["step"] for x in read_metrics(tmp_path)] == [1]
     Metrics(tmp_path, 5).close()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 2.0}\n'
+
+
+def test_a_line_without_numbers_is_left_out(tmp_path: Path) -> None:
+    values = ['"x"', "[]", "[1.0]", "{}", "2.5", "null"]
+    (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": 1, "loss": {value}}}\n' for value in values))
+    assert [line["loss"] for line in read_metrics(tmp_path)] == [2.5, None] and unreadable_lines(tmp_path) == 4
+    (tmp_path / "inside.jsonl").write_text('{"step": 1, "a": [1, [2]]}\n{"step": 1, "a": [[[3]]]}\n')
+    assert [line["a"] for line in read_metrics(tmp_path, "inside.jsonl", axes=2)] == [[1, [2]]]
 
 
 def test_what_is_not_finite_is_still_json(tmp_path: Path) -> None:
