@@ -33,7 +33,10 @@ import jax  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", DEVICES)
-settings.register_profile("many", max_examples=300)
+# what is drawn is the same in every run of the tests; `make bad-input` draws anew
+settings.register_profile("same", derandomize=True)
+settings.register_profile("many", max_examples=300, derandomize=False)
+settings.load_profile("same")
 
 
 def pytest_collection_finish() -> None:
