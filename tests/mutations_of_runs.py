@@ -164,6 +164,15 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("another method asks what is trained on", "one.sources or e.data.mixture.sources", "e.data.mixture.sources"),
         ("what training froze is the reference", "self.frozen, most_tokens, source)", "frozen, most_tokens, source)"),
     ),
+    "lm/run/heldout.py": (
+        ("batches behind a large one go before it", "i == len(kept) and self._bytes", "self._bytes"),
+        ("what was kept is read again", "islice(batches, len(kept), None)", "batches"),
+        ("all is kept", "self._bytes + size <= KEPT_BYTES", "True"),
+    ),
+    "lm/run/prepared.py": (
+        ("other held-out rows are taken for these", "if like and data.same_heldout(like.data):", "if like:"),
+        ("each run reads its held-out rows", "if like and data.same_heldout(like.data):", "if False:"),
+    ),
     "lm/run/harness.py": (
         ("a text gets no bos", "if self.beginning.every else", "if False else"),
         ("a text that has its bos gets another", "ids[1:] if ids[:1] == [self.beginning.id] else ids", "ids"),

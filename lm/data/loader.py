@@ -324,6 +324,17 @@ class Batches:
         """The number of batches of `heldout`."""
         return -(-self._plans[self._known(source), "heldout"].rows_per_epoch // (batch_rows or self.batch_rows))
 
+    def same_heldout(self, other: "Batches") -> bool:
+        """Whether the batches of `heldout` are those of `other`."""
+        ours, theirs = (
+            (
+                *(batches.data.mixture.sources, batches.data.packing, batches.objective),
+                *(batches.seq_len, batches.batch_rows, {key: store.folder for key, store in batches.stores.items()}),
+            )
+            for batches in (self, other)
+        )
+        return ours == theirs
+
     def heldout_bytes(self, source: str) -> int:
         """The UTF-8 bytes that are predicted in the held-out documents of `source`: the denominator of bits per
         byte."""

@@ -21,7 +21,7 @@ from lm.data.prompts import Rollouts
 from lm.experiment import Evaluation, Experiment
 from lm.model.transformer import Transformer
 from lm.pretrained import open_model
-from lm.run.heldout import HeldOut
+from lm.run.heldout import HeldOut, Kept
 from lm.run.start import start_params
 from lm.sharding.batches import on_host, place_batch
 from lm.sharding.mesh import row_devices
@@ -93,7 +93,7 @@ def extra_evals(
             learner = experiment.trains.wrap(Pretrain(one.objective).build(model, data))
             extra[name] = HeldOut(learner, data, evaluate_text, own.mesh, rows)
         else:
-            extra[name] = replace(own, data=data, rows=rows)
+            extra[name] = replace(own, data=data, rows=rows, kept=Kept())
     return extra
 
 

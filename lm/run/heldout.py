@@ -2,7 +2,8 @@
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import jax
@@ -12,20 +13,43 @@ from lm.data.loader import Batches
 from lm.sharding.batches import place_batch
 from lm.train.loop import AHEAD
 from lm.train.loss import Metrics
-from lm.train.method import Learner, Sample
+from lm.train.method import Batch, Learner, Sample
 from lm.train.step import Evaluate
+
+KEPT_BYTES = 32_000_000  # of held-out batches on the devices
+
+
+class Kept:
+    """The first held-out batches of each source on the devices, as far as they are small: what one evaluation has read
+    and placed, the next one finds, of this run or of another with the same held-out rows."""
+
+    def __init__(self) -> None:
+        self._batches: dict[str, list[Any]] = {}
+        self._bytes = 0
+
+    def placed(self, source: str, batches: Iterator[Batch], mesh: Mesh) -> Iterator[Any]:
+        """All `batches` of the source, placed on the mesh."""
+        kept = self._batches.setdefault(source, [])
+        yield from kept
+        for i, batch in enumerate(islice(batches, len(kept), None), len(kept)):
+            placed, size = place_batch(batch, mesh), sum(array.nbytes for array in batch.values())
+            if i == len(kept) and self._bytes + size <= KEPT_BYTES:
+                self._bytes += size
+                kept.append(placed)
+            yield placed
 
 
 @dataclass(frozen=True)
 class HeldOut:
     """An evaluation of the held-out `data` of all sources, in batches of `rows`: `learner` has the measures, and
-    `evaluate` is its compiled evaluation of a batch, over `mesh`."""
+    `evaluate` is its compiled evaluation of a batch, over `mesh`. What was read is `kept`."""
 
     learner: Learner
     data: Batches
     evaluate: Evaluate
     mesh: Mesh
     rows: int
+    kept: Kept = field(default_factory=Kept, kw_only=True)
 
     def measure(self, params: Any, frozen: Any, most_tokens: int = 0) -> dict[str, float]:
         """SOURCE/MEASURE -> value, and the mean over the sources of the first measure, under its name.
@@ -56,10 +80,10 @@ class HeldOut:
                 for name, x in jax.device_get(outstanding.popleft()).items():
                     sums[name] = sums.get(name, 0.0) + float(x)
 
-        for i, batch in enumerate(self.data.heldout(source, self.rows)):
+        for i, batch in enumerate(self.kept.placed(source, self.data.heldout(source, self.rows), self.mesh)):
             if most_tokens and i and i * self.rows * self.data.seq_len >= most_tokens:
                 break
-            outstanding.append(self.evaluate(params, frozen, place_batch(batch, self.mesh), i))
+            outstanding.append(self.evaluate(params, frozen, batch, i))
             read(AHEAD)
         read(0)
         return sums

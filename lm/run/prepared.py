@@ -72,6 +72,8 @@ def prepare_run(
     evaluate = like.evaluate if like else build_eval(learner, mesh, e.layout)
     evaluate_text = like.evaluate_text if like else build_eval(e.trains.wrap(Pretrain().build(model)), mesh, e.layout)
     heldout = HeldOut(learner, data, evaluate, mesh, data.batch_rows // e.accumulate)
+    if like and data.same_heldout(like.data):
+        heldout = replace(heldout, kept=like.heldout["eval"].kept)
     extra = {f"evaluations/{name}": one for name, one in extra_evals(e, heldout, model, evaluate_text).items()}
     return Prepared(
         e, folder, mesh, compute, data, model, rows, learner, evaluate, evaluate_text, {"eval": heldout, **extra}

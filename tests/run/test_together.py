@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from lm.data.pack import Chunk
 from lm.experiment import Experiment
 from lm.run import course
 from lm.run.outcome import OUTCOME, STOP
+from lm.run.prepared import prepare_run
 from lm.run.together import MOST, PROGRAM, LinesOnly, plan_execution, program_key, train
 from lm.run.vmapped import faster
 from lm.study.ablation import Ablation
@@ -132,6 +134,11 @@ def test_which_way_is_said_and_can_be_refused(
     said = capsys.readouterr().out.splitlines()
     ways = "in turn (faster on CPUs)", "in turn (as asked)", "side by side (as asked)"
     assert said == [f"{PROGRAM}2 runs, {way}" for way in ways]
+    kept = [run.prepared.heldout["eval"].kept for run in runs]
+    assert kept[0] is kept[1]  # the same held-out rows are read once
+    other = replace(base, data=replace(base.data, packing=Chunk()))
+    prepared = prepare_run(other, course.claim(tmp_path / "other", other, ""), like=runs[0].prepared)
+    assert prepared.heldout["eval"].kept is not kept[0]
     sharded = base.replace(mesh=dict(data=4, fsdp=2))
     runs = [course.Run(sharded, course.claim(tmp_path / "sharded", sharded, ""))] * 2
     assert plan_execution(runs, "auto") is None
