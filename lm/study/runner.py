@@ -151,8 +151,8 @@ def run(
             execute(processes, folder, look)
             for line in dict.fromkeys(line for group in processes for line in _program_line(group[0], folder)):
                 print(line, flush=True)
-            for trial in missing:
-                _note_failure(trial, folder)
+            for group in processes:
+                _note_failures(group, folder)
 
 
 def _prepare(trial: Trial, study: Path, reference: str) -> None:
@@ -188,8 +188,10 @@ def _program_line(trial: Trial, study: Path) -> list[str]:
     return [line for line in _log(trial, study) if line.startswith(PROGRAM)][-1:]
 
 
-def _note_failure(trial: Trial, study: Path) -> None:
-    """Write that a run failed whose process could not."""
-    if read_result(trial, study).status == STOPPED:
-        lines = _log(trial, study)
-        write_outcome(trial.folder(study), FAILED, lines[-1] if lines else "its process ended without a word")
+def _note_failures(group: Sequence[Trial], study: Path) -> None:
+    """Write of the runs of one process which failed without its saying so."""
+    for trial in group:
+        if read_result(trial, study).status == STOPPED:
+            said = _log(trial, study) or _log(group[0], study)  # the first of a process has its log
+            last = f"; the last line of its log: {said[-1]}" if said else " without a word"
+            write_outcome(trial.folder(study), FAILED, f"its process ended before it{last}")

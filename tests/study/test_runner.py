@@ -15,10 +15,11 @@ import pytest
 from lm.run.folder import claim
 from lm.run.outcome import DIVERGED, FAILED
 from lm.study import runner
-from lm.study.trial import FINISHED, MISSING, STOPPED, Result
+from lm.study.ablation import Ablation
+from lm.study.trial import FINISHED, MISSING, STOPPED, Result, read_result
 from lm.study.watch import table
 from tests.study import page
-from tests.tiny import write_texts
+from tests.tiny import experiment, write_texts
 
 ROOT = Path(__file__).parent.parent.parent
 CSVS = ("results.csv", "differences.csv")
@@ -71,6 +72,18 @@ def test_what_is_over_is_not_run_again(broken: Path, texts: Path) -> None:
     after = {arm: (broken / "runs" / arm / "0" / "log.txt").stat().st_size for arm in before}
     assert after["base"] == before["base"] and after["wild"] == before["wild"] and after["small"] > before["small"]
     assert [(broken / name).read_bytes() for name in CSVS] == tables
+
+
+def test_runs_whose_process_is_gone_say_its_last_line(texts: Path, tmp_path: Path) -> None:
+    trials = list(Ablation(experiment(texts), {"base": {}}, seeds=range(3)).trials())
+    for trial in trials:
+        claim(trial.folder(tmp_path), trial.experiment, "")
+    (trials[0].folder(tmp_path) / "log.txt").write_text("first step\nno memory\n")
+    for group in (trials[:2], trials[2:]):
+        runner._note_failures(group, tmp_path)
+    told = [read_result(trial, tmp_path).reason for trial in trials]
+    assert told[0] == told[1] == "its process ended before it; the last line of its log: no memory"
+    assert told[2] == "its process ended before it without a word"
 
 
 def test_a_run_of_a_study_is_an_ordinary_one(broken: Path) -> None:
