@@ -19,12 +19,14 @@ SCORED = of("pretrained/test_scores", "a_text_is_scored_at_its_end_whatever_is_b
 
 # The tests that are to notice, where these are not all of the file that mirrors lm's.
 TESTS = {
+    "lm/model/compute.py": of("train/test_program", "a_kernel_s_share_of_vector_memory_is_the_compiler_s_to_know"),
     "lm/train/state.py": of("train/test_step", "the_average_follows_the_parameters"),
     "lm/train/step.py": of(
         "train/test_step",
         *("the_metrics_are_the_batch_s", "dropout_s_keys_come_from_the_seed_and_the_step"),
         "each_micro_batch_has_a_key_of_its_own",
     )
+    + of("train/test_program", "a_kernel_s_share_of_vector_memory_is_the_compiler_s_to_know")
     + of(
         "tune/test_method",
         *("a_rollout_follows_from_seed_step_and_parameters", "what_is_frozen_is_sharded_and_handed_on"),
@@ -102,6 +104,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "lm/train/state.py": (("the decay of the average is inverted", "(1 - decay) * (p", "decay * (p"),),
     "lm/train/step.py": (
+        ("a step is compiled without its options", "compiler_options=learner.model.compute.compiler_options", "**{}"),
         ("every step has one key", "jax.random.fold_in(jax.random.key(seed), state.step)", "jax.random.key(seed)"),
         ("keys do not depend on the seed", "fold_in(jax.random.key(seed), state", "fold_in(jax.random.key(0), state"),
         ("micro-batches share a key", "jax.random.split(key, parts)", "jnp.stack([key] * parts)"),
@@ -139,6 +142,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("the checksum ignores the order", "(2 * position + 1)", "1"),
     ),
     "lm/train/program.py": (
+        ("options are no part of what is compiled", '(repr(options) if options else "")', '""'),
         ("the schedule is a step ahead", "jnp.minimum(step, len", "jnp.minimum(step + 1, len"),
         ("the seed is not passed on", '(state, batch, data["seed"])', "(state, batch, 0)"),
     ),

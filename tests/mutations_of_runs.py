@@ -164,6 +164,9 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("another method asks what is trained on", "one.sources or e.data.mixture.sources", "e.data.mixture.sources"),
         ("what training froze is the reference", "self.frozen, most_tokens, source)", "frozen, most_tokens, source)"),
     ),
+    "lm/model/compute.py": (
+        ("a CPU has vector memory", 'self.scoped_vmem if backend == "tpu" else 0', "self.scoped_vmem"),
+    ),
     "lm/run/heldout.py": (
         ("batches behind a large one go before it", "i == len(kept) and self._bytes", "self._bytes"),
         ("what was kept is read again", "islice(batches, len(kept), None)", "batches"),

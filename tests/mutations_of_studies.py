@@ -29,6 +29,7 @@ TESTS = {
     "lm/plan/search.py": of(
         "plan/test_analytic",
         *("what_fits_comes_first", "what_the_compiler_refuses_is_not_said_to_fit"),
+        "what_only_the_compiler_knows_is_tried_with_the_best",
     ),
     "lm/plan/advice.py": of("plan/test_analytic", "nothing_fits_is_said_only_where_the_search_says_so_too"),
     "lm/plan/decoding.py": ("tests/plan/test_decoding.py", "tests/launch/test_plan.py"),
@@ -96,6 +97,8 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/plan/search.py": (
         ("what does not fit may come first", "return not candidate.fits, not", "return False, not"),
         ("what the compiler refused fits", "not self.failure and self.best.fits", "self.best.fits"),
+        ("vector memory is not tried", "for others in (other_blocks, more_vmem):", "for others in (other_blocks,):"),
+        ("what is pasted has less vector memory", "block={e.compute.block}{vmem})", "block={e.compute.block})"),
     ),
     "lm/plan/moved.py": (
         ("a slice reads the whole", "yield sum(a.bytes for a in user.results)", "yield whole.bytes"),

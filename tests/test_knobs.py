@@ -62,10 +62,10 @@ INERT = {
     **{f"Experiment.{name}": SEEN for name in ("name", "prompts", "sample_tokens", "log_every_steps")},
     **dict.fromkeys(("Experiment.keep_last", "Experiment.keep_best"), "how many checkpoints stay on disk"),
     "Experiment.checkpoint_every_steps": "when checkpoints are written: a run goes on from any with the same bits",
-    "Experiment.eval_every_steps": WHEN,
-    "Experiment.eval_tokens": WHEN,
+    **dict.fromkeys(("Experiment.eval_every_steps", "Experiment.eval_tokens"), WHEN),
     "Experiment.trackers": "where metrics go besides: the steps and their bits are those of a run without it",
     "Experiment.watch": "what is noted of the model's inside: the steps and their bits are those of a run without it",
+    "Compute.scoped_vmem": "what a kernel of a TPU's step may take of its vector memory: tests/train/test_program.py",
     "Compute.devices": "into how many devices a CPU is split before JAX starts; the mesh then lies over them",
     **{f"NoOutput.{name}": "it has no vocabulary: states come out as they are" for name in OF_A_VOCABULARY},
 }

@@ -40,6 +40,9 @@ class Compute:
     - `devices`: host devices to split a CPU into, each with its share of the cores; 0 leaves JAX's one.
     - `gradients`: in what a mesh's devices exchange the gradients of weights, whose own parts are summed in float32;
       auto: the dtype of activations.
+    - `scoped_vmem`: MiB of a TPU's vector memory that one kernel of a step may take, 0 for the compiler's own (16 on v4
+      to v5p, 32 on v6e). On v5e and v5p products in larger tiles wait for memory less with 64, and compile three times
+      as long.
     - `backend`: the devices that the program is compiled for: cpu, gpu or tpu.
 
     "auto" and -1 mean what measured fastest on the device in hand: see `resolve` and benchmarks/RESULTS.md."""
@@ -64,6 +67,7 @@ class Compute:
     loss_chunk: Annotated[Natural, Sentinel(0, "all")] = 512
     devices: Annotated[int, whole(0, 1024), Sentinel(0, "JAX's one")] = 0
     gradients: str = "auto"
+    scoped_vmem: Annotated[int, whole(0, 96), Sentinel(0, "the compiler's own")] = 0
     backend: str = "auto"
 
     def __post_init__(self) -> None:
@@ -85,6 +89,11 @@ class Compute:
     def exchanged(self) -> str:
         """The dtype in which devices exchange gradients."""
         return self.dtype if self.gradients == "auto" else self.gradients
+
+    @property
+    def compiler_options(self) -> dict[str, str]:
+        """XLA's options for a training step."""
+        return {"xla_tpu_scoped_vmem_limit_kib": str(1024 * self.scoped_vmem)} if self.scoped_vmem else {}
 
     @property
     def saved(self) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
@@ -110,6 +119,7 @@ class Compute:
             0 if cpu and self.remat == "nothing" else 1
         )  # unrolled, XLA's CPU compiler undoes the rematerialisation
         chosen: dict[str, Any] = {k: v for k, v in best.items() if getattr(self, k) == "auto"}
+        chosen["scoped_vmem"] = self.scoped_vmem if backend == "tpu" else 0  # what others do not have
         return replace(self, **chosen, unroll=layers if self.unroll < 0 else self.unroll)
 
 

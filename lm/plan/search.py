@@ -2,7 +2,8 @@
 
 Analytic plans (lm/plan/analytic.py) drop the candidates that cannot fit and rank the others by time. The best few are
 compiled, each with other activations kept for the backward pass: these decide most of the memory, which is the least
-certain part of an analytic plan. It is coarse, so a candidate may exceed the memory by SLACK before it is dropped.
+certain part of an analytic plan. It is coarse, so a candidate may exceed the memory by SLACK before it is dropped. Of
+what only the compiler knows, other attention blocks and more vector memory for a kernel are tried with the best.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from typing import Any
 
 from lm.experiment import Experiment
 from lm.legal import check_mesh
-from lm.model.compute import NAMES, OUTER
+from lm.model.compute import NAMES, OUTER, Compute
 from lm.model.experts import Experts
 from lm.plan import analytic
 from lm.plan.plan import Plan, mesh_text
@@ -32,6 +33,7 @@ REMATS: tuple[dict[str, Any], ...] = (
     dict(remat="full"),
 )
 BLOCKS = (512, 1024)
+SCOPED_VMEM, HELPED = 64, ("v5e", "v5p")  # MiB, and the chips on which they have been seen to help
 LONG_ROW = 16384  # tokens from which context parallelism is tried
 MAX_TENSOR = 16
 
@@ -61,6 +63,7 @@ class Candidate:
         e = self.experiment
         mesh = [f"mesh.{axis}={size}" for axis, size in e.mesh.items()]
         rest = [f"accumulate={e.accumulate}", f"compute.block={e.compute.block}"]
+        rest += [f"compute.scoped_vmem={e.compute.scoped_vmem}"] if e.compute.scoped_vmem else []
         keep = [f"compute.keep={','.join(e.compute.keep)}"] if e.compute.keep else []
         sequence = ["layout.sequence_parallel=true"] if e.layout.sequence_parallel else []
         return " ".join([*mesh, f"compute.remat={e.compute.remat}", *keep, *rest, *sequence])
@@ -71,10 +74,11 @@ class Candidate:
         e = self.experiment
         mesh = ", ".join(f"{axis}={size}" for axis, size in e.mesh.items())
         keep = f", keep={e.compute.keep!r}" if e.compute.keep else ""
+        vmem = f", scoped_vmem={e.compute.scoped_vmem}" if e.compute.scoped_vmem else ""
         sequence = "layout=Layout(sequence_parallel=True), " if e.layout.sequence_parallel else ""
         return (
             f"mesh=dict({mesh}), accumulate={e.accumulate}, {sequence}"
-            f'compute=Compute(remat="{e.compute.remat}"{keep}, block={e.compute.block})'
+            f'compute=Compute(remat="{e.compute.remat}"{keep}, block={e.compute.block}{vmem})'
         )
 
 
@@ -152,29 +156,38 @@ def search(
             done.append(dataclasses.replace(candidate, failure=str(error)))
             peak = candidate.analytic.memory["peak"]  # of the same remat, only those that need less may fit
             queue = [c for c in queue if _remat(c) != _remat(candidate) or c.analytic.memory["peak"] < peak]
-    best = min(done, key=_rank)
-    if best.compiled:
-        done += _other_blocks(best, compile_one, report)
+    for others in (other_blocks, more_vmem):
+        best = min(done, key=_rank)
+        changes = others(best.experiment.compute, topology) if best.compiled else ()
+        done += [_changed(best, change, compile_one, report) for change in changes]
     tried = [c.experiment for c in done]
     return sorted([*done, *(c for c in ranked if c.experiment not in tried)], key=_rank)
 
 
-def _other_blocks(
-    best: Candidate, compile_one: Callable[[Experiment], Plan], report: Callable[[str], Any]
-) -> list[Candidate]:
-    """The best candidate with other attention blocks."""
-    tried = []
-    for block in BLOCKS:
-        e = best.experiment
-        if block == max(e.compute.block, BLOCKS[0]) or e.compute.resolve("tpu").attention != "splash":
-            continue
-        changed = dataclasses.replace(e, compute=dataclasses.replace(e.compute, block=block))
-        report(f"compiling it with compute.block={block}")
-        try:
-            tried.append(Candidate(changed, best.analytic, compile_one(changed)))
-        except ValueError as error:
-            tried.append(Candidate(changed, best.analytic, None, str(error)))
-    return tried
+def other_blocks(compute: Compute, topology: Topology) -> list[dict[str, int]]:
+    """The attention blocks that can take the place of a compute's, as fields of it."""
+    if compute.resolve("tpu").attention != "splash":
+        return []
+    return [dict(block=block) for block in BLOCKS if block != max(compute.block, BLOCKS[0])]
+
+
+def more_vmem(compute: Compute, topology: Topology) -> list[dict[str, int]]:
+    """More vector memory for a kernel than it has, on chips where that helps."""
+    helps = topology.chip.kind in HELPED and compute.scoped_vmem < SCOPED_VMEM
+    return [dict(scoped_vmem=SCOPED_VMEM)] if helps else []
+
+
+def _changed(
+    best: Candidate, change: dict[str, Any], compile_one: Callable[[Experiment], Plan], report: Callable[[str], Any]
+) -> Candidate:
+    """The candidate with other fields of its compute, compiled."""
+    e = best.experiment
+    changed = dataclasses.replace(e, compute=dataclasses.replace(e.compute, **change))
+    report(f"compiling it with {', '.join(f'compute.{name}={x}' for name, x in change.items())}")
+    try:
+        return Candidate(changed, best.analytic, compile_one(changed))
+    except ValueError as error:
+        return Candidate(changed, best.analytic, None, str(error))
 
 
 def _remat(candidate: Candidate) -> tuple[str, tuple[str, ...]]:

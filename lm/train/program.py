@@ -113,6 +113,7 @@ class Program:
         """16 hex digits of a hash of what is compiled for `step`, that of a run of `steps`, and these arguments."""
         blocks = -(-steps // BLOCK)  # of its runs' shapes, that of the schedule alone differs
         if blocks not in self._fingerprints:
-            text = step.lower(state, batch).as_text()
+            options = self.learner.model.compute.compiler_options
+            text = step.lower(state, batch).as_text() + (repr(options) if options else "")
             self._fingerprints[blocks] = hashlib.sha256(text.encode()).hexdigest()[:16]
         return self._fingerprints[blocks]

@@ -173,7 +173,8 @@ def jit_step(
       learner, optimizer, mesh, ema, layout: see `build_step`."""
     _, placed = state_shardings(learner, optimizer, mesh, ema, layout)
     scalars = NamedSharding(mesh, PartitionSpec())
-    return jax.jit(step, in_shardings=(placed, None, None), out_shardings=(placed, scalars), donate_argnums=0)
+    placement: dict[str, Any] = dict(in_shardings=(placed, None, None), out_shardings=(placed, scalars))
+    return jax.jit(step, **placement, donate_argnums=0, compiler_options=learner.model.compute.compiler_options)
 
 
 def step_function(

@@ -16,7 +16,7 @@ from lm.model.families import deepseek_v2
 from lm.plan import analytic
 from lm.plan.advice import advice, excess
 from lm.plan.plan import Plan
-from lm.plan.search import candidates, search
+from lm.plan.search import candidates, more_vmem, search
 from lm.plan.topology import parse_topology
 from lm.sharding.rules import Layout
 from lm.tune.lora import LoRA
@@ -165,6 +165,24 @@ def test_the_compiler_has_the_last_word() -> None:
     found = search(on(llama3_8b), V5P, compile_one, most=2, report=lambda _: None)
     assert found[0].best.source == "compiled" and found[0].experiment in asked
     assert any(c.failure == "does not fit" and not c.compiled for c in found)
+
+
+@pytest.mark.parametrize(("kind", "asked_for"), [("v5p:4x4x4", [64]), ("v6e:8x8", [])])
+def test_what_only_the_compiler_knows_is_tried_with_the_best(kind: str, asked_for: list[int]) -> None:
+    """Attention blocks, and with the better of them more vector memory, where a chip has more."""
+    asked: list[Compute] = []
+
+    def compile_one(e: Experiment) -> Plan:
+        asked.append(e.compute)
+        seconds = 2.0 - (e.compute.block == 1024) - e.compute.scoped_vmem / 100
+        guess = analytic.plan(e, parse_topology(kind))
+        return replace(guess, source="compiled", parts=guess.parts | {"matrix": seconds})
+
+    best, *_ = search(on(llama3_8b, kind), parse_topology(kind), compile_one, most=1, report=lambda _: None)
+    assert [c.scoped_vmem for c in asked if c.scoped_vmem] == asked_for
+    assert (best.experiment.compute.block, best.experiment.compute.scoped_vmem) == (1024, sum(asked_for))
+    assert ("compute.scoped_vmem=64" in best.settings) == ("scoped_vmem=64" in best.paste) == bool(asked_for)
+    assert more_vmem(best.experiment.compute, V5P) == ([] if asked_for else [dict(scoped_vmem=64)])
 
 
 def test_advice_to_what_does_not_fit() -> None:

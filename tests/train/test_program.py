@@ -7,12 +7,15 @@ import jax
 import numpy as np
 import pytest
 
+from lm.model.compute import Compute
+from lm.model.transformer import Transformer
 from lm.sharding.batches import place_batch
 from lm.train.optim import Adafactor, AdamW, Lion, Muon, Optimizer
 from lm.train.program import BLOCK, Program, learning_rates, tabulate_schedule
 from lm.train.schedule import WSD, Constant, Cosine, InverseSquareRoot, Linear
 from lm.train.step import build_step, state_shardings
-from tests.model.reference import trees_close
+from lm.tune.pretrain import Pretrain
+from tests.model.reference import SIMPLE, trees_close
 from tests.train.test_step import DROPOUT, LLAMA, batch, begun, learner_of, make_mesh
 
 
@@ -61,3 +64,21 @@ def test_a_table_is_its_schedule(schedule: Any, steps: int) -> None:
     assert set(found[steps:]) <= {found[steps - 1]}
     rates = learning_rates(AdamW(learning_rate=0.3, schedule=schedule), steps)
     np.testing.assert_allclose(rates[:steps], schedule.build(0.3, steps)(np.arange(steps)), rtol=2e-6, atol=1e-9)
+
+
+def test_a_kernel_s_share_of_vector_memory_is_the_compiler_s_to_know() -> None:
+    """Of a TPU's, whose option XLA does not know on CPUs, and refuses."""
+    asked = Compute(scoped_vmem=64)
+    assert [asked.resolve(kind).scoped_vmem for kind in ("tpu", "cpu", "gpu")] == [64, 0, 0]
+    mesh, chain = make_mesh({"data": 1}, jax.devices()[:1]), AdamW()
+    programs = []
+    for compute in (SIMPLE, replace(SIMPLE, scoped_vmem=64)):
+        learner = Pretrain().build(Transformer(LLAMA, compute))
+        program = Program(learner, chain, mesh)
+        state, _ = state_shardings(learner, chain.build(5, learner.axes()), mesh)
+        programs.append((program, program.step(chain, 5, 0), state))
+    shown = [program.fingerprint(step, 5, state, place_batch(batch(0), mesh)) for program, step, state in programs]
+    assert shown[0] != shown[1]
+    _, step, state = programs[1]
+    with pytest.raises(Exception, match="xla_tpu_scoped_vmem_limit_kib"):
+        step.lower(state, place_batch(batch(0), mesh)).compile()
