@@ -12,6 +12,7 @@ import numpy as np
 from certificates.decoders import (
     DECODERS,
     GEMMA4,
+    GEMMA4_EXPERTS,
     GEMMA4S,
     HYBRID_EXPERTS,
     HYBRID_TEXT,
@@ -256,7 +257,8 @@ def array(name: str, shape: tuple[int, ...]) -> np.ndarray:
     draw = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
     if len(shape) > 1:
         return (draw * 0.6 / np.sqrt(min(shape[-2:]))).astype(np.float32)
-    middle = name.endswith(("weight", "layer_scalar")) - 4 * name.endswith("A_log")
+    scales = ("weight", "layer_scalar", "router.scale", "per_expert_scale")
+    middle = name.endswith(scales) - 4 * name.endswith("A_log")
     return (middle + 0.2 * draw).astype(np.float32)
 
 
@@ -332,7 +334,10 @@ CASES += (
 )
 GEMMA4_TEXT = TEXT_SIZES | GEMMA4 | PER_LAYER
 CASES += tuple(llama(shape, architecture, **fields) for shape, architecture, fields in HYBRIDS + GEMMA4S)
-CASES += (Case("text half", "Gemma4ForConditionalGeneration", {"text_config": GEMMA4_TEXT, "vision_config": None}),)
+CASES += tuple(
+    Case(shape, "Gemma4ForConditionalGeneration", {"text_config": GEMMA4_TEXT | more, "vision_config": None})
+    for shape, more in (("text half", {}), ("text half, 5 experts", GEMMA4_EXPERTS | dict(num_kv_shared_layers=0)))
+)
 CASES += tuple(
     Case(
         "text half",

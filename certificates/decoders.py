@@ -51,6 +51,7 @@ GEMMA4 = dict(head_dim=4, global_head_dim=8, sliding_window=7, hidden_size_per_l
 PER_LAYER = dict(hidden_size_per_layer_input=6, vocab_size_per_layer_input=96, num_kv_shared_layers=3)
 PER_LAYER |= dict(num_hidden_layers=5, layer_types=[S, F, F, S, F], final_logit_softcapping=30.0)
 GEMMA4_ROPE = {F: {"rope_type": "default", "rope_theta": 5e4}, S: {"rope_type": "default", "rope_theta": 1e3}}
+GEMMA4_EXPERTS = dict(enable_moe_block=True, num_experts=5, top_k_experts=2, moe_intermediate_size=24)
 GEMMA4S: tuple[tuple[str, str, dict[str, Any]], ...] = (
     (
         "embeddings of layers, three that read others, twice as wide",
@@ -71,6 +72,20 @@ GEMMA4S: tuple[tuple[str, str, dict[str, Any]], ...] = (
         | PER_LAYER
         | dict(num_kv_shared_layers=2, rope_parameters=GEMMA4_ROPE, num_key_value_heads=4)
         | dict(layer_types=[S, F, S, S, F], hidden_activation="silu"),
+    ),
+    (
+        "5 experts, keys are values, one full kv head",
+        "Gemma4ForCausalLM",
+        GEMMA4 | GEMMA4_EXPERTS | dict(attention_k_eq_v=True, num_global_key_value_heads=1, layer_types=[S, S, F]),
+    ),
+    (
+        "3 of 7 experts, embeddings of layers, two that read others, twice as wide",
+        "Gemma4ForCausalLM",
+        GEMMA4
+        | PER_LAYER
+        | GEMMA4_EXPERTS
+        | dict(num_experts=7, top_k_experts=3, moe_intermediate_size=20, use_double_wide_mlp=True)
+        | dict(num_hidden_layers=4, layer_types=[S, F, S, F], num_kv_shared_layers=2),
     ),
 )
 

@@ -173,7 +173,7 @@ def line(architecture: Architecture, recorded: Mapping[str, Any]) -> str:
 def page() -> str:
     """docs/families.md."""
     recorded = json.loads(RECORDED.read_text())
-    version = re.search(r"transformers==(\S+)", (HERE / "requirements.txt").read_text())
+    version = re.search(r"^transformers==(\S+)", (HERE / "requirements.txt").read_text(), re.MULTILINE)
     assert version
     of_others = [a.name for a in (*CLASSIFIERS, *HEADLESS, *HEADS) if not any(c.architecture == a.name for c in CASES)]
     with warnings.catch_warnings():

@@ -64,6 +64,7 @@ WALKED = (
     "Qwen3_5MoeForConditionalGeneration text half",
     "Gemma4ForCausalLM embeddings of layers, three that read others, twice as wide",
     "Gemma4ForCausalLM keys are values, one full kv head, untied",
+    "Gemma4ForCausalLM 5 experts, keys are values, one full kv head",
     "Gemma4ForConditionalGeneration text half",
     "RobertaForMaskedLM padding 1",
     "RobertaModel bare, two token types",

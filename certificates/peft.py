@@ -20,6 +20,12 @@ TIED = (LLAMA[0], {**LLAMA[1], "tie_word_embeddings": True})
 QWEN = ("Qwen2Config", {**LLAMA[1], "tie_word_embeddings": False})
 MIXTRAL = ("MixtralConfig", {**LLAMA[1], "num_local_experts": 3, "num_experts_per_tok": 2})
 OSS = ("GptOssConfig", {**MIXTRAL[1], "head_dim": 8, "sliding_window": 7})
+GEMMA4 = (
+    "Gemma4TextConfig",
+    {**LLAMA[1], "head_dim": 4, "global_head_dim": 8, "sliding_window": 5, "hidden_size_per_layer_input": 0}
+    | dict(enable_moe_block=True, num_experts=3, top_k_experts=2, moe_intermediate_size=12)
+    | dict(rms_norm_eps=0.1, initializer_range=0.1),
+)
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 GEMMA = ("Gemma2Config", {**LLAMA[1], "head_dim": 4})
 SEEING = (
@@ -86,6 +92,11 @@ CASES: dict[str, tuple[tuple[str, dict[str, Any]], dict[str, Any], dict[str, Any
     "mixtral, all": (MIXTRAL, dict(target_modules="all-linear"), dict(where="up|router")),
     "gpt-oss": (OSS, dict(target_modules=["q_proj"], target_parameters=EXPERTS), dict(where="query|mlp")),
     "gpt-oss, one": (OSS, dict(target_parameters=EXPERTS[:1]), dict(where="gate|down|router", rslora=True)),
+    "gemma 4": (
+        GEMMA4,
+        dict(target_modules=["q_proj", "router.proj"], target_parameters=["experts.gate_up_proj", "experts.down_proj"]),
+        dict(where="query|mlp|router"),
+    ),
     "gemma 2": (GEMMA, dict(target_modules="all-linear"), dict(where="layers/.*")),
     "vision": (SEEING, dict(target_modules="all-linear"), dict(where="layers/.*")),
     "vision, the tower": (

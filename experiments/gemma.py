@@ -1,5 +1,6 @@
 """Gemma (2403.08295), Gemma 2 (2408.00118) and Gemma 3 (2503.19786), Gemini's open family: a small Gemma 3 (local and
-global layers with a theta each, q/k norm, norms around each sublayer), and the published sizes.
+global layers with a theta each, q/k norm, norms around each sublayer), and the published sizes; of Gemma 4 the one with
+experts.
 
     lm train experiments.gemma
 
@@ -13,6 +14,7 @@ from typing import Any
 
 from experiments.quickstart import experiment as quickstart
 from lm.model.families import gemma, gemma2, gemma3, gemma3_vision
+from lm.model.hybrids import gemma4_moe
 from lm.model.scaling import Linear
 
 experiment = quickstart.replace(
@@ -44,4 +46,10 @@ gemma3_27b = gemma3(
 )
 gemma3_4b_vision, gemma3_12b_vision, gemma3_27b_vision = (
     replace(model, vision=gemma3_vision()) for model in (gemma3_4b, gemma3_12b, gemma3_27b)
+)
+
+# config.json of google/gemma-4-26B-A4B, its text_config, and no loss of balance, of which it says nothing
+_4: dict[str, Any] = dict(vocab=262144, layers=30, width=2816, heads=16, kv_heads=8, mlp=2112, context=262144)
+gemma4_26b_a4b = gemma4_moe(
+    **_4, window=1024, full_kv_heads=2, keys_are_values=True, experts=128, expert_mlp=704, load_balance_weight=0.0
 )

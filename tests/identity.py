@@ -1,4 +1,4 @@
-"""The same losses on any mesh: eight families over every mesh axis, against one device.
+"""The same losses on any mesh: nine families over every mesh axis, against one device.
 
     python -m tests.identity [FAMILY ...]      the whole matrix, a line each; fails where one does not agree
 
@@ -48,6 +48,7 @@ def families() -> dict[str, tuple[Any, dict[str, Any]]]:
     from lm.model.delta import GatedDeltaNet
     from lm.model.families import bert, deepseek_v2, gpt, llama, mixtral, t5
     from lm.model.gated import GatedAttention
+    from lm.model.hybrids import gemma4_moe
     from lm.model.parts import RMSNorm
 
     sizes: dict[str, Any] = dict(vocab=VOCAB, width=16, heads=8, context=LENGTH)
@@ -57,6 +58,12 @@ def families() -> dict[str, tuple[Any, dict[str, Any]]]:
     state = LayerKind(mixer=GatedDeltaNet(2, 8, key_dim=8, value_dim=4, chunk=8, norm=RMSNorm(eps=0.1)))
     gated = GatedAttention(heads=8, head_dim=2, kv_heads=4)
     hybrid = llama(**sizes, layers=2, mlp=16, pattern=(state, LayerKind()), attention=gated)
+    reading = gemma4_moe(
+        **dict(
+            sizes, layers=2, mlp=16, kv_heads=4, head_dim=4, full_head_dim=4, every=1, shared=1, per_layer=8, eps=0.1
+        ),
+        **dict(experts=4, top_k=2, expert_mlp=16, load_balance_weight=0.1),
+    )
     return {
         "gpt": (gpt(**sizes, layers=2), dict(attention="blocked", block=8)),
         "llama": (llama(**sizes, layers=2, mlp=16, kv_heads=2), dict(attention="flash", block=4, remat="minimal")),
@@ -72,6 +79,7 @@ def families() -> dict[str, tuple[Any, dict[str, Any]]]:
             replace(llama(**sizes, layers=2, mlp=16), multi_token=MultiToken(2)),
             dict(attention="blocked", block=8, remat="minimal"),
         ),
+        "gemma4": (reading, dict(attention="plain", remat="minimal")),
     }
 
 
@@ -113,7 +121,7 @@ def run(family: str, mesh: dict[str, int] | None, steps: int = STEPS, **layout: 
     learner = Pretrain(z_loss=1e-3).build(Transformer(cfg, compute))
     # a router's choice flips where two logits are within rounding, and so does the sign of what a first token reads,
     # normalised: small steps keep both rare
-    rate = {"mixtral": 2e-3, "gated deltanet": 1e-3}.get(family, 1e-2)
+    rate = {"mixtral": 2e-3, "gemma4": 1e-3, "gated deltanet": 1e-3}.get(family, 1e-2)
     chain = AdamW(learning_rate=rate, eps=1e-3, schedule=Constant()).build(STEPS, learner.axes())
     over = make_mesh(mesh) if mesh else make_mesh({"data": 1}, jax.devices()[:1])
     state = init_state(learner, chain, over, 0, 0.0, Layout(**layout))
@@ -134,7 +142,7 @@ def alone(family: str, steps: int = STEPS) -> np.ndarray:
 def matrix(names: list[str]) -> list[tuple[str, dict[str, int], dict[str, Any]]]:
     """Everything that the whole matrix holds: a state's rows are on one device each."""
     cells = [(n, mesh, {}) for n in names for mesh in MESHES if n != "gated deltanet" or "context" not in mesh]
-    cells += [("mixtral", mesh, {}) for mesh in EXPERT_MESHES if "mixtral" in names]
+    cells += [(n, mesh, {}) for n in ("mixtral", "gemma4") if n in names for mesh in EXPERT_MESHES]
     return cells + [(name, mesh, dict(o)) for name in ("llama", "mixtral") if name in names for mesh, o in LAYOUTS]
 
 

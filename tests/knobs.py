@@ -28,9 +28,10 @@ from lm.model.families import siglip
 from lm.model.gated import GatedAttention
 from lm.model.latent import LatentAttention
 from lm.model.merged import MergedAttention
+from lm.model.normed_experts import NormedExperts
 from lm.model.output import Output
 from lm.model.parametrisation import MuP
-from lm.model.parts import FeedForward
+from lm.model.parts import FeedForward, Norm
 from lm.model.positions import Relative, RelativeByLayer
 from lm.model.scaling import Dynamic, Linear, Llama3, LongRoPE, YaRN
 from lm.model.shared_experts import SharedExperts
@@ -118,6 +119,7 @@ def samples() -> dict[str, Any]:
         "LatentAttention": LatentAttention(2, 4, 2, 5, kv_lora_rank=6, q_lora_rank=3),
         "Experts": Experts(12, "silu", gated=True, experts=3, top_k=2),
         "SharedExperts": SharedExperts(12, "silu", gated=True, experts=4, top_k=1, shared=6, groups=2),
+        "NormedExperts": NormedExperts(12, "silu", gated=True, experts=4, top_k=1, shared=6, groups=2),
         "GatedAttention": GatedAttention(2, 8, 1, bias=True),
         "NormedValues": NormedValues(2, 8, 1, bias=True),
         "SharedAttention": SharedAttention(2, 8, kv_heads=1),
@@ -201,6 +203,7 @@ def changes() -> dict[str, Any]:
         "SharedExperts.experts": 8,
         "SharedExperts.groups": 4,
         "SharedExperts.scores": "sigmoid",
+        "ScaledSandwich.ffn_norm": Norm(),
         "Compute.backend": "gpu",
         "Compute.remat": "full",
         "Compute.loss_chunk": 8,

@@ -278,6 +278,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
             'x = x + norm(module, f"{name}_norm", tap(module, OUTPUTS[name], sublayer(x)))',
         ),
         ("Parallel runs in sequence", "OUTPUTS[name], sublayer(y)))", "OUTPUTS[name], sublayer(x)))"),
+        ("the feed-forward reads what the model's norm gives", 'if self.ffn_norm and name == "ffn" else', "if 0 else"),
         ("a bare attention is not added", 'x + tap(module, OUTPUTS["attention"]', 'tap(module, OUTPUTS["attention"]'),
     ),
     "lm/model/experts.py": (

@@ -17,6 +17,10 @@ TESTS = {
     "lm/model/shared_kv.py": ("tests/model/test_shared_kv.py", *RECORDED),
     "lm/model/per_layer.py": ("tests/model/test_shared_kv.py", *RECORDED),
     "lm/pretrained/gemma4.py": FIELDS + RECORDED,
+    "lm/model/normed_experts.py": ("tests/model/test_normed_experts.py",),
+    "lm/model/hybrids.py": ("tests/model/test_normed_experts.py", "tests/model/test_shared_kv.py"),
+    "lm/pretrained/peft_experts.py": ("tests/pretrained/test_peft.py",),
+    "lm/pretrained/rows.py": RECORDED,
     "lm/pretrained/sentences.py": ("tests/pretrained/test_sentences.py",),
     "lm/pretrained/arrays.py": ("tests/pretrained/test_sentences.py",),
     "lm/pretrained/t5gemma.py": RECORDED,
@@ -72,7 +76,33 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/pretrained/gemma4.py": (
         ("the first of its type is read", "return found[-1]", "return found[0]"),
         ("the last layer is as it says", "return [*types[:-1], FULL]", "return list(types)"),
+        ("an export has no experts", "**_written_experts(cfg.ffn),", "**{},"),
+        (
+            "twice as wide is as wide",
+            "_dense_width(shared[0].ffn) == 2 * width",
+            "_dense_width(shared[0].ffn) == width",
+        ),
         ("values are never keys", 'keys_are_values=fields.flag("attention_k_eq_v")', "keys_are_values=False"),
+    ),
+    "lm/model/normed_experts.py": (
+        ("the router reads what experts read", '"router_norm", x', '"experts_norm", x'),
+        ("the router's size is forgotten", " * self.router_scale, is_token)", ", is_token)"),
+        ("the experts' branch is added as it is", 'self.norm(module, "experts_post_norm", routed)', "routed"),
+        ("an expert's own number is forgotten", ", ones)[expert], expert", ", ones)[expert] ** 0, expert"),
+    ),
+    "lm/model/hybrids.py": (
+        ("the last layer is of its place", "layers if layers % every else every", "every"),
+        (
+            "layers of their own keep their feed-forwards",
+            "beside(one.ffn)) if one.ffn else",
+            "beside(one.ffn)) if 0 else",
+        ),
+    ),
+    "lm/pretrained/peft_experts.py": (
+        ("a stack that is turned is turned again", "conversion, StackedLinear) else", "conversion, str) else"),
+    ),
+    "lm/pretrained/rows.py": (
+        ("up is gate", "np.split(tensor, ends, axis=-1)", "np.split(tensor, ends, axis=-1)[::-1]"),
     ),
     "lm/pretrained/sentences.py": (
         ("padding is summed", "(x * mask).sum(1) / mask.sum(1)", "x.sum(1) / mask.sum(1)"),

@@ -23,6 +23,7 @@ PART: tuple[tuple[str, dict[str, int], dict[str, Any]], ...] = (
     ("gated deltanet", {"tensor": 2, "fsdp": 4}, {}),
     ("multi-token", {"context": 2, "tensor": 2, "data": 2}, {}),
     ("multi-token", {"fsdp": 8}, {}),
+    ("gemma4", {"expert": 2, "fsdp": 2, "tensor": 2}, {}),
 )
 
 

@@ -17,6 +17,7 @@ from lm.model.gated import GatedAttention  # noqa: F401
 from lm.model.latent import LatentAttention  # noqa: F401
 from lm.model.merged import MergedAttention  # noqa: F401
 from lm.model.mixer import Mixer
+from lm.model.normed_experts import NormedExperts  # noqa: F401
 from lm.model.output import Output
 from lm.model.parametrisation import Parametrisation
 from lm.model.parts import FeedForward, Norm, RMSNorm

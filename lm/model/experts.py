@@ -47,8 +47,13 @@ class Experts(FeedForward):
     def __call__(
         self, module: nn.Module, x: jax.Array, compute: Compute, depth: int, is_token: jax.Array | None = None
     ) -> jax.Array:
+        return self._routed(module, x, *self._route(module, x, is_token), compute, depth)
+
+    def _routed(
+        self, module: nn.Module, x: jax.Array, weights: jax.Array, expert: jax.Array, compute: Compute, depth: int
+    ) -> jax.Array:
+        """What the experts of tokens x [B, T, D], by number and `weights` [B, T, C], make of them: [B, T, D]."""
         D, E, F = x.shape[-1], self.experts, self.mlp
-        weights, expert = self._route(module, x, is_token)  # [B, T, C] both
         arrays: dict[str, jax.Array] = {}
         axes: dict[str, tuple[str, ...]] = {}
         for name in (*self.inputs, "down"):
@@ -62,6 +67,10 @@ class Experts(FeedForward):
         tokens = ("expert_batch", "seq", "expert_embed"), *[("expert_batch", "seq", None)] * 2
         run = per_device(partial(self._mix, compute, axes), (*tokens, *axes.values()), tokens[0])
         return run(x, weights, expert, *arrays.values())
+
+    @property
+    def active_mlp(self) -> int:
+        return self.top_k * self.mlp
 
     def sizes(self) -> dict[str, tuple[str, int]]:
         return super().sizes() | {"experts": ("experts", self.experts)}

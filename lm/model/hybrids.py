@@ -7,8 +7,9 @@ from lm.model.config import LayerKind, ModelConfig
 from lm.model.delta import GatedDeltaNet
 from lm.model.families import llama
 from lm.model.gated import GatedAttention
+from lm.model.normed_experts import NormedExperts
 from lm.model.output import Output
-from lm.model.parts import FeedForward, RMSNorm, UnscaledRMSNorm
+from lm.model.parts import FeedForward, Norm, RMSNorm, UnscaledRMSNorm
 from lm.model.per_layer import PerLayerEmbedding
 from lm.model.positions import PartialRotary, ProportionalRotary, Rotary
 from lm.model.shared_experts import SharedExperts
@@ -114,8 +115,8 @@ def gemma4(
         reads = replace(reads, kv_heads=full.kv if is_full[i] else local.kv)
         return replace(near, mixer=reads, ffn=wide)
 
-    kinds = tuple(map(kind, range(layers)))
-    stacks = dict(first_layers=kinds[:own], pattern=kinds[own:][:every]) if shared else dict(pattern=kinds[:every])
+    kinds, period = tuple(map(kind, range(layers))), layers if layers % every else every  # the last is full anyway
+    stacks = dict(first_layers=kinds[:own], pattern=kinds[own:][:period]) if shared else dict(pattern=kinds[:period])
     choices = dict(
         attention=full,
         ffn=ffn,
@@ -129,3 +130,27 @@ def gemma4(
     )
     sizes = dict(layers=layers, width=width, heads=heads, head_dim=head_dim, mlp=mlp)
     return llama(**{**sizes, **choices, **others})
+
+
+def gemma4_moe(
+    *, experts: int = 128, top_k: int = 8, expert_mlp: int = 704, load_balance_weight: float = 0.001, **others: Any
+) -> ModelConfig:
+    """Gemma 4 with experts of inner width `expert_mlp` beside the feed-forward of every layer."""
+    chosen = NormedExperts(expert_mlp, experts=experts, top_k=top_k, load_balance_weight=load_balance_weight)
+    return beside_experts(gemma4(**others), chosen)
+
+
+def beside_experts(cfg: ModelConfig, experts: NormedExperts) -> ModelConfig:
+    """Gemma 4 `cfg` with `experts` beside each of its feed-forwards, which keeps its width and activation, and norms
+    of their own in place of that before the feed-forward."""
+
+    def beside(ffn: FeedForward) -> NormedExperts:
+        own = dict(shared=ffn.mlp, norm=cfg.norm, router_scale=cfg.width**-0.5)
+        return replace(experts, activation=ffn.activation, gated=ffn.gated, **own)
+
+    def kind(one: LayerKind) -> LayerKind:
+        return replace(one, ffn=beside(one.ffn)) if one.ffn else one
+
+    wiring = replace(cfg.wiring, ffn_norm=Norm())  # type: ignore[call-arg]
+    first, pattern = tuple(map(kind, cfg.first_layers)), tuple(map(kind, cfg.pattern))
+    return replace(cfg, ffn=beside(cfg.ffn), wiring=wiring, first_layers=first, pattern=pattern)

@@ -193,6 +193,11 @@ class FeedForward:
         return {"mlp": ("mlp", self.mlp)}
 
     @property
+    def active_mlp(self) -> int:
+        """The inner width that a token takes: of experts that of those chosen, and of what all take."""
+        return self.mlp
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """The products that read x."""
         return ("gate", "up") if self.gated else ("up",)

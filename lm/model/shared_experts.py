@@ -56,6 +56,10 @@ class SharedExperts(Experts):
                 "more of them than there are, and as many experts in each, and in all, as are taken"
             )
 
+    @property
+    def active_mlp(self) -> int:
+        return super().active_mlp + self.shared
+
     def __call__(
         self, module: nn.Module, x: jax.Array, compute: Compute, depth: int, is_token: jax.Array | None = None
     ) -> jax.Array:

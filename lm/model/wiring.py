@@ -10,6 +10,7 @@ from lm.bounds import Positive, check
 from lm.model.compute import Compute
 from lm.model.parts import Norm, ones, param
 from lm.model.taps import tap
+from lm.value import late
 
 Sublayer = Callable[[jax.Array], jax.Array]
 OUTPUTS = {"attention": "attn_out", "cross": "cross_attn_out", "ffn": "mlp_out"}  # sublayer -> the tap of its output
@@ -138,13 +139,19 @@ class Sandwich(Wiring):
 @dataclass(frozen=True)
 class ScaledSandwich(Wiring):
     """`Sandwich`, and what a layer leaves is multiplied by a learned number of its own; a branch of what the layer is
-    given of its tokens (lm/model/per_layer.py) reads x as it is (Gemma 4)."""
+    given of its tokens (lm/model/per_layer.py) reads x as it is (Gemma 4).
+
+    `ffn_norm` is the norm before the feed-forward, where that is another than the model's: none, `Norm()`, before one
+    that has its own (lm/model/normed_experts.py)."""
+
+    ffn_norm: Norm | None = late()
 
     def __call__(self, module: nn.Module, norm: Norm, x: jax.Array, sublayers: Mapping[str, Sublayer]) -> jax.Array:
         branches = {name: f for name, f in sublayers.items() if name != "token"}
         *_, last = branches
         for name, sublayer in branches.items():
-            y = tap(module, OUTPUTS[name], sublayer(norm(module, f"{name}_norm", x)))
+            before = self.ffn_norm if self.ffn_norm and name == "ffn" else norm
+            y = tap(module, OUTPUTS[name], sublayer(before(module, f"{name}_norm", x)))
             x = x + norm(module, f"{name}_post_norm", y)
             x = x if name == last else tap(module, AFTER[name], x)
         if "token" in sublayers:

@@ -80,7 +80,7 @@ class Step:
         model, tensor = self.experiment.model, self.axis("tensor")
 
         def of(slot: Slot) -> dict[str, float]:
-            inner = len(slot.ffn.inputs) * _top_k(slot.ffn) * slot.ffn.mlp / tensor
+            inner = len(slot.ffn.inputs) * slot.ffn.active_mlp / tensor
             return slot.mixer.activations(tensor) | dict(out=model.width, mlp_in=inner, mlp_out=model.width)
 
         return _mean(model, of)
@@ -150,7 +150,7 @@ class Step:
         model, length = self.experiment.model, self.experiment.length
 
         def of(slot: Slot) -> dict[str, float]:
-            inner = 2.0 * model.width * slot.ffn.mlp * _top_k(slot.ffn)
+            inner = 2.0 * model.width * slot.ffn.active_mlp
             products = slot.mixer.products(model.width) | dict(mlp_in=inner * len(slot.ffn.inputs), mlp_out=inner)
             return products | dict(attention=slot.mixer.flops(length))
 

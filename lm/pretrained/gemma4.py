@@ -1,6 +1,6 @@
 """Gemma 4's text model: Gemma 3's layers with heads of another size in full ones, values that are normalised or are the
-keys, layers that read an earlier one's keys and values, embeddings for each layer, and a number that each layer's
-output is multiplied by. Its experts are not read, nor its images and sounds."""
+keys, layers that read an earlier one's keys and values, embeddings for each layer, experts beside the feed-forwards,
+and a number that each layer's output is multiplied by. Its images and sounds are not read."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,6 +9,9 @@ from typing import Any
 
 from lm.model.attention import Attention
 from lm.model.config import LayerKind, ModelConfig
+from lm.model.experts import Experts
+from lm.model.hybrids import beside_experts
+from lm.model.normed_experts import NormedExperts
 from lm.model.output import Output
 from lm.model.parts import FeedForward, RMSNorm, UnscaledRMSNorm
 from lm.model.per_layer import PerLayerEmbedding
@@ -28,9 +31,9 @@ from lm.pretrained.architecture import (
     window,
 )
 from lm.pretrained.fields import Fields
-from lm.pretrained.gemma import KINDS, sandwich_rows
-from lm.pretrained.llama import AT, IGNORED, PREFIX
-from lm.pretrained.rows import Row
+from lm.pretrained.gemma import KINDS, SANDWICH
+from lm.pretrained.llama import AT, ATTENTION, EMBEDDING, IGNORED, OUTPUT, PREFIX, ffn_rows
+from lm.pretrained.rows import Concatenated, Row, StackedLinear, row
 from lm.pretrained.text_half import read_text_half, write_text_half
 
 FULL, SLIDING = KINDS
@@ -43,6 +46,18 @@ PER_LAYER = [
     linear("layers/*/per_layer_out", AT + "per_layer_projection.weight"),
     same("layers/*/per_layer_post_norm_scale", AT + "post_per_layer_input_norm.weight"),
 ]
+EXPERTS = [
+    same("layers/*/router_norm_scale", AT + "router.scale"),
+    linear("layers/*/router", AT + "router.proj.weight"),
+    same("layers/*/expert_scale", AT + "router.per_expert_scale"),
+    same("layers/*/experts_norm_scale", AT + "pre_feedforward_layernorm_2.weight"),
+    row("layers/*/gate layers/*/up", AT + "experts.gate_up_proj", StackedLinear(Concatenated())),
+    row("layers/*/down", AT + "experts.down_proj", StackedLinear()),
+    same("layers/*/experts_post_norm_scale", AT + "post_feedforward_layernorm_2.weight"),
+    same("layers/*/shared_norm_scale", AT + "pre_feedforward_layernorm.weight"),
+    *(linear(f"layers/*/shared_{name}", f"{AT}mlp.{name}_proj.weight") for name in ("gate", "up", "down")),
+    same("layers/*/shared_post_norm_scale", AT + "post_feedforward_layernorm_1.weight"),
+]
 SCALE = [same("layers/*/layer_scale", AT + "layer_scalar")]
 # of layers that read another's: published files have them too, and nothing reads them
 SHARED = r"self_attn\.(k_proj|v_proj|k_norm|v_norm)\.weight$"
@@ -50,7 +65,7 @@ SHARED = r"self_attn\.(k_proj|v_proj|k_norm|v_norm)\.weight$"
 
 def rows(cfg: ModelConfig) -> list[Row]:
     """The table of Gemma 4."""
-    return [*sandwich_rows(cfg), *PER_LAYER, *SCALE]
+    return [*EMBEDDING, *ATTENTION, *SANDWICH, *ffn_rows(cfg, EXPERTS), *PER_LAYER, *SCALE, *OUTPUT]
 
 
 def read(fields: Fields) -> ModelConfig:
@@ -58,7 +73,7 @@ def read(fields: Fields) -> ModelConfig:
     layers, shared = fields.integer("num_hidden_layers"), int(fields.number("num_kv_shared_layers"))
     types = _types(fields, layers)
     _expect(fields)
-    rotary = _rotaries(fields)
+    experts, rotary = _experts(fields), _rotaries(fields)
     size = fields.integer("sliding_window")
     mixers = _mixers(fields, types)
     eps, act = float(fields.number("rms_norm_eps")), fields.choose("hidden_activation", ACTIVATION)
@@ -82,18 +97,19 @@ def read(fields: Fields) -> ModelConfig:
     rows = fields.integer("vocab_size_per_layer_input")
     if inputs and rows != fields.integer("vocab_size"):
         raise fields.unsupported("vocab_size_per_layer_input", rows, f"the vocab_size, {fields.integer('vocab_size')}")
-    return llama.read(
+    cfg = llama.read(
         fields,
         attention=mixers[FULL],
         ffn=ffn,
         norm=RMSNorm(eps),
         positions=rotary[FULL],
         context=fields.integer("max_position_embeddings"),
-        wiring=PerLayerEmbedding(inputs, act) if inputs else ScaledSandwich(),
+        wiring=PerLayerEmbedding(size=inputs, activation=act) if inputs else ScaledSandwich(),
         output=Output(softcap=float(fields.number("final_logit_softcapping", above=0) or 0)),
         embed_scale=fields.integer("hidden_size") ** 0.5,
         **stacks,
     )
+    return beside_experts(cfg, experts) if experts else cfg
 
 
 def _plain(mixer: Attention) -> dict[str, Any]:
@@ -101,11 +117,21 @@ def _plain(mixer: Attention) -> dict[str, Any]:
     return {field.name: getattr(mixer, field.name) for field in dataclasses.fields(Attention)}
 
 
+def _experts(fields: Fields) -> NormedExperts | None:
+    """The experts of every layer, if any."""
+    names = ("moe_intermediate_size", "num_experts", "top_k_experts")
+    sizes = [fields.integer(name) for name in names]
+    if not fields.flag("enable_moe_block"):
+        return None
+    for name, size in zip(names, sizes, strict=True):
+        if size is None:
+            raise fields.unsupported(name, size, "a number, with enable_moe_block=true")
+    mlp, experts, top_k = sizes
+    return NormedExperts(mlp, experts=experts, top_k=top_k)
+
+
 def _expect(fields: Fields) -> None:
     """Raises ValueError for what no part of ours computes."""
-    fields.expect("enable_moe_block", False)
-    for name in ("num_experts", "top_k_experts", "moe_intermediate_size"):
-        fields.take(name)
     both = fields.take("use_bidirectional_attention")  # of images: a text has none
     if both not in (None, "vision"):
         raise fields.unsupported("use_bidirectional_attention", both, "null or 'vision'")
@@ -182,6 +208,7 @@ def write(cfg: ModelConfig) -> dict[str, Any]:
     near = full if local is None else require(local.mixer, Attention)
     shared = [slot for slot in cfg.by_layer if isinstance(slot.mixer, SharedAttention)]
     wiring = require(cfg.wiring, ScaledSandwich)
+    width = _dense_width(cfg.ffn)
     if near.qk_norm != full.qk_norm or norm.plus_one:
         raise ValueError("norms of several kinds, or of 1 + w")
     common = llama.write_common(cfg)
@@ -189,6 +216,8 @@ def write(cfg: ModelConfig) -> dict[str, Any]:
         del common[name]
     return {
         **common,
+        **_written_experts(cfg.ffn),
+        "intermediate_size": width,
         "rope_parameters": {
             FULL: _written(require(cfg.positions, Rotary)),
             SLIDING: _written(Rotary() if local is None else require(local.positions, Rotary)),
@@ -204,11 +233,25 @@ def write(cfg: ModelConfig) -> dict[str, Any]:
         "sliding_window": window(cfg) or cfg.context,
         "layer_types": [SLIDING if slot.window else FULL for slot in cfg.by_layer],
         "num_kv_shared_layers": len(shared),
-        "use_double_wide_mlp": bool(shared) and shared[0].ffn.mlp == 2 * cfg.ffn.mlp,
+        "use_double_wide_mlp": bool(shared) and _dense_width(shared[0].ffn) == 2 * width,
         "hidden_size_per_layer_input": wiring.size if isinstance(wiring, PerLayerEmbedding) else 0,
         "vocab_size_per_layer_input": cfg.vocab,
         "final_logit_softcapping": cfg.output.softcap or None,
     }
+
+
+def _dense_width(ffn: FeedForward) -> int:
+    """The inner width of what all tokens take."""
+    return ffn.shared if isinstance(ffn, NormedExperts) else ffn.mlp
+
+
+def _written_experts(ffn: FeedForward) -> dict[str, Any]:
+    """The fields that `_experts` reads. Raises ValueError for experts of another class."""
+    if not isinstance(ffn, Experts):
+        return {}
+    ffn = require(ffn, NormedExperts)
+    sizes = {"moe_intermediate_size": ffn.mlp, "num_experts": ffn.experts, "top_k_experts": ffn.top_k}
+    return {"enable_moe_block": True, **sizes}
 
 
 def _written(rotary: Rotary) -> dict[str, Any]:

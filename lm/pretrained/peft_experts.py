@@ -1,17 +1,17 @@
 """LoRA of experts as PEFT has it: one pair of factors for all of a layer, of what transformers has as one array.
 
-A is [E r, inputs], expert by expert, and B [outputs, E r], rank by rank. The file names the module, `…mlp.experts`, and
-not the parameter: where both are adapted it is the last, and the one before it is `…mlp.experts.base_layer`. A gate and
-an up are one matrix, of twice the rank. So transformers 5 and PEFT 0.21 have Mixtral and gpt-oss.
+A is [E r, inputs], expert by expert, and B [outputs, E r], rank by rank. The file names the module, `….experts`, and
+not the parameter: where both are adapted it is the last, and the one before it is `….experts.base_layer`. A gate and
+an up are one matrix, of twice the rank. So transformers 5 and PEFT 0.21 have Mixtral, gpt-oss and Gemma 4.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from lm.pretrained.rows import Interleaved, Tensor
+from lm.pretrained.rows import Interleaved, StackedLinear, Tensor
 
-EXPERTS, NESTED = ".mlp.experts", ".base_layer"
+EXPERTS, NESTED = ".experts", ".base_layer"
 PARAMETERS = ("gate_up_proj", "down_proj")  # in PEFT's order: the last has the module's own name
 PUBLISHED = ".block_sparse_moe."  # what Mixtral's files have in place of .mlp.
 Factors = Mapping[str, Mapping[str, np.ndarray]]
@@ -43,6 +43,11 @@ def is_experts(module: str) -> bool:
     return module.rpartition(".")[0].endswith(EXPERTS)
 
 
+def module_of(name: str) -> str:
+    """The module of experts that the tensor `name` of a file is in, as transformers 5 calls it."""
+    return f"{name.partition(EXPERTS)[0]}{EXPERTS}".replace(PUBLISHED, ".mlp.")
+
+
 def published(theirs: Mapping[str, Tensor], name: str) -> str:
     """The name of a tensor in the files of its family."""
     other = name.replace(".mlp.", PUBLISHED, 1)
@@ -56,8 +61,8 @@ def changes(
     a, b = (factors[name].astype(np.float64) for name in "AB")
     experts = len(a) // rank
     total = np.einsum("ore,eri->eoi", b.reshape(len(b), rank, experts), a.reshape(experts, rank, -1))
-    if module in theirs:  # one array [E, inputs, outputs]
-        yield module, total.swapaxes(1, 2)
+    if module in theirs:  # one array, [E, inputs, outputs] or turned
+        yield module, total if isinstance(theirs[module].conversion, StackedLinear) else total.swapaxes(1, 2)
         return
     at, _, parameter = module.replace(".mlp.", PUBLISHED, 1).rpartition(".")
     for e, change in enumerate(total):

@@ -19,7 +19,7 @@ from lm.pretrained.files import TensorToWrite, write_file
 from lm.pretrained.known import architecture_for
 from lm.pretrained.peft import is_turned
 from lm.pretrained.peft_config import CONFIG, PREFIX, WEIGHTS
-from lm.pretrained.peft_experts import EXPERTS, NESTED, PUBLISHED, are_interleaved, stacked
+from lm.pretrained.peft_experts import NESTED, PUBLISHED, are_interleaved, module_of, stacked
 from lm.pretrained.rows import Concatenated, Identity, Kernel, RotaryInterleaved, Shape, Tensor, flatten, tensors
 from lm.pretrained.runs import FinishedRun
 from lm.pretrained.save import replace_folder, umask
@@ -114,10 +114,11 @@ def _experts(
     """Put the factors of experts among the `arrays`. Returns their parameters, with the matrices of ours in each.
     Raises ValueError for DoRA, which PEFT has not of parameters."""
     found: dict[str, int] = {}
-    stacks = {path.split("/")[1] for t in every if EXPERT.fullmatch(t.name) for path in t.paths}
-    for slot in sorted(stacks & {path.split("/")[1] for path in moving if path.endswith("/lora_a")}):
-        for j, layer in enumerate(cfg.slots[slot].layers):
-            module = f"model.layers.{layer}{EXPERTS}"
+    of_experts = [t for t in every if EXPERT.fullmatch(t.name)]
+    modules = {(t.paths[0].split("/")[1], t.leaf_index[0]): module_of(t.name) for t in of_experts}
+    for slot in sorted({slot for slot, _ in modules} & {p.split("/")[1] for p in moving if p.endswith("/lora_a")}):
+        for j in range(len(cfg.slots[slot].layers)):
+            module = modules[slot, j]
             own = list(stacked(moving, slot, j, are_interleaved(every)))
             if own and isinstance(lora, DoRA):
                 raise ValueError(f"PEFT has no DoRA of experts ({module}): {WHOLE}")

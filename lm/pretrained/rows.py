@@ -75,17 +75,20 @@ class Linear(Kernel):
 
 @dataclass(frozen=True)
 class StackedLinear(Identity):
-    """Matrices [outputs, inputs] of several experts in one tensor, [experts, outputs, inputs] (GGUF)."""
+    """Matrices [outputs, inputs] of several experts in one tensor, [experts, outputs, inputs], turned from what `each`
+    converts to (GGUF; a gate and an up one after the other, Gemma 4)."""
+
+    each: Identity = Identity()
 
     def theirs_shape(self, shapes: Sequence[Shape]) -> Shape:
-        *experts, inputs, outputs = shapes[0]
+        *experts, inputs, outputs = self.each.theirs_shape(shapes)
         return *experts, outputs, inputs
 
     def ours(self, tensor: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
-        return [tensor.swapaxes(-1, -2)]
+        return self.each.ours(tensor.swapaxes(-1, -2), shapes)
 
     def theirs(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
-        return leaves[0].swapaxes(-1, -2)
+        return self.each.theirs(leaves).swapaxes(-1, -2)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import pytest
 from lm.model import count
 from lm.model.compute import Compute
 from lm.model.config import LayerKind, ModelConfig
+from lm.model.hybrids import gemma4
 from lm.model.inputs import Inputs
 from lm.model.parts import FeedForward, RMSNorm, UnscaledRMSNorm
 from lm.model.per_layer import PerLayerEmbedding
@@ -146,6 +147,13 @@ def test_proportional_positions_turn_the_first_pairs_as_fast_as_a_whole_head() -
 def test_a_source_is_an_earlier_layer_of_the_same_shape(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"SharedAttention.source=\d: expected one of model.first_layers before it"):
         replace(SHARED, **changes)
+
+
+def test_the_last_layer_is_full_whatever_the_number_of_layers() -> None:
+    sizes: dict[str, Any] = dict(vocab=29, width=12, heads=2, kv_heads=1, mlp=10, context=24, every=3, window=5)
+    for layers, shared in ((4, 0), (6, 0), (5, 1), (8, 4), (9, 6)):
+        windows = [slot.window for slot in gemma4(**sizes, layers=layers, shared=shared).by_layer]
+        assert windows == [0 if (i + 1) % 3 == 0 or i == layers - 1 else 5 for i in range(layers)]
 
 
 def test_it_is_a_model_config() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from lm.model.families import bert, gpt, t5
+from lm.model.hybrids import gemma4_moe
 from lm.model.transformer import Transformer
 from lm.pretrained import Pretrained
 from lm.pretrained.files import Safetensors, TensorToWrite, write_file
@@ -26,6 +27,12 @@ from tests.tune.test_lora import disturbed, wrapped
 
 GPT2 = gpt(vocab=31, layers=2, width=12, heads=2, context=16)
 T5 = t5(vocab=29, layers=2, width=12, heads=2, mlp=10, head_dim=6, context=24)
+GEMMA4 = gemma4_moe(
+    **dict(
+        vocab=29, layers=3, width=12, heads=2, kv_heads=1, mlp=10, context=24, head_dim=4, full_head_dim=6, window=5
+    ),
+    **dict(every=2, experts=3, top_k=2, expert_mlp=8),
+)
 BERT = bert(vocab=29, layers=2, width=12, heads=2, mlp=10, context=24)
 AT = "base_model.model.model.layers.0.self_attn.q_proj."
 
@@ -55,6 +62,8 @@ CASES: dict[str, tuple[Any, LoRA]] = {
     "mixtral": (MODELS["mixtral"], LoRA(rank=2, alpha=3.0, rslora=True)),
     "mixtral, a part": (MODELS["mixtral"], LoRA(rank=2, where="up|router")),
     "gpt-oss": (MODELS["gpt-oss"], LoRA(rank=3, where="mlp|router|value")),
+    "gemma 4": (GEMMA4, LoRA(rank=2, alpha=3.0, where="mlp|router|query")),
+    "gemma 4, a part": (GEMMA4, LoRA(rank=3, where="up")),
     "bert": (BERT, LoRA(rank=2, where="query|out", full="ffn_norm_.*")),
 }
 

@@ -13,7 +13,7 @@ import pytest
 from lm.experiment import Experiment
 from lm.model.config import ModelConfig, MultiToken
 from lm.model.families import deepseek_v2
-from lm.model.hybrids import gemma4, qwen3_5, qwen3_next
+from lm.model.hybrids import gemma4, gemma4_moe, qwen3_5, qwen3_next
 from lm.model.transformer import Transformer
 from lm.pretrained import Pretrained, load, read_config
 from lm.run import course
@@ -32,6 +32,7 @@ FAMILIES: dict[str, ModelConfig] = {
     "Qwen 3.5": qwen3_5(**SIZES, **STATE, layers=2),
     "Qwen3-Next": qwen3_next(**SIZES, **STATE, layers=2, experts=4, top_k=2, shared=8),
     "Gemma 4": gemma4(**SIZES, **HEADS, layers=4, shared=2, shared_mlp=40, per_layer=4),
+    "Gemma 4 with experts": gemma4_moe(**SIZES, **HEADS, layers=2, experts=4, top_k=2, expert_mlp=12),
     "DeepSeek-V3": replace(deepseek_v2(**SIZES, **LATENT, layers=2), multi_token=MultiToken()),
 }
 CASES = [
