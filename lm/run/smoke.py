@@ -23,7 +23,7 @@ SIZES = {
     "width": 64,
     **dict.fromkeys(("mlp", "shared"), 128),
     **dict.fromkeys(("heads", "value_heads", "experts"), 4),
-    **dict.fromkeys(("kv_heads", "key_heads", "top_k"), 2),
+    **dict.fromkeys(("kv_heads", "key_heads", "top_k", "groups", "top_groups", "group_best"), 2),
     **dict.fromkeys(("head_dim", "key_dim", "value_dim", "qk_nope_head_dim", "v_head_dim"), 16),
     "qk_rope_head_dim": 8,
     **dict.fromkeys(("kv_lora_rank", "q_lora_rank"), 32),

@@ -16,6 +16,7 @@ from lm.model import count
 from lm.model.compute import Compute
 from lm.model.config import LayerKind, ModelConfig
 from lm.model.families import deepseek_v2, llama
+from lm.model.shared_experts import SharedExperts
 from lm.model.transformer import Transformer
 from lm.plan.compile import batch_shapes
 from lm.run.smoke import LENGTH, ROWS, SIZES, STEPS, smoke
@@ -92,6 +93,18 @@ def test_sizes_still_divide_and_first_layers_stay() -> None:
     assert count.parameters(small) < 300_000
     odd = smoke(TINY.replace(model=llama(vocab=258, layers=3, width=48, heads=3, mlp=80, context=32))).model
     assert (odd.width, odd.attention.heads, odd.attention.kv, odd.ffn.mlp) == (32, 2, 2, 64)
+
+
+@pytest.mark.parametrize(
+    "sizes", [(256, 8, 8, 4, 2), (3, 2, 3, 2, 1), (64, 6, 8, 1, 8), (6, 1, 6, 1, 1), (9, 9, 1, 1, 9)]
+)
+def test_groups_of_experts_still_hold_what_is_taken(sizes: tuple[int, ...]) -> None:
+    """As DeepSeek-V3 has them, and at the ends of what is legal."""
+    experts, top_k, groups, top_groups, best = sizes
+    grouped = dict(groups=groups, top_groups=top_groups, group_best=best)
+    ffn = SharedExperts(10, experts=experts, top_k=top_k, shared=20, **grouped)
+    small = smoke(TINY.replace(model=replace(TINY.model, ffn=ffn))).model.ffn
+    assert isinstance(small, SharedExperts) and small.experts <= 4 and small.groups == min(groups, 2)
 
 
 def test_what_is_small_stays() -> None:
