@@ -104,16 +104,16 @@ def batch(cfg: Any, seed: int) -> dict[str, np.ndarray]:
     return found
 
 
-def run(family: str, mesh: dict[str, int] | None, steps: int = STEPS, **layout: Any) -> Any:
-    """(the losses of so many steps, the step, the last state) of a family on a mesh; None: one device."""
+@cache
+def begun(family: str) -> Any:
+    """(the learner, the optimizer, the state before the first step) of a family: drawn once, on one device; that a mesh
+    draws the same is a test of tests/train/test_step.py."""
     from lm.model.compute import Compute
     from lm.model.transformer import Transformer
-    from lm.sharding.batches import place_batch
     from lm.sharding.mesh import make_mesh
-    from lm.sharding.rules import Layout
     from lm.train.optim import AdamW
     from lm.train.schedule import Constant
-    from lm.train.step import build_step, init_state
+    from lm.train.step import init_state
     from lm.tune.pretrain import Pretrain
 
     cfg, how = families()[family]
@@ -123,12 +123,23 @@ def run(family: str, mesh: dict[str, int] | None, steps: int = STEPS, **layout: 
     # normalised: small steps keep both rare
     rate = {"mixtral": 2e-3, "gemma4": 1e-3, "gated deltanet": 1e-3}.get(family, 1e-2)
     chain = AdamW(learning_rate=rate, eps=1e-3, schedule=Constant()).build(STEPS, learner.axes())
+    return learner, chain, jax.device_get(init_state(learner, chain, make_mesh({"data": 1}, jax.devices()[:1]), 0))
+
+
+def run(family: str, mesh: dict[str, int] | None, steps: int = STEPS, **layout: Any) -> Any:
+    """(the losses of so many steps, the step, the last state) of a family on a mesh; None: one device."""
+    from lm.sharding.batches import place_batch
+    from lm.sharding.mesh import make_mesh
+    from lm.sharding.rules import Layout
+    from lm.train.step import build_step, state_shardings
+
+    learner, chain, first = begun(family)
     over = make_mesh(mesh) if mesh else make_mesh({"data": 1}, jax.devices()[:1])
-    state = init_state(learner, chain, over, 0, 0.0, Layout(**layout))
+    state = jax.device_put(first, state_shardings(learner, chain, over, layout=Layout(**layout))[1])
     step = build_step(learner, chain, over, layout=Layout(**layout))
     losses = []
     for n in range(steps):
-        state, metrics = step(state, place_batch(batch(cfg, n), over))
+        state, metrics = step(state, place_batch(batch(learner.model.cfg, n), over))
         losses.append(float(metrics["total"]))
     return np.array(losses), step, state
 

@@ -15,6 +15,7 @@ from lm.data.mixture import Breakpoint, Data, Mixture
 from lm.data.objective import CausalLM, PrefixLM
 from lm.data.pack import Chunk, Pack
 from lm.data.records import Jsonl, Parquet
+from lm.data.repeats import Repeats
 from lm.data.shapes import Shapes
 from lm.data.source import TextFile, TextFolder
 from lm.experiment import Experiment
@@ -142,6 +143,7 @@ def samples() -> dict[str, Any]:
         "TextFolder": TextFolder(str(root / "some"), heldout=0.3),
         "Jsonl": Jsonl(str(root / "some.jsonl"), heldout=0.3),
         "Parquet": Parquet(str(root / "some.parquet"), heldout=0.3),
+        "Repeats": Repeats(texts=100, heldout=20),
         "TokenizerFile": TokenizerFile(str(root / "bytes")),
         "Vision": Vision(siglip(layers=1, width=8, heads=2, mlp=8, patches=16), 8, 2, 255, pool=2),
         "ImageTokens": ImageTokens(255, 4),
