@@ -16,11 +16,10 @@ from lm.decode.layout import for_decoding
 from lm.decode.sampling import Sampling
 from lm.model.config import LayerKind, ModelConfig, Vision
 from lm.model.families import llama, siglip
-from lm.model.inputs import Inputs
 from lm.model.parts import RMSNorm
 from lm.model.transformer import Transformer
 from tests.decode.test_engine import bits, compilations, serve
-from tests.model.reference import SIMPLE, lively
+from tests.model.reference import SIMPLE, lively, run
 
 IMAGE, SIZE, V = 9, 8, 23
 TOWER = siglip(layers=2, width=8, heads=2, mlp=12, patches=16)
@@ -100,7 +99,7 @@ def test_log_probabilities_of_a_prompt_with_images_are_the_trainer_s(cfg: ModelC
     (outputs,) = engine(cfg).generate([request])
     ids = jnp.asarray([request.prompt])
     assert request.images is not None
-    logits = Transformer(cfg, SIMPLE)(params(cfg), Inputs(ids, images=jnp.asarray(request.images[None])))
+    logits = run(Transformer(cfg, SIMPLE), params(cfg), ids, images=jnp.asarray(request.images[None]))
     wanted = jax.nn.log_softmax(logits[0, :-1])[np.arange(ids.size - 1), ids[0, 1:]]
     np.testing.assert_allclose([one.logprob for one in outputs[0].prompt], wanted, atol=2e-5)
 

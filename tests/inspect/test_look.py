@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,9 @@ def test_an_edit_is_of_its_layer_heads_and_positions(loaded: Callable[[str], Pre
     model = loaded("LlamaForCausalLM-grouped--head-size-20--tied")
     tokens = jnp.asarray(inputs(BY_NAME["LlamaForCausalLM-grouped--head-size-20--tied"])["input_ids"])
     taps, edit = ["attn_head", "resid_post"], Zero("attn_head", 1, heads=(0, 2), positions=39)
-    off, on = (look(model.model, model.params, tokens, taps, edits).taps for edits in ([], [edit]))
+    off, on = (
+        jax.jit(partial(look, model.model, taps=taps, edits=edits))(model.params, tokens).taps for edits in ([], [edit])
+    )
     zero = np.zeros(off["attn_head"].shape[:-1], bool)
     zero[1, :, 39, 0] = zero[1, :, 39, 2] = True
     assert (np.asarray(on["attn_head"])[zero] == 0).all()
@@ -131,7 +133,7 @@ def test_layers_of_two_kinds_are_in_their_order() -> None:
     """Layers of a state before those of attention, whose patterns alone there are."""
     cfg = replace(llama(vocab=32, layers=4, width=16, heads=2, mlp=16, context=16), pattern=(STATE, LayerKind()))
     model = Transformer(cfg, Compute(dtype="float32", matmul="float32").resolve())
-    params, tokens = model.init(jax.random.key(0)), jnp.arange(8)[None] % 7
+    params, tokens = jax.jit(model.init)(jax.random.key(0)), jnp.arange(8)[None] % 7
     wanted = ("resid_pre", "resid_post", "attn_pattern", "embedding")
     taps = jax.jit(lambda p, x: look(model, p, x, wanted).taps)(params, tokens)
     np.testing.assert_array_equal(taps["resid_pre"][1:], taps["resid_post"][:-1])
@@ -148,7 +150,7 @@ def test_a_mesh_reads_the_same() -> None:
     """Rows, heads and width over four devices: the values of one."""
     cfg = llama(vocab=32, layers=2, width=16, heads=4, mlp=16, context=16)
     model = Transformer(cfg, Compute(dtype="float32", matmul="float32").resolve())
-    params, tokens = model.init(jax.random.key(0)), jnp.arange(32).reshape(4, 8) % 7
+    params, tokens = jax.jit(model.init)(jax.random.key(0)), jnp.arange(32).reshape(4, 8) % 7
     every = places(model)
     alone = jax.jit(lambda p, x: look(model, p, x, every))(params, tokens)
     with use_mesh(make_mesh({"fsdp": 2, "tensor": 2}, jax.devices()[:4])):

@@ -19,15 +19,17 @@ from lm.model.inputs import Inputs
 from lm.model.positions import Rotary
 from lm.model.transformer import Params, Transformer
 from tests.inspect.circuit import CLEAN, CORRUPTED, circuit
+from tests.model.reference import run
 
 EXACT = Compute(dtype="float32", matmul="float32").resolve()
 SIZES = dict(vocab=16, layers=2, width=8, heads=2, mlp=12, context=12)
 TOKENS = jnp.array([[3, 1, 4, 1, 5, 9]])
+PLACES = ("attn_pattern", "resid_pre", "resid_mid", "resid_post")
 MODEL = Transformer(llama(**SIZES), EXACT)
 
 
 def params_of(model: Transformer) -> Params:
-    return jax.tree.map(lambda a: a * 3, model.init(jax.random.key(1)))
+    return jax.tree.map(lambda a: a * 3, jax.jit(model.init)(jax.random.key(1)))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def params() -> Params:
 
 def test_one_look_has_the_streams_the_patterns_and_the_end(params: Params) -> None:
     seen = page.observe(MODEL, params, Inputs(TOKENS), {"": [0]})
-    taps = look(MODEL, params, TOKENS, ["attn_pattern", "resid_pre", "resid_mid", "resid_post"]).taps
+    taps = jax.jit(partial(look, MODEL, taps=PLACES))(params, TOKENS).taps
     (one,) = page.attentions(MODEL.cfg, seen, {"": [0]})
     dense = np.zeros((2, 2, 6, 6))
     np.put_along_axis(dense, one.kept.keys.astype(int), one.kept.weights / 255, -1)
@@ -47,15 +49,17 @@ def test_one_look_has_the_streams_the_patterns_and_the_end(params: Params) -> No
     attention, feed = page.moved(seen)
     assert (attention["what"], feed["what"]) == ("attention", "feed-forward")
     assert attention["share"][1][3] == pytest.approx(np.linalg.norm(after - before) / np.linalg.norm(before), abs=1e-3)
-    np.testing.assert_allclose(MODEL.logits(params, seen["last"]), MODEL(params, TOKENS), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(MODEL.logits)(params, seen["last"]), run(MODEL, params, TOKENS), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_the_output_is_read_in_blocks(params: Params) -> None:
     """More places than a block has, and none but those."""
     tokens = jnp.arange(4 * 12).reshape(4, 12) % 16
-    x = np.asarray(MODEL.hidden(params, tokens).x).reshape(48, 8)
+    x = np.asarray(jax.jit(MODEL.hidden)(params, tokens).x).reshape(48, 8)
     ids, best, wanted = page.read_out(MODEL, params, x, 3, np.arange(48) % 16)
-    known = np.asarray(jax.nn.softmax(MODEL(params, tokens))).reshape(48, 16)
+    known = np.asarray(jax.nn.softmax(run(MODEL, params, tokens))).reshape(48, 16)
     np.testing.assert_allclose(best, np.sort(known)[:, :-4:-1], rtol=1e-4)
     np.testing.assert_array_equal(ids[:, 0], known.argmax(-1))
     np.testing.assert_allclose(wanted, known[np.arange(48), np.arange(48) % 16], rtol=1e-4)
@@ -123,10 +127,10 @@ def test_a_head_that_adds_nothing() -> None:
     model, params = circuit()
     heads = [("attn_head", 1, 1), ("attn_head", 0, 0), ("attn_head", 1, 0)]
     found = page.without_heads(model, params, Inputs(jnp.asarray(CLEAN)), heads, 5)
-    now = np.asarray(jax.nn.softmax(model(params, CLEAN)[0, 5]))
+    now = np.asarray(jax.nn.softmax(run(model, params, CLEAN)[0, 5]))
     np.testing.assert_allclose(found[0], now, rtol=1e-5)
     np.testing.assert_allclose(found[2], 1 / 8, rtol=1e-5)
-    alone = look(model, params, CLEAN, edits=[Zero("attn_head", layers=0, heads=0)]).logits[0, 5]
+    alone = jax.jit(partial(look, model, edits=[Zero("attn_head", layers=0, heads=0)]))(params, CLEAN).logits[0, 5]
     np.testing.assert_allclose(found[1], jax.nn.softmax(alone), rtol=1e-4)
     assert page.divergence(now, now) == 0 < page.divergence(now, found[2])
 

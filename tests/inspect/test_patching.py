@@ -7,18 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.inspect import patching
 from lm.inspect.edits import Replace, Zero
 from lm.inspect.look import look
-from lm.inspect.patching import attribution, logit_difference, patch
+from lm.inspect.patching import logit_difference
 from lm.inspect.views import duplicate_token, induction, previous_token, sink_mass
 from tests.inspect.circuit import CLEAN, CORRUPTED, circuit
 
 MODEL, PARAMS = circuit()
+# one program a call, where each operation would be one
+fixed = dict(static_argnames=("model", "place", "metric", "by"))
+patch, attribution = jax.jit(patching.patch, **fixed), jax.jit(patching.attribution, **fixed)  # type: ignore[call-overload]
+said = jax.jit(MODEL)
+PATTERN = ["attn_pattern"]
 METRIC = logit_difference(jnp.array([1]), jnp.array([3]))  # b, which is right, less d
 
 
 def test_the_circuit_completes_what_it_has_seen() -> None:
-    assert METRIC(MODEL(PARAMS, CLEAN)) == pytest.approx(1) and METRIC(MODEL(PARAMS, CORRUPTED)) == pytest.approx(0)
+    assert METRIC(said(PARAMS, CLEAN)) == pytest.approx(1) and METRIC(said(PARAMS, CORRUPTED)) == pytest.approx(0)
 
 
 @pytest.mark.parametrize(("place", "heads"), [("attn_head", [[1, 0], [1, 0]]), ("attn_pattern", [[0, 0], [1, 0]])])
@@ -30,7 +36,7 @@ def test_denoising_finds_the_heads(place: str, heads: list[list[float]]) -> None
 
 def test_noising_finds_the_positions() -> None:
     """Behind layer 0 the answer is where the token behind the first a stands, behind layer 1 at the end."""
-    broken = METRIC(MODEL(PARAMS, CLEAN)) - patch(MODEL, PARAMS, CLEAN, CORRUPTED, "attn_head", METRIC, by="T")
+    broken = METRIC(said(PARAMS, CLEAN)) - patch(MODEL, PARAMS, CLEAN, CORRUPTED, "attn_head", METRIC, by="T")
     wanted = np.zeros((2, 6))
     wanted[0, 2] = wanted[1, 5] = 1
     np.testing.assert_allclose(broken, wanted, atol=1e-5)
@@ -40,22 +46,26 @@ def test_noising_finds_the_positions() -> None:
 
 def test_attribution_is_patching_to_first_order() -> None:
     """Of the last layer's heads, which the output reads linearly, exactly; in the same order of axes."""
-    exact = patch(MODEL, PARAMS, CORRUPTED, CLEAN, "attn_head", METRIC, by="TN") - METRIC(MODEL(PARAMS, CORRUPTED))
+    exact = patch(MODEL, PARAMS, CORRUPTED, CLEAN, "attn_head", METRIC, by="TN") - METRIC(said(PARAMS, CORRUPTED))
     first = attribution(MODEL, PARAMS, CORRUPTED, CLEAN, "attn_head", METRIC, by="TN")
     assert first.shape == exact.shape == (2, 6, 2)
     np.testing.assert_allclose(first[1], exact[1], atol=1e-5)
     small = jax.tree.map(
         lambda clean, corrupted: corrupted + 1e-3 * (clean - corrupted), *map(values, (CLEAN, CORRUPTED))
     )
-    moved = METRIC(look(MODEL, PARAMS, CORRUPTED, edits=[Replace("resid_mid", layers=0, values=small)]).logits)
+    moved = METRIC(
+        jax.jit(lambda v: look(MODEL, PARAMS, CORRUPTED, edits=[Replace("resid_mid", layers=0, values=v)]).logits)(
+            small
+        )
+    )
     gradient = attribution(MODEL, PARAMS, CORRUPTED, CLEAN, "resid_mid", METRIC)[0]
-    assert float(moved - METRIC(MODEL(PARAMS, CORRUPTED))) / 1e-3 == pytest.approx(float(gradient), rel=0.2, abs=1e-3)
+    assert float(moved - METRIC(said(PARAMS, CORRUPTED))) / 1e-3 == pytest.approx(float(gradient), rel=0.2, abs=1e-3)
 
 
 def test_attribution_is_of_the_difference_in_any_order_of_axes() -> None:
     """Of b less a token that is nowhere, to which the corrupted text's own values give something too."""
     metric = logit_difference(jnp.array([1]), jnp.array([5]))
-    here = metric(MODEL(PARAMS, CORRUPTED))
+    here = metric(said(PARAMS, CORRUPTED))
     exact = patch(MODEL, PARAMS, CORRUPTED, CLEAN, "attn_head", metric, by="NT") - here
     first = attribution(MODEL, PARAMS, CORRUPTED, CLEAN, "attn_head", metric, by="NT")
     assert here > 0.1 and first.shape == exact.shape == (2, 2, 6)
@@ -63,17 +73,19 @@ def test_attribution_is_of_the_difference_in_any_order_of_axes() -> None:
 
 
 def test_edited_logits_show_nothing_that_is_hidden() -> None:
-    pattern = look(MODEL, PARAMS, CLEAN, ["attn_pattern"], [Zero("attn_logits")]).taps["attn_pattern"]
+    pattern = jax.jit(partial(look, MODEL, taps=PATTERN, edits=[Zero("attn_logits")]))(PARAMS, CLEAN).taps[
+        "attn_pattern"
+    ]
     wanted = np.tri(6) / np.arange(1, 7)[:, None]
     np.testing.assert_allclose(pattern, np.broadcast_to(wanted, pattern.shape), rtol=1e-6)
 
 
 def values(tokens: np.ndarray) -> jax.Array:
-    return look(MODEL, PARAMS, tokens, taps=["resid_mid"]).taps["resid_mid"]
+    return jax.jit(partial(look, MODEL, taps=["resid_mid"]))(PARAMS, tokens).taps["resid_mid"]
 
 
 def test_the_kinds_of_the_heads() -> None:
-    pattern = look(MODEL, PARAMS, CLEAN, taps=["attn_pattern"]).taps["attn_pattern"]  # [L, B, N, T, S]
+    pattern = jax.jit(partial(look, MODEL, taps=PATTERN))(PARAMS, CLEAN).taps["attn_pattern"]  # [L, B, N, T, S]
     assert previous_token(pattern)[0, 0, 0] == pytest.approx(1) and previous_token(pattern)[1, 0, 0] < 0.5
     assert induction(pattern, jnp.asarray(CLEAN))[1, 0, 0] == pytest.approx(1)
     uniform = pattern[1, 0, 1]  # a head that is nothing looks everywhere alike

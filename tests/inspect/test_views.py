@@ -1,6 +1,7 @@
 """Views: lenses and direct effects against what they are by definition."""
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from lm.model.compute import Compute
 from lm.model.families import bert, llama
 from lm.model.transformer import Params, Transformer
 from lm.model.wiring import ScaledPreNorm
+from tests.model.reference import run
 
 EXACT = Compute(dtype="float32", matmul="float32").resolve()
 TOKENS = jnp.array([[3, 1, 4, 1, 5], [2, 7, 1, 8, 2]])
@@ -31,7 +33,7 @@ PLACES = ("embedding", "attn_head", "attn_out", "mlp_out", "resid_post")
 
 @pytest.fixture(scope="module")
 def params() -> Params:
-    return jax.tree.map(lambda a: a * 3, MODEL.init(jax.random.key(1)))
+    return jax.tree.map(lambda a: a * 3, jax.jit(MODEL.init)(jax.random.key(1)))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def taps(params: Params) -> dict[str, jax.Array]:
 
 def test_the_lens_at_the_last_layer_is_the_output(params: Params, taps: dict[str, jax.Array]) -> None:
     lens = logit_lens(MODEL, params, taps["resid_post"])
-    np.testing.assert_allclose(lens[-1], MODEL(params, TOKENS), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(lens[-1], run(MODEL, params, TOKENS), rtol=1e-5, atol=1e-6)
     assert np.abs(lens[0] - lens[-1]).max() > 0.1
 
 
@@ -59,7 +61,7 @@ def test_the_stream_is_the_sum_of_what_is_added(params: Params, taps: dict[str, 
 
 def test_heads_add_their_part_of_a_scaled_branch(params: Params) -> None:
     model = Transformer(replace(MODEL.cfg, wiring=ScaledPreNorm(0.25)), EXACT)
-    taps = look(model, params, TOKENS, PLACES).taps
+    taps = jax.jit(lambda p: look(model, p, TOKENS, PLACES).taps)(params)
     heads = head_outputs(model, params, taps["attn_head"])
     np.testing.assert_allclose(heads.sum(1), taps["attn_out"], rtol=1e-4, atol=1e-5)
 
@@ -69,12 +71,14 @@ def test_the_jacobian_lens_is_the_end_to_first_order(params: Params, taps: dict[
     jacobians = jacobian_lens(MODEL, params, TOKENS[:1], position=2)
     np.testing.assert_allclose(jacobians[1], np.eye(8), atol=1e-6)
     read = jacobian_read(MODEL, params, jacobians, taps["resid_post"])
-    np.testing.assert_allclose(read[-1], MODEL(params, TOKENS), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(read[-1], run(MODEL, params, TOKENS), rtol=1e-4, atol=1e-5)
     step = jnp.linspace(-1, 1, 8)
-    moved = [
-        look(MODEL, params, TOKENS[:1], ["resid_post"], [Add("resid_post", 0, positions=2, values=sign * 1e-2 * step)])
-        for sign in (1, -1)
-    ]
+
+    @jax.jit
+    def near(values: jax.Array) -> Any:
+        return look(MODEL, params, TOKENS[:1], ["resid_post"], [Add("resid_post", 0, positions=2, values=values)])
+
+    moved = [near(sign * 1e-2 * step) for sign in (1, -1)]
     change = (moved[0].taps["resid_post"][1, 0, 2] - moved[1].taps["resid_post"][1, 0, 2]) / 2e-2
     np.testing.assert_allclose(jacobians[0] @ step, change, rtol=2e-2, atol=2e-2)
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from lm.run.watching import Watcher
 from tests import tiny
 from tests.inspect.circuit import CLEAN, circuit
 
+PLACES = ("attn_pattern", "embedding", "resid_post")
 WATCH = Watching(every_steps=3, rows=1, repeated=8, probes=("the cat", "1 + 2"), probe_every_steps=6)
 
 
@@ -135,7 +137,7 @@ def test_probes_are_what_the_model_has_inside(runs: tuple[Path, Path]) -> None:
     first, second = read_probes(on)
     model = load(on)
     ids = [256, *b"the cat"]
-    seen = look(model.model, model.params, jnp.array([ids]), ["attn_pattern", "embedding", "resid_post"])
+    seen = jax.jit(partial(look, model.model, taps=PLACES))(model.params, jnp.array([ids]))
     assert first.text == "the cat" and first.steps.tolist() == [6, 12] and first.tokens.tolist() == ids
     assert first.pieces == ["<bos>", *"the cat"] and first.layers.tolist() == [0, 1] and second.text == "1 + 2"
     np.testing.assert_allclose(first.attn_pattern[-1], seen.taps["attn_pattern"][:, 0], atol=1e-3)

@@ -104,7 +104,7 @@ def test_patterns_are_read_and_edited() -> None:
 def test_cached_is_full(compute: Any) -> None:
     """In pieces longer than the window and of one token; the encoder is read once."""
     model, params, inputs = Transformer(BOTH, compute), lively(BOTH), given(BOTH, 12)
-    full, cache, got = model(params, inputs), model.empty_cache(2, 12, 7), []
+    full, cache, got = jax.jit(model)(params, inputs), model.empty_cache(2, 12, 7), []
     for start, end in ((0, 2), (2, 3), (3, 9), (9, 10), (10, 12)):
         piece = replace(inputs, tokens=inputs.tokens[:, start:end], encoder=inputs.encoder if start == 0 else None)
         logits, cache = extend(model, params, cache, piece)

@@ -147,7 +147,7 @@ def test_the_model_is_what_it_is_without_modules() -> None:
 
 
 def test_first_values_are_those_without_modules() -> None:
-    drawn, alone = (Transformer(cfg, SIMPLE).init(jax.random.key(3)) for cfg in (AHEAD, LLAMA))
+    drawn, alone = (jax.jit(Transformer(cfg, SIMPLE).init)(jax.random.key(3)) for cfg in (AHEAD, LLAMA))
     first, second = drawn.pop("multi_token").values()
     jax.tree.map(np.testing.assert_array_equal, drawn, alone)
     assert not np.array_equal(first["projection"], second["projection"])
@@ -247,7 +247,7 @@ def test_earlier_data_are_what_they_were() -> None:
 def test_finished_models_are_given_fresh_modules() -> None:
     base, key = lively(LLAMA), jax.random.key(1)
     added = Transformer(AHEAD, SIMPLE).with_scores(base, key)
-    fresh = Transformer(AHEAD, SIMPLE).init(key)["multi_token"]
+    fresh = jax.jit(Transformer(AHEAD, SIMPLE).init)(key)["multi_token"]
     jax.tree.map(np.testing.assert_array_equal, added.pop("multi_token"), fresh)
     jax.tree.map(np.testing.assert_array_equal, added, base)
     own = lively(AHEAD)

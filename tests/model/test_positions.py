@@ -26,7 +26,7 @@ from lm.model.positions import (
 )
 from lm.model.scaling import Dynamic, Linear, Llama3, LongRoPE, Scaling, YaRN, plain_angles
 from lm.model.transformer import Distances, Transformer
-from tests.model.reference import GPT, MODELS, SIMPLE, close, lively, turned
+from tests.model.reference import GPT, MODELS, SIMPLE, close, lively, run, turned
 
 X = np.random.default_rng(0).standard_normal((1, 7, 2, 8)).astype(np.float32)
 
@@ -213,7 +213,7 @@ def test_the_first_rows_of_learned_after_are_of_no_position() -> None:
     table = params["stem"]["positions"]
     assert table.shape == (GPT.context + 3, GPT.width)
     plain = {**params, "stem": {**params["stem"], "positions": table[3:]}}
-    close(Transformer(after, SIMPLE)(params, ids), Transformer(GPT, SIMPLE)(plain, ids))
+    close(run(Transformer(after, SIMPLE), params, ids), run(Transformer(GPT, SIMPLE), plain, ids))
 
 
 def test_a_table_in_every_layer_is_that_layer_s() -> None:
@@ -227,12 +227,13 @@ def test_a_table_in_every_layer_is_that_layer_s() -> None:
     once = {**params, "layers": {"0": layers}, "stem": {**params["stem"], "relative": tables[0]}}
     equal = {**params, "layers": {"0": {**layers, "relative": jnp.stack([tables[0]] * 2)}}}
     model = Transformer(own, SIMPLE)
-    close(model(equal, ids), Transformer(shared, SIMPLE)(once, ids))
-    assert float(jnp.abs(model(params, ids) - model(equal, ids)).max()) > 1e-3
-    whole, cache = model.hidden(params, ids).x, model.empty_cache(2, 12)
+    close(run(model, equal, ids), run(Transformer(shared, SIMPLE), once, ids))
+    assert float(jnp.abs(run(model, params, ids) - run(model, equal, ids)).max()) > 1e-3
+    hidden = jax.jit(model.hidden)
+    whole, cache = hidden(params, ids).x, model.empty_cache(2, 12)
     segments = jnp.asarray([[1] * 5, [1] * 3 + [0] * 2])
-    cache = model.hidden(params, Inputs(ids[:, :5], segments=segments), cache).cache
+    cache = hidden(params, Inputs(ids[:, :5], segments=segments), cache).cache
     following = jnp.stack([ids[0, 5:6], ids[1, 3:4]])
-    step = model.hidden(params, following, cache).x
+    step = hidden(params, following, cache).x
     close(step[0, 0], whole[0, 5])
     close(step[1, 0], whole[1, 3])

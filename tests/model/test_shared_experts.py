@@ -92,7 +92,7 @@ def test_the_bias_is_moved_against_the_load_and_evens_it() -> None:
     def loss(params: Any) -> Any:
         return sum(losses(params).values())
 
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     optimizer = AdamW(learning_rate=0.5, weight_decay=0.0).build(10, model.axes())
 
     @jax.jit

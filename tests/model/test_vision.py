@@ -20,7 +20,7 @@ from lm.model.vision import Patches, placed, runs, soft_tokens
 from lm.sharding.mesh import make_mesh
 from lm.sharding.shardings import shardings
 from lm.sharding.tracing import use_mesh
-from tests.model.reference import SIMPLE, close
+from tests.model.reference import SIMPLE, close, lively
 
 IMAGE, SIZE = 9, 8
 TOWER = siglip(layers=2, width=8, heads=2, mlp=12, patches=16)
@@ -186,7 +186,7 @@ def test_what_cannot_be_is_told(change: dict[str, Any], message: str) -> None:
 
 def test_a_model_without_vision_is_given_no_image() -> None:
     model = Transformer(replace(MODEL, vision=None), SIMPLE)
-    params = model.init(jax.random.key(0))
+    params = lively(model.cfg)
     with pytest.raises(ValueError, match="this model has no vision tower: give it text alone, or set model.vision"):
         model(params, Inputs(jnp.asarray([ROW]), images=jnp.asarray(IMAGES)))
 

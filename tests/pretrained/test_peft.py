@@ -44,7 +44,7 @@ def plain(cfg: Any) -> Pretrained:
 def written(cfg: Any, lora: LoRA, folder: Path) -> Any:
     """Write what training may leave of `lora`; returns the merged parameters."""
     learner = wrapped(cfg, lora)
-    params, frozen = learner.init(jax.random.key(0), lively(cfg))
+    params, frozen = jax.jit(learner.init)(jax.random.key(0), lively(cfg))
     params = disturbed(params)
     moving = {path: np.asarray(x) for path, x in flatten(params).items()}
     write_adapter(folder, *adapter_of(cfg, lora, moving, "there"))

@@ -161,7 +161,7 @@ def test_an_adapter_has_the_head_and_makes_of_a_model_of_texts_one_of_scores(tmp
     cfg, lora = scorer(LLAMA), LoRA(rank=2, where="query|mlp")
     learner = wrapped(cfg, lora)
     assert "head/score" in learner.trained and "head/score" not in lora.frozen(cfg)
-    params, frozen = learner.init(jax.random.key(0), lively(LLAMA))
+    params, frozen = jax.jit(learner.init)(jax.random.key(0), lively(LLAMA))
     params = disturbed(params)
     moving = {path: np.asarray(x) for path, x in flatten(params).items()}
     config, arrays = adapter_of(cfg, lora, moving, "there")

@@ -83,7 +83,7 @@ def test_an_adapter_of_the_tower_is_exported_and_read(case: str, where: str, tmp
     own = load(checkpoint(case, tmp_path / "base"))
     lora = LoRA(rank=2, alpha=3.0, where=where)
     learner = lora.wrap(Pretrain().build(own.model))
-    params, frozen = learner.init(jax.random.key(0), own.params)
+    params, frozen = jax.jit(learner.init)(jax.random.key(0), own.params)
     params = disturbed(params)
     moving = {path: np.asarray(x) for path, x in flatten(params).items()}
     config, arrays = adapter_of(own.config, lora, moving)
