@@ -16,7 +16,9 @@ TESTS = {
     "lm/model/gated.py": ("tests/model/test_hybrids.py",),
     "lm/model/shared_kv.py": ("tests/model/test_shared_kv.py", *RECORDED),
     "lm/model/per_layer.py": ("tests/model/test_shared_kv.py", *RECORDED),
-    "lm/pretrained/gemma4.py": FIELDS + RECORDED,
+    "lm/pretrained/gemma4.py": FIELDS
+    + RECORDED
+    + of("pretrained/test_recorded", "saved_and_loaded_again_it_is_the_same"),
     "lm/model/normed_experts.py": ("tests/model/test_normed_experts.py",),
     "lm/model/hybrids.py": ("tests/model/test_normed_experts.py", "tests/model/test_shared_kv.py"),
     "lm/pretrained/peft_experts.py": ("tests/pretrained/test_peft.py",),

@@ -26,6 +26,7 @@ TESTS = {
         "run/test_lengthen",
         *("a_decay_is_set_aside_and_not_lost", "what_cannot_go_on_is_refused", "the_steps_that_two_lengths_share"),
     ),
+    "lm/run/prepared.py": of("run/test_together", "which_way_is_said_and_can_be_refused"),
     "lm/sharding/batches.py": of("sharding/test_sharding", "a_batch_is_there_when_a_cpu_has_it"),
     "lm/run/log.py": of("run/test_course", "wall_time_is_of_all_processes"),
     "launch/fields.py": of(

@@ -131,7 +131,7 @@ def test_which_way_is_said_and_can_be_refused(
         and plan_execution(runs, "turns") is None
         and plan_execution(runs, "vmap") is not None
     )
-    said = capsys.readouterr().out.splitlines()
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith(PROGRAM)]
     ways = "in turn (faster on CPUs)", "in turn (as asked)", "side by side (as asked)"
     assert said == [f"{PROGRAM}2 runs, {way}" for way in ways]
     kept = [run.prepared.heldout["eval"].kept for run in runs]
