@@ -205,8 +205,9 @@ def ranking(candidates: "list[Candidate]") -> Any:
     for c in candidates:
         plan, e = c.best, c.experiment
         low, high = plan.seconds
+        block = f"{e.compute.block}{f', vmem {e.compute.scoped_vmem}' if e.compute.scoped_vmem else ''}"
         table.add_row(
-            *(mesh_text(e.mesh), kept(e), str(e.accumulate), str(e.compute.block), plan.source),
+            *(mesh_text(e.mesh), kept(e), str(e.accumulate), block, plan.source),
             *(f"{low:.2f} - {high:.2f}", f"{plan.mfu:.1%}", f"{plan.memory['peak'] / 1e9:.1f}"),
             "" if c.fits else "does not fit",
         )

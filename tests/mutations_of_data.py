@@ -110,8 +110,8 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("those of held-out rows depend on the batch size", "source, start + row)", "source, row)"),
         (
             "the last held-out batch is left out",
-            "(0, plan.rows_per_epoch, size)",
-            "(0, plan.rows_per_epoch - size + 1, size)",
+            "(first * size, plan.rows_per_epoch, size)",
+            "(first * size, plan.rows_per_epoch - size + 1, size)",
         ),
         ("a resumed run reads from the start", "itertools.count(start)", "itertools.count()"),
     ),

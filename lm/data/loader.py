@@ -303,12 +303,13 @@ class Batches:
         `threads` prefetch up to `ahead` batches."""
         return Reader(lambda step: self.batch(step, rows), start_step, threads, ahead)
 
-    def heldout(self, source: str, batch_rows: int | None = None) -> Iterator[Batch]:
-        """All held-out rows of `source`, in order, the same for every seed: under CausalLM every token that has a
-        predecessor in its document is a target exactly once. The last batch is padded with empty rows."""
+    def heldout(self, source: str, batch_rows: int | None = None, first: int = 0) -> Iterator[Batch]:
+        """All held-out rows of `source` from batch `first` on, in order, the same for every seed: under CausalLM every
+        token that has a predecessor in its document is a target exactly once. The last batch is padded with empty
+        rows."""
         plan = self._plans[self._known(source), "heldout"]
         size = batch_rows or self.batch_rows
-        for start in range(0, plan.rows_per_epoch, size):
+        for start in range(first * size, plan.rows_per_epoch, size):
             numbers = np.arange(start, min(start + size, plan.rows_per_epoch))
             rows = plan.rows(numbers, None)
             if self.objective.reads_row_pairs:

@@ -40,9 +40,9 @@ class Compute:
     - `devices`: host devices to split a CPU into, each with its share of the cores; 0 leaves JAX's one.
     - `gradients`: in what a mesh's devices exchange the gradients of weights, whose own parts are summed in float32;
       auto: the dtype of activations.
-    - `scoped_vmem`: MiB of a TPU's vector memory that one kernel of a step may take, 0 for the compiler's own (16 on v4
-      to v5p, 32 on v6e). On v5e and v5p products in larger tiles wait for memory less with 64, and compile three times
-      as long.
+    - `scoped_vmem`: MiB of a TPU's vector memory that one kernel of a step may take, 0 for the compiler's own (16 on
+      v5e and v5p, 32 on v6e). There 64 lets products wait for memory less, by the compiler's estimates, and a step
+      compiles three times as long.
     - `backend`: the devices that the program is compiled for: cpu, gpu or tpu.
 
     "auto" and -1 mean what measured fastest on the device in hand: see `resolve` and benchmarks/RESULTS.md."""

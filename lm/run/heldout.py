@@ -1,9 +1,9 @@
 """Evaluation on held-out data: a method's measures, by source."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
 from typing import Any
 
 import jax
@@ -27,11 +27,11 @@ class Kept:
         self._batches: dict[str, list[Any]] = {}
         self._bytes = 0
 
-    def placed(self, source: str, batches: Iterator[Batch], mesh: Mesh) -> Iterator[Any]:
-        """All `batches` of the source, placed on the mesh."""
+    def placed(self, source: str, batches_from: Callable[[int], Iterator[Batch]], mesh: Mesh) -> Iterator[Any]:
+        """All batches of the source on the mesh; `batches_from` reads those from a number on."""
         kept = self._batches.setdefault(source, [])
         yield from kept
-        for i, batch in enumerate(islice(batches, len(kept), None), len(kept)):
+        for i, batch in enumerate(batches_from(len(kept)), len(kept)):
             placed, size = place_batch(batch, mesh), sum(array.nbytes for array in batch.values())
             if i == len(kept) and self._bytes + size <= KEPT_BYTES:
                 self._bytes += size
@@ -80,7 +80,8 @@ class HeldOut:
                 for name, x in jax.device_get(outstanding.popleft()).items():
                     sums[name] = sums.get(name, 0.0) + float(x)
 
-        for i, batch in enumerate(self.kept.placed(source, self.data.heldout(source, self.rows), self.mesh)):
+        batches_from = partial(self.data.heldout, source, self.rows)
+        for i, batch in enumerate(self.kept.placed(source, batches_from, self.mesh)):
             if most_tokens and i and i * self.rows * self.data.seq_len >= most_tokens:
                 break
             outstanding.append(self.evaluate(params, frozen, batch, i))

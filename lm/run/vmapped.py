@@ -41,7 +41,9 @@ class Vmapped:
     """The stacked states of several runs, and the step of all of them."""
 
     def __init__(self, runs: Sequence[Run]):
-        self.devices, self.one_step = runs[0].prepared.mesh.devices.flatten(), runs[0].program.step_function
+        prepared = runs[0].prepared
+        self.devices, self.one_step = prepared.mesh.devices.flatten(), runs[0].program.step_function
+        self.compiler_options = prepared.compute.compiler_options
         self.slots: list[VmapSlot] = []
         self.state: Any = None
         self.data: Any = None
@@ -57,7 +59,7 @@ class Vmapped:
         mesh, split = Mesh(self.devices[:size], (RUNS,)), PartitionSpec(RUNS)
         self.sharding = NamedSharding(mesh, split)
         step = jax.shard_map(jax.vmap(self.one_step), mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
-        self.jitted = jax.jit(step, donate_argnums=0)
+        self.jitted = jax.jit(step, donate_argnums=0, compiler_options=self.compiler_options)
         longest = max(len(slot.schedule) for slot in self.slots)
         data = [{**slot.data, "schedule": _padded(slot.schedule, longest)} for slot in self.slots]
         self.data, self.state = self._place(data), self._place(jax.device_get(states))

@@ -207,6 +207,7 @@ def test_held_out_text_is_always_asked_the_same(asked: Batches) -> None:
     other = prepare(asked.data, 64, 8, seed=9, objective=asked.objective, encoder=asked.context.encoder)
     assert all(same(a, b) for a, b in zip(asked.heldout("a"), other.heldout("a"), strict=True))
     by_row = [{name: array[[i]] for name, array in batch.items()} for batch in asked.heldout("a") for i in range(8)]
+    assert all(same(a, b) for a, b in zip(list(asked.heldout("a"))[1:], asked.heldout("a", first=1), strict=True))
     for one, alone in zip(by_row, asked.heldout("a", batch_rows=1), strict=False):
         assert same(one, alone)
 

@@ -1,11 +1,17 @@
 """`lm plan` from the command line, by arithmetic."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from launch.__main__ import main
+from launch.find import find
+from launch.plan import ranking
+from lm.plan import analytic
+from lm.plan.search import Candidate
+from lm.plan.topology import parse_topology
 from tests.pretrained.small import BY_NAME, LLAMA, checkpoint
 
 
@@ -25,6 +31,14 @@ def test_a_search_ends_with_what_to_paste(tmp_path: Path, capsys: pytest.Capture
     said, plans = capsys.readouterr().out, json.loads(file.read_text())
     assert "mesh=dict(" in said and len(plans) > 3
     assert plans[0]["settings"] in " ".join(said.split())
+
+
+def test_candidates_that_differ_in_vector_memory_are_told_apart() -> None:
+    topology = parse_topology("v5p:4x4x4")
+    e = find("experiments.llama:llama3_8b")[0].on(topology.devices)
+    some = [replace(e, compute=replace(e.compute, scoped_vmem=mib)) for mib in (0, 64)]
+    table = ranking([Candidate(one, analytic.plan(one, topology)) for one in some])
+    assert list(table.columns[3].cells) == ["128", "128, vmem 64"]
 
 
 def test_a_search_pastes_what_fits(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from lm.data.pack import Chunk
 from lm.experiment import Experiment
+from lm.model.compute import Compute
 from lm.run import course
 from lm.run.outcome import OUTCOME, STOP
 from lm.run.prepared import prepare_run
@@ -119,7 +120,7 @@ def test_side_by_side_an_interruption_changes_no_bit(
 
 
 def test_which_way_is_said_and_can_be_refused(
-    base: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    base: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiments = [base.replace(seed=seed) for seed in (0, 1)]
     runs = [course.Run(experiments[0], course.claim(tmp_path / "0", experiments[0], ""))]
@@ -134,6 +135,10 @@ def test_which_way_is_said_and_can_be_refused(
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith(PROGRAM)]
     ways = "in turn (faster on CPUs)", "in turn (as asked)", "side by side (as asked)"
     assert said == [f"{PROGRAM}2 runs, {way}" for way in ways]
+    with monkeypatch.context() as patch:  # the step of all has the compiler's options too
+        patch.setattr(Compute, "compiler_options", {"xla_of_no_compiler": "1"})
+        side_by_side, words = faster(runs)
+    assert not side_by_side and "xla_of_no_compiler" in words
     kept = [run.prepared.heldout["eval"].kept for run in runs]
     assert kept[0] is kept[1]  # the same held-out rows are read once
     other = replace(base, data=replace(base.data, packing=Chunk()))
