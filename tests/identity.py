@@ -107,7 +107,7 @@ def batch(cfg: Any, seed: int) -> dict[str, np.ndarray]:
 @cache
 def begun(family: str) -> Any:
     """(the learner, the optimizer, the state before the first step) of a family: drawn once, on one device; that a mesh
-    draws the same is a test of tests/train/test_step.py."""
+    draws the same is a test of tests/test_identity.py."""
     from lm.model.compute import Compute
     from lm.model.transformer import Transformer
     from lm.sharding.mesh import make_mesh

@@ -9,7 +9,8 @@ import pytest
 
 from lm.sharding.batches import place_batch
 from lm.sharding.mesh import make_mesh
-from tests.identity import TOLERANCE, alone, batch, families, matrix, run
+from lm.train.step import init_state
+from tests.identity import TOLERANCE, alone, batch, begun, families, matrix, run
 
 PART: tuple[tuple[str, dict[str, int], dict[str, Any]], ...] = (
     ("gpt", {"replica": 2, "fsdp": 4}, {}),
@@ -45,6 +46,14 @@ def test_the_losses_are_those_of_one_device(family: str, mesh: dict[str, int], l
         assert split[0] == split[1] and {"fsdp", "context", "tensor"} <= split[0]
     on_host = layout.get("offload_optimizer", False)
     assert {a.sharding.memory_kind == "pinned_host" for a in jax.tree.leaves(state.opt_state) if a.ndim} == {on_host}
+
+
+@pytest.mark.parametrize("family", families())
+def test_a_mesh_draws_the_state_of_one_device(family: str) -> None:
+    """From which `run` begins on every mesh."""
+    learner, chain, first = begun(family)
+    drawn = init_state(learner, chain, make_mesh({"expert": 2, "fsdp": 2, "tensor": 2}), 0)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(drawn), first)
 
 
 def test_the_part_is_of_the_matrix() -> None:

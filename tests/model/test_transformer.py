@@ -163,7 +163,7 @@ def test_packed_is_unpacked(cfg: ModelConfig) -> None:
     row = batch["tokens"][:1]
     close(together[:1, :5], run(model, params, row[:, :5]))  # as long as the other: one program
     close(together[:1, 5:10], run(model, params, row[:, 5:10]))
-    close(together[1:], run(model, params, batch["tokens"])[1:], 3e-5)
+    close(together[1:], run(model, params, batch["tokens"][1:]))
     assert np.isfinite(together).all()
 
 
