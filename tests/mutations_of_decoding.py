@@ -45,6 +45,7 @@ BY_FILE = {
     "lm/decode/grammar.py": (
         ("what must come has one tokenization", '"no_forcing": true', '"no_forcing": false'),
         ("whitespace has no end", '{"whitespace_pattern": WHITESPACE}', "{}"),
+        ("a mask has the tokenizer's ids alone", 'tokens += [b""] * (vocab + 1 - known)', 'tokens += [b""]'),
         ("a text never begins with a space", "grammar.source(self._strips and not continues)", "grammar.source(False)"),
         ("a text may end anywhere", "return self.failed or not self._parser.is_stopped()", "return True"),
         ("texts share a parser", "self._parser.deep_copy()", "self._parser"),

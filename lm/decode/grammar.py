@@ -116,13 +116,14 @@ class Grammars:
 
         class Table:
             eos_token_id, bos_token_id = ends[0], tokenizer.bos
-            tokens = [bytes(tokenizer.table[id]) for id in range(known)]  # control ids have none, so are no text
+            tokens = [bytes(tokenizer.table[id]) for id in range(known)]  # control ids have none, so are no text,
+            tokens += [b""] * (vocab + 1 - known)  # nor are the model's other rows: n_vocab would be ignored
 
             def __call__(self, text: Any) -> list[int]:
                 return tokenizer.encode(text if isinstance(text, str) else text.decode(errors="replace"))
 
         library = _library()
-        self._tokenizer = library.LLTokenizer(library.TokenizerWrapper(Table()), n_vocab=vocab + 1, eos_token=ends)
+        self._tokenizer = library.LLTokenizer(library.TokenizerWrapper(Table()), eos_token=ends)
         self._strips = _strips_a_space(tokenizer, known)
 
     def constraint(self, grammar: Grammar, continues: bool = False) -> Constraint:
