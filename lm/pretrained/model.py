@@ -55,7 +55,7 @@ class Pretrained:
       weights: by which it decodes, float32, bfloat16 or int8 (lm/decode/layout.py); logits are those of `params`.
       labels: what its scores mean, of a published model.
       unused: tensors of a published model that its class has and ours does not use (BertModel's pooler), by their name
-        there: `save` writes them back, and the files `kept` of its directory's tokenizer.
+        there: `save` writes them back, and the files `kept`: its tokenizer's, processors' and modules'.
       summary: what was read, in a line.
       vectors: how a text's vector is made of its states: by sentence-transformers' modules beside it.
     """

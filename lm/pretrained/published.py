@@ -84,7 +84,7 @@ class Published:
         tokenizer, ids = self.tokenizer(), self.ids()
         params = place_params(checkpoint, self._model("float32"), mesh)
         known = checkpoint.architecture, ids
-        unused, kept = checkpoint.unused(), tokenizer_files(self.path)
+        unused, kept = checkpoint.unused(), _beside(self.path)
         about: dict[str, Any] = dict(unused=unused, kept=kept, labels=self.labels())
         about["prefix"] = self.config.vision is not None and self.config.vision.prefix
         about["vectors"] = sentences.read(self.path, self.config.width)
@@ -108,6 +108,13 @@ def _tokenizer(path: Path, checkpoint: Checkpoint) -> Tokenizer | None:
             "one of the two belongs to another model"
         )
     return tokenizer
+
+
+def _beside(folder: Path) -> dict[str, Path]:
+    """The files of a model directory that are written back as they are, by their names there: its tokenizer's, those of
+    the processors of images, and the modules of sentence-transformers."""
+    processors = {file.name: file for file in sorted(folder.glob("*processor_config.json"))}
+    return tokenizer_files(folder) | processors | sentences.module_files(folder)
 
 
 def _ids(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:

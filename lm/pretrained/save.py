@@ -18,6 +18,7 @@ from lm.model.transformer import Params
 from lm.pretrained import files
 from lm.pretrained.architecture import Architecture
 from lm.pretrained.rows import Tensor, flatten, tensors
+from lm.pretrained.sentences import module_folders
 from lm.text.files import TEMPLATE_FOLDER
 from lm.text.tokenizer import Tokenizer
 
@@ -47,7 +48,7 @@ def save(
       ids: "bos_token_id", "eos_token_id", .. -> id or ids.
       shard_bytes: the most of one safetensors file.
       unused: further tensors of the architecture, which the model does not use.
-      kept: files of the tokenizer in other forms than those that it writes, by name.
+      kept: files that stand beside the tensors and are written as they are, by name; those of `tokenizer` go before.
       labels: further fields of config.json, what its scores mean.
 
     Raises:
@@ -64,7 +65,7 @@ def save(
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         for name, data in content.items():
-            (new / name).parent.mkdir(exist_ok=True)
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
             (new / name).write_bytes(data)
         others = [files.TensorToWrite(name, array.shape, partial(np.asarray, array)) for name, array in unused.items()]
         files.write(new, [*_tensors(architecture, cfg, params), *others], shard_bytes)
@@ -89,7 +90,8 @@ def _check_free(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: expected a new directory")
     present = sorted(folder.iterdir()) if folder.is_dir() else []
-    inside = [p for top in present for p in (sorted(top.iterdir()) if top.name == TEMPLATE_FOLDER else [top])]
+    known = [folder / TEMPLATE_FOLDER, *module_folders(folder)]
+    inside = [p for top in present for p in (sorted(top.iterdir()) if top in known else [top])]
     others = [p.name for p in inside if not p.is_file() or p.suffix not in SUFFIXES]
     if others or present and not (folder / "config.json").is_file():
         raise ValueError(

@@ -138,6 +138,24 @@ class Vectors:
         return known[name]
 
 
+def module_files(folder: Path) -> dict[str, Path]:
+    """The files of the modules beside the model in `folder`, by their names there; none where there are no modules."""
+    names = (MODULES, TRANSFORMER, PROMPTS)
+    inside = [file for path in module_folders(folder) for file in sorted(path.iterdir())]
+    found = [folder / name for name in names] + inside if (folder / MODULES).is_file() else []
+    return {str(file.relative_to(folder)): file for file in found if file.is_file()}
+
+
+def module_folders(folder: Path) -> list[Path]:
+    """The folders of the modules beside the model in `folder`. Raises ValueError for one that is not inside of it."""
+    file = folder / MODULES
+    paths = [folder / str(one.get("path", "")) for one in read_objects(file)] if file.is_file() else []
+    for path in paths:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{file}: a module is in {path}: expected a folder inside of {folder}")
+    return [path for path in paths if path != folder and path.is_dir()]
+
+
 def read(folder: Path, width: int) -> Vectors:
     """What the modules beside the model in `folder` say, of states `width` wide. Raises ValueError for one that is not
     known, or that does not fit."""

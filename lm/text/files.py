@@ -16,12 +16,13 @@ from lm.text import ranks, sentence
 from lm.text.export import byte_alphabet
 from lm.text.gguf import from_gguf
 from lm.text.headers import read_gguf_header
-from lm.text.protocol import ROLES, Tokenizer
+from lm.text.protocol import ROLES, TEMPLATE_FILE, Tokenizer
 from lm.text.published import TokenizerConfig, build, byte_level_bpe, read_json, wordpiece
 from lm.text.tekken import from_tekken
 from lm.text.token_fields import checked_fields, checked_ids, checked_stops
 
-CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+OLDER_TEMPLATE = "chat_template.json"  # of a model with vision, as transformers 4 wrote it
+CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", OLDER_TEMPLATE, TEMPLATE_FILE)
 TEMPLATE_FOLDER = "additional_chat_templates"  # NAME.jinja each
 IDS = ("generation_config.json", "config.json")
 MODELS = ("tokenizer.model", "spiece.model", "sentencepiece.model")
@@ -83,7 +84,7 @@ def _reader(path: Path, data: bytes) -> Callable[[Path, bytes, TokenizerConfig],
 
 def tokenizer_config(folder: Path) -> TokenizerConfig:
     """What the files of a model directory specify about control ids. Raises ValueError where one is damaged."""
-    present = _present(folder, (*CONFIG_FILES[:3], *IDS))
+    present = _present(folder, (*CONFIG_FILES[:4], *IDS))
     contents = {name: read_json(str(folder / name), data) for name, data in present.items()}
     for name, content in contents.items():
         if not isinstance(content, dict):
@@ -95,17 +96,18 @@ def tokenizer_config(folder: Path) -> TokenizerConfig:
     ids = {**contents.get("config.json", {}), **generation}
     roles = {r: ids[f"{r}_token_id"] for r in ROLES if isinstance(ids.get(f"{r}_token_id"), int)}
     stops = checked_stops(str(folder / IDS[0]), generation.get("eos_token_id"))
-    template = _templates(folder, fields.get("chat_template"))
+    older = checked_fields(str(folder / OLDER_TEMPLATE), contents.get(OLDER_TEMPLATE, {})).get("chat_template")
+    template = _templates(folder, fields.get("chat_template") or older)
     added = checked_ids(str(folder / CONFIG_FILES[2]), contents.get("added_tokens.json", {}))
     return TokenizerConfig(fields, roles, stops, template, added)
 
 
 def _templates(folder: Path, value: Any) -> str | dict[str, str] | None:
-    """The chat template of a folder, or its templates by name: those of its .jinja files over the `value` of
-    tokenizer_config.json."""
+    """The chat template of a folder, or its templates by name: those of its .jinja files over the `value` of its JSON
+    files."""
     said = {entry["name"]: entry["template"] for entry in value} if isinstance(value, list) else value
     files = {Path(name).stem: data.decode() for name, data in _named_templates(folder).items()}
-    if (jinja := folder / CONFIG_FILES[3]).is_file():
+    if (jinja := folder / TEMPLATE_FILE).is_file():
         files["default"] = jinja.read_text(encoding="utf-8")
     if not files:
         return said

@@ -17,6 +17,7 @@ from lm.model.transformer import Transformer
 from lm.pretrained import Pretrained, files, load
 from lm.pretrained.architecture import canonical
 from lm.pretrained.files import INDEX, SINGLE
+from lm.pretrained.sentences import Vectors
 from lm.run.folder import claim
 from lm.text.headers import read_safetensors_header
 from lm.text.tokenizer import ByteTokenizer, load_tokenizer
@@ -125,6 +126,35 @@ def test_named_templates_go_with_it(tmp_path: Path) -> None:
     (tmp_path / "out" / "additional_chat_templates" / "notes.md").write_text("mine")
     with pytest.raises(ValueError, match=r"no model directory .notes.md is in it."):
         loaded.save(tmp_path / "out")
+
+
+def test_files_of_processors_and_modules_go_with_it(tmp_path: Path) -> None:
+    """As they are, into another folder and in place, where a module's weights are no model's."""
+    model().save(tmp_path / "m")
+    said = {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}
+    paths = [{"type": "sentence_transformers.models.Transformer", "path": ""}, said]
+    beside = {
+        "modules.json": json.dumps(paths),
+        "1_Pooling/config.json": '{"pooling_mode": "lasttoken"}',
+        "config_sentence_transformers.json": '{"prompts": {"query": "?"}}',
+        "preprocessor_config.json": '{"size": 24}',
+        "processor_config.json": "{}",
+        "chat_template.json": '{"chat_template": "{{ 0 }}"}',
+    }
+    (tmp_path / "m" / "1_Pooling").mkdir()
+    for name, content in beside.items():
+        (tmp_path / "m" / name).write_text(content)
+    for folder in (tmp_path / "out", tmp_path / "m"):
+        loaded = load(tmp_path / "m")
+        loaded.save(folder)
+        assert {name: (folder / name).read_text() for name in beside} == beside
+        assert load(folder).vectors == loaded.vectors != Vectors() and load(folder).tokenizer.chat_template == "{{ 0 }}"
+    paths[1]["path"] = "../elsewhere"
+    (tmp_path / "m" / "modules.json").write_text(json.dumps(paths))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"modules.json: a module is in .*elsewhere: expected a folder inside of .*m$"):
+        load(tmp_path / "m")
 
 
 def test_a_model_that_no_architecture_says(tmp_path: Path) -> None:

@@ -273,9 +273,16 @@ def test_the_files_beside_are_honoured(tmp_path: Path) -> None:
     assert (t.bos, t.eos, t.pad, t.stop_ids) == (1, 2, 0, (2, 266))
     assert t.encode_prompt("ab") == [264, 2] and t.encode("ab<turn>", parse_special=True) == [264, 266]
     assert t.special_tokens() == {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}
-    assert t.chat_template == {"default": "{{ 1 }}"} and t.decode([264, 266]) == "ab"
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "{{ 0 }}"}')
+    assert read(tmp_path).chat_template == t.chat_template == {"default": "{{ 1 }}"} and t.decode([264, 266]) == "ab"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": None}))
+    assert read(tmp_path).chat_template == "{{ 0 }}"
     (tmp_path / "chat_template.jinja").write_text("{{ 2 }}")
     assert read(tmp_path).chat_template == "{{ 2 }}"
+    (tmp_path / "chat_template.json").write_text("[]")
+    with pytest.raises(ValueError, match="chat_template.json is damaged: expected an object"):
+        read(tmp_path)
+    (tmp_path / "chat_template.json").unlink()
     config["added_tokens_decoder"] = {"7": {"content": "<turn>", "special": True}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="tokenizer_config.json gives '<turn>' the id 7, the vocabulary 266"):
