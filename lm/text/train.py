@@ -73,7 +73,9 @@ def train_sentencepiece(
     except RuntimeError as error:  # keep the sentence of its message, without the line of C++
         reason = str(error).strip().splitlines()[-1].split("] ")[-1]
         amount = sum(map(len, blocks))
-        raise ValueError(f"SentencePiece cannot train {vocab_size} pieces on {amount} characters: {reason}") from None
+        most = re.search(r"a value <= (\d+)", reason)  # what it says of itself names no field of ours
+        cure = f"at most {most[1]}, take more text or data.tokenizer.vocab_size={most[1]}" if most else reason
+        raise ValueError(f"SentencePiece cannot train {vocab_size} pieces on {amount:,} characters: {cure}") from None
     return out.getvalue() if stand_in == RESERVED else _renamed(out.getvalue(), stand_in)
 
 
