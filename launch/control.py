@@ -6,13 +6,16 @@ command until that ends.
 """
 
 import argparse
+import re
 import subprocess
+import textwrap
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 from launch.job import Job
 
+LOGGED = re.compile(r"^[IWE]\d{4} .*\n?", re.MULTILINE)  # kubectl's log, before the line that is for people
 OPTIONS = {
     "status": "print the job's state, and submit nothing",
     "cancel": "end the job, after a checkpoint where it can write one, and submit nothing",
@@ -64,6 +67,7 @@ def output(command: Sequence[str], absent: str = "") -> str:
     """What a tool prints; "" where it fails with `absent` in its message. Raises ValueError for another failure."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode and not (absent and absent in done.stderr):
-        said = (done.stderr.strip() or done.stdout.strip() or f"code {done.returncode}").splitlines()[0]
-        raise ValueError(f"{' '.join(command[:3])} failed: {said}")
+        said = LOGGED.sub("", done.stderr).strip() or done.stderr.strip() or done.stdout.strip()
+        shown = textwrap.shorten(said or f"code {done.returncode}", 500, placeholder=" …")
+        raise ValueError(f"{' '.join(command[:3])} failed: {shown}")
     return "" if done.returncode else done.stdout.strip()

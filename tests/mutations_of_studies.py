@@ -133,6 +133,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
             "        if not state:\n            if not job.command:",
             "        if True:\n            if not job.command:",
         ),
+        ("a tool's log is what it says", 'LOGGED.sub("", done.stderr).strip() or ', ""),
         ("a failure is no job", "if done.returncode and not (absent and absent in done.stderr):", "if False:"),
     ),
     "launch/slurm.py": (

@@ -44,7 +44,7 @@ def test_the_state_of_a_slurm_job(tool: Tool, capsys: pytest.CaptureFixture[str]
     ]
     tool("squeue", "")
     assert "lm launch slurm: no job 'quickstart' is there" in said(capsys, *SLURM, "--status", code=1)
-    tool("squeue", "echo 'no controller' >&2; exit 1")
+    tool("squeue", "echo 'E1128 23:03:13.02 Unhandled Error' >&2; echo 'no' >&2; echo 'controller' >&2; exit 1")
     assert "squeue --noheader --me failed: no controller" in said(capsys, *SLURM, "--cancel", code=1)
 
 
