@@ -31,6 +31,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ),
         ("a camera's orientation is not applied", "ImageOps.exif_transpose(found, in_place=True)", "pass"),
         ("16 bits are cut to 8", "levels // 257", "levels"),
+        ("a URL is a file that is not there", 're.match("https?:|data:", what)', "False"),
         ("there is no limit", "found.width * found.height > MOST_PIXELS", "False"),
     ),
     "lm/data/captions.py": (

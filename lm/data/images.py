@@ -5,6 +5,7 @@ applied, an animation is its first frame, 16 bits become 8, a palette colours, a
 """
 
 import io
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,6 +49,7 @@ def opened(image: ImageLike) -> Any:
     if isinstance(image, np.ndarray):
         return Image.fromarray(_checked(image))
     what = f"{image}" if isinstance(image, str | Path) else "the image"
+    what = what if len(what) <= 200 else f"{what[:199]}…"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
@@ -62,17 +64,21 @@ def opened(image: ImageLike) -> Any:
     except Image.DecompressionBombError:  # Pillow's own, from 179 million pixels on, or ours
         raise ValueError(f"{what} has too many pixels: expected at most {MOST_PIXELS:,}") from None
     except (OSError, SyntaxError, EOFError) as error:
-        raise ValueError(f"{what} is no image that can be read: {_reason(error)}") from None
+        raise ValueError(f"{what} is no image that can be read: {_reason(what, error)}") from None
 
 
 def _file(image: Any) -> Any:
     return io.BytesIO(image) if isinstance(image, bytes) else Path(image)
 
 
-def _reason(error: Exception) -> str:
+def _reason(what: str, error: Exception) -> str:
+    if re.match("https?:|data:", what):
+        return "URLs are not fetched, expected a file"
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
-    return "it is of none of the kinds that are known" if "cannot identify" in str(error) else str(error)
+    if "cannot identify" in str(error):
+        return "it is of none of the kinds that are known, as PNG, JPEG, WebP and GIF are"
+    return (error.strerror if isinstance(error, OSError) else "") or str(error)
 
 
 def _checked(array: np.ndarray) -> np.ndarray:

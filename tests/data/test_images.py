@@ -93,6 +93,13 @@ def test_what_is_no_image_is_told(tmp_path: Path) -> None:
         read_image(tmp_path / "text.png", 4)
     with pytest.raises(ValueError, match=r"none.png is no image that can be read: there is no such file"):
         read_image(tmp_path / "none.png", 4)
+    with pytest.raises(ValueError, match=r"can be read: Is a directory$"):
+        read_image(tmp_path, 4)
+    for url in ("https://a.org/cat.png", "data:image/png;base64,AAAA"):
+        with pytest.raises(ValueError, match=r"can be read: URLs are not fetched, expected a file$"):
+            read_image(url, 4)
+    with pytest.raises(ValueError, match=r"^data:image/png;base64,A+… is no image"):
+        read_image("data:image/png;base64," + "A" * 9999, 4)
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8))
     with pytest.raises(ValueError, match="the image is no image that can be read: image file is truncated"):
         read_image(file(noise)[:4000], 4)
