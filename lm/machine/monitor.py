@@ -262,7 +262,7 @@ class Bar:
     ):
         self._console = console or terminal()
         self._total, self._start, self._every, self._clock = total_steps, start_step, every_seconds, clock
-        self._printed_at = -math.inf
+        self._printed_at, self._metrics = -math.inf, ""
         self._first_update: tuple[float, int] | None = None
         self._progress: Progress | None = None
         self._task, self._compiling = TaskID(0), contextlib.ExitStack()
@@ -295,12 +295,17 @@ class Bar:
         # the first step's time is that of compilation
         speed = f"{human(tokens_per_second)} tokens/s  MFU {mfu:.0%}  {left}" if tokens_per_second > 0 else ""
         if self._progress:
-            now = f"[bold]{metrics}[/]  {speed}"
-            self._progress.update(self._task, completed=step, now=now)
+            self._metrics = f"[bold]{metrics}[/]"
+            self._progress.update(self._task, completed=step, now=f"{self._metrics}  {speed}")
         elif step >= self._total or self._clock() - self._printed_at >= self._every:
             self._printed_at = self._clock()
             number = f"{step:>{len(str(self._total))}}/{self._total}"
             self.say(f"step {number}  {metrics}  {speed}".rstrip())
+
+    def note(self, what: str) -> None:
+        """On a terminal, say `what` is done in place of the speed, until the next step is."""
+        if self._progress:
+            self._progress.update(self._task, now=f"{self._metrics}  [dim]{what} …[/]")
 
     def _seconds_left(self, step: int) -> float:
         """Extrapolated from the steps since the first update, which leaves compilation out."""

@@ -274,6 +274,7 @@ class Run:
             measures: dict[str, float] = {}
             state = stepper.current(state)
             if evaluate:
+                logger.evaluating()
                 most_tokens = 0 if n == e.steps else e.eval_tokens
                 measures = self.prepared.measure(self.eval_params(state), state.frozen, most_tokens)
                 logger.evaluated(n, measures)

@@ -45,6 +45,9 @@ class NullLogger:
     def observe(self, n: int, metrics: dict[str, float]) -> None:
         """The metrics of step n."""
 
+    def evaluating(self) -> None:
+        """What comes now is no step: held-out data is read."""
+
     def evaluated(self, n: int, measures: dict[str, float]) -> None:
         """The measures of held-out data after step n."""
 
@@ -114,6 +117,9 @@ class RunLogger(NullLogger):
         self.metadata["compile_seconds"] = own = now - self.clock.since
         self.say(f"first step finished {now - self.time.began:.1f} s after the start, {own:.1f} s of them its own")
         self.clock.reset(n)
+
+    def evaluating(self) -> None:
+        self.bar.note("evaluating")
 
     def evaluated(self, n: int, measures: dict[str, float]) -> None:
         self.metrics.write(n, measures)

@@ -69,6 +69,9 @@ class LinesOnly(Bar):
     def update(self, *_: object) -> None:
         """Nothing: who started the runs shows their progress."""
 
+    def note(self, what: str) -> None:
+        """Nothing, as `update`."""
+
     def say(self, what: Any) -> None:
         """Print a line."""
         print(f"{self.name}: {what}", flush=True)

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import time
 from pathlib import Path
 
@@ -134,6 +135,8 @@ def test_the_bar_on_a_terminal_moves() -> None:
     with Bar(10, 4, Console(file=out, force_terminal=True, width=120)) as bar:
         bar.update(5, "loss 2.250", 1e6, 0.5)
         bar.say("a remark")
+        bar.note("evaluating")
+    assert "loss 2.250  evaluating …" in re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
     assert "5/10" in out.getvalue() and "loss 2.250" in out.getvalue() and "a remark" in out.getvalue()
 
 
