@@ -6,13 +6,14 @@ LM_DEBUG=1 or --debug shows the traceback; LM_TRUST=1 or --trust imports the mod
 
 import argparse
 import contextlib
+import difflib
 import os
 import shlex
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
@@ -121,6 +122,23 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise Usage(f"{message}; see {self.prog} --help")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse, but what no verb knows is told by the one that was given it, with its options that are near."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            verb = self.innermost(found)
+            near = difflib.get_close_matches(unknown[0].split("=")[0], verb._option_string_actions, n=2, cutoff=0.6)
+            cure = f", did you mean {' or '.join(near)}" if near else ""
+            verb.error(f"unrecognized arguments: {shlex.join(unknown)}{cure}")
+        return found
+
+    def innermost(self, found: argparse.Namespace) -> "Parser":
+        """The parser of the verb (engine, action) that `found` names."""
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                return cast(Parser, action.choices[getattr(found, action.dest)]).innermost(found)
+        return self
 
 
 class _Version(argparse.Action):

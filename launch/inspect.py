@@ -43,6 +43,7 @@ def add(verbs: Any) -> None:
         "--image",
         action="append",
         default=[],
+        type=filled,
         metavar="FILE",
         help="an image that --text is about, for a model with a vision tower; may be given several times",
     )

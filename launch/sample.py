@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.find import filled
 from launch.serve import add_adapter_option, add_step, add_weights
 
 DRAWING = dict(temperature=0.8, top_k=0, top_p=0.95, min_p=0.0, repetition_penalty=1.0)  # what is drawn without options
 DRAFTING = ("draft", "prompt_lookup")
 SELF = "self"  # in place of a draft model
 BEST = ("best_of", "reward")
+MOST = 128  # new tokens, where nobody says how many
 SLOTS = 16  # of the texts of best-of-n, so many at a time
 GRAMMARS = ("json_schema", "regex", "choice")
 EPILOG = """\
@@ -47,10 +49,13 @@ def add(verbs: Any) -> None:
     verb.add_argument(
         "--image",
         action="append",
+        type=filled,
         metavar="FILE",
         help="an image that the prompt is about, where it has <image> or before it; may be given several times",
     )
-    verb.add_argument("--max-new-tokens", type=int, metavar="N", help="the most tokens to add (128)")
+    verb.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="the most tokens to add (128, or what fits the context)"
+    )
     verb.add_argument("--temperature", type=float, metavar="T", help="divides the logits; 0 is greedy (0.8)")
     verb.add_argument(
         "--top-p",
@@ -133,9 +138,10 @@ def add_methods(verb: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Load the model and write its texts."""
-    most = 128 if args.max_new_tokens is None else args.max_new_tokens
-    if args.n < 1 or most < 1:
-        raise ValueError(f"-n {args.n} --max-new-tokens {most}: expected at least 1 of each")
+    most = args.max_new_tokens
+    if args.n < 1 or most is not None and most < 1:
+        shown = "" if most is None else f" --max-new-tokens {most}"
+        raise ValueError(f"-n {args.n}{shown}: expected at least 1{' of each' if shown else ''}")
     refuse_unused(args)
     from lm.machine import hardware
 
@@ -152,8 +158,20 @@ def run(args: argparse.Namespace) -> None:
     model = load(folder, adapter=args.adapter, weights=args.weights, step=args.step)
     print(f"lm: {model.summary}", file=sys.stderr, flush=True)
     method = method_for(model, args)
-    args.max_new_tokens = most
+    args.max_new_tokens = fitting(model, args) if most is None else most
     method(model, args)
+
+
+def fitting(model: Any, args: argparse.Namespace) -> int:
+    """How many tokens to add where nobody says it: MOST, or what fits the context behind the prompt; 1 where none do,
+    which the model then refuses with figures."""
+    if not model.config.causal or model.config.has_encoder:
+        return min(MOST, model.config.context - 1)  # of the decoder, which has read one id
+    from lm.pretrained.images import prompt_ids
+
+    tokenizer = model.checked_tokenizer()
+    read = prompt_ids(args.prompt, len(args.image or ()), model.config, tokenizer)
+    return max(1, min(MOST, model.config.context - len(read)))
 
 
 def method_for(model: Any, args: argparse.Namespace) -> Callable[[Any, argparse.Namespace], None]:

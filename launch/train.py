@@ -148,7 +148,8 @@ def what_next(experiment: "Experiment", folder: str) -> str:
     quoted, prompt = shlex.quote(folder), next(filter(str.isprintable, experiment.prompts), "")
     try:
         experiment.model.check_generates()
-        reads = [f"lm sample {quoted}{f' --prompt {shlex.quote(prompt)}' if prompt else ''}"]
+        about = " --image FILE --prompt 'What is this?'" if experiment.model.vision else ""
+        reads = [f"lm sample {quoted}{about or (f' --prompt {shlex.quote(prompt)}' if prompt else '')}"]
     except ValueError:  # an encoder, or a reward model
         fills = bool(experiment.model.output.logit_count(experiment.model.vocab))
         reads = [f"lm sample {quoted} --prompt '… [MASK] …'" if fills else f"lm score {quoted} 'a text'"]

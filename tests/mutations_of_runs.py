@@ -41,11 +41,12 @@ TESTS = {
     + of("launch/test_find", "a_page_of_the_other_kind_names_its_verb")
     + of("launch/test_main", "a_batch_that_the_devices_say", "a_start_that_is_not_there"),
     "launch/sample.py": ("tests/launch/test_sample.py",),
-    "launch/__main__.py": ("tests/launch/test_help.py",),
+    "launch/__main__.py": ("tests/launch/test_help.py",) + of("launch/test_main", "a_mistake_is_one_line"),
     "launch/completion.py": of("launch/test_help", "the_shell_completes_names"),
     "lm/machine/monitor.py": of(
         "machine/test_monitor", "what_takes_long_is_said_and_for_how_long", "the_bar_counts_while_it_compiles"
-    ),
+    )
+    + of("machine/test_monitor", "the_bar_on_a_terminal_moves"),
     "lm/run/compare.py": ("tests/run/test_compare.py",),
     "lm/train/kept.py": ("tests/train/test_kept.py",),
     "lm/run/diff.py": of("run/test_diff", "a_flag_of_the_compiler", "a_run_and_its_copy_are_the_same"),
@@ -145,6 +146,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "lm/machine/monitor.py": (
         ("what takes long is said once", "while not over.wait(every_seconds):", "while over.wait(every_seconds):"),
+        ("what is no step is not told", "{self._metrics}  [dim]{what} …[/]", "{self._metrics}"),
         ("the bar does not count", 'if task.fields["now"]:', "if True:"),
     ),
     "lm/run/compare.py": (
@@ -240,10 +242,13 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "launch/sample.py": (
         ("nothing is said before the first text", 'with waiting_aside("compiling"):', "if True:"),
+        ("more is asked for than fits", "max(1, min(MOST, model.config.context - len(read)))", "MOST"),
         ("the first text is lost", "itertools.chain(first, stream)", "itertools.chain(stream)"),
     ),
     "launch/__main__.py": (
         ("a page is an unknown verb", 'if set("./:") & set(str(value)) and', "if False and"),
+        ("an option that is near is not named", "if near else", "if 0 else"),
+        ("the top's help is named", "self.innermost(found)", "self"),
         ("all words of a title are capitals", "title[:1].upper() + title[1:]", "title.title()"),
     ),
     "lm/machine/output.py": (("a broken pipe ends the run", "except BrokenPipeError:", "except ZeroDivisionError:"),),

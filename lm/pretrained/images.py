@@ -23,4 +23,9 @@ def read_prompt(
 ) -> tuple[list[int], np.ndarray]:
     """The ids of a prompt about images, and these as the model reads them; errors as `look_at`, and where the prompt
     has other marks than images."""
-    return image_tokens(vision_of(cfg)).encode(prompt, len(images), tokenizer), look_at(images, cfg)
+    return prompt_ids(prompt, len(images), cfg, tokenizer), look_at(images, cfg)
+
+
+def prompt_ids(prompt: str, images: int, cfg: ModelConfig, tokenizer: Tokenizer) -> list[int]:
+    """The ids of a prompt about so many images, as the model reads them; errors as `read_prompt`."""
+    return image_tokens(vision_of(cfg)).encode(prompt, images, tokenizer) if images else tokenizer.encode_prompt(prompt)

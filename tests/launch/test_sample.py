@@ -30,7 +30,10 @@ class Parrot:
         yield [f"{i}b" for i in range(n)]
 
     params, summary = "small", "a parrot"
-    config = SimpleNamespace(causal=True, has_encoder=False)
+    config = SimpleNamespace(causal=True, has_encoder=False, context=1000)
+
+    def checked_tokenizer(self) -> Any:
+        return SimpleNamespace(encode_prompt=lambda prompt: [1] * len(prompt))
 
     def draft_model(self, draft: "Parrot", tokens: int) -> str:
         return f"model {tokens}"
@@ -73,6 +76,27 @@ def test_on_a_terminal_the_wait_for_the_first_text_is_told(
 def test_a_sampling_that_makes_no_sense_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", "r", "--top-p", "1.5"]) == 1
     assert "top_p=1.5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("context", "encoder", "given", "most"),
+    [(1000, False, [], 128), (64, False, [], 60), (3, False, [], 1), (64, True, [], 63)]
+    + [(64, False, ["--max-new-tokens", "90"], 90)],
+)
+def test_without_a_number_as_many_tokens_are_added_as_fit(
+    monkeypatch: pytest.MonkeyPatch, context: int, encoder: bool, given: list[str], most: int
+) -> None:
+    """The first command after training on short rows has no number."""
+    asked: list[int] = []
+
+    def stream(self: Parrot, prompt: str, most: int, *_: Any, **__: Any) -> Iterator[list[str]]:
+        asked.append(most)
+        yield [""]
+
+    monkeypatch.setattr(Parrot, "config", SimpleNamespace(causal=True, has_encoder=encoder, context=context))
+    monkeypatch.setattr(Parrot, "stream", stream)
+    monkeypatch.setattr("lm.pretrained.fill.has_sentinels", lambda model, prompt: False)
+    assert main(["sample", "r", "--prompt", "four", *given]) == 0 and asked == [most]
 
 
 def test_stop_strings_reach_the_model(capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,7 +199,7 @@ def test_a_grammar_reaches_the_model(
 def test_an_encoder_fills_masks_and_draws_nothing(
     asked: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Parrot, "config", SimpleNamespace(causal=False, has_encoder=False))
+    monkeypatch.setattr(Parrot, "config", SimpleNamespace(causal=False, has_encoder=False, context=64))
     filled = FilledMasks("a cat", [[("cat", 0.5), ("dog", 0.25)]])
     monkeypatch.setattr("lm.pretrained.fill.fill_masks", lambda model, text, n: filled)
     assert main(["sample", "r", *asked]) == 1
@@ -189,7 +213,7 @@ def test_an_encoder_fills_masks_and_draws_nothing(
 def test_an_encoder_decoder_fills_sentinels_or_writes_its_output_alone(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Parrot, "config", SimpleNamespace(causal=True, has_encoder=True))
+    monkeypatch.setattr(Parrot, "config", SimpleNamespace(causal=True, has_encoder=True, context=1000))
     monkeypatch.setattr("lm.pretrained.fill.has_sentinels", lambda model, text: "<" in text)
     monkeypatch.setattr("lm.pretrained.fill.fill_spans", lambda model, text, *others: [f"{text} {others}"])
     assert main(["sample", "r", "--prompt", "translate"]) == 0
