@@ -45,6 +45,7 @@ TESTS = {
     "lm/pretrained/files.py": ("tests/pretrained/test_bad.py",),
     "lm/model/scoring.py": (*KERNELS, "tests/decode/test_mesh.py", "tests/model/test_merged.py"),
     "lm/model/flash.py": KERNELS,
+    "lm/model/kernels.py": ("tests/model/test_attention.py",),
     "lm/model/attention.py": CACHED + RECORDED,
     "lm/model/cache.py": (*CACHED, "tests/decode/test_mesh.py"),
     "lm/model/latent.py": of(
@@ -176,6 +177,14 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/model/flash.py": (
         ("padding of the last block is seen", "columns.index < self.length", "columns.index <= self.length"),
         ("earlier blocks are not rescaled", "out * shrink + part", "out + part"),
+    ),
+    "lm/model/kernels.py": (
+        ("the kernel in C is for nothing", "if short and takes(scoring, compute, q, k, v):", "if False:"),
+        (
+            "gradients are of the kernel in C alone",
+            "return *pull(g), jax.tree",
+            "return *(0 * x for x in pull(g)), jax.tree",
+        ),
     ),
     "lm/model/context.py": (("the second chunk is one early", "(c, 2 * shards - 1 - c)", "(c, 2 * shards - 2 - c)"),),
     "lm/model/attention.py": (

@@ -153,6 +153,23 @@ BY_FILE = {
         ),
     ),
     "lm/model/native.c": (
+        (
+            "a tile has another's queries",
+            "int64_t begin = at % parts * TALL",
+            "int64_t begin = at % parts * (TALL - 1)",
+        ),
+        (
+            "a tile forgets what it had",
+            "values, out, row, queries, KEYS, 1)",
+            "values, out, row, queries, KEYS, 0)",
+        ),
+        ("what a tile has is not shrunk", "for (int64_t j = 0; j < row; j++) out[j] *= shrink;", ""),
+        (
+            "a tile sees all keys of a block",
+            "if (s >= count || (allowed && !allowed[s])) logits",
+            "if (s >= count) logits",
+        ),
+        ("a batch has its first row's mask", "(job->rows > 1 ? head / job->K : 0)", "0"),
         ("a part of the queries is another's", "at % parts * QUERIES", "0"),
         ("the last numbers of a row are left out", "if (k < job->K) step", "if (k > job->K) step"),
         ("outputs that are no whole block are left out", "for (; out < end; out++) block", "for (; 0; out++) block"),

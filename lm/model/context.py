@@ -26,7 +26,7 @@ AXIS = "context"
 BY_TOKEN: tuple[str, ...] = ("tokens", "targets", "weights", "segment_ids", "positions", "prefix", "token_types")
 BY_TOKEN += ("teacher_ids", "teacher_log_probs", "teacher_rest")  # lm/tune/distill.py
 BY_TOKEN += ("ends",)  # lm/data/preferences.py
-PARTITIONED = ("plain", "blocked", "flash", "cudnn")  # by the compiler itself, where the sequence is whole
+PARTITIONED = ("plain", "blocked", "flash", "native", "cudnn")  # by the compiler itself, where the sequence is whole
 
 
 def zigzag_shard(x: jax.Array, shards: int, axis: int = 1) -> jax.Array:

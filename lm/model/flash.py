@@ -127,14 +127,15 @@ def _backward(blocks: _Blocks, saved: Any, g: jax.Array) -> tuple[Any, ...]:
     if sinks is not None:
         at_sink = jnp.exp(Scoring(mask, sinks=sinks).sink(K) - log_z)
         dsinks = -(at_sink * delta).sum((0, 3, 4)).reshape(sinks.shape)
-    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), dbias, dsinks, jax.tree.map(_no_gradient, mask)
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), dbias, dsinks, jax.tree.map(no_gradient, mask)
 
 
 def _product(formula: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(formula, a, b, preferred_element_type=jnp.float32)
 
 
-def _no_gradient(a: jax.Array) -> Any:
+def no_gradient(a: jax.Array) -> Any:
+    """Of whole numbers and booleans."""
     return np.zeros(jnp.shape(a), jax.dtypes.float0)
 
 

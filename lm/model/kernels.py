@@ -3,14 +3,17 @@ value (`Compute.attention`)."""
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lm.model.accelerators import cudnn, splash
 from lm.model.compute import Compute
-from lm.model.flash import flash
-from lm.model.scoring import Scoring, blocked, plain
+from lm.model.flash import flash, no_gradient
+from lm.model.native import attend
+from lm.model.scoring import Mask, Scoring, Span, blocked, heads_first, heads_last, plain, takes
 from lm.sharding.rules import MESH_AXES
 from lm.sharding.tracing import axis_size
 
@@ -43,11 +46,40 @@ def _by_rows(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute
     return jnp.concatenate(outs)
 
 
+def native(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: Compute) -> jax.Array:
+    """`blocked_or_flash`, and where nothing is differentiated the kernel in C, if it takes this: it reads and writes no
+    logits in memory."""
+    short = q.shape[1] <= MOST_BLOCKS * compute.block  # the mask has a byte for each query and key
+    if short and takes(scoring, compute, q, k, v):
+        return _forward_only(compute, q, k, v, scoring.mask)
+    return blocked_or_flash(q, k, v, scoring, compute)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _forward_only(compute: Compute, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Array:
+    allowed = mask.allowed(Span(0, q.shape[1]), Span(0, k.shape[1]))
+    return heads_last(attend(*heads_first(q, k, v, compute), allowed), compute)
+
+
+def _forward(compute: Compute, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> tuple[jax.Array, Any]:
+    out, pull = jax.vjp(lambda q, k, v: blocked_or_flash(q, k, v, Scoring(mask), compute), q, k, v)
+    return out, (pull, mask)
+
+
+def _backward(compute: Compute, saved: Any, g: jax.Array) -> tuple[Any, ...]:
+    pull, mask = saved
+    return *pull(g), jax.tree.map(no_gradient, mask)
+
+
+_forward_only.defvjp(_forward, _backward)
+
+
 Kernel = Callable[[jax.Array, jax.Array, jax.Array, Scoring, Compute], jax.Array]
 KERNELS: dict[str, Kernel] = {
     "plain": plain,
     "blocked": blocked_or_flash,
     "flash": flash,
+    "native": native,
     "splash": splash,
     "cudnn": cudnn,
 }

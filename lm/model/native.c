@@ -1,4 +1,5 @@
-// What a step of decoding reads: matrices for a few rows, and the keys and values of a cache.
+// What a step of decoding reads: matrices for a few rows, and the keys and values of a cache; and attention of many
+// queries, forward.
 //
 // Custom calls of XLA's CPU backend, built by lm/model/native.py. Threads take tasks from one counter. Every sum has an
 // order of its own, whatever the threads and the other rows are, so each row gets the same bits in any company.
@@ -7,6 +8,7 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #if defined(__AVX2__)
@@ -50,12 +52,12 @@ typedef struct {
 } Products;
 
 // Attention: y [B, K, G, T, V] of queries q [B, K, G, T, H] to the keys k [B, K, S, H] and values v [B, K, S, V] that
-// `allowed` [B, T, S] names.
+// `allowed` [B, T, S] names; of many queries that has one row for all of a batch, or none where all are allowed.
 typedef struct {
   const float *q, *k, *v;
   const uint8_t *allowed;
   float *y;
-  int64_t K, G, T, S, H, V;
+  int64_t K, G, T, S, H, V, rows;
 } Attention;
 
 typedef struct Job {
@@ -332,6 +334,122 @@ static void attention(const Job *of, long at) {
   }
 }
 
+// ------------------------------------------------------------------ the same for many queries: products of tiles
+
+// Queries and keys of a tile (whole vectors for each register size), and queries up to which there are none.
+enum { TALL = 128, KEYS = 96, FEW = 32 };
+
+// y [rows, vectors * LANES] (+)= x [rows, depth] w [depth, ..]; rows and vectors are constants.
+INLINE void corner(const float *x, int64_t x_row, const float *w, float *y, int64_t row, int64_t depth, int more,
+                   int rows, int vectors) {
+  floats sums[ROWS][VECTORS], own[VECTORS];
+  for (int i = 0; i < rows; i++)
+    for (int j = 0; j < vectors; j++)
+      sums[i][j] = more ? load_floats((char *)(y + i * row + j * LANES), LANES) : (floats){0};
+  for (int64_t d = 0; d < depth; d++) {
+    for (int j = 0; j < vectors; j++) own[j] = load_floats((char *)(w + d * row + j * LANES), LANES);
+    for (int i = 0; i < rows; i++)
+      for (int j = 0; j < vectors; j++) sums[i][j] += x[i * x_row + d] * own[j];
+  }
+  for (int i = 0; i < rows; i++)
+    for (int j = 0; j < vectors; j++) memcpy(y + i * row + j * LANES, &sums[i][j], sizeof sums[i][j]);
+}
+
+// y [M, row] (+)= x [M, depth] w [depth, row], where rows of x are `x_row` apart and `row` is whole vectors.
+INLINE void small_product(const float *x, int64_t x_row, const float *w, float *y, int64_t row, int64_t M,
+                          int64_t depth, int more) {
+  int64_t out = 0;
+  for (; out + VECTORS * LANES <= row; out += VECTORS * LANES) {
+    int64_t i = 0;
+    for (; i + ROWS <= M; i += ROWS)
+      corner(x + i * x_row, x_row, w + out, y + i * row + out, row, depth, more, ROWS, VECTORS);
+    for (; i < M; i++) corner(x + i * x_row, x_row, w + out, y + i * row + out, row, depth, more, 1, VECTORS);
+  }
+  for (; out < row; out += LANES) {
+    int64_t i = 0;
+    for (; i + ROWS <= M; i += ROWS)
+      corner(x + i * x_row, x_row, w + out, y + i * row + out, row, depth, more, ROWS, 1);
+    for (; i < M; i++) corner(x + i * x_row, x_row, w + out, y + i * row + out, row, depth, more, 1, 1);
+  }
+}
+
+// Logits [KEYS] of a query to weights, against the largest so far, by which what it has is shrunk.
+INLINE void soften(float *logits, const uint8_t *allowed, int64_t count, float *most, floats *total, float *out,
+                   int64_t row) {
+  floats high;
+  if (count < KEYS || (allowed && memchr(allowed, 0, count)))
+    for (int64_t s = 0; s < KEYS; s++)
+      if (s >= count || (allowed && !allowed[s])) logits[s] = -INFINITY;
+  memcpy(&high, logits, sizeof high);
+  for (int s = LANES; s < KEYS; s += LANES) {
+    floats next = load_floats((char *)(logits + s), LANES);
+    words larger = (words)(high > next);
+    high = (floats)(((words)high & larger) | ((words)next & ~larger));
+  }
+  float higher = *most;
+  for (int l = 0; l < LANES; l++) higher = high[l] > higher ? high[l] : higher;
+  if (higher == -INFINITY) { memset(logits, 0, 4 * KEYS); return; }  // it has seen nothing yet
+  if (higher > *most) {
+    float shrink = expf(*most - higher);
+    *most = higher, *total *= shrink;
+    for (int64_t j = 0; j < row; j++) out[j] *= shrink;
+  }
+  for (int s = 0; s < KEYS; s += LANES) {
+    floats w = exponential(load_floats((char *)(logits + s), LANES) - higher);
+    memcpy(logits + s, &w, sizeof w);
+    *total += w;
+  }
+}
+
+// Which of `count` keys any of these queries may look at; returns whether there is one.
+static int look(const Attention *job, const uint8_t *allowed, int64_t first, int64_t queries, int64_t count,
+                uint8_t *seen) {
+  memset(seen, !job->rows, count);
+  for (int64_t i = 0; job->rows && i < queries; i++) {
+    const uint8_t *own = allowed + (first + i) % job->T * job->S;
+    for (int64_t n = 0; n < count; n++) seen[n] |= own[n];
+  }
+  return memchr(seen, 1, count) != 0;
+}
+
+static void tiled(const Job *of, long at) {
+  const Attention *job = &of->attention;
+  int64_t parts = (job->G * job->T + TALL - 1) / TALL, head = at / parts, row = (job->V + LANES - 1) / LANES * LANES;
+  int64_t begin = at % parts * TALL, left = job->G * job->T - begin, queries = left < TALL ? left : TALL;
+  const float *q = job->q + (head * job->G * job->T + begin) * job->H;
+  const uint8_t *allowed = job->allowed + (job->rows > 1 ? head / job->K : 0) * job->T * job->S;
+  int64_t wide = KEYS * (job->H + row);  // numbers of a block of keys and its values
+  float *keys = aligned_alloc(64, 4 * (wide + TALL * (KEYS + row)));  // a thread's stack may be small
+  float *values = keys + KEYS * job->H, *logits = keys + wide, *out = logits + TALL * KEYS, most[TALL];
+  floats total[TALL];
+  uint8_t seen[KEYS];
+  memset(out, 0, 4 * TALL * row);
+  for (int i = 0; i < TALL; i++) most[i] = -INFINITY, total[i] = (floats){0};
+  for (int64_t s = 0; s < job->S; s += KEYS) {
+    int64_t count = job->S - s < KEYS ? job->S - s : KEYS;
+    if (!look(job, allowed + s, begin, queries, count, seen)) continue;
+    const float *k = job->k + (head * job->S + s) * job->H, *v = job->v + (head * job->S + s) * job->V;
+    memset(keys, 0, 4 * wide);
+    for (int64_t n = 0; n < count; n++) {
+      if (!seen[n]) continue;  // not even what is no number
+      for (int64_t h = 0; h < job->H; h++) keys[h * KEYS + n] = k[n * job->H + h];
+      memcpy(values + n * row, v + n * job->V, 4 * job->V);
+    }
+    small_product(q, job->H, keys, logits, KEYS, queries, job->H, 0);
+    for (int64_t i = 0; i < queries; i++) {
+      const uint8_t *own = job->rows ? allowed + (begin + i) % job->T * job->S + s : 0;
+      soften(logits + i * KEYS, own, count, most + i, total + i, out + i * row, row);
+    }
+    small_product(logits, KEYS, values, out, row, queries, KEYS, 1);
+  }
+  float *y = job->y + (head * job->G * job->T + begin) * job->V;
+  for (int64_t i = 0; i < queries; i++) {
+    float all = sum(total[i]), share = all > 0 ? 1 / all : 0;
+    for (int64_t j = 0; j < job->V; j++) y[i * job->V + j] = out[i * row + j] * share;
+  }
+  free(keys);
+}
+
 // ------------------------------------------------------------------ threads
 
 static void work(Job *job) {
@@ -459,9 +577,11 @@ XLA_FFI_Error *lm_attention(XLA_FFI_CallFrame *frame) {
   if (told_version(frame)) return 0;
   XLA_FFI_Buffer **args = (XLA_FFI_Buffer **)frame->args.args, **rets = (XLA_FFI_Buffer **)frame->rets.rets;
   const int64_t *q = args[0]->dims, *v = args[2]->dims;
-  Job job = {.task = attention, .tasks = q[0] * q[1] * ((q[2] * q[3] + QUERIES - 1) / QUERIES)};
+  int many = q[3] > FEW;
+  int64_t own = many ? TALL : QUERIES;
+  Job job = {.task = many ? tiled : attention, .tasks = q[0] * q[1] * ((q[2] * q[3] + own - 1) / own)};
   job.attention = (Attention){args[0]->data, args[1]->data, args[2]->data, args[3]->data, rets[0]->data,
-                              q[1], q[2], q[3], v[2], q[4], v[3]};
+                              q[1], q[2], q[3], v[2], q[4], v[3], args[3]->dims[0]};
   run(frame, &job, q[0] * q[1] * v[2] * (q[4] + v[3]));
   return 0;
 }

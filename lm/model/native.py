@@ -21,7 +21,7 @@ from lm.model.compute import Compute
 FEW = 128  # rows up to which the kernel multiplies
 MOST = 8  # matrices of one call
 TARGETS = ("lm_by_input", "lm_by_output", "lm_attention")
-TOKENS, WIDTH = 32, 1024  # of a row, and numbers of a value, up to which it attends
+TOKENS, WIDTH = 32, 1024  # queries up to which each is attended by itself, and the most numbers of a head
 
 
 @jax.tree_util.register_dataclass
@@ -77,15 +77,19 @@ def _kernel(x: jax.Array, ws: Sequence[Streamed], contract: int) -> Sequence[jax
 
 def attends(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
     """Whether `attend` takes queries, keys and values of these shapes and dtypes."""
-    few = q.shape[3] <= TOKENS and v.shape[-1] <= WIDTH
-    return few and all(a.dtype == jnp.float32 for a in (q, k, v)) and has_kernel()
+    narrow = max(q.shape[-1], v.shape[-1]) <= WIDTH
+    return narrow and all(a.dtype == jnp.float32 for a in (q, k, v)) and has_kernel()
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array) -> jax.Array:
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array | None) -> jax.Array:
     """Float32 [B, K, G, T, Hv] of queries q [B, K, G, T, H] (scaled already) to the keys k [B, K, S, H] and values v
-    [B, K, S, Hv] of a cache that `allowed` [B, T, S] names, with a running softmax (2112.05682); zeros where that is
-    none. A row's bits depend neither on other rows nor on keys that it may not look at."""
+    [B, K, S, Hv] that `allowed` [B or 1, T, S] names (None: all of them), with a running softmax (2112.05682); zeros
+    where that is none. A row's bits depend neither on other rows nor on keys that it may not look at: from more than
+    TOKENS queries on, unless such a key, which another query looks at, is no number."""
     shape = jax.ShapeDtypeStruct((*q.shape[:-1], v.shape[-1]), jnp.float32)
+    if (T := q.shape[3]) <= TOKENS:
+        allowed = jnp.broadcast_to(True if allowed is None else allowed, (len(q), T, k.shape[2]))
+    allowed = jnp.zeros((0, 0, 0), bool) if allowed is None else allowed
     return jax.ffi.ffi_call(TARGETS[2], shape, vmap_method="sequential")(q, k, v, allowed)
 
 

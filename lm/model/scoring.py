@@ -216,15 +216,20 @@ def cached(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: 
     adds zeros to what that row has, so what it gets does not depend on the others, to the bit."""
     (B, T, N, H), (K, S) = q.shape, k.shape[1:3]
     q = q.astype(compute.matmul).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
-    if scoring.is_plain and compute.backend == "cpu" and axis_size(*MESH_AXES) == 1 and attends(q, k, v):
-        allowed = scoring.mask.allowed(Span(0, T), Span(0, S))
-        out = attend(q, k, v, jnp.broadcast_to(True if allowed is None else allowed, (B, T, S)))
+    if takes(scoring, compute, q, k, v):
+        out = attend(q, k, v, scoring.mask.allowed(Span(0, T), Span(0, S)))
     elif S <= CACHE_BLOCK or S % CACHE_BLOCK or accelerated(compute, T):
         k, v = (a.astype(compute.matmul) for a in (k, v))
         out = _softmax(scoring(q, k, Span(0, T), Span(0, S), T), v, scoring.sink(K))
     else:
         out = _by_block(q, k, v, scoring, compute)
     return heads_last(out, compute)
+
+
+def takes(scoring: Scoring, compute: Compute, *arrays: jax.Array) -> bool:
+    """Whether the kernel in C (lm/model/native.py) has such queries, keys and values, on one CPU."""
+    plain = scoring.is_plain and compute.backend == "cpu" and axis_size(*MESH_AXES) == 1
+    return plain and compute.matmul == "float32" and attends(*arrays)
 
 
 def cached_before(

@@ -15,6 +15,7 @@ import lm.model.scoring
 from lm.model.attention import Attention
 from lm.model.compute import Compute
 from lm.model.kernels import KERNELS
+from lm.model.native import has_kernel
 from lm.model.parts import FeedForward
 from lm.model.scoring import Mask, Scoring, Span, _cut, cached, product
 from lm.model.transformer import Transformer
@@ -82,12 +83,33 @@ def test_the_gradient_of_parts_that_overlap(parts: list[tuple[int, int]], beyond
     close(gradient, expected)
 
 
-PORTABLE = ("plain", "blocked", "flash")
+PORTABLE = ("plain", "blocked", "flash", "native")
 every_kernel = pytest.mark.parametrize("name", PORTABLE)
 
 
+@pytest.mark.skipif(not has_kernel(), reason="no C compiler")
+def test_native_is_for_forward_passes_alone_in_float32() -> None:
+    """And gradients are those of blocks, to the bit."""
+    compute, arrays = replace(SIMPLE, attention="native", block=8), heads(40)
+
+    def attended(q: Any, k: Any, v: Any, name: str = "native", **more: Any) -> Any:
+        scoring = Scoring(Mask(), more.pop("bias", None))
+        return KERNELS[name](q, k, v, scoring, replace(compute, **more))
+
+    def calls(function: Any) -> bool:
+        return "lm_attention" in str(jax.make_jaxpr(function)(*arrays))
+
+    assert calls(attended)
+    assert not calls(partial(attended, matmul="bfloat16")) and not calls(partial(attended, bias=jnp.zeros((4, 79))))
+    pulls = [
+        jax.grad(lambda *a, n=name: (attended(*a, name=n) ** 2).sum(), (0, 1, 2)) for name in ("native", "blocked")
+    ]
+    assert not calls(pulls[0])
+    jax.tree.map(np.testing.assert_array_equal, *(jax.jit(pull)(*arrays) for pull in pulls))
+
+
 @every_kernel
-@pytest.mark.parametrize("T", [1, 4, 8, 11])
+@pytest.mark.parametrize("T", [1, 4, 8, 11, 40])
 def test_causal(name: str, T: int) -> None:
     arrays = heads(T)
     close(call(name, arrays, Mask()), by_hand(*arrays, lambda b, t, s: s <= t))

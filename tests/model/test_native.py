@@ -84,7 +84,9 @@ def case(B: int, K: int, G: int, T: int, S: int, H: int, V: int) -> tuple[jax.Ar
 
 
 @pytest.mark.parametrize(
-    "sizes", [(3, 2, 3, 1, 256, 64, 64), (2, 1, 4, 5, 100, 24, 40), (1, 1, 1, 1, 7, 5, 3), (2, 2, 3, 32, 70, 16, 16)]
+    "sizes",
+    [(3, 2, 3, 1, 256, 64, 64), (2, 1, 4, 5, 100, 24, 40), (1, 1, 1, 1, 7, 5, 3), (2, 2, 3, 32, 70, 16, 16)]
+    + [(2, 1, 3, 45, 200, 24, 40), (1, 2, 1, 33, 96, 5, 3), (1, 1, 1, 300, 97, 24, 72)],
 )
 def test_attention_is_softmax(sizes: tuple[int, ...]) -> None:
     q, k, v, allowed = case(*sizes)
@@ -112,7 +114,27 @@ def test_attention_to_nothing_is_zero_and_what_is_not_a_number_stays() -> None:
     assert np.isnan(out[1]).all()
 
 
+@pytest.mark.parametrize("T", [5, 150])
+def test_attention_to_all_keys_and_by_one_mask_for_a_batch(T: int) -> None:
+    q, k, v, allowed = case(2, 2, 1, T, 130, 16, 16)
+    for given, same in ((None, jnp.ones((2, T, 130), bool)), (allowed[:1], jnp.repeat(allowed[:1], 2, axis=0))):
+        np.testing.assert_array_equal(attention(q, k, v, given), attention(q, k, v, same))
+
+
+def test_many_queries_have_their_own_bits() -> None:
+    """Whoever is beside them, wherever they lie in a tile, and whatever nobody looks at."""
+    q, k, v, allowed = case(2, 1, 2, 150, 200, 16, 16)
+    allowed = allowed.at[:, :, 110:].set(False).at[:, 7].set(False)
+    out = attention(q, k, v, allowed)
+    np.testing.assert_array_equal(attention(*(a[1:] for a in (q, k, v, allowed))), out[1:])
+    np.testing.assert_array_equal(attention(q[:, :, 1:], k, v, allowed), out[:, :, 1:])
+    np.testing.assert_array_equal(attention(q[:, :, :, 9:], k, v, allowed[:, 9:]), out[:, :, :, 9:])
+    beyond = jnp.arange(200)[:, None] < 110
+    np.testing.assert_array_equal(attention(q, *(jnp.where(beyond, a, jnp.nan) for a in (k, v)), allowed), out)
+    np.testing.assert_array_equal(out[:, :, :, 7], 0)
+
+
 def test_what_attention_does_not_take() -> None:
     q, k, v, _ = case(1, 1, 2, TOKENS, 8, 8, 8)
-    assert attends(q, k, v)
-    assert not attends(jnp.concatenate([q, q], axis=3), k, v) and not attends(q, k.astype(jnp.bfloat16), v)
+    assert attends(q, k, v) and not attends(q, k.astype(jnp.bfloat16), v)
+    assert not attends(jnp.zeros((1, 1, 1, 2, 1025)), k, v)
