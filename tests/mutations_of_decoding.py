@@ -156,7 +156,7 @@ BY_FILE = {
         (
             "a tile has another's queries",
             "int64_t begin = at % parts * TALL",
-            "int64_t begin = at % parts * (TALL - 1)",
+            "int64_t begin = at % parts * (TALL + 1)",
         ),
         (
             "a tile forgets what it had",
