@@ -336,8 +336,8 @@ static void attention(const Job *of, long at) {
 
 // ------------------------------------------------------------------ the same for many queries: products of tiles
 
-// Queries and keys of a tile (whole vectors for each register size), and queries up to which there are none.
-enum { TALL = 128, KEYS = 96, FEW = 32 };
+// Queries and keys of a tile (whole vectors for each register size); queries up to which there are none (native.py).
+enum { TALL = 128, KEYS = 96, TOKENS = 32 };
 
 // y [rows, vectors * LANES] (+)= x [rows, depth] w [depth, ..]; rows and vectors are constants.
 INLINE void corner(const float *x, int64_t x_row, const float *w, float *y, int64_t row, int64_t depth, int more,
@@ -577,7 +577,7 @@ XLA_FFI_Error *lm_attention(XLA_FFI_CallFrame *frame) {
   if (told_version(frame)) return 0;
   XLA_FFI_Buffer **args = (XLA_FFI_Buffer **)frame->args.args, **rets = (XLA_FFI_Buffer **)frame->rets.rets;
   const int64_t *q = args[0]->dims, *v = args[2]->dims;
-  int many = q[3] > FEW;
+  int many = q[3] > TOKENS;
   int64_t own = many ? TALL : QUERIES;
   Job job = {.task = many ? tiled : attention, .tasks = q[0] * q[1] * ((q[2] * q[3] + own - 1) / own)};
   job.attention = (Attention){args[0]->data, args[1]->data, args[2]->data, args[3]->data, rets[0]->data,

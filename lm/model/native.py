@@ -21,7 +21,7 @@ from lm.model.compute import Compute
 FEW = 128  # rows up to which the kernel multiplies
 MOST = 8  # matrices of one call
 TARGETS = ("lm_by_input", "lm_by_output", "lm_attention")
-TOKENS, WIDTH = 32, 1024  # queries up to which each is attended by itself, and the most numbers of a head
+TOKENS, WIDTH = 32, 1024  # queries up to which each is attended by itself (native.c), and the most numbers of a head
 
 
 @jax.tree_util.register_dataclass
