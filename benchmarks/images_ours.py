@@ -36,7 +36,7 @@ def tower(settings: dict[str, Any]) -> Train:
     own = siglip(**settings["tower"], patches=patches)
     vision = Vision(tower=own, image_size=settings["size"], patch_size=settings["patch"], image_token=1)
     cfg = llama(vocab=8, layers=1, width=own.width, heads=6, mlp=8, context=16, vision=vision)
-    compute = Compute(dtype="float32", matmul="float32", unroll=1).resolve().forward_only  # as `load` has it
+    compute = Compute(dtype="float32", matmul="float32", unroll=1).resolve()  # as `load` has it
     model = Transformer(cfg, compute)
     params = jax.jit(model.init)(jax.random.key(0))["vision"]
     images = jnp.zeros((1, settings["batch"], settings["size"], settings["size"], 3), jnp.uint8)

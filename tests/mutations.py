@@ -179,12 +179,8 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("earlier blocks are not rescaled", "out * shrink + part", "out + part"),
     ),
     "lm/model/kernels.py": (
-        ("the kernel in C is for nothing", "if short and takes(scoring, compute, q, k, v):", "if False:"),
-        (
-            "gradients are of the kernel in C alone",
-            "return *pull(g), jax.tree",
-            "return *(0 * x for x in pull(g)), jax.tree",
-        ),
+        ("the kernel in C is for nothing", "if short and takes(", "if short and not takes("),
+        ("the kernel in C is for float32 products", "takes(scoring, exact,", "takes(scoring, compute,"),
     ),
     "lm/model/context.py": (("the second chunk is one early", "(c, 2 * shards - 1 - c)", "(c, 2 * shards - 2 - c)"),),
     "lm/model/attention.py": (

@@ -160,8 +160,8 @@ BY_FILE = {
         ),
         (
             "a tile forgets what it had",
-            "values, out, row, queries, KEYS, 1)",
-            "values, out, row, queries, KEYS, 0)",
+            "in.end - in.first, KEYS, 1)",
+            "in.end - in.first, KEYS, 0)",
         ),
         ("what a tile has is not shrunk", "for (int64_t j = 0; j < row; j++) out[j] *= shrink;", ""),
         (
@@ -189,6 +189,21 @@ BY_FILE = {
         ("keys without weight are read", "if (weights[s] != 0) out", "out"),
         ("what is not a number is zero", "~(words)(x <= -87.f)", "(words)(x > -87.f)"),
         ("attention to nothing is not a number", "have[i].total > 0 ? 1 / have[i].total : 0", "1 / have[i].total"),
+        ("the first queries that see a key are left out", "range.first = i / ROWS * ROWS;", "range.first = i + 1;"),
+        ("the last queries that see a key are left out", "(i / ROWS + 1) * ROWS", "i / ROWS * ROWS"),
+        ("gradients of all parts are the first's", "dq[i] += all[part * numbers + i]", "dq[i] += 0"),
+        (
+            "the gradient of a softmax has no sum",
+            "load_floats((char *)(dp + s), LANES) - along",
+            "load_floats((char *)(dp + s), LANES)",
+        ),
+        (
+            "a key's gradient is its last tile's",
+            "q + i * h, dk, h, count, queries, 1)",
+            "q + i * h, dk, h, count, queries, 0)",
+        ),
+        ("hidden keys have gradients", "if (s >= count || (allowed && !allowed[s])) p[s]", "if (s >= count) p[s]"),
+        ("a query's sum is without its largest", "most[i] + logf(all)", "logf(all)"),
     ),
     "lm/decode/engine.py": (
         ("a request that ended goes on", "for one in ready if one in self.running]", "for one in ready]"),

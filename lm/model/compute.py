@@ -27,9 +27,9 @@ class Compute:
       bfloat16. On CPUs with bfloat16 units the fast pair is float32 activations with bfloat16 products; on TPU and GPU
       both are bfloat16.
     - `attention`: the kernel, one of ATTENTION: all logits at once (plain), by rows of `block` queries (blocked; flash
-      from 64 rows on), in memory that grows with the length alone (flash, blocks of `block`), as blocked but for what
-      one CPU computes in float32 and nobody differentiates (native: a kernel in C), or the vendor's: splash on TPU
-      (blocks of 512, or of `block` where that is more), cudnn on GPU.
+      from 64 rows on), in memory that grows with the length alone (flash, blocks of `block`), by a kernel in C on one
+      CPU, in float32, up to those 64 rows and where only the mask shapes the logits (native; as blocked elsewhere), or
+      the vendor's: splash on TPU (blocks of 512, or of `block` where that is more), cudnn on GPU.
     - `flat`: products on [B*T, D] with gradients written for the CPU's matrix kernels, or plain einsums that keep B and
       T apart (what a mesh wants).
     - `unroll`: layers a scan step, 0 for all. Unrolled layers compile longer; on CPUs they run faster.
@@ -113,7 +113,7 @@ class Compute:
             backend=backend,
             dtype="float32" if cpu else "bfloat16",
             matmul=fast,
-            attention={"cpu": "blocked", "tpu": "splash"}.get(backend, "plain"),
+            attention={"cpu": "native", "tpu": "splash"}.get(backend, "plain"),
             flat="yes" if cpu else "no",
         )
         layers = (
@@ -122,11 +122,6 @@ class Compute:
         chosen: dict[str, Any] = {k: v for k, v in best.items() if getattr(self, k) == "auto"}
         chosen["scoped_vmem"] = self.scoped_vmem if backend == "tpu" else 0  # what others do not have
         return replace(self, **chosen, unroll=layers if self.unroll < 0 else self.unroll)
-
-    @property
-    def forward_only(self) -> "Compute":
-        """This value, resolved, for a model that is not trained: attention on CPUs is native."""
-        return replace(self, attention="native") if self.attention == "blocked" else self
 
 
 def _cpu_has_bfloat16() -> bool:

@@ -3,17 +3,15 @@ value (`Compute.attention`)."""
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lm.model.accelerators import cudnn, splash
 from lm.model.compute import Compute
-from lm.model.flash import flash, no_gradient
-from lm.model.native import attend
-from lm.model.scoring import Mask, Scoring, Span, blocked, heads_first, heads_last, plain, takes
+from lm.model.flash import flash
+from lm.model.native import attend_trained
+from lm.model.scoring import Scoring, Span, blocked, heads_first, heads_last, plain, takes
 from lm.sharding.rules import MESH_AXES
 from lm.sharding.tracing import axis_size
 
@@ -47,31 +45,14 @@ def _by_rows(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute
 
 
 def native(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, compute: Compute) -> jax.Array:
-    """`blocked_or_flash`, and where nothing is differentiated the kernel in C, if it takes this: it reads and writes no
-    logits in memory."""
+    """`blocked_or_flash`, and where it takes this the kernel in C, forward and backward: it reads and writes no logits
+    in memory, and computes in float32."""
+    exact = replace(compute, matmul="float32")
     short = q.shape[1] <= MOST_BLOCKS * compute.block  # the mask has a byte for each query and key
-    if short and takes(scoring, compute, q, k, v):
-        return _forward_only(compute, q, k, v, scoring.mask)
+    if short and takes(scoring, exact, *(heads := heads_first(q, k, v, exact))):
+        allowed = scoring.mask.allowed(Span(0, q.shape[1]), Span(0, k.shape[1]))
+        return heads_last(attend_trained(*heads, allowed), compute)
     return blocked_or_flash(q, k, v, scoring, compute)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _forward_only(compute: Compute, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Array:
-    allowed = mask.allowed(Span(0, q.shape[1]), Span(0, k.shape[1]))
-    return heads_last(attend(*heads_first(q, k, v, compute), allowed), compute)
-
-
-def _forward(compute: Compute, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> tuple[jax.Array, Any]:
-    out, pull = jax.vjp(lambda q, k, v: blocked_or_flash(q, k, v, Scoring(mask), compute), q, k, v)
-    return out, (pull, mask)
-
-
-def _backward(compute: Compute, saved: Any, g: jax.Array) -> tuple[Any, ...]:
-    pull, mask = saved
-    return *pull(g), jax.tree.map(no_gradient, mask)
-
-
-_forward_only.defvjp(_forward, _backward)
 
 
 Kernel = Callable[[jax.Array, jax.Array, jax.Array, Scoring, Compute], jax.Array]

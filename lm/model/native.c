@@ -1,5 +1,5 @@
 // What a step of decoding reads: matrices for a few rows, and the keys and values of a cache; and attention of many
-// queries, forward.
+// queries, forward and backward.
 //
 // Custom calls of XLA's CPU backend, built by lm/model/native.py. Threads take tasks from one counter. Every sum has an
 // order of its own, whatever the threads and the other rows are, so each row gets the same bits in any company.
@@ -53,12 +53,22 @@ typedef struct {
 
 // Attention: y [B, K, G, T, V] of queries q [B, K, G, T, H] to the keys k [B, K, S, H] and values v [B, K, S, V] that
 // `allowed` [B, T, S] names; of many queries that has one row for all of a batch, or none where all are allowed.
+// `log_total` [B, K, G, T], where it is wanted: the logarithm of the sum of a query's exponentials, -INFINITY of none.
 typedef struct {
   const float *q, *k, *v;
   const uint8_t *allowed;
-  float *y;
+  float *y, *log_total;
   int64_t K, G, T, S, H, V, rows;
 } Attention;
+
+// Its gradients dq, dk and dv by `dy`, the gradient of y. Each of `parts` of the keys has dq [parts, B, K, G, T, H] of
+// its own, which are then added to the first.
+typedef struct {
+  Attention of;
+  const float *dy;
+  float *dq, *dk, *dv;
+  int64_t parts, numbers;  // of one dq
+} Gradients;
 
 typedef struct Job {
   void (*task)(const struct Job *, long);
@@ -66,6 +76,7 @@ typedef struct Job {
   union {
     Products products;
     Attention attention;
+    Gradients gradients;
   };
   atomic_long next, done;
 } Job;
@@ -340,8 +351,8 @@ static void attention(const Job *of, long at) {
 enum { TALL = 128, KEYS = 96, TOKENS = 32 };
 
 // y [rows, vectors * LANES] (+)= x [rows, depth] w [depth, ..]; rows and vectors are constants.
-INLINE void corner(const float *x, int64_t x_row, const float *w, float *y, int64_t row, int64_t depth, int more,
-                   int rows, int vectors) {
+INLINE void corner(const float *x, int64_t x_row, int64_t x_step, const float *w, float *y, int64_t row, int64_t depth,
+                   int more, int rows, int vectors) {
   floats sums[ROWS][VECTORS], own[VECTORS];
   for (int i = 0; i < rows; i++)
     for (int j = 0; j < vectors; j++)
@@ -349,27 +360,28 @@ INLINE void corner(const float *x, int64_t x_row, const float *w, float *y, int6
   for (int64_t d = 0; d < depth; d++) {
     for (int j = 0; j < vectors; j++) own[j] = load_floats((char *)(w + d * row + j * LANES), LANES);
     for (int i = 0; i < rows; i++)
-      for (int j = 0; j < vectors; j++) sums[i][j] += x[i * x_row + d] * own[j];
+      for (int j = 0; j < vectors; j++) sums[i][j] += x[i * x_row + d * x_step] * own[j];
   }
   for (int i = 0; i < rows; i++)
     for (int j = 0; j < vectors; j++) memcpy(y + i * row + j * LANES, &sums[i][j], sizeof sums[i][j]);
 }
 
-// y [M, row] (+)= x [M, depth] w [depth, row], where rows of x are `x_row` apart and `row` is whole vectors.
-INLINE void small_product(const float *x, int64_t x_row, const float *w, float *y, int64_t row, int64_t M,
-                          int64_t depth, int more) {
+// y [M, row] (+)= x [M, depth] w [depth, row], where rows of x are `x_row` apart and its columns `x_step`, and `row` is
+// whole vectors.
+INLINE void small_product(const float *x, int64_t x_row, int64_t x_step, const float *w, float *y, int64_t row,
+                          int64_t M, int64_t depth, int more) {
   int64_t out = 0;
   for (; out + VECTORS * LANES <= row; out += VECTORS * LANES) {
     int64_t i = 0;
     for (; i + ROWS <= M; i += ROWS)
-      corner(x + i * x_row, x_row, w + out, y + i * row + out, row, depth, more, ROWS, VECTORS);
-    for (; i < M; i++) corner(x + i * x_row, x_row, w + out, y + i * row + out, row, depth, more, 1, VECTORS);
+      corner(x + i * x_row, x_row, x_step, w + out, y + i * row + out, row, depth, more, ROWS, VECTORS);
+    for (; i < M; i++) corner(x + i * x_row, x_row, x_step, w + out, y + i * row + out, row, depth, more, 1, VECTORS);
   }
   for (; out < row; out += LANES) {
     int64_t i = 0;
     for (; i + ROWS <= M; i += ROWS)
-      corner(x + i * x_row, x_row, w + out, y + i * row + out, row, depth, more, ROWS, 1);
-    for (; i < M; i++) corner(x + i * x_row, x_row, w + out, y + i * row + out, row, depth, more, 1, 1);
+      corner(x + i * x_row, x_row, x_step, w + out, y + i * row + out, row, depth, more, ROWS, 1);
+    for (; i < M; i++) corner(x + i * x_row, x_row, x_step, w + out, y + i * row + out, row, depth, more, 1, 1);
   }
 }
 
@@ -401,15 +413,26 @@ INLINE void soften(float *logits, const uint8_t *allowed, int64_t count, float *
   }
 }
 
-// Which of `count` keys any of these queries may look at; returns whether there is one.
-static int look(const Attention *job, const uint8_t *allowed, int64_t first, int64_t queries, int64_t count,
-                uint8_t *seen) {
+// Rows of a tile, from `first` to before `end`: whole ROWS, or the last ones.
+typedef struct {
+  int64_t first, end;
+} Range;
+
+// The queries that may look at one of `count` keys, among so many from `begin` on; and the keys that are `seen`.
+static Range look(const Attention *job, const uint8_t *allowed, int64_t begin, int64_t queries, int64_t count,
+                  uint8_t *seen) {
+  Range range = {queries, 0};
   memset(seen, !job->rows, count);
-  for (int64_t i = 0; job->rows && i < queries; i++) {
-    const uint8_t *own = allowed + (first + i) % job->T * job->S;
+  if (!job->rows) return (Range){0, queries};
+  for (int64_t i = 0; i < queries; i++) {
+    const uint8_t *own = allowed + (begin + i) % job->T * job->S;
+    if (!memchr(own, 1, count)) continue;
+    if (range.first > i) range.first = i / ROWS * ROWS;
+    range.end = (i / ROWS + 1) * ROWS;
     for (int64_t n = 0; n < count; n++) seen[n] |= own[n];
   }
-  return memchr(seen, 1, count) != 0;
+  if (range.end > queries) range.end = queries;
+  return range;
 }
 
 static void tiled(const Job *of, long at) {
@@ -427,7 +450,8 @@ static void tiled(const Job *of, long at) {
   for (int i = 0; i < TALL; i++) most[i] = -INFINITY, total[i] = (floats){0};
   for (int64_t s = 0; s < job->S; s += KEYS) {
     int64_t count = job->S - s < KEYS ? job->S - s : KEYS;
-    if (!look(job, allowed + s, begin, queries, count, seen)) continue;
+    Range in = look(job, allowed + s, begin, queries, count, seen);
+    if (in.first >= in.end) continue;
     const float *k = job->k + (head * job->S + s) * job->H, *v = job->v + (head * job->S + s) * job->V;
     memset(keys, 0, 4 * wide);
     for (int64_t n = 0; n < count; n++) {
@@ -435,19 +459,110 @@ static void tiled(const Job *of, long at) {
       for (int64_t h = 0; h < job->H; h++) keys[h * KEYS + n] = k[n * job->H + h];
       memcpy(values + n * row, v + n * job->V, 4 * job->V);
     }
-    small_product(q, job->H, keys, logits, KEYS, queries, job->H, 0);
-    for (int64_t i = 0; i < queries; i++) {
+    small_product(q + in.first * job->H, job->H, 1, keys, logits, KEYS, in.end - in.first, job->H, 0);
+    for (int64_t i = in.first; i < in.end; i++) {
       const uint8_t *own = job->rows ? allowed + (begin + i) % job->T * job->S + s : 0;
-      soften(logits + i * KEYS, own, count, most + i, total + i, out + i * row, row);
+      soften(logits + (i - in.first) * KEYS, own, count, most + i, total + i, out + i * row, row);
     }
-    small_product(logits, KEYS, values, out, row, queries, KEYS, 1);
+    small_product(logits, KEYS, 1, values, out + in.first * row, row, in.end - in.first, KEYS, 1);
   }
   float *y = job->y + (head * job->G * job->T + begin) * job->V;
   for (int64_t i = 0; i < queries; i++) {
     float all = sum(total[i]), share = all > 0 ? 1 / all : 0;
     for (int64_t j = 0; j < job->V; j++) y[i * job->V + j] = out[i * row + j] * share;
+    if (job->log_total) job->log_total[head * job->G * job->T + begin + i] = most[i] + logf(all);
   }
   free(keys);
+}
+
+// ------------------------------------------------------------------ its gradients: a part of a head's keys is one task
+
+enum { SHORT = 64, PART = 8 * KEYS };  // queries of a tile, keys of a task
+
+INLINE int64_t whole(int64_t numbers) { return (numbers + LANES - 1) / LANES * LANES; }
+
+// x [count, width] as [rows, whole(width)]; zeros where it has no row or a row is not `seen` (0: all are).
+static void pad(const float *x, int64_t count, int64_t width, const uint8_t *seen, float *padded, int64_t rows) {
+  memset(padded, 0, 4 * rows * whole(width));
+  for (int64_t n = 0; n < count; n++)
+    if (!seen || seen[n]) memcpy(padded + n * whole(width), x + n * width, 4 * width);
+}
+
+// x [count, width] as [width, KEYS], likewise.
+static void turn(const float *x, int64_t count, int64_t width, const uint8_t *seen, float *turned) {
+  memset(turned, 0, 4 * KEYS * width);
+  for (int64_t n = 0; n < count; n++)
+    for (int64_t j = 0; seen[n] && j < width; j++) turned[j * KEYS + n] = x[n * width + j];
+}
+
+// Logits [KEYS] of a query to probabilities, and the gradients of these to those of logits.
+INLINE void soften_back(float *p, float *dp, const uint8_t *allowed, int64_t count, float log_total, float along) {
+  if (count < KEYS || (allowed && memchr(allowed, 0, count)))
+    for (int64_t s = 0; s < KEYS; s++)
+      if (s >= count || (allowed && !allowed[s])) p[s] = -INFINITY;
+  if (log_total == -INFINITY) log_total = 0;
+  for (int s = 0; s < KEYS; s += LANES) {
+    floats probability = exponential(load_floats((char *)(p + s), LANES) - log_total);
+    words none = (words)(probability == 0.f);  // of a key without weight not even what is no number
+    floats back = probability * (load_floats((char *)(dp + s), LANES) - along);
+    back = (floats)((words)back & ~none);
+    memcpy(p + s, &probability, sizeof probability);
+    memcpy(dp + s, &back, sizeof back);
+  }
+}
+
+static void backward(const Job *of, long at) {
+  const Gradients *job = &of->gradients;
+  const Attention *a = &job->of;
+  int64_t head = at / job->parts, begin = at % job->parts * PART, end = begin + PART < a->S ? begin + PART : a->S;
+  int64_t H = a->H, V = a->V, N = a->G * a->T, h = whole(H), v = whole(V);
+  const uint8_t *allowed = a->allowed + (a->rows > 1 ? head / a->K : 0) * a->T * a->S;
+  const float *log_total = a->log_total + head * N, *y = a->y + head * N * V, *given = job->dy + head * N * V;
+  int64_t tile = SHORT * KEYS;
+  float *q = aligned_alloc(64, 4 * (N * (2 * h + v) + KEYS * (2 * h + v + H + V) + 2 * tile + whole(N)));
+  float *dq = q + N * h, *dy = dq + N * h, *keys = dy + N * v, *dk = keys + KEYS * h, *dv = dk + KEYS * h;
+  float *turned_keys = dv + KEYS * v, *turned_values = turned_keys + KEYS * H;
+  float *p = turned_values + KEYS * V, *dp = p + tile, *along = dp + tile;
+  uint8_t seen[KEYS];
+  pad(a->q + head * N * H, N, H, 0, q, N);
+  pad(given, N, V, 0, dy, N);
+  memset(dq, 0, 4 * N * h);
+  for (int64_t i = 0; i < N; i++) {
+    floats sums = {0};
+    for (int64_t j = 0; j < V; j += LANES)
+      sums += load_floats((char *)(dy + i * v + j), LANES) * load_floats((char *)(y + i * V + j), V - j);
+    along[i] = sum(sums);
+  }
+  for (int64_t s = begin; s < end; s += KEYS) {
+    int64_t count = end - s < KEYS ? end - s : KEYS, first = head * a->S + s;
+    memset(dk, 0, 4 * KEYS * h);
+    memset(dv, 0, 4 * KEYS * v);
+    look(a, allowed + s, 0, a->T, count, seen);
+    pad(a->k + first * H, count, H, seen, keys, KEYS);
+    turn(a->k + first * H, count, H, seen, turned_keys);
+    turn(a->v + first * V, count, V, seen, turned_values);
+    for (int64_t from = 0; from < N; from += SHORT) {
+      Range in = look(a, allowed + s, from, N - from < SHORT ? N - from : SHORT, count, seen);
+      int64_t i = from + in.first, queries = in.end - in.first;
+      if (queries <= 0) continue;
+      small_product(q + i * h, h, 1, turned_keys, p, KEYS, queries, H, 0);
+      small_product(dy + i * v, v, 1, turned_values, dp, KEYS, queries, V, 0);
+      for (int64_t t = 0; t < queries; t++) {
+        const uint8_t *own = a->rows ? allowed + (i + t) % a->T * a->S + s : 0;
+        soften_back(p + t * KEYS, dp + t * KEYS, own, count, log_total[i + t], along[i + t]);
+      }
+      small_product(p, 1, KEYS, dy + i * v, dv, v, count, queries, 1);
+      small_product(dp, 1, KEYS, q + i * h, dk, h, count, queries, 1);
+      small_product(dp, KEYS, 1, keys, dq + i * h, h, queries, KEYS, 1);
+    }
+    for (int64_t n = 0; n < count; n++) {
+      memcpy(job->dk + (first + n) * H, dk + n * h, 4 * H);
+      memcpy(job->dv + (first + n) * V, dv + n * v, 4 * V);
+    }
+  }
+  float *own = job->dq + at % job->parts * job->numbers + head * N * H;
+  for (int64_t i = 0; i < N; i++) memcpy(own + i * H, dq + i * h, 4 * H);
+  free(q);
 }
 
 // ------------------------------------------------------------------ threads
@@ -572,16 +687,38 @@ static XLA_FFI_Error *multiply(XLA_FFI_CallFrame *frame, int by_output) {
 XLA_FFI_Error *lm_by_input(XLA_FFI_CallFrame *frame) { return multiply(frame, 0); }
 XLA_FFI_Error *lm_by_output(XLA_FFI_CallFrame *frame) { return multiply(frame, 1); }
 
-// Arguments: q, k, v, allowed.
+// Arguments: q, k, v, allowed. Results: y, and where gradients are wanted, log_total.
 XLA_FFI_Error *lm_attention(XLA_FFI_CallFrame *frame) {
   if (told_version(frame)) return 0;
   XLA_FFI_Buffer **args = (XLA_FFI_Buffer **)frame->args.args, **rets = (XLA_FFI_Buffer **)frame->rets.rets;
   const int64_t *q = args[0]->dims, *v = args[2]->dims;
-  int many = q[3] > TOKENS;
+  int many = q[3] > TOKENS || frame->rets.size > 1;
   int64_t own = many ? TALL : QUERIES;
   Job job = {.task = many ? tiled : attention, .tasks = q[0] * q[1] * ((q[2] * q[3] + own - 1) / own)};
   job.attention = (Attention){args[0]->data, args[1]->data, args[2]->data, args[3]->data, rets[0]->data,
+                              frame->rets.size > 1 ? rets[1]->data : 0,
                               q[1], q[2], q[3], v[2], q[4], v[3], args[3]->dims[0]};
   run(frame, &job, q[0] * q[1] * v[2] * (q[4] + v[3]));
+  return 0;
+}
+
+// Arguments: q, k, v, allowed, y, log_total, dy. Results: dq, dk, dv.
+XLA_FFI_Error *lm_attention_gradients(XLA_FFI_CallFrame *frame) {
+  if (told_version(frame)) return 0;
+  XLA_FFI_Buffer **args = (XLA_FFI_Buffer **)frame->args.args, **rets = (XLA_FFI_Buffer **)frame->rets.rets;
+  const int64_t *q = args[0]->dims, *v = args[2]->dims;
+  int64_t parts = (v[2] + PART - 1) / PART, numbers = q[0] * q[1] * q[2] * q[3] * q[4];
+  float *dq = rets[0]->data, *all = parts > 1 ? malloc(4 * parts * numbers) : dq;
+  Job job = {.task = backward, .tasks = q[0] * q[1] * parts};
+  job.gradients.of = (Attention){args[0]->data, args[1]->data, args[2]->data, args[3]->data, args[4]->data,
+                                 args[5]->data, q[1], q[2], q[3], v[2], q[4], v[3], args[3]->dims[0]};
+  job.gradients.dy = args[6]->data, job.gradients.parts = parts, job.gradients.numbers = numbers;
+  job.gradients.dq = all, job.gradients.dk = rets[1]->data, job.gradients.dv = rets[2]->data;
+  run(frame, &job, q[0] * q[1] * v[2] * (q[4] + v[3]));
+  if (parts == 1) return 0;
+  memcpy(dq, all, 4 * numbers);
+  for (int64_t part = 1; part < parts; part++)
+    for (int64_t i = 0; i < numbers; i++) dq[i] += all[part * numbers + i];
+  free(all);
   return 0;
 }

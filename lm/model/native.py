@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from lm.model.compute import Compute
 
 FEW = 128  # rows up to which the kernel multiplies
 MOST = 8  # matrices of one call
-TARGETS = ("lm_by_input", "lm_by_output", "lm_attention")
+TARGETS = ("lm_by_input", "lm_by_output", "lm_attention", "lm_attention_gradients")
 TOKENS, WIDTH = 32, 1024  # queries up to which each is attended by itself (native.c), and the most numbers of a head
 
 
@@ -91,6 +92,29 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array | None) 
         allowed = jnp.broadcast_to(True if allowed is None else allowed, (len(q), T, k.shape[2]))
     allowed = jnp.zeros((0, 0, 0), bool) if allowed is None else allowed
     return jax.ffi.ffi_call(TARGETS[2], shape, vmap_method="sequential")(q, k, v, allowed)
+
+
+@jax.custom_vjp
+def attend_trained(q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array | None) -> jax.Array:
+    """`attend`, with gradients of its own for q, k and v: probabilities are computed again from each query's sum
+    (2205.14135), and no logits are kept."""
+    return attend(q, k, v, allowed)
+
+
+def _attend_forward(q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array | None) -> tuple[jax.Array, Any]:
+    allowed = jnp.zeros((0, 0, 0), bool) if allowed is None else allowed
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((*q.shape[:-1], v.shape[-1]), q.shape[:-1])]
+    y, log_total = jax.ffi.ffi_call(TARGETS[2], shapes, vmap_method="sequential")(q, k, v, allowed)
+    return y, (q, k, v, allowed, y, log_total)
+
+
+def _attend_backward(saved: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+    shapes = [jax.ShapeDtypeStruct(a.shape, jnp.float32) for a in saved[:3]]
+    dq, dk, dv = jax.ffi.ffi_call(TARGETS[3], shapes, vmap_method="sequential")(*saved, dy)
+    return dq, dk, dv, None
+
+
+attend_trained.defvjp(_attend_forward, _attend_backward)
 
 
 @cache

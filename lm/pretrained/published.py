@@ -76,7 +76,7 @@ class Published:
         return place_params(self.checkpoint, self._model("float32"), mesh, layout, donatable=True)
 
     def _model(self, dtype: str) -> Transformer:
-        return Transformer(self.config, Compute(dtype=dtype, matmul=dtype, unroll=1).resolve().forward_only)
+        return Transformer(self.config, Compute(dtype=dtype, matmul=dtype, unroll=1).resolve())
 
     def load(self, mesh: Mesh | None = None, dtype: str = "float32") -> Pretrained:
         """The model; arguments as in lm.pretrained.load."""

@@ -1,5 +1,6 @@
 """Attention: every kernel against a loop over queries and heads, and the heads against one another."""
 
+import re
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -88,24 +89,24 @@ every_kernel = pytest.mark.parametrize("name", PORTABLE)
 
 
 @pytest.mark.skipif(not has_kernel(), reason="no C compiler")
-def test_native_is_for_forward_passes_alone_in_float32() -> None:
-    """And gradients are those of blocks, to the bit."""
-    compute, arrays = replace(SIMPLE, attention="native", block=8), heads(40)
+@pytest.mark.parametrize("matmul", ["float32", "bfloat16"])
+def test_native_is_a_kernel_forward_and_backward(matmul: str) -> None:
+    """In float32, whatever products are in; what shapes logits otherwise is computed by blocks."""
+    compute, arrays = replace(SIMPLE, attention="native", block=8, matmul=matmul), heads(40)
 
-    def attended(q: Any, k: Any, v: Any, name: str = "native", **more: Any) -> Any:
-        scoring = Scoring(Mask(), more.pop("bias", None))
-        return KERNELS[name](q, k, v, scoring, replace(compute, **more))
+    def attended(q: Any, k: Any, v: Any, name: str = "native", bias: Any = None) -> Any:
+        return KERNELS[name](q, k, v, Scoring(Mask(), bias), compute)
 
-    def calls(function: Any) -> bool:
-        return "lm_attention" in str(jax.make_jaxpr(function)(*arrays))
+    def calls(function: Any) -> set[str]:
+        return set(re.findall(r"lm_attention\w*", str(jax.make_jaxpr(function)(*arrays))))
 
-    assert calls(attended)
-    assert not calls(partial(attended, matmul="bfloat16")) and not calls(partial(attended, bias=jnp.zeros((4, 79))))
-    pulls = [
-        jax.grad(lambda *a, n=name: (attended(*a, name=n) ** 2).sum(), (0, 1, 2)) for name in ("native", "blocked")
-    ]
-    assert not calls(pulls[0])
-    jax.tree.map(np.testing.assert_array_equal, *(jax.jit(pull)(*arrays) for pull in pulls))
+    def pull(name: str) -> Any:
+        return jax.grad(lambda *a: (attended(*a, name=name) ** 2).sum(), (0, 1, 2))
+
+    assert calls(attended) == {"lm_attention"} and not calls(partial(attended, bias=jnp.zeros((4, 79))))
+    assert calls(pull("native")) == {"lm_attention", "lm_attention_gradients"}
+    for found, expected in zip(*(jax.jit(pull(name))(*arrays) for name in ("native", "blocked")), strict=True):
+        close(found, expected, 1e-5 if matmul == "float32" else 0.1)
 
 
 @every_kernel

@@ -1,13 +1,14 @@
 """The kernel of decoding: products and attention as XLA has them, and each row's bits its own."""
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.model.native import FEW, MOST, TOKENS, Streamed, attend, attends, has_kernel
+from lm.model.native import FEW, MOST, TOKENS, Streamed, attend, attend_trained, attends, has_kernel
 from lm.model.products import linear, linears
 from tests.model.reference import SIMPLE, close
 
@@ -15,6 +16,12 @@ pytestmark = pytest.mark.skipif(not has_kernel(), reason="no C compiler, or anot
 product = jax.jit(linear, static_argnums=(2, 3))
 several = jax.jit(linears, static_argnums=2)
 attention = jax.jit(attend)
+
+
+@jax.jit
+def gradients(q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array | None, dy: jax.Array) -> tuple[Any, ...]:
+    """dq, dk and dv."""
+    return jax.vjp(lambda q, k, v: attend_trained(q, k, v, allowed), q, k, v)[1](dy)
 
 
 def numbers(*shape: int, seed: int = 0) -> jax.Array:
@@ -132,6 +139,59 @@ def test_many_queries_have_their_own_bits() -> None:
     beyond = jnp.arange(200)[:, None] < 110
     np.testing.assert_array_equal(attention(q, *(jnp.where(beyond, a, jnp.nan) for a in (k, v)), allowed), out)
     np.testing.assert_array_equal(out[:, :, :, 7], 0)
+
+
+def gradients_by_hand(q: Any, k: Any, v: Any, allowed: Any, dy: Any) -> tuple[np.ndarray, ...]:
+    q, k, v, dy = (np.asarray(a, np.float64) for a in (q, k, v, dy))
+    logits = np.einsum("bkgth,bksh->bkgts", q, k)
+    weights = np.exp(logits - logits.max(-1, keepdims=True)) * np.asarray(allowed)[:, None, None]
+    p = weights / np.maximum(weights.sum(-1, keepdims=True), 1e-300)
+    dp = np.einsum("bkgtv,bksv->bkgts", dy, v)
+    dlogits = p * (dp - (p * dp).sum(-1, keepdims=True))
+    dv = np.einsum("bkgts,bkgtv->bksv", p, dy)
+    return np.einsum("bkgts,bksh->bkgth", dlogits, k), np.einsum("bkgts,bkgth->bksh", dlogits, q), dv
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [(3, 2, 2, 7, 7, 16, 16), (2, 1, 3, 45, 200, 24, 40), (1, 2, 1, 33, 96, 5, 3), (1, 1, 2, 70, 1700, 8, 8)],
+)
+def test_gradients_of_attention_are_softmax_s(sizes: tuple[int, ...]) -> None:
+    """Of few queries too, of sizes that are no whole vectors or tiles, and of keys that are several tasks."""
+    q, k, v, allowed = case(*sizes)
+    dy = numbers(*q.shape[:-1], v.shape[-1], seed=5)
+    for found, expected in zip(gradients(q, k, v, allowed, dy), gradients_by_hand(q, k, v, allowed, dy), strict=True):
+        close(found, expected, 1e-4)
+
+
+def test_causal_gradients_skip_what_no_query_sees() -> None:
+    """A tile in which only some queries see a key, the first, the last or those between, by a window."""
+    q, k, v, _ = case(1, 1, 2, 300, 300, 8, 8)
+    dy, distance = numbers(*q.shape, seed=5), np.arange(300)[:, None] - np.arange(300)
+    for allowed in ((distance >= 0)[None], ((distance >= 0) & (distance < 50))[None]):
+        found = gradients(q, k, v, jnp.asarray(allowed), dy)
+        for one, expected in zip(found, gradients_by_hand(q, k, v, allowed, dy), strict=True):
+            close(one, expected, 1e-4)
+        close(attention(q, k, v, jnp.asarray(allowed)), reference(q, k, v, allowed), 1e-5)
+
+
+def test_gradients_are_the_same_however_they_are_asked_for() -> None:
+    """Again, by one mask for a batch, by none where all keys are seen, and whatever is in a key that nobody sees, which
+    has none, as a query that sees nothing."""
+    q, k, v, allowed = case(2, 2, 1, 150, 900, 16, 16)
+    dy = numbers(*q.shape, seed=5)
+
+    def same(one: Any, other: Any) -> None:
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+
+    every = jnp.ones((2, 150, 900), bool)
+    same(gradients(q, k, v, None, dy), gradients(q, k, v, every, dy))
+    same(gradients(q, k, v, allowed[:1], dy), gradients(q, k, v, jnp.repeat(allowed[:1], 2, axis=0), dy))
+    allowed = allowed.at[:, :, 110:].set(False).at[:, 7].set(False)
+    found = gradients(q, k, v, allowed, dy)
+    seen = jnp.arange(900)[:, None] < 110
+    same(gradients(q, *(jnp.where(seen, a, jnp.nan) for a in (k, v)), allowed, dy), found)
+    assert not found[0][:, :, :, 7].any() and not found[1][:, :, 110:].any() and not found[2][:, :, 110:].any()
 
 
 def test_what_attention_does_not_take() -> None:

@@ -67,6 +67,7 @@ VARIANTS = {
     "dots saved": replace(SIMPLE, remat="dots"),
     "layers again": replace(SIMPLE, remat="full"),
     "flash": replace(SIMPLE, attention="flash", block=4),
+    "native": replace(SIMPLE, attention="native", remat="dots"),
     "all of it": Compute("float32", "float32", "blocked", block=5, flat="yes", unroll=0, remat="full"),
 }
 
@@ -102,6 +103,7 @@ def simple(cfg: ModelConfig) -> Any:
         (GEMMA2, "flash"),
         (LATENT, "all of it"),
         (LATENT, "flash"),
+        (LATENT, "native"),
     ],
 )
 def test_however_it_is_computed_it_is_the_same(cfg: ModelConfig, name: str) -> None:
