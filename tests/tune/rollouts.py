@@ -3,10 +3,12 @@
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from lm.data.loader import Batches, prepare
@@ -35,12 +37,36 @@ def batches(file: Path, method: Any) -> Batches:
     return prepare(summing(file).data, LENGTH, ROWS, objective=method.objective, tokenizer=Bytes().make([]))
 
 
+@partial(jax.jit, static_argnums=0)
+def _loss(learner: Any, *given: Any) -> Any:
+    return learner.loss(*given)
+
+
+@partial(jax.jit, static_argnums=0)
+def _gradient(learner: Any, *given: Any) -> Any:
+    return jax.value_and_grad(learner.loss, has_aux=True)(*given)
+
+
+def _scaled(learner: Any, batch: Any) -> dict[str, Any]:
+    """`batch`, each weight as the step scales it."""
+    return {n: a / max(a.sum(), 1) if n in learner.weights else a for n, a in batch.items()}
+
+
+def metrics_of(learner: Any, params: Any, frozen: Any, batch: Any, key: Any = None) -> tuple[float, dict[str, float]]:
+    """(loss, metrics), without a gradient to compile."""
+    loss, metrics = _loss(learner, params, frozen, _scaled(learner, batch), key)
+    return float(loss), {name: float(x) for name, x in metrics.items()}
+
+
 def gradient_of(learner: Any, params: Any, frozen: Any, batch: Any, key: Any = None) -> Any:
-    """(loss, metrics, gradient), each weight as the step scales it."""
-    scaled = {n: a / max(a.sum(), 1) if n in learner.weights else a for n, a in batch.items()}
-    both = jax.jit(jax.value_and_grad(learner.loss, has_aux=True))
-    (loss, metrics), gradient = both(params, frozen, scaled, key)
-    return float(loss), {name: float(x) for name, x in metrics.items()}, gradient
+    """(loss, metrics, gradient)."""
+    (loss, metrics), gradient = _gradient(learner, params, frozen, _scaled(learner, batch), key)
+    return float(loss), {name: float(x) for name, x in metrics.items()}, jax.device_get(gradient)
+
+
+def times(factor: float, params: Any) -> Any:
+    """On the host, where it is no program of each shape."""
+    return jax.tree.map(lambda x: np.float32(factor) * np.asarray(x), params)
 
 
 def stepped(learner: Any, data: Batches, steps: int = 1, mesh: Any = None) -> tuple[Any, dict[str, float]]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from lm.tune.on_policy import OnPolicy, SamplerMismatch, importance_weights, las
 from lm.tune.paths import by_path
 from lm.tune.policy_gradient import advantages
 from lm.tune.reward_functions import ExactAnswer, RewardError, RewardFunction
+from tests.model.reference import lively
 from tests.tiny import lines, of
 from tests.tune.rollouts import (
     COMPUTE,
@@ -39,8 +41,10 @@ from tests.tune.rollouts import (
     TEXTS,
     batches,
     gradient_of,
+    metrics_of,
     stepped,
     stopped_and_resumed,
+    times,
 )
 from tests.tune.sums import Digits, Failing, summing
 
@@ -56,6 +60,7 @@ def method(**fields: Any) -> GRPO:
     return GRPO(**{"rewards": DIGITS, "group": 4, "max_new_tokens": NEW, "sampling": ENDS, **fields})
 
 
+@cache
 def learner_of(data: Batches, trains: Any = None, **fields: Any) -> Any:
     learner = method(**fields).build(Transformer(TEXTS, COMPUTE), data)
     return learner if trains is None else trains.wrap(learner)
@@ -63,15 +68,20 @@ def learner_of(data: Batches, trains: Any = None, **fields: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def params() -> Any:
-    return jax.jit(Transformer(TEXTS, COMPUTE).init)(jax.random.key(1))
+    """Some of both groups' completions have digits, so that rewards differ in each and between them."""
+    return lively(TEXTS, seed=2)
 
 
 def rolled(learner: Any, params: Any, data: Batches, step: int = 0, frozen: Any = ()) -> Any:
     return learner.rollout(params, frozen, {**data.batch(step)}, KEY)
 
 
-def loss_of(learner: Any, params: Any, batch: Any, key: Any = None, frozen: Any = ()) -> Any:
-    return gradient_of(learner, params, frozen, batch, key)
+def loss_of(learner: Any, params: Any, batch: Any, key: Any = None) -> Any:
+    return metrics_of(learner, params, (), batch, key)
+
+
+def moved(learner: Any, params: Any, batch: Any) -> Any:
+    return gradient_of(learner, params, (), batch)
 
 
 # ---------------------------------------------------------------- what is sampled is what is learned from
@@ -132,7 +142,7 @@ def test_before_the_first_update_the_ratio_is_one_and_the_weight_is_the_kept_mas
     learner = learner_of(data, sampling=sampling, minibatches=2)
     batch = rolled(learner, params, data)
     assert batch["sampler_gap"].max() < 1e-4
-    _, metrics, _ = loss_of(learner, params, batch)
+    _, metrics = loss_of(learner, params, batch)
     assert metrics["importance_ratio"] == pytest.approx(1, abs=1e-5) and metrics["clip_ratio"] == 0
     real = batch["weights"] > 0
     naive = np.exp(batch["old_logprobs"] - batch["sampler_logprobs"])[real]
@@ -144,7 +154,7 @@ def test_before_the_first_update_the_ratio_is_one_and_the_weight_is_the_kept_mas
 
 
 def test_a_sampler_with_other_parameters_stops_the_run(data: Batches, params: Any) -> None:
-    stale = jax.tree.map(lambda x: 1.05 * x, params)
+    stale = times(1.05, params)
     learner = learner_of(data, max_sampler_gap=1e-3)
     for given in (stale, params):  # whichever are given are the ones that draw
         assert rolled(learner, given, data)["sampler_gap"].max() < 1e-4
@@ -167,8 +177,8 @@ def test_a_batch_follows_from_key_and_parameters(data: Batches, params: Any) -> 
 def test_there_is_no_dropout_in_policy_or_reference(data: Batches, params: Any) -> None:
     learner = learner_of(data, beta=0.1)
     batch = rolled(learner, params, data, frozen=params)
-    without, metrics, _ = loss_of(learner, params, batch, None)
-    with_key, _, _ = loss_of(learner, params, batch, jax.random.key(3))
+    without, metrics = loss_of(learner, params, batch, None)
+    with_key, _ = loss_of(learner, params, batch, jax.random.key(3))
     assert without == with_key and metrics["kl"] == pytest.approx(0, abs=1e-6)
     np.testing.assert_array_equal(batch["reference_logprobs"], batch["old_logprobs"])
 
@@ -178,19 +188,19 @@ def test_a_rewarded_completion_becomes_likelier_and_the_others_rarer(data: Batch
     batch = rolled(learner, params, data)
     batch |= {"advantages": np.where(np.arange(ROWS) == 2, 1, 0).astype(np.float32)}
     for sign in (1, -1):
-        _, _, gradient = loss_of(learner, params, {**batch, "advantages": sign * batch["advantages"]})
-        after = jax.tree.map(lambda x, g: x - 1e-3 * g, params, gradient)
+        _, _, gradient = moved(learner, params, {**batch, "advantages": sign * batch["advantages"]})
+        after = jax.tree.map(lambda x, g: np.asarray(x) - np.float32(1e-3) * g, params, gradient)
         change = (batch["importance_weights"] * (learner.score(after, batch) - batch["old_logprobs"]))[2].sum()
         assert sign * change > 0
-    loss = loss_of(learner, params, batch)[0]
+    loss = moved(learner, params, batch)[0]
     doubled = {**batch, "importance_weights": 2 * batch["importance_weights"]}
-    assert loss != 0 and loss_of(learner, params, doubled)[0] == pytest.approx(2 * loss)
+    assert loss != 0 and moved(learner, params, doubled)[0] == pytest.approx(2 * loss)
 
 
 def test_groups_that_are_equal_move_nothing(data: Batches, params: Any) -> None:
     learner = learner_of(data, rewards=(Constant(),))
     batch = rolled(learner, params, data)
-    _, metrics, gradient = loss_of(learner, params, batch)
+    _, metrics, gradient = moved(learner, params, batch)
     assert metrics["zero_std"] == 1 and not batch["advantages"].any()
     assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))
 
@@ -202,7 +212,7 @@ def test_what_was_cut_carries_no_loss_where_that_is_asked(data: Batches, params:
     assert cut.any() and not cut.all()
     assert not batch["weights"][cut].any() and not batch["loss_weights"][cut].any() and batch["weights"].any()
     none = learner_of(data, drop_truncated=True, sampling=Sampling(logit_bias=((EOS, float("-inf")),)))
-    loss, metrics, gradient = loss_of(none, params, rolled(none, params, data))
+    loss, metrics, gradient = moved(none, params, rolled(none, params, data))
     assert loss == 0 and metrics["truncated"] == 1
     assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))
 
@@ -241,15 +251,13 @@ def test_dynamic_sampling_replaces_equal_groups(data: Batches, params: Any) -> N
 
 
 def test_kl_off_the_reward_is_the_completion_s(data: Batches, params: Any) -> None:
-    far = jax.tree.map(lambda x: 1.2 * x, params)
+    far = times(1.2, params)
     learner = learner_of(data, kl="reward", beta=0.3, scale="none")
     batch = rolled(learner, params, data, frozen=far)
     kl = (batch["old_logprobs"] - batch["reference_logprobs"]).sum(1)
     np.testing.assert_allclose(batch["advantages"], advantages(batch["reward"] - 0.3 * kl, 4, "none"), atol=1e-5)
     inside = learner_of(data, kl="loss", beta=0.3, scale="none")
-    (a, _, _), (b, metrics, _) = (
-        loss_of(one, params, rolled(one, params, data, frozen=far)) for one in (learner, inside)
-    )
+    (a, _), (b, metrics) = (loss_of(one, params, rolled(one, params, data, frozen=far)) for one in (learner, inside))
     assert metrics["kl"] > 0.01 and a != b
 
 
@@ -263,8 +271,8 @@ def test_several_updates_of_a_rollout(data: Batches, params: Any) -> None:
     assert metrics["importance_ratio"] != pytest.approx(1, abs=1e-4)
     halves, whole = learner_of(data, minibatches=2), learner_of(data)
     batch, parts = (rolled(one, params, data) for one in (whole, halves))
-    one = loss_of(whole, params, batch)[2]
-    two = [loss_of(whole, params, {name: a[i::2] for name, a in parts.items()})[2] for i in (0, 1)]
+    one = moved(whole, params, batch)[2]
+    two = [moved(whole, params, {name: a[i::2] for name, a in parts.items()})[2] for i in (0, 1)]
     jax.tree.map(lambda a, b, c: np.testing.assert_allclose(a, (b + c) / 2, atol=1e-5), one, *two)
 
 
@@ -275,12 +283,12 @@ def counts(opt_state: Any) -> list[Any]:
 
 def test_under_adapters_the_reference_is_the_model_without_them(data: Batches) -> None:
     learner = learner_of(data, LoRA(rank=2, full="head/.*"), beta=0.1)
-    params, frozen = jax.jit(learner.init)(KEY)
+    params, frozen = jax.jit(learner.init)(KEY, lively(TEXTS))
     assert set(by_path(frozen["method"])) == set(by_path(params)) & set(
         by_path(learner.learner.axes())
     )  # trained whole
-    moved = jax.tree.map(lambda x: x + 0.1, params)
-    batch = learner.rollout(moved, frozen, data.batch(0), KEY)
+    later = jax.tree.map(lambda x: np.asarray(x) + np.float32(0.1), params)
+    batch = learner.rollout(later, frozen, data.batch(0), KEY)
     start = jax.jit(learner.model_params)(params, frozen)
     np.testing.assert_allclose(batch["reference_logprobs"], learner.learner.score(start, batch), atol=1e-5)
     assert np.abs(batch["reference_logprobs"] - batch["old_logprobs"]).max() > 0.01
@@ -321,13 +329,12 @@ FIELDS: dict[str, Any] = {
 def test_every_field_changes_the_gradient(name: str, data: Batches, params: Any) -> None:
     """By what it makes of completions, or in the loss."""
     context: dict[str, Any] = {"minibatches": 2, **({"beta": 0.2} if name == "kl" else {})}
-    scores = jax.jit(Transformer(scorer(TEXTS), COMPUTE).init)(KEY)
     found = []
     for fields in (context, context | {name: FIELDS[name]}):
         made = method(**fields)
         own = prepare(data.data, LENGTH, ROWS, objective=made.objective, tokenizer=data.tokenizer)
         learner = made.build(Transformer(TEXTS, COMPUTE), own)
-        frozen = {**jax.tree.map(lambda x: 1.1 * x, params), "scorer": scores}
+        frozen = {**times(1.1, params), "scorer": lively(scorer(TEXTS))}
         batch = rolled(learner, params, own, frozen=frozen)
         program = str(jax.make_jaxpr(learner.loss)(params, params, batch, KEY))
         found.append({"program": program, **{name: a.tolist() for name, a in batch.items()}})
@@ -342,7 +349,7 @@ def test_a_reward_model_is_a_reward_beside_the_reference(beta: float, data: Batc
     assert "scorer" in frozen["method"] and set(frozen["method"]) <= {"scorer", "head"}
     assert jax.tree.structure(frozen) == jax.tree.structure(learner.frozen_axes(), is_leaf=lambda x: type(x) is tuple)
     own = learner.learner
-    params, frozen = jax.jit(own.init)(KEY)
+    params, frozen = jax.jit(own.init)(KEY, lively(TEXTS), {"scorer": lively(scorer(TEXTS))})
     batch = own.rollout(params, frozen, data.batch(0), KEY)
     np.testing.assert_array_equal(batch["reward"], last_scores(own.scorer, frozen["scorer"], batch))
     np.testing.assert_array_equal(own.heldout_rollout(params, frozen, data.batch(0), KEY)["reward"], batch["reward"])
@@ -432,7 +439,7 @@ def test_a_reward_that_fails_is_left_out_where_that_is_declared(data: Batches, p
     batch = rolled(learner, params, data)
     assert np.isfinite(batch["advantages"]).all() and (batch["reward"] == batch["Digits"]).all()
     silent = learner_of(data, rewards=(Failing(),), on_reward_error="skip")
-    loss, _, gradient = loss_of(silent, params, rolled(silent, params, data))
+    loss, _, gradient = moved(silent, params, rolled(silent, params, data))
     assert loss == 0 and all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))
     with pytest.raises(RewardError):
         rolled(learner_of(data, rewards=(Failing(),)), params, data)

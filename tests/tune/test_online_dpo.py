@@ -19,6 +19,7 @@ from lm.tune.dpo import dpo_loss, ipo_loss
 from lm.tune.on_policy_method import OnPolicyMethod
 from lm.tune.online_dpo import OnlineDPO, ranked
 from lm.tune.reward_functions import RewardFunction
+from tests.model.reference import lively
 from tests.tiny import lines, of
 from tests.tune.rollouts import (
     COMPUTE,
@@ -32,6 +33,7 @@ from tests.tune.rollouts import (
     gradient_of,
     stepped,
     stopped_and_resumed,
+    times,
 )
 from tests.tune.sums import Digits, summing
 
@@ -60,8 +62,8 @@ def data(file: Path) -> Batches:
 @pytest.fixture(scope="module")
 def begun(data: Batches) -> Any:
     """(params, frozen) of which the policy has left the reference."""
-    params, frozen = jax.jit(learner_of(data).init)(KEY)
-    return jax.tree.map(lambda x: 1.1 * x, params), frozen
+    params, frozen = jax.jit(learner_of(data).init)(KEY, lively(TEXTS))
+    return times(1.1, params), frozen
 
 
 def learner_of(data: Batches, **given: Any) -> Any:
@@ -101,7 +103,7 @@ def test_the_loss_is_dpo_s_of_the_best_and_the_worst(name: str, loss: Any, data:
     assert metrics["chosen_reward"] == pytest.approx(0.3 * sums[best], abs=1e-5)
     assert metrics["accuracy"] == (sums[best] > sums[worst]) and metrics["zero_std"] == 0.5
     assert metrics["reward"] == pytest.approx(9 / 8) and metrics["kl"] == pytest.approx(sums.mean(), abs=1e-5)
-    after = jax.tree.map(lambda x, g: x - 1e-5 * g, begun[0], gradient)
+    after = jax.tree.map(lambda x, g: x - np.float32(1e-5) * g, begun[0], gradient)
     moved = (learner.score(after, drawn.batch) - learner.score(begun[0], drawn.batch)).sum(1)
     assert moved[best] - moved[worst] > 0 or name == "ipo"
 

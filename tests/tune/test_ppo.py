@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from lm.tune.lora import LoRA
 from lm.tune.on_policy import last_scores
 from lm.tune.ppo import PPO, STATE
 from lm.tune.reward_functions import RewardFunction
+from tests.model.reference import lively
 from tests.tiny import lines
 from tests.tune.rollouts import (
     COMPUTE,
@@ -37,8 +39,10 @@ from tests.tune.rollouts import (
     TEXTS,
     batches,
     gradient_of,
+    metrics_of,
     stepped,
     stopped_and_resumed,
+    times,
 )
 from tests.tune.sums import Digits, summing
 
@@ -55,6 +59,7 @@ def method(**given: Any) -> PPO:
     return PPO(**{"rewards": (Digits(),), "max_new_tokens": NEW, "sampling": ENDS, "epochs": 1, **given})
 
 
+@cache
 def learner_of(data: Batches, trains: Any = None, **given: Any) -> Any:
     learner = method(**given).build(Transformer(MODEL, COMPUTE), data)
     return learner if trains is None else trains.wrap(learner)
@@ -62,10 +67,11 @@ def learner_of(data: Batches, trains: Any = None, **given: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def begun(data: Batches) -> Any:
-    """(params, frozen) of which the policy has left the reference, and the value head is at work."""
-    params, frozen = jax.jit(learner_of(data).init)(KEY)
-    moved = jax.tree.map(lambda x: 1.1 * x, params)
-    return {**moved, "head": {**moved["head"], "score": moved["head"]["score"] + 0.1}}, frozen
+    """(params, frozen) of which the policy has left the reference, and the value head is at work; some of its
+    completions end, and some have digits."""
+    params, frozen = jax.jit(learner_of(data).init)(KEY, lively(MODEL, seed=17))
+    moved = times(1.1, params)
+    return {**moved, "head": {**moved["head"], "score": moved["head"]["score"] + np.float32(0.1)}}, frozen
 
 
 def rolled(learner: Any, begun: Any, data: Batches, step: int = 0) -> Any:
@@ -73,7 +79,7 @@ def rolled(learner: Any, begun: Any, data: Batches, step: int = 0) -> Any:
 
 
 def loss_of(learner: Any, begun: Any, batch: Any, key: Any = None) -> Any:
-    return gradient_of(learner, *begun, batch, key)
+    return metrics_of(learner, *begun, batch, key)
 
 
 # ---------------------------------------------------------------- arrays
@@ -135,11 +141,11 @@ def test_the_coefficient_is_drawn_to_its_target() -> None:
 
 def test_the_value_head_starts_at_zero_and_the_policy_at_its_reference(data: Batches) -> None:
     learner = learner_of(data)
-    start = jax.jit(learner.init)(KEY)
+    start = jax.jit(learner.init)(KEY, lively(MODEL))
     batch = rolled(learner, start, data)
     assert not start[0]["head"]["score"].any() and not batch["values"].any()
     np.testing.assert_array_equal(batch["old_logprobs"], batch["reference_logprobs"])
-    _, metrics, gradient = loss_of(learner, start, batch)
+    _, metrics, gradient = gradient_of(learner, *start, batch)
     assert metrics["importance_ratio"] == pytest.approx(1, abs=1e-5) and metrics["kl"] == 0
     assert np.abs(gradient["head"]["score"]).max() > 0
 
@@ -182,9 +188,10 @@ def test_log_probabilities_are_over_the_sampling_temperature(data: Batches, begu
     learner = learner_of(data, sampling=Sampling(0.5))
     batch = rolled(learner, begun, data)
     there = batch["segment_ids"][0] > 0
+    given = jax.jit(lambda params, ids: jax.nn.log_softmax(learner.model(params, ids) / 0.5))
     for params, name in zip(begun, ("old_logprobs", "reference_logprobs"), strict=True):
-        logits = jax.jit(learner.model)(params, batch["tokens"][0][there][None])[0]
-        expected = np.asarray(jax.nn.log_softmax(logits / 0.5))[np.arange(there.sum()), batch["targets"][0][there]]
+        logprobs = np.asarray(given(params, batch["tokens"][0][there][None]))[0]
+        expected = logprobs[np.arange(there.sum()), batch["targets"][0][there]]
         real = batch["weights"][0][there] > 0
         np.testing.assert_allclose(batch[name][0][there][real], expected[real], atol=1e-4)
 
@@ -202,8 +209,8 @@ def test_the_loss_is_the_mean_over_real_tokens(data: Batches, begun: Any) -> Non
     given = dict(value_weight=0.3, entropy=0.2, clip=0.05, clip_value=0.05)
     learner = learner_of(data, **given)
     batch = rolled(learner, begun, data)
-    far = (jax.tree.map(lambda x: 1.1 * x, begun[0]), begun[1])
-    loss, metrics, _ = loss_of(learner, far, batch)
+    far = (times(1.1, begun[0]), begun[1])
+    loss, metrics = loss_of(learner, far, batch)
     mask, new = batch["weights"] > 0, learner.score(far[0], batch)
     ratio, a = np.exp(new - batch["old_logprobs"]), batch["advantages"]
     policy = -np.minimum(ratio * a, np.clip(ratio, 0.95, 1.05) * a) * batch["importance_weights"]
@@ -222,9 +229,9 @@ def test_a_bonus_raises_the_entropy(data: Batches, begun: Any) -> None:
     learner = learner_of(data, entropy=1.0, value_weight=0.0)
     batch = rolled(learner, begun, data)
     batch["advantages"] = np.zeros_like(batch["advantages"])
-    _, before, gradient = loss_of(learner, begun, batch)
-    after = jax.tree.map(lambda x, g: x - 1e-2 * g, begun[0], gradient)
-    assert loss_of(learner, (after, begun[1]), batch)[1]["entropy"] > before["entropy"] + 1e-5
+    _, before, gradient = gradient_of(learner, *begun, batch)
+    after = jax.tree.map(lambda x, g: x - np.float32(1e-2) * g, begun[0], gradient)
+    assert gradient_of(learner, after, begun[1], batch)[1]["entropy"] > before["entropy"] + 1e-5
 
 
 @dataclass(frozen=True)
@@ -251,7 +258,7 @@ class Long(RewardFunction):
 
 def test_rewards_are_normalized_by_the_first_batch_of_the_reference(data: Batches) -> None:
     learner = learner_of(data, rewards=(Long(),), normalize=True, missing_stop=None)
-    params, frozen = jax.jit(learner.init)(KEY)
+    params, frozen = jax.jit(learner.init)(KEY, lively(MODEL))
     first = rolled(learner, (params, frozen), data)
     assert first["score"].mean() == pytest.approx(0, abs=1e-6) and first["score"].std() == pytest.approx(1, abs=1e-5)
     frozen = learner.advance(frozen, first)
@@ -263,14 +270,15 @@ def test_rewards_are_normalized_by_the_first_batch_of_the_reference(data: Batche
 
 def test_a_reward_model_reads_the_completion_to_its_end(data: Batches, begun: Any) -> None:
     learner = learner_of(data, rewards=(), scorer_model=SCORER, missing_stop=None)
-    params, frozen = jax.jit(learner.init)(KEY)
+    params, frozen = jax.jit(learner.init)(KEY, lively(MODEL), {"scorer": lively(SCORER)})
     assert not params["head"]["score"].any() and frozen["scorer"]["head"]["score"].any()
     batch, model = rolled(learner, (params, frozen), data), learner.scorer
     scores = jax.jit(lambda ids: model.scores(frozen["scorer"], model.hidden(frozen["scorer"], Inputs(ids)).x))
     for row in range(ROWS):
         prompt = data.batch(0)["tokens"][row][data.batch(0)["segment_ids"][row] > 0]
         ids = [*prompt.tolist(), *batch["targets"][row][batch["weights"][row] > 0].tolist()]
-        assert batch["score"][row] == pytest.approx(float(scores(np.array([ids]))[0, -1, 0]), abs=1e-5)
+        padded = np.array([ids + [0] * (LENGTH - len(ids))], np.int32)  # one program for all lengths
+        assert batch["score"][row] == pytest.approx(np.asarray(scores(padded))[0, len(ids) - 1, 0], abs=1e-5)
     np.testing.assert_array_equal(batch["scorer"], batch["reward"])
     both = learner_of(data, scorer_model=SCORER)
     batch = rolled(both, (params, frozen), data)
@@ -286,10 +294,10 @@ def test_a_reward_model_reads_the_completion_to_its_end(data: Batches, begun: An
 
 def test_under_adapters_the_reference_is_the_model_without_them(data: Batches) -> None:
     learner = learner_of(data, LoRA(rank=2), kl=AdaptiveKL(horizon=50.0), scorer_model=SCORER)
-    params, frozen = jax.jit(learner.init)(KEY)
+    params, frozen = jax.jit(learner.init)(KEY, lively(MODEL), {"scorer": lively(SCORER)})
     assert "score" in params["head"] and not params["head"]["score"].any()
     assert set(frozen["method"]) == {"head", "scorer", STATE}
-    moved = jax.tree.map(lambda x: x + 0.1, params)
+    moved = jax.tree.map(lambda x: np.asarray(x) + np.float32(0.1), params)
     batch = learner.rollout(moved, frozen, data.batch(0), KEY)
     start = jax.jit(learner.model_params)(params, frozen)
     np.testing.assert_allclose(batch["reference_logprobs"], learner.learner.score(start, batch), atol=1e-5)
@@ -346,8 +354,8 @@ def test_every_field_changes_the_gradient(name: str, data: Batches, begun: Any) 
         made = method(**given)
         own = prepare(data.data, LENGTH, ROWS, objective=made.objective, tokenizer=data.tokenizer)
         learner = made.build(Transformer(MODEL, COMPUTE), own)
-        state = {name: jnp.full(1, x) for name, x in (("kl_coefficient", made.kl.coefficient), *ZERO)}
-        frozen = {**begun[1], "scorer": jax.jit(Transformer(SCORER, COMPUTE).init)(KEY), STATE: state}
+        state = {name: np.full(1, x, np.float32) for name, x in (("kl_coefficient", made.kl.coefficient), *ZERO)}
+        frozen = {**begun[1], "scorer": lively(SCORER), STATE: state}
         batch = rolled(learner, (begun[0], frozen), own)
         program = str(jax.make_jaxpr(learner.loss)(*begun, batch, KEY))
         found.append({"program": program, **{name: a.tolist() for name, a in batch.items()}})
