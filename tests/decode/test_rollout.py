@@ -123,7 +123,7 @@ def test_new_parameters_need_no_compilation_and_are_the_ones_that_draw() -> None
 def test_adapters_are_merged() -> None:
     learner = wrapped(LLAMA, LoRA(rank=2, where="layers/.*|stem/tokens"))
     params, frozen = jax.jit(learner.init)(jax.random.key(0), lively(LLAMA))
-    params = jax.jit(disturbed)(params)
+    params = disturbed(params)
     adapted, merged = jax.jit(lambda p, f: (learner.join(p, f["base"]), learner.model_params(p, f)))(params, frozen)
     model = Transformer(LLAMA, replace(SIMPLE, unroll=0))
     assert completed(model, adapted).tokens.tolist() == completed(model, merged).tokens.tolist()

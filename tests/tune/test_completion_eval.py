@@ -16,7 +16,8 @@ from lm.model.transformer import Transformer
 from lm.text.tokenizer import Bytes
 from lm.tune.completion_eval import CompletionEval, distinct, wins
 from lm.tune.reward_functions import ExactAnswer
-from tests.tune.rollouts import COMPUTE, ENDS, KEY, LENGTH, NEW, ROWS, TEXTS
+from tests.model.reference import lively
+from tests.tune.rollouts import COMPUTE, ENDS, KEY, LENGTH, NEW, ROWS, TEXTS, times
 from tests.tune.sums import Digits, summing
 
 GIVEN: dict[str, Any] = {"rewards": (Digits(),), "max_new_tokens": NEW, "sampling": ENDS}
@@ -34,8 +35,9 @@ def data(file: Path) -> Batches:
 @pytest.fixture(scope="module")
 def begun(data: Batches) -> Any:
     """(params, frozen): the model has left its start."""
-    params, frozen = jax.jit(method(scorer_model=scorer(TEXTS)).build(Transformer(TEXTS, COMPUTE), data).init)(KEY)
-    return jax.tree.map(lambda x: 1.2 * x, params), frozen
+    learner = method(scorer_model=scorer(TEXTS)).build(Transformer(TEXTS, COMPUTE), data)
+    params, frozen = jax.jit(learner.init)(KEY, lively(TEXTS), {"scorer": lively(scorer(TEXTS))})
+    return times(1.2, params), frozen
 
 
 def judged(begun: Any, data: Batches, **given: Any) -> Any:

@@ -56,7 +56,7 @@ def test_what_is_frozen_has_no_gradient_and_the_rest_has(name: str) -> None:
     learner = trains.wrap(Pretrain().build(model))
     params, frozen = jax.jit(learner.init)(jax.random.key(0), start)
     assert params and all(map(is_trained, by_path(params)))
-    params = jax.jit(disturbed)(params)
+    params = disturbed(params)
 
     @jax.jit
     def run(params: Any) -> Any:
@@ -67,8 +67,8 @@ def test_what_is_frozen_has_no_gradient_and_the_rest_has(name: str) -> None:
         merged = learner.model_params(params, frozen)
         return jax.grad(loss, has_aux=True)(params), model(merged, inputs()), merged
 
-    (slopes, logits), of_merged, merged = run(params)
-    silent = [p for p, slope in by_path(slopes).items() if not jnp.abs(slope).max() > 0 and "key_bias" not in p]
+    (slopes, logits), of_merged, merged = jax.device_get(run(params))
+    silent = [p for p, slope in by_path(slopes).items() if not np.abs(slope).max() > 0 and "key_bias" not in p]
     assert not silent  # but for a bias of keys, which adds the same to all of a query's logits
     one, other = by_path(merged), by_path(start)
     moved = [path for path in one if not np.array_equal(one[path], other[path])]
@@ -92,7 +92,7 @@ def test_an_adapter_of_the_tower_is_exported_and_read(case: str, where: str, tmp
     at = "base_model.model.model.vision_tower.encoder.layers.1.self_attn.q_proj.lora_A.weight"
     assert at in names and "base_model.model.model.language_model.layers.0.self_attn.v_proj.lora_B.weight" in names
     assert "model.vision_tower.encoder.layers.1.mlp.fc1" in config["target_modules"]
-    wanted = learner.model_params(params, frozen)
+    wanted = jax.jit(learner.model_params)(params, frozen)
     trees_close(with_adapter(own, tmp_path / "adapter").params, wanted, 1e-5)
 
     for tower, text in (  # of the published files, and of transformers before 5
@@ -111,12 +111,12 @@ def test_an_adapter_of_the_tower_is_exported_and_read(case: str, where: str, tmp
 def test_what_peft_has_no_form_for_is_refused(tmp_path: Path) -> None:
     own = load(checkpoint("Gemma3 pool 2", tmp_path / "base"))
     lora = LoRA(rank=2, where="vision/connector/projector")
-    params, _ = lora.wrap(Pretrain().build(own.model)).init(jax.random.key(0), own.params)
+    params, _ = jax.jit(lora.wrap(Pretrain().build(own.model)).init)(jax.random.key(0), own.params)
     moving = {path: np.asarray(x) for path, x in flatten(params).items()}
     with pytest.raises(ValueError, match="PEFT has no form for an adapter of vision/connector/projector"):
         adapter_of(own.config, lora, moving)
     whole = replace(lora, where="query", full="vision/connector/projector")
-    params, _ = whole.wrap(Pretrain().build(own.model)).init(jax.random.key(0), own.params)
+    params, _ = jax.jit(whole.wrap(Pretrain().build(own.model)).init)(jax.random.key(0), own.params)
     moving = {path: np.asarray(x) for path, x in flatten(params).items()}
     with pytest.raises(ValueError, match="PEFT saves model.multi_modal_projector as a whole"):
         adapter_of(own.config, whole, moving)
