@@ -31,6 +31,7 @@ from lm.tune.preferences import REFERENCE, PreferenceLearner
 from lm.tune.sequences import sequences
 from lm.tune.simpo import SimPO
 from lm.tune.trains import All, Only
+from tests.model.reference import lively
 from tests.tiny import lines, of
 from tests.tune.pairs import preferring, write
 
@@ -65,7 +66,7 @@ def test_sums_are_of_each_side_s_masked_targets() -> None:
 def test_packed_sides_are_as_each_alone(file: Path) -> None:
     """Nothing leaks from the chosen side into the rejected one, or between pairs."""
     data, learner = prepared(preferring(file))
-    batch, params = data.batch(0), jax.jit(learner.init)(jax.random.key(0))[0]
+    batch, params = data.batch(0), lively(learner.model.cfg)
     assert batch["weights"].sum(1).max() > 1
     found = preferences._reference(learner.model, params, {name: batch[name] for name in preferences.READ})
     alone = np.zeros(found.shape)

@@ -25,6 +25,7 @@ from lm.run.evaluate import evaluate
 from lm.text.tokenizer import Bytes
 from lm.train.method import Learner
 from lm.tune.sft import SFT
+from tests.model.reference import lively
 from tests.tiny import lines, of
 from tests.tune.talks import TEMPLATE, talking, write
 
@@ -109,7 +110,7 @@ def test_the_loss_is_the_assistant_s_tokens_and_nothing_leaks(batches: Any, lear
     """Packed = unpacked = by hand, where each conversation is read alone."""
     rows = batches.rows(0)
     assert rows.documents.max() > 1
-    alone, params = unpacked(rows), jax.jit(learner.init)(jax.random.key(0))[0]
+    alone, params = unpacked(rows), lively(learner.model.cfg)
     logits = np.asarray(jax.jit(learner.model)(params, alone.tokens[:, :-1]), np.float64)
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     each = -np.take_along_axis(log_p, alone.tokens[:, 1:, None], -1)[..., 0]
