@@ -186,10 +186,6 @@ ELSEWHERE = {
 # ---------------------------------------------------------------- what is computed from an experiment
 
 
-def shapes_of(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-
-
 def model_of(e: Experiment) -> Transformer:
     return Transformer(e.model, e.compute.resolve("cpu"))
 
@@ -226,7 +222,7 @@ def data_of(e: Experiment) -> Batches:
 
 
 def batch_shapes(e: Experiment) -> Any:
-    return shapes_of(data_of(e).batch(0))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), data_of(e).batch(0))
 
 
 def loss_text(e: Experiment) -> str:
@@ -279,6 +275,8 @@ def draw_text(e: Experiment) -> str:
 LOOKS = {
     "data": Look(data_text, data_reads),
     "draw": Look(draw_text, lambda e: e.sampling),
+    # where these differ, so do texts of `init`, which cost more
+    "shapes": Look(lambda e: str(model_of(e).shapes()), lambda e: (e.model, e.compute)),
     "loss": Look(loss_text, loss_reads),
     "update": Look(update_text, lambda e: (e.model, e.optimizer, e.steps)),
     "init": Look(init_text, lambda e: (e.model, e.compute)),

@@ -415,9 +415,14 @@ def _continued(cache: Cache, layers: Any, inputs: Inputs) -> Cache:
 
 @partial(jax.jit, static_argnums=0, inline=True)  # traced once, and part of whatever program it is called in
 def _init(model: Transformer, key: jax.Array) -> Params:
-    return model._scaled(model._boxed(key))
+    return model._scaled(_boxes(model, key))
+
+
+@partial(jax.jit, static_argnums=0, inline=True)  # for shapes and axes and for first values
+def _boxes(model: Transformer, key: jax.Array) -> Params:
+    return model._boxed(key)
 
 
 @lru_cache(maxsize=64)  # a run asks for shapes and axes a dozen times, of equal models
 def _abstract_boxes(model: Transformer) -> Params:
-    return cast(Params, jax.eval_shape(model._boxed, _key_shape()))
+    return cast(Params, jax.eval_shape(partial(_boxes, model), _key_shape()))
