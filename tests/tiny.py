@@ -60,7 +60,7 @@ def experiment(texts: Path) -> Experiment:
         eval_every_steps=4,
         checkpoint_every_steps=4,
         prompts=("the ", "1 + "),
-        sample_tokens=20,
+        sample_tokens=16,  # one chunk: one program
     )
 
 

@@ -141,11 +141,11 @@ def test_the_held_out_loss_is_each_document_s(finished: Path, texts: Path) -> No
 def test_a_loaded_model_writes(finished: Path) -> None:
     model = load(finished)
     assert isinstance(model, Pretrained) and model.step == STEPS
-    text = model.generate("the ", 12)
-    assert text == model.generate("the ", 12) and len(text) > 0
-    streamed = list(model.stream("the ", 12, seed=1, n=2))
+    text = model.generate("the ", 16)
+    assert text == model.generate("the ", 16) and len(text) > 0
+    streamed = list(model.stream("the ", 16, seed=1, n=2))
     assert len(streamed[0]) == 2
-    sampled = model.generate("the ", 12, temperature=1.0, seed=1)
+    sampled = model.generate("the ", 16, temperature=1.0, seed=1)
     assert "".join(part[0] for part in streamed) == sampled
 
 
@@ -217,7 +217,7 @@ def test_another_experiment_s_folder_is_refused(finished: Path, texts: Path) -> 
 
 def test_a_start_that_failed_is_corrected_in_its_folder(texts: Path, tmp_path: Path) -> None:
     """Whatever it has left there: an experiment, or the tokenizer of another one."""
-    folder, right = tmp_path / "run", experiment(texts).replace(steps=2, prompts=(), model=dict(layers=1))
+    folder, right = tmp_path / "run", experiment(texts).replace(steps=2, prompts=())
     with pytest.raises(ValueError, match="raise model.vocab"):
         course.train(right.replace(model=dict(vocab=100)), folder)
     course.Run(right.replace(seed=7), course.claim(folder, right.replace(seed=7), ""))
@@ -236,7 +236,7 @@ def test_changed_prompts_are_drawn_again(finished: Path, texts: Path, tmp_path: 
     assert (folder / "samples.json").read_text() == before
     course.train(experiment(texts).replace(prompts=("2 + ",), sampling=dict(temperature=0.0)), folder)
     (sample,) = json.loads((folder / "samples.json").read_text())
-    assert sample["prompt"] == "2 + " and sample["text"] == "2 + " + load(folder).generate("2 + ", 20)
+    assert sample["prompt"] == "2 + " and sample["text"] == "2 + " + load(folder).generate("2 + ", 16)
     page = re.sub("<[^>]*>", "", (folder / "report.html").read_text())
     assert "Drawn with Sampling(temperature=0.0" in page and lines(folder) == metrics
     course.train(experiment(texts).replace(prompts=()), folder)
@@ -244,7 +244,7 @@ def test_changed_prompts_are_drawn_again(finished: Path, texts: Path, tmp_path: 
 
 
 def test_wall_time_is_of_all_processes(texts: Path, tmp_path: Path) -> None:
-    declared, folder = experiment(texts).replace(prompts=(), ema=0.0), tmp_path / "run"
+    declared, folder = experiment(texts).replace(prompts=()), tmp_path / "run"
 
     def seconds(stop: int = 0) -> tuple[float, float, str]:
         """(told, of this process, when the run began), of a process that a signal stops after the step `stop`."""
@@ -325,7 +325,7 @@ def test_a_padded_vocabulary_draws_what_the_tokenizer_has(texts: Path, tmp_path:
     )
     course.train(padded, tmp_path / "run")
     assert len(json.loads((tmp_path / "run" / "samples.json").read_text())) == 1
-    assert len(load(tmp_path / "run").generate("the ", 12)) > 0
+    assert len(load(tmp_path / "run").generate("the ", 16)) > 0
 
 
 def test_a_source_that_is_not_there(texts: Path, tmp_path: Path) -> None:
@@ -335,7 +335,7 @@ def test_a_source_that_is_not_there(texts: Path, tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_a_number_keeps_the_last_checkpoint(texts: Path, tmp_path: Path) -> None:
-    tiny = experiment(texts).replace(checkpoint_every_steps=1, ema=0.0, model=dict(layers=1))
+    tiny = experiment(texts).replace(checkpoint_every_steps=1)
     wild = tiny.replace(optimizer=dict(learning_rate=1e38))
     with pytest.raises(
         NotFinite, match="step [2-9]: the loss is .*stopped; checkpoint [1-8] in .* is from before"
