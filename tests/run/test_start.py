@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -84,7 +83,7 @@ def test_it_begins_with_the_model_s_values_and_its_tokenizer(declared: Experimen
 
 def test_it_is_loaded_evaluated_and_sampled_with_its_adapters_merged(declared: Experiment, finished: Path) -> None:
     model, (run, state) = load(finished), state_of(declared, finished)
-    merged = jax.device_get(run.prepared.learner.model_params(state.ema, state.frozen))
+    merged = jax.device_get(jax.jit(run.prepared.learner.model_params)(state.ema, state.frozen))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), model.params, merged)
     before, after = (np.asarray(p["layers"]["0"]["query"]) for p in (state.frozen["base"], model.params))
     assert np.abs(before - after).max() > 1e-3
@@ -134,7 +133,7 @@ def test_a_base_of_four_bits_is_resumed_measured_and_loaded(
         started, codes, loaded = started[name], codes[name], loaded[name]
     before = NF4.of(started, ("layers", "embed", "heads", "head_dim"))
     np.testing.assert_array_equal(codes["codes"], before.codes)
-    merged = jax.device_get(run.prepared.learner.model_params(state.ema, state.frozen))
+    merged = jax.device_get(jax.jit(run.prepared.learner.model_params)(state.ema, state.frozen))
     np.testing.assert_allclose(loaded, merged["layers"]["0"]["query"], rtol=1e-6, atol=1e-6)
 
 
@@ -166,7 +165,7 @@ def test_a_published_model_is_a_start_with_its_ids(base: Experiment, first: Path
     assert tuned.stop_ids[:2] == (7, 9)
     before, after = model.params["layers"]["0"], tuned.params["layers"]["0"]
     np.testing.assert_array_equal(before["key"], after["key"])
-    assert jnp.abs(before["query"] - after["query"]).max() > 0
+    assert np.any(np.asarray(before["query"]) != np.asarray(after["query"]))
     with pytest.raises(ValueError, match="comes without a tokenizer: give data.tokenizer=TokenizerFile"):
         start_tokenizer(plain)
 
