@@ -68,16 +68,20 @@ def next_tokens(model: Pretrained, case: Case) -> list[int]:
 
 
 def uncached(model: Pretrained, case: Case) -> list[int]:
-    """The greedy continuation, each token from a pass over all before it."""
-    ids, start = prompts(case).tolist(), [model.decoder_start]
-    encoded = model.config.has_encoder
+    """The greedy continuation, each token from a pass over all before it: in rows as long as those of `inputs`, and as
+    many, so that it is their program; what follows a text is padding."""
+    ids, encoded, shapes = prompts(case)[0].tolist(), model.config.has_encoder, inputs(case)
+    text = [model.decoder_start] if encoded else ids
+
+    def rows(name: str, row: list[int]) -> np.ndarray:
+        return np.pad([row] * len(shapes[name]), ((0, 0), (0, shapes[name].shape[1] - len(row))))
+
     for _ in range(NEW):
-        text = ids if not encoded else [start]
-        width = len(prompts(case)[0]) + NEW  # one compiled program: what follows a token changes nothing
-        padded = [[*text[0], *[0] * (width - len(text[0]))]]
-        logits = model.logits(ids, decoder_input_ids=padded) if encoded else model.logits(padded)
-        text[0].append(int(np.asarray(logits)[0, len(text[0]) - 1].argmax()))
-    return (start if encoded else ids[0])[-NEW:]
+        given = {"input_ids": rows("input_ids", ids), "attention_mask": rows("attention_mask", [1] * len(ids))}
+        more = {"decoder_input_ids": rows("decoder_input_ids", text)} if encoded else {}
+        logits = np.asarray(model.logits(**given, **more))
+        text.append(int(logits[0, len(text) - 1].argmax()))
+    return text[-NEW:]
 
 
 class Alone(nn.Module):

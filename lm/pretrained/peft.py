@@ -110,10 +110,8 @@ def with_adapter(model: Pretrained, folder: Path) -> Pretrained:
     for module, factors in adapter.factors.items():
         for tensor, w in _changed(adapter, module, factors, theirs, leaves):
             _write(tensor, leaves, w)
-    old, treedef = jax.tree.flatten(model.params)
-    new = [jnp.asarray(leaves[path]) for path in flatten(model.params)]
-    placed = [jax.device_put(x, before.sharding) for x, before in zip(new, old, strict=True)]
-    return replace(model, params=jax.tree.unflatten(treedef, placed))
+    placed = [jax.device_put(leaves[path], before.sharding) for path, before in flatten(model.params).items()]
+    return replace(model, params=jax.tree.unflatten(jax.tree.structure(model.params), placed))
 
 
 def _changed(

@@ -117,4 +117,11 @@ def _tensors(architecture: Architecture, cfg: ModelConfig, params: Params) -> li
 
 def read_theirs(tensor: Tensor, leaves: Mapping[str, jax.Array]) -> np.ndarray:
     """One tensor of theirs, of our `leaves` by path."""
-    return tensor.conversion.theirs([np.asarray(leaves[path][tensor.leaf_index]) for path in tensor.paths])
+    return tensor.conversion.theirs([_part(leaves[path], tensor.leaf_index) for path in tensor.paths])
+
+
+def _part(leaf: jax.Array, index: tuple[int, ...]) -> np.ndarray:
+    """leaf[index] on the host: of what one CPU holds a view, where JAX would compile a slice."""
+    if isinstance(leaf, jax.Array) and [device.platform for device in leaf.devices()] != ["cpu"]:
+        return np.asarray(leaf[index])
+    return np.asarray(leaf)[index]

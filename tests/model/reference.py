@@ -88,9 +88,13 @@ def tokens(cfg: ModelConfig, *shape: int, seed: int = 0) -> np.ndarray:
 
 
 @partial(jax.jit, static_argnums=0)
-def run(model: Transformer, params: Any, ids: jax.Array, key: Any = None, **inputs: Any) -> jax.Array:
-    """The logits, compiled."""
-    return model(params, Inputs(ids, **inputs), key=key)
+def _logits(model: Transformer, params: Any, inputs: Inputs, key: Any) -> jax.Array:
+    return model(params, inputs, key=key)
+
+
+def run(model: Transformer, params: Any, ids: Any, key: Any = None, **inputs: Any) -> np.ndarray:
+    """The logits, compiled; on the host, where what is cut of them or computed with them is no program."""
+    return np.asarray(_logits(model, params, Inputs(ids, **inputs), key))
 
 
 def close(got: Any, expected: Any, tolerance: float = 1e-5, least: float = 0.0) -> None:
@@ -200,7 +204,12 @@ def mean_loss(model: Transformer, params: Any, batch: dict[str, jax.Array]) -> j
 
 
 @partial(jax.jit, static_argnums=0)
-def extend(model: Transformer, params: Any, cache: Any, inputs: Inputs) -> Any:
-    """(the logits of tokens behind a cache, the cache with them)."""
+def _extend(model: Transformer, params: Any, cache: Any, inputs: Inputs) -> Any:
     x, cache, *_ = model.hidden(params, inputs, cache)
     return model.logits(params, x), cache
+
+
+def extend(model: Transformer, params: Any, cache: Any, inputs: Inputs) -> tuple[np.ndarray, Any]:
+    """(the logits of tokens behind a cache, on the host; the cache with them)."""
+    logits, cache = _extend(model, params, cache, inputs)
+    return np.asarray(logits), cache

@@ -29,6 +29,7 @@ from tests.model.reference import (
     SIMPLE,
     SINUSOIDAL,
     close,
+    extend,
     forward,
     lively,
     mean_loss,
@@ -143,14 +144,14 @@ def test_bfloat16_is_close_to_float32(flat: str) -> None:
 @every_model
 def test_a_later_token_changes_no_earlier_logit(cfg: ModelConfig) -> None:
     model, params, ids = Transformer(cfg, VARIANTS["all of it"]), lively(cfg), tokens(cfg, 1, 11)
-    before = np.asarray(run(model, params, ids))
+    before = run(model, params, ids)
 
     @settings(max_examples=20, deadline=None)
     @given(at=st.integers(0, 10), token=st.integers(0, cfg.vocab - 1))
     def change(at: int, token: int) -> None:
         changed = ids.copy()
         changed[0, at] = token
-        after = np.asarray(run(model, params, changed))
+        after = run(model, params, changed)
         np.testing.assert_array_equal(after[:, :at], before[:, :at])
         assert token == ids[0, at] or (after[:, at:] != before[:, at:]).any(-1).all()
 
@@ -171,12 +172,14 @@ def test_packed_is_unpacked(cfg: ModelConfig) -> None:
 
 @pytest.mark.parametrize("shift", [1, 13])
 def test_only_distances_matter_to_rotary_positions(shift: int) -> None:
-    ids, here = tokens(LLAMA, 1, 11), np.arange(11, dtype=np.int32)[None]
-    moved = run(Transformer(LLAMA, SIMPLE), lively(LLAMA), ids, positions=here + shift)
-    close(moved, run(Transformer(LLAMA, SIMPLE), lively(LLAMA), ids), 1e-4)
+    here = np.arange(11, dtype=np.int32)[None]
+
+    def moved(cfg: ModelConfig, by: int) -> np.ndarray:
+        return run(Transformer(cfg, SIMPLE), lively(cfg), tokens(LLAMA, 1, 11) % cfg.vocab, positions=here + by)
+
+    close(moved(LLAMA, shift), moved(LLAMA, 0), 1e-4)
     for cfg in (GPT, SINUSOIDAL):
-        there = run(Transformer(cfg, SIMPLE), lively(cfg), ids % cfg.vocab, positions=here + shift)
-        assert np.abs(there - run(Transformer(cfg, SIMPLE), lively(cfg), ids % cfg.vocab)).max() > 0.01
+        assert np.abs(moved(cfg, shift) - moved(cfg, 0)).max() > 0.01
 
 
 def test_without_positions_the_order_of_the_past_is_not_seen() -> None:
@@ -190,17 +193,16 @@ def test_without_positions_the_order_of_the_past_is_not_seen() -> None:
 
 
 @partial(jax.jit, static_argnums=0)
-def prefill(model: Transformer, params: Any, inputs: Inputs) -> Any:
-    """The logits of the first tokens, and a cache with them."""
+def _prefill(model: Transformer, params: Any, inputs: Inputs) -> Any:
     x, cache, *_ = model.hidden(params, inputs, model.empty_cache(inputs.tokens.shape[0], 15))
     return model.logits(params, x), cache
 
 
-@partial(jax.jit, static_argnums=0)
-def cached(model: Transformer, params: Any, ids: jax.Array, cache: Any) -> Any:
-    """The logits of tokens behind a cache, and the cache with them."""
-    x, cache, *_ = model.hidden(params, ids, cache)
-    return model.logits(params, x), cache
+def prefill(model: Transformer, params: Any, ids: np.ndarray, lengths: Any) -> tuple[np.ndarray, Any]:
+    """The logits of the first tokens, so many of each row, and a cache with them."""
+    segments = (np.arange(ids.shape[1]) < np.array(lengths)[:, None]).astype(np.int32)
+    logits, cache = _prefill(model, params, Inputs(ids, segments=segments))
+    return np.asarray(logits), cache
 
 
 @every_model
@@ -210,10 +212,10 @@ def cached(model: Transformer, params: Any, ids: jax.Array, cache: Any) -> Any:
 @pytest.mark.parametrize("compute", [SIMPLE, VARIANTS["all of it"]], ids=["simple", "all of it"])
 def test_cached_is_full(cfg: ModelConfig, compute: Compute, chunks: tuple[int, ...]) -> None:
     model, params, ids = Transformer(cfg, compute), lively(cfg), tokens(cfg, 2, 11)
-    logits, kept = prefill(model, params, Inputs(ids[:, :6]))
+    logits, kept = prefill(model, params, ids[:, :6], [6, 6])
     parts, start = [logits], 6
     for chunk in chunks:
-        logits, kept = cached(model, params, ids[:, start : start + chunk], kept)
+        logits, kept = extend(model, params, kept, Inputs(ids[:, start : start + chunk]))
         parts.append(logits)
         start += chunk
     close(np.concatenate(parts, axis=1), run(Transformer(cfg, SIMPLE), params, ids), 3e-5)
@@ -224,13 +226,11 @@ def test_cached_is_full(cfg: ModelConfig, compute: Compute, chunks: tuple[int, .
 def test_rows_of_a_cache_are_at_offsets_of_their_own(cfg: ModelConfig, compute: Compute) -> None:
     """Prompts of 6 and 3 tokens in one batch, then five tokens more of each."""
     model, params, ids = Transformer(cfg, compute), lively(cfg), tokens(cfg, 2, 11)
-    prompts = np.array([6, 3])
-    segments = (np.arange(6) < prompts[:, None]).astype(np.int32)
-    logits, kept = prefill(model, params, Inputs(ids[:, :6], segments=segments))
+    logits, kept = prefill(model, params, ids[:, :6], [6, 3])
     parts = [[logits[0, :6]], [logits[1, :3]]]
     for t in range(5):
         next_ids = np.stack([ids[0, 6 + t : 7 + t], ids[1, 3 + t : 4 + t]])
-        logits, kept = cached(model, params, next_ids, kept)
+        logits, kept = extend(model, params, kept, Inputs(next_ids))
         for row, part in enumerate(parts):
             part.append(logits[row])
     assert kept.length.tolist() == [11, 8]
@@ -246,7 +246,7 @@ def test_padding_does_not_lengthen_a_text() -> None:
     segments = (np.arange(11) < 6).astype(np.int32)[None]
     expected = run(model, params, ids[:, :6])
     close(run(model, params, ids, segments=segments)[:, :6], expected)
-    close(prefill(model, params, Inputs(ids, segments=segments))[0][:, :6], expected)
+    close(prefill(model, params, ids, [6])[0][:, :6], expected)
     assert np.abs(run(model, params, ids)[:, :6] - expected).max() > 1e-3
 
 
