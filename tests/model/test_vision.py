@@ -1,8 +1,6 @@
 """Images in the residual stream: who sees whom, what a batch may hold, that every field of Vision does something."""
 
-from collections.abc import Callable
 from dataclasses import fields, replace
-from functools import cache
 from typing import Any
 
 import jax
@@ -20,7 +18,7 @@ from lm.model.vision import Patches, placed, runs, soft_tokens
 from lm.sharding.mesh import make_mesh
 from lm.sharding.shardings import shardings
 from lm.sharding.tracing import use_mesh
-from tests.model.reference import SIMPLE, close, lively
+from tests.model.reference import SIMPLE, close, extend, lively, run
 
 IMAGE, SIZE = 9, 8
 TOWER = siglip(layers=2, width=8, heads=2, mlp=12, patches=16)
@@ -31,19 +29,8 @@ RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (1, 2, SIZE, SIZE, 3)).astype(np.uint8)
 
 
-@cache
-def made(cfg: ModelConfig) -> tuple[Callable[..., Any], Any]:
-    """A model's compiled logits, and parameters that are larger than at their birth."""
-    model = Transformer(cfg, SIMPLE)
-    params = jax.jit(model.init)(jax.random.key(1))
-    params["vision"] = jax.tree.map(lambda a: a * 4, params["vision"])
-    return jax.jit(model.__call__), params
-
-
-def logits(cfg: ModelConfig = MODEL, row: list[int] = ROW, images: Any = IMAGES, **others: Any) -> np.ndarray:
-    run, params = made(cfg)
-    given = Inputs(jnp.asarray([row]), images=None if images is None else jnp.asarray(images), **others)
-    return np.asarray(run(params, given)[0])
+def logits(cfg: ModelConfig = MODEL, row: list[int] = ROW, images: Any = IMAGES) -> np.ndarray:
+    return run(Transformer(cfg, SIMPLE), lively(cfg), np.array([row], np.int32), images=images)[0]
 
 
 def changed(a: np.ndarray, b: np.ndarray) -> list[int]:
@@ -69,7 +56,7 @@ def test_an_image_s_own_window_is_behind_it() -> None:
     cfg = replace(
         MODEL, layers=1, pattern=(LayerKind(window=2),), vision=replace(VISION, tower=replace(TOWER, layers=1))
     )
-    run, params = made(cfg)
+    params = lively(cfg)
 
     def from_soft(soft: jax.Array) -> jax.Array:
         model = Transformer(cfg, SIMPLE)
@@ -80,7 +67,7 @@ def test_an_image_s_own_window_is_behind_it() -> None:
         return Stack(cfg.scaled, SIMPLE)(params["layers"], x, shared)[0][0]
 
     soft = jnp.asarray(RNG.standard_normal((1, 8, 16)), jnp.float32)
-    slopes = np.asarray(jax.jacobian(from_soft)(soft))  # [T, D, 1, n, D]
+    slopes = np.asarray(jax.jit(jax.jacobian(from_soft))(soft))  # [T, D, 1, n, D]
     seen = [np.flatnonzero(np.abs(slopes[t][:, 0]).max((0, 2)) > 1e-9).tolist() for t in range(len(ROW))]
     assert seen[2:6] == [[0, 1, 2, 3], [0, 1, 2, 3], [1, 2, 3], [2, 3]]
     assert seen[6] == [3] and seen[7] == [] and seen[8] == [4, 5, 6, 7]
@@ -94,15 +81,13 @@ def test_rows_with_fewer_images_ignore_the_last() -> None:
 
 
 def test_cached_after_an_image_is_full() -> None:
-    run, params = made(MODEL)
-    model = Transformer(MODEL, SIMPLE)
-    x, cache, *_ = model.hidden(
-        params, Inputs(jnp.asarray([ROW[:7]]), images=jnp.asarray(IMAGES[:, :1])), model.empty_cache(1, 32)
-    )
+    model, params = Transformer(MODEL, SIMPLE), lively(MODEL)
+    read = Inputs(np.array([ROW[:7]], np.int32), images=IMAGES[:, :1])
+    _, cache = extend(model, params, model.empty_cache(1, 32), read)
     for token in (2, 4, 6):
-        y, cache, *_ = model.hidden(params, Inputs(jnp.asarray([[token]])), cache)
+        last, cache = extend(model, params, cache, Inputs(np.array([[token]], np.int32)))
     whole = logits(row=[*ROW[:7], 2, 4, 6], images=IMAGES[:, :1])
-    close(model.logits(params, y)[0, 0], whole[-1], 1e-5)
+    close(last[0, 0], whole[-1], 1e-5)
 
 
 def test_patches_are_a_convolution() -> None:
@@ -125,7 +110,7 @@ def test_soft_tokens_have_their_places() -> None:
 
 @pytest.mark.parametrize("mesh", [{"data": 2, "tensor": 2, "fsdp": 2}, {"fsdp": 8}], ids=str)
 def test_eight_devices_are_one(mesh: dict[str, int]) -> None:
-    model, (_, params) = Transformer(MODEL, SIMPLE), made(MODEL)
+    model, params = Transformer(MODEL, SIMPLE), lively(MODEL)
     tokens, images = jnp.asarray([ROW] * 8), jnp.asarray(np.repeat(IMAGES, 8, 0))
     over = make_mesh(mesh)
     placed_params = jax.device_put(params, shardings(model.shapes(), model.axes(), over))
@@ -153,8 +138,8 @@ OF_PROMPTS = {"begin_token", "end_token", "separator", "prefix", "resample"}  # 
 def test_every_field_changes_the_soft_tokens() -> None:
     """Or their places, or what parameters they need."""
     assert set(CHANGES) | OF_PROMPTS == {field.name for field in fields(Vision)}
-    _, params = made(MODEL)
-    was = np.asarray(soft_tokens(VISION, 16, SIMPLE, params["vision"], jnp.asarray(IMAGES)))
+    params, soft = lively(MODEL), jax.jit(soft_tokens, static_argnums=(0, 1, 2))
+    was = np.asarray(soft(VISION, 16, SIMPLE, params["vision"], IMAGES))
     for name, change in CHANGES.items():
         other = replace(VISION, **change)
         shapes = Transformer(replace(MODEL, vision=other), SIMPLE).shapes()["vision"]
@@ -163,7 +148,7 @@ def test_every_field_changes_the_soft_tokens() -> None:
             "blocks",
         ):
             size = other.image_size
-            now = soft_tokens(other, 16, SIMPLE, params["vision"], jnp.asarray(IMAGES[:, :, :size, :size]))
+            now = soft(other, 16, SIMPLE, params["vision"], IMAGES[:, :, :size, :size])
             assert now.shape != was.shape or np.abs(np.asarray(now) - was).max() > 1e-4, name
     assert changed(logits(), logits(replace(MODEL, vision=replace(VISION, image_token=5)))) != []
     assert changed(logits(), logits(replace(MODEL, vision=replace(VISION, blocks=False)))) == list(range(2, len(ROW)))

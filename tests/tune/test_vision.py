@@ -21,8 +21,8 @@ from lm.tune.lora import DoRA, LoRA
 from lm.tune.paths import by_path
 from lm.tune.pretrain import Pretrain
 from lm.tune.trains import Freeze, Only
-from tests.model.reference import SIMPLE, trees_close
-from tests.model.test_vision import IMAGES, MODEL, ROW, made
+from tests.model.reference import SIMPLE, lively, trees_close
+from tests.model.test_vision import IMAGES, MODEL, ROW
 from tests.pretrained.test_images import checkpoint
 from tests.tune.test_lora import disturbed
 
@@ -52,7 +52,7 @@ QUICK = ("the tower's adapters", "queries and the connector", "no tower")
 def test_what_is_frozen_has_no_gradient_and_the_rest_has(name: str) -> None:
     """Nor is it changed by whatever the rest becomes; merged parameters are the model that was trained."""
     trains, is_trained = TRAINED[name]
-    model, start = Transformer(MODEL, SIMPLE), made(MODEL)[1]
+    model, start = Transformer(MODEL, SIMPLE), lively(MODEL)
     learner = trains.wrap(Pretrain().build(model))
     params, frozen = jax.jit(learner.init)(jax.random.key(0), start)
     assert params and all(map(is_trained, by_path(params)))
