@@ -230,7 +230,10 @@ BY_FILE = {
         ("a row gets another's first token", "x[of, None]", "x[:, None]"),
         ("a row keeps the tokens of the one before", ", slots.counts.new))", ", after.counts.new))"),
     ),
-    "lm/model/native.py": (("more matrices than a call takes are one", "ws[first : first + MOST]", "ws[:MOST]"),),
+    "lm/model/native.py": (
+        ("more matrices than a call takes are one", "ws[first : first + MOST]", "ws[:MOST]"),
+        ("without gradients it is another kernel", "_attend_forward(q, k, v, allowed)[0]", "attend(q, k, v, allowed)"),
+    ),
     "lm/machine/native.py": (
         ("a compiler's errors are the user's", "except (OSError, subprocess.CalledProcessError):", "except OSError:"),
     ),

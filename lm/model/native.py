@@ -97,8 +97,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array | None) 
 @jax.custom_vjp
 def attend_trained(q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array | None) -> jax.Array:
     """`attend`, with gradients of its own for q, k and v: probabilities are computed again from each query's sum
-    (2205.14135), and no logits are kept."""
-    return attend(q, k, v, allowed)
+    (2205.14135), and no logits are kept. The bits are the same with gradients and without, of few queries too."""
+    return _attend_forward(q, k, v, allowed)[0]
 
 
 def _attend_forward(q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array | None) -> tuple[jax.Array, Any]:

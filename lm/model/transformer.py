@@ -138,7 +138,8 @@ class Transformer:
     watch: Watch | None = None
 
     def _boxed(self, key: jax.Array) -> Params:
-        cfg, compute, one = self.cfg, self.compute, jnp.zeros((1, 1), jnp.int32)
+        cfg, one = self.cfg, jnp.zeros((1, 1), jnp.int32)
+        compute = replace(self.compute, attention="plain")  # of what is computed here nothing is read
         stem_key, layer_key, head_key = jax.random.split(key, 3)
         encoder_key, bias_key = jax.random.split(jax.random.fold_in(key, 3))
         x = jnp.zeros((1, 1, cfg.width), compute.dtype)
@@ -161,7 +162,8 @@ class Transformer:
         return params | ({"encoder": self._boxed_encoder(encoder_key)} if cfg.has_encoder else {})
 
     def _boxed_encoder(self, key: jax.Array) -> Params:
-        cfg, compute, one = self.cfg.encoder_config, self.compute, jnp.zeros((1, 1), jnp.int32)
+        cfg, one = self.cfg.encoder_config, jnp.zeros((1, 1), jnp.int32)
+        compute = replace(self.compute, attention="plain")
         k1, k2, k3 = jax.random.split(key, 3)
         x = jnp.zeros((1, 1, cfg.width), compute.dtype)
         distances = Distances(cfg).init(k2, one[0]).get("params", {})

@@ -164,6 +164,14 @@ def test_gradients_of_attention_are_softmax_s(sizes: tuple[int, ...]) -> None:
         close(found, expected, 1e-4)
 
 
+def test_attention_is_the_same_to_the_bit_whether_it_is_differentiated() -> None:
+    """Of few queries too: a policy before its first update is its reference."""
+    q, k, v, allowed = case(2, 1, 2, 5, 70, 8, 8)
+    alone = jax.jit(attend_trained)(q, k, v, allowed)
+    beside = jax.jit(lambda *a: jax.vjp(attend_trained, *a, allowed)[0])(q, k, v)
+    np.testing.assert_array_equal(alone, beside)
+
+
 def test_causal_gradients_skip_what_no_query_sees() -> None:
     """A tile in which only some queries see a key, the first, the last or those between, by a window."""
     q, k, v, _ = case(1, 1, 2, 300, 300, 8, 8)
