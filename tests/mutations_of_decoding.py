@@ -29,7 +29,7 @@ TESTS = {
     "lm/decode/layout.py": ("tests/decode/test_layout.py", "tests/model/test_int8.py", "tests/decode/test_mesh.py"),
     "lm/pretrained/mapped.py": of("pretrained/test_placement", "what_was_read_of_a_file_is_given_back"),
     "lm/model/native.c": ("tests/model/test_native.py", "tests/model/test_int8.py"),
-    "lm/model/native.py": ("tests/model/test_native.py", "tests/model/test_int8.py"),
+    "lm/model/native.py": ("tests/model/test_native.py", "tests/model/test_int8.py", "tests/model/test_remat.py"),
     "lm/machine/native.py": ("tests/model/test_int8.py",),
 }
 BY_FILE = {
@@ -232,6 +232,7 @@ BY_FILE = {
     ),
     "lm/model/native.py": (
         ("more matrices than a call takes are one", "ws[first : first + MOST]", "ws[:MOST]"),
+        ("attention that is kept is computed again", 'checkpoint_name(log_total, "attention")', "log_total"),
         ("without gradients it is another kernel", "_attend_forward(q, k, v, allowed)[0]", "attend(q, k, v, allowed)"),
     ),
     "lm/machine/native.py": (

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from lm.machine import native
 from lm.model.compute import Compute
@@ -105,6 +106,7 @@ def _attend_forward(q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array
     allowed = jnp.zeros((0, 0, 0), bool) if allowed is None else allowed
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((*q.shape[:-1], v.shape[-1]), q.shape[:-1])]
     y, log_total = jax.ffi.ffi_call(TARGETS[2], shapes, vmap_method="sequential")(q, k, v, allowed)
+    y, log_total = checkpoint_name(y, "attention"), checkpoint_name(log_total, "attention")
     return y, (q, k, v, allowed, y, log_total)
 
 

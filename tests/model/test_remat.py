@@ -1,6 +1,7 @@
 """What a policy of rematerialisation keeps for the backward pass."""
 
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from jax._src.ad_checkpoint import saved_residuals
 from lm.model import stack
 from lm.model.compute import NAMES, OUTER, Compute
 from lm.model.config import LayerKind, ModelConfig
+from lm.model.native import has_kernel
 from lm.model.transformer import Transformer
 from tests.model.reference import LATENT, LLAMA, SIMPLE, tokens
 
@@ -45,6 +47,18 @@ def test_minimal_keeps_all_products_but_the_inner_ones() -> None:
 def test_names_keep_what_they_name() -> None:
     assert saved("names", keep=("mlp_in", "key")) == {STREAM: 1, KEY: 1, INNER: 2}
     assert saved("names", keep=("attention",)) == {STREAM: 1, (3, B, 2, 2, T, 4): 1}  # heads before tokens
+
+
+@pytest.mark.skipif(not has_kernel(), reason="no C compiler")
+def test_attention_that_is_kept_is_not_computed_again() -> None:
+    """The kernel in C needs its result, and the logarithm of each query's sum."""
+
+    def calls(*keep: str) -> int:
+        model = Transformer(LLAMA, replace(SIMPLE, attention="native", remat="names", keep=keep))
+        gradient = jax.grad(lambda p: (model(p, tokens(LLAMA, B, T)) ** 2).mean())
+        return len(re.findall(r"lm_attention\b", str(jax.make_jaxpr(gradient)(model.shapes()))))
+
+    assert calls("attention") == calls() - 1 == 1
 
 
 def numbers(*args: Any, **options: Any) -> int:
