@@ -3,7 +3,7 @@
     python -m benchmarks.attention --keep
 
 Kernels take turns, and each one's best of the rounds counts: what else a machine does only adds. Causal, one segment,
-in float32, and by blocks with products in bfloat16 too, where the CPU has units for them.
+in float32, and by blocks with products in bfloat16 too, which is for CPUs that have units for them.
 """
 
 import argparse

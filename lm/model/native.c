@@ -350,6 +350,8 @@ static void attention(const Job *of, long at) {
 // Queries and keys of a tile (whole vectors for each register size); queries up to which there are none (native.py).
 enum { TALL = 128, KEYS = 96, TOKENS = 32 };
 
+INLINE int64_t whole(int64_t numbers) { return (numbers + LANES - 1) / LANES * LANES; }
+
 // y [rows, vectors * LANES] (+)= x [rows, depth] w [depth, ..]; rows and vectors are constants.
 INLINE void corner(const float *x, int64_t x_row, int64_t x_step, const float *w, float *y, int64_t row, int64_t depth,
                    int more, int rows, int vectors) {
@@ -437,7 +439,7 @@ static Range look(const Attention *job, const uint8_t *allowed, int64_t begin, i
 
 static void tiled(const Job *of, long at) {
   const Attention *job = &of->attention;
-  int64_t parts = (job->G * job->T + TALL - 1) / TALL, head = at / parts, row = (job->V + LANES - 1) / LANES * LANES;
+  int64_t parts = (job->G * job->T + TALL - 1) / TALL, head = at / parts, row = whole(job->V);
   int64_t begin = at % parts * TALL, left = job->G * job->T - begin, queries = left < TALL ? left : TALL;
   const float *q = job->q + (head * job->G * job->T + begin) * job->H;
   const uint8_t *allowed = job->allowed + (job->rows > 1 ? head / job->K : 0) * job->T * job->S;
@@ -478,8 +480,6 @@ static void tiled(const Job *of, long at) {
 // ------------------------------------------------------------------ its gradients: a part of a head's keys is one task
 
 enum { SHORT = 64, PART = 8 * KEYS };  // queries of a tile, keys of a task
-
-INLINE int64_t whole(int64_t numbers) { return (numbers + LANES - 1) / LANES * LANES; }
 
 // x [count, width] as [rows, whole(width)]; zeros where it has no row or a row is not `seen` (0: all are).
 static void pad(const float *x, int64_t count, int64_t width, const uint8_t *seen, float *padded, int64_t rows) {

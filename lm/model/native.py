@@ -1,9 +1,10 @@
-"""What a step of decoding reads, for a few rows at a time: weights and caches, at the speed of memory.
+"""What a step of decoding reads, for a few rows at a time: weights and caches, at the speed of memory; and attention of
+many queries, in training too.
 
 XLA's CPU compiler wakes its threads for each product, copies what it cuts from a cache, and products of a few rows are
 far below what memory gives. Here a kernel in C (native.c) multiplies float32, bfloat16 (half the bytes) or numbers of 8
 bits (lm/model/int8.py) as they lie in memory, several matrices at once, and reads a cache where it is; its threads look
-out for the next product.
+out for the next product. Of many queries XLA writes all logits to memory; the kernel keeps a tile of them in the cache.
 """
 
 import math

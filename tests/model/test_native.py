@@ -1,4 +1,4 @@
-"""The kernel of decoding: products and attention as XLA has them, and each row's bits its own."""
+"""The kernels in C: products and attention as XLA has them, with gradients, and each row's bits its own."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
