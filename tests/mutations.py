@@ -134,7 +134,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "lm/train/loop.py": (
         ("a resumed run repeats a step", "int(state.step) + 1", "int(state.step)"),
-        ("metrics are outstanding in a pause", "read(0 if paused else AHEAD)", "read(AHEAD)"),
+        ("metrics are outstanding in a pause", "read(0 if paused else ahead)", "read(ahead)"),
         ("a rollout is of another step", "rollout(n - 1, state", "rollout(n, state"),
     ),
     "lm/train/checkpoint.py": (

@@ -59,8 +59,10 @@ def prepare(devices: str = "") -> None:
 
     XLA allocates a step's temporaries with malloc and frees them after it. glibc would return blocks of that size to
     the kernel each time, and the next step would fault every page in again, which costs a small model up to 40% of its
-    step on a CPU. Python's collector goes through millions of objects that a start makes and keeps, for cycles that are
-    few: it is called less often."""
+    step on a CPU. The main thread's arena is kept from that, and is the one that serves programs which run when they
+    are called (`run_steps_in_turn`); XLA's compiler, on threads with arenas of their own, leaves no holes in it.
+    Python's collector goes through millions of objects that a start makes and keeps, for cycles that are few: it is
+    called less often."""
     gc.set_threshold(200_000, 20, 100)
     if devices:
         os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(devices, devices)
@@ -68,10 +70,9 @@ def prepare(devices: str = "") -> None:
     if arguments := tpu_arguments():
         os.environ["LIBTPU_INIT_ARGS"] = arguments
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):
-        M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
+        M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
         libc.mallopt(M_TRIM_THRESHOLD, -1)  # never trim the top of the heap
-        libc.mallopt(M_MMAP_MAX, 0)  # nor mmap large blocks,
-        libc.mallopt(M_ARENA_MAX, 1)  # which a thread's own arena would do whatever M_MMAP_MAX is
+        libc.mallopt(M_MMAP_MAX, 0)  # nor mmap large blocks
 
 
 def prepare_host() -> None:
@@ -108,9 +109,10 @@ def run_steps_in_turn() -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
-def run_once() -> dict[str, Any]:
-    """Compiler options for a program that is run once: on CPUs, where LLVM's time to optimise it is longer than that
-    takes, the least of optimisation that leaves all bits the same. XLA_FLAGS, where they say how much, hold."""
+def compile_sooner() -> dict[str, Any]:
+    """Compiler options for a program whose time is in products, or that is run once: on CPUs LLVM's first level of
+    optimisation in place of the third. It vectorises loops too: no model's step was slower, and only sums in another
+    order gave other bits, in one of ten models. XLA_FLAGS, where they say a level, hold."""
     import jax
 
     level = "xla_backend_optimization_level"

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 import jax
 
 from lm.bounds import Count, Natural, Sentinel, check, whole
+from lm.machine.hardware import compile_sooner
 from lm.value import suggest
 
 REMAT = ("nothing", "dots", "minimal", "offload", "full", "names")
@@ -92,8 +93,10 @@ class Compute:
         return self.dtype if self.gradients == "auto" else self.gradients
 
     @property
-    def compiler_options(self) -> dict[str, str]:
+    def compiler_options(self) -> dict[str, Any]:
         """XLA's options for a training step."""
+        if self.backend == "cpu":
+            return compile_sooner()
         return {"xla_tpu_scoped_vmem_limit_kib": str(1024 * self.scoped_vmem)} if self.scoped_vmem else {}
 
     @property

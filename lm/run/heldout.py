@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from lm.data.loader import Batches
 from lm.sharding.batches import place_batch
-from lm.train.loop import AHEAD
+from lm.train.loop import steps_ahead
 from lm.train.loss import Metrics
 from lm.train.method import Batch, Learner, Sample
 from lm.train.step import Evaluate
@@ -74,6 +74,7 @@ class HeldOut:
         """The sums of `Learner.evaluate` over the held-out batches of `source`."""
         sums: dict[str, float] = {}
         outstanding: deque[Metrics] = deque()
+        ahead = steps_ahead()
 
         def read(most: int) -> None:
             while len(outstanding) > most:
@@ -85,6 +86,6 @@ class HeldOut:
             if most_tokens and i and i * self.rows * self.data.seq_len >= most_tokens:
                 break
             outstanding.append(self.evaluate(params, frozen, batch, i))
-            read(AHEAD)
+            read(ahead)
         read(0)
         return sums

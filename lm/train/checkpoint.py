@@ -29,6 +29,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from lm.machine import processes
 from lm.machine.buckets import file_system
+from lm.machine.hardware import compile_sooner
 from lm.value import suggest
 
 T = TypeVar("T")
@@ -376,21 +377,17 @@ def _describe(arrays: Mapping[str, jax.Array]) -> dict[str, list[Any]]:
 def _sums(arrays: list[jax.Array]) -> jax.Array:
     """Their checksums, uint32 [len(arrays)]; of arrays sharded over several processes, in each of these."""
     if all(a.is_fully_addressable for a in arrays):
-        return _checksums(arrays)
+        return _checksums()(arrays)
     mesh = next(a.sharding.mesh for a in arrays if isinstance(a.sharding, NamedSharding))
-    return _replicated_checksums(NamedSharding(mesh, PartitionSpec()))(arrays)
-
-
-def _checksums_of(arrays: list[jax.Array]) -> jax.Array:
-    return jnp.stack([checksum(x) for x in arrays])
-
-
-_checksums = jax.jit(_checksums_of)
+    return _checksums(NamedSharding(mesh, PartitionSpec()))(arrays)
 
 
 @functools.cache
-def _replicated_checksums(placing: NamedSharding) -> Callable[[list[jax.Array]], jax.Array]:
-    return jax.jit(_checksums_of, out_shardings=placing)
+def _checksums(placing: NamedSharding | None = None) -> Callable[[list[jax.Array]], jax.Array]:
+    def of(arrays: list[jax.Array]) -> jax.Array:
+        return jnp.stack([checksum(x) for x in arrays])
+
+    return jax.jit(of, out_shardings=placing, compiler_options=compile_sooner())
 
 
 def checksum(x: jax.Array) -> jax.Array:

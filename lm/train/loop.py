@@ -1,7 +1,7 @@
 """The training loop: it passes the state from step to step and never waits for the device.
 
-The metrics of a step are read two steps later. Where the run pauses (for an evaluation, a checkpoint, the end),
-outstanding metrics are read first, so that no state is kept whose loss was not finite.
+The metrics of a step are read two steps later, on CPUs at once. Where the run pauses (for an evaluation, a checkpoint,
+the end), outstanding metrics are read first, so that no state is kept whose loss was not finite.
 """
 
 import math
@@ -16,7 +16,13 @@ from lm.train.method import Batch
 from lm.train.state import TrainState
 from lm.train.step import Rollout, Step
 
-AHEAD = 2  # steps that are dispatched before the metrics of the first of them are read
+AHEAD = 2
+
+
+def steps_ahead() -> int:
+    """How many calls of a step are dispatched before the result of the first of them is read: on CPUs none, where a
+    call returns when its program has run (`hardware.run_steps_in_turn`)."""
+    return 0 if jax.default_backend() == "cpu" else AHEAD
 
 
 class NotFinite(ValueError):
@@ -47,12 +53,13 @@ def train(
       batches: on the devices, one a step, from the state's step on.
       rollout: (step, state, batch) -> the batch to train on, from the state that the step starts from.
       steps: the last step.
-      observe: gets (n, metrics) of every step n, in order, up to AHEAD steps late.
+      observe: gets (n, metrics) of every step n, in order, up to `steps_ahead` late.
       should_pause: whether to pause after step n.
       on_pause: gets (n, state) in a pause, when no metrics are outstanding; True ends the run.
 
     Raises NotFinite, naming the step whose loss or gradient was not finite."""
     outstanding: deque[tuple[int, Metrics]] = deque()
+    ahead = steps_ahead()
 
     def read(most: int) -> None:
         while len(outstanding) > most:
@@ -69,7 +76,7 @@ def train(
         outstanding.append((n, metrics))
         yield state
         paused = should_pause(n)
-        read(0 if paused else AHEAD)
+        read(0 if paused else ahead)
         if paused and on_pause(n, state):
             break
     read(0)

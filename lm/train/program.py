@@ -50,7 +50,7 @@ def tabulate_schedule(optimizer: Optimizer, steps: int) -> np.ndarray:
 @functools.cache
 def _multipliers(schedule: Schedule, steps: int) -> np.ndarray:
     table = -(-steps // BLOCK) * BLOCK
-    at = np.asarray(schedule.build(1.0, steps)(jnp.minimum(jnp.arange(table), steps - 1)), np.float32)
+    at = np.asarray(schedule.build(1.0, steps)(np.minimum(np.arange(table), steps - 1)), np.float32)
     at.flags.writeable = False
     return at
 

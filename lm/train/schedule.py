@@ -5,11 +5,12 @@ number and the schedule follows.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from lm.bounds import Fraction, Natural, Sentinel, check
@@ -21,11 +22,16 @@ def _require(valid: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def _functions_of(x: Any) -> Any:
+    """The module of the functions of an array: NumPy's, or JAX's where it is one of JAX, by the array API standard."""
+    return x.__array_namespace__()
+
+
 # A decay's shape: the fraction of it that is over, in [0, 1] -> the multiplier, 1 to 0.
-SHAPES: dict[str, Callable[[jax.Array], jax.Array]] = {
+SHAPES: dict[str, Callable[[Any], Any]] = {
     "linear": lambda x: 1 - x,
-    "cosine": lambda x: 0.5 * (1 + jnp.cos(jnp.pi * x)),  # arXiv:1608.03983
-    "sqrt": lambda x: 1 - jnp.sqrt(x),  # Haegele et al. 2024, arXiv:2405.18392
+    "cosine": lambda x: 0.5 * (1 + _functions_of(x).cos(math.pi * x)),  # arXiv:1608.03983
+    "sqrt": lambda x: 1 - _functions_of(x).sqrt(x),  # Haegele et al. 2024, arXiv:2405.18392
     "square": lambda x: 1 - x * x,
 }
 
@@ -43,14 +49,15 @@ class Schedule:
         check(self)
 
     def build(self, peak: float, total_steps: int) -> optax.Schedule:
-        """step (int, or an int array) -> learning rate (float32), for a run of `total_steps`.
+        """step (an int, or an array of them) -> learning rate (float32), for a run of `total_steps`. An array of
+        NumPy's gives one of NumPy's, and nothing is compiled for it.
 
         Raises ValueError when the schedule does not fit in the run."""
         self.check(total_steps)
 
-        def learning_rate(step: Any) -> jax.Array:
-            now = jnp.asarray(step, jnp.float32)
-            warmup = jnp.minimum(1.0, (now + 1) / (self.warmup_steps + 1))
+        def learning_rate(step: Any) -> Any:
+            now = (step if isinstance(step, np.ndarray) else jnp.asarray(step)).astype(np.float32)
+            warmup = ((now + 1) / (self.warmup_steps + 1)).clip(max=1.0)
             return peak * warmup * self.after(now, total_steps)
 
         return learning_rate
@@ -68,12 +75,12 @@ class Schedule:
         """The step whose state a longer run can go on from, where that is not the last: 0 where there is none."""
         return 0
 
-    def after(self, step: jax.Array, total_steps: int) -> jax.Array | float:
-        """The fraction of the peak at `step` (float32), warm-up apart: 1 until the warm-up is over."""
+    def after(self, step: Any, total_steps: int) -> Any:
+        """The fraction of the peak at `step` (float32, of JAX or NumPy), warm-up apart: 1 until the warm-up is over."""
         return 1.0
 
-    def _fall(self, step: jax.Array, start: float, end: float, shape: str, final: float) -> jax.Array:
-        done = jnp.clip((step - start) / max(end - start, 1), 0.0, 1.0)
+    def _fall(self, step: Any, start: float, end: float, shape: str, final: float) -> Any:
+        done = ((step - start) / max(end - start, 1)).clip(0.0, 1.0)
         return final + (1 - final) * SHAPES[shape](done)
 
 
@@ -88,7 +95,7 @@ class Cosine(Schedule):
 
     final: Fraction = 0.1
 
-    def after(self, step: jax.Array, total_steps: int) -> jax.Array:
+    def after(self, step: Any, total_steps: int) -> Any:
         return self._fall(step, self.warmup_steps, total_steps, "cosine", self.final)
 
 
@@ -98,7 +105,7 @@ class Linear(Schedule):
 
     final: Fraction = 0.0
 
-    def after(self, step: jax.Array, total_steps: int) -> jax.Array:
+    def after(self, step: Any, total_steps: int) -> Any:
         return self._fall(step, self.warmup_steps, total_steps, "linear", self.final)
 
 
@@ -136,7 +143,7 @@ class WSD(Schedule):
             ": shorten one or train longer",
         )
 
-    def after(self, step: jax.Array, total_steps: int) -> jax.Array:
+    def after(self, step: Any, total_steps: int) -> Any:
         return self._fall(step, self.branch_step(total_steps), total_steps, self.shape, self.final)
 
 
@@ -144,6 +151,6 @@ class WSD(Schedule):
 class InverseSquareRoot(Schedule):
     """peak x sqrt(warmup_steps / step): no end of the run in it. Vaswani et al. 2017, arXiv:1706.03762, section 5.3."""
 
-    def after(self, step: jax.Array, total_steps: int) -> jax.Array:
+    def after(self, step: Any, total_steps: int) -> Any:
         warmup = max(self.warmup_steps, 1)
-        return jnp.sqrt(warmup / jnp.maximum(step, warmup))
+        return _functions_of(step).sqrt(warmup / step.clip(min=warmup))

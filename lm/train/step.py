@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lm.machine.hardware import run_once
+from lm.machine.hardware import compile_sooner
 from lm.sharding.rules import Layout
 from lm.sharding.shardings import batch_sharding, on_host, shardings, shardings_like
 from lm.sharding.tracing import shard_as_state, to_device_memory, use_mesh
@@ -100,7 +100,7 @@ def build_init(
     def fresh(key: jax.Array, start: Any, models: Any) -> TrainState:
         return fresh_state(learner, optimizer, ema, key, start, models)
 
-    make = jax.jit(fresh, out_shardings=placed, donate_argnums=(1, 2), compiler_options=run_once())
+    make = jax.jit(fresh, out_shardings=placed, donate_argnums=(1, 2), compiler_options=compile_sooner())
 
     def init(seed: int, start: Any = None, models: Any = None) -> TrainState:
         with use_mesh(mesh, layout), warnings.catch_warnings():
@@ -303,7 +303,7 @@ def rollout_key(seed: int, step: int) -> jax.Array:
 def build_eval(learner: Learner, mesh: Mesh, layout: Layout = Layout()) -> Evaluate:
     """(params, frozen, batch, index) -> the sums of `Learner.evaluate` over a held-out batch; its index is the seed of
     its rollout, if any, so that all runs draw alike."""
-    jitted = with_mesh(mesh, jax.jit(learner.evaluate), layout=layout)
+    jitted = with_mesh(mesh, jax.jit(learner.evaluate, compiler_options=compile_sooner()), layout=layout)
 
     def evaluate(params: Any, frozen: Any, batch: Batch, index: int) -> Metrics:
         if learner.has_rollout:

@@ -2,6 +2,7 @@
 the step that trains on them, from the state that it starts from."""
 
 import itertools
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lm.train import loop
 from lm.train.loop import AHEAD, NotFinite, as_batches, train
+
+STEPS_AHEAD = loop.steps_ahead  # of this machine, a CPU
+
+
+@pytest.fixture(autouse=True, scope="module")
+def accelerator() -> Iterator[None]:
+    """Steps are dispatched ahead, as on a TPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "steps_ahead", lambda: AHEAD)
+        yield
 
 
 class Trace:
@@ -78,6 +90,15 @@ def test_metrics_are_not_waited_for() -> None:
     trace.run(5)
     late = [trace.events.index(("seen", n)) - trace.events.index(("step", n + AHEAD)) for n in range(1, 6 - AHEAD)]
     assert late == [1] * len(late)
+
+
+def test_on_cpus_metrics_of_a_step_are_read_before_the_next_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "steps_ahead", STEPS_AHEAD)
+    trace = Trace()
+    trace.run(3)
+    assert [event for event in trace.events if event[0] != "rollout"] == [
+        (what, n) for n in (1, 2, 3) for what in ("step", "seen")
+    ]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

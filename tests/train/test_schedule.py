@@ -2,6 +2,8 @@
 
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,8 +17,9 @@ PEAK, STEPS = 2e-3, 100
 
 def rates(schedule: Schedule, steps: int = STEPS) -> np.ndarray:
     """The learning rates of steps 0 to `steps`, the last one step after the run."""
-    longest = np.arange(512)  # one shape for all runs: eager JAX compiles once a shape
-    return np.asarray(schedule.build(PEAK, steps)(longest), np.float64)[: steps + 1]
+    found = schedule.build(PEAK, steps)(np.arange(steps + 1))
+    assert isinstance(found, np.ndarray) and found.dtype == np.float32
+    return found.astype(np.float64)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +74,18 @@ def test_up_in_the_warm_up_and_never_up_again(run: tuple[Schedule, int]) -> None
     change = np.diff(rates(schedule, steps))
     assert (change[: schedule.warmup_steps] >= -1e-9).all()
     assert (change[schedule.warmup_steps :] <= 1e-9).all()
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [Constant(9), Cosine(9), Linear(9), InverseSquareRoot(9), *(WSD(9, decay_steps=50, shape=x) for x in SHAPES)],
+)
+def test_jax_and_numpy_give_the_same(schedule: Schedule) -> None:
+    """One learning rate for each step of JAX's, an array or a number, traced or not."""
+    rate = schedule.build(PEAK, STEPS)
+    traced = jax.jit(rate)(jnp.arange(STEPS))
+    np.testing.assert_allclose(traced, rate(np.arange(STEPS)), rtol=1e-5, atol=1e-6 * PEAK)
+    assert isinstance(rate(7), jax.Array) and math.isclose(float(rate(7)), float(traced[7]), rel_tol=1e-5)
 
 
 @settings(max_examples=40, deadline=None)
