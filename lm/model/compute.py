@@ -95,9 +95,8 @@ class Compute:
     @property
     def compiler_options(self) -> dict[str, Any]:
         """XLA's options for a training step."""
-        if self.backend == "cpu":
-            return compile_sooner()
-        return {"xla_tpu_scoped_vmem_limit_kib": str(1024 * self.scoped_vmem)} if self.scoped_vmem else {}
+        memory = {"xla_tpu_scoped_vmem_limit_kib": str(1024 * self.scoped_vmem)} if self.scoped_vmem else {}
+        return memory | (compile_sooner() if self.backend == "cpu" else {})
 
     @property
     def saved(self) -> tuple[tuple[str, ...], tuple[str, ...]] | None:

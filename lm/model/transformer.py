@@ -399,7 +399,7 @@ class Transformer:
         return Cache(Stack(self.cfg, self.compute).empty_caches(rows, length, encoder_length, rings), size=length)
 
 
-def _key_shape() -> Any:
+def key_shape() -> Any:
     """The shape of a random key. To make one would start JAX's devices, when several processes have yet to connect."""
     return jax.eval_shape(jax.random.key, 0)
 
@@ -427,4 +427,4 @@ def _boxes(model: Transformer, key: jax.Array) -> Params:
 
 @lru_cache(maxsize=64)  # a run asks for shapes and axes a dozen times, of equal models
 def _abstract_boxes(model: Transformer) -> Params:
-    return cast(Params, jax.eval_shape(partial(_boxes, model), _key_shape()))
+    return cast(Params, jax.eval_shape(partial(_boxes, model), key_shape()))

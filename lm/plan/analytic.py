@@ -19,7 +19,7 @@ from lm.model.compute import OUTER
 from lm.model.config import ModelConfig, Slot
 from lm.model.experts import Experts
 from lm.model.parts import FeedForward
-from lm.model.transformer import Transformer
+from lm.model.transformer import Transformer, key_shape
 from lm.plan.plan import Collective, Plan, base_fields
 from lm.plan.topology import Topology
 from lm.tune.trains import All
@@ -228,7 +228,7 @@ def state_bytes(experiment: Experiment) -> tuple[float, float]:
     key = repr(e.optimizer), e.model, e.trains, e.method
     if key not in _states:
         learner = e.build(Transformer(e.model, e.compute.resolve("cpu")))
-        params, frozen = jax.eval_shape(learner.init, jax.random.key(0))
+        params, frozen = jax.eval_shape(learner.init, key_shape())
         state = jax.eval_shape(e.optimizer.build(e.steps, learner.axes()).init, params)
         _states[key] = float(count.tree_bytes((params, frozen))), float(count.tree_bytes(state))
     return _states[key]

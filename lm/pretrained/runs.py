@@ -14,7 +14,7 @@ from lm.experiment import Experiment
 from lm.machine import buckets
 from lm.model import count
 from lm.model.config import ModelConfig
-from lm.model.transformer import Params, Transformer
+from lm.model.transformer import Params, Transformer, key_shape
 from lm.page.run_record import not_a_run
 from lm.pretrained.files import refuse_pickle
 from lm.pretrained.model import Pretrained
@@ -85,7 +85,7 @@ class FinishedRun:
         """What it trained: parameters, or the factors in their place. Raises ValueError for a run without a
         checkpoint."""
         part = "ema" if self.experiment.ema else "params"
-        params, _ = jax.eval_shape(self.experiment.build(self._model).init, jax.random.key(0))
+        params, _ = jax.eval_shape(self.experiment.build(self._model).init, key_shape())
         checkpoints = self._checkpoints()
         state, _, _ = checkpoints.restore({part: params}, only=kept_step(checkpoints, self.step))
         checkpoints.close()
@@ -117,7 +117,7 @@ class FinishedRun:
         if mesh:
             params, frozen = params_shardings(learner, mesh, layout)
         else:
-            params, frozen = jax.eval_shape(learner.init, jax.random.key(0))
+            params, frozen = jax.eval_shape(learner.init, key_shape())
         needed = {part: params, **({"frozen": frozen} if learner.adapts else {})}
         checkpoints = self._checkpoints()
         state, _, step = checkpoints.restore(needed, only=kept_step(checkpoints, self.step))

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lm.text.protocol import Offsets, Tokenizer
-from lm.text.sandbox import Markers, render_template
 
 Message = Mapping[str, Any]  # {"role": "user", "content": "..."}, and other fields that a template reads
+Markers = tuple[str, str]  # around what the assistant says
 NONCHARACTERS = range(0xFDD0, 0xFDF0)  # of Unicode, which no text should contain, and some do
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one field; templates read the first two
 
@@ -176,6 +176,8 @@ def _render(
     variables: Mapping[str, Any],
     markers: Markers = ("", ""),
 ) -> str:
+    from lm.text.sandbox import render_template  # jinja2: 40 ms of a start that renders none
+
     values = {"documents": None, **_plain(dict(variables))}
     values["messages"] = [_message(message) for message in _plain(list(messages))]
     values["tools"] = None if tools is None else _plain(list(tools))

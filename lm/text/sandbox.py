@@ -23,10 +23,8 @@ GROWING_FILTERS = ("replace", "join", "center", "indent", "tojson", "batch", "sl
 LOOPS = 10_000_000  # elements of all ranges
 COST_OF_BIT = 128  # of a number, in characters: the time that its arithmetic takes
 
-Markers = tuple[str, str]
 
-
-def render_template(template: str, values: Mapping[str, Any], markers: Markers = ("", "")) -> str:
+def render_template(template: str, values: Mapping[str, Any], markers: tuple[str, str] = ("", "")) -> str:
     """`template` rendered with `values`, and `markers` around the text of each {% generation %}.
 
     Raises ValueError where the template is damaged or raises anything, recursion without end and what would exceed
@@ -233,7 +231,7 @@ class _Namespace(Namespace):
 
 
 @lru_cache(maxsize=64)
-def _compiled(template: str, markers: Markers) -> jinja2.Template:
+def _compiled(template: str, markers: tuple[str, str]) -> jinja2.Template:
     environment = _Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], finalize=_bounded_output
     )

@@ -17,6 +17,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm.machine.hardware import compile_sooner
+from lm.model.transformer import key_shape
 from lm.sharding.rules import Layout
 from lm.sharding.shardings import batch_sharding, on_host, shardings, shardings_like
 from lm.sharding.tracing import shard_as_state, to_device_memory, use_mesh
@@ -46,7 +47,7 @@ def state_shardings(
       mesh: the devices.
       ema: the decay of the moving average (0: none).
       layout: the variant of the sharding rules; it may keep the optimizer's state on the host."""
-    shapes = jax.eval_shape(lambda key: fresh_state(learner, optimizer, ema, key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: fresh_state(learner, optimizer, ema, key), key_shape())
     axes = learner.axes()
     params = shardings(shapes.params, axes, mesh, layout.rules)
     moments = shardings(shapes.params, axes, mesh, layout.state_rules)
@@ -61,7 +62,7 @@ def state_shardings(
 
 def params_shardings(learner: Learner, mesh: Mesh, layout: Layout = Layout()) -> tuple[Any, Any]:
     """(params, frozen) as ShapeDtypeStructs that carry their shardings: the state without the optimizer's."""
-    params, frozen = jax.eval_shape(learner.init, jax.random.key(0))
+    params, frozen = jax.eval_shape(learner.init, key_shape())
     return (
         abstract_arrays(params, shardings(params, learner.axes(), mesh, layout.rules)),
         abstract_arrays(frozen, shardings(frozen, learner.frozen_axes(), mesh, layout.rules)),
@@ -97,8 +98,8 @@ def build_init(
     same values on any mesh. See `init_state` for the three, and `state_shardings` for the other arguments."""
     _, placed = state_shardings(learner, optimizer, mesh, ema, layout)
 
-    def fresh(key: jax.Array, start: Any, models: Any) -> TrainState:
-        return fresh_state(learner, optimizer, ema, key, start, models)
+    def fresh(seed: jax.Array, start: Any, models: Any) -> TrainState:
+        return fresh_state(learner, optimizer, ema, jax.random.key(seed), start, models)
 
     make = jax.jit(fresh, out_shardings=placed, donate_argnums=(1, 2), compiler_options=compile_sooner())
 
@@ -106,7 +107,7 @@ def build_init(
         with use_mesh(mesh, layout), warnings.catch_warnings():
             # a matrix that is kept in fewer bits leaves no buffer of its size
             warnings.filterwarnings("ignore", "Some donated buffers were not usable")
-            return make(jax.random.key(seed), start, models)
+            return make(np.uint32(seed), start, models)
 
     return init
 
