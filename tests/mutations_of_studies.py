@@ -17,8 +17,8 @@ TESTS = {
     "lm/study/sweep.py": SWEEPS,
     "lm/study/runner.py": of("study/test_runner", "a_folder_of_a_run_is_not_a_study_s_nor_the_other_way_round"),
     "lm/study/forkserver.py": FORKED,
-    "lm/study/executors.py": (*FORKED, "tests/study/test_worker.py"),
-    "lm/study/worker.py": (*FORKED, "tests/study/test_worker.py"),
+    "lm/study/executors.py": (*FORKED, "tests/study/test_executors.py"),
+    "lm/study/worker.py": FORKED,
     "lm/machine/hardware.py": FORKED,
     "lm/model/count.py": of(
         "model/test_encoder",
@@ -155,7 +155,6 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "launch/tpu_vm.py": (("nothing is checked", "    job.check_devices(", "    str("),),
     "launch/catalogue.py": (("imports are listed again", "(id(value) not in own or name == DEFAULT)", "True"),),
     "lm/study/worker.py": (
-        ("a thread is first", "    hardware.prepare(options.devices)  #", "    #"),
         ("ctrl-c is two signals", "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})", "pass"),
     ),
 }

@@ -111,8 +111,8 @@ def run_steps_in_turn() -> None:
 
 def compile_sooner() -> dict[str, Any]:
     """Compiler options for a program whose time is in products, or that is run once: on CPUs LLVM's first level of
-    optimisation in place of the third. It vectorises loops too: no model's step was slower, and only sums in another
-    order gave other bits, in one of ten models. XLA_FLAGS, where they say a level, hold."""
+    optimisation in place of the third. No step of eight models was slower for it, and those of seven had the
+    same bits (NOTES.md). XLA_FLAGS, where they say a level, hold."""
     import jax
 
     level = "xla_backend_optimization_level"

@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.cores:
         os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
-    hardware.prepare(options.devices)  # before any thread has memory of its own to allocate from
+    hardware.prepare(options.devices)
     if options.watched:
         _end_with_parent()
     os.environ[value.TRUST] = "1"  # the process that started this one wrote the experiments, of the user's own page

@@ -22,16 +22,16 @@ def _require(valid: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _functions_of(x: Any) -> Any:
-    """The module of the functions of an array: NumPy's, or JAX's where it is one of JAX, by the array API standard."""
+def _array_namespace(x: Any) -> Any:
+    """The module whose functions take this array, by the array API standard: numpy or jax.numpy."""
     return x.__array_namespace__()
 
 
 # A decay's shape: the fraction of it that is over, in [0, 1] -> the multiplier, 1 to 0.
 SHAPES: dict[str, Callable[[Any], Any]] = {
     "linear": lambda x: 1 - x,
-    "cosine": lambda x: 0.5 * (1 + _functions_of(x).cos(math.pi * x)),  # arXiv:1608.03983
-    "sqrt": lambda x: 1 - _functions_of(x).sqrt(x),  # Haegele et al. 2024, arXiv:2405.18392
+    "cosine": lambda x: 0.5 * (1 + _array_namespace(x).cos(math.pi * x)),  # arXiv:1608.03983
+    "sqrt": lambda x: 1 - _array_namespace(x).sqrt(x),  # Haegele et al. 2024, arXiv:2405.18392
     "square": lambda x: 1 - x * x,
 }
 
@@ -153,4 +153,4 @@ class InverseSquareRoot(Schedule):
 
     def after(self, step: Any, total_steps: int) -> Any:
         warmup = max(self.warmup_steps, 1)
-        return _functions_of(step).sqrt(warmup / step.clip(min=warmup))
+        return _array_namespace(step).sqrt(warmup / step.clip(min=warmup))

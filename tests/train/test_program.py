@@ -66,6 +66,12 @@ def test_a_table_is_its_schedule(schedule: Any, steps: int) -> None:
     np.testing.assert_allclose(rates[:steps], schedule.build(0.3, steps)(np.arange(steps)), rtol=2e-6, atol=1e-9)
 
 
+def test_a_step_on_cpus_is_optimised_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XLA_FLAGS")  # the tests' own say how much
+    assert Compute().resolve("cpu").compiler_options == {"xla_backend_optimization_level": 1}
+    assert not Compute().resolve("tpu").compiler_options and not Compute().resolve("gpu").compiler_options
+
+
 def test_a_kernel_s_share_of_vector_memory_is_the_compiler_s_to_know() -> None:
     """Of a TPU's, whose option XLA does not know on CPUs, and refuses."""
     asked = Compute(scoped_vmem=64)

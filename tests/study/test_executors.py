@@ -1,24 +1,11 @@
-"""A process of a study: what it sets up before it works."""
+"""The processes of a study: how often they are looked at."""
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from lm.study import executors, worker
-
-
-def test_memory_is_set_up_before_a_thread_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread that allocates first has an arena, which XLA's threads then share: each step faults its pages in."""
-    done: list[str] = []
-    monkeypatch.setattr(worker.hardware, "prepare", lambda devices: done.append("prepare"))
-    monkeypatch.setattr(worker, "_end_with_parent", lambda: done.append("watch"))
-    monkeypatch.setattr(worker, "work", lambda folders, how: done.append("work") or 0)
-    monkeypatch.setattr(sys, "argv", ["worker", "--watched", "folder"])
-    monkeypatch.setenv(worker.value.TRUST, "")
-    assert worker.main() == 0
-    assert done == ["prepare", "watch", "work"]
+from lm.study import executors
 
 
 def test_a_study_that_is_long_to_look_at_is_looked_at_less(monkeypatch: pytest.MonkeyPatch) -> None:
