@@ -98,11 +98,13 @@ def run(model: Transformer, params: Any, ids: Any, key: Any = None, **inputs: An
 
 
 def close(got: Any, expected: Any, tolerance: float = 1e-5, least: float = 0.0) -> None:
-    """Equal to `tolerance` of the standard deviation of what is expected, which counts as at least `least`."""
+    """Equal to `tolerance` of the standard deviation of what is expected, which counts as at least `least`; or, where
+    there is a tolerance, to the last digit of float32: of a single number, a loss, that is more."""
     got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
     assert got.shape == expected.shape
     worst, scale = np.abs(got - expected).max(), max(expected.std(), least)
-    assert worst <= tolerance * scale, f"{worst} apart, at a scale of {scale}"
+    digit = np.spacing(np.float32(np.abs(expected).max())) if tolerance else 0.0
+    assert worst <= max(tolerance * scale, digit), f"{worst} apart, at a scale of {scale}"
 
 
 def trees_close(got: Any, expected: Any, tolerance: float = 1e-5) -> None:

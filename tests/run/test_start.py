@@ -83,7 +83,7 @@ def test_it_begins_with_the_model_s_values_and_its_tokenizer(declared: Experimen
 
 def test_it_is_loaded_evaluated_and_sampled_with_its_adapters_merged(declared: Experiment, finished: Path) -> None:
     model, (run, state) = load(finished), state_of(declared, finished)
-    merged = jax.device_get(jax.jit(run.prepared.learner.model_params)(state.ema, state.frozen))
+    merged = run.prepared.learner.model_params(state.ema, state.frozen)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), model.params, merged)
     before, after = (np.asarray(p["layers"]["0"]["query"]) for p in (state.frozen["base"], model.params))
     assert np.abs(before - after).max() > 1e-3
@@ -91,7 +91,8 @@ def test_it_is_loaded_evaluated_and_sampled_with_its_adapters_merged(declared: E
     for source, values in evaluate(finished).items():
         assert values["loss"] == pytest.approx(last[f"eval/{source}/loss"], rel=1e-3)
     (sample,) = json.loads((finished / "samples.json").read_text())
-    text = "".join(rows[0] for rows in model.stream("the ", declared.sample_tokens, declared.sampling, declared.seed))
+    same = replace(model, params=merged)  # to the bit: a token that is drawn may be another one for the last digit
+    text = "".join(rows[0] for rows in same.stream("the ", declared.sample_tokens, declared.sampling, declared.seed))
     assert sample["text"] == "the " + text
 
 
