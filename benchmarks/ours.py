@@ -48,7 +48,7 @@ def build(settings: dict[str, Any]) -> Train:
     from lm.train.optim import AdamW
     from lm.train.program import Program
     from lm.train.schedule import Constant
-    from lm.train.step import init_state
+    from lm.train.step import compile_in_thread, init_state, state_shardings
     from lm.tune.pretrain import Pretrain
 
     hardware.use_compilation_cache(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))
@@ -58,9 +58,11 @@ def build(settings: dict[str, Any]) -> Train:
     compute = Compute(matmul=settings["dtype"], remat=settings["remat"]).resolve()
     learner = Pretrain().build(Transformer(model_config(size), compute))
     rule = AdamW(LEARNING_RATE, Constant(), DECAY, CLIP, b1=BETAS[0], b2=BETAS[1])
-    state = init_state(learner, rule.build(1_000_000, learner.axes()), mesh, seed=0)
+    chain, data, taken = rule.build(1_000_000, learner.axes()), batches(size, settings["packed"]), 0
     step = Program(learner, rule, mesh).step(rule, 1_000_000, seed=0)
-    data, taken = batches(size, settings["packed"]), 0
+    compiling = compile_in_thread(step, state_shardings(learner, chain, mesh)[0], place_batch(data[0], mesh))
+    state = init_state(learner, chain, mesh, seed=0)
+    compiling.join()
 
     def train(steps: int) -> float:
         nonlocal state, taken

@@ -61,9 +61,9 @@ def prepare(devices: str = "") -> None:
     the kernel each time, and the next step would fault every page in again, which costs a small model up to 40% of its
     step on a CPU. The main thread's arena is kept from that, and is the one that serves programs which run when they
     are called (`run_steps_in_turn`); XLA's compiler, on threads with arenas of their own, leaves no holes in it.
-    Python's collector goes through millions of objects that a start makes and keeps, for cycles that are few: it is
-    called less often."""
-    gc.set_threshold(200_000, 20, 100)
+    Python's collector would go through all that a start makes and keeps, for cycles that are few: it is first called
+    after as many objects as no start makes."""
+    gc.set_threshold(1_000_000, 20, 100)
     if devices:
         os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(devices, devices)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -7,7 +7,9 @@ newest checkpoint, to the same bits as uninterrupted. Several processes run it t
 
 import contextlib
 import dataclasses
+import itertools
 import shlex
+import threading
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ from lm.train.loop import train as train_loop
 from lm.train.method import Batch
 from lm.train.program import Program
 from lm.train.state import TrainState
-from lm.train.step import Init, build_init, build_rollout, state_shardings
+from lm.train.step import Init, build_init, build_rollout, compile_in_thread, state_shardings
 from lm.train.word2vec import initialize_embedding
 
 
@@ -104,7 +106,7 @@ class Run:
 
     def __init__(self, experiment: Experiment, folder: Path, command: str = "", like: "Run | None" = None):
         self.time = log.WallTime()
-        self.experiment, self.folder, self.command = experiment, folder, command
+        self.experiment, self.folder, self.command, self.like = experiment, folder, command, like
         processes.all_or_raise("memory", lambda: check_memory(experiment))
         for tracker in experiment.trackers:
             tracker.check()
@@ -155,16 +157,22 @@ class Run:
             path = buckets.checkpoint_path(self.folder)
             checkpoints = Checkpoints(path, e.keep_last, e.keep_best, keep_step=self.branch_step)
             stack.callback(checkpoints.close)
+            last = checkpoints.latest or 0
+            first, batches = self._batches(last, stack) if last < e.steps else (None, iter(()))
+            if first:
+                stepper.compile_ahead(first)
             what = "restoring the newest checkpoint" if checkpoints.steps() else "initialising the parameters"
             with waiting(what) if bar is Bar and processes.is_first() else contextlib.nullcontext():
                 state = self._restored(checkpoints) if checkpoints.steps() else self.initial_state()
             start = int(state.step)
+            if start < last:  # of a checkpoint before a damaged one
+                _, batches = self._batches(start, stack)
             if start < e.steps:
                 initial = {} if start else _learned(checksums(state))
                 self.logger = logger = self._logger(start, initial, bar, stack)
                 watcher = Watcher(e.watch, self.prepared, self.folder, start) if e.watch else None
                 processes.barrier("begin")  # or the others would wait in a collective for the process that logs
-                for state in self._loop(state, checkpoints, stepper, signals):  # noqa: B020
+                for state in self._loop(state, batches, checkpoints, stepper, signals):  # noqa: B020
                     start += 1
                     if watcher and watcher.due(start):
                         now = stepper.current(state)
@@ -254,8 +262,20 @@ class Run:
 
     # ---------------------------------------------------------------- the loop
 
+    def _batches(self, last: int, stack: contextlib.ExitStack) -> tuple[Batch, Iterator[Batch]]:
+        """The batch after step `last`, and all from it on."""
+        reader = self.prepared.learner.batches(last)
+        stack.callback(reader.close)
+        first = next(reader)
+        return first, itertools.chain([first], reader)
+
     def _loop(
-        self, state: TrainState, checkpoints: Checkpoints, stepper: "Stepper", signals: list[int]
+        self,
+        state: TrainState,
+        batches: Iterator[Batch],
+        checkpoints: Checkpoints,
+        stepper: "Stepper",
+        signals: list[int],
     ) -> Iterator[TrainState]:
         e, logger = self.experiment, self.logger
 
@@ -284,7 +304,6 @@ class Run:
             logger.resume(n)
             return bool(signals)
 
-        batches = self.prepared.learner.batches(int(state.step))
         placed = as_batches(batches, stepper.place)
         try:
             yield from train_loop(
@@ -293,8 +312,6 @@ class Run:
         except NotFinite as error:
             checkpoints.wait()
             raise NotFinite(f"{error}: stopped; {self._cure(checkpoints, error.step)}", error.step) from None
-        finally:
-            batches.close()
 
     def _score(self, measures: dict[str, float]) -> dict[str, float]:
         """The metric in which the best checkpoints are lowest: the method's first measure, averaged over sources."""
@@ -325,9 +342,20 @@ class Stepper:
         self.run, e = run, run.experiment
         self.compiled_step: Any = run.program.step(e.optimizer, e.steps, e.seed)
         self.recorded = False
+        self.compiling: threading.Thread | None = None
+
+    def compile_ahead(self, batch: Batch) -> None:
+        """Begin to compile the step for host batches like this one, beside what makes the state: where a rollout does
+        not make another batch of it, and no other run has compiled the same program."""
+        run = self.run
+        if not run.prepared.learner.has_rollout and not run.like:
+            self.compiling = compile_in_thread(self.compiled_step, run.state_shapes(), self.place(batch))
 
     def step(self, state: Any, batch: Any) -> tuple[Any, Any]:
         """(state one step on, metrics)."""
+        if self.compiling:
+            self.compiling.join()
+            self.compiling = None
         if not self.recorded:
             self.recorded = True
             program, steps = self.run.program, self.run.experiment.steps

@@ -60,6 +60,9 @@ class Profiled(Stepper):
         self.folder = stepper.run.folder / FOLDER
         self.number, self.began, self.program = 0, 0.0, ""
 
+    def compile_ahead(self, batch: Any) -> None:
+        self.stepper.compile_ahead(batch)
+
     def step(self, state: Any, batch: Any) -> tuple[Any, Any]:
         self.number = self.number + 1 if self.number else int(state.step) + 1
         if self.number not in self.steps:

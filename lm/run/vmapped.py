@@ -99,6 +99,9 @@ class VmapSlot(Stepper):
         self.batch: Any = None
         self.request: dict[str, LazySlice] | None = None
 
+    def compile_ahead(self, batch: Any) -> None:
+        """Nothing: what is compiled is the step of all."""
+
     def step(self, state: Any, batch: Any) -> tuple["VmapSlot", dict[str, "LazySlice"]]:
         """Request a step. The metrics are filled in by `Vmapped.run_requested_step`."""
         self.first = state if self.stack.state is None else None

@@ -4,6 +4,8 @@ It is jitted once, with the shardings of its state and batch, and donates the st
 and its evaluation of held-out batches are here too.
 """
 
+import contextlib
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -312,6 +314,20 @@ def build_eval(learner: Learner, mesh: Mesh, layout: Layout = Layout()) -> Evalu
         return jitted(params, frozen, batch)
 
     return evaluate
+
+
+def compile_in_thread(step: Any, state: Any, batch: Any) -> threading.Thread:
+    """A thread, started, that compiles `step`, that of `build_step`, for a state and a batch of these shapes: while the
+    state is made or restored. JAX keeps what it compiles, and a call of the step, once the thread has ended, finds it;
+    what cannot be compiled raises there."""
+
+    def compile_step() -> None:
+        with contextlib.suppress(Exception):
+            step.lower(state, batch).compile()
+
+    thread = threading.Thread(target=compile_step, name="compile the step")
+    thread.start()
+    return thread
 
 
 def with_mesh(mesh: Mesh, jitted: Any, *last: Any, layout: Layout = Layout()) -> Any:

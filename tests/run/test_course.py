@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -34,14 +35,27 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a whole run, on eight devices."""
+def trained(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[str, str]]]:
+    """The folder of a whole run, on eight devices; and each program that it compiled, with the thread that did."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    assert (
-        course.train(experiment(texts), folder, "tests.tiny:experiment", "lm train tests.tiny")
-        == folder / "report.html"
-    )
-    return folder
+    compiled: list[tuple[str, str]] = []
+
+    def listen(name: str, seconds: float, **more: Any) -> None:
+        if name.endswith("backend_compile_duration"):
+            compiled.append((more["fun_name"], threading.current_thread().name))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        report = course.train(experiment(texts), folder, "tests.tiny:experiment", "lm train tests.tiny")
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert report == folder / "report.html"
+    return folder, compiled
+
+
+@pytest.fixture(scope="module")
+def finished(trained: tuple[Path, list[tuple[str, str]]]) -> Path:
+    return trained[0]
 
 
 # ---------------------------------------------------------------- what a run leaves
@@ -62,6 +76,11 @@ def test_the_folder_holds_what_it_should(finished: Path) -> None:
     assert files | {".lock", "tensorboard", "checkpoints", "tokenizer"} == there
     assert any(p.stat().st_size for p in (finished / "tensorboard").iterdir())
     assert Checkpoints(finished / "checkpoints").steps() == [8, 12]  # the best is among the last two
+
+
+def test_the_step_is_compiled_once_beside_the_first_values(trained: tuple[Path, list[tuple[str, str]]]) -> None:
+    threads = [thread for name, thread in trained[1] if name == "jit(step_function)"]
+    assert threads == ["compile the step"]
 
 
 def test_the_experiment_reads_back(finished: Path, texts: Path) -> None:
