@@ -57,7 +57,15 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("a small space is not drawn whole", "if size(space) <= count else", "if False else"),
     ),
     "lm/study/sweep.py": (("arms are numbered anew", "in self._fixed.items()", "in enumerate(self._fixed.values())"),),
-    "lm/study/runner.py": (("a run's folder is taken", 'if (folder / "experiment.json").exists():', "if False:"),),
+    "lm/study/runner.py": (
+        ("a run's folder is taken", 'if (folder / "experiment.json").exists():', "if False:"),
+        ("looks take what they take", "max(LOOK_SECONDS, (", "min(LOOK_SECONDS, ("),
+        (
+            "reports wait for the next look",
+            "return pause if _write_reports(results, folder, REPORT_SECONDS) else 0.0",
+            "return pause",
+        ),
+    ),
     "lm/study/forkserver.py": (
         ("threads are not counted", 'return len(os.listdir("/proc/self/task")) == 1', "return True"),
         ("an accelerator is overlooked", 'if asked != "cpu" and (asked or _has_accelerators()):', "if False:"),
@@ -68,10 +76,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("what is printed last is lost", "        sys.stdout.flush()\n", ""),
         ("it is not killed", "signal.pidfd_send_signal(self._process.fileno(), signal.SIGKILL)", "pass"),
     ),
-    "lm/study/executors.py": (
-        ("no process is forked", "if self.server and (forked", "if False and (forked"),
-        ("looks take what they take", "max(LOOK_SECONDS, (", "min(LOOK_SECONDS, ("),
-    ),
+    "lm/study/executors.py": (("no process is forked", "if self.server and (forked", "if False and (forked"),),
     "lm/machine/hardware.py": (
         (
             "a study's processes are told its platform",

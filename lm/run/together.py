@@ -4,8 +4,9 @@ What differs between them (learning rates, decay, betas, the schedule and its le
 (lm/train/program.py). Each is an ordinary run in its own folder, that ends, fails or continues by itself; start-up and
 compilation are paid once. Mixtures and initial scales are no part of the step, and may differ too.
 
-The runs take their steps in turn (turns), with the bits that they would have alone; or side by side under vmap (vmap,
-lm/run/vmapped.py), with the same numbers but for rounding. On CPUs turns are faster; elsewhere both are measured.
+The runs go in turn (turns), each to its next evaluation, with the bits that they would have alone; or side by side
+under vmap (vmap, lm/run/vmapped.py), with the same numbers but for rounding. On CPUs turns are faster; elsewhere both
+are measured. Short runs so end one by one, and only one of them is in memory at a time.
 """
 
 import contextlib
@@ -104,7 +105,7 @@ def train(experiments: Sequence[Experiment], folders: Sequence[Path], how: str =
         while steps:
             for run in list(steps):
                 began = time.time()
-                continues = _should_continue(run.folder, steps[run], interrupted)
+                continues = _take_turn(run, steps[run], interrupted, whole=not vmapped)
                 _charge_wall_time(None if vmapped and continues else run, steps, time.time() - began)
                 if not continues:
                     del steps[run]
@@ -116,16 +117,19 @@ def train(experiments: Sequence[Experiment], folders: Sequence[Path], how: str =
         raise interrupted[-1]
 
 
-def _should_continue(folder: Path, steps: Steps, interrupted: list[Interrupted]) -> bool:
-    """Whether a run continues after its next step; if not, its outcome is written, or it is added to `interrupted`."""
+def _take_turn(run: Run, steps: Steps, interrupted: list[Interrupted], whole: bool) -> bool:
+    """Whether a run continues after its turn: the steps to its next evaluation, that, and one step more, or where the
+    turn is not `whole` one step. If not, its outcome is written, or it is added to `interrupted`."""
+    folder, every, began = run.folder, run.experiment.eval_every_steps, False
     try:
-        next(steps)
-        if not (folder / STOP).exists():
-            return True
-        steps.close()
-        _end(folder, PRUNED, "stopped by the study")
-    except StopIteration:
-        pass
+        for n in steps:
+            if (folder / STOP).exists():
+                steps.close()
+                _end(folder, PRUNED, "stopped by the study")
+                return False
+            if not whole or began and (n - 1) % every == 0:
+                return True
+            began = True
     except Interrupted as error:
         interrupted.append(error)
     except NotFinite as error:

@@ -14,8 +14,7 @@ from pathlib import Path
 from lm.study.forkserver import Forked, ForkServer
 from lm.study.trial import Trial
 
-LOOK_SECONDS, SLURM_SECONDS = 0.5, 2.0  # between two looks at the runs, and at Slurm's queue
-LOOK_SHARE = 0.05  # of the time of a core, the most that looks at the runs take
+FIRST_SECONDS, SLURM_SECONDS = 0.5, 2.0  # before the first look at the runs, and between two at Slurm's queue
 POLL_SECONDS = 0.02  # between two looks whether a process has ended
 PATIENCE_SECONDS = 30.0  # for a process that was asked to end to write its checkpoint
 TASKS = "slurm-tasks.txt"  # in the study's folder: a command line a task
@@ -68,12 +67,13 @@ class Local:
             raise ValueError(f"--workers {workers}: expected at least 1")
         self.workers, self.devices, self.together, self.server = workers, devices, together, server
 
-    def __call__(self, groups: Groups, study: Path, watch: Callable[[], None]) -> None:
-        """Run all `groups`, and call `watch` now and then. What is running ends with this process."""
+    def __call__(self, groups: Groups, study: Path, watch: Callable[[], float]) -> None:
+        """Run all `groups`, and call `watch`, which says when it would be called next. What is running ends with this
+        process."""
         waiting = split(groups, self.workers)
         free = core_sets(self.workers)
         running: list[tuple[Process, str]] = []
-        pause = LOOK_SECONDS
+        pause = FIRST_SECONDS
         with ExitStack() as stack:
             stack.callback(lambda: _terminate([process for process, _ in running]))
             while waiting or running:
@@ -84,9 +84,7 @@ class Local:
                 ended = [one for one in running if one[0].poll() is not None]
                 running = [one for one in running if one not in ended]
                 free += [cores for _, cores in ended]
-                began = time.process_time()
-                watch()
-                pause = max(LOOK_SECONDS, (time.process_time() - began) / LOOK_SHARE)
+                pause = watch()
 
     def _start(self, group: Sequence[Trial], study: Path, cores: str) -> Process:
         options = ["--watched", "--devices", self.devices, "--cores", cores, "--together", self.together]
@@ -131,7 +129,7 @@ class Slurm:
             raise ValueError("--executor slurm: sbatch is not on the PATH; run on a node that submits jobs")
         self.options, self.devices, self.together = shlex.split(options), devices, together
 
-    def __call__(self, groups: Groups, study: Path, watch: Callable[[], None]) -> None:
+    def __call__(self, groups: Groups, study: Path, watch: Callable[[], float]) -> None:
         """Submit all `groups`, and wait until none is waiting or running."""
         job = self._submit(groups, study.resolve())
         try:

@@ -22,8 +22,10 @@ from lm.study.trial import STOPPED, Result, Trial, read_result
 from lm.value import suggest
 
 NOTE, ABOUT, REPORT = "study.json", "about.json", "report.html"
-REPORT_SECONDS = 0.5  # of a look at the runs, for the reports of those that have ended
-Execute = Callable[[Sequence[Sequence[Trial]], Path, Callable[[], None]], None]
+LOOK_SECONDS = 0.5  # between two looks at the runs
+LOOK_SHARE = 0.05  # of the time of a core, the most that looks at the runs take
+REPORT_SECONDS = 0.5  # of a look, for the reports of those that have ended
+Execute = Callable[[Sequence[Sequence[Trial]], Path, Callable[[], float]], None]
 
 
 class Study(Protocol):
@@ -113,7 +115,8 @@ def run(
       study: what has the trials.
       folder: where its runs are kept.
       note: is kept in study.json; "study" names the study (module:name).
-      execute: runs groups of trials, each in a process, and calls back now and then (executors.py).
+      execute: runs groups of trials, each in a process, and now and then calls back, which returns after how many
+        seconds it would be called again (executors.py).
       watch: gets all results now and then.
       share: whether runs that can share a program do.
 
@@ -124,14 +127,16 @@ def run(
     """
     tried: set[tuple[str, int]] = set()
 
-    def look() -> None:
+    def look() -> float:
         svg.load()  # there is time, and the last run's report is waited for
+        began = time.process_time()
         results = read_results(study, folder)
         for result in results:
             if result.status == PRUNED:
                 (result.trial.folder(folder) / STOP).touch()
         watch(results)
-        _write_reports(results, folder, REPORT_SECONDS)
+        pause = max(LOOK_SECONDS, (time.process_time() - began) / LOOK_SHARE)
+        return pause if _write_reports(results, folder, REPORT_SECONDS) else 0.0
 
     with locked(folder, note):
         while True:
@@ -164,14 +169,17 @@ def _prepare(trial: Trial, study: Path, reference: str) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _write_reports(results: Sequence[Result], study: Path, seconds: float = math.inf) -> None:
-    """Write the reports of finished runs that have none since they ended, for about `seconds` at most. The processes of
-    the runs have better things to do, and this one is waiting for them."""
+def _write_reports(results: Sequence[Result], study: Path, seconds: float = math.inf) -> bool:
+    """Write the reports of finished runs that have none since they ended, for about `seconds` at most; whether none is
+    left. The processes of the runs have better things to do, and this one is waiting for them."""
     until = time.monotonic() + seconds
-    for result in results:
-        folder = result.trial.folder(study)
-        if result.finished and time.monotonic() < until and not _is_newer(folder / REPORT, folder / ABOUT):
-            write_report(folder)
+    folders = [result.trial.folder(study) for result in results if result.finished]
+    wanted = [folder for folder in folders if not _is_newer(folder / REPORT, folder / ABOUT)]
+    for folder in wanted:
+        if time.monotonic() > until:
+            return False
+        write_report(folder)
+    return True
 
 
 def _is_newer(file: Path, other: Path) -> bool:

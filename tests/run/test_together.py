@@ -1,11 +1,13 @@
 """Runs in one program are the runs that they would be apart; what ends one ends no other."""
 
 import json
+import re
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +63,17 @@ ARMS: dict[str, list[dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", [pytest.param("rates and seeds", marks=pytest.mark.slow), "schedules and lengths"])
-def test_one_program_is_separate_runs(base: Experiment, name: str, tmp_path: Path) -> None:
-    experiments = [base.replace(change) for change in ARMS[name]]
+def test_one_program_is_separate_runs(
+    base: Experiment, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which take turns from evaluation to evaluation."""
+    experiments = [base.replace(change, eval_every_steps=8) for change in ARMS[name]]
     assert len({program_key(e) for e in experiments}) == 1
-    for i, folder in enumerate(together(experiments, tmp_path / "together")):
+    folders = together(experiments, tmp_path / "together")
+    evaluated = re.findall(r"^together/(\d): step (\d+): held-out", capsys.readouterr().out, re.MULTILINE)
+    ends = [[(min(n, e.steps), i) for n in range(8, e.steps + 8, 8)] for i, e in enumerate(experiments)]
+    assert evaluated == [(str(i), str(n)) for turn in zip_longest(*ends) for n, i in filter(None, turn)]
+    for i, folder in enumerate(folders):
         course.train(experiments[i], tmp_path / str(i))
         found, wanted = (of(lines(f), "loss") for f in (folder, tmp_path / str(i)))
         assert list(found) == list(wanted) == list(range(1, experiments[i].steps + 1))

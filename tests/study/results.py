@@ -46,14 +46,14 @@ class Pretend:
         self.loss, self.patience, self.die = loss, patience, die
         self.began: list[str] = []
 
-    def __call__(self, groups: Sequence[Sequence[Trial]], study: Path, watch: Callable[[], None]) -> None:
+    def __call__(self, groups: Sequence[Sequence[Trial]], study: Path, watch: Callable[[], object]) -> None:
         for trial in (trial for group in groups for trial in group):
             if len(self.began) == self.die:
                 raise KeyboardInterrupt
             self.began.append(f"{trial.arm}/{trial.seed}")
             self._run(trial, trial.folder(study), watch)
 
-    def _run(self, trial: Trial, folder: Path, watch: Callable[[], None]) -> None:
+    def _run(self, trial: Trial, folder: Path, watch: Callable[[], object]) -> None:
         reached, steps = self.loss(trial.experiment), trial.experiment.steps
         if not math.isfinite(reached):
             return write_outcome(folder, FAILED, "it was told to")
