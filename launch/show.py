@@ -313,6 +313,8 @@ def balancing(experiment: "Experiment") -> list[tuple[str, str]]:
 
 def rates(experiment: "Experiment") -> str:
     """The learning rate at a few steps."""
+    import numpy as np
+
     rate = experiment.optimizer.schedule_fn(experiment.steps)
     at = sorted(
         {
@@ -322,7 +324,7 @@ def rates(experiment: "Experiment") -> str:
             experiment.steps - 1,
         }
     )
-    return ", ".join(f"{float(rate(step)):.2e} at step {step + 1:,}" for step in at)
+    return ", ".join(f"{x:.2e} at step {step + 1:,}" for step, x in zip(at, rate(np.array(at)), strict=True))
 
 
 def memory(experiment: "Experiment") -> list[tuple[str, str]]:
