@@ -40,7 +40,8 @@ def series_colour(index: int) -> str:
 
 def load() -> None:
     """Import Matplotlib ahead of the first chart, by a process that waits for something else."""
-    import matplotlib.backends.backend_svg  # noqa: F401
+    import matplotlib.backends.backend_svg
+    import matplotlib.figure  # noqa: F401
 
 
 def drawing(draw: Callable[P, str]) -> Callable[P, str]:
