@@ -229,9 +229,10 @@ def _measured_flops(dtype: str) -> float:
 def _product_flops(dtype: str, seconds: float) -> float:
     import jax
     import jax.numpy as jnp
+    import numpy as np
 
     n = 1024
-    x = jnp.ones((n, n), dtype)
+    x = jax.device_put(np.ones((n, n), jnp.dtype(dtype)))
     product = jax.jit(lambda a, b: jax.lax.dot(a, b, preferred_element_type=jnp.float32))
     product(x, x).block_until_ready()
     best, began = float("inf"), time.perf_counter()
