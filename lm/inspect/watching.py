@@ -40,6 +40,7 @@ class Watching:
             raise ValueError(f"watch.probes={self.probes!r}: expected texts, each once")
 
 
+@partial(jax.jit, static_argnums=(1, 2, 3))
 def repeated_tokens(known: jax.typing.ArrayLike, rows: int, length: int, seed: int = 0) -> jax.Array:
     """Random ones of the tokens `known` [K], [rows, 2 * length], whose second half is the first (2209.11895, section on
     induction heads)."""

@@ -4,20 +4,25 @@ A collective: all processes of a run prepare together.
 """
 
 import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from lm.data.loader import Batches, Progress, make_tokenizer, prepare
 from lm.data.objective import ObjectiveContext, objective_context
 from lm.experiment import Experiment
+from lm.inspect import watching
+from lm.inspect.probes import probe
 from lm.legal import check_mesh
 from lm.machine import processes
 from lm.machine.monitor import preparing
 from lm.model.compute import Compute
+from lm.model.inputs import Inputs
 from lm.model.transformer import Transformer
 from lm.run.extra_evals import extra_evals
 from lm.run.folder import as_begun, check_sources, on_first_process, save_tokenizer
@@ -25,9 +30,10 @@ from lm.run.heldout import HeldOut
 from lm.run.start import start_tokenizer
 from lm.sharding.batches import local_rows
 from lm.sharding.mesh import make_mesh
+from lm.sharding.rules import Layout
 from lm.text.tokenizer import Tokenizer, load_tokenizer
 from lm.train.method import Learner
-from lm.train.step import Evaluate, build_eval
+from lm.train.step import Evaluate, build_eval, with_mesh
 from lm.tune.pretrain import Pretrain
 
 
@@ -35,7 +41,8 @@ from lm.tune.pretrain import Pretrain
 class Prepared:
     """An experiment in its `folder`, on `mesh`: its `data`, the `model` under `compute`, and the method bound to both
     (`learner`). This process reads the `local_rows` of each batch (None: all). `heldout` has the evaluations by the
-    prefix of their measures; `evaluate` and `evaluate_text` are compiled for them."""
+    prefix of their measures; `evaluate` and `evaluate_text` are compiled for them, as `read_inside` and `read_probes`
+    are for what the run notes of its model's inside (lm/run/watching.py)."""
 
     experiment: Experiment
     folder: Path
@@ -47,6 +54,8 @@ class Prepared:
     learner: Learner
     evaluate: Evaluate
     evaluate_text: Evaluate
+    read_inside: Callable[..., dict[str, jax.Array]]
+    read_probes: Callable[..., list[dict[str, jax.Array]]]
     heldout: dict[str, HeldOut]
 
     def measure(self, params: Any, frozen: Any, most_tokens: int = 0) -> dict[str, float]:
@@ -62,7 +71,7 @@ def prepare_run(
 ) -> Prepared:
     """Prepare `experiment` in its claimed `folder`, on `mesh` (None: the experiment's, over all devices).
 
-    `like` is of an experiment with the same programs, whose compiled evaluations this one shares. Raises ValueError
+    `like` is of an experiment with the same programs, of which this one shares what is compiled. Raises ValueError
     where mesh, model, data and method do not fit together, or a source cannot be read."""
     e, mesh = experiment, mesh or make_mesh(experiment.mesh)
     check_mesh(e, mesh.shape)
@@ -74,10 +83,24 @@ def prepare_run(
     heldout = HeldOut(learner, data, evaluate, mesh, data.batch_rows // e.accumulate)
     if like and data.same_heldout(like.data):
         heldout = replace(heldout, kept=like.heldout["eval"].kept)
+    inside, probes = (like.read_inside, like.read_probes) if like else _reads(learner, model, mesh, e.layout)
     extra = {f"evaluations/{name}": one for name, one in extra_evals(e, heldout, model, evaluate_text).items()}
-    return Prepared(
-        e, folder, mesh, compute, data, model, rows, learner, evaluate, evaluate_text, {"eval": heldout, **extra}
-    )
+    programs = evaluate, evaluate_text, inside, probes
+    return Prepared(e, folder, mesh, compute, data, model, rows, learner, *programs, {"eval": heldout, **extra})
+
+
+def _reads(learner: Learner, model: Transformer, mesh: Mesh, layout: Layout) -> tuple[Any, Any]:
+    """What a run notes of its model's inside, compiled: (params, frozen, text, repeated) -> its numbers, and
+    (params, frozen, probes) -> what is kept of each of them."""
+
+    def noted(params: Any, frozen: Any, text: Inputs | None, repeated: Any) -> Any:
+        return watching.inside(model, learner.model_params(params, frozen), text, repeated)
+
+    def probed(params: Any, frozen: Any, probes: Sequence[jax.Array]) -> Any:
+        now = learner.model_params(params, frozen)
+        return [probe(model, now, tokens) for tokens in probes]
+
+    return with_mesh(mesh, jax.jit(noted), layout=layout), with_mesh(mesh, jax.jit(probed), layout=layout)
 
 
 def open_data(experiment: Experiment, folder: Path) -> Batches:

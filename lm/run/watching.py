@@ -2,7 +2,6 @@
 (lm/inspect/probes.py)."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.inspect.probes import MOST_TOKENS, drop_probes_after, probe, save_probes
-from lm.inspect.watching import Watching, inside, repeated_tokens
+from lm.inspect.probes import MOST_TOKENS, drop_probes_after, save_probes
+from lm.inspect.watching import Watching, repeated_tokens
 from lm.machine import processes
 from lm.machine.monitor import keep_until
 from lm.model.inputs import Inputs
 from lm.pretrained.fill import encode
 from lm.pretrained.model import Pretrained
 from lm.run.prepared import Prepared
-from lm.train.step import with_mesh
 
 FILE = "inside.jsonl"
 
@@ -33,7 +31,7 @@ class Watcher:
         if prepared.mesh.shape.get("context", 1) > 1:
             raise ValueError("watch reads attention of whole rows, and mesh.context splits them: leave one of them out")
         self.watch, self.folder, self.file = watch, folder, folder / FILE
-        learner, model, data = prepared.learner, prepared.model, prepared.data
+        model, data = prepared.model, prepared.data
         batch = next(iter(data.heldout(data.sources[0], watch.rows)))
         self.text = Inputs.of(batch) if "tokens" in batch and not model.cfg.has_encoder else None
         length = min(watch.repeated, model.cfg.context // 2)
@@ -43,16 +41,8 @@ class Watcher:
         )  # others may be untrained
         self.repeated = repeated_tokens(known, watch.rows, length) if repeats else None
 
-        def noted(params: Any, frozen: Any, text: Inputs | None, repeated: Any) -> Any:
-            return inside(model, learner.model_params(params, frozen), text, repeated)
-
-        def probed(params: Any, frozen: Any, probes: Sequence[jax.Array]) -> Any:
-            now = learner.model_params(params, frozen)
-            return [probe(model, now, tokens) for tokens in probes]
-
         self.probes = [_probe(prepared, text) for text in watch.probes]
-        self._read = with_mesh(prepared.mesh, jax.jit(noted), layout=prepared.experiment.layout)
-        self._probe = with_mesh(prepared.mesh, jax.jit(probed), layout=prepared.experiment.layout)
+        self._read, self._probe = prepared.read_inside, prepared.read_probes
         if processes.is_first():
             keep_until(self.file, start)
             drop_probes_after(folder, start)
