@@ -229,7 +229,7 @@ def _again(a: Side, b: Side, last: int) -> Divergence | str:
     replays: list[Replay] = []
     for side in (a, b):
         try:
-            replays.append(Replay(side.folder))
+            replays.append(Replay(side.folder, *replays))
         except (ValueError, OSError) as error:
             return f"Not computed: {side.letter}: {error}"
     return divergence(replays[0], replays[1], last)

@@ -4,6 +4,7 @@ All of it is reduced on the devices, to numbers by token or by layer, and found 
 batches, the loss and the weights of its targets are the learner's.
 """
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import numpy as np
 from lm.inspect.summary import Spot, Summary, first_not_finite, order, summaries
 from lm.model.inputs import Inputs
 from lm.model.transformer import Transformer
+from lm.run.course import Run
 from lm.run.replay import Replay, layers_of, named
 from lm.sharding.tracing import use_mesh
 from lm.train.checkpoint import flatten
@@ -52,30 +54,42 @@ class Examination:
 def examine(replay: Replay, state: TrainState, batch: Batch) -> Examination:
     """What the step that begins with `state` and learns from `batch` has; nothing is changed."""
     run, e = replay.run, replay.experiment
-    prepared = run.prepared
+    learner = run.prepared.learner
+    inside, targets, sizes, gradients = _programs(run.like or run)
+    given = state.params, state.frozen, batch, np.uint32(e.seed), state.step
+    with use_mesh(run.prepared.mesh, e.layout):
+        params = jax.device_get(sizes(state.params))
+        moved = jax.device_get(gradients(*given)) if learner.updates == (1, 1) else {}
+        places, ordered = jax.device_get(inside(*given)), order(learner.model, Inputs.of(batch).encoder is not None)
+        return Examination(places, ordered, jax.device_get(targets(*given)), params, moved)
+
+
+@functools.lru_cache(maxsize=2)
+def _programs(run: Run) -> tuple[Any, Any, Any, Any]:
+    """What an examination reads of the steps of `run`, and of runs like it, each compiled once: the places and the
+    targets of (params, frozen, batch, seed, step), the sizes of params, and those of the gradients."""
+    e, prepared = run.experiment, run.prepared
     model, learner = prepared.learner.model, prepared.learner
     plain = e.build(Transformer(e.model, replace(prepared.compute, loss_chunk=0)))
-    key = jax.random.fold_in(jax.random.key(e.seed), state.step)
     copies = e.method.objective.row_copies if e.method.whole_groups else 1
 
-    def inside(params: Any, frozen: Any, batch: Batch) -> dict[str, Summary]:
-        dropped = key if model.cfg.dropout and e.accumulate == 1 else None
+    def key_of(seed: jax.Array, step: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.key(seed), step)
+
+    def inside(params: Any, frozen: Any, batch: Batch, seed: jax.Array, step: jax.Array) -> dict[str, Summary]:
+        dropped = key_of(seed, step) if model.cfg.dropout and e.accumulate == 1 else None
         return summaries(model, learner.model_params(params, frozen), Inputs.of(batch), dropped)
 
-    def targets(params: Any, frozen: Any, batch: Batch) -> dict[str, jax.Array]:
+    def targets(params: Any, frozen: Any, batch: Batch, seed: jax.Array, step: jax.Array) -> dict[str, jax.Array]:
         return target_losses(plain, params, frozen, batch, copies)
 
-    def gradients(params: Any, frozen: Any, batch: Batch) -> dict[str, Sizes]:
-        return _sizes(e.model, gradient_function(learner, e.accumulate)(params, frozen, batch, key)[1])
+    def gradients(params: Any, frozen: Any, batch: Batch, seed: jax.Array, step: jax.Array) -> dict[str, Sizes]:
+        return _sizes(e.model, gradient_function(learner, e.accumulate)(params, frozen, batch, key_of(seed, step))[1])
 
-    def computed(f: Any) -> Any:
-        return jax.device_get(jax.jit(f)(state.params, state.frozen, batch))
+    def sizes(params: Any) -> dict[str, Sizes]:
+        return _sizes(e.model, params)
 
-    with use_mesh(prepared.mesh, e.layout):
-        params = jax.device_get(jax.jit(lambda params: _sizes(e.model, params))(state.params))
-        moved = computed(gradients) if learner.updates == (1, 1) else {}
-        encoder = Inputs.of(batch).encoder is not None
-        return Examination(computed(inside), order(model, encoder), computed(targets), params, moved)
+    return jax.jit(inside), jax.jit(targets), jax.jit(sizes), jax.jit(gradients)
 
 
 def target_losses(learner: Learner, params: Any, frozen: Any, batch: Batch, copies: int = 1) -> dict[str, jax.Array]:

@@ -18,6 +18,7 @@ from lm.pretrained import read_experiment
 from lm.run.course import Run, Stepper
 from lm.run.history import read_history
 from lm.run.log import NOT_LOGGED
+from lm.run.together import program_key
 from lm.train.checkpoint import Checkpoints
 from lm.train.method import Batch
 from lm.train.state import TrainState
@@ -36,15 +37,17 @@ class Step(NamedTuple):
 class Replay:
     """The run in `folder`, opened to compute its steps again. No process of training is disturbed.
 
-    Raises ValueError for a folder that is no run, and where it cannot be prepared here."""
+    `like` is another run, opened in this process: where one program serves both, it is compiled once. Raises ValueError
+    for a folder that is no run, and where it cannot be prepared here."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, like: "Replay | None" = None):
         self.folder, self.record = folder, RunRecord(folder)
         self.experiment = read_experiment(folder)
         hardware.set_cpu_devices(self.experiment.compute.devices)
         hardware.use_compilation_cache(cache_dir())
         hardware.check_backend()
-        self.run = Run(self.experiment, folder)
+        same = like if like and program_key(like.experiment) == program_key(self.experiment) else None
+        self.run: Run = Run(self.experiment, folder, like=same.run if same else None)
         self.stepper = Stepper(self.run)
         self.logged = training_lines(folder, self.record.loss.name)
 

@@ -73,6 +73,18 @@ def sound(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def opened(sound: Path) -> Replay:
+    """The run without a fault, as `compare` opens it."""
+    return diff.Replay(sound)
+
+
+def train(one: Experiment, folder: Path, opened: Replay) -> Path:
+    """A run whose program is that of the run that is open."""
+    course.Run(one, course.claim(folder, one, ""), like=opened.run).train()
+    return folder
+
+
 def table(found: Comparison, title: str) -> Table:
     return next(one for one in found.tables if one.title == title)
 
@@ -82,10 +94,10 @@ def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
-def altered(run: Path, to: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+def altered(opened: Replay, to: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     """A copy of a run, whose newest checkpoint has parameters with a change: of {path: array on the host}."""
-    shutil.copytree(run, to, ignore=shutil.ignore_patterns("checkpoints"))
-    state = Replay(run).after(STEPS)
+    shutil.copytree(opened.folder, to, ignore=shutil.ignore_patterns("checkpoints"))
+    state = opened.after(STEPS)
     leaves = {path: np.array(x) for path, x in zip(_paths(state.params), jax.tree.leaves(state.params), strict=True)}
     change(leaves)
     params = jax.tree.unflatten(jax.tree.structure(state.params), leaves.values())
@@ -101,11 +113,10 @@ def _paths(tree: Any) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
 
 
-def started(texts: Path, model: Path, folder: Path) -> Path:
-    """A short run that starts from the run in the folder `model`."""
+def started(texts: Path, model: Path, folder: Path, opened: Replay) -> Path:
+    """A short run that starts from the run in the folder `model`, by the program of the one that is open."""
     one = declared(texts).replace(steps=2, start=Start(str(model)), data=dict(tokenizer=SentencePieceSpec()))
-    course.train(one, folder)
-    return folder
+    return train(one, folder, opened)
 
 
 # ---------------------------------------------------------------- what is the same
@@ -119,13 +130,13 @@ def test_a_run_and_its_copy_are_the_same(sound: Path, tmp_path: Path) -> None:
     assert table(found, "States").note == "The same at the start, step 2 and step 4."
 
 
-def test_what_a_process_began_with_is_recorded(sound: Path) -> None:
+def test_what_a_process_began_with_is_recorded(sound: Path, opened: Replay) -> None:
     (entry,) = json.loads((sound / "history.json").read_text())
     assert entry["step"] == 0 and len(entry["program"]) == 16 and entry["environment"]["devices"] == 8
     assert "optimization_level" in entry["environment"]["XLA_FLAGS"] and entry["mesh"]["data"] == 1
-    state = Replay(sound).run.initial_state()
-    leaves = dict(zip(_paths(state.params), jax.tree.leaves(state.params), strict=True))
-    assert entry["initial"] == {f"params.{path}": int(checksum(x)) for path, x in leaves.items()}
+    params = opened.run.initial_state().params
+    sums = jax.jit(lambda leaves: [checksum(x) for x in leaves])(jax.tree.leaves(params))
+    assert entry["initial"] == {f"params.{path}": int(x) for path, x in zip(_paths(params), sums, strict=True)}
 
 
 # ---------------------------------------------------------------- seeded faults
@@ -141,13 +152,12 @@ def test_a_number_of_the_optimizer(sound: Path, texts: Path, tmp_path: Path) -> 
     assert "Both are reproduced to the bit" in table(found, "Computed again").note
 
 
-def test_an_initial_value_of_one_layer(sound: Path, texts: Path, tmp_path: Path) -> None:
+def test_an_initial_value_of_one_layer(sound: Path, opened: Replay, texts: Path, tmp_path: Path) -> None:
     def change(leaves: dict[str, Any]) -> None:
         leaves["layers.0.query"][1, 0, 0, 0] += 1e-3
 
-    one = altered(sound, tmp_path / "start", change)
-    first, second = started(texts, sound, tmp_path / "a"), started(texts, one, tmp_path / "b")
-    found = compare(first, second)
+    one = altered(opened, tmp_path / "start", change)
+    found = compare(started(texts, sound, tmp_path / "a", opened), started(texts, one, tmp_path / "b", opened))
     assert "the initial values: params.layers.0.query of layer 1" in found.verdict
     assert len(table(found, "Computed again").rows) == 1
     assert "before the first step: 1 array" in table(found, "States").note
@@ -191,9 +201,9 @@ class Swapped(Pack):
 Swapped = dataclasses.dataclass(frozen=True)(Swapped)  # type: ignore[misc]
 
 
-def test_two_rows_swapped_at_one_step(sound: Path, texts: Path, tmp_path: Path) -> None:
-    course.train(declared(texts).replace(data=dict(packing=Swapped())), tmp_path / "run")
-    found = compare(sound, tmp_path / "run")
+def test_two_rows_swapped_at_one_step(sound: Path, opened: Replay, texts: Path, tmp_path: Path) -> None:
+    swapped = declared(texts).replace(data=dict(packing=Swapped()))
+    found = compare(sound, train(swapped, tmp_path / "run", opened))
     data = table(found, "Data")
     assert "First in step 2: rows" in data.note and "are swapped" in data.note and len(data.rows) == 2
     assert "sums, document" in data.rows[0][1] and data.rows[0][1] == data.rows[1][2]

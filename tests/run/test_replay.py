@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from launch.__main__ import main
 from lm.inspect.summary import Spot, Summary
-from lm.run import course
+from lm.run import course, diff, replay_report
 from lm.run.examine import Examination, examine
 from lm.run.replay import Replay
 from lm.run.replay_report import _outlier, _places_table, replay
@@ -44,9 +45,13 @@ def sound(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def opened(sound: Path) -> Replay:
-    return Replay(sound)
+@pytest.fixture(scope="module", autouse=True)
+def opened(sound: Path) -> Iterator[Replay]:
+    """The run, opened once; others that one program serves are opened with what it has compiled."""
+    run = diff.Replay(sound)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(replay_report, "Replay", lambda folder: run if folder == sound else Replay(folder, run))
+        yield run
 
 
 def test_every_step_is_the_one_that_was_logged(opened: Replay) -> None:
@@ -150,11 +155,13 @@ def overflowing(leaves: dict[str, Any]) -> None:
         leaves[f"layers.0.{name}"][1, :, 1] *= 1e25
 
 
-def test_an_overflow_in_one_head(sound: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    start = altered(sound, tmp_path / "start", overflowing)
+def test_an_overflow_in_one_head(
+    opened: Replay, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = altered(opened, tmp_path / "start", overflowing)
     folder = tmp_path / "b run"
     with pytest.raises(NotFinite, match="step 1: .*no checkpoint was written yet") as stopped:
-        started(texts, start, folder)
+        started(texts, start, folder, opened)
     assert f"`lm replay '{folder}' --step 1` says in which layer, row and document it began." in str(stopped.value)
     capsys.readouterr()
     assert main(["replay", str(folder), "--step", "1"]) == 0
@@ -198,10 +205,10 @@ def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_without_a_checkpoint_before_it_and_without_its_start(
-    sound: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    sound: Path, opened: Replay, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start = shutil.copytree(sound, tmp_path / "start")
-    folder = started(texts, start, tmp_path / "run")
+    folder = started(texts, start, tmp_path / "run", opened)
     shutil.rmtree(start)
     capsys.readouterr()
     assert main(["replay", str(folder), "--step", "1"]) == 1
