@@ -42,7 +42,7 @@ class Vmapped:
 
     def __init__(self, runs: Sequence[Run]):
         prepared = runs[0].prepared
-        self.devices, self.one_step = prepared.mesh.devices.flatten(), runs[0].program.step_function
+        self.devices, self.program = prepared.mesh.devices.flatten(), runs[0].program
         self.compiler_options = prepared.compute.compiler_options
         self.slots: list[VmapSlot] = []
         self.state: Any = None
@@ -56,10 +56,8 @@ class Vmapped:
     def stack(self, states: Sequence[TrainState]) -> None:
         """Begin with these states, one a slot, on as many devices as they divide by."""
         size = math.gcd(len(self.devices), len(states))
-        mesh, split = Mesh(self.devices[:size], (RUNS,)), PartitionSpec(RUNS)
-        self.sharding = NamedSharding(mesh, split)
-        step = jax.shard_map(jax.vmap(self.one_step), mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
-        self.jitted = jax.jit(step, donate_argnums=0, compiler_options=self.compiler_options)
+        self.sharding = NamedSharding(Mesh(self.devices[:size], (RUNS,)), PartitionSpec(RUNS))
+        self.jitted = self.program.side_by_side(self.sharding, compiler_options=self.compiler_options)
         longest = max(len(slot.schedule) for slot in self.slots)
         data = [{**slot.data, "schedule": _padded(slot.schedule, longest)} for slot in self.slots]
         self.data, self.state = self._place(data), self._place(jax.device_get(states))
@@ -123,7 +121,13 @@ class VmapSlot(Stepper):
         if state is not self:
             return state
         shardings = jax.tree.map(lambda x: x.sharding, self.run.state_shapes())
-        return jax.device_put(jax.tree.map(lambda x: x[self.index], self.stack.state), shardings)
+        return jax.device_put(_cut(self.stack.state, self.index), shardings)
+
+
+@jax.jit
+def _cut(stacked: Any, index: int) -> Any:
+    """One run's part of what is stacked."""
+    return jax.tree.map(lambda x: x[index], stacked)
 
 
 class LazySlice:

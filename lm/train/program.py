@@ -89,6 +89,7 @@ class Program:
         self.accumulate, self.ema, self.layout = accumulate, ema, layout
         any_length = dataclasses.replace(optimizer, schedule=Constant()).build(BLOCK, learner.axes())
         self.jitted = jit_step(self.step_function, learner, any_length, mesh, ema, layout)
+        self._side_by_side: dict[NamedSharding, Any] = {}
         self._fingerprints: dict[int, str] = {}
 
     def step_function(self, state: Any, batch: Any, data: Mapping[str, Any]) -> Any:
@@ -108,6 +109,14 @@ class Program:
         }
         placed = jax.device_put(data, NamedSharding(self.mesh, PartitionSpec()))
         return with_mesh(self.mesh, self.jitted, placed, layout=self.layout)
+
+    def side_by_side(self, split: NamedSharding, compiler_options: Any = None) -> Any:
+        """`step_function` of runs that are stacked, each device's share of them on it: compiled once a `split`."""
+        if split not in self._side_by_side:
+            specs: dict[str, Any] = dict(mesh=split.mesh, in_specs=split.spec, out_specs=split.spec)
+            step = jax.shard_map(jax.vmap(self.step_function), **specs, check_vma=False)
+            self._side_by_side[split] = jax.jit(step, donate_argnums=0, compiler_options=compiler_options)
+        return self._side_by_side[split]
 
     def fingerprint(self, step: Any, steps: int, state: Any, batch: Any) -> str:
         """16 hex digits of a hash of what is compiled for `step`, that of a run of `steps`, and these arguments."""
