@@ -1,6 +1,7 @@
 """A part of the matrix of tests/identity.py, and what the program says of it before it is compiled."""
 
 import re
+from functools import cache
 from typing import Any
 
 import jax
@@ -32,9 +33,16 @@ SLOW = [("latent", {"context": 2, "tensor": 2, "data": 2}, {}), ("multi-token", 
 CELLS = [pytest.param(*cell, marks=pytest.mark.slow) if cell in SLOW else cell for cell in PART]
 
 
+@cache
+def ran(cell: int) -> Any:
+    """What `run` gives of a cell of PART."""
+    family, mesh, layout = PART[cell]
+    return run(family, mesh, **layout)
+
+
 @pytest.mark.parametrize(("family", "mesh", "layout"), CELLS, ids=str)
 def test_the_losses_are_those_of_one_device(family: str, mesh: dict[str, int], layout: dict[str, Any]) -> None:
-    losses, _, state = run(family, mesh, **layout)
+    losses, _, state = ran(PART.index((family, mesh, layout)))
     np.testing.assert_allclose(losses, alone(family), rtol=TOLERANCE)
     split = [
         {axis for entry in a.sharding.spec if entry for axis in ((entry,) if isinstance(entry, str) else entry)}
@@ -48,7 +56,11 @@ def test_the_losses_are_those_of_one_device(family: str, mesh: dict[str, int], l
     assert {a.sharding.memory_kind == "pinned_host" for a in jax.tree.leaves(state.opt_state) if a.ndim} == {on_host}
 
 
-@pytest.mark.parametrize("family", families())
+# of the other families' parameters, those of these have every kind
+DRAWN = ("latent", "t5", "bert", "gated deltanet", "multi-token", "gemma4")
+
+
+@pytest.mark.parametrize("family", DRAWN)
 def test_a_mesh_draws_the_state_of_one_device(family: str) -> None:
     """From which `run` begins on every mesh."""
     learner, chain, first = begun(family)
@@ -61,8 +73,8 @@ def test_the_part_is_of_the_matrix() -> None:
 
 
 def lowered(family: str, mesh: dict[str, int], **layout: Any) -> str:
-    """The step's StableHLO."""
-    _, step, state = run(family, mesh, 0, **layout)
+    """The StableHLO of the step of a cell of PART."""
+    _, step, state = ran(PART.index((family, mesh, layout)))
     return step.lower(state, place_batch(batch(families()[family][0], 0), make_mesh(mesh))).as_text()
 
 
@@ -73,7 +85,7 @@ def constraints(text: str) -> set[str]:
 
 
 def test_the_program_has_its_constraints() -> None:
-    text = lowered("llama", {"fsdp": 2, "context": 2, "tensor": 2}, sequence_parallel=True)
+    text = lowered("llama", {"context": 2, "tensor": 2, "data": 2}, sequence_parallel=True)
     found = constraints(text)
     assert '[{"fsdp"}, {"context", "tensor"}, {}]> : tensor<8x32x16xf32>' in found  # the residual stream
     assert '[{"fsdp"}, {"context"}, {"tensor"}, {}]> : tensor<8x32x8x2xf32>' in found  # queries
@@ -84,8 +96,8 @@ def test_the_program_has_its_constraints() -> None:
 
 
 def test_tokens_go_to_experts_and_experts_stay() -> None:
-    text = lowered("mixtral", {"expert": 4, "data": 2})
+    text = lowered("mixtral", {"expert": 2, "tensor": 2, "context": 2})
     assert re.search(r'manual_computation.*\[\{"expert"\}, \{"fsdp", "context"\}, \{"tensor"\}\]', text)
-    assert re.search(r"all_gather.*all_gather_dim = 0.*tensor<1x32x16xf32>\) -> tensor<4x32x16xf32>", text)
+    assert re.search(r"all_gather.*all_gather_dim = 0.*tensor<4x16x16xf32>\) -> tensor<8x16x16xf32>", text)
     assert re.search(r"reduce_scatter.*scatter_dimension = 0", text)
-    assert not re.search(r"all_gather.*-> tensor<4x16x16xf32>", text)  # the weights of all experts
+    assert not re.search(r"all_gather.*-> tensor<4x\d+x\d+xf32>", text)  # the weights of all experts
