@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,16 @@ from lm.train.checkpoint import Checkpoints
 from lm.tune.lora import LoRA
 from lm.tune.start import Start
 from lm.tune.trains import Only
+from tests.run.programs import shared_programs
 from tests.tiny import experiment, lines, of, write_texts
 
 STEPS = 6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared() -> Iterator[None]:
+    with shared_programs():
+        yield
 
 
 @pytest.fixture(scope="module")

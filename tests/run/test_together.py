@@ -17,6 +17,7 @@ from lm.data.pack import Chunk
 from lm.experiment import Experiment
 from lm.model.compute import Compute
 from lm.run import course
+from lm.run import together as together_module
 from lm.run.outcome import OUTCOME, STOP
 from lm.run.prepared import prepare_run
 from lm.run.together import MOST, PROGRAM, LinesOnly, plan_execution, program_key, train
@@ -26,6 +27,7 @@ from lm.study.executors import split
 from lm.study.runner import groups
 from lm.train.optim import Adafactor, AdamW, Lion, Muon
 from lm.train.schedule import WSD, Constant, Cosine
+from tests.run.programs import shared_programs
 from tests.tiny import experiment, lines, of, write_texts
 
 LEAN = dict(prompts=(), log_every_steps=1, eval_every_steps=25, checkpoint_every_steps=25)
@@ -39,17 +41,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def shared() -> Iterator[Callable[..., course.Run]]:
-    """Runs of one program share what is compiled, also those of several tests."""
-    first: dict[str, course.Run] = {}
-
-    def run(one: Experiment, folder: Path, like: course.Run | None = None) -> course.Run:
-        opened = course.Run(one, folder, like=like or first.get(program_key(one)))
-        return first.setdefault(program_key(one), opened) and opened
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("lm.run.together.Run", run)
-        yield run
+def shared() -> Iterator[None]:
+    """Those that are trained together share programs with those of other tests; those apart do not."""
+    with shared_programs(together_module):
+        yield
 
 
 def told_seconds(folders: list[Path]) -> float:
@@ -142,14 +137,10 @@ def test_side_by_side_an_interruption_changes_no_bit(
 
 
 def test_which_way_is_said_and_can_be_refused(
-    base: Experiment,
-    shared: Callable[..., course.Run],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    base: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiments = [base.replace(seed=seed) for seed in (0, 1)]
-    runs = [shared(e, course.claim(tmp_path / str(e.seed), e, "")) for e in experiments]
+    runs = [together_module.Run(e, course.claim(tmp_path / str(e.seed), e, "")) for e in experiments]
     side_by_side, words = faster(runs)
     assert isinstance(side_by_side, bool) and "in turn" in words and "side by side" in words
     assert (
