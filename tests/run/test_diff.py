@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from launch.__main__ import main
+from lm import value
 from lm.data.loader import Batches
 from lm.data.pack import Pack, PackingPlan
 from lm.data.store import TokenStore
@@ -137,6 +138,15 @@ def test_what_a_process_began_with_is_recorded(sound: Path, opened: Replay) -> N
     params = opened.run.initial_state().params
     sums = jax.jit(lambda leaves: [checksum(x) for x in leaves])(jax.tree.leaves(params))
     assert entry["initial"] == {f"params.{path}": int(x) for path, x in zip(_paths(params), sums, strict=True)}
+
+
+def test_a_program_is_shared_with_the_runs_that_it_serves(sound: Path, opened: Replay, tmp_path: Path) -> None:
+    for change, same in (({"learning_rate": 3e-3}, True), ({"weight_decay": 0.0}, False)):
+        folder = shutil.copytree(sound, tmp_path / str(same), ignore=shutil.ignore_patterns("checkpoints"))
+        one = opened.experiment.replace(optimizer=change)
+        noted = json.loads((folder / "experiment.json").read_text())
+        write_json(folder / "experiment.json", noted | {"value": value.plain(one)})
+        assert (Replay(folder, opened).run.program is opened.run.program) == same
 
 
 # ---------------------------------------------------------------- seeded faults
