@@ -41,9 +41,10 @@ SMALL = llama(vocab=258, layers=1, width=64, heads=4, mlp=96, context=16)
 def test_the_last_of_them_are_the_model_s(cfg: ModelConfig) -> None:
     cfg = replace(cfg, parametrisation=MuP(4, base_head_dim=2), tied=True)
     model, params, ids = Transformer(cfg, SIMPLE), lively(cfg), tokens(cfg, 2, 7)
-    seen = jax.jit(lambda p: activations(model, p, {"tokens": ids}))(params)
-    close(seen[f"layer {cfg.layers}"], jax.jit(lambda p: model.hidden(p, ids).x)(params))
-    close(seen["logits"], jax.jit(model)(params, ids))
+    both = jax.jit(lambda p: (activations(model, p, {"tokens": ids}), model.hidden(p, ids).x, model(p, ids)))
+    seen, last, logits = jax.device_get(both(params))
+    close(seen[f"layer {cfg.layers}"], last)
+    close(seen["logits"], logits)
     assert {"embedding", "layer 1 attention", "layer 1 attention logits", "layer 1 ffn"} < set(seen)
     if cfg.wiring == LLAMA.wiring:
         close(seen["layer 1"], seen["embedding"] + seen["layer 1 attention"] + seen["layer 1 ffn"])
@@ -52,9 +53,9 @@ def test_the_last_of_them_are_the_model_s(cfg: ModelConfig) -> None:
 def test_attention_s_logits_are_q_k_times_the_scale() -> None:
     cfg = replace(LLAMA, parametrisation=MuP(4, base_head_dim=1))  # H 4: q k / 4
     params, ids = lively(LLAMA), tokens(cfg, 2, 7)
-    seen = jax.jit(lambda p: activations(Transformer(cfg, SIMPLE), p, {"tokens": ids}))(params)
+    seen = jax.device_get(jax.jit(lambda p: activations(Transformer(cfg, SIMPLE), p, {"tokens": ids}))(params))
     assert seen["layer 1 attention logits"].shape == (2, 2, 2, 7, 7)
-    layer = {name: np.asarray(x[0], np.float64) for name, x in params["layers"]["0"].items()}
+    layer = {name: np.asarray(x, np.float64)[0] for name, x in params["layers"]["0"].items()}
     x = np.asarray(seen["embedding"], np.float64)
     h = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * layer["attention_norm_scale"]
     q, k = (np.einsum("btd,dnh->btnh", h, layer[name]) for name in ("query", "key"))
@@ -64,9 +65,12 @@ def test_attention_s_logits_are_q_k_times_the_scale() -> None:
 def test_an_encoder_is_looked_at_too() -> None:
     model, params, ids = Transformer(T5, SIMPLE), lively(T5), tokens(T5, 2, 5)
     batch = {"tokens": ids, "encoder_tokens": ids, "encoder_segment_ids": np.ones_like(ids)}
-    seen = jax.jit(lambda p: activations(model, p, batch))(params)
-    close(seen["encoder"], jax.jit(lambda p: model.encode(p, ids))(params))
-    close(seen["logits"], jax.jit(lambda p: model(p, Inputs(ids, encoder=Inputs(ids))))(params))
+    inputs = Inputs(ids, encoder=Inputs(ids))
+    seen, encoded, logits = jax.device_get(
+        jax.jit(lambda p: (activations(model, p, batch), model.encode(p, ids), model(p, inputs)))(params)
+    )
+    close(seen["encoder"], encoded)
+    close(seen["logits"], logits)
     assert "layer 2 cross" in seen
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from lm.data.denoise import SpanCorruption
@@ -26,6 +27,7 @@ from lm.run.evaluate import evaluate
 from lm.run.prepared import prepare_run
 from lm.study.trial import measures
 from lm.text.tokenizer import SentencePieceSpec
+from lm.train.checkpoint import Checkpoints
 from lm.tune.completion_eval import CompletionEval
 from lm.tune.dpo import DPO
 from lm.tune.kto import KTO
@@ -179,9 +181,13 @@ def test_the_report_tells_them(finished: Path) -> None:
 
 @pytest.fixture(scope="module")
 def begun(tiny: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose model has a score too, so that it may be a start and a scorer."""
+    """A run before its second step, whose model has a score too, so that it may be a start and a scorer."""
     folder = tmp_path_factory.mktemp("begun")
-    course.train(tiny.replace(steps=2, evaluations={}, model=dict(output=dict(scores=1), dropout=0.0)), folder)
+    one = tiny.replace(steps=2, evaluations={}, model=dict(output=dict(scores=1), dropout=0.0))
+    run, checkpoints = course.Run(one, course.claim(folder, one, "")), Checkpoints(folder / "checkpoints")
+    state = run.initial_state()
+    checkpoints.save(replace(state, step=jax.device_put(np.int32(1), state.step.sharding)))
+    checkpoints.close()
     return folder
 
 

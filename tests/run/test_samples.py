@@ -66,13 +66,13 @@ def done(request: pytest.FixtureRequest, texts: Path, tmp_path_factory: pytest.T
     declared = asking(*CASES[request.param], texts)
     folder = tmp_path_factory.mktemp("runs") / "run"
     course.train(declared, folder)
-    return declared, folder
+    return declared, folder, load(folder)
 
 
 def test_a_run_is_sampled_as_it_was_trained(done: Any) -> None:
     """`lm sample`: the prompt as a prefix, masks and sentinels by names, though the tokenizer has none."""
-    declared, folder = done
-    model, objective = load(folder), declared.method.objective
+    declared, _, model = done
+    objective = declared.method.objective
     assert model.prefix == (isinstance(objective, (PrefixLM, SpanCorruption)) and not model.config.has_encoder)
     if isinstance(objective, MaskedLM):
         assert len(fill_masks(model, "the [MASK]at", 2).candidates[0]) == 2
@@ -84,7 +84,7 @@ def test_a_run_is_sampled_as_it_was_trained(done: Any) -> None:
 
 
 def test_a_run_is_told_in_its_own_measures(done: Any) -> None:
-    declared, folder = done
+    declared, folder, _ = done
     found = lines(folder)
     losses = [line["loss"] for line in found if "loss" in line]
     assert len(losses) == STEPS and losses[-1] < losses[0]
@@ -102,7 +102,7 @@ def test_a_run_is_told_in_its_own_measures(done: Any) -> None:
 
 
 def test_its_samples_are_held_out_text_and_an_answer(done: Any) -> None:
-    declared, folder = done
+    declared, folder, model = done
     found = json.loads((folder / "samples.json").read_text())
     assert len(found) == 2
     for sample in found:
@@ -113,7 +113,7 @@ def test_its_samples_are_held_out_text_and_an_answer(done: Any) -> None:
             assert "[MASK]" in sample["inspect"]
         elif not isinstance(declared.method.objective, PrefixLM):
             assert "<0>" in sample["prompt"] and "<extra_id_0>" in sample["inspect"]
-        assert len(Look(load(folder), sample["inspect"]).read) <= declared.length
+        assert len(Look(model, sample["inspect"]).read) <= declared.length
 
 
 def test_a_vocabulary_without_room_for_the_objective(texts: Path, tmp_path: Path) -> None:
@@ -131,13 +131,14 @@ def test_an_embedding_starts_from_a_file(texts: Path, tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).normal(size=(258, 16)).astype(np.float32)
     np.save(tmp_path / "vectors.npy", vectors)
     declared = experiment(texts).replace(embedding=str(tmp_path / "vectors.npy"))
-    fresh = course.Run(declared, course.claim(tmp_path / "run", declared, "")).initial_state()
+    run = course.Run(declared, course.claim(tmp_path / "run", declared, ""))
+    fresh = run.initial_state()
     table = np.asarray(fresh.params["stem"]["tokens"])
     assert np.corrcoef(table.ravel(), (vectors - vectors.mean(0)).ravel())[0, 1] > 0.999
     np.testing.assert_array_equal(table, fresh.ema["stem"]["tokens"])
     missing = declared.replace(embedding="nowhere.npy")
     with pytest.raises(ValueError, match="embedding=nowhere.npy: .*No such file"):
-        course.Run(missing, course.claim(tmp_path / "other", missing, "")).initial_state()
+        course.Run(missing, course.claim(tmp_path / "other", missing, ""), like=run).initial_state()
 
 
 def test_ids_are_spelled_with_brackets_and_names() -> None:
