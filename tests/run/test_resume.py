@@ -1,6 +1,8 @@
-"""Resumed = uninterrupted, bit for bit, however a run was ended. Each run is a process of its own, on one device."""
+"""Resumed = uninterrupted, bit for bit, however a run was ended. Each run is a process of its own, on one device; what
+is refused is refused in this one."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -8,12 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lm.pretrained import load
+from lm.run import course
 from lm.train.checkpoint import Checkpoints
-from tests.tiny import STEPS, lines, of, write_texts
+from tests.tiny import STEPS, experiment, lines, of, write_texts
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,13 +38,22 @@ def start(texts: Path, workdir: Path, seconds: float = 0.0) -> subprocess.Popen[
     """A training process, whose steps each last `seconds` longer."""
     command = [sys.executable, "-m", "tests.tiny", str(texts), str(workdir), str(seconds)]
     command += ["prompts=()", "model.layers=1"]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes: dict[str, Any] = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": "1"}, **pipes)
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
     out, err = process.communicate(timeout=120)
     assert process.returncode == code, out + err
     return out + err
+
+
+def refused(texts: Path, workdir: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What is said where the run cannot go on."""
+    with pytest.raises(ValueError) as error:
+        course.train(experiment(texts).replace(prompts=(), model=dict(layers=1)), workdir)
+    out, err = capsys.readouterr()
+    return f"{out}{err}{error.value}"
 
 
 def wait_for(process: subprocess.Popen[str], workdir: Path, count: int) -> None:
@@ -51,36 +64,35 @@ def wait_for(process: subprocess.Popen[str], workdir: Path, count: int) -> None:
         time.sleep(0.005)
 
 
-def test_stopped_by_sigterm_and_resumed(uninterrupted: Path, texts: Path, tmp_path: Path) -> None:
-    process = start(texts, tmp_path / "run", 0.1)
-    wait_for(process, tmp_path / "run", 2)
+def test_stopped_by_sigterm_killed_at_any_moment_and_resumed(uninterrupted: Path, texts: Path, tmp_path: Path) -> None:
+    """Killed twice: somewhere in the first two thirds of the run, then somewhere after its start."""
+    folder = tmp_path / "run"
+    process = start(texts, folder, 0.1)
+    wait_for(process, folder, 2)
     process.send_signal(signal.SIGTERM)
     said = finish(process, 75)
     assert "stopping after this step, with a checkpoint" in said and "stopped after step" in said
-    stopped = Checkpoints(tmp_path / "run" / "checkpoints").latest
+    stopped = Checkpoints(folder / "checkpoints").latest
     assert stopped and stopped < STEPS
-    assert list(of(lines(tmp_path / "run"), "loss")) == list(range(1, stopped + 1))
-    assert f"resumed from checkpoint {stopped}" in finish(start(texts, tmp_path / "run"))
-    assert lines(tmp_path / "run") == lines(uninterrupted)
-
-
-def test_killed_at_any_moment_and_resumed(uninterrupted: Path, texts: Path, tmp_path: Path) -> None:
-    """Twice: somewhere in the first two thirds of the run, then somewhere after its start."""
-    for least in (random.randint(1, 9), None):
-        process = start(texts, tmp_path / "run", 0.05)
+    assert list(of(lines(folder), "loss")) == list(range(1, stopped + 1))
+    for least in (random.randint(stopped + 1, max(stopped + 1, 9)), None):
+        process = start(texts, folder, 0.05)
         if least:
-            wait_for(process, tmp_path / "run", least)
+            wait_for(process, folder, least)
         delay = random.uniform(0, 0.2 if least else 6.0)
         print(f"killed {delay} s after line {least}")
         time.sleep(delay)
         process.kill()
-        process.communicate()
-    finish(start(texts, tmp_path / "run"))
-    assert lines(tmp_path / "run") == lines(uninterrupted)
+        said, _ = process.communicate()
+        assert not least or f"resumed from checkpoint {stopped}" in said
+    finish(start(texts, folder))
+    assert lines(folder) == lines(uninterrupted)
 
 
 @pytest.mark.parametrize("damaged", [1, 2], ids=["newest", "all"])
-def test_a_damaged_checkpoint_falls_back(damaged: int, uninterrupted: Path, texts: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_falls_back(
+    damaged: int, uninterrupted: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """To the one before it, and to the same bits; where none is whole the run refuses, and touches nothing."""
     folder = shutil.copytree(uninterrupted, tmp_path / "run")
     for step in (12, 8)[:damaged]:
@@ -89,7 +101,7 @@ def test_a_damaged_checkpoint_falls_back(damaged: int, uninterrupted: Path, text
                 data = bytearray(file.read_bytes())
                 data[len(data) // 2] ^= 0xFF
                 file.write_bytes(data)
-    said = finish(start(texts, folder), 2 if damaged == 2 else 0)
+    said = refused(texts, folder, capsys) if damaged == 2 else finish(start(texts, folder))
     assert "checkpoint 12" in said and "is damaged" in said
     assert lines(folder) == lines(uninterrupted)
     if damaged == 2:
@@ -101,9 +113,11 @@ def test_a_damaged_checkpoint_falls_back(damaged: int, uninterrupted: Path, text
     assert checkpoints.restore({"params": load(folder).model.shapes()})[2] == STEPS
 
 
-def test_a_source_that_changed_is_refused(uninterrupted: Path, texts: Path, tmp_path: Path) -> None:
+def test_a_source_that_changed_is_refused(
+    uninterrupted: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = shutil.copytree(uninterrupted, tmp_path / "run")
     note = folder / "data.json"
     assert json.loads(note.read_text())
     note.write_text(note.read_text().replace('": "', '": "0'))
-    assert "has changed since this run began" in finish(start(texts, folder), 2)
+    assert "has changed since this run began" in refused(texts, folder, capsys)

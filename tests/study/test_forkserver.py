@@ -32,11 +32,13 @@ executors.subprocess.Popen = fresh
 server._channel.close()  # the server has ended
 runner.run(study, Path(sys.argv[2]), note, executors.Local(1, "cpu", server=server))
 """
-# what a process finds, one that says so when it gets SIGTERM, and one that has ended before it is asked to
+# what a process finds, one that says so when it gets SIGTERM, one that has ended before it is asked to, and one that is
+# interrupted, and whose study ends then
 PROBES = """
 import json, os, signal, sys, threading, time
 from pathlib import Path
 from lm.machine import hardware
+from lm.machine.processes import catch_signals
 hardware.prepare_host()
 import jax
 assert jax.config.jax_platforms == "cpu"
@@ -58,8 +60,22 @@ def found():
     blocked = sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
     return [os.environ.get("JAX_PLATFORMS"), tasks, handlers, blocked, sorted(os.listdir("/proc/self/fd"))]
 
+def interrupted(folders, how):
+    with catch_signals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.close(study)
+        time.sleep(1.0)
+    return len(signals)
+
 def main(arguments):
+    global study
     print("héllo", arguments[0])
+    if arguments[0] == "interrupted":
+        end, study = os.pipe()
+        os.dup2(end, 0)
+        worker.work = interrupted
+        Path(arguments[1]).write_text(str(work_as_asked(["--watched", "folder"])))
+        return 0
     if arguments[0] == "found":
         Path(arguments[1]).write_text(json.dumps(found()))
         print("to stderr", file=sys.stderr)
@@ -70,7 +86,7 @@ def main(arguments):
     Path(arguments[1]).with_suffix(".ready").touch()
     time.sleep(600)
 
-worker.main = main
+work_as_asked, worker.main = worker.main, main
 server = forkserver.ForkServer()
 folder = Path(sys.argv[1])
 log = (folder / "log.txt").open("ab")
@@ -80,6 +96,7 @@ assert one.poll() == 0
 one.kill()  # no error
 two = server.start(["watched", str(folder / "watched")], log.fileno())
 three = server.start(["sleeps", str(folder / "sleeps")], log.fileno())
+four = server.start(["interrupted", str(folder / "signals")], log.fileno())
 while len(list(folder.glob("*.ready"))) < 2:
     time.sleep(0.05)
 assert two.poll() is None and three.poll() is None
@@ -89,27 +106,9 @@ executors.PATIENCE_SECONDS = 0.0
 executors._terminate([three])
 assert three.poll() == 0
 (folder / "fresh.json").write_text(json.dumps(found()))
+four.wait()
 server._channel.close()
 assert server.start(["found"], log.fileno()) is None
-"""
-
-# a process that is interrupted, and whose study ends then
-INTERRUPTED = """
-import os, signal, sys, time
-from lm.machine.processes import catch_signals
-from lm.study import worker
-
-def work(folders, how):
-    with catch_signals() as signals:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.close(study)
-        time.sleep(1.0)
-    return 10 + len(signals)
-
-end, study = os.pipe()
-os.dup2(end, 0)
-worker.work = work
-sys.exit(0 if worker.main(["--watched", "folder"]) == 11 else 1)
 """
 
 
@@ -133,20 +132,27 @@ def test_runs_are_those_of_a_fresh_process(tmp_path: Path) -> None:
                 assert value == about[1].get(name), name
 
 
-def test_a_process_has_what_a_fresh_one_has(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that PROBES has written to."""
+    folder = tmp_path_factory.mktemp("probed")
+    python(PROBES, folder, JAX_PLATFORMS="")
+    return folder
+
+
+def test_a_process_has_what_a_fresh_one_has(probed: Path) -> None:
     """Of the environment, signals, threads and files; it ends when its standard input closes, or is killed."""
-    python(PROBES, tmp_path, JAX_PLATFORMS="")
-    platforms, tasks, handlers, blocked, files = json.loads((tmp_path / "forked.json").read_text())
+    platforms, tasks, handlers, blocked, files = json.loads((probed / "forked.json").read_text())
     assert (platforms, tasks, blocked) == ("", 1, []) and files == ["0", "1", "2", "3"]  # 3 lists the folder
-    assert handlers == json.loads((tmp_path / "fresh.json").read_text())[2]
-    log = (tmp_path / "log.txt").read_text()
+    assert handlers == json.loads((probed / "fresh.json").read_text())[2]
+    log = (probed / "log.txt").read_text()
     assert log.startswith("to stderr\nTraceback") and "OSError: it fails\nhéllo found\n" in log
-    assert (tmp_path / "watched").read_text() == "ended" and "sleeps" not in log
+    assert (probed / "watched").read_text() == "ended" and "sleeps" not in log
 
 
-def test_ctrl_c_is_one_signal() -> None:
+def test_ctrl_c_is_one_signal(probed: Path) -> None:
     """It goes to the study and to its processes, which have time for a checkpoint."""
-    python(INTERRUPTED)
+    assert (probed / "signals").read_text() == "1"
 
 
 @pytest.mark.parametrize(
