@@ -41,9 +41,7 @@ class Vmapped:
     """The stacked states of several runs, and the step of all of them."""
 
     def __init__(self, runs: Sequence[Run]):
-        prepared = runs[0].prepared
-        self.devices, self.program = prepared.mesh.devices.flatten(), runs[0].program
-        self.compiler_options = prepared.compute.compiler_options
+        self.devices, self.program = runs[0].prepared.mesh.devices.flatten(), runs[0].program
         self.slots: list[VmapSlot] = []
         self.state: Any = None
         self.data: Any = None
@@ -57,7 +55,7 @@ class Vmapped:
         """Begin with these states, one a slot, on as many devices as they divide by."""
         size = math.gcd(len(self.devices), len(states))
         self.sharding = NamedSharding(Mesh(self.devices[:size], (RUNS,)), PartitionSpec(RUNS))
-        self.jitted = self.program.side_by_side(self.sharding, compiler_options=self.compiler_options)
+        self.jitted = self.program.side_by_side(self.sharding)
         longest = max(len(slot.schedule) for slot in self.slots)
         data = [{**slot.data, "schedule": _padded(slot.schedule, longest)} for slot in self.slots]
         self.data, self.state = self._place(data), self._place(jax.device_get(states))

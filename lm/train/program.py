@@ -110,12 +110,13 @@ class Program:
         placed = jax.device_put(data, NamedSharding(self.mesh, PartitionSpec()))
         return with_mesh(self.mesh, self.jitted, placed, layout=self.layout)
 
-    def side_by_side(self, split: NamedSharding, compiler_options: Any = None) -> Any:
+    def side_by_side(self, split: NamedSharding) -> Any:
         """`step_function` of runs that are stacked, each device's share of them on it: compiled once a `split`."""
         if split not in self._side_by_side:
             specs: dict[str, Any] = dict(mesh=split.mesh, in_specs=split.spec, out_specs=split.spec)
             step = jax.shard_map(jax.vmap(self.step_function), **specs, check_vma=False)
-            self._side_by_side[split] = jax.jit(step, donate_argnums=0, compiler_options=compiler_options)
+            options = self.learner.model.compute.compiler_options
+            self._side_by_side[split] = jax.jit(step, donate_argnums=0, compiler_options=options)
         return self._side_by_side[split]
 
     def fingerprint(self, step: Any, steps: int, state: Any, batch: Any) -> str:
