@@ -36,7 +36,7 @@ GEMMA2 = gemma2(**SIZES, layers=3, window=3, query_scale=0.3, softcap=2.0, outpu
 # a dense layer, then experts in windows and in full layers; four or more queries behind a cache do not absorb
 LATENT = deepseek_v2(
     **SIZES | dict(kv_heads=0, head_dim=3),
-    layers=5,
+    layers=3,
     kv_lora_rank=8,
     q_lora_rank=7,
     qk_nope_head_dim=2,
@@ -46,11 +46,10 @@ LATENT = deepseek_v2(
     ffn=Experts(10, "silu", gated=True, experts=3, top_k=2),
     pattern=(LayerKind(window=3), LayerKind()),
 )
-# three layers of a state to one of attention, and one layer more than whole repetitions of the pattern
+# a state in odd and attention in even layers, and one layer more than whole repetitions of the pattern
 DELTA = replace(
     LLAMA,
-    layers=5,
-    pattern=(LayerKind(mixer=GatedDeltaNet(2, 4, key_dim=6, value_dim=3, conv_size=3, chunk=4)),) * 3 + (LayerKind(),),
+    pattern=(LayerKind(mixer=GatedDeltaNet(2, 4, key_dim=6, value_dim=3, conv_size=3, chunk=4)), LayerKind()),
 )
 MODELS = {
     "gpt": GPT,

@@ -65,10 +65,10 @@ def test_each_token_is_its_chosen_experts_sum(renormalize: bool, bias: bool) -> 
 
 def test_equal_experts_are_one_feed_forward() -> None:
     dense = replace(CFG, ffn=FeedForward(mlp=10, activation="silu", gated=True))
-    params, ids = lively(dense), tokens(dense, 2, 11)
+    params, ids = jax.device_get(lively(dense)), tokens(dense, 2, 11)
     wide = dict(params["layers"]["0"])
     for name in ("gate", "up", "down"):
-        wide[name] = jnp.repeat(wide[name][:, None], 5, axis=1)
+        wide[name] = np.repeat(wide[name][:, None], 5, axis=1)
     wide["router"] = lively(CFG)["layers"]["0"]["router"]
     same = run(Transformer(CFG, SIMPLE), {**params, "layers": {"0": wide}}, ids)
     close(same, run(Transformer(dense, SIMPLE), params, ids))
@@ -113,8 +113,16 @@ def test_the_losses_reach_the_caller_and_the_router() -> None:
     model, ids = Transformer(cfg, SIMPLE), tokens(cfg, 2, 11)
     total = lambda p: sum(model.hidden(p, ids).losses.values())  # noqa: E731
     value, gradient = jax.jit(jax.value_and_grad(total))(lively(cfg))
-    assert float(value) > 1.0 and float(jnp.abs(gradient["layers"]["0"]["router"]).max()) > 0
-    assert jax.jit(Transformer(LLAMA, SIMPLE).hidden)(lively(LLAMA), ids).losses == {}
+    assert float(value) > 1.0 and np.abs(gradient["layers"]["0"]["router"]).max() > 0
+    assert jax.eval_shape(Transformer(LLAMA, SIMPLE).hidden, lively(LLAMA), ids).losses == {}
+
+
+@partial(jax.jit, static_argnums=0)
+def router_losses(model: Transformer, params: Any, inputs: Inputs) -> Any:
+    """The gradient of the router by the sum of its losses, and these."""
+    each = lambda p: (sum((a := model.hidden(p, inputs).losses).values()), a)  # noqa: E731
+    grads, values = jax.grad(each, has_aux=True)(params)
+    return grads["layers"]["0"]["router"], values
 
 
 @pytest.mark.parametrize("more", [1, 11])
@@ -124,14 +132,9 @@ def test_padding_counts_nothing(more: int) -> None:
     model, params, ids = Transformer(cfg, SIMPLE), lively(cfg), tokens(cfg, 2, 11)
     padded = np.pad(ids, ((0, 1), (0, more)), constant_values=3)
     segments = np.pad(np.ones_like(ids), ((0, 1), (0, more)))
-
-    @jax.jit
-    def losses(inputs: Inputs) -> Any:
-        each = lambda p: (sum((a := model.hidden(p, inputs).losses).values()), a)  # noqa: E731
-        grads, values = jax.grad(each, has_aux=True)(params)
-        return grads["layers"]["0"]["router"], values
-
-    (router, found), (expected_router, expected) = losses(Inputs(padded, segments=segments)), losses(Inputs(ids))
+    (router, found), (expected_router, expected) = (
+        router_losses(model, params, inputs) for inputs in (Inputs(padded, segments=segments), Inputs(ids))
+    )
     close(router, expected_router)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), found, expected)
 
@@ -175,12 +178,16 @@ def test_the_kernels_are_the_ragged_product(transposed: bool) -> None:
         rng.standard_normal(shape).astype(np.float32)
         for shape in ((256, 128), (2, 256, 128) if transposed else (2, 128, 256), (256, 256))
     )
-    sizes, last = jnp.asarray([100, 130], jnp.int32), 230
+    sizes, last = np.array([100, 130], np.int32), 230
     g[last:] = 0
 
     def both(compute: Compute) -> tuple[Any, Any, Any]:
-        out, pull = jax.vjp(lambda r, w: ragged.ragged(r, w, sizes, compute, transposed), rows, weights)
-        drows, dweights = pull(g)
+        @jax.jit
+        def run(rows: Any, weights: Any, sizes: Any) -> Any:
+            out, pull = jax.vjp(lambda r, w: ragged.ragged(r, w, sizes, compute, transposed), rows, weights)
+            return out, *pull(g)
+
+        out, drows, dweights = jax.device_get(run(rows, weights, sizes))
         return out[:last], drows[:last], dweights
 
     wanted = both(SIMPLE)
@@ -204,8 +211,7 @@ def test_the_first_layers_may_be_of_another_kind_than_those_that_repeat() -> Non
     slots = {i: (name, slot.layers.index(i)) for name, slot in first.slots.items() for i in slot.layers}
     layers = {str(i): jax.tree.map(lambda a, j=j: a[j : j + 1], params["layers"][n]) for i, (n, j) in slots.items()}
     expected = run(Transformer(one_by_one, SIMPLE), {**params, "layers": layers}, ids)
-    for compute in (replace(SIMPLE, unroll=0), replace(SIMPLE, unroll=4, remat="full")):
-        close(run(Transformer(first, compute), params, ids), expected)
+    close(run(Transformer(first, replace(SIMPLE, unroll=4, remat="full")), params, ids), expected)
     stable = Transformer(replace(first, ffn=replace(CFG.ffn, router_z_weight=1.0)), SIMPLE)
     losses = jax.eval_shape(stable.hidden, params, ids).losses
     assert set(losses) == {"balance", "router_z"} and losses["router_z"].shape == ()
