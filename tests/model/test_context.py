@@ -1,6 +1,7 @@
 """Attention over a mesh is attention: zigzag or in order, whatever shapes the logits, and with equal work for all."""
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import jax
@@ -30,7 +31,7 @@ def arrays(length: int, H: int = 4, K: int = 2) -> Any:
 
 def scoring(zigzag: int = 0, length: int = T, **options: Any) -> Scoring:
     """Of two documents and padding; with `zigzag`, its arrays in the order of so many devices."""
-    order = lambda x: jnp.asarray(zigzag_shard(jnp.asarray(x), zigzag) if zigzag else x)  # noqa: E731
+    order = lambda x: np.asarray(zigzag_shard(x, zigzag) if zigzag else x)  # noqa: E731
     shaped = {name: options.pop(name) for name in ("bias", "softcap", "sinks") if name in options}
     segments = order(np.repeat(SEGMENTS, length // T, axis=1))
     if "blocks" in options:
@@ -51,20 +52,37 @@ def test_each_device_has_the_same_causal_work() -> None:
     assert len(set(np.asarray((places + 1).sum(1)).tolist())) == 1
 
 
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "window": ("plain", {"bias": BIAS, "window": 5}),
+    "sinks": ("blocked", {"softcap": 2.0, "sinks": SINKS}),
+    "blocks": ("flash", {"bias": BIAS, "blocks": BLOCKS, "sinks": SINKS}),
+    "both ways": ("flash", {"causal": False, "bias": BIAS, "window": 6}),
+}
+
+
+def differentiated(options: dict[str, Any]) -> tuple[int, ...]:
+    return (0, 1, 2, 3) if "bias" in options else (0, 1, 2)
+
+
+@cache
+def on_one_device(case: str) -> Any:
+    """The gradients of queries, keys, values and of a bias where there is one; what they read."""
+    options = CASES[case][1]
+    whole, given = scoring(**options), (*arrays(T), options.get("bias"))
+
+    def loss(q: jax.Array, k: jax.Array, v: jax.Array, bias: Any) -> Any:
+        y = KERNELS["plain"](q, k, v, replace(whole, bias=bias), SIMPLE)
+        return (y[:, :13] ** 2).sum(), y
+
+    return jax.device_get(jax.jit(jax.grad(loss, differentiated(options), has_aux=True))(*given))
+
+
 @pytest.mark.parametrize("mesh", [{"context": 4, "data": 2}, {"context": 2, "tensor": 4}], ids=str)
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("plain", {"bias": BIAS, "window": 5}),
-        ("blocked", {"softcap": 2.0, "sinks": SINKS}),
-        ("flash", {"bias": BIAS, "blocks": BLOCKS, "sinks": SINKS}),
-        ("flash", {"causal": False, "bias": BIAS, "window": 6}),
-    ],
-    ids=["window", "sinks", "blocks", "both ways"],
-)
-def test_spread_is_whole(name: str, options: dict[str, Any], mesh: dict[str, int]) -> None:
+@pytest.mark.parametrize("case", CASES)
+def test_spread_is_whole(case: str, mesh: dict[str, int]) -> None:
     """And so are the gradients; with four devices for two kv heads, each finds its own."""
-    compute, whole, C = replace(SIMPLE, attention=name, block=4), scoring(**options), mesh["context"]
+    name, options = CASES[case]
+    compute, C = replace(SIMPLE, attention=name, block=4), mesh["context"]
     causal = options.get("causal", True)
     shared = scoring(C if causal else 0, **options)
 
@@ -74,17 +92,12 @@ def test_spread_is_whole(name: str, options: dict[str, Any], mesh: dict[str, int
         y = zigzag_unshard(y, C) if causal else y
         return (y[:, :13] ** 2).sum(), y
 
-    def expected(q: jax.Array, k: jax.Array, v: jax.Array, bias: Any) -> Any:
-        y = KERNELS["plain"](q, k, v, replace(whole, bias=bias), SIMPLE)
-        return (y[:, :13] ** 2).sum(), y
-
     given = (*arrays(T), options.get("bias"))
-    over = (0, 1, 2, 3) if given[3] is not None else (0, 1, 2)
     with use_mesh(make_mesh(mesh)):
-        gradients, found = jax.jit(jax.grad(loss, over, has_aux=True))(*given)
-    more, right = jax.jit(jax.grad(expected, over, has_aux=True))(*given)
+        gradients, found = jax.device_get(jax.jit(jax.grad(loss, differentiated(options), has_aux=True))(*given))
+    more, right = on_one_device(case)
     close(found[:, :13], right[:, :13])
-    trees_close(jax.device_get(gradients), jax.device_get(more), 1e-4)
+    trees_close(gradients, more, 1e-4)
 
 
 @pytest.mark.parametrize("options", [{"window": 200, "softcap": 2.0}, {"causal": False}], ids=str)

@@ -64,10 +64,10 @@ def test_the_next_sentence_is_told_from_the_first_token(cfg: Any) -> None:
     if cfg is LLAMA:
         first = head["norm_scale"] * first / np.sqrt((first**2).mean(-1, keepdims=True) + cfg.norm.eps)
     pooled = np.tanh(first @ head["pooler"] + head["pooler_bias"])
-    got = model.next_sentence(params, x)
+    got, logits = jax.jit(lambda p: (model.next_sentence(p, x), model.logits(p, x)))(params)
     assert got.dtype == jnp.float32
     close(got, pooled @ head["next_sentence"] + head["next_sentence_bias"])
-    np.testing.assert_array_equal(model.logits(params, x), Transformer(cfg, SIMPLE).logits(params, x))
+    np.testing.assert_array_equal(logits, jax.jit(lambda p: Transformer(cfg, SIMPLE).logits(p, x))(params))
 
 
 def test_an_output_for_the_next_sentence_leaves_the_other_parameters() -> None:
@@ -91,7 +91,7 @@ def test_an_output_for_the_next_sentence_leaves_the_other_parameters() -> None:
 @pytest.mark.parametrize("cfg", [T5, GATED, OWN], ids=["1.0", "1.1", "own"])
 def test_padding_of_the_encoder_changes_nothing(cfg: Any) -> None:
     model, params = Transformer(cfg, SIMPLE), lively(cfg)
-    source, target = tokens(cfg, 2, 7), tokens(cfg, 2, 5, seed=1)
+    source, target = tokens(cfg, 2, 7), tokens(cfg, 2, 6, seed=1)
     wide = np.pad(source, ((0, 0), (0, 4)), constant_values=3)
     seen = (np.arange(11) < 7).astype(np.int32) * np.ones((2, 1), np.int32)
     close(both(model, params, wide, target, seen), both(model, params, source, target))
@@ -102,10 +102,12 @@ def test_packed_pairs_are_unpacked() -> None:
     model, params = Transformer(T5, SIMPLE), lively(T5)
     source, target = tokens(T5, 1, 9), tokens(T5, 1, 7, seed=1)
     inputs = np.array([[1] * 5 + [2] * 4], np.int32)
-    outputs = jnp.asarray([[1] * 3 + [2] * 4], jnp.int32)
-    together = both(model, params, source, target, inputs, outputs)
-    close(together[:, :3], both(model, params, source[:, :5], target[:, :3]))
-    close(together[:, 3:], both(model, params, source[:, 5:], target[:, 3:]))
+    outputs = np.array([[1] * 3 + [2] * 4], np.int32)
+    together = np.asarray(both(model, params, source, target, inputs, outputs))[0]
+    sources, targets = (np.concatenate([a, np.roll(a, -n)]) for a, n in ((source, 5), (target, 3)))
+    apart = np.asarray(both(model, params, sources, targets, np.arange(9) < [[5], [4]]))  # each, and more behind it
+    close(together[:3], apart[0, :3])
+    close(together[3:], apart[1, :4])
 
 
 @pytest.mark.parametrize("cfg", [T5, GATED, OWN], ids=["1.0", "1.1", "own"])
@@ -124,9 +126,9 @@ def test_cached_is_full(cfg: Any) -> None:
 def test_greedy_decoding_reads_the_encoder() -> None:
     model, params, source = Transformer(T5, SIMPLE), lively(T5), tokens(T5, 2, 7)
     found = generate(model, params, [[0], [0]], 5, sampling=Sampling(temperature=0.0), encoder=Inputs(source))
-    ids = np.zeros((2, 1), np.int32)
-    for _ in range(5):
-        ids = np.concatenate([ids, np.argmax(both(model, params, source, ids)[:, -1:], -1)], axis=1)
+    ids = np.zeros((2, 6), np.int32)  # what is behind a token is not seen
+    for t in range(5):
+        ids[:, t + 1] = np.argmax(np.asarray(both(model, params, source, ids))[:, t], -1)
     assert found == ids[:, 1:].tolist()
 
 
@@ -134,7 +136,7 @@ def test_an_encoder_of_its_own_is_that_model() -> None:
     """Its output is what the model alone gives after its last layer, from the same parameters."""
     model, params, source = Transformer(OWN, SIMPLE), lively(OWN), tokens(OWN.encoder, 2, 7)
     alone = {"stem": params["encoder"]["stem"], "layers": params["encoder"]["layers"], "head": {}}
-    close(model.encode(params, source), Transformer(OWN.encoder, SIMPLE).hidden(alone, source).x)
+    close(jax.jit(model.encode)(params, source), jax.jit(Transformer(OWN.encoder, SIMPLE).hidden)(alone, source).x)
     assert params["layers"]["0"]["cross_key"].shape == (2, 16, 3, 4)
     assert count.parameters(OWN) == sum(leaf.size for leaf in jax.tree.leaves(params))
     layer, decoder = (6 * (4 * w * w + 2 * w * f) + 12 * w * 7 for w, f in ((16, 24), (12, 0)))
@@ -187,7 +189,7 @@ def test_an_encoder_that_cannot_be(changes: Any, message: str) -> None:
 
 def test_a_decoder_wants_its_encoder() -> None:
     with pytest.raises(ValueError, match="this decoder reads an encoder: give the encoder's tokens too"):
-        Transformer(T5, SIMPLE).hidden(lively(T5), tokens(T5, 1, 3))
+        jax.eval_shape(Transformer(T5, SIMPLE).hidden, lively(T5), tokens(T5, 1, 3))
     with pytest.raises(ValueError, match="a decoder that reads an encoder is causal"):
         replace(T5, causal=False)
 

@@ -91,14 +91,15 @@ def test_cached_after_an_image_is_full() -> None:
 
 
 def test_patches_are_a_convolution() -> None:
-    module, images = Patches(VISION, SIMPLE), jnp.asarray(RNG.standard_normal((3, SIZE, SIZE, 3)), jnp.float32)
-    boxed = module.init(jax.random.key(0), images)["params"]
+    module, images = Patches(VISION, SIMPLE), RNG.standard_normal((3, SIZE, SIZE, 3)).astype(np.float32)
+    boxed = jax.jit(module.init)(jax.random.key(0), images)["params"]
     params = jax.tree.map(lambda a: a.value, boxed, is_leaf=lambda a: hasattr(a, "value"))
-    found = module.apply({"params": params}, images)
+    found = jax.jit(module.apply)({"params": params}, images)
     wanted = jax.lax.conv_general_dilated(
         images, params["patches"], (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    close(found, wanted.reshape(3, 16, -1) + params["patches_bias"] + params["positions"], 1e-5)
+    params = jax.device_get(params)
+    close(found, np.asarray(wanted).reshape(3, 16, -1) + params["patches_bias"] + params["positions"], 1e-5)
 
 
 def test_soft_tokens_have_their_places() -> None:
@@ -111,12 +112,12 @@ def test_soft_tokens_have_their_places() -> None:
 @pytest.mark.parametrize("mesh", [{"data": 2, "tensor": 2, "fsdp": 2}, {"fsdp": 8}], ids=str)
 def test_eight_devices_are_one(mesh: dict[str, int]) -> None:
     model, params = Transformer(MODEL, SIMPLE), lively(MODEL)
-    tokens, images = jnp.asarray([ROW] * 8), jnp.asarray(np.repeat(IMAGES, 8, 0))
+    tokens, images = np.array([ROW] * 8, np.int32), np.repeat(IMAGES, 8, 0)
     over = make_mesh(mesh)
     placed_params = jax.device_put(params, shardings(model.shapes(), model.axes(), over))
     with use_mesh(over):
         found = jax.jit(model.__call__)(placed_params, Inputs(tokens, images=images))
-    close(found[3], logits(), 1e-4)
+    close(np.asarray(found)[3], logits(), 1e-4)
 
 
 CHANGES: dict[str, dict[str, Any]] = {
