@@ -104,8 +104,14 @@ def test_packed_pairs_are_unpacked() -> None:
     inputs = np.array([[1] * 5 + [2] * 4], np.int32)
     outputs = np.array([[1] * 3 + [2] * 4], np.int32)
     together = np.asarray(both(model, params, source, target, inputs, outputs))[0]
-    sources, targets = (np.concatenate([a, np.roll(a, -n)]) for a, n in ((source, 5), (target, 3)))
-    apart = np.asarray(both(model, params, sources, targets, np.arange(9) < [[5], [4]]))  # each, and more behind it
+    others, behind = tokens(T5, 2, 9, seed=2), tokens(T5, 2, 7, seed=3)  # behind each, and not seen
+    others[0, :5], others[1, :4], behind[0, :3], behind[1, :4] = (
+        source[0, :5],
+        source[0, 5:],
+        target[0, :3],
+        target[0, 3:],
+    )
+    apart = np.asarray(both(model, params, others, behind, np.arange(9) < [[5], [4]]))
     close(together[:3], apart[0, :3])
     close(together[3:], apart[1, :4])
 
