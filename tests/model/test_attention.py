@@ -63,25 +63,36 @@ def call(
     return jax.jit(kernel)(*arrays, mask, bias, sinks)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=5), st.integers(0, 3))
-def test_the_gradient_of_parts_that_overlap(parts: list[tuple[int, int]], beyond: int) -> None:
+def spans_of(parts: list[tuple[int, int]]) -> tuple[Span, ...]:
+    """(start, size) -> spans of which neither starts nor stops go back."""
     starts, stops = sorted(start for start, _ in parts), sorted(start + size for start, size in parts)
-    spans = tuple(Span(start, stop - start) for start, stop in zip(starts, stops, strict=True))
-    rng, size = np.random.default_rng(0), stops[-1] + beyond
-    pulls = [rng.standard_normal((2, span.size, 3)).astype(np.float32) for span in spans]
-    expected = np.zeros((2, size, 3))
-    for start, stop, pull in zip(starts, stops, pulls, strict=True):
-        expected[:, start:stop] += pull
+    return tuple(Span(start, stop - start) for start, stop in zip(starts, stops, strict=True))
+
+
+PARTS = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=5).map(spans_of)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.tuples(PARTS, st.integers(0, 3)), min_size=1, max_size=12))
+def test_the_gradient_of_parts_that_overlap(cases: list[tuple[tuple[Span, ...], int]]) -> None:
+    rng, sizes = np.random.default_rng(0), [spans[-1].start + spans[-1].size + beyond for spans, beyond in cases]
+    pulls = [[rng.standard_normal((2, span.size, 3)).astype(np.float32) for span in spans] for spans, _ in cases]
 
     @jax.jit
-    def cut(x: jax.Array, pulls: list[jax.Array]) -> Any:
-        found, pull = jax.vjp(lambda x: _cut(x, spans, size, SIMPLE), x)
-        return found, pull(pulls)[0]
+    def cut(pulls: list[list[jax.Array]]) -> Any:
+        """Of each case, in one program."""
+        found = []
+        for (spans, _), size, own in zip(cases, sizes, pulls, strict=True):
+            parts, pull = jax.vjp(partial(_cut, spans=spans, size=size, compute=SIMPLE), jnp.zeros((2, size, 3)))
+            found.append((parts, pull(own)[0]))
+        return found
 
-    found, gradient = cut(np.zeros((2, size, 3), np.float32), pulls)
-    assert [part.shape for part in found] == [part.shape for part in pulls]
-    close(gradient, expected)
+    for (spans, _), size, own, (parts, gradient) in zip(cases, sizes, pulls, cut(pulls), strict=True):
+        expected = np.zeros((2, size, 3))
+        for span, pull in zip(spans, own, strict=True):
+            expected[:, span.start : span.start + span.size] += pull
+        assert [part.shape for part in parts] == [part.shape for part in own]
+        close(gradient, expected)
 
 
 PORTABLE = ("plain", "blocked", "flash", "native")
@@ -353,23 +364,23 @@ def test_memory_does_not_grow_with_the_square_of_the_length() -> None:
 SHAPES = {
     "plain": Scoring(Mask()),
     "a window": Scoring(Mask(window=70)),
-    "softcap and sinks": Scoring(Mask(), softcap=2.0, sinks=jnp.array([0.5, -1.0, 2.0, 0.0])),
-    "a bias by distance": Scoring(Mask(), jax.random.normal(jax.random.key(4), (3, 4, 384 + 1))),
+    "softcap and sinks": Scoring(Mask(), softcap=2.0, sinks=np.array([0.5, -1.0, 2.0, 0.0], np.float32)),
+    "a bias by distance": Scoring(Mask(), np.random.default_rng(4).standard_normal((3, 4, 384 + 1)).astype(np.float32)),
 }
 
 
 @pytest.mark.parametrize("scoring", SHAPES.values(), ids=SHAPES)
 def test_a_cache_is_read_block_by_block_as_at_once(scoring: Scoring, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two tokens each of rows behind 300, 127 and no others; and a row's bits are its own."""
-    q, k, v = (
-        jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(((3, 2, 4, 8), *[(3, 2, 384, 8)] * 2))
-    )
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal(shape).astype(np.float32) for shape in ((3, 2, 4, 8), *[(3, 2, 384, 8)] * 2))
 
-    def read(offset: list[int]) -> jax.Array:
-        mask = replace(scoring.mask, offset=jnp.array(offset))
-        return cached(q, k, v, replace(scoring, mask=mask), SIMPLE)
+    def read(offset: Any) -> jax.Array:
+        return cached(q, k, v, replace(scoring, mask=replace(scoring.mask, offset=offset)), SIMPLE)
 
-    by_block, shorter = read([300, 127, 0]), read([9, 127, 0])
+    some, fewer = np.array([300, 127, 0]), np.array([9, 127, 0])
+    by_blocks = jax.jit(read)
+    by_block, shorter = by_blocks(some), by_blocks(fewer)
     np.testing.assert_array_equal(by_block[1:], shorter[1:])
     monkeypatch.setattr(lm.model.scoring, "CACHE_BLOCK", 1000)
-    close(by_block, read([300, 127, 0]), 1e-5)
+    close(by_block, jax.jit(partial(read))(some), 1e-5)

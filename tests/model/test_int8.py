@@ -24,8 +24,8 @@ with_kernel = pytest.mark.skipif(not kernels.has_kernel(), reason="no C compiler
 product = jax.jit(linear, static_argnums=(2, 3))
 
 
-def weights(*shape: int, seed: int = 0) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape).astype(np.float32), jnp.float32)
+def weights(*shape: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 @with_kernel
@@ -40,7 +40,7 @@ def test_the_kernel_is_the_product(rows: int, sizes: tuple[int, int]) -> None:
 @with_kernel
 def test_a_row_has_the_same_bits_in_any_company() -> None:
     w, x = int8.quantize(weights(576, 300)), weights(13, 1, 576, seed=1)
-    alone = [product(x[i : i + 1], w, SIMPLE, 1)[0] for i in range(13)]
+    alone = np.concatenate([product(x[i : i + 1], w, SIMPLE, 1) for i in range(13)])
     for rows in (2, 4, 13):
         np.testing.assert_array_equal(product(x[:rows], w, SIMPLE, 1), alone[:rows])
 
@@ -50,11 +50,11 @@ def test_inputs_of_two_axes() -> None:
     w, x = weights(3, 4, 7), weights(2, 5, 3, 4, seed=1)
     kept = int8.quantize(w, 2)
     assert kept.values.shape == (7, 12) and kept.shape == w.shape
-    close(product(x, kept, SIMPLE, 2), jnp.einsum("btnh,nhd->btd", x, kept.rounded()), 1e-5)
+    close(product(x, kept, SIMPLE, 2), np.einsum("btnh,nhd->btd", x, kept.rounded()), 1e-5)
 
 
 def test_a_weight_is_off_by_half_a_step_of_its_output() -> None:
-    w = weights(40, 6).at[:, 2].set(0.0) * jnp.array([1e-3, 1, 1, 10, 100, 1e4])
+    w = weights(40, 6) * np.array([1e-3, 1, 0, 10, 100, 1e4], np.float32)
     kept = int8.quantize(w)
     steps = np.abs(w).max(0) / 127
     assert (np.abs(kept.rounded() - w) <= 0.5001 * steps).all()
@@ -74,9 +74,10 @@ def test_a_model_decodes_by_8_bits(name: str) -> None:
     decoder = for_decoding(Transformer(cfg, SIMPLE), lively(cfg), "int8")
     layer = decoder.params["layers"]["0"][0]
     assert isinstance(layer["query"], int8.Int8) and isinstance(layer["up"], int8.Int8) == (name != "mixtral")
-    ids = jnp.array([[3, 1, 4, 1, 5, 9]])
-    close(run(decoder.model, decoder.params, ids), run(decoder.model, rounded(decoder.params), ids), 1e-5)
-    assert float(jnp.abs(run(decoder.model, decoder.params, ids) - run(decoder.model, lively(cfg), ids)).max()) > 1e-4
+    ids = np.array([[3, 1, 4, 1, 5, 9]], np.int32)
+    found = run(decoder.model, decoder.params, ids)
+    close(found, run(decoder.model, rounded(decoder.params), ids), 1e-5)
+    assert np.abs(found - run(decoder.model, lively(cfg), ids)).max() > 1e-4
 
 
 @with_kernel
