@@ -120,7 +120,7 @@ def test_every_tap_is_alive(name: str, loaded: Callable[[str], Pretrained], read
         assert np.isfinite(zeroed[real]).all() and np.abs(zeroed - off)[real].max() > 1e-3, place
 
 
-@pytest.mark.parametrize("compute", [dict(remat="minimal"), dict(unroll=0), dict(attention="blocked", block=8)])
+@pytest.mark.parametrize("compute", [dict(unroll=0), dict(remat="minimal", attention="blocked", block=8)])
 def test_gradients_are_the_same_where_all_is_read(compute: dict[str, Any], loaded: Callable[[str], Pretrained]) -> None:
     name = "LlamaForCausalLM-grouped--head-size-20--tied"
     model, case = loaded(name), BY_NAME[name]
