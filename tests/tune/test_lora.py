@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -62,15 +62,21 @@ def test_merged_is_unmerged(family: str, kind: Any) -> None:
     params = disturbed(params)
 
     @jax.jit
-    def both(params: Any, frozen: Any) -> Any:
-        unmerged, merged = learner.join(params, frozen["base"]), learner.model_params(params, frozen)
-        return [model(p, inputs(cfg)) for p in (unmerged, merged, lively(cfg))]
-
-    unmerged, merged, base = jax.device_get(both(params, frozen))
-    if family in QUICK:
+    def every(params: Any, frozen: Any) -> Any:
+        """Logits unmerged, merged and of the base; and of the first two, for some families, gradients."""
         ways = (lambda p: learner.join(p, frozen["base"]), lambda p: learner.model_params(p, frozen))
-        losses = [lambda p, read=read: (model(read(p), inputs(cfg)) ** 2).sum() for read in ways]
-        trees_close(*jax.jit(lambda p: [jax.grad(loss)(p) for loss in losses])(params), 1e-4)
+
+        def loss(p: Any, read: Any) -> Any:
+            logits = model(read(p), inputs(cfg))
+            return (logits**2).sum(), logits
+
+        read = jax.grad(loss, has_aux=True) if family in QUICK else loss
+        found, logits = zip(*(read(params, way) for way in ways), strict=True)
+        return *logits, model(lively(cfg), inputs(cfg)), found
+
+    unmerged, merged, base, gradients = jax.device_get(every(params, frozen))
+    if family in QUICK:
+        trees_close(*gradients, 1e-4)
     assert np.abs(merged - base).max() > 0.1
     np.testing.assert_allclose(unmerged, merged, rtol=1e-5, atol=1e-5 * np.abs(merged).max())
     shapes = jax.eval_shape(learner.model_params, params, frozen)
@@ -87,14 +93,20 @@ def test_the_first_loss_is_the_base_s(compute: Compute) -> None:
 
 
 def test_factors_have_the_scale_of_their_papers() -> None:
-    a, b = jnp.ones((3, 4)), jnp.ones((4, 5))
-    for kind, scale in ((LoRA(rank=4, alpha=8.0), 2.0), (LoRA(rank=4, alpha=8.0, rslora=True), 4.0)):
-        one = kind.adapt(jnp.zeros((3, 5)), {"lora_a": a, "lora_b": b}, ("embed", "mlp"), None)
-        np.testing.assert_allclose(one.merged, scale * a @ b)
-    fresh = LoRA(rank=4).factors(jnp.zeros((2, 9, 5)), ("layers", "embed", "mlp"), jax.random.key(0))
-    assert not fresh["lora_b"].any() and 0.2 < float(jnp.abs(fresh["lora_a"]).max()) <= 1 / 3
-    table = LoRA(rank=4).factors(jnp.zeros((9, 5)), ("vocab", "embed"), jax.random.key(0))
-    assert not table["lora_a"].any() and float(table["lora_b"].std()) > 0.5
+    a, b = np.ones((3, 4), np.float32), np.ones((4, 5), np.float32)
+    kinds = {LoRA(rank=4, alpha=8.0): 2.0, LoRA(rank=4, alpha=8.0, rslora=True): 4.0}
+
+    @jax.jit
+    def made(factors: Any, key: Any) -> Any:
+        merged = [kind.adapt(jnp.zeros((3, 5)), factors, ("embed", "mlp"), None).merged for kind in kinds]
+        fresh = LoRA(rank=4).factors(jnp.zeros((2, 9, 5)), ("layers", "embed", "mlp"), key)
+        return merged, fresh, LoRA(rank=4).factors(jnp.zeros((9, 5)), ("vocab", "embed"), key)
+
+    merged, fresh, table = jax.device_get(made({"lora_a": a, "lora_b": b}, jax.random.key(0)))
+    for found, scale in zip(merged, kinds.values(), strict=True):
+        np.testing.assert_allclose(found, scale * a @ b)
+    assert not fresh["lora_b"].any() and 0.2 < np.abs(fresh["lora_a"]).max() <= 1 / 3
+    assert not table["lora_a"].any() and table["lora_b"].std() > 0.5
 
 
 def test_dora_is_the_paper_s() -> None:
@@ -221,11 +233,16 @@ def test_a_base_in_fewer_bits_is_the_matrix_that_it_stands_for(base: str, kind: 
     begun, whole = jax.jit(same.init)(jax.random.key(0), stands_for)
     jax.tree.map(np.testing.assert_array_equal, begun, params)
     params = disturbed(params)
-    read = [jax.jit(jax.value_and_grad(lambda p, f, le=le: le.loss(p, f, one, None)[0])) for le in (few, same)]
-    (loss, gradients), (expected, theirs) = read[0](params, frozen), read[1](params, whole)
+
+    @partial(jax.jit, static_argnums=0)
+    def read(learner: Any, params: Any, frozen: Any) -> Any:
+        loss = jax.value_and_grad(lambda p: learner.loss(p, frozen, one, None)[0])
+        return *loss(params), learner.model_params(params, frozen)
+
+    (loss, gradients, merged), (expected, theirs, wanted) = read(few, params, frozen), read(same, params, whole)
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)
     trees_close(gradients, theirs, 1e-5)
-    trees_close(jax.jit(few.model_params)(params, frozen), jax.jit(same.model_params)(params, whole), 1e-6)
+    trees_close(merged, wanted, 1e-6)
 
 
 def dequantized(learner: Any, frozen: Any) -> Any:

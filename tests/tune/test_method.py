@@ -23,6 +23,7 @@ from lm.train.step import build_rollout, build_step, init_state, no_rollout, rol
 from tests.tiny import experiment, lines, of, write_texts
 from tests.train.test_step import ADAMW, LLAMA, batch, learner_of
 from tests.tune.even import EvenTokens
+from tests.tune.rollouts import times
 
 STEPS = 20
 
@@ -87,29 +88,34 @@ def test_what_is_frozen_has_no_optimizer_and_does_not_move(finished: Path) -> No
     jax.tree.map(np.testing.assert_array_equal, fresh.params, fresh.frozen)
     moved = jax.tree.map(lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max()), state.params, state.frozen)
     assert min(jax.tree.leaves(moved)) > 0
-    alone = new_state(fresh.params, run.optimizer, ema=True)
+    alone = jax.eval_shape(lambda params: new_state(params, run.optimizer, ema=True), fresh.params)
     assert jax.tree.structure(state.opt_state) == jax.tree.structure(alone.opt_state)
     assert jax.tree.structure(state.ema) == jax.tree.structure(state.params)
 
 
-def test_what_is_frozen_is_sharded_and_handed_on() -> None:
+@pytest.fixture(scope="module")
+def begun() -> Any:
+    """(learner, optimizer, mesh, the state before the first step, and that on the host)."""
     learner, mesh = EvenTokens().build(learner_of(LLAMA).model), make_mesh({"fsdp": 4, "tensor": 2})
     chain = ADAMW.build(4, learner.axes())
     state = init_state(learner, chain, mesh, 0)
+    return learner, chain, mesh, state, jax.device_get(state)
+
+
+def test_what_is_frozen_is_sharded_and_handed_on(begun: Any) -> None:
+    learner, chain, mesh, state, host = begun
     _, placed = state_shardings(learner, chain, mesh)
     for leaf, wanted in zip(jax.tree.leaves(state.frozen), jax.tree.leaves(placed.params), strict=True):
         assert leaf.sharding.is_equivalent_to(wanted, leaf.ndim)
-    before = jax.device_get(state.frozen)
     step, rollout = build_step(learner, chain, mesh), build_rollout(learner, mesh, seed=0)
     for n in range(3):
         state, _ = step(state, rollout(n, state, batch(n)))
-    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state.frozen))
+    jax.tree.map(np.testing.assert_array_equal, host.frozen, jax.device_get(state.frozen))
 
 
-def test_a_rollout_follows_from_seed_step_and_parameters() -> None:
-    learner, mesh = EvenTokens().build(learner_of(LLAMA).model), make_mesh({"data": 8})
-    state = init_state(learner, ADAMW.build(4, learner.axes()), mesh, 0)
-    other = replace(state, params=jax.tree.map(lambda x: 2 * x, state.params))
+def test_a_rollout_follows_from_seed_step_and_parameters(begun: Any) -> None:
+    learner, _, mesh, _, state = begun
+    other = replace(state, params=times(2, state.params))
 
     def drawn(seed: int, step: int, state: Any) -> Any:
         return np.asarray(build_rollout(learner, mesh, seed)(step, state, batch(0))["targets"])
@@ -127,7 +133,7 @@ def test_pretraining_has_no_rollout_and_nothing_frozen() -> None:
     assert build_rollout(learner, mesh, seed=0) is no_rollout and not learner.has_rollout
     given = batch(0)
     assert no_rollout(0, None, given) is given  # type: ignore[arg-type]
-    assert init_state(learner, ADAMW.build(4, learner.axes()), mesh, 0).frozen == ()
+    assert state_shardings(learner, ADAMW.build(4, learner.axes()), mesh)[0].frozen == ()
 
 
 def test_runs_with_rollouts_take_turns(declared: Experiment, tmp_path: Path) -> None:
