@@ -146,6 +146,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("options are no part of what is compiled", '(repr(options) if options else "")', '""'),
         ("the schedule is a step ahead", "jnp.minimum(step, len", "jnp.minimum(step + 1, len"),
         ("the seed is not passed on", '(state, batch, data["seed"])', "(state, batch, 0)"),
+        ("runs side by side are compiled without options", "compiler_options=options", "**{}"),
     ),
     "lm/train/word2vec.py": (
         ("random tokens attract", "jax.nn.log_sigmoid(-negative)", "jax.nn.log_sigmoid(negative)"),

@@ -27,7 +27,8 @@ TESTS = {
         *("a_decay_is_set_aside_and_not_lost", "what_cannot_go_on_is_refused", "the_steps_that_two_lengths_share"),
     ),
     "lm/run/prepared.py": of("run/test_together", "which_way_is_said_and_can_be_refused"),
-    "lm/run/vmapped.py": of("run/test_together", "which_way_is_said_and_can_be_refused"),
+    "lm/train/program.py": ("tests/train/test_program.py",)
+    + of("run/test_together", "which_way_is_said_and_can_be_refused"),
     "lm/sharding/batches.py": of("sharding/test_sharding", "a_batch_is_there_when_a_cpu_has_it"),
     "lm/run/log.py": of("run/test_course", "wall_time_is_of_all_processes"),
     "launch/fields.py": of(
@@ -170,9 +171,6 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "lm/model/compute.py": (
         ("a CPU has vector memory", 'self.scoped_vmem if backend == "tpu" else 0', "self.scoped_vmem"),
-    ),
-    "lm/run/vmapped.py": (
-        ("runs side by side are compiled without options", "compiler_options=self.compiler_options", "**{}"),
     ),
     "lm/run/heldout.py": (
         ("batches behind a large one go before it", "i == len(kept) and self._bytes", "self._bytes"),

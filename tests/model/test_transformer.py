@@ -204,6 +204,9 @@ def prefill(model: Transformer, params: Any, ids: np.ndarray, lengths: Any) -> t
     return np.asarray(logits), cache
 
 
+SOME = ("llama", "gemma 2", "latent", "gated deltanet")
+
+
 @pytest.mark.parametrize(
     "chunks", [(1, 3, 1), *(pytest.param(c, marks=pytest.mark.slow) for c in ((3, 2), (1, 4)))], ids=str
 )
@@ -211,7 +214,7 @@ def prefill(model: Transformer, params: Any, ids: np.ndarray, lengths: Any) -> t
     ("name", "compute"),
     [
         *((name, "simple") for name in MODELS),
-        *((name, "all of it") for name in ("llama", "gemma 2", "latent", "gated deltanet")),
+        *(pytest.param(name, "all of it", marks=() if name in SOME else pytest.mark.slow) for name in MODELS),
     ],
 )
 def test_cached_is_full(name: str, compute: str, chunks: tuple[int, ...]) -> None:
