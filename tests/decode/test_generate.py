@@ -130,9 +130,13 @@ def test_the_stream_ends_with_the_last_row() -> None:
 
 def test_the_context_can_be_filled_to_the_last_token() -> None:
     """Of the cache, and of learned positions."""
-    both, alone = written(GPT, [[i % 31 for i in range(CONTEXT - 5)], [1]], new=5), written(GPT, [[1]], new=CONTEXT - 1)
+    full, short = [i % 31 for i in range(CONTEXT - 5)], [1]
+    both, alone = written(GPT, [full, short], new=5), written(GPT, [short], new=CONTEXT - 1)
     assert [len(row) for row in both] == [5, 5] and len(alone[0]) == CONTEXT - 1
     assert both[1] == alone[0][:5]
+    texts = [[*full, *both[0]], [*short, *alone[0]], [*short, *both[1]]]
+    last = logits_of(GPT, [text[:-1] for text in texts]).argmax(-1)
+    assert last.tolist() == [text[-1] for text in texts]
 
 
 def test_nothing_asked_nothing_given() -> None:
