@@ -63,6 +63,14 @@ def test_padding_and_neighbours_in_a_row_count_for_nothing() -> None:
     np.testing.assert_allclose(both["attention_entropy"][:, 1], entropies[:, 1], rtol=1e-5)
 
 
+def test_repeated_tokens_are_known_ones_twice() -> None:
+    known = np.array([2, 3, 5, 7, 11, 13])
+    ids, others = (np.asarray(repeated_tokens(known, 3, 8, seed)) for seed in (0, 1))
+    np.testing.assert_array_equal(ids[:, 8:], ids[:, :8])
+    assert ids.shape == (3, 16) and set(ids.flat) <= set(known) and len({tuple(row) for row in ids}) == 3
+    assert (ids != others).any() and (ids[:, :8] != ids[:, 7::-1]).any()
+
+
 def test_experts_have_their_load() -> None:
     cfg = mixtral(vocab=16, layers=2, width=8, heads=2, mlp=8, context=8, experts=3, top_k=1)
     model = Transformer(cfg, Compute(dtype="float32", matmul="float32").resolve())
