@@ -15,9 +15,10 @@ TESTS = {
     + of("study/test_against_itself", "the_choice_of_the_best_is_corrected_for"),
     "lm/study/best.py": SWEEPS,
     "lm/study/sweep.py": SWEEPS,
-    "lm/study/runner.py": of("study/test_runner", "a_folder_of_a_run_is_not_a_study_s_nor_the_other_way_round"),
+    "lm/study/runner.py": of("study/test_runner", "a_folder_of_a_run_is_not_a_study_s_nor_the_other_way_round")
+    + ("tests/study/test_executors.py",),
     "lm/study/forkserver.py": FORKED,
-    "lm/study/executors.py": (*FORKED, "tests/study/test_executors.py"),
+    "lm/study/executors.py": FORKED,
     "lm/study/worker.py": FORKED,
     "lm/machine/hardware.py": FORKED,
     "lm/model/count.py": of(
