@@ -59,7 +59,9 @@ TESTS = {
         "decode/test_rollout",
         *("log_probabilities_are_those_of_the_forward_pass", "a_row_depends_on_neither_neighbours_nor_padding"),
     ),
-    "lm/run/course.py": of("tune/test_grpo", "stopped_and_resumed_it_has_the_same_bits"),
+    "lm/run/course.py": of("tune/test_grpo", "stopped_and_resumed_it_has_the_same_bits")
+    + of("run/test_course", "the_step_is_compiled_once_beside_the_first_values")
+    + of("run/test_resume", "a_damaged_checkpoint_falls_back"),
     "lm/train/logprobs.py": of("tune/test_grpo", "there_is_no_dropout_in_policy_or_reference")
     + of("decode/test_rollout", "training_has_the_log_probabilities_of_sampling"),
 }
@@ -218,6 +220,8 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
             "self.time.resume(saved)",
             "state = dataclasses.replace(state, opt_state=self.initial_state().opt_state)",
         ),
+        ("the step is compiled when it is called", "stepper.compile_ahead(first)", "pass"),
+        ("batches follow a damaged checkpoint", "if start < last:", "if False:"),
     ),
     "lm/train/logprobs.py": (
         ("neighbours in a row are attended to", '"targets", "segment_ids", "positions")', '"targets", "positions")'),

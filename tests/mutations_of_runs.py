@@ -27,6 +27,7 @@ TESTS = {
         *("a_decay_is_set_aside_and_not_lost", "what_cannot_go_on_is_refused", "the_steps_that_two_lengths_share"),
     ),
     "lm/run/prepared.py": of("run/test_together", "which_way_is_said_and_can_be_refused"),
+    "lm/run/together.py": of("run/test_together", "one_program_is_separate_runs"),
     "lm/train/program.py": ("tests/train/test_program.py",)
     + of("run/test_together", "which_way_is_said_and_can_be_refused"),
     "lm/sharding/batches.py": of("sharding/test_sharding", "a_batch_is_there_when_a_cpu_has_it"),
@@ -172,6 +173,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/model/compute.py": (
         ("a CPU has vector memory", 'self.scoped_vmem if backend == "tpu" else 0', "self.scoped_vmem"),
     ),
+    "lm/run/together.py": (("a turn is a step", "whole=not vmapped", "whole=False"),),
     "lm/run/heldout.py": (
         ("batches behind a large one go before it", "i == len(kept) and self._bytes", "self._bytes"),
         ("what was kept is read again", "enumerate(batches_from(len(kept)), len(kept))", "enumerate(batches_from(0))"),

@@ -80,7 +80,9 @@ def test_one_program_is_separate_runs(
     experiments = [base.replace(change, eval_every_steps=8) for change in ARMS[name]]
     assert len({program_key(e) for e in experiments}) == 1
     folders = together(experiments, tmp_path / "together")
-    evaluated = re.findall(r"^together/(\d): step (\d+): held-out", capsys.readouterr().out, re.MULTILINE)
+    said = capsys.readouterr().out
+    assert said.index("together/0: step 8: held-out") < said.index("together/1: first step finished")
+    evaluated = re.findall(r"^together/(\d): step (\d+): held-out", said, re.MULTILINE)
     ends = [[(min(n, e.steps), i) for n in range(8, e.steps + 8, 8)] for i, e in enumerate(experiments)]
     assert evaluated == [(str(i), str(n)) for turn in zip_longest(*ends) for n, i in filter(None, turn)]
     for i, folder in enumerate(folders):
