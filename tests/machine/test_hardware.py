@@ -145,3 +145,17 @@ def test_a_program_that_compiles_sooner_is_optimised_less(monkeypatch: pytest.Mo
     np.testing.assert_array_equal(full, less)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert not hardware.compile_sooner()
+
+
+END = """
+import atexit, gc
+atexit.register(lambda: print(gc.get_freeze_count() > 0))
+from lm.machine import hardware
+hardware.prepare("cpu")
+"""
+
+
+def test_what_is_kept_is_not_collected_at_the_end() -> None:
+    """What was registered before it is called after it."""
+    ran = subprocess.run([sys.executable, "-c", END], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ran.stdout.strip() == "True", ran.stderr
