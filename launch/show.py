@@ -290,14 +290,14 @@ def trained(experiment: "Experiment") -> list[tuple[str, str]]:
     import jax
 
     from lm.model import count
-    from lm.model.transformer import Transformer
+    from lm.model.transformer import Transformer, key_shape
     from lm.tune.trains import All
 
     e = experiment
     if e.trains == All():
         return []
     learner = e.build(Transformer(e.model, e.compute.resolve("cpu")))
-    params, _ = jax.eval_shape(learner.init, jax.random.key(0))
+    params, _ = jax.eval_shape(learner.init, key_shape())
     moving = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     frozen = sum(count.by_part(e.model)[path] for path in e.trains.frozen(e.model))
     return [("trained", f"{moving:,} parameters ({moving / (moving + frozen):.2%}); frozen: {frozen:,}")]
@@ -339,11 +339,11 @@ def state_bytes(experiment: "Experiment") -> dict[str, int]:
     import jax
 
     from lm.model import count
-    from lm.model.transformer import Transformer
+    from lm.model.transformer import Transformer, key_shape
 
     e = experiment
     learner = e.build(Transformer(e.model, e.compute.resolve("cpu")))
-    shapes, frozen = jax.eval_shape(learner.init, jax.random.key(0))
+    shapes, frozen = jax.eval_shape(learner.init, key_shape())
     params = count.tree_bytes(shapes)
     optimizer = count.tree_bytes(jax.eval_shape(e.optimizer.build(e.steps, learner.axes()).init, shapes))
     return {

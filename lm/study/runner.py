@@ -18,6 +18,7 @@ from lm.page.run_report import write_report
 from lm.run.folder import begin_alike, claim, write_json
 from lm.run.outcome import FAILED, OUTCOME, PRUNED, STOP, write_outcome
 from lm.run.together import MOST, PROGRAM, program_key
+from lm.study import statistics
 from lm.study.trial import STOPPED, Result, Trial, read_result
 from lm.value import suggest
 
@@ -128,7 +129,9 @@ def run(
     tried: set[tuple[str, int]] = set()
 
     def look() -> float:
-        svg.load()  # there is time, and the last run's report is waited for
+        svg.load()  # there is time, and the reports are waited for
+        if len({seed for _, seed in tried}) > 1:
+            statistics.load()
         began = time.process_time()
         results = read_results(study, folder)
         for result in results:

@@ -3,8 +3,9 @@
 Runs of one seed share the order of the data and the first values of the parameters, so a good part of what moves a
 result from seed to seed moves all arms alike. Differences are therefore formed seed by seed, and tested as pairs
 (Student's t). Several arms are several chances to be fooled: their p-values are corrected (Holm). Where the data chose
-the arm that the others are compared with, as in a sweep, every pair is a chance. The distributions are scipy's; which
-runs they get, and where there is no result, is ours. The words are in verdicts.py.
+the arm that the others are compared with, as in a sweep, every pair is a chance. The distributions are scipy's, which
+is imported where there are two seeds (half a second); which runs they get, and where there is no result, is ours. The
+words are in verdicts.py.
 """
 
 import bisect
@@ -17,7 +18,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy import special, stats
 
 from lm.page.words import ALPHA, LEVEL, Estimate
 from lm.run.outcome import DIVERGED, FAILED, PRUNED
@@ -165,7 +165,11 @@ def student(values: Sequence[float], among: int = 1) -> Estimate:
     them the same values selected. That of one mean alone does not: the least of 16 equal means lies outside it in 10 to
     20% of the cases."""
     n, middle = len(values), mean(values)
-    half = float(stats.t.isf(ALPHA / (2 * among), n - 1) * np.std(values, ddof=1) / n**0.5) if n > 1 else math.nan
+    if n < 2:
+        return Estimate(middle, math.nan, math.nan)
+    from scipy import stats
+
+    half = float(stats.t.isf(ALPHA / (2 * among), n - 1) * np.std(values, ddof=1) / n**0.5)
     return Estimate(middle, middle - half, middle + half)
 
 
@@ -187,6 +191,8 @@ def _paired_p(base: Measured, arm: Measured) -> float:
     reference, ours = np.array([b for _, b, _ in both]), np.array([a for _, _, a in both])
     if len(both) < 2 or _constant(reference, ours):
         return 1.0 if len(both) > 1 and np.array_equal(reference, ours) else math.nan
+    from scipy import special
+
     with _quiet():
         t = np.mean(ours - reference) / np.std(ours - reference, ddof=1) * len(both) ** 0.5
         return float(2 * special.stdtr(len(both) - 1, -abs(t)))
@@ -202,6 +208,8 @@ def paired(base: np.ndarray, arm: np.ndarray) -> tuple[float, float, float]:
         return math.nan, math.nan, math.nan
     if _constant(base, arm):
         return (0.0, 0.0, 1.0) if np.array_equal(base, arm) else (math.nan, math.nan, math.nan)
+    from scipy import stats
+
     with _quiet():
         test = stats.ttest_rel(arm, base)
         interval = test.confidence_interval(LEVEL)
@@ -212,6 +220,8 @@ def unpaired(base: np.ndarray, arm: np.ndarray) -> tuple[float, float]:
     """(low, high) of the difference of the means of two independent samples, of unequal variances (Welch 1947)."""
     if len(base) < 2 or np.ptp(base) == np.ptp(arm) == 0:
         return math.nan, math.nan
+    from scipy import stats
+
     with _quiet():
         interval = stats.ttest_ind(arm, base, equal_var=False).confidence_interval(LEVEL)
     return float(interval.low), float(interval.high)
@@ -245,9 +255,16 @@ def power(effect: float, seeds: int) -> float:
 
     Only the tail on the effect's side counts: the other is next to nothing where it matters, and nan in scipy for many
     effects. This one is nan only for effects so large that it is 1."""
+    from scipy import stats
+
     critical = stats.t.isf(ALPHA / 2, seeds - 1)
     tail = float(stats.nct.sf(critical, seeds - 1, effect * math.sqrt(seeds)))
     return 1.0 if math.isnan(tail) else tail
+
+
+def load() -> None:
+    """Import scipy ahead of the first test, by a process that waits for something else."""
+    import scipy.stats  # noqa: F401
 
 
 @contextlib.contextmanager

@@ -2,7 +2,8 @@
 
 A `TokenizerSpec` is the frozen value in an experiment; `make` trains the `Tokenizer` on text, and `Tokenizer.save`
 writes a folder that `load_tokenizer` reads. `read` reads published tokenizers too, from any of their formats
-(lm/text/files.py). decode(encode(x)) == x for every tokenizer trained here.
+(lm/text/files.py). decode(encode(x)) == x for every tokenizer trained here. The libraries that read and train them are
+imported by what does so: an experiment only declares one.
 """
 
 import json
@@ -12,11 +13,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from lm.bounds import Count, Natural
-from lm.text import files
 from lm.text.characters import ByteTokenizer, CharacterTokenizer
 from lm.text.protocol import TEMPLATE_FILE, Tokenizer
-from lm.text.sentence import SentencePiece
-from lm.text.train import train_sentencepiece
 
 __all__ = ["ByteTokenizer", "CharacterTokenizer", "Tokenizer"]  # and what is below
 
@@ -57,6 +55,9 @@ class SentencePieceSpec(TokenizerSpec):
             )
 
     def make(self, texts: Iterable[str]) -> Tokenizer:
+        from lm.text.sentence import SentencePiece
+        from lm.text.train import train_sentencepiece
+
         return SentencePiece(
             train_sentencepiece(
                 texts, self.vocab_size, self.model_type, self.byte_fallback, self.train_bytes, self.indentations
@@ -97,6 +98,8 @@ def read(path: str | Path) -> Tokenizer:
     """The tokenizer in the file or folder `path`: tokenizer.json, SentencePiece's .model, tiktoken's ranks, GPT-2's
     vocab.json with merges.txt, BERT's vocab.txt, GGUF, a model directory in Hugging Face's layout, a folder of
     `Tokenizer.save`, or a run's. Raises ValueError where there is none."""
+    from lm.text import files
+
     path = Path(path).expanduser()
     if path.is_dir():
         return load_tokenizer(path / "tokenizer" if (path / "experiment.json").is_file() else path)
@@ -115,6 +118,9 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 def _in_folder(folder: Path) -> Tokenizer:
+    from lm.text import files
+    from lm.text.sentence import SentencePiece
+
     readers: dict[str, Callable[[bytes], Tokenizer]] = {
         "sentencepiece.model": SentencePiece,
         "characters.json": _characters,

@@ -30,7 +30,7 @@ def modules_after(code: str) -> set[str]:
         (["--help"], (*JAX, *TOKENIZERS, *DATA, *PARTS, "numpy", "yaml")),
         (["train", "--help"], (*JAX, *TOKENIZERS, *DATA, *PARTS, "numpy", "yaml")),
         (["launch", "gke", "--help"], (*JAX, *TOKENIZERS, *DATA, *PARTS, "numpy", "yaml")),
-        (["show", "experiments.quickstart"], EXPERIMENT),
+        (["show", "experiments.quickstart"], (*EXPERIMENT, "sentencepiece", "tiktoken")),
         (["serve", "--help"], (*JAX, *TOKENIZERS, *DATA, *PARTS, "numpy", "yaml", "starlette", "uvicorn")),
         (["study", "--help"], (*JAX, *TOKENIZERS, *DATA, *PARTS, "numpy", "yaml")),
     ],
@@ -53,6 +53,7 @@ def test_a_verb(command: list[str], forbidden: tuple[str, ...]) -> None:
         ),
         ("lm.page.run_report", (*JAX, *TOKENIZERS, *DATA, *PARTS)),
         ("lm.pretrained", EXPERIMENT),
+        ("lm.study.report", EXPERIMENT),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
