@@ -7,7 +7,7 @@ TESTS = {
     "lm/train/checkpoint.py": ("tests/train/test_checkpoint.py", "tests/train/test_damage.py"),
     "lm/value.py": ("tests/test_value.py", "tests/model/test_multi_token.py"),
     "lm/page/plots.py": ("tests/page/test_plots.py", "tests/page/test_names.py"),
-    "lm/page/svg.py": ("tests/page/test_names.py",),
+    "lm/page/svg.py": ("tests/page/test_names.py", "tests/page/test_plots.py"),
     "lm/page/run_report.py": ("tests/page/test_run_report.py",),
     "lm/page/run_record.py": ("tests/page/test_run_report.py", *of("pretrained/test_bad", "what_is_not_there")),
     "lm/machine/output.py": of("launch/test_main", "training_goes_on_without_its_reader"),
@@ -227,6 +227,8 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
             'return re.sub("<[^>]*>", lambda match: _inline(match.group(), name), text)',
             "return _inline(text, name)",
         ),
+        ("a legend is cut off", "1.35 * row * legend_rows", "row"),
+        ("the last tick is cut off", "max(0.0, over, ", "max(0.0, "),
     ),
     "lm/page/run_report.py": (
         (

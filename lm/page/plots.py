@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm.machine.monitor import human
-from lm.page.svg import DASHED, INK, MUTED, drawing, literal, new_axes, series_colour, svg
+from lm.page.svg import DASHED, INK, MUTED, drawing, literal, make_room, new_axes, series_colour, svg
 
 FAR = 6  # times as far from zero as the middle interval: too far to be drawn with it
 WIDE, HALF = (10.0, 3.1), (4.9, 2.35)  # inches: 72 units of the drawing each, 96 pixels on the page
@@ -116,7 +116,7 @@ def chart(
       right: a second scale at the right, of shares: y times `right`.
       diagonal: whether y = x is drawn, between the least and the largest x.
     """
-    figure, axes = new_axes(name, size)
+    figure, axes = new_axes(name, size, placed=False)
     axes.set_xlabel(literal(across))
     if diagonal:
         ends = [end(x for one in series for x in one.x) for end in (min, max)]
@@ -130,7 +130,8 @@ def chart(
     _scale_y(axes, percent)
     if right is not None:
         _second_scale(axes, right)
-    _legend(axes, [(line, label) for line, label in drawn if label])
+    rows = _legend(axes, [(line, label) for line, label in drawn if label])
+    make_room(axes, rows, right=0 if right is None else len("100%"))
     return svg(figure, name)
 
 
@@ -180,7 +181,7 @@ def shares(
     name: str, steps: Sequence[float], by_source: Mapping[str, Sequence[float]], size: tuple[float, float] = HALF
 ) -> str:
     """Shares of a whole over training steps, as stacked areas; between the steps they change linearly."""
-    figure, axes = new_axes(name, size)
+    figure, axes = new_axes(name, size, placed=False)
     axes.set_xlabel("step")
     colours = [series_colour(i) for i in range(len(by_source))]
     areas = axes.stackplot(steps, *by_source.values(), colors=colours, alpha=0.75, linewidth=0)
@@ -188,7 +189,7 @@ def shares(
     axes.set_xlim(min(steps), max(steps))
     _scale_x(axes)
     _scale_y(axes, percent=True)
-    _legend(axes, list(zip(areas, by_source, strict=True)), at_least=1)
+    make_room(axes, _legend(axes, list(zip(areas, by_source, strict=True)), at_least=1))
     return svg(figure, name)
 
 
@@ -335,16 +336,17 @@ def _second_scale(axes: Any, factor: float) -> None:
     scale.patch.set_facecolor("none")
 
 
-def _legend(axes: Any, named: Sequence[tuple[Any, str]], at_least: int = 2) -> None:
-    """A legend of (what is drawn, its name), where there are `at_least` so many."""
+def _legend(axes: Any, named: Sequence[tuple[Any, str]], at_least: int = 2) -> int:
+    """A legend of (what is drawn, its name), where there are `at_least` so many; its rows."""
     if len(named) < at_least:
-        return
+        return 0
+    columns = min(len(named), 6 if axes.figure.get_figwidth() > HALF[0] else 3)
     legend = axes.legend(
         [drawn for drawn, _ in named],
         [str(i) for i in range(len(named))],  # matplotlib would leave out a name that begins with _
         loc="lower left",
         bbox_to_anchor=(0, 1.0),
-        ncols=min(len(named), 6 if axes.figure.get_figwidth() > HALF[0] else 3),
+        ncols=columns,
         frameon=False,
         fontsize=8.5,
         handlelength=1.4,
@@ -353,3 +355,4 @@ def _legend(axes: Any, named: Sequence[tuple[Any, str]], at_least: int = 2) -> N
     )
     for text, (_, name) in zip(legend.get_texts(), named, strict=True):
         text.set_text(literal(name))
+    return -(-len(named) // columns)

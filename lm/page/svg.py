@@ -9,15 +9,17 @@ import io
 import re
 import warnings
 from collections.abc import Callable
-from typing import Any, ParamSpec
+from typing import Any, Literal, ParamSpec
 
 P = ParamSpec("P")
 COLOURS = 6
 INK, MUTED, LINE = "#010101", "#020202", "#030303"  # placeholders; see `svg`
 DASHED = dict(color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
+FONT, EDGE = 8.5, 3.0  # points: of the letters; around a drawing
+TICK_PAD, LABEL_PAD = 3.5, 4.0  # matplotlib's, between axes, ticks and label
 STYLE = {
     "svg.fonttype": "none",
-    "font.size": 8.5,
+    "font.size": FONT,
     "axes.edgecolor": LINE,
     "axes.labelcolor": MUTED,
     "text.color": INK,
@@ -64,15 +66,17 @@ def literal(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def new_axes(name: str, size: tuple[float, float]) -> tuple[Any, Any]:
+def new_axes(name: str, size: tuple[float, float], placed: bool = True) -> tuple[Any, Any]:
     """A matplotlib figure of `size` inches and its axes, with horizontal grid lines, inside a function that is a
-    `drawing`. `name` (letters) keeps the drawing's ids apart from those of other drawings on the page."""
+    `drawing`. `name` (letters) keeps the drawing's ids apart from those of other drawings on the page. The axes are
+    `placed` by Matplotlib's layout, or by `make_room`."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     matplotlib.rcParams["svg.hashsalt"] = name
-    figure = Figure(figsize=size, layout="constrained")  # not pyplot: it would keep every figure, and look for a screen
+    layout: Literal["constrained"] | None = "constrained" if placed else None
+    figure = Figure(figsize=size, layout=layout)  # not pyplot: it would keep every figure, and look for a screen
     FigureCanvasSVG(figure)
     figure.patch.set_facecolor("none")
     axes = figure.add_subplot()
@@ -82,6 +86,23 @@ def new_axes(name: str, size: tuple[float, float]) -> tuple[Any, Any]:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(length=0)
     return figure, axes
+
+
+def make_room(axes: Any, legend_rows: int = 0, right: int = 0) -> None:
+    """Give axes on which all is drawn their place, from the numbers of letters that stand outside of them: those of the
+    ticks, the x axis's label, so many `legend_rows` above, and `right` letters of a second scale's ticks. To measure
+    every text, as Matplotlib's layouts do, is a third of a drawing's time, and the reader's font is another one."""
+    letter, row = 0.62 * FONT, 1.25 * FONT
+    x, y = (a.get_major_formatter().format_ticks(a.get_majorticklocs()) for a in (axes.xaxis, axes.yaxis))
+    width, height = 72 * axes.figure.get_size_inches()
+    low, high = axes.get_xlim()
+    over = letter * len(x[-1]) / 2 - (high - axes.get_xticks()[-1]) / (high - low) * width  # half of the last tick
+    over *= axes.get_xscale() == "linear"
+    left = (EDGE + TICK_PAD + letter * max(map(len, y), default=0)) / width
+    bottom = (EDGE + TICK_PAD + 2 * row + LABEL_PAD) / height
+    behind = max(0.0, over, (TICK_PAD + letter * right) if right else 0.0)
+    above = row / 2 + 1.35 * row * legend_rows
+    axes.set_position((left, bottom, 1 - left - (behind + EDGE) / width, 1 - bottom - (above + EDGE) / height))
 
 
 def svg(figure: Any, name: str) -> str:
