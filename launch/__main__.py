@@ -62,6 +62,10 @@ VERBS = {
     "tokenizer": tokenizer,
 }
 BEFORE = {"verb": ("a verb", "lm train"), "engine": ("an engine", "lm launch local -n 2")}  # of a page
+CURE = (  # of too little memory
+    'a step takes less with fewer batch_tokens, a larger accumulate, compute.remat="full" or mesh.fsdp=-1 (lm plan '
+    "tells how much), a model that is only read with --weights bfloat16"
+)
 FORMAT_WARNING = warnings.formatwarning
 EPILOG = """\
 examples:
@@ -224,7 +228,17 @@ def failed(error: BaseException, debug: bool) -> int:
         return _say(str(error), 2)
     if isinstance(error, ValueError | OSError):
         return _say(str(error) or type(error).__name__, 1)
+    if lacking := out_of_memory(error):
+        return _say(f"{lacking}: {CURE}", 1)
     raise error
+
+
+def out_of_memory(error: BaseException) -> str:
+    """What a device or this machine had no memory for, as XLA or Python say it; nothing where it is another error."""
+    if isinstance(error, MemoryError):
+        return "no memory is left on this machine"
+    line = str(error).partition("\n")[0].strip().rstrip(".")  # of JaxRuntimeError; the allocator's blocks follow
+    return line if line.startswith("RESOURCE_EXHAUSTED") and "memory" in line.lower() else ""
 
 
 def format_warning(

@@ -107,7 +107,8 @@ class Run:
     def __init__(self, experiment: Experiment, folder: Path, command: str = "", like: "Run | None" = None):
         self.time = log.WallTime()
         self.experiment, self.folder, self.command, self.like = experiment, folder, command, like
-        processes.all_or_raise("memory", lambda: check_memory(experiment))
+        if not like:  # whose program is this one's too
+            processes.all_or_raise("memory", lambda: check_memory(experiment))
         for tracker in experiment.trackers:
             tracker.check()
         check_start(experiment, folder)

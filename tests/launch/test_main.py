@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 import lm.machine.hardware
@@ -102,6 +103,7 @@ class Stopped(Exception):
         (OSError(28, "No space left on device"), 1),
         (KeyboardInterrupt(), 130),
         (Stopped("after step 3"), 143),
+        (MemoryError(), 1),
     ],
 )
 def test_exit_codes(
@@ -110,6 +112,24 @@ def test_exit_codes(
     monkeypatch.setattr("lm.page.run_report.write_report", raising(error))
     assert main(["report", "r"]) == code
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_too_little_memory_is_one_line_with_the_cure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What XLA says of it comes from XLA here; another of its errors is ours."""
+
+    def allocate(folder: str) -> None:
+        jax.numpy.zeros(10**15).block_until_ready()
+
+    monkeypatch.setattr("lm.page.run_report.write_report", allocate)
+    assert main(["report", "r"]) == 1
+    said = capsys.readouterr().err
+    assert "RESOURCE_EXHAUSTED: Out of memory allocating 4000000000000000 bytes: a step takes less with" in said
+    assert said.count("\n") == 1
+    monkeypatch.setattr("lm.page.run_report.write_report", raising(RuntimeError("RESOURCE_EXHAUSTED: a message")))
+    with pytest.raises(RuntimeError, match="a message"):
+        main(["report", "r"])
 
 
 def test_a_report_imports_no_page_from_elsewhere(
