@@ -29,6 +29,8 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 
+gc.disable()  # until all is collected: of some million objects of modules and tests next to none go
+
 import jax  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
@@ -42,6 +44,7 @@ settings.load_profile("same")
 def pytest_collection_finish() -> None:
     """Spares the garbage collector what lives to the end, and most of its passes: tracing makes many objects."""
     gc.freeze()
+    gc.enable()
     gc.set_threshold(20_000, 10, 10)
 
 
@@ -59,3 +62,4 @@ def forget_programs() -> Iterator[None]:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(os.environ["LM_CACHE"], ignore_errors=True)
+    gc.freeze()  # what is there at the end is not looked through
