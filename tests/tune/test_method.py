@@ -2,6 +2,7 @@
 
 import json
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,19 @@ from lm.sharding.mesh import make_mesh
 from lm.train.checkpoint import Checkpoints
 from lm.train.state import new_state
 from lm.train.step import build_rollout, build_step, init_state, no_rollout, rollout_key, state_shardings
+from tests.run.programs import shared_programs
 from tests.tiny import experiment, lines, of, write_texts
 from tests.train.test_step import ADAMW, LLAMA, batch, learner_of
 from tests.tune.even import EvenTokens
 from tests.tune.rollouts import times
 
 STEPS = 20
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs() -> Iterator[None]:
+    with shared_programs():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +73,7 @@ def test_stopped_and_resumed_it_has_the_same_bits(
     finished: Path, declared: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unsampled = replace(declared, prompts=())
+    monkeypatch.setattr(course, "write_report", lambda folder: folder / "report.html")
     with monkeypatch.context() as patch:
         once = iter([signal.SIGTERM])
         patch.setattr(Bar, "update", lambda _, n, *__: n == 11 and [signal.raise_signal(one) for one in once])
