@@ -192,15 +192,15 @@ def sharded_start() -> tuple[Any, Any]:
     """(where each array of a state lies on a mesh, that state)."""
     learner, chain, *_ = on_one(LLAMA)
     mesh = make_mesh({"fsdp": 4, "tensor": 2})
-    return state_shardings(learner, chain, mesh), init_state(learner, chain, mesh, 0)
+    return state_shardings(learner, chain, mesh, DECAY), init_state(learner, chain, mesh, 0, DECAY)
 
 
 def test_a_seed_gives_the_same_start_on_any_mesh() -> None:
     learner, chain, *_ = on_one(LLAMA)
-    init = build_init(learner, chain, make_mesh({"data": 8}))
+    init = build_init(learner, chain, make_mesh({"data": 8}), DECAY)
     one, third = jax.device_get([init(0), init(2)])
     jax.tree.map(np.testing.assert_array_equal, one, jax.device_get(sharded_start()[1]))
-    jax.tree.map(np.testing.assert_array_equal, one, jax.device_get(begun(learner, chain, make_mesh())))
+    jax.tree.map(np.testing.assert_array_equal, one, jax.device_get(begun(learner, chain, make_mesh(), DECAY)))
     assert not np.array_equal(one.params["stem"]["tokens"], third.params["stem"]["tokens"])
 
 
