@@ -1,7 +1,7 @@
 """GRPO: what it samples is what it learns from, to the token; nothing else changes a gradient; its runs are runs."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,7 +28,6 @@ from lm.tune.paths import by_path
 from lm.tune.policy_gradient import advantages
 from lm.tune.reward_functions import ExactAnswer, RewardError, RewardFunction
 from tests.model.reference import lively
-from tests.run.programs import shared_programs
 from tests.tiny import lines, of
 from tests.tune.rollouts import (
     COMPUTE,
@@ -50,12 +49,7 @@ from tests.tune.rollouts import (
 from tests.tune.sums import Digits, Failing, summing
 
 DIGITS = (Digits(),)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def programs() -> Iterator[None]:
-    with shared_programs():
-        yield
+pytestmark = pytest.mark.usefixtures("programs")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,19 +20,13 @@ from lm.sharding.mesh import make_mesh
 from lm.train.checkpoint import Checkpoints
 from lm.train.state import new_state
 from lm.train.step import build_rollout, build_step, init_state, no_rollout, rollout_key, state_shardings
-from tests.run.programs import shared_programs
 from tests.tiny import experiment, lines, of, write_texts
 from tests.train.test_step import ADAMW, LLAMA, batch, learner_of
 from tests.tune.even import EvenTokens
 from tests.tune.rollouts import times
 
 STEPS = 20
-
-
-@pytest.fixture(autouse=True, scope="module")
-def programs() -> Iterator[None]:
-    with shared_programs():
-        yield
+pytestmark = pytest.mark.usefixtures("programs")
 
 
 @pytest.fixture(scope="module")
