@@ -118,9 +118,16 @@ def docstrings(code: str) -> str:
     except (SyntaxError, ValueError):
         return ""
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    nodes = sorted((n for n in ast.walk(tree) if isinstance(n, kinds)), key=lambda n: getattr(n, "lineno", 0))
-    texts = (ast.get_docstring(node) for node in nodes)
+    texts = (ast.get_docstring(node) for node in _statements(tree) if isinstance(node, kinds))
     return "".join(text.strip() + "\n\n" for text in texts if text and text.strip())
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """A node and the statements under it, in the order of the file; not their expressions, which are most of a tree."""
+    yield node
+    for field in ("body", "handlers", "orelse", "finalbody", "cases"):
+        for child in getattr(node, field, ()):
+            yield from _statements(child)
 
 
 def topics(root: Path) -> list[tuple[str, str]]:

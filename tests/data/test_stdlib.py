@@ -56,6 +56,14 @@ def test_docstrings_are_those_of_the_module_in_order() -> None:
     assert docstrings("def broken(:\n") == ""
 
 
+def test_docstrings_are_found_in_every_block() -> None:
+    blocks = ("if x", "else", "while x", "for x in y", "else", "with x", "try", "except E", "else", "finally")
+    functions = [f"{block}:\n  def f{i}():\n    'Of {i}.'\n    class C: 'In {i}.'" for i, block in enumerate(blocks)]
+    matched = "match x:\n  case 1:\n    async def f():\n      'Last.'\n"
+    wanted = [text for i in range(len(blocks)) for text in (f"Of {i}.", f"In {i}.")]
+    assert docstrings("\n".join([*functions, matched])).split("\n\n") == [*wanted, "Last.", ""]
+
+
 def test_no_paragraph_of_the_reference_is_in_two_documents(small: Path) -> None:
     found = dict(topics(small))
     assert set(found) == {"pydoc_data/topics.py:compound", "pydoc_data/topics.py:del"}

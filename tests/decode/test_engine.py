@@ -33,7 +33,6 @@ UNROLLED = replace(SIMPLE, unroll=0)
 # a layer of every kind: where layers are unrolled, each of them is compiled
 SHALLOW = {
     **MODELS,
-    "gemma 3": replace(MODELS["gemma 3"], layers=3),
     "latent": replace(LATENT, layers=3),
     "gated deltanet": replace(DELTA, layers=2, pattern=DELTA.pattern[-2:]),
     "gated attention": replace(HYBRID, layers=2, pattern=HYBRID.pattern[-2:]),

@@ -10,6 +10,7 @@ from lm.machine.processes import from_environment
 from lm.run import course
 from lm.train.checkpoint import Checkpoints
 from tests import several
+from tests.run.programs import shared_programs
 from tests.tiny import experiment, write_texts
 
 FOUND = dict(coordinator_address="a:1", num_processes=2, process_id=1, cluster_detection_method="deactivate")
@@ -53,12 +54,12 @@ def test_one_that_fails_ends_the_other_with_its_line(tmp_path: Path) -> None:
     assert "Traceback" in said[0] and "Traceback" not in said[1]
 
 
-def test_two_are_left_together_and_one_goes_on(tmp_path: Path) -> None:
+def test_two_are_left_together_and_one_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second of two gets SIGTERM, and both stop after the same step; this process, with other devices, goes on,
     to the metrics of a run that had these devices all along."""
+    monkeypatch.setattr(course, "write_report", lambda folder: folder / "report.html")
     texts = write_texts(tmp_path / "texts")
     whole = experiment(texts).replace(prompts=(), compute=dict(matmul="float32"), model=dict(layers=1))
-    course.train(whole, tmp_path / "whole")
     two = several.start(2, texts, tmp_path / "left", 0.1, "model.layers=1")
     several.until_step(two, tmp_path / "left", 3)
     two[1].send_signal(signal.SIGTERM)
@@ -66,5 +67,7 @@ def test_two_are_left_together_and_one_goes_on(tmp_path: Path) -> None:
     assert "SIGTERM: all 2 processes stop after step" in said[0]
     stopped = Checkpoints(tmp_path / "left" / "checkpoints").latest
     assert stopped and all(f"stopped after step {stopped}, with a checkpoint" in text for text in said)
-    course.train(whole, tmp_path / "left")
+    with shared_programs():
+        course.train(whole, tmp_path / "whole")
+        course.train(whole, tmp_path / "left")
     several.same(tmp_path / "left", tmp_path / "whole")

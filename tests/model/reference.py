@@ -62,7 +62,7 @@ MODELS = {
         **SIZES, layers=2, experts=4, top_k=2, window=4, scaling=YaRN(factor=4.0, original_context=8, truncate=False)
     ),
     "gemma 2": GEMMA2,
-    "gemma 3": gemma3(**SIZES, layers=5, window=3, every=3),
+    "gemma 3": gemma3(**SIZES, layers=3, window=3, every=3),
     "latent": LATENT,
     "gated deltanet": DELTA,
     "palm": palm(vocab=31, layers=2, width=12, heads=3, head_dim=6, context=24),

@@ -148,7 +148,7 @@ def test_dense_and_experts_in_turn() -> None:
 
 def test_sharded_over_experts_is_single() -> None:
     cfg = replace(CFG, ffn=replace(CFG.ffn, experts=4))
-    model, params, ids = Transformer(cfg, SIMPLE), lively(cfg), tokens(cfg, 4, 11)
+    model, params, ids = Transformer(cfg, SIMPLE), jax.device_get(lively(cfg)), tokens(cfg, 4, 11)
     loss = lambda p: (model(p, ids) ** 2).mean()  # noqa: E731
     mesh = make_mesh({"expert": 2, "data": 2}, jax.devices()[:4])
     placed = jax.device_put(params, shardings(model.shapes(), model.axes(), mesh))
@@ -200,13 +200,13 @@ def test_the_kernels_are_the_ragged_product(transposed: bool) -> None:
 def test_the_first_layers_may_be_of_another_kind_than_those_that_repeat() -> None:
     """A dense layer, then experts and windows by turns: the layers one after the other, however they are computed."""
     kinds = (LayerKind(window=3), LayerKind())
-    first = replace(CFG, layers=6, first_layers=(LayerKind(ffn=FeedForward(14)),), pattern=kinds)
+    first = replace(CFG, layers=4, first_layers=(LayerKind(ffn=FeedForward(14)),), pattern=kinds)
     assert {name: list(slot.layers) for name, slot in first.slots.items()} == {
         "first0": [0],
-        "0": [1, 3, 5],
-        "1": [2, 4],
+        "0": [1, 3],
+        "1": [2],
     }
-    one_by_one = replace(CFG, layers=6, pattern=(first.first_layers[0], *(kinds[i % 2] for i in range(5))))
+    one_by_one = replace(CFG, layers=4, pattern=(first.first_layers[0], *(kinds[i % 2] for i in range(3))))
     params, ids = jax.device_get(lively(first)), tokens(CFG, 2, 11)
     slots = {i: (name, slot.layers.index(i)) for name, slot in first.slots.items() for i in slot.layers}
     layers = {str(i): jax.tree.map(lambda a, j=j: a[j : j + 1], params["layers"][n]) for i, (n, j) in slots.items()}

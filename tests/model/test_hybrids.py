@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -60,19 +59,26 @@ def test_a_gate_multiplies_what_the_heads_read() -> None:
     assert np.abs(run(Transformer(gated, SIMPLE), params, ids) - wanted).max() > 1e-2
 
 
-@pytest.mark.parametrize("cfg", [HYBRID, WITH_EXPERTS], ids=["dense", "experts"])
-def test_cached_is_full(cfg: ModelConfig) -> None:
-    """In pieces of several sizes, and of rows of several lengths."""
+@pytest.mark.parametrize("hybrid", [HYBRID, WITH_EXPERTS], ids=["dense", "experts"])
+def test_cached_is_full(hybrid: ModelConfig) -> None:
+    """In pieces of several sizes, and of rows of several lengths; of a layer with a state and one that attends."""
+    cfg = replace(hybrid, layers=2, pattern=hybrid.pattern[2:])
     model, params, ids = Transformer(cfg, LOOPED), lively(cfg), tokens(cfg, 2, 14)
     full, cache, got = run(model, params, ids), model.empty_cache(2, 14), []
-    for start, end in ((0, 6), (6, 7), (7, 13), (13, 14)):
-        logits, cache = extend(model, params, cache, Inputs(ids[:, start:end]))
-        got.append(logits)
-    np.testing.assert_allclose(jnp.concatenate(got, 1), full, atol=1e-4)
-    segments = jnp.asarray(np.arange(6) < np.array([[6], [4]]), jnp.int32)
-    _, cache = extend(model, params, model.empty_cache(2, 14), Inputs(ids[:, :6], segments=segments))
-    last, _ = extend(model, params, cache, Inputs(jnp.stack([ids[0, 6:7], ids[1, 4:5]])))
-    np.testing.assert_allclose(last, jnp.stack([full[0, 6:7], full[1, 4:5]]), atol=1e-4)
+
+    def six(cache: Any, start: int, *lengths: int) -> Any:
+        """So many of the six tokens of each row from `start` on."""
+        segments = (np.arange(6) < np.array(lengths)[:, None]).astype(np.int32)
+        return extend(model, params, cache, Inputs(ids[:, start : start + 6], segments=segments))
+
+    for start in (0, 7):
+        logits, cache = six(cache, start, 6, 6)
+        last, cache = extend(model, params, cache, Inputs(ids[:, start + 6 : start + 7]))
+        got += [logits, last]
+    np.testing.assert_allclose(np.concatenate(got, 1), full, atol=1e-4)
+    _, cache = six(model.empty_cache(2, 14), 0, 6, 4)
+    last, _ = extend(model, params, cache, Inputs(np.stack([ids[0, 6:7], ids[1, 4:5]])))
+    np.testing.assert_allclose(last, np.stack([full[0, 6:7], full[1, 4:5]]), atol=1e-4)
 
 
 def test_what_is_counted_is_what_there_is() -> None:

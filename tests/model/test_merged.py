@@ -32,7 +32,9 @@ SIDES = LayerKind(2, window_after=3, positions=Rotary(50.0))
 ENCODER = replace(
     LLAMA, layers=2, attention=OWN, pattern=(SIDES, LayerKind()), causal=False, output=NoOutput(), tied=True
 )
-BOTH = replace(LLAMA, attention=MERGED, encoder=ENCODER, one_embedding=True, pattern=(LayerKind(4), LayerKind()))
+BOTH = replace(
+    LLAMA, layers=2, attention=MERGED, encoder=ENCODER, one_embedding=True, pattern=(LayerKind(4), LayerKind())
+)
 ONE = replace(BOTH, layers=1, pattern=(LayerKind(4),))
 SEGMENTS = np.array([[1] * 7, [1] * 4 + [0] * 3])
 
@@ -144,7 +146,7 @@ def test_flops_are_of_both_sides_keys() -> None:
     wide = count.flops_per_row(BOTH, 8, 12) - count.flops_per_row(BOTH, 8, 11)
     encoder = replace(BOTH, encoder=replace(ENCODER, layers=4))
     # of one more token: its keys and values in each decoder layer, 4 N H a query that looks at it, and its encoder
-    own = LLAMA.layers * (6 * 2 * 16 * 2 * 6 + 3 * 8 * 4 * 4 * 6)
+    own = BOTH.layers * (6 * 2 * 16 * 2 * 6 + 3 * 8 * 4 * 4 * 6)
     more = count.flops_per_row(encoder, 8, 12) - count.flops_per_row(encoder, 8, 11)
     np.testing.assert_allclose(wide - (more - wide), own, rtol=0.15)
 

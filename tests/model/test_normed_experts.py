@@ -49,7 +49,8 @@ SIZES: dict[str, Any] = dict(
 SHARED: dict[str, Any] = dict(SIZES, shared=2, shared_mlp=28, per_layer=5)
 MOE = gemma4_moe(**SHARED, experts=4, top_k=2, expert_mlp=12)
 # a layer with keys, and two alike that read them
-FEW = gemma4_moe(**SHARED | dict(layers=3, every=1, per_layer=6), experts=4, top_k=2, expert_mlp=12)
+FEWER: dict[str, Any] = SHARED | dict(layers=3, every=1, per_layer=6)
+FEW = gemma4_moe(**FEWER, experts=4, top_k=2, expert_mlp=12)
 
 
 def numbers(ffn: NormedExperts) -> dict[str, np.ndarray]:
@@ -94,8 +95,8 @@ def test_each_branch_has_its_norms(shared: int) -> None:
 def test_the_feed_forward_may_read_the_stream_as_it_is() -> None:
     """Where the experts' branch is silenced and the other's last norm is of size 1, twice is once: it is the model
     without experts, whose norm before the feed-forward is the branch's own."""
-    dense = gemma4(**SHARED, eps=1e-9)
-    cfg = gemma4_moe(**SHARED, eps=1e-9, experts=4, top_k=2, expert_mlp=12)
+    dense = gemma4(**FEWER, eps=1e-9)
+    cfg = gemma4_moe(**FEWER, eps=1e-9, experts=4, top_k=2, expert_mlp=12)
     params, ids = lively(cfg), tokens(cfg, 2, 9)
 
     def silent(layer: dict[str, Any]) -> dict[str, Any]:
@@ -148,7 +149,7 @@ def test_a_loop_over_layers_is_their_scan() -> None:
 def test_on_a_mesh_it_is_the_same() -> None:
     """Loss, losses of the router and gradients, of experts and of what all take split."""
     cfg = replace(FEW, vocab=40, ffn=replace(FEW.ffn, load_balance_weight=0.5, router_z_weight=0.1))
-    model, params, ids = Transformer(cfg, SIMPLE), lively(cfg), tokens(cfg, 4, 11)
+    model, params, ids = Transformer(cfg, SIMPLE), jax.device_get(lively(cfg)), tokens(cfg, 4, 11)
 
     def loss(params: Any) -> jax.Array:
         hidden = model.hidden(params, ids)

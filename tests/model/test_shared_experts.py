@@ -116,7 +116,7 @@ def test_on_a_mesh_it_is_the_same() -> None:
     """The load too, of the tokens of all devices."""
     ffn = replace(FFN, scores="sigmoid", choice_bias=True, groups=3, top_groups=2, group_best=2, shared_gate=True)
     cfg = llama(vocab=32, layers=2, width=12, heads=2, mlp=10, context=24, ffn=ffn)
-    model, params, ids = Transformer(cfg, SIMPLE), lively(cfg), tokens(cfg, 4, 11)
+    model, params, ids = Transformer(cfg, SIMPLE), jax.device_get(lively(cfg)), tokens(cfg, 4, 11)
 
     def loss(params: Any) -> jax.Array:
         hidden = model.hidden(params, ids)

@@ -58,7 +58,8 @@ def test_a_layer_reads_what_its_source_reads() -> None:
 
 def test_cached_is_full() -> None:
     """In pieces longer than the window and of one token, and of rows of several lengths."""
-    model, params, ids = Transformer(SHARED, LOOPED), lively(SHARED), tokens(SHARED, 2, 14)
+    cfg = replace(SHARED, layers=4)
+    model, params, ids = Transformer(cfg, LOOPED), lively(cfg), tokens(cfg, 2, 14)
     full, cache, got = run(model, params, ids), model.empty_cache(2, 14), []
 
     def five(cache: Any, start: int, lengths: tuple[int, int]) -> Any:

@@ -1,5 +1,6 @@
 """Damaged checkpoints are passed over, and none is lost to an error that is no damage."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,23 +141,28 @@ import jax, jax.numpy as jnp
 from lm.train.checkpoint import Checkpoints
 
 array = jax.ShapeDtypeStruct((64, 64), jnp.float32)
-checkpoints = Checkpoints(sys.argv[1])
-print(checkpoints.restore({"params": {"w": array, "v": array}})[2])
-checkpoints.close()
+for folder in sys.argv[1:]:
+    checkpoints = Checkpoints(folder)
+    print(checkpoints.restore({"params": {"w": array, "v": array}})[2])
+    checkpoints.close()
 """
 
 
-@pytest.mark.parametrize("harm", ["a truncated file", "a missing file", "no manifest"])
-def test_one_line_is_all_that_is_said(harm: str, tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path)
+def test_one_line_is_all_that_is_said(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "whole")
     for step in (1, 2):
         arrays = {"w": jnp.arange(4096.0).reshape(64, 64), "v": jnp.ones((64, 64))}
         checkpoints.save(TrainState(jnp.asarray(step, jnp.int32), arrays, ()))
     checkpoints.close()
-    HARM[harm](tmp_path / "2")
-    done = python(BROKEN, str(tmp_path))
-    assert done.stdout == "1\n" and done.returncode == 0, done.stderr
-    assert done.stderr.count("\n") == 1 and "going back to checkpoint 1" in done.stderr
+    harms = ("a truncated file", "a missing file", "no manifest")
+    folders = [shutil.copytree(tmp_path / "whole", tmp_path / harm) for harm in harms]
+    for folder, harm in zip(folders, harms, strict=True):
+        HARM[harm](folder / "2")
+    done = python(BROKEN, *map(str, folders))
+    assert done.stdout == "1\n" * 3 and done.returncode == 0, done.stderr
+    said = done.stderr.splitlines()
+    assert len(said) == 3 and all("going back to checkpoint 1" in line for line in said), done.stderr
+    assert all(str(folder) in line for folder, line in zip(folders, said, strict=True))
 
 
 def test_any_file_of_a_checkpoint_may_be_lost(open_at: Callable[..., Checkpoints]) -> None:

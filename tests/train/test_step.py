@@ -21,12 +21,12 @@ from lm.sharding.mesh import make_mesh
 from lm.train.loop import NotFinite, train
 from lm.train.optim import AdamW, Muon, Optimizer
 from lm.train.schedule import Constant
-from lm.train.state import TrainState, new_state
-from lm.train.step import build_eval, build_step, init_state, no_rollout, state_shardings
+from lm.train.state import TrainState
+from lm.train.step import build_eval, build_init, build_step, init_state, no_rollout, state_shardings
 from lm.tune.pretrain import Pretrain, Pretraining
 from tests.model.reference import trees_close
 
-ROWS, LENGTH = 8, 8
+ROWS, LENGTH, STEPS = 8, 8, 4
 GPT = gpt(vocab=32, layers=2, width=16, heads=4, context=LENGTH)
 LLAMA = llama(vocab=32, layers=2, width=16, heads=4, kv_heads=2, mlp=24, context=LENGTH)
 # as on a CPU, but one layer traced, and in float32: bfloat16 would round otherwise in other orders
@@ -60,21 +60,35 @@ def fresh(cfg: ModelConfig) -> Any:
 
 def begun(learner: Pretraining, chain: Any, mesh: Any, ema: float = 0.0) -> TrainState:
     """What `init_state` gives (see the test of it), without a program to initialise for every mesh."""
-    _, placed = state_shardings(learner, chain, mesh, ema)
-    return jax.device_put(new_state(fresh(learner.model.cfg), chain, bool(ema)), placed)
+    shapes, placed = state_shardings(learner, chain, mesh, ema)
+    zeros, params = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes), fresh(learner.model.cfg)
+    return jax.device_put(replace(zeros, params=params, ema=params if ema else ()), placed)
+
+
+def placing(step: Any, mesh: Any) -> Any:
+    """The step of batches on the host: those of one shape are one program."""
+    return lambda state, data: step(state, place_batch(data, mesh))
+
+
+@cache
+def on_one(cfg: ModelConfig, optimizer: Optimizer = ADAMW, **options: Any) -> Any:
+    """(learner, chain, mesh, step) on one device, compiled once for all tests; its state is `begun` anew."""
+    learner, mesh = learner_of(cfg), make_mesh({"data": 1}, jax.devices()[:1])
+    chain = optimizer.build(STEPS, learner.axes())
+    return learner, chain, mesh, placing(build_step(learner, chain, mesh, **options), mesh)
 
 
 def run(
-    cfg: ModelConfig, shape: dict[str, int] | None = None, optimizer: Optimizer = ADAMW, steps: int = 4, **options: Any
+    cfg: ModelConfig, shape: dict[str, int] | None = None, optimizer: Optimizer = ADAMW, **options: Any
 ) -> tuple[list[dict[str, float]], TrainState]:
     """The metrics and the last state of some steps, on one device or a mesh."""
-    learner = learner_of(cfg)
-    mesh = make_mesh(shape) if shape else make_mesh({"data": 1}, jax.devices()[:1])
-    chain, ema = optimizer.build(steps, learner.axes()), options.get("ema", 0.0)
-    state, step = begun(learner, chain, mesh, ema), build_step(learner, chain, mesh, 0, **options)
-    metrics = []
-    for n in range(steps):
-        state, found = step(state, place_batch(batch(n), mesh))
+    learner, chain, mesh, step = on_one(cfg, optimizer, **options)
+    if shape:
+        mesh = make_mesh(shape)
+        step = placing(build_step(learner, chain, mesh, **options), mesh)
+    state, metrics = begun(learner, chain, mesh, options.get("ema", 0.0)), []
+    for n in range(STEPS):
+        state, found = step(state, batch(n))
         metrics.append({name: float(value) for name, value in found.items()})
     return metrics, state
 
@@ -112,8 +126,7 @@ def test_sharded_is_single_for_muon_and_in_pieces() -> None:
 
 def test_the_metrics_are_the_batch_s() -> None:
     """Those of the first step, beside an evaluation before it."""
-    learner, mesh = learner_of(GPT), make_mesh({"data": 1}, jax.devices()[:1])
-    chain = ADAMW.build(4, learner.axes())
+    learner, chain, mesh, _ = on_one(GPT)
     params = begun(learner, chain, mesh).params
     found = build_eval(learner, mesh)(params, (), batch(0), 0)
     first = alone(GPT)[0][0]
@@ -137,55 +150,57 @@ def test_next_sentences_in_pieces_are_those_of_the_whole_batch() -> None:
         "next_sentence": (np.arange(ROWS) // 2 % 2).astype(np.int32),
         "next_sentence_weights": asking.astype(np.float32),
     }
-    learner, mesh = learner_of(cfg), make_mesh({"data": 2}, jax.devices()[:2])
-    chain = ADAMW.build(4, learner.axes())
-    found = build_eval(learner, mesh)(begun(learner, chain, mesh).params, (), place_batch(data, mesh), 0)
+    learner, chain, mesh, _ = on_one(cfg)
+    found = build_eval(learner, mesh)(begun(learner, chain, mesh).params, (), data, 0)
     assert float(found["pairs"]) == asking.sum()
     stepped = []
     for accumulate in (1, 4):
-        _, metrics = build_step(learner, chain, mesh, accumulate=accumulate)(
-            begun(learner, chain, mesh), place_batch(data, mesh)
-        )
+        _, metrics = build_step(learner, chain, mesh, accumulate=accumulate)(begun(learner, chain, mesh), data)
         stepped.append(np.array([metrics[k] for k in ("total", "next_sentence_loss", "next_sentence", "grad_norm")]))
     np.testing.assert_allclose(stepped[1], stepped[0], rtol=1e-5)
     means = [float(found[k]) / asking.sum() for k in ("next_sentence_loss", "next_sentence")]
     np.testing.assert_allclose(stepped[0][1:3], means, rtol=1e-5)
 
 
+DECAY = 0.7
+
+
 def test_the_state_is_donated() -> None:
-    learner, mesh = learner_of(LLAMA), make_mesh()
-    chain = ADAMW.build(4, learner.axes())
-    before, step = begun(learner, chain, mesh, 0.9), build_step(learner, chain, mesh, ema=0.9)
-    after, _ = step(before, place_batch(batch(0), mesh))
+    learner, chain, mesh, step = on_one(LLAMA, ema=DECAY)
+    before = begun(learner, chain, mesh, DECAY)
+    after, _ = step(before, batch(0))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
     assert int(after.step) == 1
 
 
 def test_the_average_follows_the_parameters() -> None:
-    learner, mesh, decay = learner_of(LLAMA), make_mesh({"data": 1}, jax.devices()[:1]), 0.7
-    chain = ADAMW.build(4, learner.axes())
-    state, step = begun(learner, chain, mesh, decay), build_step(learner, chain, mesh, ema=decay)
+    learner, chain, mesh, step = on_one(LLAMA, ema=DECAY)
+    state = begun(learner, chain, mesh, DECAY)
     expected = jax.device_get(state.params)
     trees_close(jax.device_get(state.ema), expected, 0)
     for n in range(3):
         state, _ = step(state, batch(n))
         params = jax.device_get(state.params)
-        expected = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, expected, params)
+        expected = jax.tree.map(lambda e, p: DECAY * e + (1 - DECAY) * p, expected, params)
     trees_close(jax.device_get(state.ema), expected, 1e-4)
-    without = run(LLAMA)[1]
-    assert without.ema == ()
+    assert alone(LLAMA)[1].ema == ()
+
+
+@cache
+def sharded_start() -> tuple[Any, Any]:
+    """(where each array of a state lies on a mesh, that state)."""
+    learner, chain, *_ = on_one(LLAMA)
+    mesh = make_mesh({"fsdp": 4, "tensor": 2})
+    return state_shardings(learner, chain, mesh, DECAY), init_state(learner, chain, mesh, 0, DECAY)
 
 
 def test_a_seed_gives_the_same_start_on_any_mesh() -> None:
-    learner = learner_of(LLAMA)
-    chain = ADAMW.build(4, learner.axes())
-    one, other, third = (
-        jax.device_get(init_state(learner, chain, make_mesh(shape), seed))
-        for shape, seed in (({"data": 8}, 0), ({"fsdp": 4, "tensor": 2}, 0), ({"data": 8}, 2))
-    )
-    jax.tree.map(np.testing.assert_array_equal, one, other)
-    jax.tree.map(np.testing.assert_array_equal, one, jax.device_get(begun(learner, chain, make_mesh())))
+    learner, chain, *_ = on_one(LLAMA)
+    init = build_init(learner, chain, make_mesh({"data": 8}), DECAY)
+    one, third = jax.device_get([init(0), init(2)])
+    jax.tree.map(np.testing.assert_array_equal, one, jax.device_get(sharded_start()[1]))
+    jax.tree.map(np.testing.assert_array_equal, one, jax.device_get(begun(learner, chain, make_mesh(), DECAY)))
     assert not np.array_equal(one.params["stem"]["tokens"], third.params["stem"]["tokens"])
 
 
@@ -194,11 +209,10 @@ STILL = AdamW(learning_rate=0.0, schedule=Constant())
 
 
 def test_dropout_s_keys_come_from_the_seed_and_the_step() -> None:
-    learner, mesh = learner_of(DROPOUT), make_mesh({"data": 1}, jax.devices()[:1])
-    chain = STILL.build(4, learner.axes())
     losses = []
     for seed in (3, 3, 4):
-        state, step = begun(learner, chain, mesh), build_step(learner, chain, mesh, seed)
+        learner, chain, mesh, step = on_one(DROPOUT, STILL, seed=seed)
+        state = begun(learner, chain, mesh)
         for _ in range(2):  # the same parameters and batch
             state, metrics = step(state, batch(0))
             losses.append(float(metrics["loss"]))
@@ -207,8 +221,8 @@ def test_dropout_s_keys_come_from_the_seed_and_the_step() -> None:
 
 def test_each_micro_batch_has_a_key_of_its_own() -> None:
     """Two micro-batches of the same rows, and what each has under the halves of the step's key."""
-    learner, mesh, seed = learner_of(DROPOUT), make_mesh({"data": 1}, jax.devices()[:1]), 3
-    chain = STILL.build(4, learner.axes())
+    seed = 3
+    learner, chain, mesh, step = on_one(DROPOUT, STILL, seed=seed, accumulate=2)
     state = begun(learner, chain, mesh)
     half = {name: a[: ROWS // 2] for name, a in batch(0).items()}
     half["weights"] = half["weights"] / (2 * half["weights"].sum())
@@ -216,15 +230,12 @@ def test_each_micro_batch_has_a_key_of_its_own() -> None:
     expected = [float(loss(key)) for key in jax.random.split(jax.random.fold_in(jax.random.key(seed), 0))]
     assert expected[0] != pytest.approx(expected[1], rel=1e-3)
     twice = {name: np.repeat(a, 2, axis=0) for name, a in half.items()}  # rows go to micro-batches in turn
-    found = build_step(learner, chain, mesh, seed, accumulate=2)(state, twice)[1]
+    found = step(state, twice)[1]
     assert float(found["loss"]) == pytest.approx(sum(expected), rel=1e-5)
 
 
 def test_the_state_s_description_is_the_state() -> None:
-    learner, mesh = learner_of(LLAMA), make_mesh({"fsdp": 4, "tensor": 2})
-    chain = ADAMW.build(4, learner.axes())
-    abstract, placed = state_shardings(learner, chain, mesh, 0.9)
-    state = init_state(learner, chain, mesh, 0, 0.9)
+    (abstract, placed), state = sharded_start()
     described = jax.tree.map(lambda a: (a.shape, a.dtype), abstract)
     assert described == jax.tree.map(lambda a: (a.shape, a.dtype), state)
     for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(placed), strict=True):
@@ -239,12 +250,12 @@ def test_it_learns_a_text(cfg: ModelConfig) -> None:
     text = np.array([ord(c) % 32 for c in "the cat sat on the mat, the dog sat on the log. "], np.int32)
     starts = np.arange(ROWS)[:, None] * 5 + np.arange(LENGTH + 1)
     rows = text[starts % len(text)]
-    data = {"tokens": rows[:, :-1], "targets": rows[:, 1:], "weights": np.ones((ROWS, LENGTH), np.float32)}
-    learner, mesh = learner_of(cfg), make_mesh({"data": 1}, jax.devices()[:1])
-    chain = replace(ADAMW, eps=1e-8).build(60, learner.axes())
+    one, where = np.ones((ROWS, LENGTH), np.int32), np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (ROWS, LENGTH))
+    data = {"tokens": rows[:, :-1], "targets": rows[:, 1:], "weights": one.astype(np.float32)}
+    data |= {"segment_ids": one, "positions": where}  # which make it the program of the other tests
+    learner, chain, mesh, step = on_one(cfg)
     seen: list[float] = []
     state = begun(learner, chain, mesh)
-    step = build_step(learner, chain, mesh)
     list(
         train(
             state,
@@ -262,10 +273,8 @@ def test_it_learns_a_text(cfg: ModelConfig) -> None:
 
 
 def test_a_loss_that_is_not_a_number_stops_at_its_step() -> None:
-    learner, mesh = learner_of(GPT), make_mesh({"data": 1}, jax.devices()[:1])
-    chain = ADAMW.build(9, learner.axes())
-    state = begun(learner, chain, mesh)
-    step, seen, visited = build_step(learner, chain, mesh), [], []
+    learner, chain, mesh, step = on_one(GPT)
+    state, seen, visited = begun(learner, chain, mesh), [], []
 
     def spoiled(state: Any, batch: Any) -> Any:
         if int(state.step) == 4:  # the fifth step starts from a parameter that is not a number

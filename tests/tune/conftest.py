@@ -1,8 +1,19 @@
+"""What several files of tests here share."""
+
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.run.programs import shared_programs
 from tests.tune.sums import write
+
+
+@pytest.fixture(scope="module")
+def programs() -> Iterator[None]:
+    """The runs of a file are like the first one of their program (tests/run/programs.py)."""
+    with shared_programs():
+        yield
 
 
 @pytest.fixture(scope="module")

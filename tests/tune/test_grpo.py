@@ -49,6 +49,7 @@ from tests.tune.rollouts import (
 from tests.tune.sums import Digits, Failing, summing
 
 DIGITS = (Digits(),)
+pytestmark = pytest.mark.usefixtures("programs")
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from tests.tune.even import EvenTokens
 from tests.tune.rollouts import times
 
 STEPS = 20
+pytestmark = pytest.mark.usefixtures("programs")
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,7 @@ def test_stopped_and_resumed_it_has_the_same_bits(
     finished: Path, declared: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unsampled = replace(declared, prompts=())
+    monkeypatch.setattr(course, "write_report", lambda folder: folder / "report.html")
     with monkeypatch.context() as patch:
         once = iter([signal.SIGTERM])
         patch.setattr(Bar, "update", lambda _, n, *__: n == 11 and [signal.raise_signal(one) for one in once])

@@ -25,7 +25,7 @@ from lm.run.evaluate import evaluate
 from lm.sharding.batches import place_batch
 from lm.sharding.mesh import make_mesh
 from lm.text.tokenizer import Bytes, SentencePieceSpec
-from lm.train.step import build_step, init_state
+from lm.train.step import build_step, init_state, state_shardings
 from lm.tune.lora import LoRA
 from lm.tune.reward import BINS, Reward, calibration_error, reliability, reward_loss
 from lm.tune.start import Start
@@ -165,10 +165,11 @@ MESHES = [{"data": 8}, pytest.param({"fsdp": 4, "context": 2}, marks=pytest.mark
 def test_eight_devices_make_the_first_three_updates_of_one(declared: Experiment, mesh: Any) -> None:
     data = prepare(declared.data, 32, 8, objective=declared.method.objective, tokenizer=Bytes().make([]))
     learner = declared.method.build(Transformer(declared.model, SIMPLE), data)
-    found = []
-    for over in (make_mesh({"data": 1}, jax.devices()[:1]), make_mesh(mesh)):
-        chain = declared.optimizer.build(3, learner.axes())
-        state, step = init_state(learner, chain, over, 0), build_step(learner, chain, over)
+    chain, one, found = declared.optimizer.build(3, learner.axes()), make_mesh({"data": 1}, jax.devices()[:1]), []
+    begun = jax.device_get(init_state(learner, chain, one, 0))
+    for over in (one, make_mesh(mesh)):
+        state = jax.device_put(begun, state_shardings(learner, chain, over)[1])
+        step = build_step(learner, chain, over)
         for n in range(3):
             state, metrics = step(state, place_batch(data.batch(n), over))
             found.append([float(metrics[key]) for key in ("loss", "accuracy", "margin", "mean_reward", "grad_norm")])
