@@ -37,14 +37,15 @@ class Bounds:
             return "expected a whole number"
         if not math.isfinite(number) and number != self.low:
             return "expected a finite number" + (" or -inf" if math.isinf(self.low) else "")
+        low = number < self.low or (self.above and number == self.low)
+        if not low and (number < self.high or (number == self.high and not self.below)):
+            return ""
         least = f"{'more than' if self.above else 'at least'} {self.low:,}"
         most = f"{'less than' if self.below else 'at most'} {self.high:,}"
         narrow = self.low > -FLOAT32 and self.high < INT32
-        if number < self.low or (self.above and number == self.low):
+        if low:
             return f"expected {least}{f' and {most}' if narrow else ''}"
-        if number > self.high or (self.below and number == self.high):
-            return f"expected {f'{least} and ' if narrow else ''}{most}"
-        return ""
+        return f"expected {f'{least} and ' if narrow else ''}{most}"
 
     def __str__(self) -> str:
         ends = {
@@ -98,9 +99,11 @@ def require(kind: Any, **named: Any) -> None:
 
 def numbers_of(value: Any, path: str = "", hint: Any = Any) -> Iterator[tuple[str, Any, Bounds]]:
     """(path, number, its bounds) of every number in `value`, which is annotated `hint`."""
-    if isinstance(value, bool):
+    if value is None or type(value) in (bool, str):  # as most fields are
         return
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if type(value) in (int, float):
+        yield path, value, next(iter(bounds_in(hint)), FINITE)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for name, one in hints(type(value)).items():
             yield from numbers_of(getattr(value, name), f"{path}.{name}" if path else name, one)
     elif isinstance(value, Mapping):
@@ -120,6 +123,7 @@ def hints(cls: type) -> dict[str, Any]:
     return {field.name: every[field.name] for field in dataclasses.fields(typing.cast(Any, cls))}
 
 
+@functools.cache
 def bounds_in(hint: Any) -> list[Bounds]:
     """Those that an annotation, or an alternative of it, declares."""
     own = [extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Bounds)]
