@@ -276,7 +276,7 @@ LOOKS = {
     "data": Look(data_text, data_reads),
     "draw": Look(draw_text, lambda e: e.sampling),
     # where these differ, so do texts of `init`, which cost more
-    "shapes": Look(lambda e: str(model_of(e).shapes()), lambda e: (e.model, e.compute)),
+    "shapes": Look(lambda e: str(model_of(e).shapes()), lambda e: e.model),
     "loss": Look(loss_text, loss_reads),
     "update": Look(update_text, lambda e: (e.model, e.optimizer, e.steps)),
     "init": Look(init_text, lambda e: (e.model, e.compute)),
