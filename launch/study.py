@@ -37,7 +37,14 @@ def add(verbs: Any) -> None:
         "--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="change fields of the base"
     )
     verb.add_argument("--text", type=filled, metavar="PATH", help="train on this folder (or file) of UTF-8 text")
-    verb.add_argument("--workers", type=int, default=1, metavar="N", help="processes at a time on this machine (1)")
+    verb.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes at a time on this machine (1), each with its share of the cores: sooner where runs are small, "
+        "with other last digits than on all cores",
+    )
     verb.add_argument(
         "--together",
         default="auto",
