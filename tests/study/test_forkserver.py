@@ -11,6 +11,7 @@ import jax
 import pytest
 
 from launch import study
+from lm.machine import hardware
 from lm.study import forkserver
 from tests.tiny import lines, write_texts
 
@@ -153,6 +154,17 @@ def test_a_process_has_what_a_fresh_one_has(probed: Path) -> None:
 def test_ctrl_c_is_one_signal(probed: Path) -> None:
     """It goes to the study and to its processes, which have time for a checkpoint."""
     assert (probed / "signals").read_text() == "1"
+
+
+@pytest.mark.parametrize("platforms", [None, "", "tpu"])
+def test_the_platform_of_a_study_s_processes_is_the_user_s(
+    platforms: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("JAX_PLATFORMS")
+    if platforms is not None:
+        monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    hardware.prepare_host()
+    assert os.environ.get("JAX_PLATFORMS") == platforms
 
 
 @pytest.mark.parametrize(
