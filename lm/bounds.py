@@ -123,7 +123,6 @@ def hints(cls: type) -> dict[str, Any]:
     return {field.name: every[field.name] for field in dataclasses.fields(typing.cast(Any, cls))}
 
 
-@functools.cache
 def bounds_in(hint: Any) -> list[Bounds]:
     """Those that an annotation, or an alternative of it, declares."""
     own = [extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Bounds)]

@@ -34,7 +34,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 
-gc.disable()  # until all is collected: of some million objects of modules and tests next to none go
+gc.disable()  # until all is collected: of some 800,000 objects of modules and tests next to none go
 
 import jax  # noqa: E402
 from hypothesis import settings  # noqa: E402
