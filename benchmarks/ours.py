@@ -24,13 +24,16 @@ def batches(size: Size, packed: bool) -> list[Batch]:
 
 
 def model_config(size: Size) -> Any:
-    """The ModelConfig that is the peer's model: nanoGPT without biases and with the exact gelu, Llama tied."""
+    """The ModelConfig that is the peer's model: nanoGPT without biases and with the exact gelu, the others tied."""
     from lm.model import families
     from lm.model.parts import FeedForward
 
     common = {name: getattr(size, name) for name in ("vocab", "layers", "width", "heads")} | {"context": size.seq}
     if size.peer == "llama":
         return families.llama(**common, mlp=size.mlp, tied=True)
+    if size.peer == "mixtral":
+        no_losses = {"load_balance_weight": 0.0, "router_z_weight": 0.0}
+        return families.mixtral(**common, mlp=size.mlp, tied=True, experts=size.experts, **no_losses)
     return families.gpt(**common, bias=False, ffn=FeedForward(mlp=size.mlp, activation="gelu"))
 
 

@@ -11,7 +11,8 @@ BATCHES = 8  # different batches of random tokens that a side trains on in turn
 
 @dataclass(frozen=True)
 class Size:
-    """A model and its batch: `seq` tokens a sequence, `batch` sequences a step; `mlp` is the feed-forward width."""
+    """A model and its batch: `seq` tokens a sequence, `batch` sequences a step; `mlp` is the width of the feed-forward,
+    or of each of the `experts`, of which a token takes two."""
 
     peer: str
     layers: int
@@ -21,6 +22,7 @@ class Size:
     vocab: int
     seq: int
     batch: int
+    experts: int = 0
 
     @property
     def tokens(self) -> int:
@@ -34,4 +36,5 @@ SIZES = {
     # the CPU command of nanoGPT's README
     "cpu": Size("nanogpt", layers=4, heads=4, width=128, mlp=512, vocab=65, seq=64, batch=12),
     "llama": Size("llama", layers=8, heads=8, width=512, mlp=1376, vocab=8192, seq=512, batch=8),
+    "mixtral": Size("mixtral", layers=4, heads=8, width=512, mlp=1024, vocab=8192, seq=512, batch=4, experts=8),
 }

@@ -6,8 +6,20 @@ from typing import Any
 
 import torch
 
-from benchmarks.sizes import BATCHES, CLIP, Size
+from benchmarks.sizes import BATCHES, BETAS, CLIP, DECAY, LEARNING_RATE, Size
 from benchmarks.worker import Train
+
+
+def of_transformers(model: Any, size: Size, settings: dict[str, Any]) -> Train:
+    """Trains a causal model of transformers by AdamW; it shifts the labels itself, so tokens are their own."""
+    model.train()
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS)
+    forward = torch.compile(model) if settings["compiled"] else model
+    loss_of = lambda tokens, _: forward(input_ids=tokens, labels=tokens).loss  # noqa: E731
+    return trainer(size, model.parameters(), optimizer, loss_of, settings)
 
 
 def trainer(

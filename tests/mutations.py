@@ -47,6 +47,7 @@ TESTS = {
     "lm/model/flash.py": KERNELS,
     "lm/model/kernels.py": ("tests/model/test_attention.py",),
     "lm/model/attention.py": CACHED + RECORDED,
+    "lm/model/ragged.py": ("tests/model/test_experts.py",),
     "lm/model/cache.py": (*CACHED, "tests/decode/test_mesh.py"),
     "lm/model/latent.py": of(
         "model/test_latent",
@@ -295,6 +296,21 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
             "the router computes in bfloat16",
             "x.astype(jnp.float32) @ router.astype(jnp.float32)",
             "x @ router.astype(x.dtype)",
+        ),
+    ),
+    "lm/model/ragged.py": (
+        ("a block's rows of the next run count for its matrix", "jnp.arange(size) < length", "jnp.arange(size) < size"),
+        (
+            "a block begins where its run ends",
+            "(block - block_ends[run] + blocks[run])",
+            "(block - block_ends[run] + 1)",
+        ),
+        ("a block has the matrix before its own", "(block_ends <= block).sum()", "(block_ends < block).sum()"),
+        ("the last rows are another block's", "jnp.pad(rows, ((0, size), (0, 0)))", "rows"),
+        (
+            "rows' gradients are by the matrix as it is",
+            "sizes, not transposed, compute)",
+            "sizes, transposed, compute)",
         ),
     ),
     "lm/model/parametrisation.py": (

@@ -60,17 +60,17 @@ def _flat_backward(
     x, w = saved
     g = g.astype(w.dtype)
     dx = jax.lax.dot_general(g, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-    return dx.astype(x.dtype), _weight_gradient(x, g, rows, compute).astype(w.dtype)
+    return dx.astype(x.dtype), weight_gradient(x, g, rows, compute).astype(w.dtype)
 
 
-def _weight_gradient(x: jax.Array, g: jax.Array, rows: int, compute: Compute) -> jax.Array:
+def weight_gradient(x: jax.Array, g: jax.Array, rows: int, compute: Compute) -> jax.Array:
     """Float32 [I, O], the product of x [M, I] and g [M, O] over M; `rows` divides M.
 
     A CPU's fast kernel wants M innermost in the first operand: contracting two axes makes the compiler copy it so,
     contracting one makes it take a kernel of half the speed. The narrower operand goes first, the cheaper one to copy.
     (NOTES.md, speed on CPUs.)"""
     if x.shape[1] > g.shape[1]:
-        return materialize(_weight_gradient(g, x, rows, compute), compute).T
+        return materialize(weight_gradient(g, x, rows, compute), compute).T
     x, g = (materialize(a, compute).reshape(rows, -1, a.shape[1]) for a in (x, g))
     return jax.lax.dot_general(x, g, (((0, 1), (0, 1)), ((), ())), preferred_element_type=jnp.float32)
 

@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lm.model import ragged
 from lm.model.compute import Compute
@@ -190,11 +193,45 @@ def test_the_kernels_are_the_ragged_product(transposed: bool) -> None:
         out, drows, dweights = jax.device_get(run(rows, weights, sizes))
         return out[:last], drows[:last], dweights
 
-    wanted = both(SIMPLE)
+    wanted = both(replace(SIMPLE, backend="gpu"))
     with tpu.force_tpu_interpret_mode():
         found = both(replace(SIMPLE, backend="tpu"))
     for ours, theirs in zip(found, wanted, strict=True):
         close(ours, theirs, 1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_blocks_are_the_ragged_product(transposed: bool, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of no, one and many blocks, forward and backward; what is after the last run reaches nothing before it."""
+    monkeypatch.setattr(ragged, "BLOCK", 6)
+    compute, rng, M, E = replace(SIMPLE, matmul=dtype), np.random.default_rng(0), 40, 4
+    rows, weights = (
+        rng.standard_normal(shape).astype(dtype) for shape in ((M, 7), (E, 5, 7) if transposed else (E, 7, 5))
+    )
+    g = rng.standard_normal((M, 5)).astype(dtype).astype(np.float32)
+
+    @jax.jit
+    def both(rows: Any, g: Any, sizes: Any) -> Any:
+        out, pull = jax.vjp(lambda r, w: ragged.ragged(r, w, sizes, compute, transposed), rows, weights)
+        return out, *pull(g)
+
+    wide = [w.T if transposed else w for w in weights.astype(np.float64)]
+
+    @settings(max_examples=30, deadline=None)
+    @given(st.lists(st.integers(0, M), min_size=E - 1, max_size=E - 1), st.integers(0, M))
+    def check(cuts: list[int], last: int) -> None:
+        bounds = [0, *sorted(min(c, last) for c in cuts), last]
+        rest = np.where(np.arange(M)[:, None] < last, 0, np.nan)
+        out, drows, dweights = jax.device_get(both((rows + rest).astype(dtype), g + rest, np.diff(bounds)))
+        for e, (a, b) in enumerate(pairwise(bounds)):
+            x, dy, dw = rows[a:b].astype(np.float64), g[a:b], dweights[e].astype(np.float64)
+            np.testing.assert_allclose(out[a:b], x @ wide[e], atol=1e-5)
+            rounded = dict(rtol=1e-2, atol=1e-2) if dtype == "bfloat16" else dict(atol=1e-5)
+            np.testing.assert_allclose(drows[a:b].astype(np.float64), dy @ wide[e].T, **rounded)
+            np.testing.assert_allclose(dw.T if transposed else dw, x.T @ dy, **rounded)
+
+    check()
 
 
 def test_the_first_layers_may_be_of_another_kind_than_those_that_repeat() -> None:
