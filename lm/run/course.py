@@ -25,6 +25,7 @@ from lm.machine.cache import cache_dir
 from lm.machine.monitor import Bar, Metrics, waiting
 from lm.machine.processes import catch_signals
 from lm.page.run_report import write_report
+from lm.page.words import join_and
 from lm.run import history, log
 from lm.run.folder import claim
 from lm.run.log import NullLogger, RunLogger
@@ -248,6 +249,9 @@ class Run:
         metrics = Metrics(self.folder, start, trackers)
         stack.callback(metrics.close)
         metadata = log.run_metadata(self.prepared, self.state_shapes(), self.command, self.time.started, peak)
+        then = history.at_step(history.read_history(self.folder), start).get("environment", {})
+        if others := history.changes(then, metadata["environment"]):
+            print(f"since checkpoint {start} other: {join_and(others, 4)}; from here on losses may end in other digits")
         history.begin(self.folder, start, metadata, initial)
         return RunLogger(e, self.folder, metadata, metrics, stack.enter_context(bar(e.steps, start)), start, self.time)
 

@@ -52,3 +52,8 @@ def note_program(folder: Path, fingerprint: str) -> None:
 def at_step(history: list[dict[str, Any]], step: int) -> dict[str, Any]:
     """The entry of the process that computed `step`; empty where there is none."""
     return next((entry for entry in reversed(history) if entry["step"] < step), {})
+
+
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What of a process's environment is another now, as "cores (8, now 2)"."""
+    return [f"{name} ({value}, now {now[name]})" for name, value in then.items() if name in now and now[name] != value]

@@ -18,7 +18,7 @@ from lm.page.tables import Table, html
 from lm.page.words import join_and, median, plural
 from lm.run.batch_diff import document
 from lm.run.examine import Examination, Sizes, examine, not_finite
-from lm.run.history import at_step, read_history
+from lm.run.history import at_step, changes, read_history
 from lm.run.log import NOT_LOGGED
 from lm.run.replay import Replay, Step, span
 
@@ -231,11 +231,9 @@ def _proof(opened: Replay, step: Step, begun: int, unlike: list[int]) -> str:
 def _elsewhere(opened: Replay, step: int) -> str:
     """In what this process differs from the one that took the step."""
     then = at_step(read_history(opened.folder), step).get("environment") or opened.record.about.get("environment", {})
-    now = hardware.environment()
-    changed = [f"{k} ({v}, now {now[k]})" for k, v in then.items() if k in now and now[k] != v]
     return (
         f"Since then other: {join_and(changed, 4)}."
-        if changed
+        if (changed := changes(then, hardware.environment()))
         else "The environment is the same as far as it is recorded."
     )
 

@@ -10,6 +10,7 @@ import pytest
 
 from lm.experiment import Experiment
 from lm.run import course
+from lm.run.history import HISTORY
 from lm.run.lengthen import shared_steps
 from lm.study.trial import LEAN, MISSING, STOPPED, Trial, read_result
 from lm.train.checkpoint import Checkpoints
@@ -49,10 +50,18 @@ def seven(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [pytest.param(Constant(2), marks=pytest.mark.slow), WSD(2, decay_steps=2)],
     ids=lambda s: type(s).__name__,
 )
-def test_a_longer_run_is_one_from_the_start(schedule: Schedule, texts: Path, tmp_path: Path) -> None:
+def test_a_longer_run_is_one_from_the_start(
+    schedule: Schedule, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And says where it went on in another environment."""
     shorter, longest = (declared(texts, schedule, n).replace(prompts=("the ",), sample_tokens=4) for n in (7, 10))
     course.train(shorter, tmp_path / "run")
+    entries = json.loads((file := tmp_path / "run" / HISTORY).read_text())
+    entries[-1]["environment"]["cores"] = 99
+    file.write_text(json.dumps(entries))
+    assert "since checkpoint" not in capsys.readouterr().out
     course.train(longest, tmp_path / "run")
+    assert " other: cores (99, now " in capsys.readouterr().out
     course.train(longest, tmp_path / "whole")
     longer, whole = (lines(tmp_path / name) for name in ("run", "whole"))
     assert [line for line in longer if "loss" in line] == [line for line in whole if "loss" in line]
