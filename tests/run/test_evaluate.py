@@ -16,6 +16,7 @@ from lm.sharding.rules import Layout
 from lm.train.optim import AdamW
 from tests.forked import Process, measure
 from tests.pretrained.small import BY_NAME, LLAMA, checkpoint
+from tests.run.programs import without_reports
 from tests.tiny import experiment, lines, write_texts
 
 TOLERANCE = 1e-5
@@ -31,7 +32,8 @@ def declared(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
 @pytest.fixture(scope="module")
 def finished(declared: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    course.train(declared, folder)
+    with without_reports():
+        course.train(declared, folder)
     return folder
 
 
