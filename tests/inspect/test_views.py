@@ -83,11 +83,13 @@ def test_the_jacobian_lens_is_the_end_to_first_order(params: Params, taps: dict[
     @jax.jit
     def lens(params: Params, resid: Any) -> Any:
         jacobians = jacobian_lens(MODEL, params, first, position=2)
-        return jacobians, jacobian_read(MODEL, params, jacobians, resid)
+        read = jacobian_read(MODEL, params, jacobians, resid)
+        return jacobians, read, MODEL.logits(params, resid[0] @ jacobians[0].T)
 
-    jacobians, read = jax.device_get(lens(params, taps["resid_post"]))
+    jacobians, read, behind_first = jax.device_get(lens(params, taps["resid_post"]))
     np.testing.assert_allclose(jacobians[1], np.eye(8), atol=1e-6)
     np.testing.assert_allclose(read[-1], run(MODEL, params, TOKENS), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(read[0], behind_first, rtol=1e-4, atol=1e-5)
     step = np.linspace(-1, 1, 8, dtype=np.float32)
 
     @jax.jit
