@@ -32,7 +32,6 @@ TESTS = {
     "lm/pretrained/known.py": ("tests/pretrained/test_hub_configs.py",),
     "lm/pretrained/gguf.py": ("tests/pretrained/test_gguf_save.py", "tests/pretrained/test_gguf.py"),
     "lm/pretrained/gguf_tables.py": ("tests/pretrained/test_gguf_save.py", "tests/pretrained/test_gguf.py"),
-    "lm/inspect/views.py": ("tests/inspect/test_views.py",),
 }
 
 BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {

@@ -28,7 +28,7 @@ from lm.sharding.batches import place_batch
 from lm.sharding.mesh import make_mesh
 from lm.train.schedule import Constant
 from lm.train.state import TrainState
-from lm.train.step import Step, build_step, fresh_state
+from lm.train.step import Step, build_init, build_step
 
 
 @dataclass(frozen=True)
@@ -126,11 +126,11 @@ def _at_width(study: Coordinates, cfg: ModelConfig, data: Batches) -> Iterator[R
     model = Transformer(cfg, replace(e.compute, unroll=1).resolve())  # so few steps are mostly compilation
     learner = e.build(model, data)
     optimizer = replace(e.optimizer, schedule=Constant()).build(study.steps, learner.axes())
-    start = jax.jit(lambda key: fresh_state(learner, optimizer, 0.0, key))
-    step, look = build_step(learner, optimizer, mesh, 0, e.accumulate), jax.jit(partial(activations, model))
+    start, step = build_init(learner, optimizer, mesh), build_step(learner, optimizer, mesh, 0, e.accumulate)
+    look = jax.jit(partial(activations, model))
     batches = [place_batch(data.batch(n), mesh) for n in range(study.steps)]
     for seed in study.seeds:
-        for n, (sizes, changes) in enumerate(_course(start(jax.random.key(seed)), step, look, batches)):
+        for n, (sizes, changes) in enumerate(_course(start(seed), step, look, batches)):
             for name in sizes:
                 yield Row(rule, cfg.width, seed, n, name, float(sizes[name]), float(changes[name]))
 

@@ -208,22 +208,28 @@ def order_variants(cfg: ModelConfig) -> dict[str, ModelConfig]:
     return variants
 
 
+@partial(jax.jit, static_argnums=(0, 3))
+def _taps(model: Transformer, params: Params, inputs: Inputs, places: tuple[str, ...]) -> Mapping[str, jax.Array]:
+    """What a look has at the places."""
+    return look(model, params, inputs, places).taps
+
+
 def order(model: Transformer, params: Params, inputs: Inputs, moved_to: Sequence[int]) -> list[dict[str, Any]]:
     """How far the residual streams of the same tokens in another order are apart, of the model and without positions:
     `apart` [L + 1][T] behind the embedding and each layer, |a - b| over the mean of |a| and |b|, in the order of the
     text. `moved_to` are the tokens' numbers in the other order, as they stand there."""
     side = ENCODER if inputs.encoder else ""
-    read = inputs.encoder or inputs
-    tokens = jnp.concatenate([read.tokens, read.tokens[:, jnp.asarray(moved_to)]])
-    blocks, images = (None if a is None else jnp.repeat(a, 2, 0) for a in (read.blocks, read.images))
-    both = Inputs(tokens, blocks=blocks, images=images)
+    read: Any = jax.device_get(inputs.encoder or inputs)
+    tokens: Any = np.concatenate([read.tokens, read.tokens[:, np.asarray(moved_to)]])
+    twice: Any = [None if a is None else np.repeat(a, 2, 0) for a in (read.blocks, read.images)]
+    both = Inputs(tokens, blocks=twice[0], images=twice[1])
     if inputs.encoder:
-        both = Inputs(jnp.repeat(inputs.tokens[:, :1], 2, 0), encoder=Inputs(tokens, segments=jnp.ones_like(tokens)))
+        first: Any = np.repeat(jax.device_get(inputs.tokens)[:, :1], 2, 0)
+        both = Inputs(first, encoder=Inputs(tokens, segments=jnp.ones_like(tokens)))
     back = np.argsort(moved_to)
     found = []
     for label, cfg in order_variants(model.cfg).items():
-        own = partial(look, replace(model, cfg=cfg), taps=[side + "embedding", side + "resid_post"])
-        taps = jax.device_get(jax.jit(lambda p, x, own=own: own(p, x).taps)(params, both))
+        taps = jax.device_get(_taps(replace(model, cfg=cfg), params, both, (side + "embedding", side + "resid_post")))
         streams = np.concatenate([taps[side + "embedding"], taps[side + "resid_post"]]).astype(np.float32)
         a, b = streams[:, 0], streams[:, 1][:, back]
         norm = partial(np.linalg.norm, axis=-1)

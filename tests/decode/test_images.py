@@ -21,13 +21,13 @@ from tests.decode.test_engine import bits, compilations, serve
 from tests.model.reference import SIMPLE, lively, run
 
 IMAGE, SIZE, V = 9, 8, 23
-TOWER = siglip(layers=2, width=8, heads=2, mlp=12, patches=16)
+TOWER = siglip(layers=1, width=8, heads=2, mlp=12, patches=16)
 VISION = Vision(tower=TOWER, image_size=SIZE, patch_size=2, image_token=IMAGE, pool=2, projector_norm=RMSNorm())
-MODEL = llama(vocab=V, layers=2, width=16, heads=4, kv_heads=2, mlp=24, context=600, vision=VISION)
+MODEL = llama(vocab=V, layers=1, width=16, heads=4, kv_heads=2, mlp=24, context=600, vision=VISION)
 ZERO = replace(VISION, image_token=0)  # as padding is
 WINDOWED = replace(MODEL, layers=3, pattern=(LayerKind(window=3), LayerKind(window=40), LayerKind()), vision=ZERO)
 LARGE = replace(VISION, tower=replace(TOWER, context=324), image_size=36, pool=1)  # 324 soft tokens: more than a chunk
-WITH_LARGE = replace(MODEL, layers=1, vision=LARGE)
+WITH_LARGE = replace(MODEL, vision=LARGE)
 MODELS = {"whole": MODEL, "windows": WINDOWED, "large": WITH_LARGE}
 GREEDY = Sampling(0.0)
 

@@ -47,7 +47,7 @@ CASES = {
     "gpt": (GPT, 1, 1),
     "fewer tokens than modules": (LLAMA, 3, 2),
     "more tokens than modules": (WINDOWED, 2, 4),
-    "latent": (replace(LATENT, layers=3, context=48), 1, 3),
+    "latent": (replace(LATENT, layers=2, first_layers=(), context=48), 1, 3),
 }
 
 

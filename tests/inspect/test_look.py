@@ -31,6 +31,7 @@ from tests.pretrained.small import BY_NAME, checkpoint
 FEW_STATES = (slice(None), slice(None), slice(12, None, 13), slice(3, None, 13))  # as they were recorded
 FEW_LOOKS = (slice(None), slice(None), slice(None), slice(12, None, 13), slice(2, None, 11))
 RECORDED = json.loads((Path(__file__).parent / "inside.json").read_text())  # by certificates/inside.py
+ALIKE = ("Mistral", "GemmaFor", "Gemma3ForConditional", "BertForPreTraining")  # with the layers of another of RECORDED
 LIMIT = 1e-5  # of the standard deviation of a state, and of a probability
 STATE = LayerKind(mixer=GatedDeltaNet(2, 2, key_dim=8, value_dim=8, chunk=4))
 
@@ -97,7 +98,7 @@ class Replaced(Asked, Replace):
     """A replacement where it is asked for."""
 
 
-@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.parametrize("name", [name for name in RECORDED if not name.startswith(ALIKE)])
 def test_every_tap_is_alive(name: str, loaded: Callable[[str], Pretrained], read: Callable[[str], Look]) -> None:
     """Read, and replaced by itself, it changes no bit; zeroed it changes the logits. (In Gemma 2 and 3 the compiler
     groups the sums of the norms otherwise around an edit: a rounding or two.)"""
@@ -123,8 +124,9 @@ def test_every_tap_is_alive(name: str, loaded: Callable[[str], Pretrained], read
 @pytest.mark.parametrize("compute", [dict(unroll=0), dict(remat="minimal", attention="blocked", block=8)])
 def test_gradients_are_the_same_where_all_is_read(compute: dict[str, Any], loaded: Callable[[str], Pretrained]) -> None:
     name = "LlamaForCausalLM-grouped--head-size-20--tied"
-    model, case = loaded(name), BY_NAME[name]
-    watched, x = replace(model.model, compute=replace(model.model.compute, **compute)), given(model, case)
+    model = loaded(name)
+    watched = replace(model.model, compute=replace(model.model.compute, **compute))
+    x = model.inputs(**{field: values[:, :16] for field, values in inputs(BY_NAME[name]).items()})  # two blocks
 
     def loss(params: Any, taps: tuple[str, ...]) -> tuple[jax.Array, Any]:
         logits, read = look(watched, params, x, taps)

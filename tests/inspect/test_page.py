@@ -19,7 +19,7 @@ from lm.model.inputs import Inputs
 from lm.model.positions import Rotary
 from lm.model.transformer import Params, Transformer
 from tests.inspect.circuit import CLEAN, CORRUPTED, circuit
-from tests.model.reference import run
+from tests.model.reference import lively, run
 
 EXACT = Compute(dtype="float32", matmul="float32").resolve()
 SIZES = dict(vocab=16, layers=2, width=8, heads=2, mlp=12, context=12)
@@ -29,7 +29,7 @@ MODEL = Transformer(llama(**SIZES), EXACT)
 
 
 def params_of(model: Transformer) -> Params:
-    return jax.tree.map(lambda a: a * 3, jax.jit(model.init)(jax.random.key(1)))
+    return lively(model.cfg)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Patching finds the circuit that was put there, by head and by position; attribution agrees to first order."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -85,12 +86,17 @@ def values(tokens: np.ndarray) -> jax.Array:
 
 
 def test_the_kinds_of_the_heads() -> None:
-    pattern = jax.jit(partial(look, MODEL, taps=PATTERN))(PARAMS, CLEAN).taps["attn_pattern"]  # [L, B, N, T, S]
-    assert previous_token(pattern)[0, 0, 0] == pytest.approx(1) and previous_token(pattern)[1, 0, 0] < 0.5
-    assert induction(pattern, jnp.asarray(CLEAN))[1, 0, 0] == pytest.approx(1)
-    uniform = pattern[1, 0, 1]  # a head that is nothing looks everywhere alike
-    np.testing.assert_allclose(sink_mass(uniform), np.mean(1 / np.arange(2, 7)), rtol=1e-5)
-    assert duplicate_token(uniform, jnp.asarray(CLEAN[0])) == pytest.approx(1 / 6)
+    @jax.jit
+    def kinds(params: Any, tokens: jax.Array) -> Any:
+        pattern = look(MODEL, params, tokens, PATTERN).taps["attn_pattern"]  # [L, B, N, T, S]
+        uniform = pattern[1, 0, 1]  # a head that is nothing looks everywhere alike
+        alike = sink_mass(uniform), duplicate_token(uniform, tokens[0])
+        return previous_token(pattern), induction(pattern, tokens), *alike
+
+    before, behind, first, same = jax.device_get(kinds(PARAMS, CLEAN))
+    assert before[0, 0, 0] == pytest.approx(1) and before[1, 0, 0] < 0.5 and behind[1, 0, 0] == pytest.approx(1)
+    np.testing.assert_allclose(first, np.mean(1 / np.arange(2, 7)), rtol=1e-5)
+    assert same == pytest.approx(1 / 6)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_experts_have_their_load() -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A run that notes its inside, and the same without."""
     folder = tmp_path_factory.mktemp("runs")
-    declared = tiny.experiment(tiny.write_texts(folder / "texts")).replace(compute=dict(matmul="float32"))
+    declared = tiny.experiment(tiny.write_texts(folder / "texts")).replace(compute=dict(matmul="float32"), prompts=())
     for name, watch in (("on", WATCH), ("off", None)):
         course.train(replace(declared, watch=watch), folder / name)
     return folder / "on", folder / "off"

@@ -1,4 +1,4 @@
-"""Runs of tests that share what is compiled, as those of a study's process do."""
+"""Runs of tests that share what is compiled, as those of a study's process do, or have no report that no test reads."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,4 +25,12 @@ def shared_programs(module: Any = course) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(module, "Run", run)
+        yield
+
+
+@contextmanager
+def without_reports() -> Iterator[None]:
+    """Runs write no report."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(course, "write_report", lambda workdir: Path(workdir) / "report.html")
         yield

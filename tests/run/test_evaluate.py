@@ -1,8 +1,6 @@
 """A run's newest checkpoint is measured by whatever devices there are, from its parameters alone."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +14,11 @@ from lm.run import course
 from lm.run.evaluate import evaluate, on_available_devices
 from lm.sharding.rules import Layout
 from lm.train.optim import AdamW
+from tests.forked import Process, measure
 from tests.pretrained.small import BY_NAME, LLAMA, checkpoint
+from tests.run.programs import without_reports
 from tests.tiny import experiment, lines, write_texts
 
-ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-5
 
 
@@ -33,7 +32,8 @@ def declared(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
 @pytest.fixture(scope="module")
 def finished(declared: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    course.train(declared, folder)
+    with without_reports():
+        course.train(declared, folder)
     return folder
 
 
@@ -44,11 +44,10 @@ def test_on_the_devices_that_trained_it_and_without_an_optimizer(
     check(evaluate(finished), finished)
 
 
-def test_on_one_device(finished: Path) -> None:
+def test_on_one_device(finished: Path, tmp_path: Path) -> None:
     """Those of a process of its own, which sees the CPU as it is."""
-    code = f"import json; from lm.run.evaluate import evaluate; print(json.dumps(evaluate({str(finished)!r})))"
-    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    check(json.loads(ran.stdout.splitlines()[-1]), finished)
+    said = Process(tmp_path / "said.txt", measure, finished).finish()
+    check(json.loads(said.splitlines()[-1]), finished)
 
 
 def test_another_checkpoint_than_the_newest(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

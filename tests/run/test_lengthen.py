@@ -15,13 +15,13 @@ from lm.run.lengthen import shared_steps
 from lm.study.trial import LEAN, MISSING, STOPPED, Trial, read_result
 from lm.train.checkpoint import Checkpoints
 from lm.train.schedule import WSD, Constant, Cosine, InverseSquareRoot, Linear, Schedule
-from tests.run.programs import shared_programs
+from tests.run.programs import shared_programs, without_reports
 from tests.tiny import experiment, lines, write_texts
 
 
 @pytest.fixture(scope="module", autouse=True)
 def shared() -> Iterator[None]:
-    with shared_programs():
+    with shared_programs(), without_reports():
         yield
 
 

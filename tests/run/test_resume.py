@@ -2,24 +2,18 @@
 is refused is refused in this one."""
 
 import json
-import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lm.pretrained import load
 from lm.run import course
 from lm.train.checkpoint import Checkpoints
+from tests.forked import Process, train
 from tests.tiny import STEPS, experiment, lines, of, write_texts
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -30,22 +24,13 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def uninterrupted(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("uninterrupted") / "run"
-    finish(start(texts, folder))
+    start(texts, folder).finish()
     return folder
 
 
-def start(texts: Path, workdir: Path, seconds: float = 0.0) -> subprocess.Popen[str]:
+def start(texts: Path, workdir: Path, seconds: float = 0.0) -> Process:
     """A training process, whose steps each last `seconds` longer."""
-    command = [sys.executable, "-m", "tests.tiny", str(texts), str(workdir), str(seconds)]
-    command += ["prompts=()", "model.layers=1"]
-    pipes: dict[str, Any] = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": "1"}, **pipes)
-
-
-def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == code, out + err
-    return out + err
+    return Process(workdir.with_suffix(".txt"), train, texts, workdir, seconds, "prompts=()", "model.layers=1")
 
 
 def refused(texts: Path, workdir: Path, capsys: pytest.CaptureFixture[str]) -> str:
@@ -56,11 +41,11 @@ def refused(texts: Path, workdir: Path, capsys: pytest.CaptureFixture[str]) -> s
     return f"{out}{err}{error.value}"
 
 
-def wait_for(process: subprocess.Popen[str], workdir: Path, count: int) -> None:
+def wait_for(process: Process, workdir: Path, count: int) -> None:
     """Until there are `count` lines of metrics."""
     file, end = workdir / "metrics.jsonl", time.time() + 120
     while not file.exists() or file.read_text().count("\n") < count:
-        assert process.poll() is None and time.time() < end, process.communicate()
+        assert process.is_alive() and time.time() < end, process.said
         time.sleep(0.005)
 
 
@@ -69,8 +54,8 @@ def test_stopped_by_sigterm_killed_at_any_moment_and_resumed(uninterrupted: Path
     folder = tmp_path / "run"
     process = start(texts, folder, 0.1)
     wait_for(process, folder, 2)
-    process.send_signal(signal.SIGTERM)
-    said = finish(process, 75)
+    process.terminate()
+    said = process.finish(75)
     assert "stopping after this step, with a checkpoint" in said and "stopped after step" in said
     stopped = Checkpoints(folder / "checkpoints").latest
     assert stopped and stopped < STEPS
@@ -79,13 +64,13 @@ def test_stopped_by_sigterm_killed_at_any_moment_and_resumed(uninterrupted: Path
         process = start(texts, folder, 0.05)
         if least:
             wait_for(process, folder, least)
-        delay = random.uniform(0, 0.2 if least else 6.0)
+        delay = random.uniform(0, 0.2 if least else 3.0)
         print(f"killed {delay} s after line {least}")
         time.sleep(delay)
         process.kill()
-        said, _ = process.communicate()
-        assert not least or f"resumed from checkpoint {stopped}" in said
-    finish(start(texts, folder))
+        process.join()
+        assert not least or f"resumed from checkpoint {stopped}" in process.said
+    start(texts, folder).finish()
     assert lines(folder) == lines(uninterrupted)
 
 
@@ -101,7 +86,7 @@ def test_a_damaged_checkpoint_falls_back(
                 data = bytearray(file.read_bytes())
                 data[len(data) // 2] ^= 0xFF
                 file.write_bytes(data)
-    said = refused(texts, folder, capsys) if damaged == 2 else finish(start(texts, folder))
+    said = refused(texts, folder, capsys) if damaged == 2 else start(texts, folder).finish()
     assert "checkpoint 12" in said and "is damaged" in said
     assert lines(folder) == lines(uninterrupted)
     if damaged == 2:

@@ -27,7 +27,7 @@ from lm.train.checkpoint import Checkpoints
 from lm.tune.lora import LoRA
 from lm.tune.start import Start
 from lm.tune.trains import Only
-from tests.run.programs import shared_programs
+from tests.run.programs import shared_programs, without_reports
 from tests.tiny import experiment, lines, of, write_texts
 
 STEPS = 6
@@ -35,7 +35,7 @@ STEPS = 6
 
 @pytest.fixture(scope="module", autouse=True)
 def shared() -> Iterator[None]:
-    with shared_programs():
+    with shared_programs(), without_reports():
         yield
 
 

@@ -27,7 +27,7 @@ from lm.study.executors import split
 from lm.study.runner import groups
 from lm.train.optim import Adafactor, AdamW, Lion, Muon
 from lm.train.schedule import WSD, Constant, Cosine
-from tests.run.programs import shared_programs
+from tests.run.programs import shared_programs, without_reports
 from tests.tiny import experiment, lines, of, write_texts
 
 LEAN = dict(prompts=(), log_every_steps=1, eval_every_steps=25, checkpoint_every_steps=25)
@@ -42,8 +42,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
 
 @pytest.fixture(scope="module", autouse=True)
 def shared() -> Iterator[None]:
-    """Those that are trained together share programs with those of other tests; those apart do not."""
-    with shared_programs(together_module):
+    """Those that are trained together share programs with those of other tests; those apart do not. No report."""
+    with shared_programs(together_module), without_reports():
         yield
 
 

@@ -4,9 +4,6 @@ import csv
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,10 +15,10 @@ from lm.study import runner
 from lm.study.ablation import Ablation
 from lm.study.trial import FINISHED, MISSING, STOPPED, Result, read_result
 from lm.study.watch import table
+from tests.forked import Process, launch
 from tests.study import page
 from tests.tiny import experiment, write_texts
 
-ROOT = Path(__file__).parent.parent.parent
 CSVS = ("results.csv", "differences.csv")
 
 
@@ -30,18 +27,10 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_texts(tmp_path_factory.mktemp("texts"))
 
 
-def start(texts: Path, name: str, folder: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "launch", "study", f"tests.study.page:{name}", "--workdir", str(folder), *options]
-    environment = {**os.environ, "TEXTS": str(texts)}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def said(process: subprocess.Popen[str], code: int = 0) -> str:
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == code, out
-    return out
+def start(texts: Path, name: str, folder: Path, *options: str) -> Process:
+    """`lm study` in a process."""
+    command = ["study", f"tests.study.page:{name}", "--workdir", folder, *options]
+    return Process(texts.with_suffix(".txt"), launch, *command, TEXTS=str(texts))
 
 
 def rows(file: Path) -> dict[tuple[str, str], dict[str, str]]:
@@ -51,7 +40,7 @@ def rows(file: Path) -> dict[tuple[str, str], dict[str, str]]:
 @pytest.fixture(scope="module")
 def broken(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("broken") / "study"
-    said(start(texts, "broken", folder, "--together", "no"))
+    start(texts, "broken", folder, "--together", "no").finish()
     return folder
 
 
@@ -68,7 +57,7 @@ def test_what_is_over_is_not_run_again(broken: Path, texts: Path) -> None:
     """A run that is finished, or diverged; one that failed is tried again."""
     before = {arm: (broken / "runs" / arm / "0" / "log.txt").stat().st_size for arm in ("base", "small", "wild")}
     tables = [(broken / name).read_bytes() for name in CSVS]
-    said(start(texts, "broken", broken, "--together", "no"))
+    start(texts, "broken", broken, "--together", "no").finish()
     after = {arm: (broken / "runs" / arm / "0" / "log.txt").stat().st_size for arm in before}
     assert after["base"] == before["base"] and after["wild"] == before["wild"] and after["small"] > before["small"]
     assert [(broken / name).read_bytes() for name in CSVS] == tables
@@ -99,17 +88,17 @@ def test_every_finished_run_has_its_report(broken: Path, texts: Path) -> None:
     wanted = reports[0].read_bytes()
     reports[0].write_text("of before the end")
     os.utime(reports[0], ns=(0, 0))
-    said(start(texts, "broken", broken))
+    start(texts, "broken", broken).finish()
     assert reports[0].read_bytes() == wanted
 
 
 def test_a_folder_is_of_one_study(broken: Path, texts: Path) -> None:
-    told = said(start(texts, "pair", broken), code=1)
+    told = start(texts, "pair", broken).finish(1)
     assert "holds the study tests.study.page:broken, not tests.study.page:pair: choose another --workdir" in told
     with runner.locked(broken, {"study": "tests.study.page:broken"}):
-        told = said(start(texts, "broken", broken), code=1)
+        told = start(texts, "broken", broken).finish(1)
     assert "a study is under way in" in told and "Traceback" not in told
-    told = said(start(texts, "pair", broken / "other", "--only", "alib"), code=1)
+    told = start(texts, "pair", broken / "other", "--only", "alib").finish(1)
     assert "no arm 'alib': did you mean alibi" in told
 
 
@@ -139,14 +128,14 @@ def test_new_runs_of_a_study_begin_with_the_text_of_its_first_ones(tmp_path: Pat
 def test_killed_at_any_moment_and_gone_on_with(texts: Path, tmp_path: Path) -> None:
     """Its tables end with the same bytes as those of one that was left alone."""
     alone, killed = tmp_path / "alone", tmp_path / "killed"
-    said(start(texts, "pair", alone))
+    start(texts, "pair", alone).finish()
     chance = random.Random(5)
     for _ in range(2):
         process = start(texts, "pair", killed)
-        time.sleep(chance.uniform(3.0, 9.0))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    said(start(texts, "pair", killed))
+        time.sleep(chance.uniform(1.0, 6.0))
+        process.kill()
+        process.join()
+    start(texts, "pair", killed).finish()
     for name in CSVS:
         assert (killed / name).read_bytes() == (alone / name).read_bytes()
 
