@@ -34,7 +34,7 @@ LINES = 175  # of a page: one sitting
 FIGURE_BYTES = 150_000
 BASE = "lm train experiments.course.base"
 LIBRARY = ("[a-c]*.py", "t[er]*.py")  # of the standard library's modules: copyreg and traceback are held out
-SMALLER = "--smoke --workdir runs/course --set prompts=() rows_per_device=1"
+SMALLER = "--smoke --workdir runs/course --set prompts=() rows_per_device=1 steps=6 eval_every_steps=3 eval_tokens=512"
 FOLDERS = [f"data.mixture.sources.{name}.folder=library" for name in ("code", "prose")]
 MINUTES = re.compile(r"\s+# \d+ min.*$")
 COMMANDS = ("lm", "python")

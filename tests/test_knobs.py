@@ -7,7 +7,7 @@ Looked at are the first batches and the text of lowered programs, which holds no
 import dataclasses
 import hashlib
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from lm import experiment, value
 from lm.data.loader import Batches, prepare
@@ -225,10 +227,45 @@ def batch_shapes(e: Experiment) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), data_of(e).batch(0))
 
 
+UNSEEN = {"name", "policy", "prevent_cse", "differentiated", "bwd", "fwd_jaxpr_thunk", "jvp_jaxpr_fun", "out_trees"}
+
+
+def program_text(f: Callable[..., Any], *args: Any) -> str:
+    """What `f` computes of `args`: its operations, of those whose result is used, and its constants."""
+    closed = jax.jit(f).trace(*args).jaxpr
+    used, _ = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)
+    return "\n".join(operations(used, closed.consts))
+
+
+def operations(jaxpr: Jaxpr, consts: Sequence[Any] = ()) -> Iterator[str]:
+    """A line an operation, variables by number; UNSEEN are names, and what an operation says of its gradient alone."""
+    numbers: dict[Any, int] = {}
+
+    def said(x: Any) -> str:
+        if isinstance(x, Literal):
+            return f"{x.aval} {np.asarray(x.val).tobytes().hex()}"
+        return f"{numbers.setdefault(x, len(numbers))}: {x.aval}"
+
+    yield from (hashlib.sha256(np.asarray(const).tobytes()).hexdigest() for const in consts)
+    yield f"of {', '.join(map(said, [*jaxpr.constvars, *jaxpr.invars]))}"
+    for eqn in jaxpr.eqns:
+        yield f"{', '.join(map(said, eqn.outvars))} = {eqn.primitive} of {', '.join(map(said, eqn.invars))}"
+        for name in sorted(set(eqn.params) - UNSEEN):
+            param = eqn.params[name]
+            for part in param if isinstance(param, tuple) else (param,):
+                if isinstance(part, ClosedJaxpr):
+                    yield from operations(part.jaxpr, part.consts)
+                elif isinstance(part, Jaxpr):
+                    yield from operations(part)
+                else:
+                    yield f"{name}={part}"
+    yield f"gives {', '.join(map(said, jaxpr.outvars))}"
+
+
 def loss_text(e: Experiment) -> str:
     learner = e.build(model_of(e))
     state = jax.eval_shape(learner.init, jax.random.key(0))
-    return jax.jit(learner.loss).lower(*state, batch_shapes(e), jax.random.key(0)).as_text()
+    return program_text(learner.loss, *state, batch_shapes(e), jax.random.key(0))
 
 
 def loss_reads(e: Experiment) -> Any:
@@ -244,7 +281,7 @@ def update_text(e: Experiment) -> str:
     model = model_of(e)
     shapes, axes = (kinds(tree) for tree in (model.shapes(), model.axes()))
     params, optimizer = shapes, e.optimizer.build(e.steps, axes)
-    return jax.jit(optimizer.update).lower(params, jax.eval_shape(optimizer.init, params), params).as_text()
+    return program_text(optimizer.update, params, jax.eval_shape(optimizer.init, params), params)
 
 
 def kinds(params: Any) -> Any:

@@ -135,18 +135,21 @@ def read_out(model: Transformer, params: Params, x: Any, k: int, wanted: Any = N
     P, D = x.shape
     padded = -(-P // BLOCK) * BLOCK
     wanted = np.zeros(P, np.int32) if wanted is None else np.asarray(wanted, np.int32)
-
-    @jax.jit
-    def run(params: Params, x: jax.Array, wanted: jax.Array) -> Any:
-        def block(own: tuple[jax.Array, jax.Array]) -> Any:
-            probabilities = jax.nn.softmax(model.logits(params, own[0][None])[0])
-            best, ids = jax.lax.top_k(probabilities, k)
-            return ids, best, jnp.take_along_axis(probabilities, own[1][:, None], 1)[:, 0]
-
-        return jax.lax.map(block, (x.reshape(-1, BLOCK, D), wanted.reshape(-1, BLOCK)))
-
-    blocks = run(params, np.pad(x, [(0, padded - P), (0, 0)]), np.pad(wanted, (0, padded - P)))
+    x = np.pad(x, [(0, padded - P), (0, 0)]).reshape(-1, BLOCK, D)
+    blocks = _read_out(model, k, params, x, np.pad(wanted, (0, padded - P)).reshape(-1, BLOCK))
     return jax.tree.map(lambda a: np.asarray(a).reshape(padded, *a.shape[2:])[:P], tuple(blocks))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _read_out(model: Transformer, k: int, params: Params, x: jax.Array, wanted: jax.Array) -> Any:
+    """`read_out` of blocks of states x [N, BLOCK, D]."""
+
+    def block(own: tuple[jax.Array, jax.Array]) -> Any:
+        probabilities = jax.nn.softmax(model.logits(params, own[0][None])[0])
+        best, ids = jax.lax.top_k(probabilities, k)
+        return ids, best, jnp.take_along_axis(probabilities, own[1][:, None], 1)[:, 0]
+
+    return jax.lax.map(block, (x, wanted))
 
 
 def pairs(ids: Any, probabilities: Any) -> list[list[list[Any]]]:
@@ -158,20 +161,21 @@ def pairs(ids: Any, probabilities: Any) -> list[list[list[Any]]]:
 def neighbours(table: jax.Array, ids: Sequence[int], k: int) -> dict[int, list[list[Any]]]:
     """The k other tokens of the embedding `table` [V, D] nearest to each of `ids`, by cosine: id -> [id, cosine]."""
     unique = sorted(set(ids))
-
-    @jax.jit
-    def run(table: jax.Array, ids: jax.Array) -> Any:
-        unit = table.astype(jnp.float32)
-        unit /= jnp.maximum(jnp.linalg.norm(unit, axis=-1, keepdims=True), 1e-30)
-
-        def one(id: jax.Array) -> Any:
-            cosines = (unit @ unit[id]).at[id].set(-2)
-            return jax.lax.top_k(cosines, k)
-
-        return jax.lax.map(one, ids, batch_size=BLOCK)
-
-    cosines, found = run(table, jnp.array(unique))
+    cosines, found = _neighbours(k, table, np.array(unique, np.int32))
     return dict(zip(unique, pairs(found, cosines), strict=True))
+
+
+@partial(jax.jit, static_argnums=0)
+def _neighbours(k: int, table: jax.Array, ids: jax.Array) -> Any:
+    """The k largest cosines to each of `ids` [N], [N, k], and whose they are."""
+    unit = table.astype(jnp.float32)
+    unit /= jnp.maximum(jnp.linalg.norm(unit, axis=-1, keepdims=True), 1e-30)
+
+    def one(id: jax.Array) -> Any:
+        cosines = (unit @ unit[id]).at[id].set(-2)
+        return jax.lax.top_k(cosines, k)
+
+    return jax.lax.map(one, ids, batch_size=BLOCK)
 
 
 # ---------------------------------------------------------------- the order of words

@@ -64,6 +64,8 @@ class Experts(FeedForward):
             if self.bias:
                 axes[f"{name}_bias"] = ("experts", ends[1])
                 arrays[f"{name}_bias"] = param(module, f"{name}_bias", (E, outside), axes[f"{name}_bias"], zeros)
+        if module.is_initializing():  # nothing is read of it, and not every ragged product is one of several layers
+            return x
         tokens = ("expert_batch", "seq", "expert_embed"), *[("expert_batch", "seq", None)] * 2
         run = per_device(partial(self._mix, compute, axes), (*tokens, *axes.values()), tokens[0])
         return run(x, weights, expert, *arrays.values())

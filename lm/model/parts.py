@@ -70,7 +70,9 @@ def matrix(module: nn.Module, name: str, shape: Sequence[int], axes: Sequence[st
         return init(key, *args)
 
     born = nn.with_logical_partitioning(draw, tuple(axes))
-    return cast(Weight, module.param(name, born, tuple(shape), jnp.float32))
+    value = cast(Weight, module.param(name, born, tuple(shape), jnp.float32))
+    # of what would follow from first values nothing is read, and without them it is traced once for all layers
+    return jnp.zeros(shape, jnp.float32) if module.is_initializing() else value
 
 
 @dataclass(frozen=True)

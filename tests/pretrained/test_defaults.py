@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,13 @@ VARIANTS = ("missing", "null", "default")
 def read(values: dict[str, Any]) -> ModelConfig:
     """The model that a config.json called "file" says, in its canonical form. Whether T5's output is tied, its class
     leaves to the tensors of the file."""
+    return read_text(json.dumps(values))
+
+
+@cache
+def read_text(text: str) -> ModelConfig:
+    """`read` of what is in the file: most variants of a case are one text, read once."""
+    values = json.loads(text)
     architecture = architecture_of(values, Path("file"))
     cfg = canonical(architecture.read(architecture.fields(values, "file")))
     return replace(cfg, tied=True) if architecture.model_type.endswith("t5") else cfg

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,7 +13,6 @@ from lm.decode.beam import BeamSearch
 from lm.decode.sampling import Sampling
 from lm.decode.speculative import PromptLookup
 from lm.model.families import bert, t5
-from lm.model.inputs import Inputs
 from lm.model.output import NoOutput
 from lm.model.positions import LearnedAfter
 from lm.pretrained import Pretrained
@@ -22,6 +20,7 @@ from lm.pretrained.fill import encode, fill_masks, fill_spans, has_sentinels
 from lm.serve.conversation import engine_of
 from lm.text.files import from_file
 from lm.text.tokenizer import ByteTokenizer
+from tests.model.reference import run
 from tests.pretrained.test_model import SIZES, WRITER, ready
 
 READER = replace(ready(bert(**SIZES | dict(vocab=259))), markers={"[MASK]": 258})
@@ -110,9 +109,8 @@ def test_a_prefix_is_read_in_both_directions() -> None:
     ids = model.encode(prompt)
     first, row = len(ids), list(ids)
     for _ in range(7):
-        padded = jnp.asarray([row + [0] * (32 - len(row))])
-        prefix = jnp.arange(32)[None] < first
-        logits = model.model(model.params, Inputs(padded, blocks=prefix))
+        padded, prefix = np.array([row + [0] * (32 - len(row))]), np.arange(32)[None] < first
+        logits = run(model.model, model.params, padded, blocks=prefix)
         row.append(int(logits[0, len(row) - 1].argmax()))
     for found in (
         [id for rows in model.stream_ids([ids], 7, Sampling(0)) for id in rows[0]],

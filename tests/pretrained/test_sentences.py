@@ -2,12 +2,15 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
+from lm.model.transformer import Params, Transformer
 from lm.pretrained import Pretrained, load
 from lm.pretrained.files import TensorToWrite, write
 from lm.pretrained.sentences import FLAGS, POOLINGS, Vectors, read
@@ -60,7 +63,12 @@ def embedded(model: Pretrained, vectors: Vectors) -> np.ndarray:
 
 def states(model: Pretrained) -> list[np.ndarray]:
     """The last hidden states of each text alone."""
-    return [np.asarray(model.model.hidden(model.params, np.array([ids])).x[0], np.float64) for ids in TEXTS]
+    return [np.asarray(hidden(model.model, model.params, np.array([ids])), np.float64) for ids in TEXTS]
+
+
+@partial(jax.jit, static_argnums=0)
+def hidden(model: Transformer, params: Params, ids: np.ndarray) -> jax.Array:
+    return model.hidden(params, ids).x[0]
 
 
 POOLED = {
