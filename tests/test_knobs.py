@@ -7,7 +7,7 @@ Looked at are the first batches and the text of lowered programs, which holds no
 import dataclasses
 import hashlib
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -17,8 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
-from jax.interpreters.partial_eval import dce_jaxpr
 
 from lm import experiment, value
 from lm.data.loader import Batches, prepare
@@ -47,6 +45,7 @@ from lm.tune.orpo import ORPO
 from lm.tune.ppo import PPO
 from lm.tune.reward_functions import ExactAnswer, Format, RewardFunction, SoftLength
 from lm.tune.simpo import SimPO
+from tests.jaxprs import program_text
 from tests.knobs import CHANGED_IN, CONTEXT, VISION, base, changes, samples
 
 SEEN = "what people see of a run; lm/experiment.py lets a run be resumed with another"
@@ -225,41 +224,6 @@ def data_of(e: Experiment) -> Batches:
 
 def batch_shapes(e: Experiment) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), data_of(e).batch(0))
-
-
-UNSEEN = {"name", "policy", "prevent_cse", "differentiated", "bwd", "fwd_jaxpr_thunk", "jvp_jaxpr_fun", "out_trees"}
-
-
-def program_text(f: Callable[..., Any], *args: Any) -> str:
-    """What `f` computes of `args`: its operations, of those whose result is used, and its constants."""
-    closed = jax.jit(f).trace(*args).jaxpr
-    used, _ = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)
-    return "\n".join(operations(used, closed.consts))
-
-
-def operations(jaxpr: Jaxpr, consts: Sequence[Any] = ()) -> Iterator[str]:
-    """A line an operation, variables by number; UNSEEN are names, and what an operation says of its gradient alone."""
-    numbers: dict[Any, int] = {}
-
-    def said(x: Any) -> str:
-        if isinstance(x, Literal):
-            return f"{x.aval} {np.asarray(x.val).tobytes().hex()}"
-        return f"{numbers.setdefault(x, len(numbers))}: {x.aval}"
-
-    yield from (hashlib.sha256(np.asarray(const).tobytes()).hexdigest() for const in consts)
-    yield f"of {', '.join(map(said, [*jaxpr.constvars, *jaxpr.invars]))}"
-    for eqn in jaxpr.eqns:
-        yield f"{', '.join(map(said, eqn.outvars))} = {eqn.primitive} of {', '.join(map(said, eqn.invars))}"
-        for name in sorted(set(eqn.params) - UNSEEN):
-            param = eqn.params[name]
-            for part in param if isinstance(param, tuple) else (param,):
-                if isinstance(part, ClosedJaxpr):
-                    yield from operations(part.jaxpr, part.consts)
-                elif isinstance(part, Jaxpr):
-                    yield from operations(part)
-                else:
-                    yield f"{name}={part}"
-    yield f"gives {', '.join(map(said, jaxpr.outvars))}"
 
 
 def loss_text(e: Experiment) -> str:
