@@ -68,6 +68,8 @@ TESTS = {
     "lm/model/output.py": of("model/test_transformer", "bfloat16_is_close_to_float32")
     + RECORDED
     + ("tests/model/test_scores.py", "tests/pretrained/test_labels.py"),
+    "lm/model/parts.py": ("tests/model/test_parts.py",)
+    + of("model/test_transformer", "a_fresh_model_knows_nothing_but_keeps_its_scale"),
     "lm/model/scaling.py": ("tests/model/test_positions.py",),
     "lm/model/stack.py": of("model/test_transformer", "dropout_of_a_layer_does_not_depend_on_the_pattern")
     + of("inspect/test_look", "layers_of_two_kinds_are_in_their_order", "an_edit_is_of_its_layer_heads_and_positions")
@@ -268,6 +270,7 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("gate and up are exchanged", "gate, up = parts", "up, gate = parts"),
         ("dropout does not scale up", "x / (1 - rate), 0", "x, 0"),
         ("first values fall with the inputs, not their root", "scale / inputs**0.5", "scale / inputs"),
+        ("matrices of one shape start as copies", 'rngs["params"], name)', 'rngs["params"], "")'),
     ),
     "lm/model/output.py": (
         ("logits are rounded to bfloat16", ".astype(jnp.float32)\n        if self.bias", "\n        if self.bias"),

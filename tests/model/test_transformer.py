@@ -302,12 +302,13 @@ def test_what_a_part_has_beside_it_changes_no_first_value() -> None:
 
 
 def test_a_fresh_model_knows_nothing_but_keeps_its_scale() -> None:
-    """The first loss is near log V, and no layer is a copy of another."""
+    """The first loss is near log V, and no layer is a copy of another, nor a matrix."""
     params = fresh(LLAMA)
     logits = run(Transformer(LLAMA, SIMPLE), params, tokens(LLAMA, 4, 11))
     assert 0.3 < float(logits.std()) < 3
-    query = params["layers"]["0"]["query"]
-    assert not np.allclose(query[0], query[1])
+    layers = params["layers"]["0"]
+    query = layers["query"]
+    assert not np.allclose(query[0], query[1]) and not np.allclose(layers["gate"], layers["up"])
     assert float(query.std()) == pytest.approx(LLAMA.width**-0.5, rel=0.1)
 
 
