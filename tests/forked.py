@@ -4,6 +4,7 @@ for that, and its runs are the same (tests/study/test_forkserver.py)."""
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.forkserver import set_forkserver_preload
@@ -29,6 +30,13 @@ class Process(ForkServerProcess):
     @property
     def said(self) -> str:
         return self.log.read_text()
+
+    def wait_for(self, workdir: Path, count: int) -> None:
+        """Until there are `count` lines of metrics in a run's folder."""
+        file, end = workdir / "metrics.jsonl", time.time() + 120
+        while not file.exists() or file.read_text().count("\n") < count:
+            assert self.is_alive() and time.time() < end, self.said
+            time.sleep(0.005)
 
     def run(self) -> None:
         sys.stdout = sys.stderr = self.log.open("w", buffering=1)

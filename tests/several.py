@@ -19,12 +19,26 @@ from pathlib import Path
 import pytest
 
 from launch.local import environment
+from lm.machine import processes
+from lm.run import course
+from tests import tiny
+from tests.forked import Process
 from tests.tiny import lines, write_texts
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = ("prompts=()", "compute.matmul=float32")  # the same products whatever the machine, and nothing to sample
 LOST_SECONDS = 60.0
 DAMPED = 1e-4  # relative: sums over processes are taken in another order
+
+
+def environments(n: int) -> list[dict[str, str]]:
+    """What each of `n` processes finds that are to train together."""
+    from socket import socket
+
+    with socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    return [{k: v.replace("PORT", port) for k, v in environment(i, n, []).items()} for i in range(n)]
 
 
 def start(
@@ -45,15 +59,9 @@ def start(
       seconds: added to each step.
       more: settings of the experiment, beside `settings`.
       program: of Python, with its arguments before these."""
-    from socket import socket
-
-    with socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     command = [sys.executable, *program, str(texts), str(workdir), str(seconds), *settings, *more]
     pipes = dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    each = [{k: v.replace("PORT", port) for k, v in environment(i, n, []).items()} for i in range(n)]
-    return [subprocess.Popen(command, env={**os.environ, **env}, **pipes) for env in each]  # type: ignore[call-overload]
+    return [subprocess.Popen(command, env={**os.environ, **own}, **pipes) for own in environments(n)]  # type: ignore
 
 
 def finish(processes: list[subprocess.Popen[str]], *codes: int, seconds: float = 300) -> list[str]:
@@ -95,32 +103,32 @@ def lost(texts: Path, workdir: Path, dead: int, number: int) -> str:
     return f"the other ended with code {code} after {seconds:.1f} s: {told[:200]}"
 
 
-FAILING = """
-import sys
-from lm.machine import processes
-from lm.run import course
-from tests import tiny
-
-place, calls = course.place_batch, []
-
-def failing(*args):
-    calls.append(1)
-    if len(calls) == 5 and processes.index() == int(sys.argv[1]):
-        raise {raised}
-    return place(*args)
-
-course.place_batch = failing
-tiny.main(*sys.argv[2:])
-"""
+RAISED = {"full": ValueError("its disk is full"), "own": RuntimeError("on its own")}
 
 
-def failed(texts: Path, workdir: Path, at: int, raised: str) -> tuple[list[int], list[str]]:
-    """Two processes, of which the one `at` raises an exception in its fifth step: their exit codes, what they said."""
-    code = FAILING.replace("{raised}", raised)
+def fail(at: str, raised: str, *arguments: str) -> None:
+    """`python -m tests.tiny`, but the process `at` raises that in its fifth step."""
+    place, calls = course.place_batch, []
+
+    def failing(*args: object) -> object:
+        calls.append(1)
+        if len(calls) == 5 and processes.index() == int(at):
+            raise RAISED[raised]
+        return place(*args)  # type: ignore[arg-type]
+
+    course.place_batch = failing  # type: ignore[assignment]
+    tiny.main(*arguments)
+
+
+def failed(texts: Path, workdir: Path, at: int, raised: str) -> tuple[list[int | None], list[str]]:
+    """Two processes, of which the one `at` raises one of RAISED: their exit codes, what they said."""
     few = ("model.layers=1", "eval_every_steps=12", "checkpoint_every_steps=12")  # it ends before either
-    both = start(2, texts, workdir, 0.1, *few, program=["-c", code, str(at)])
-    said = [process.communicate(timeout=300)[0] for process in both]
-    return [process.returncode for process in both], said
+    arguments = (fail, at, raised, texts, workdir, 0.1, *SETTINGS, *few)
+    logs = [workdir.with_suffix(f".{i}.txt") for i in range(2)]
+    both = [Process(log, *arguments, **own) for log, own in zip(logs, environments(2), strict=True)]
+    for process in both:
+        process.join(300)
+    return [process.exitcode for process in both], [process.said for process in both]
 
 
 def main() -> None:
@@ -148,7 +156,7 @@ def main() -> None:
             print(f"process {dead} of 2 {name}: {lost(texts, run, dead, number)}", flush=True)
             finish(start(2, texts, run))
             print(f"  started again: within {same(run, folder / '1'):.1e}", flush=True)
-    for at, raised in ((1, "ValueError('its disk is full')"), (0, "RuntimeError('on its own')")):
+    for at, raised in ((1, "full"), (0, "own")):
         codes, said = failed(texts, folder / f"failed-{at}", at, raised)
         print(f"process {at} of 2 fails: codes {codes}, {said[1 - at].splitlines()[-1]}", flush=True)
         assert codes == ([75, 1] if at else [1, 75])

@@ -1,6 +1,5 @@
 """Several processes: a launcher's environment, and one run of two. What happens to more is in tests/several.py."""
 
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from lm.machine.processes import from_environment
 from lm.run import course
 from lm.train.checkpoint import Checkpoints
 from tests import several
+from tests.forked import Process, train
 from tests.run.programs import shared_programs
 from tests.tiny import experiment, write_texts
 
@@ -47,7 +47,7 @@ def test_an_inconsistent_environment_is_refused(environ: dict[str, str], message
 
 def test_one_that_fails_ends_the_other_with_its_line(tmp_path: Path) -> None:
     """By whatever exception, also the process that serves the others; not by an abort of JAX after a while."""
-    codes, said = several.failed(write_texts(tmp_path / "texts"), tmp_path / "run", 0, "RuntimeError('on its own')")
+    codes, said = several.failed(write_texts(tmp_path / "texts"), tmp_path / "run", 0, "own")
     assert codes == [1, 75], said
     (line,) = [line for line in said[1].splitlines() if line.startswith("lm: ")]
     assert "process 1 of 2 ends: another one has died" in line and "(process 0: RuntimeError: on its own)" in line
@@ -60,10 +60,11 @@ def test_two_are_left_together_and_one_goes_on(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(course, "write_report", lambda folder: folder / "report.html")
     texts = write_texts(tmp_path / "texts")
     whole = experiment(texts).replace(prompts=(), compute=dict(matmul="float32"), model=dict(layers=1))
-    two = several.start(2, texts, tmp_path / "left", 0.1, "model.layers=1")
-    several.until_step(two, tmp_path / "left", 3)
-    two[1].send_signal(signal.SIGTERM)
-    said = several.finish(two, 75, 75)
+    arguments = (train, texts, tmp_path / "left", 0.1, *several.SETTINGS, "model.layers=1")
+    two = [Process(tmp_path / f"{i}.txt", *arguments, **own) for i, own in enumerate(several.environments(2))]
+    two[0].wait_for(tmp_path / "left", 3)
+    two[1].terminate()
+    said = [process.finish(75) for process in two]
     assert "SIGTERM: all 2 processes stop after step" in said[0]
     stopped = Checkpoints(tmp_path / "left" / "checkpoints").latest
     assert stopped and all(f"stopped after step {stopped}, with a checkpoint" in text for text in said)

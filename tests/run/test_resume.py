@@ -41,19 +41,11 @@ def refused(texts: Path, workdir: Path, capsys: pytest.CaptureFixture[str]) -> s
     return f"{out}{err}{error.value}"
 
 
-def wait_for(process: Process, workdir: Path, count: int) -> None:
-    """Until there are `count` lines of metrics."""
-    file, end = workdir / "metrics.jsonl", time.time() + 120
-    while not file.exists() or file.read_text().count("\n") < count:
-        assert process.is_alive() and time.time() < end, process.said
-        time.sleep(0.005)
-
-
 def test_stopped_by_sigterm_killed_at_any_moment_and_resumed(uninterrupted: Path, texts: Path, tmp_path: Path) -> None:
     """Killed twice: somewhere in the first two thirds of the run, then somewhere after its start."""
     folder = tmp_path / "run"
     process = start(texts, folder, 0.1)
-    wait_for(process, folder, 2)
+    process.wait_for(folder, 2)
     process.terminate()
     said = process.finish(75)
     assert "stopping after this step, with a checkpoint" in said and "stopped after step" in said
@@ -63,7 +55,7 @@ def test_stopped_by_sigterm_killed_at_any_moment_and_resumed(uninterrupted: Path
     for least in (random.randint(stopped + 1, max(stopped + 1, 9)), None):
         process = start(texts, folder, 0.05)
         if least:
-            wait_for(process, folder, least)
+            process.wait_for(folder, least)
         delay = random.uniform(0, 0.2 if least else 3.0)
         print(f"killed {delay} s after line {least}")
         time.sleep(delay)
