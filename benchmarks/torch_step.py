@@ -6,12 +6,29 @@ from typing import Any
 
 import torch
 
-from benchmarks.sizes import BATCHES, BETAS, CLIP, DECAY, LEARNING_RATE, Size
+from benchmarks.sizes import BATCHES, BETAS, CLIP, DECAY, LEARNING_RATE, SIZES, Size
 from benchmarks.worker import Train
 
 
-def of_transformers(model: Any, size: Size, settings: dict[str, Any]) -> Train:
-    """Trains a causal model of transformers by AdamW; it shifts the labels itself, so tokens are their own."""
+def of_transformers(model_class: Any, settings: dict[str, Any], **more: Any) -> Train:
+    """Trains a causal model of transformers at settings["size"], with these fields of its config besides, by AdamW; it
+    shifts the labels itself, so tokens are their own."""
+    torch.set_num_threads(settings["threads"])
+    torch.manual_seed(0)
+    size = SIZES[settings["size"]]
+    config = model_class.config_class(
+        vocab_size=size.vocab,
+        hidden_size=size.width,
+        intermediate_size=size.mlp,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.heads,
+        max_position_embeddings=size.seq,
+        tie_word_embeddings=True,
+        use_cache=False,
+        **more,
+    )
+    model = model_class(config)
     model.train()
     matrices = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]

@@ -43,7 +43,7 @@ def ragged(
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _blocked(rows: jax.Array, weights: jax.Array, sizes: jax.Array, transposed: bool, compute: Compute) -> jax.Array:
-    """The product in float32, a matrix read once for each block of its run. A block at a run's end goes on into the
+    """`ragged` in float32 [M, O], a matrix read once for each block of its run. A block at a run's end goes on into the
     next, whose own first block comes later and writes over that; rows that no run has are zeros or mean nothing."""
     size = min(BLOCK, len(rows))
     block_at, matrix_at = _blocks(rows, size), _slices(weights, 1)

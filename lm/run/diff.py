@@ -21,7 +21,7 @@ from lm.page.words import join_and, plural
 from lm.pretrained import read_experiment
 from lm.run.batch_diff import BatchDifference, first_difference
 from lm.run.divergence import Divergence, differing, divergence
-from lm.run.history import at_step, read_history
+from lm.run.history import IRRELEVANT, at_step, read_history
 from lm.run.prepared import open_data
 from lm.run.replay import Replay, kept_states, training_lines
 
@@ -30,7 +30,6 @@ LONGEST = 72  # characters of a value
 SHOWN, LISTED = 3, 6  # differences in the verdict, and arrays in a table
 FINE, COARSE = 1e-5, 1e-3  # how far apart two orders of summing a loss are, of it: in float32, and with bfloat16
 RAN_ON = ("environment", "compute", "mesh")
-IRRELEVANT = ("memory_bytes",)  # of an environment
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from lm.page.run_record import check, fitted, read_json
 from lm.run.folder import write_json
 
 HISTORY = "history.json"
+IRRELEVANT = ("memory_bytes",)  # of an environment: it changes no number
 ENTRY: dict[str, Any] = {
     "step": int,
     "environment": dict[str, str | int | float | None],
@@ -56,4 +57,5 @@ def at_step(history: list[dict[str, Any]], step: int) -> dict[str, Any]:
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What of a process's environment is another now, as "cores (8, now 2)"."""
-    return [f"{name} ({value}, now {now[name]})" for name, value in then.items() if name in now and now[name] != value]
+    other = [name for name in then if name in now and now[name] != then[name] and name not in IRRELEVANT]
+    return [f"{name} ({then[name]}, now {now[name]})" for name in other]

@@ -202,7 +202,7 @@ def paired(base: np.ndarray, arm: np.ndarray) -> tuple[float, float, float]:
         return math.nan, math.nan, math.nan
     if _constant(base, arm):
         return (0.0, 0.0, 1.0) if np.array_equal(base, arm) else (math.nan, math.nan, math.nan)
-    from scipy import special  # its tests of samples take a hundred times as long, and a sweep has thousands of pairs
+    from scipy import special  # its tests of samples take twenty times as long, and a sweep has thousands of pairs
 
     n, d = len(base), arm - base
     with _quiet():

@@ -57,7 +57,7 @@ def test_a_longer_run_is_one_from_the_start(
     shorter, longest = (declared(texts, schedule, n).replace(prompts=("the ",), sample_tokens=4) for n in (7, 10))
     course.train(shorter, tmp_path / "run")
     entries = json.loads((file := tmp_path / "run" / HISTORY).read_text())
-    entries[-1]["environment"]["cores"] = 99
+    entries[-1]["environment"] |= dict(memory_bytes=1, cores=99)
     file.write_text(json.dumps(entries))
     assert "since checkpoint" not in capsys.readouterr().out
     course.train(longest, tmp_path / "run")
