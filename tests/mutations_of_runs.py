@@ -54,7 +54,8 @@ TESTS = {
     "lm/run/diff.py": of("run/test_diff", "a_flag_of_the_compiler", "a_run_and_its_copy_are_the_same"),
     "lm/run/batch_diff.py": of("run/test_diff", "two_rows_swapped_at_one_step"),
     "lm/run/divergence.py": of("run/test_diff", "what_differs_behind_the_places", "an_initial_value_of_one_layer"),
-    "lm/run/history.py": of("run/test_diff", "what_a_process_began_with_is_recorded"),
+    "lm/run/history.py": of("run/test_diff", "what_a_process_began_with_is_recorded", "a_flag_of_the_compiler")
+    + of("run/test_lengthen", "a_longer_run_is_one_from_the_start"),
     "lm/run/replay.py": of("run/test_replay", "every_step_is_the_one_that_was_logged", "a_spike_is_said"),
     "lm/run/examine.py": of(
         "run/test_replay",
@@ -276,7 +277,6 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "lm/run/diff.py": (
         ("a difference by a bit is none", "if a.losses[n] != b.losses[n]), 0)", "if 0), 0)"),
-        ("flags are no environment", 'IRRELEVANT = ("memory_bytes",)', 'IRRELEVANT = ("memory_bytes", "XLA_FLAGS")'),
         ("who is reproduced is not looked at", "if n is None]", "if 1]"),
         (
             "the start is not compared",
@@ -298,6 +298,8 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("states are not compared", "if apart or x.metrics != y.metrics", "if x.metrics != y.metrics"),
     ),
     "lm/run/history.py": (
+        ("flags are no environment", 'IRRELEVANT = ("memory_bytes",)', 'IRRELEVANT = ("memory_bytes", "XLA_FLAGS")'),
+        ("a machine's memory is a change", " and name not in IRRELEVANT]", "]"),
         ("the start has no checksums", '"initial": dict(initial)', '"initial": {}'),
         ("the program is not noted", '{**last, "program": fingerprint}', "last"),
     ),
