@@ -2,10 +2,10 @@
 
     python -m benchmarks.studies --keep
 
-Arms are seeds of a small Llama; a second study has two processes, with half of the arms and of the cores each. All
-sides train the same runs on the same cores, write the same folders, and find the data prepared and the programs of a
-run before in the compilation cache (`--cold`: each side begins with an empty one).
-A step's time is the median over the second half of each run, between its lines of metrics.
+Arms are seeds of a small Llama; a study has two processes, with half of the arms each, and a second one all of them in
+one. All sides train the same runs on the same cores, write the same folders, and find the data prepared and the
+programs of a run before in the compilation cache (`--cold`: each side begins with an empty one). A step's time
+is the median over the second half of each run, between its lines of metrics.
 """
 
 import argparse
@@ -72,14 +72,15 @@ def apart(arms: int, folder: Path, options: argparse.Namespace, environment: dic
 
 
 def together(
-    arms: int, folder: Path, options: argparse.Namespace, environment: dict[str, str], workers: int = 1
+    arms: int, folder: Path, options: argparse.Namespace, environment: dict[str, str], workers: int = 0
 ) -> float:
-    """Seconds of one `lm study` of so many arms in so many processes, its report included."""
+    """Seconds of one `lm study` of so many arms, its report included, in so many processes (0: nothing is said)."""
     page = f"arms{arms}"
     (folder / f"{page}.py").write_text(PAGE.format(module=EXPERIMENT, arms=arms))
     environment = {**environment, "PYTHONPATH": str(folder)}
-    where = ("--workdir", str(folder / f"together{arms}" / str(workers)), "--devices", "cpu", "--workers", str(workers))
-    return command("study", f"{page}:study", *where, *settings(options), environment=environment)
+    where = ("--workdir", str(folder / f"together{arms}" / str(workers)), "--devices", "cpu")
+    processes = ("--workers", str(workers)) if workers else ()
+    return command("study", f"{page}:study", *where, *processes, *settings(options), environment=environment)
 
 
 def step_ms(folder: Path) -> float:
@@ -111,16 +112,15 @@ def main() -> None:
             apart(1, folder / "before", options, environment)  # the data and the tokenizer are prepared
         for arms in options.arms:
             times = []
-            for side in (apart, together, *[partial(together, workers=2)] * (arms > 1)):
+            for side in (apart, together, partial(together, workers=1)):
                 with cache(options) as environment:
                     times.append(side(arms, folder, options, environment))
             one, other = step_ms(folder / f"apart{arms}"), step_ms(folder / f"together{arms}" / "1")
             apart_seconds, *studies = times
             shown = [text for s in studies for text in (f"{s:.1f}", f"{apart_seconds / s:.2f}")]
-            shown += [""] * (4 - len(shown))
             rows.append([str(arms), f"{apart_seconds:.1f}", *shown, f"{one:.1f}", f"{other:.1f}"])
             print(", ".join(rows[-1]), flush=True)
-    studies = ["`lm study`, s", "times sooner", "`--workers 2`, s", "times sooner"]
+    studies = ["`lm study`, s", "times sooner", "`--workers 1`, s", "times sooner"]
     columns = ["arms", "`lm train` each, s", *studies, "ms a step apart", "ms a step together"]
     title = f"A study of short runs: {EXPERIMENT}, {options.steps} steps"
     how = "each side with an empty compilation cache" if options.cold else "with what a run before had compiled"

@@ -40,10 +40,9 @@ def add(verbs: Any) -> None:
     verb.add_argument(
         "--workers",
         type=int,
-        default=1,
         metavar="N",
-        help="processes at a time on this machine (1), each with its share of the cores: sooner where runs are small, "
-        "with other last digits than on all cores",
+        help="processes at a time on this machine (2 on CPUs whose memory holds both, else 1): runs keep their digits, "
+        "and are timed with what goes on beside them",
     )
     verb.add_argument(
         "--together",
@@ -100,13 +99,18 @@ def asked(study: Any, settings: list[str], text: str | None, seeds: int | None, 
 def executor(args: argparse.Namespace, imported_with: Any) -> Any:
     """What runs the study's processes; `imported_with` are the settings with which JAX was imported."""
     together = "auto" if args.together == "no" else args.together
+    from lm.machine import hardware
     from lm.study import forkserver
-    from lm.study.executors import Local, Slurm
+    from lm.study.executors import Local, Slurm, fit_in_memory
 
     if args.executor == "slurm":
         return Slurm(args.sbatch, args.devices, together)
     server = None if forkserver.obstacle(imported_with, args.devices) else forkserver.ForkServer()
-    return Local(args.workers, args.devices, together, server)
+    if args.workers is not None:
+        return Local(args.workers, args.devices, together, server)
+    share = forkserver.only_cpus(args.devices) and hardware.cores() > 1
+    vmap = together == "vmap"  # rounds by how many go together
+    return Local(2 if share and not vmap else 1, args.devices, together, server, fit_in_memory)
 
 
 def write(folder: Path) -> None:

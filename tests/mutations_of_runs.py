@@ -102,6 +102,11 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "lm/run/memory.py": (
         (
+            "one CPU device of several",
+            "return total(least(experiment, here)) * devices",
+            "return total(least(experiment, here))",
+        ),
+        (
             "gradients and activations are added up",
             'max(parts["gradients"], parts["activations"])',
             'parts["gradients"] + parts["activations"]',

@@ -18,7 +18,8 @@ TESTS = {
     "lm/study/runner.py": of("study/test_runner", "a_folder_of_a_run_is_not_a_study_s_nor_the_other_way_round")
     + ("tests/study/test_executors.py",),
     "lm/study/forkserver.py": FORKED,
-    "lm/study/executors.py": FORKED,
+    "lm/study/executors.py": (*FORKED, "tests/study/test_executors.py"),
+    "launch/study.py": ("tests/study/test_executors.py",),
     "lm/study/worker.py": FORKED,
     "lm/machine/hardware.py": FORKED,
     "lm/model/count.py": of(
@@ -69,7 +70,11 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "lm/study/forkserver.py": (
         ("threads are not counted", 'return len(os.listdir("/proc/self/task")) == 1', "return True"),
-        ("an accelerator is overlooked", 'if asked != "cpu" and (asked or _has_accelerators()):', "if False:"),
+        (
+            "an accelerator is overlooked",
+            'return asked == "cpu" or not asked and not _has_accelerators()',
+            "return True",
+        ),
         ("JAX's devices are overlooked", "if xla_bridge.backends_are_initialized():", "if False:"),
         ("other settings are overlooked", "if settings() != imported_with:", "if False:"),
         ("signals are those of the server", "for number, handler in handlers.items():", "for number, handler in ():"),
@@ -77,7 +82,17 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("what is printed last is lost", "        sys.stdout.flush()\n", ""),
         ("it is not killed", "signal.pidfd_send_signal(self._process.fileno(), signal.SIGKILL)", "pass"),
     ),
-    "lm/study/executors.py": (("no process is forked", "if self.server and (forked", "if False and (forked"),),
+    "lm/study/executors.py": (
+        ("no process is forked", "if self.server and (forked", "if False and (forked"),
+        ("memory is asked for one alone", "self.fit([*running, group])", "self.fit([group])"),
+        ("groups are halved that do not fit", "and fit([largest, largest])", ""),
+        ("a run takes what it cannot do without", "SPARE * host_bytes", "host_bytes"),
+    ),
+    "launch/study.py": (
+        ("accelerators have two processes", "forkserver.only_cpus(args.devices) and ", ""),
+        ("one core has two processes", " and hardware.cores() > 1", ""),
+        ("halves of a stack round otherwise", "if share and not vmap", "if share"),
+    ),
     "lm/machine/hardware.py": (
         (
             "a study's processes are told its platform",

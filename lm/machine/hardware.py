@@ -203,11 +203,10 @@ def _measured_flops(dtype: str) -> float:
     ever came to is cached, and later processes look for a better one for 20 ms."""
     import jax
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     known_by = [
         jax.devices()[0].device_kind,
         cpu(),
-        cores,
+        cores(),
         processes.count(),
         importlib.metadata.version("jaxlib"),
         os.environ.get("XLA_FLAGS"),
@@ -269,6 +268,11 @@ def host_memory() -> int:
     return min([machine, *(int(text) for text in texts if text.isdigit())])
 
 
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def environment() -> dict[str, Any]:
     """Versions, devices and host of a run, for its about.json."""
     from importlib.metadata import version
@@ -284,7 +288,7 @@ def environment() -> dict[str, Any]:
         "devices": jax.device_count(),
         "processes": jax.process_count(),
         "cpu": cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "git": _git(),
         **flags(),

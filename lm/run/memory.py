@@ -31,6 +31,13 @@ def check_memory(experiment: Experiment) -> None:
         )
 
 
+def host_bytes(experiment: Experiment) -> float:
+    """Bytes of this machine's memory that the experiment cannot do without on its CPU devices."""
+    devices = experiment.compute.devices or 1
+    here = Topology(Chip("device", hardware.host_memory() // devices, 1.0, 1.0, 1.0, 0, 1.0), (devices,))
+    return total(least(experiment, here)) * devices
+
+
 def least(experiment: Experiment, here: Topology) -> dict[str, float]:
     """Bytes on one device by use: what is there all the time, and of gradients and activations a lower bound each."""
     e = dataclasses.replace(experiment, mesh=experiment.mesh or {"data": here.devices})

@@ -1,7 +1,6 @@
 """Where a study's processes run: on this machine, some at a time, or as one array of Slurm, a task for each group of
 runs. The processes are those of worker.py."""
 
-import os
 import shlex
 import shutil
 import subprocess
@@ -11,6 +10,8 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from lm.machine import hardware
+from lm.run.memory import host_bytes
 from lm.study.forkserver import Forked, ForkServer
 from lm.study.trial import Trial
 
@@ -18,8 +19,16 @@ FIRST_SECONDS, SLURM_SECONDS = 0.5, 2.0  # before the first look at the runs, an
 POLL_SECONDS = 0.02  # between two looks whether a process has ended
 PATIENCE_SECONDS = 30.0  # for a process that was asked to end to write its checkpoint
 TASKS = "slurm-tasks.txt"  # in the study's folder: a command line a task
+SPARE = 2.0  # of what a run cannot do without, what it takes
+PROCESS_BYTES = 1e9  # of a process that trains, besides
 Groups = Sequence[Sequence[Trial]]
+Fit = Callable[[Groups], bool]
 Process = subprocess.Popen[bytes] | Forked
+
+
+def always(groups: Groups) -> bool:
+    """All groups fit."""
+    return True
 
 
 def worker_arguments(group: Sequence[Trial], study: Path, *options: str) -> list[str]:
@@ -40,54 +49,67 @@ def log_file(group: Sequence[Trial], study: Path) -> Path:
 # ---------------------------------------------------------------- this machine
 
 
-def core_sets(workers: int) -> list[str]:
-    """The cores of each of `workers` processes, as 0,1,2; nothing where one has all, or there are too few."""
-    if workers == 1 or not hasattr(os, "sched_getaffinity"):
-        return [""] * workers
-    cores = sorted(os.sched_getaffinity(0))
-    size = len(cores) // workers
-    return [",".join(map(str, cores[i * size : (i + 1) * size])) for i in range(workers)]
-
-
-def split(groups: Groups, workers: int) -> list[Sequence[Trial]]:
-    """The groups, the largest halved until each of `workers` has one: two programs on two cores beat one on one."""
+def split(groups: Groups, workers: int, fit: Fit = always) -> list[Sequence[Trial]]:
+    """The groups, the largest halved until each of `workers` has one, where halves `fit` beside each other: one process
+    compiles or writes while another computes."""
     parts = list(groups)
-    while len(parts) < workers and len(largest := max(parts, key=len, default=())) > 1:
+    while len(parts) < workers and len(largest := max(parts, key=len, default=())) > 1 and fit([largest, largest]):
         at, middle = parts.index(largest), (len(largest) + 1) // 2
         parts[at : at + 1] = [largest[:middle], largest[middle:]]
     return parts
 
 
-class Local:
-    """`workers` processes at a time, on `devices` (cpu, gpu, tpu or the best there is); runs that share a process go
-    `together` as lm/run/together.py's HOW says. They are forked by the `server`, where there is one, or fresh ones."""
+def fit_in_memory(groups: Groups) -> bool:
+    """Whether this machine's memory holds a process for each of `groups`, of which each has one run at a time in it."""
+    need = sum(SPARE * host_bytes(group[0].experiment) + PROCESS_BYTES for group in groups)
+    return need <= hardware.host_memory()
 
-    def __init__(self, workers: int = 1, devices: str = "", together: str = "auto", server: ForkServer | None = None):
+
+class Local:
+    """Processes on this machine. Each has all of its cores, since with fewer a run has other last digits: the system
+    divides them."""
+
+    def __init__(
+        self,
+        workers: int = 1,
+        devices: str = "",
+        together: str = "auto",
+        server: ForkServer | None = None,
+        fit: Fit = always,
+    ):
+        """`workers` processes at a time.
+
+        Args:
+          workers: the most.
+          devices: cpu, gpu, tpu or "" for the best there is.
+          together: how runs that share a process go, of lm/run/together.py's HOW.
+          server: forks the processes; None: they are fresh ones.
+          fit: whether processes for these groups can be there at a time. The first of all is started anyway."""
         if workers < 1:
             raise ValueError(f"--workers {workers}: expected at least 1")
-        self.workers, self.devices, self.together, self.server = workers, devices, together, server
+        self.workers, self.devices, self.together, self.server, self.fit = workers, devices, together, server, fit
 
     def __call__(self, groups: Groups, study: Path, watch: Callable[[], float]) -> None:
         """Run all `groups`, and call `watch`, which says when it would be called next. What is running ends with this
         process."""
-        waiting = split(groups, self.workers)
-        free = core_sets(self.workers)
-        running: list[tuple[Process, str]] = []
+        waiting = split(groups, self.workers, self.fit)
+        running: list[tuple[Process, Sequence[Trial]]] = []
         pause = FIRST_SECONDS
         with ExitStack() as stack:
             stack.callback(lambda: _terminate([process for process, _ in running]))
             while waiting or running:
-                while waiting and free:
-                    cores = free.pop(0)
-                    running.append((self._start(waiting.pop(0), study, cores), cores))
+                while waiting and self._has_room([group for _, group in running], waiting[0]):
+                    group = waiting.pop(0)
+                    running.append((self._start(group, study), group))
                 _wait_for_one([process for process, _ in running], pause)
-                ended = [one for one in running if one[0].poll() is not None]
-                running = [one for one in running if one not in ended]
-                free += [cores for _, cores in ended]
+                running = [one for one in running if one[0].poll() is None]
                 pause = watch()
 
-    def _start(self, group: Sequence[Trial], study: Path, cores: str) -> Process:
-        options = ["--watched", "--devices", self.devices, "--cores", cores, "--together", self.together]
+    def _has_room(self, running: Groups, group: Sequence[Trial]) -> bool:
+        return not running or len(running) < self.workers and self.fit([*running, group])
+
+    def _start(self, group: Sequence[Trial], study: Path) -> Process:
+        options = ["--watched", "--devices", self.devices, "--together", self.together]
         arguments = worker_arguments(group, study, *options)
         with log_file(group, study).open("ab") as log:
             if self.server and (forked := self.server.start(arguments, log.fileno())):

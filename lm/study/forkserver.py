@@ -47,14 +47,19 @@ def obstacle(imported_with: Settings, devices: str = "") -> str:
 
     if not hasattr(os, "pidfd_open"):
         return "no file descriptors of processes, which Linux has"
-    asked = devices or os.environ.get("JAX_PLATFORMS", "")
-    if asked != "cpu" and (asked or _has_accelerators()):
+    if not only_cpus(devices):
         return "JAX may find an accelerator"
     if xla_bridge.backends_are_initialized():
         return "JAX's devices have started"
     if settings() != imported_with:
         return "the environment or JAX's configuration has changed since JAX was imported"
     return "" if is_single_threaded() else "more than one thread runs"
+
+
+def only_cpus(devices: str = "") -> bool:
+    """Whether processes on `devices` compute on CPUs, as far as one can tell before they start."""
+    asked = devices or os.environ.get("JAX_PLATFORMS", "")
+    return asked == "cpu" or not asked and not _has_accelerators()
 
 
 def _has_accelerators() -> bool:

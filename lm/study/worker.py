@@ -59,12 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lm.study.worker", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run's folder")
     parser.add_argument("--devices", default="", help="cpu, gpu or tpu")
-    parser.add_argument("--cores", default="", help="the CPU cores to keep to, as 0,1,2")
     parser.add_argument("--together", default="auto", help="how runs share a program: auto, turns or vmap")
     parser.add_argument("--watched", action="store_true", help="end when standard input closes")
     options = parser.parse_args(arguments)
-    if options.cores:
-        os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
     hardware.prepare(options.devices)
     if options.watched:
         _end_with_parent()

@@ -13,7 +13,7 @@ from lm.model.families import llama
 from lm.plan.compile import lower_step
 from lm.plan.topology import Chip, Topology
 from lm.run import memory
-from lm.run.memory import check_memory, least, total
+from lm.run.memory import check_memory, host_bytes, least, total
 from lm.sharding.mesh import make_mesh
 from tests.tiny import experiment, write_texts
 
@@ -58,6 +58,12 @@ def given(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     monkeypatch.setattr(memory.jax, "device_count", lambda: 1)
 
 
+def test_a_machine_holds_what_all_of_its_cpu_devices_do(tiny: Experiment) -> None:
+    assert host_bytes(tiny) == total(least(tiny, here(1)))
+    replicated, sharded = (tiny.replace(compute=dict(devices=2), mesh={axis: 2}) for axis in ("data", "fsdp"))
+    assert host_bytes(replicated) == 2 * total(least(replicated, here(2))) > host_bytes(sharded) > 0
+
+
 def test_what_is_too_large_says_so_and_what_would_help(tiny: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, 10**9)
     check_memory(tiny)
@@ -80,7 +86,8 @@ def test_nothing_is_prepared_for_it(
     monkeypatch.setattr(hardware, "prepare", lambda devices="": None)
     monkeypatch.setattr(hardware, "memory", lambda: (10**6, "this machine"))
     monkeypatch.setattr("lm.run.course.prepare_run", lambda *_, **__: pytest.fail("prepared"))
-    page = tmp_path / "page.py"
+    monkeypatch.syspath_prepend(str(tmp_path))  # as its folder is added, and goes with it
+    page = tmp_path / "too_large.py"
     write_texts(tmp_path / "texts")
     texts = f"experiment = tiny(Path({str(tmp_path / 'texts')!r}))\n"
     page.write_text(f"from pathlib import Path\nfrom tests.tiny import experiment as tiny\n{texts}")
