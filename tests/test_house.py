@@ -1,6 +1,7 @@
 """The shape of the house: arrows point down, files stay short, and what must stay outside stays outside."""
 
 import ast
+import functools
 import re
 import statistics
 import subprocess
@@ -38,6 +39,18 @@ LINES = 450
 FUNCTION_LINES, MEDIAN_LINES = 60, 9
 
 
+@functools.cache
+def text(path: Path) -> str:
+    """What is in a file."""
+    return path.read_text(encoding="utf-8")
+
+
+@functools.cache
+def nodes(source: str) -> list[ast.AST]:
+    """The nodes of a module's syntax tree."""
+    return list(ast.walk(ast.parse(source)))
+
+
 def inside(module: str, package: str) -> bool:
     return module == package or module.startswith(package + ".")
 
@@ -65,7 +78,7 @@ MODULES = files()
 
 def imports(source: str, module: str, package: bool = False) -> Iterator[tuple[int, str]]:
     """(line, imported name) of every import in `source`, wherever it stands; relative ones are resolved."""
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes(source):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -132,15 +145,13 @@ def test_the_rules_allow_what_they_should(module: str, source: str) -> None:
     assert faults(source, module) == []
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_point_down(module: str) -> None:
-    path = MODULES[module]
-    assert faults(path.read_text(encoding="utf-8"), module, package=path.name == "__init__.py") == []
+def test_imports_point_down() -> None:
+    found = (faults(text(path), module, path.name == "__init__.py") for module, path in MODULES.items())
+    assert [fault for of_file in found for fault in of_file] == []
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_every_file_has_a_floor(module: str) -> None:
-    assert module == "lm" or floor_of(module) is not None, f"{module} has no floor: give it one in FLOORS"
+def test_every_file_has_a_floor() -> None:
+    assert [module for module in MODULES if module != "lm" and floor_of(module) is None] == [], "give it one in FLOORS"
 
 
 def test_the_readme_has_the_floors() -> None:
@@ -156,7 +167,7 @@ def test_no_cycle_within_a_room() -> None:
     arrows = {
         module: {
             target
-            for _, name in imports(path.read_text(encoding="utf-8"), module, path.name == "__init__.py")
+            for _, name in imports(text(path), module, path.name == "__init__.py")
             for target in (name, name.rpartition(".")[0])
             if target in MODULES and target != module and not inside(module, target)
         }
@@ -168,21 +179,19 @@ def test_no_cycle_within_a_room() -> None:
     assert not arrows, f"these import one another in a circle: {sorted(arrows)}"
 
 
-@pytest.mark.parametrize("path", [p for top in (*OURS, "tests") for p in sorted((ROOT / top).rglob("*.py"))], ids=str)
-def test_a_file_is_one_idea(path: Path) -> None:
-    source = path.read_text(encoding="utf-8")
-    assert source.count("\n") <= LINES, f"{path} is over {LINES} lines: it is two files"
-    assert path.stem != "utils", "name a file after what it is about"
-    vague = ("Base", "Manager", "Factory", "Helper", "Utils")
-    classes = [n.name for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ClassDef)]
-    assert not [name for name in classes if name.startswith("Base") or name.endswith(vague)]
+def test_a_file_is_one_idea() -> None:
+    paths = [path for top in (*OURS, "tests") for path in sorted((ROOT / top).rglob("*.py"))]
+    assert [str(path) for path in paths if text(path).count("\n") > LINES] == [], f"over {LINES} lines it is two files"
+    assert [str(path) for path in paths if path.stem == "utils"] == [], "name a file after what it is about"
+    vague = re.compile(r"^ *class (Base\w*|\w*(?:Base|Manager|Factory|Helper|Utils))\b", re.MULTILINE)
+    assert {str(path): found for path in paths if (found := vague.findall(text(path)))} == {}
 
 
 def test_functions_are_short() -> None:
     lengths = {
         f"{module}.{node.name}": (node.end_lineno or 0) - node.lineno + 1
         for module, path in MODULES.items()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in nodes(text(path))
         if isinstance(node, ast.FunctionDef)
     }
     assert {name: n for name, n in lengths.items() if n > FUNCTION_LINES} == {}

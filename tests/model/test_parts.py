@@ -69,6 +69,13 @@ def test_norms_keep_the_dtype_and_compute_in_float32(norm: Norm) -> None:
 # ---------------------------------------------------------------- products
 
 
+@partial(jax.jit, static_argnums=(3, 4))
+def product(x: Any, w: Any, pull: Any, compute: Compute, contract: int = 1) -> tuple[jax.Array, ...]:
+    """The product of x and w, and what `pull` on it is on each."""
+    y, vjp = jax.vjp(lambda x, w: linear(x, w, compute, contract), x, w)
+    return y, *vjp(pull)
+
+
 @pytest.mark.parametrize("contract", [1, 2])
 @pytest.mark.parametrize("out", [(6, 2), (1, 2)], ids=["wider", "narrower"])
 @pytest.mark.parametrize("flat", ["yes", "no"])
@@ -76,10 +83,8 @@ def test_linear_is_a_product(flat: str, out: tuple[int, int], contract: int) -> 
     x = RNG.standard_normal((2, 5, 4, 3)).astype(np.float32)
     w = RNG.standard_normal((*x.shape[4 - contract :], *out)).astype(np.float32)
     pull = RNG.standard_normal((*x.shape[: 4 - contract], *out)).astype(np.float32)
-    compute = replace(SIMPLE, flat=flat)
-    y, vjp = jax.vjp(lambda x, w: linear(x, w, compute, contract), x, w)
+    y, dx, dw = product(x, w, pull, replace(SIMPLE, flat=flat), contract)
     close(y, np.tensordot(x.astype(np.float64), w, contract))
-    dx, dw = vjp(pull)
     close(dx, np.tensordot(pull.astype(np.float64), w, (tuple(range(-2, 0)), tuple(range(contract, contract + 2)))))
     lead = tuple(range(4 - contract))
     close(dw, np.tensordot(x.astype(np.float64), pull, (lead, lead)))
@@ -89,10 +94,11 @@ def test_linear_is_a_product(flat: str, out: tuple[int, int], contract: int) -> 
 def test_bfloat16_products_are_summed_in_float32(flat: str) -> None:
     """4096 ones: a bfloat16 sum would stop at 256."""
     compute = replace(SIMPLE, flat=flat, matmul="bfloat16")
-    y, vjp = jax.vjp(lambda x, w: linear(x, w, compute), jnp.ones((2, 1, 4096)), jnp.ones((4096, 3)))
-    assert y.dtype == jnp.float32 and (y == 4096).all()
-    dx, dw = vjp(y)
-    assert dx.dtype == dw.dtype == jnp.float32 and (dx == 3 * 4096).all() and (dw == 2 * 4096).all()
+    x, w, pull = (np.ones(shape, np.float32) for shape in ((2, 1, 4096), (4096, 3), (2, 1, 3)))
+    y, dx, dw = found = product(x, w, 4096 * pull, compute)
+    assert {a.dtype for a in found} == {np.dtype(np.float32)}
+    for a, value in ((y, 4096), (dx, 3 * 4096), (dw, 2 * 4096)):
+        np.testing.assert_array_equal(a, np.full(a.shape, value))
 
 
 @pytest.mark.parametrize("wide", [True, False])

@@ -1,5 +1,7 @@
 """Matrices in fewer bits: the published code, and the formulas by numpy, weight by weight."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,11 +25,18 @@ def test_the_code_is_the_quantiles_of_a_normal_distribution() -> None:
     np.testing.assert_allclose(NORMAL_FLOAT, values, atol=2e-7)
 
 
+@jax.jit
+def nf4(w: Any) -> tuple[NF4, jax.Array, jax.Array]:
+    """What is kept of w, that made dense, and what is kept of that made dense."""
+    kept = NF4.of(w, STACKED)
+    return kept, kept.dense, NF4.of(kept.dense, STACKED).dense
+
+
 @pytest.mark.parametrize("outputs", [64, 80, 6])
 def test_nf4_is_the_nearest_value_times_the_block_s_largest(outputs: int) -> None:
     w, levels = weights(2, 3, outputs), np.array(NORMAL_FLOAT, np.float32)
     w[0, 0] = 0
-    kept = jax.jit(lambda w: NF4.of(w, STACKED))(w)
+    kept, dense, again = nf4(w)
     assert kept.codes.shape == (2, 3, outputs // 2) and kept.absmax.shape == (2, 3, -(-outputs // BLOCK))
     expected = np.empty_like(w)
     for at in np.ndindex(2, 3):
@@ -36,8 +45,8 @@ def test_nf4_is_the_nearest_value_times_the_block_s_largest(outputs: int) -> Non
             most = np.abs(block).max()
             nearest = np.abs(block[:, None] / (most or 1) - levels).argmin(1)
             expected[at][start : start + BLOCK] = levels[nearest] * most
-    np.testing.assert_array_equal(kept.dense, expected)
-    np.testing.assert_array_equal(NF4.of(kept.dense, STACKED).dense, kept.dense)
+    np.testing.assert_array_equal(dense, expected)
+    np.testing.assert_array_equal(again, dense)
 
 
 def test_the_first_of_two_weights_is_in_the_high_bits() -> None:
