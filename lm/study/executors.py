@@ -1,6 +1,7 @@
 """Where a study's processes run: on this machine, some at a time, or as one array of Slurm, a task for each group of
 runs. The processes are those of worker.py."""
 
+import contextlib
 import shlex
 import shutil
 import subprocess
@@ -19,8 +20,8 @@ FIRST_SECONDS, SLURM_SECONDS = 0.5, 2.0  # before the first look at the runs, an
 POLL_SECONDS = 0.02  # between two looks whether a process has ended
 PATIENCE_SECONDS = 30.0  # for a process that was asked to end to write its checkpoint
 TASKS = "slurm-tasks.txt"  # in the study's folder: a command line a task
-SPARE = 2.0  # of what a run cannot do without, what it takes
-PROCESS_BYTES = 1e9  # of a process that trains, besides
+SPARE = 3.0  # of what a run cannot do without, what it takes at most: 8 layers of 512 2.9 of 0.74 GB
+PROCESS_BYTES = 1e9  # of a process that trains, besides: the quickstart 1.1 of 0.12 GB
 Groups = Sequence[Sequence[Trial]]
 Fit = Callable[[Groups], bool]
 Process = subprocess.Popen[bytes] | Forked
@@ -61,8 +62,14 @@ def split(groups: Groups, workers: int, fit: Fit = always) -> list[Sequence[Tria
 
 def fit_in_memory(groups: Groups) -> bool:
     """Whether this machine's memory holds a process for each of `groups`, of which each has one run at a time in it."""
-    need = sum(SPARE * host_bytes(group[0].experiment) + PROCESS_BYTES for group in groups)
-    return need <= hardware.host_memory()
+    return sum(map(_bytes, groups)) <= hardware.host_memory()
+
+
+def _bytes(group: Sequence[Trial]) -> float:
+    """What the process of a group may take; one that cannot be built, which it will say itself, takes little."""
+    with contextlib.suppress(ValueError, OSError):
+        return SPARE * host_bytes(group[0].experiment) + PROCESS_BYTES
+    return PROCESS_BYTES
 
 
 class Local:

@@ -27,16 +27,18 @@ def test_it_is_looked_at_when_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("workers", "gigabytes", "most"), [(1, 1000.0, [1, 1, 1, 1]), (2, 1000.0, [1, 2, 2, 2]), (2, 6.0, [1, 1, 1, 2])]
+    ("workers", "gigabytes", "most"), [(1, 1000.0, [1, 1, 1, 1]), (2, 1000.0, [1, 2, 2, 2]), (2, 9.0, [1, 1, 1, 2])]
 )
 def test_processes_are_beside_each_other_where_memory_holds_them(
     workers: int, gigabytes: float, most: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three large runs of 2 GB each at least, of one program, and a small one: a process takes twice that and a
-    gigabyte."""
+    """Three large runs of 2 GB each at least, and one that cannot be: a process takes three times that and a gigabyte."""
     monkeypatch.setattr(executors.hardware, "host_memory", lambda: int(gigabytes * 1e9))
-    monkeypatch.setattr(executors, "host_bytes", lambda experiment: 2e9 if experiment.model.width > 16 else 0.0)
+    monkeypatch.setattr(executors, "host_bytes", lambda experiment: 2e9 if experiment.model.width > 16 else wrong())
     alive, seen = list[SimpleNamespace](), list[int]()
+
+    def wrong() -> float:
+        raise ValueError("this one says in its process why it cannot be")
 
     def start(self: executors.Local, group: Sequence[Trial], study: Path) -> SimpleNamespace:
         alive.append(process := SimpleNamespace(over=False, stdin=None, wait=lambda timeout: None))
@@ -49,8 +51,8 @@ def test_processes_are_beside_each_other_where_memory_holds_them(
 
     monkeypatch.setattr(executors.Local, "_start", start)
     monkeypatch.setattr(executors, "_wait_for_one", wait)
-    large, small = BASE.replace(model=dict(width=64)), BASE.replace(model=dict(width=16))
-    trials = [trial for base in (large, small) for trial in Ablation(base, {"base": {}}, seeds=range(3)).trials()]
+    large, wrong_one = BASE.replace(model=dict(width=64)), BASE.replace(model=dict(width=16))
+    trials = [trial for base in (large, wrong_one) for trial in Ablation(base, {"base": {}}, seeds=range(3)).trials()]
     groups = [[trials[0]], [trials[1]], [trials[2]], [trials[3]]]
     executors.Local(workers, fit=executors.fit_in_memory)(groups, Path("study"), lambda: 0.0)
     assert seen == most
