@@ -85,8 +85,9 @@ BY_FILE: dict[str, tuple[tuple[str, str, str], ...]] = {
     "lm/study/executors.py": (
         ("no process is forked", "if self.server and (forked", "if False and (forked"),
         ("memory is asked for one alone", "self.fit([*running, group])", "self.fit([group])"),
-        ("groups are halved that do not fit", "and fit([largest, largest])", ""),
-        ("a run takes what it cannot do without", "SPARE * host_bytes", "host_bytes"),
+        ("groups are halved that do not fit", "if not fit(halves):", "if False:"),
+        ("one run of a process is in memory", "(SPARE + len(group) - 1)", "SPARE"),
+        ("a run takes what it cannot do without", "(SPARE + len(group) - 1)", "len(group)"),
     ),
     "launch/study.py": (
         ("accelerators have two processes", "forkserver.only_cpus(args.devices) and ", ""),

@@ -51,24 +51,28 @@ def log_file(group: Sequence[Trial], study: Path) -> Path:
 
 
 def split(groups: Groups, workers: int, fit: Fit = always) -> list[Sequence[Trial]]:
-    """The groups, the largest halved until each of `workers` has one, where halves `fit` beside each other: one process
-    compiles or writes while another computes."""
+    """The groups, the largest halved until each of `workers` has one, where the halves `fit` beside each other: one
+    process compiles or writes while another computes."""
     parts = list(groups)
-    while len(parts) < workers and len(largest := max(parts, key=len, default=())) > 1 and fit([largest, largest]):
+    while len(parts) < workers and len(largest := max(parts, key=len, default=())) > 1:
         at, middle = parts.index(largest), (len(largest) + 1) // 2
-        parts[at : at + 1] = [largest[:middle], largest[middle:]]
+        halves = [largest[:middle], largest[middle:]]
+        if not fit(halves):
+            break
+        parts[at : at + 1] = halves
     return parts
 
 
 def fit_in_memory(groups: Groups) -> bool:
-    """Whether this machine's memory holds a process for each of `groups`, of which each has one run at a time in it."""
+    """Whether this machine's memory holds a process for each of `groups`."""
     return sum(map(_bytes, groups)) <= hardware.host_memory()
 
 
 def _bytes(group: Sequence[Trial]) -> float:
-    """What the process of a group may take; one that cannot be built, which it will say itself, takes little."""
+    """What the process of a group may take, with the states of all its runs in memory and one of them at work; one that
+    cannot be built, which it will say itself, takes little."""
     with contextlib.suppress(ValueError, OSError):
-        return SPARE * host_bytes(group[0].experiment) + PROCESS_BYTES
+        return (SPARE + len(group) - 1) * host_bytes(group[0].experiment) + PROCESS_BYTES
     return PROCESS_BYTES
 
 

@@ -27,12 +27,14 @@ def test_it_is_looked_at_when_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("workers", "gigabytes", "most"), [(1, 1000.0, [1, 1, 1, 1]), (2, 1000.0, [1, 2, 2, 2]), (2, 9.0, [1, 1, 1, 2])]
+    ("workers", "gigabytes", "most"),
+    [(1, 1000.0, [1, 1, 1]), (2, 1000.0, [1, 2, 2]), (2, 16.0, [1, 2, 2]), (2, 15.9, [1, 1, 2]), (2, 7.9, [1, 1, 1])],
 )
 def test_processes_are_beside_each_other_where_memory_holds_them(
     workers: int, gigabytes: float, most: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three large runs of 2 GB each at least, and one that cannot be: a process takes three times that and a gigabyte."""
+    """Two large runs of 2 GB each at least, one large run, and one that cannot be: a process takes three times that, a
+    gigabyte, and once more for each run but one."""
     monkeypatch.setattr(executors.hardware, "host_memory", lambda: int(gigabytes * 1e9))
     monkeypatch.setattr(executors, "host_bytes", lambda experiment: 2e9 if experiment.model.width > 16 else wrong())
     alive, seen = list[SimpleNamespace](), list[int]()
@@ -51,9 +53,9 @@ def test_processes_are_beside_each_other_where_memory_holds_them(
 
     monkeypatch.setattr(executors.Local, "_start", start)
     monkeypatch.setattr(executors, "_wait_for_one", wait)
-    large, wrong_one = BASE.replace(model=dict(width=64)), BASE.replace(model=dict(width=16))
-    trials = [trial for base in (large, wrong_one) for trial in Ablation(base, {"base": {}}, seeds=range(3)).trials()]
-    groups = [[trials[0]], [trials[1]], [trials[2]], [trials[3]]]
+    large, broken = BASE.replace(model=dict(width=64)), BASE.replace(model=dict(width=16))
+    trials = [trial for base in (large, broken) for trial in Ablation(base, {"base": {}}, seeds=range(3)).trials()]
+    groups = [trials[0:2], trials[2:3], trials[3:4]]
     executors.Local(workers, fit=executors.fit_in_memory)(groups, Path("study"), lambda: 0.0)
     assert seen == most
 
@@ -62,7 +64,7 @@ def test_a_group_is_halved_where_memory_holds_both_halves() -> None:
     trials = Ablation(BASE, {"base": {}}, seeds=range(4)).trials()
     asked = list[executors.Groups]()
     assert executors.split([trials], 2, lambda groups: bool(asked.append(groups))) == [trials]
-    assert asked == [[trials, trials]]
+    assert asked == [[trials[:2], trials[2:]]]
     assert executors.split([trials], 2) == [trials[:2], trials[2:]]
 
 
