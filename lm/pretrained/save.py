@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -20,9 +21,13 @@ from lm.pretrained.architecture import Architecture
 from lm.pretrained.rows import Tensor, flatten, tensors
 from lm.pretrained.sentences import module_folders
 from lm.text.files import TEMPLATE_FOLDER
+from lm.text.published import QWEN2_PATTERN, QWEN3_5_PATTERN
 from lm.text.tokenizer import Tokenizer
 
 SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja", ".tiktoken", ".bpe")  # of a model directory
+# Types of models for which transformers 5 puts Qwen's normaliser, pattern and decoder in place of those of any
+# tokenizer.json (findings/transformers-qwen2-own-tokenizer.sh), and that pattern.
+QWEN = {"qwen2": QWEN2_PATTERN} | dict.fromkeys(("qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text"), QWEN3_5_PATTERN)
 
 
 def save(
@@ -37,7 +42,7 @@ def save(
     kept: Mapping[str, Path] = MappingProxyType({}),
     labels: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Write a model directory atomically.
+    """Write a model directory atomically. Warns where transformers' AutoTokenizer reads its tokenizer otherwise.
 
     Args:
       folder: the directory, which may hold an earlier model.
@@ -61,6 +66,8 @@ def save(
     content["config.json"] = _json({**names, **architecture.write(cfg), **labels, **ids, "dtype": "float32"})
     content["generation_config.json"] = _json({"_from_model_config": True, **ids})
     _check_free(folder)
+    if architecture.model_type in QWEN and "tokenizer.json" in content:
+        _warn_of_qwen(architecture.model_type, json.loads(content["tokenizer.json"]))
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -73,6 +80,18 @@ def save(
         replace_folder(new, folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _warn_of_qwen(model_type: str, tokenizer: Mapping[str, Any]) -> None:
+    """A warning where a tokenizer.json is not what transformers 5 makes of every one beside a model of this type."""
+    steps = (tokenizer.get("pre_tokenizer") or {}).get("pretokenizers") or []
+    split = [(step.get("type"), (step.get("pattern") or {}).get("Regex")) for step in steps]
+    if tokenizer.get("normalizer") != {"type": "NFC"} or split != [("Split", QWEN[model_type]), ("ByteLevel", None)]:
+        warnings.warn(
+            f"transformers' AutoTokenizer reads the tokenizer of every {model_type} model as Qwen's, and gives other "
+            "ids than this one: read it there with PreTrainedTokenizerFast.from_pretrained",
+            stacklevel=2,
+        )
 
 
 def _json(values: Mapping[str, Any]) -> bytes:

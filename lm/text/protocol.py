@@ -205,8 +205,8 @@ class Tokenizer:
         raise NotImplementedError
 
     def hugging_face_files(self) -> dict[str, bytes]:
-        """The files of a model directory from which transformers' AutoTokenizer gives the same ids. Raises ValueError
-        where there are none."""
+        """The files of a model directory from which transformers' PreTrainedTokenizerFast gives the same ids, and its
+        AutoTokenizer beside most models (lm/pretrained/save.py). Raises ValueError where there are none."""
         raise ValueError(f"{type(self).__name__} has no form that transformers reads")
 
     def vocabulary(self) -> Vocabulary:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from tokenizers.normalizers import NFC
 
 from lm.model.config import LayerKind
 from lm.model.families import gpt, llama, t5_v1_1
@@ -19,7 +20,9 @@ from lm.pretrained.architecture import canonical
 from lm.pretrained.files import INDEX, SINGLE
 from lm.pretrained.sentences import Vectors
 from lm.run.folder import claim
+from lm.text.export import byte_alphabet
 from lm.text.headers import read_safetensors_header
+from lm.text.published import GPT2_PATTERN, QWEN2_PATTERN, Published, byte_level_bpe
 from lm.text.tokenizer import ByteTokenizer, load_tokenizer
 from lm.train.checkpoint import Checkpoints
 from lm.train.state import new_state
@@ -50,6 +53,20 @@ def test_what_is_in_the_folder(tmp_path: Path) -> None:
     assert config.items() >= dict(hidden_size=16, num_hidden_layers=2, tie_word_embeddings=False).items()
     for file in ("config.json", "generation_config.json"):
         assert said(tmp_path / "m", file).items() >= dict(bos_token_id=256, eos_token_id=257).items()
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_tokenizer_that_transformers_takes_for_qwens_is_told_of(
+    own: bool, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    vocab = {character: id for id, character in enumerate(byte_alphabet().values())}
+    backend = byte_level_bpe(vocab, [], [QWEN2_PATTERN if own else GPT2_PATTERN])
+    backend.normalizer = NFC()
+    cfg = replace(LLAMA, attention=replace(LLAMA.attention, bias=True, out_bias=False))
+    replace(model(cfg), tokenizer=Published(backend, {})).save(tmp_path / "m")
+    assert said(tmp_path / "m")["model_type"] == "qwen2"
+    told = [str(one.message) for one in recwarn if "AutoTokenizer" in str(one.message)]
+    assert len(told) == (0 if own else 1) and all("every qwen2 model" in one for one in told)
 
 
 def test_the_ids_of_its_files_go_with_it(tmp_path: Path) -> None:
