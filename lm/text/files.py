@@ -14,6 +14,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from lm.text import ranks, sentence
 from lm.text.export import byte_alphabet
+from lm.text.gaps import has_other_ids, without_gaps
 from lm.text.gguf import from_gguf
 from lm.text.headers import read_gguf_header
 from lm.text.protocol import ROLES, TEMPLATE_FILE, Tokenizer
@@ -138,7 +139,11 @@ def _tokenizer_json(path: Path, data: bytes, config: TokenizerConfig) -> Tokeniz
         backend = Backend.from_str(data.decode())
     except Exception as error:  # the library raises nothing more particular
         raise ValueError(f"{path} is no tokenizer.json, or damaged: {error}") from None
-    return build(backend, replace(config, added_ids={}), _files_to_save(path))  # it has all of them itself
+    files = _files_to_save(path)
+    if has_other_ids(data.decode(), backend):
+        whole = without_gaps(data.decode())
+        backend, files[path.name] = Backend.from_str(whole), whole.encode()
+    return build(backend, replace(config, added_ids={}), files)  # it has all of them itself
 
 
 def _sentence(path: Path, data: bytes, config: TokenizerConfig) -> Tokenizer:

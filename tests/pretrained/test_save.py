@@ -62,7 +62,8 @@ def test_a_tokenizer_that_transformers_takes_for_qwens_is_told_of(
     vocab = {character: id for id, character in enumerate(byte_alphabet().values())}
     backend = byte_level_bpe(vocab, [], [QWEN2_PATTERN if own else GPT2_PATTERN])
     backend.normalizer = NFC()
-    cfg = replace(LLAMA, attention=replace(LLAMA.attention, bias=True, out_bias=False))
+    attention: Any = LLAMA.attention
+    cfg = replace(LLAMA, attention=replace(attention, bias=True, out_bias=False))
     replace(model(cfg), tokenizer=Published(backend, {})).save(tmp_path / "m")
     assert said(tmp_path / "m")["model_type"] == "qwen2"
     told = [str(one.message) for one in recwarn if "AutoTokenizer" in str(one.message)]

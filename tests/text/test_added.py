@@ -182,3 +182,48 @@ def test_what_a_damaged_file_lacks_is_said(name: str, content: str, says: str, t
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=says):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["BPE", "Unigram", "WordLevel", "WordPiece"])
+@pytest.mark.parametrize("piece", [2, 5])
+@pytest.mark.parametrize("ids", [(3, 4), (4, 3), (6, 8), (3, 7), (8, 7)])
+def test_the_ids_of_a_tokenizer_json_are_those_that_it_says(
+    kind: str, piece: int, ids: tuple[int, int], tmp_path: Path
+) -> None:
+    if kind == "Unigram" and piece == 5:
+        return  # a list has no gaps
+    table = {"a": 0, "b": 1, "ab": piece}
+    models: dict[str, Any] = dict(
+        BPE=tokenizers.models.BPE(vocab=table, merges=[("a", "b")]),
+        Unigram=tokenizers.models.Unigram([("a", -2.0), ("b", -2.0), ("ab", -1.0)], 0),
+        WordLevel=tokenizers.models.WordLevel(table, "a"),
+        WordPiece=tokenizers.models.WordPiece(table, unk_token="a"),
+    )
+    content = json.loads(tokenizers.Tokenizer(models[kind]).to_str())
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    content["added_tokens"] = [
+        {"id": id, "content": name, "special": True, **flags} for name, id in zip(("<x>", "<y>"), ids, strict=True)
+    ]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = read(tmp_path / "tokenizer.json")
+    assert tokenizer.encode("<y>ab<x>", parse_special=True) == [ids[1], piece, ids[0]]
+    assert tokenizer.vocab_size == max(*ids, piece) + 1 and tokenizer.decode([piece]) == "ab"
+    assert {tokenizer.controls[id] for id in ids} == {"<x>", "<y>"}
+    tokenizer.save(tmp_path / "again")
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "again" / "tokenizer.json"))
+    assert theirs.encode("<y>ab<x>").ids == [ids[1], piece, ids[0]]
+
+
+@pytest.mark.parametrize(("ids", "wanted"), [((9, 9), None), ((MAX_ID, 3), "unused ids")])
+def test_ids_that_no_vocabulary_has(ids: tuple[int, int], wanted: str | None, tmp_path: Path) -> None:
+    content = json.loads(tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"a": 0}, merges=[])).to_str())
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    content["added_tokens"] = [
+        {"id": id, "content": name, "special": True, **flags} for name, id in zip(("<x>", "<y>"), ids, strict=True)
+    ]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    if wanted is None:  # said twice: those of the library
+        assert read(tmp_path / "tokenizer.json").controls == {1: "<x>", 2: "<y>"}
+        return
+    with pytest.raises(ValueError, match=wanted):
+        read(tmp_path / "tokenizer.json")
