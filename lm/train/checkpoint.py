@@ -363,9 +363,15 @@ def checksums(state: Any) -> dict[str, int]:
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by their paths, joined with dots, in the tree's order."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    """The leaves of a tree by their paths, joined with dots, in the tree's order. Raises ValueError where two are one,
+    by a dot inside of a key: of such Orbax keeps one array (findings/orbax-names-with-dots.sh)."""
+    named: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if name in named:
+            raise ValueError(f"two arrays are named {name}: a key with a dot in it meets nested ones, rename it")
+        named[name] = leaf
+    return named
 
 
 def _describe(arrays: Mapping[str, jax.Array]) -> dict[str, list[Any]]:

@@ -282,6 +282,15 @@ def test_what_is_no_json_is_refused_before_anything_is_written(open_at: Callable
     assert checkpoints.steps() == []
 
 
+def test_two_arrays_of_one_dotted_name_are_refused(open_at: Callable[..., Checkpoints]) -> None:
+    arrays = {"layer.up": jnp.ones(4), "layer": {"up": jnp.zeros(4)}}
+    checkpoints = open_at()
+    with pytest.raises(ValueError, match=r"two arrays are named params\.layer\.up"):
+        checkpoints.save(TrainState(jnp.int32(1), arrays, (), (), ()))
+    checkpoints.close()
+    assert checkpoints.steps() == []
+
+
 def test_orbax_is_not_imported_before_it_is_needed(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom lm.train.checkpoint import Checkpoints\n"
