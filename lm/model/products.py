@@ -24,11 +24,15 @@ LANES = 128  # of a TPU: numbers that lie side by side
 WIDE = 4096  # from this size of both its sides on a product keeps to itself on TPUs
 
 
+def _one_cpu(compute: Compute) -> bool:
+    return compute.backend == "cpu" and axis_size(*MESH_AXES) == 1
+
+
 def materialize(x: jax.Array, compute: Compute) -> jax.Array:
     """x as it is, written to memory row by row, where one CPU computes: neither worked into all that reads it, nor
     laid out as one reader would like it and the others would not. (XLA's CPU compiler drops barriers before it fuses.
     Over several devices it would gather x for this.)"""
-    if compute.backend != "cpu" or axis_size(*MESH_AXES) > 1:
+    if not _one_cpu(compute):
         return x
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
@@ -68,7 +72,10 @@ def weight_gradient(x: jax.Array, g: jax.Array, rows: int, compute: Compute) -> 
 
     A CPU's fast kernel wants M innermost in the first operand: contracting two axes makes the compiler copy it so,
     contracting one makes it take a kernel of half the speed. The narrower operand goes first, the cheaper one to copy.
-    (NOTES.md, speed on CPUs.)"""
+    (NOTES.md, speed on CPUs.) Where nothing can be materialized the compiler would work the transpose into such a
+    product, which it cannot run in bfloat16 (findings/jax-cpu-bfloat16-transposed-product.sh)."""
+    if not _one_cpu(compute):
+        return jax.lax.dot_general(x, g, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
     if x.shape[1] > g.shape[1]:
         return materialize(weight_gradient(g, x, rows, compute), compute).T
     x, g = (materialize(a, compute).reshape(rows, -1, a.shape[1]) for a in (x, g))
