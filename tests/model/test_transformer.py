@@ -224,7 +224,7 @@ def test_cached_is_full(name: str, compute: str, chunks: tuple[int, ...]) -> Non
         logits, kept = extend(model, params, kept, Inputs(ids[:, start : start + chunk]))
         parts.append(logits)
         start += chunk
-    close(np.concatenate(parts, axis=1), run(Transformer(cfg, SIMPLE), params, ids), 3e-5)
+    close(np.concatenate(parts, axis=1), run(Transformer(cfg, SIMPLE), params, ids), 5e-5)  # on some processors 3.3e-5
 
 
 @every_model
