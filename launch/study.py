@@ -104,6 +104,8 @@ def executor(args: argparse.Namespace, imported_with: Any) -> Any:
     from lm.study.executors import Local, Slurm, fit_in_memory
 
     if args.executor == "slurm":
+        if args.workers is not None:
+            raise ValueError(f"--workers {args.workers}: of processes here, not of slurm's tasks; leave it out")
         return Slurm(args.sbatch, args.devices, together)
     server = None if forkserver.obstacle(imported_with, args.devices) else forkserver.ForkServer()
     if args.workers is not None:

@@ -141,7 +141,7 @@ def _tokenizer_json(path: Path, data: bytes, config: TokenizerConfig) -> Tokeniz
         raise ValueError(f"{path} is no tokenizer.json, or damaged: {error}") from None
     files = _files_to_save(path)
     if has_other_ids(data.decode(), backend):
-        whole = without_gaps(data.decode())
+        whole = without_gaps(data.decode(), path)
         backend, files[path.name] = Backend.from_str(whole), whole.encode()
     return build(backend, replace(config, added_ids={}), files)  # it has all of them itself
 

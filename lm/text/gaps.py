@@ -7,6 +7,7 @@ order of the file (findings/tokenizers-gaps-in-ids.sh).
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
@@ -24,11 +25,11 @@ def has_other_ids(text: str, backend: Backend) -> bool:
     return not _is_counted(pieces.values(), _added(tokens, pieces))
 
 
-def without_gaps(text: str) -> str:
-    """A tokenizer.json, which the library takes, from which it reads the ids that `text` says; `text`, where that says
-    one twice.
+def without_gaps(text: str, path: Path) -> str:
+    """A tokenizer.json from which the library reads the ids that `text`, of the file at `path`, says; `text` itself,
+    where it says one twice.
 
-    Raises ValueError where more than MOST ids are unused."""
+    Raises ValueError, naming the file, where more than MOST ids are unused."""
     content = json.loads(text)
     vocab, tokens = content["model"]["vocab"], content.get("added_tokens") or []
     is_table = isinstance(vocab, dict)
@@ -38,7 +39,7 @@ def without_gaps(text: str) -> str:
     if _is_counted(pieces, added) or len(ids) < len(pieces) + len(added):
         return text
     if max(ids) + 1 - len(ids) > MOST:
-        raise ValueError(f"its largest id is {max(ids)}, of {len(ids)}: expected at most {MOST} unused ids")
+        raise ValueError(f"{path}: its largest id is {max(ids)}, of {len(ids)}: expected at most {MOST} unused ids")
     unused = {UNUSED.format(id): id for id in range(max(ids)) if id not in ids}
     if is_table:  # an id between pieces is a piece's
         vocab |= {name: id for name, id in (added | unused).items() if id < max(pieces, default=-1)}

@@ -152,11 +152,8 @@ def test_dense_and_experts_in_turn() -> None:
 @pytest.mark.parametrize(("matmul", "tolerance"), [("float32", 1e-4), ("bfloat16", 5e-2)])
 def test_sharded_over_experts_is_single(matmul: str, tolerance: float) -> None:
     cfg = replace(CFG, ffn=replace(CFG.ffn, experts=4))
-    model, params, ids = (
-        Transformer(cfg, replace(SIMPLE, matmul=matmul)),
-        jax.device_get(lively(cfg)),
-        tokens(cfg, 4, 11),
-    )
+    model = Transformer(cfg, replace(SIMPLE, matmul=matmul))
+    params, ids = jax.device_get(lively(cfg)), tokens(cfg, 4, 11)
     loss = lambda p: (model(p, ids) ** 2).mean()  # noqa: E731
     mesh = make_mesh({"expert": 2, "data": 2}, jax.devices()[:4])
     placed = jax.device_put(params, shardings(model.shapes(), model.axes(), mesh))

@@ -89,6 +89,12 @@ def test_cpus_have_two_processes_where_nobody_says(
     assert local.workers == workers and (local.fit is executors.fit_in_memory) == asks
 
 
+def test_workers_are_not_of_slurm() -> None:
+    args = argparse.Namespace(executor="slurm", workers=2, devices="", together="auto", sbatch="")
+    with pytest.raises(ValueError, match="--workers 2: of processes here"):
+        study.executor(args, forkserver.settings())
+
+
 def test_looks_take_a_twentieth_of_a_core_but_for_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the number of runs: these are to have the rest. A run that has ended has no report yet, and while one is
     missing the next look is now."""
